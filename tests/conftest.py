@@ -195,16 +195,14 @@ def open_chat(open_terminal: OpenTerminal, chatml_model: Path) -> OpenTerminal:
 
 @pytest.fixture
 def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
-    """A function that opens an interactive shell, with ./chat and ./ask on a scripted model, and other programs."""
+    """A function that opens an interactive shell, with ./chat and ./ask on a scripted model."""
     if not (bash := shutil.which("bash")):
         pytest.skip("needs bash")
 
-    def start(model: Path, script: Mapping[str, Any], /, **programs: str) -> Person:
+    def start(model: Path, script: Mapping[str, Any]) -> Person:
         for name in ("chat", "ask"):
             argv = [sys.executable, SCRIPTED, json.dumps(script), name, "-m", str(model), "--no-markdown"]
-            programs[name] = f'exec {shlex.join(argv)} "$@"'
-        for name, code in programs.items():
-            (tmp_path / name).write_text(f"#!/bin/sh\n{code}\n")
+            (tmp_path / name).write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n')
             (tmp_path / name).chmod(0o755)
         person = open_terminal(bash, "--norc", "--noediting", "-i", size=(100, 24), PS1=SHELL, INPUTRC="/dev/null")
         person.wait_for(SHELL.strip())

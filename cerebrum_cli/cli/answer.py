@@ -92,17 +92,19 @@ class AnswerPrinter:
         request, options = self.request, self.options
         reply = self._continue(self.continued) if self.continued else self.loaded.respond(request)
         shows = request.settings.show_thinking
-        key = ReasoningSink(self.keyboard, self.loaded, self.streams if shows else None, shows)
-        line = self._status_line(hint=lambda: key.hint, counts_answer=not options.streams_answer, hides_reasoning=shows)
-        sinks: list[Sink] = [line]
-        if self.streams.out_is_terminal or shows:  # keys are read at a terminal only
-            sinks.append(key)
+        reasoning = ReasoningSink(
+            lambda: self.loaded.answer_now, self.streams, self.streams.out_is_terminal, shows, summarizes=shows
+        )
+        line = self._status_line(
+            hint=lambda: reasoning.hint, counts_answer=not options.streams_answer, hides_reasoning=shows
+        )
+        sinks: list[Sink] = [line, reasoning]
         if options.streams_answer:
             is_markdown = not (options.no_markdown or options.raw or request.grammar)
             sinks.append(AnswerSink(self.streams, is_markdown))
         final_answer = code = None
         try:
-            render(reply.events(), self.loaded.cancel, sinks)
+            render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
             if options.top_logprobs is not None:
                 self._inspect(reply, options.top_logprobs)
         except CerebrumError as error:

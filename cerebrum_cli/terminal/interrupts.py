@@ -19,18 +19,24 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that clos
 RETRY_S = 0.01  # until a signal that came during an import is sent again
 
 SignalAction = Callable[[int], None]  # called with a signal's number from its handler
+EndReasoning = Callable[[], bool]  # ends the reasoning of a reply; returns whether there was any to end
 
 
 def ignore(_: int) -> None:
     """Do nothing: exit signals are recorded anyway."""
 
 
+def nothing_to_end() -> bool:
+    return False
+
+
 @dataclass
 class Signals:
     """The signal handlers of a command. A signal stops what runs, which the innermost of these contexts determines:
 
-    - `generating`, a reply or loading: it is cancelled, and what there is of the reply is saved. A second signal exits
-      the process immediately, since the first may have no effect during a native call.
+    - `generating`, a reply or loading: the first Ctrl-C while a model reasons ends the reasoning, and the answer
+      follows, in a chat and in `ask` on a terminal. Otherwise the reply is cancelled, and what there is of it is saved.
+      A further signal exits the process immediately, since the last may have no effect during a native call.
     - `interruptible`, a command without partial output: an exception is raised where the code is. Cleanup ignores the
       second signal, and the third exits the process.
     - `acting(raise_interrupted)`, a slash command, or a question before its reply: an exception, too.
@@ -79,8 +85,8 @@ class Signals:
             self._action = previous
 
     @contextlib.contextmanager
-    def generating(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Cancel on a signal, and raise Interrupted on exit, whatever else was raised.
+    def generating(self, cancel: Callable[[], None], end_reasoning: EndReasoning = nothing_to_end) -> Iterator[None]:
+        """End the reasoning or cancel on a signal; if it was cancelled, raise Interrupted on exit, whatever was raised.
 
         Until `can_cancel` is set there is no partial output to save, and a signal also raises Interrupted immediately:
         a chat template is a program and may never end.
@@ -95,8 +101,14 @@ class Signals:
             if not self.can_cancel:
                 raise Interrupted(signum)
 
+        stop_or_exit = self.exit_on_second(stop)
+
+        def act(signum: int) -> None:
+            if not (signum == signal.SIGINT and end_reasoning()):
+                stop_or_exit(signum)
+
         try:
-            with self.acting(self.exit_on_second(stop)):
+            with self.acting(act):
                 yield
         finally:
             error = sys.exception()

@@ -1,8 +1,6 @@
 """Terminal modes of standard input while a reply is written: typed text is not echoed, and no stop leaves it that way.
 
 Shells with job control set their own modes when a job stops, and few put the job's back when it continues.
-
-One key can act meanwhile, though nothing reads the input, which belongs to the next prompt: the terminal sends SIGQUIT.
 """
 
 from __future__ import annotations
@@ -13,15 +11,12 @@ import signal
 import sys
 import termios
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from cerebrum_cli.core.signals import RESTORE_ON_EXIT
 
-ANSWER_KEY, ANSWER_KEY_NAME = b"\x14", "Ctrl-T"
-KEY_GRACE_S = 0.5  # a key that comes so soon after it was unbound still means the same
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
 
 
@@ -32,9 +27,6 @@ class Keyboard:
         self._initial_modes: list[Any] | None = None
         self._modes: list[Any] | None = None  # those to set again when the process continues
         self._marks_pastes = False
-        self._handles_quit = False
-        self._on_key: Callable[[], None] | None = None
-        self._unbound_at = -KEY_GRACE_S
         if sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
             self._initial_modes = termios.tcgetattr(self._descriptor)
@@ -54,11 +46,10 @@ class Keyboard:
                 number: signal.signal(number, handler)
                 for number, handler in (
                     (signal.SIGTSTP, self._on_stop),
-                    (signal.SIGQUIT, self._on_quit),
+                    (signal.SIGQUIT, self._on_stop),
                     (signal.SIGCONT, self._on_continue),
                 )
             }
-        self._handles_quit = bool(handlers)
         RESTORE_ON_EXIT.append(self.restore)
         try:
             if self._initial_modes:
@@ -72,34 +63,8 @@ class Keyboard:
         finally:
             self.restore()
             RESTORE_ON_EXIT.remove(self.restore)
-            self._handles_quit = False
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-
-    @property
-    def takes_key(self) -> bool:
-        """Whether a key can be bound: the terminal sends SIGQUIT to the whole process group, so only to this process.
-
-        A program that has started this one in its own group, such as a script, might end.
-        """
-        return self._handles_quit and os.getpgrp() == os.getpid()
-
-    def bind_key(self, action: Callable[[], None]) -> None:
-        modes = self._current_modes()
-        if modes and self.takes_key:
-            self._on_key = action
-            modes[3] |= termios.NOFLSH  # keep what was typed before it
-            modes[6][termios.VQUIT] = ANSWER_KEY
-            self._apply(modes)
-
-    def unbind_key(self) -> None:
-        modes = self._current_modes()
-        if modes and self._initial_modes and self._on_key:
-            modes[3] = modes[3] & ~termios.NOFLSH | self._initial_modes[3] & termios.NOFLSH
-            modes[6][termios.VQUIT] = self._initial_modes[6][termios.VQUIT]
-            self._apply(modes)
-        if self._on_key:
-            self._on_key, self._unbound_at = None, time.monotonic()
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
@@ -118,12 +83,6 @@ class Keyboard:
             yield
         finally:
             self._set_modes(modes, marks_pastes)
-
-    def _on_quit(self, signum: int, frame: FrameType | None) -> None:
-        if self._on_key:
-            self._on_key()
-        elif time.monotonic() - self._unbound_at >= KEY_GRACE_S:
-            self._on_stop(signum, frame)
 
     def _on_stop(self, signum: int, _: FrameType | None) -> None:
         """Stop, or end, as the signal does by default, but with the terminal's initial modes."""

@@ -8,13 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from cerebrum_cli.core.events import Event, PromptEvent, SequenceId, TokenEvent, answer_text
-from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
+from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
+from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.streams import Streams, strip_complete, strip_controls
 
 if TYPE_CHECKING:
-    from cerebrum_cli.replies.loaded_model import LoadedModel
+    from cerebrum_cli.replies.reply_controls import AnswerNow
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")
@@ -73,47 +72,67 @@ class AnswerSink:
 
 @dataclass(slots=True)
 class ReasoningSink:
-    """Lets a key end the reasoning of a reply; afterwards a line sums it up. `shows` prints it as it comes, dimmed."""
+    """The reasoning of a reply, which Ctrl-C can end if it `can_end`.
 
-    _keyboard: Keyboard
-    _model: LoadedModel
-    _streams: Streams | None = None
+    Afterwards a line sums it up, if it `summarizes`. `shows` prints the reasoning as it comes, dimmed.
+    """
+
+    answer_now: Callable[[], AnswerNow]  # of the model that generates: a chat may load another
+    streams: Streams
+    can_end: bool = False
     shows: bool = False
+    summarizes: bool = False
     _started: float | None = None
     _tokens: int = 0
+    _is_ended: bool = False  # by Ctrl-C
 
     @property
     def hint(self) -> str:
-        return (
-            f"{ANSWER_KEY_NAME}: answer now" if self._keyboard.takes_key and self._model.answer_now.is_watched else ""
-        )
+        return "Ctrl-C: answer now" if self._lets_end else ""
+
+    def end_reasoning(self) -> bool:
+        """Ask the model to answer now. Returns whether it reasons, and has not been asked before."""
+        if self._started is None or not self._lets_end:
+            return False
+        self._is_ended = True
+        self.answer_now().request()
+        return True
+
+    @property
+    def _lets_end(self) -> bool:
+        return self.can_end and not self._is_ended and self.answer_now().is_watched
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, TokenEvent) or not event.text:
             return
-        if event.channel == "answer":
+        if event.channel == "thinking":
+            self._add(event.text)
+        elif self._started is not None:
             self.close()
-            return
+            if self._is_ended:
+                self.streams.report(NoticeEvent("reasoning ended; Ctrl-C again stops the answer", ""))
+
+    def _add(self, text: str) -> None:
         if self._started is None:
             self._started = time.monotonic()
-            if self.hint:
-                self._keyboard.bind_key(self._model.answer_now.request)
         self._tokens += 1
-        if self._streams and self.shows:
-            text = strip_controls(event.text)
-            self._streams.draw(f"\x1b[2m{text}\x1b[0m" if self._streams.can_redraw else text)
+        if not self.shows:
+            return
+        text = strip_controls(text)
+        if self.streams.can_redraw:
+            text = f"\x1b[2m{text}\x1b[0m"
+        self.streams.draw(text)
 
     def close(self) -> None:
         if self._started is None:
             return
-        self._keyboard.unbind_key()
-        if self._streams:
-            seconds = time.monotonic() - self._started
-            if self.shows:
-                self._streams.draw("\n")
-            summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
-            self._streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
+        seconds = time.monotonic() - self._started
         self._started = None
+        if self.shows:
+            self.streams.draw("\n")
+        if self.summarizes:
+            summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
+            self.streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:
@@ -127,13 +146,14 @@ def render(
     cancel: Callable[[], None],
     sinks: Iterable[Sink],
     chat_signals: Signals | None = None,
+    end_reasoning: EndReasoning = nothing_to_end,
 ) -> None:
     """Send all events to all sinks. A signal cancels the reply; after its last events Interrupted is raised.
 
     A sequence exists, and can be canceled, from the first PromptEvent on; before that a signal raises immediately.
     """
     sinks = tuple(sinks)
-    with nullcontext(chat_signals) if chat_signals else Signals() as signals, signals.generating(cancel):
+    with nullcontext(chat_signals) if chat_signals else Signals() as signals, signals.generating(cancel, end_reasoning):
         try:
             for event in events:
                 signals.can_cancel = signals.can_cancel or isinstance(event, (PromptEvent, TokenEvent))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from command_line import CommandLine
 from person import SHELL, OpenTerminal, Person
+from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.terminal import interrupts
@@ -135,7 +136,7 @@ def test_chat_continues_after_ctrl_z_without_echo(shell: Person) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("keys", "code"), [("\x1akill -TERM %1; fg\n", 143), ("\x03", 130)])
+@pytest.mark.parametrize(("keys", "code"), [("\x1akill -TERM %1; fg\n", 143), ("\x03", 130), ("\x1c", 131)])
 def test_ask_turns_echo_off_and_restores_it(shell: Person, keys: str, code: int) -> None:
     shell.type("./ask hi\n", shows="word5")
     assert not shell.has_echo
@@ -168,3 +169,57 @@ def test_paste_during_a_reply_is_one_draft_at_the_next_prompt(shell: Person) -> 
     shell.type("\x03")
     shell.type("/exit\r", shows=SHELL.strip())
     assert shell.output.rindex("\x1b[?2004l") > shell.output.rindex("\x1b[?2004h")
+
+
+# While a model reasons.
+
+ANSWER_HINT = "Ctrl-C: answer now"
+REASONING = "<think>\n" + " ".join(f"word{n}" for n in range(100))  # shown as an answer where the reasoning is ended
+
+
+@pytest.fixture
+def thinking_shell(open_shell: OpenTerminal, tmp_path: Path) -> Person:
+    """A user at the prompt of an interactive shell; ./chat and ./ask answer with REASONING."""
+    model = write_chatml(tmp_path / "thinker.gguf", chat_template=CHATML_TEMPLATE + "{# <think> #}")
+    return open_shell(model, {"rows": {}, "seeds": [REASONING + " The end."], "pause": 0.004})
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_chat_ends_the_reasoning_then_the_reply(thinking_shell: Person) -> None:
+    shell = thinking_shell
+    shell.type("./chat\n", shows="/help")
+    shell.type("One?\r")
+    shell.wait_for_output(ANSWER_HINT)
+    shell.type("\x03", shows="reasoning ended; Ctrl-C again stops the answer")
+    shell.type("typed ahead")
+    shell.wait_for("The end.")
+    shell.wait_for("> typed ahead")
+    assert shell.output.count("; /think shows it") == 1
+    shell.type("\x15/think\r", shows="word0 word1")
+    shell.type("Two?\r", shows=ANSWER_HINT)
+    shell.type("\x03", shows="word")
+    shell.type("\x03", shows="reply interrupted")
+    shell.type("/exit\r", shows=SHELL.strip())
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_ask_ends_the_reasoning_then_the_answer(thinking_shell: Person) -> None:
+    shell = thinking_shell
+    shell.type("./ask hi\n", shows=ANSWER_HINT)
+    shell.type("\x1a", shows="Stopped")
+    shell.type("fg\n", shows="reasoning")
+    shell.type("\x03", shows="The end.")
+    shell.type("echo code $?\n", shows="code 0")
+    shell.type("./ask hi\n", shows=ANSWER_HINT)
+    shell.type("\x03", shows="reasoning ended")
+    shell.type("\x03", shows="answer so far is saved")
+    shell.type("echo code $?\n", shows="code 130")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_ask_into_a_file_interrupts(thinking_shell: Person) -> None:
+    shell = thinking_shell
+    shell.type("./ask hi > answer\n", shows="reasoning: ")
+    shell.type("\x03", shows="answer so far is saved")
+    shell.type("echo code $?\n", shows="code 130")
+    assert ANSWER_HINT not in shell.output

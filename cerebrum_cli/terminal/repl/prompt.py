@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import Condition, emacs_mode, has_focus, has_selection, vi_navigation_mode
+from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.processors import TabsProcessor
@@ -65,7 +64,7 @@ class InteractivePrompt(PlainPrompt):
             history=past,
             completer=completer,
             complete_while_typing=False,
-            key_bindings=_key_bindings(repl),
+            key_bindings=_key_bindings(),
             multiline=True,
             vi_mode=repl.chat.settings.vi,
             enable_suspend=True,
@@ -128,7 +127,7 @@ class InteractivePrompt(PlainPrompt):
         app.create_background_task(redraw())
 
 
-def _key_bindings(repl: Repl) -> KeyBindings:
+def _key_bindings() -> KeyBindings:
     """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
     keys = KeyBindings()
     writing = has_focus(DEFAULT_BUFFER)
@@ -147,15 +146,6 @@ def _key_bindings(repl: Repl) -> KeyBindings:
     @keys.add("c-j", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
-
-    def can_enlarge() -> bool:
-        finish, is_empty = repl.last_finish, not get_app().current_buffer.text
-        return bool(finish and finish.reason == "context" and is_empty and repl.chat.doubled_context)
-
-    @keys.add("c-t", filter=writing & Condition(can_enlarge))
-    def _(event: KeyPressEvent) -> None:
-        event.current_buffer.text = "/continue"
-        event.current_buffer.validate_and_handle()
 
     @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
     @keys.add("v", filter=writing & vi_navigation_mode)

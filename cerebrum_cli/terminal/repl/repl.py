@@ -18,8 +18,8 @@ from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.prompt_sources import compose_prompt
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
-from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.keyboard import ANSWER_KEY_NAME, Keyboard
+from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
+from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
@@ -118,10 +118,17 @@ class Repl:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         self.last_finish = None
         reply = Reply(events)
-        reasoning = ReasoningSink(self.keyboard, self.chat.loaded, self.streams, self.chat.settings.show_thinking)
+        reasoning = ReasoningSink(
+            lambda: self.chat.loaded.answer_now,
+            self.streams,
+            can_end=self.streams.in_is_terminal,
+            shows=self.chat.settings.show_thinking,
+            summarizes=True,
+        )
         sinks = reasoning, AnswerSink(self.streams, not self.no_markdown)
         try:
-            self.wait_for(reply.events(), *sinks, hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
+            line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
+            self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -142,7 +149,7 @@ class Repl:
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
         if notice and reason == "context" and not self.chat.loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context, self.input.redraws))
+            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context))
         return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
 
     def switch_session(self, session: Session | None) -> None:
@@ -205,9 +212,14 @@ class Repl:
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, **shown: Any) -> None:
         """Consume events, with their progress in a line, of which more may be `shown`; Ctrl-C stops the work."""
-        # The line comes first: it erases itself before others write.
-        line = StatusLine(self.streams, self.chat.loaded.model.name, **shown)
-        render(events, lambda: self.chat.loaded.cancel(), (line, *sinks), self.signals)
+        self._render(events, (self._status_line(**shown), *sinks), nothing_to_end)
+
+    def _render(self, events: Generator[Event, None, None], sinks: Sequence[Sink], end_reasoning: EndReasoning) -> None:
+        render(events, lambda: self.chat.loaded.cancel(), sinks, self.signals, end_reasoning)
+
+    def _status_line(self, **shown: Any) -> StatusLine:
+        """The first of the sinks: it erases itself before others write."""
+        return StatusLine(self.streams, self.chat.loaded.model.name, **shown)
 
     @contextmanager
     def _pending_input(self, text: str) -> Iterator[str]:
@@ -266,13 +278,13 @@ class Repl:
         )
 
 
-def full_context_hint(reply: Reply, larger: int | None, has_keys: bool) -> str:
+def full_context_hint(reply: Reply, larger: int | None) -> str:
     """What helps where a reply fills the context, although older turns were dropped."""
     limit = "" if reply.text else "use /think N, then /retry"
-    if larger:
-        key = f" or {ANSWER_KEY_NAME}" if has_keys else ""
-        return f"/continue{key} resumes it with a context of {larger} tokens{limit and f'; or {limit}'}"
-    return limit or "this is the model's largest context; ask for a shorter answer"
+    if larger is None:
+        return limit or "this is the model's largest context; ask for a shorter answer"
+    resume = f"/continue resumes it with a context of {larger} tokens"
+    return f"{resume}; or {limit}" if limit else resume
 
 
 def fit_segments(segments: dict[str, str], width: int) -> str:

@@ -51,8 +51,7 @@ KEYS = (
     ("Ctrl-R", "search previous questions"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
-    ("Ctrl-C", "stop a reply and keep its text; twice at an empty prompt: exit"),
-    ("Ctrl-T", "stop thinking and answer; if the context is full, continue in a larger one"),
+    ("Ctrl-C", "end the reasoning, or stop a reply and keep its text; twice at an empty prompt: exit"),
     ("Ctrl-D", "exit"),
     ("Ctrl-Z", "suspend (resume with fg)"),
 )
