@@ -30,7 +30,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import ModelSource, draft_notice
@@ -45,8 +45,8 @@ MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation be
 class Chat:
     """A session and the model that replies in it; `session` is None until the first question.
 
-    `overrides` are the settings from the command line, the environment, /set and a saved prompt: they apply to other
-    models too. `unprompted` are the same without the saved prompt.
+    `overrides` are the settings from the command line, the environment and /set: they apply to other models too. So do
+    `saved`, those of the saved prompt in use, which are above them.
     """
 
     history: History
@@ -56,7 +56,7 @@ class Chat:
     settings: Settings
     session: Session | None = None
     name: str | None = None
-    unprompted: Layer | None = None
+    saved: Layer = field(default_factory=dict)
     _counted: tuple[object, int] | None = field(default=None, init=False)
     _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
     _undone: list[tuple[int | None, int | None]] = field(default_factory=list, init=False)  # leaves after and before
@@ -83,10 +83,11 @@ class Chat:
         size = self.loaded.context_size
         if size is None or self.loaded.model.is_served:
             return None
-        key = self.loaded, self.session, self.settings.system, self.settings.think, self.settings.keep_reasoning
+        settings = self.settings
+        key = self.loaded, self.session, settings.system, settings.think, settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
             conversation = self.conversation
-            if conversation.messages and conversation.messages[-1].role == "assistant":
+            if self.last_reply:
                 conversation = conversation.user("")  # templates may include the reasoning of the last reply
             try:
                 self._counted = key, self.loaded.count_tokens(conversation)
@@ -96,23 +97,33 @@ class Chat:
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
         """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
-        before, store, question = self.session, self.history.store, Message("user", text)
-        if before:
-            self.session = store.add_message(before, question)
-        else:  # the session and its question in one step: a killed process leaves no empty session
-            name = self.name or unused_session_name(store, Conversation().user(text))
-            self.session = store.create(
-                name, "chat", **self._session_values, system_prompt=self.settings.system, question=question
-            )
-            self.history.lock(self.session)
+        question = Message("user", text)
+        if self.session:
+            previous_leaf = self.session.leaf
+            self.session = self.history.store.add_message(self.session, question)
+            yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
+            return
+        self.session = self._create_session(question)
         try:
-            yield from self._reply(before.leaf if before else None, settings=settings, majority_vote=majority_vote)
+            yield from self._reply(None, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
-            if before is None and self.session and self.session.leaf is None:  # do not leave an empty session
-                with contextlib.suppress(SessionError):
-                    store.remove(self.session)
-                self.switch_session(None, self.name)
+            self._remove_empty_session()
             raise
+
+    def _create_session(self, question: Message) -> Session:
+        """Create the session with its first question in one step: a killed process leaves no empty session."""
+        store = self.history.store
+        name = self.name or unused_session_name(store, Conversation((question,)))
+        values = self._session_values
+        session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
+        self.history.lock(session)
+        return session
+
+    def _remove_empty_session(self) -> None:
+        if self.session and self.session.leaf is None:
+            with contextlib.suppress(SessionError):
+                self.history.store.remove(self.session)
+            self.switch_session(None, self.name)
 
     def edit_question(self, text: str) -> Events:
         yield from self._reply(self._move(self.require_question().parent, Message("user", text)))
@@ -136,15 +147,18 @@ class Chat:
     def doubled_context(self) -> int | None:
         """Twice the context, up to the model's trained length; None if it has that, or is on a server."""
         size, trained = self.loaded.context_size, self.loaded.model.trained_context
-        return min(2 * size, trained) if size and size < trained and not self.loaded.is_remote else None
+        if size is None or size >= trained or self.loaded.is_remote:
+            return None
+        return min(2 * size, trained)
 
     def _enlarge_context(self, last: StoredMessage) -> Events:
         """Load the model with a larger context if question and reply fill this one. Raises SessionError."""
-        size, asked = self.loaded.context_size or 0, self.conversation
-        asked = replace(asked, messages=asked.messages[:-1])
+        size = self.loaded.context_size or 0
+        asked = without_last(self.conversation)
         if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
-        if (larger := self.doubled_context) is None:
+        larger = self.doubled_context
+        if larger is None:
             problem = f"the reply fills the context of {size} tokens, the largest this model supports"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
         yield NoticeEvent(f"increasing the context from {size} to {larger} tokens", "use /set ctx N for another size")
@@ -163,8 +177,7 @@ class Chat:
         if tokens is None or not is_author(self.loaded.model, last.metadata):
             raise SessionError("the tokens of the last reply are not known for this model", "use /retry first")
         conversation = settings_of(last, self.settings).applied_to(self.conversation)
-        before = replace(conversation, messages=conversation.messages[:-1])
-        return GivenReply(before, tokens, forced_tokens(last.metadata))
+        return GivenReply(without_last(conversation), tokens, forced_tokens(last.metadata))
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:
         yield from self.load()
@@ -243,51 +256,59 @@ class Chat:
 
         If that fails, the previous model and settings are restored.
         """
-        unprompted = None if self.unprompted is None else with_changes(self.unprompted, changes)
-        yield from self._apply(with_changes(self.overrides, changes), changes, unprompted)
+        kept = without_keys(self.overrides, changes)
+        overrides = SourcedLayer(kept, SourcedLayer(changes, origin=SLASH_SET))
+        yield from self._apply(overrides, without_keys(self.saved, changes), changes)
 
-    def use(self, saved: SavedPrompt) -> Events:
+    def use(self, prompt: SavedPrompt) -> Events:
         """Apply a saved prompt's settings, not an earlier one's; yield the events of loading. Raises UsageError."""
-        saved.require_without("a chat", "schema", "extract")
-        before = self.overrides.get("system")
-        unprompted = self.overrides if self.unprompted is None else self.unprompted
-        settings = yield from self._apply(SourcedLayer(unprompted, saved.settings), saved.settings, unprompted)
-        is_earlier = self.overrides.get("system") != before == self.conversation.system_prompt
-        if "system" in saved.settings or is_earlier:  # not after /system, which stays
+        prompt.require_without("a chat", "schema", "extract")
+        earlier = self.saved.get("system")
+        is_in_effect = earlier is not None and earlier == self.conversation.system_prompt  # not after /system
+        settings = yield from self._apply(self.overrides, prompt.settings, prompt.settings)
+        if is_in_effect or "system" in prompt.settings:
             self.set_system_prompt(settings.system)
 
-    def _apply(self, overrides: Layer, changes: Layer, unprompted: Layer | None) -> Generator[Event, None, Settings]:
-        if self.loaded.is_remote and (
-            local := next((key for key in LOCAL_KEYS if overrides.get(key) is not None), None)
-        ):
-            raise UsageError(f"{local} cannot be set: the model runs on a server", "set it where the server is started")
-        previous, source = replace(self.loaded.source, settings=self.settings), self.resolve(overrides)
+    def _apply(self, overrides: Layer, saved: Layer, changes: Layer) -> Generator[Event, None, Settings]:
+        if self.loaded.is_remote:
+            require_no_local(changes)
+        source = self.resolve(SourcedLayer(overrides, saved))
         source.validate()
         settings = source.settings
-        if source.reload_key != previous.reload_key:
-            if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
-                yield notice
-            try:
-                self._reopen(source)
-                yield from self.loaded.load()
-                self.loaded.check_settings(settings)
-            except BaseException:
-                self._reopen(previous)
-                raise
+        if source.reload_key != self._source.reload_key:
+            yield from self._change_model(source)
         elif changes.get("speculative") and (notice := draft_notice(self.loaded.model)):
             yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
             self.loaded.check_settings(settings)
-        self.overrides, self.unprompted = overrides, unprompted
+        self.overrides, self.saved = overrides, saved
         self.settings = replace(settings, system=self.settings.system)
         if self.session:
             self._update_session()
         return settings
 
+    @property
+    def _source(self) -> ModelSource:
+        """What opens the loaded model again, with the present settings."""
+        return replace(self.loaded.source, settings=self.settings)
+
+    def _change_model(self, source: ModelSource) -> Events:
+        """Load another model, or the same with other options; after a failure, open the previous one again."""
+        previous = self._source
+        if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
+            yield notice
+        try:
+            self._reopen(source)
+            yield from self.loaded.load()
+            self.loaded.check_settings(source.settings)
+        except BaseException:
+            self._reopen(previous)
+            raise
+
     def load(self) -> Events:
         """Yield the loading events of the model; after a failure, restart it for the next question."""
-        source = replace(self.loaded.source, settings=self.settings)
+        source = self._source
         try:
             yield from self.loaded.load()
         except BaseException:
@@ -336,14 +357,15 @@ class Chat:
     @property
     def _session_values(self) -> dict[str, Any]:
         model = self.loaded.model
-        recorded = session_params(self.settings, model)
-        params = {key: value for key, value in recorded.items() if key in KEPT or key in self.overrides}
+        chosen = {*KEPT, *self.overrides, *self.saved}
+        params = {key: value for key, value in session_params(self.settings, model).items() if key in chosen}
         return {"model": model.reference, "format": self.loaded.format_name, "params": params}
 
     def _update_session(self) -> Session:
         assert self.session is not None
         values = self._session_values
-        if any(getattr(self.session, key) != value for key, value in values.items()):
+        stored = {key: getattr(self.session, key) for key in values}
+        if stored != values:
             self.session = self.history.store.update_session(self.session, **values)
         return self.session
 
@@ -372,9 +394,12 @@ class Chat:
             self.session = recorder.session
 
 
-def with_changes(layer: Layer, changes: Layer) -> Layer:
-    """A layer with changes; None removes a setting."""
-    changed = SourcedLayer(layer, SourcedLayer(changes, origin=SLASH_SET))
-    for key in changes.keys() - SourcedLayer(changes).keys():
-        changed.pop(key, None)
-    return changed
+def without_last(conversation: Conversation) -> Conversation:
+    return replace(conversation, messages=conversation.messages[:-1])
+
+
+def require_no_local(changes: Layer) -> None:
+    """Raise UsageError if a setting is changed that only a model on this machine has."""
+    for key in LOCAL_KEYS:
+        if changes.get(key) is not None:
+            raise UsageError(f"{key} cannot be set: the model runs on a server", "set it where the server is started")

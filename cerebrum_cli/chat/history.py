@@ -180,12 +180,17 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
 
     A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its own.
     """
-    named = overrides.get("model")
-    if session is None or (named is not None and absolute_reference(named) != session.model):
+    if session is None:
         return overrides
-    kept = [*(session.params if session.origin == "chat" else KEPT)]
-    params = {key: value for key, value in session.params.items() if key in kept and not (is_remote and key == LORA)}
-    defaults = {"model": session.model, "format": session.format, **params}
+    named = overrides.get("model")
+    if named is not None and absolute_reference(named) != session.model:
+        return overrides
+    defaults: dict[str, Any] = {"model": session.model, "format": session.format}
+    for key, value in session.params.items():
+        if session.origin == "chat" or key in KEPT:
+            defaults[key] = value
+    if is_remote:
+        defaults.pop(LORA, None)
     return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
 
 

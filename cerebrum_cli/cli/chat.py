@@ -17,10 +17,12 @@ from cerebrum_cli.cli.signature import (
 )
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.chat.session import Session
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
@@ -74,12 +76,13 @@ def chat(
     question = only_question(words)
     if options.continue_ and options.session:
         raise UsageError.conflict("-c", "--session")
-    saved, prompted, options = apply_prompt(app, overrides, options, on_command_line)
-    conversation = open_chat(app, overrides, prompted, options)
+    saved, _, options = apply_prompt(app, overrides, options, on_command_line)
+    applied: Layer = {}
+    if saved:
+        applied = without_keys(saved.settings, on_command_line)
+    conversation = open_chat(app, overrides, applied, options)
     with Signals(app.streams) as signals:
         try:
-            if conversation.session and (system := prompted.get("system")) is not None:
-                conversation.set_system_prompt(system)
             repl = Repl(
                 conversation,
                 app.streams,
@@ -109,38 +112,48 @@ def is_question(argument: str) -> bool:
     return not REFERENCE.fullmatch(argument) or argument.endswith("?")
 
 
-def open_chat(app: App, overrides: Layer, prompted: Layer, options: ChatOptions) -> Chat:
-    """Start or continue a session, and start to load its model; the settings `prompted` include a saved prompt's."""
+def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) -> Chat:
+    """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
     from cerebrum_cli.cli.model_choice import find_model
     from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
-        model = find_model(app, layer, options) if options.endpoint else app.library.resolve(layer.get("model"))
-        return chat_source(app, layer, options, model)
+        if options.endpoint:
+            return chat_source(app, layer, options, find_model(app, layer, options))
+        return chat_source(app, layer, options, app.library.resolve(layer.get("model")))
 
-    def with_defaults(layer: Layer) -> Layer:
-        return with_session_defaults(session, layer, is_remote=bool(options.endpoint))
-
-    saves, name, session = not app.settings(prompted).no_log, options.session, None
-    if options.continue_ and not saves:
+    prompted = SourcedLayer(overrides, saved)
+    is_saved = not app.settings(prompted).no_log
+    if options.continue_ and not is_saved:
         raise UsageError("no_log is on, so there is no session to continue", "use --set no_log=off, or omit -c")
-    history = app.open_history(saves)
+    history = app.open_history(is_saved)
     try:
-        history.store.names()  # opens the database: an error should precede the first question
-        if options.continue_ or name is not None:
-            session = history.acquire_latest() if name is None else history.acquire_named(name)
-        defaults = with_defaults(prompted)
-        source = chat_source(app, defaults, options, find_model(app, defaults, options))
-        conversation = Chat(history, resolve, defaults, open_source(source), source.settings, session, name)
-        if options.saved_prompt is not None:
-            own_system = {"system": session.system_prompt} if session else {}
-            conversation.unprompted = with_defaults(SourcedLayer(own_system, overrides))
+        session = find_session(history, options)
+        if session and saved:
+            overrides = SourcedLayer({"system": session.system_prompt}, overrides)
+        overrides = with_session_defaults(session, overrides, bool(options.endpoint))
+        layer = with_session_defaults(session, prompted, bool(options.endpoint))
+        source = chat_source(app, layer, options, find_model(app, layer, options))
+        conversation = Chat(history, resolve, overrides, open_source(source), source.settings, session, options.session)
+        conversation.saved = saved
+        if session and "system" in prompted:
+            conversation.set_system_prompt(prompted["system"])
     except BaseException:
         history.close()  # which frees its session
         raise
     return conversation
+
+
+def find_session(history: History, options: ChatOptions) -> Session | None:
+    """The session to continue. Opens the database, whose errors should precede the first question."""
+    if options.session is not None:
+        return history.acquire_named(options.session)
+    if options.continue_:
+        return history.acquire_latest()
+    history.store.names()
+    return None
 
 
 def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:
@@ -166,17 +179,17 @@ def input_lines(app: App, repl: Repl) -> InputSource:
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
     from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES, SHOWN
 
+    def think_values() -> list[str]:
+        loaded = repl.chat.loaded
+        efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
+        return ["on", "off", *SHOWN, *efforts]
+
     candidates: Candidates = {
         "model": lambda: [model.reference for model in app.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
-        "think": lambda: (
-            "on",
-            "off",
-            *SHOWN,
-            *(repl.chat.loaded.format.efforts if repl.chat.loaded.engine.is_loaded else ()),
-        ),
+        "think": think_values,
         "prompt": repl.prompts.names,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / HISTORY

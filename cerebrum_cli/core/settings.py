@@ -206,6 +206,13 @@ def keys_of(name: str) -> tuple[str, ...]:
     return SHORTHANDS.get(key) or ((key,) if key in OPTIONS else ())
 
 
+def without_keys(layer: Layer, keys: Iterable[str]) -> SourcedLayer:
+    kept = SourcedLayer(layer)
+    for key in keys:
+        kept.pop(key, None)
+    return kept
+
+
 def in_directory(layer: Layer, directory: Path) -> Layer:
     paths: dict[str, Any] = {}
     if "lora" in layer:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
@@ -47,6 +47,8 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
+    from cerebrum_cli.chat.session import Session
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.repl.repl import Repl
 
 LIKELIEST = 3  # alternatives that /why shows by default
@@ -56,9 +58,10 @@ TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperature
 
 
 def show_help(repl: Repl, _: str) -> None:
-    repl.streams.answer(
-        help_text(SLASH_COMMANDS, columns(repl.streams.out) if repl.streams.out_is_terminal else PIPE_WIDTH)
-    )
+    width = PIPE_WIDTH
+    if repl.streams.out_is_terminal:
+        width = columns(repl.streams.out)
+    repl.streams.answer(help_text(SLASH_COMMANDS, width))
 
 
 def exit_chat(repl: Repl, _: str) -> None:
@@ -98,27 +101,36 @@ def change_setting(repl: Repl, argument: str) -> None:
     if key not in (*SETTABLE, *SHORTHANDS):
         near = did_you_mean(key, SETTABLE, cutoff=0.5)
         raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
-    keys = keys_of(key)
-    repl.wait_for(repl.chat.change_settings({key: OPTIONS[key].parse([value], key) if value else None for key in keys}))
+    changes: dict[str, Any] = dict.fromkeys(keys_of(key))
+    if value:
+        for changed in changes:
+            changes[changed] = OPTIONS[changed].parse([value], key)
+    repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
-    repl.streams.info(settings_lines({key: getattr(settings, key) for key in keys}, {} if value else settings.origins))
+    shown = {changed: getattr(settings, changed) for changed in changes}
+    repl.streams.info(settings_lines(shown, {} if value else settings.origins))
 
 
 def show_settings(repl: Repl, _: str) -> None:
-    settings = repl.chat.settings
-    others = {key: value for key, value in asdict(Settings()).items() if key not in SAMPLERS}
-    changed = [key for key, default in others.items() if getattr(settings, key) != default]
-    print_settings(repl, (*settings.samplers, *LOADED, *changed))
+    settings, defaults = repl.chat.settings, Settings()
+    shown = [*settings.samplers, *LOADED]
+    for key in OPTIONS:
+        if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
+            shown.append(key)
+    print_settings(repl, shown)
 
 
 def print_settings(repl: Repl, shown: Collection[str]) -> None:
     chat = repl.chat
-    keys = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
-    usage = chat.context_usage
-    loaded = {"format": chat.loaded.format_name, "ctx": usage[1] if usage else chat.settings.ctx}
-    values = asdict(chat.settings) | loaded
-    listed = {key: value for key, value in values.items() if (key in keys or key in loaded) and key in shown}
-    repl.streams.info(settings_lines({"model": chat.loaded.model.reference, **listed}, chat.settings.origins))
+    values = {**asdict(chat.settings), "format": chat.loaded.format_name}
+    if usage := chat.context_usage:
+        values["ctx"] = usage[1]
+    settable = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
+    listed = {"model": chat.loaded.model.reference}
+    for key, value in values.items():
+        if key in shown and key in (*settable, *LOADED):
+            listed[key] = value
+    repl.streams.info(settings_lines(listed, chat.settings.origins))
 
 
 def use_prompt(repl: Repl, argument: str) -> None:
@@ -146,27 +158,31 @@ def redo(repl: Repl, _: str) -> None:
 
 def choose_reply(repl: Repl, argument: str) -> None:
     replies, current = repl.chat.replies, repl.chat.last_reply
-    if not argument:
-        rows = (
-            {"reply": number, "current": stored == current, "text": stored.message.content or "(no answer)"}
-            for number, stored in enumerate(replies, 1)
-        )
-        print_replies(repl.streams, rows)
-    elif not argument.isdecimal() or not 0 < int(argument) <= len(replies):
-        raise UsageError(f"there is no reply {argument}", "list the replies with /replies")
-    else:
-        repl.chat.choose_reply(replies[int(argument) - 1])
+    if argument:
+        repl.chat.choose_reply(replies[numbered(argument, replies, "/replies", "reply")])
         repl.last_finish = None
         repl.show_last_exchange()
+        return
+    rows = []
+    for number, stored in enumerate(replies, 1):
+        text = stored.message.content or "(no answer)"
+        rows.append({"reply": number, "current": stored == current, "text": text})
+    print_replies(repl.streams, rows)
+
+
+def numbered(argument: str, items: Sized, command: str, name: str) -> int:
+    """The index of what a number means, counted from 1. Raises UsageError."""
+    if argument.isdecimal() and 0 < int(argument) <= len(items):
+        return int(argument) - 1
+    raise UsageError.invalid(command, argument, f"a number from 1 to {len(items)}" if items else f"omitted: no {name}")
 
 
 def retry(repl: Repl, argument: str) -> None:
     settings = retry_settings(repl.chat.settings, argument)
     last = repl.chat.last_reply
     if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
-        repl.streams.notice(
-            NoticeEvent("at temperature 0 the reply is usually the same", "/retry 0.7 samples a different one")
-        )
+        problem = "at temperature 0 the reply is usually the same"
+        repl.streams.notice(NoticeEvent(problem, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
 
 
@@ -196,20 +212,18 @@ def vote(repl: Repl, argument: str) -> None:
 
 
 def edit(repl: Repl, argument: str) -> None:
-    chat = repl.chat
     part = argument or "question"
     if part not in PARTS:
         raise UsageError.invalid("/edit", part, " or ".join(PARTS))
-    stored = chat.require_question() if part == "question" else chat.require_reply()
-    before = stored.message.content
-    text = repl.input.edit(before)
-    if not text.strip() or text == before:
+    stored = repl.chat.require_question() if part == "question" else repl.chat.require_reply()
+    text = repl.input.edit(stored.message.content)
+    if not text.strip() or text == stored.message.content:
         repl.streams.info("no changes")
     elif part == "question":
         repl.show_question(text)
-        repl.render(chat.edit_question(text))
+        repl.render(repl.chat.edit_question(text))
     else:
-        chat.replace_reply(text)
+        repl.chat.replace_reply(text)
         repl.streams.info("reply replaced; the conversation continues from it")
 
 
@@ -226,18 +240,26 @@ def list_sessions(repl: Repl, _: str) -> None:
 
 
 def load_session(repl: Repl, argument: str) -> None:
-    chat = repl.chat
-    session = chat.history.store.find(argument)
+    session = repl.chat.history.store.find(argument)
     if session is None:
         raise SessionError(f"no session named {argument!r}", LIST_SESSIONS)
     repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
-    if session.model and session.model != chat.loaded.model.reference:
-        repl.streams.notice(NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}"))
-    elif (adapters := session.params.get(LORA, [])) != chat.loaded.model.adapter_names and not chat.loaded.is_remote:
-        used, switch = (" and ".join(adapters), f"/set lora {adapters[0]}") if adapters else ("none", "/set lora none")
-        repl.streams.notice(NoticeEvent(f"this session used other adapters: {used}", f"switch with {switch}"))
+    repl.streams.report(difference_notice(session, repl.chat.loaded))
+
+
+def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
+    """The notice of a session that used another model or other adapters than the loaded ones."""
+    if session.model and session.model != loaded.model.reference:
+        return NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
+    adapters = session.params.get(LORA, [])
+    if loaded.is_remote or adapters == loaded.model.adapter_names:
+        return None
+    if not adapters:
+        return NoticeEvent("this session used other adapters: none", "switch with /set lora none")
+    used = " and ".join(adapters)
+    return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
 
 
 def rename_session(repl: Repl, argument: str) -> None:
@@ -268,9 +290,10 @@ def attach_file(repl: Repl, argument: str) -> None:
 
 def show_tokens(repl: Repl, _: str) -> None:
     repl.wait_for(repl.chat.load())
-    usage, served = repl.chat.context_usage, repl.chat.loaded.model.is_served
-    unknown = "the server does not state its context" if served else "loading the model"
-    repl.streams.info(context_text(*usage) if usage else unknown)
+    if usage := repl.chat.context_usage:
+        repl.streams.info(context_text(*usage))
+    else:
+        repl.streams.info("the server does not state its context")
 
 
 def show_stats(repl: Repl, _: str) -> None:
@@ -279,13 +302,14 @@ def show_stats(repl: Repl, _: str) -> None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     loaded = repl.chat.loaded
     sampling = sampling_text(samplers_in_effect(last.metadata.params or {}))
-    repl.streams.write_line(
-        "", stats_line(repl.last_finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
-    )
+    line = stats_line(repl.last_finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+    repl.streams.write_line("", line)
 
 
 def explain_reply(repl: Repl, argument: str) -> None:
-    count = parse_likeliest("number of alternatives", argument) if argument else LIKELIEST
+    count = LIKELIEST
+    if argument:
+        count = parse_likeliest("number of alternatives", argument)
     reply = repl.chat.given_reply()
     least_certain = LeastCertain(reply)
     repl.wait_for(repl.chat.inspect(reply, count), least_certain)
@@ -299,10 +323,8 @@ def copy_reply(repl: Repl, argument: str) -> None:
         from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
         blocks = code_blocks(text)
-        if not argument.isdecimal() or not 0 < int(argument) <= len(blocks):
-            has = f"the last reply has {len(blocks)} code block{'' if len(blocks) == 1 else 's'}"
-            raise UsageError(f"/copy {argument}: {has}", "give the number shown above the block")
-        text, part = blocks[int(argument) - 1].text, f"code block {argument}"
+        text = blocks[numbered(argument, blocks, "/copy", "code block")].text
+        part = f"code block {argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
@@ -324,7 +346,8 @@ def think(repl: Repl, argument: str) -> None:
         change_setting(repl, f"show_thinking {SHOWN[argument]}")
         return
     if argument:
-        repl.wait_for(repl.chat.change_settings({"think": OPTIONS["think"].parse([argument], "/think")}))
+        mode = OPTIONS["think"].parse([argument], "/think")
+        repl.wait_for(repl.chat.change_settings({"think": mode}))
         repl.streams.info(settings_lines({"think": repl.chat.settings.think}))
         return
     reasoning = repl.chat.require_reply().metadata.reasoning

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -89,20 +90,29 @@ def parse_slash(line: str, commands: Iterable[SlashCommand]) -> tuple[SlashComma
     """The slash command of a line, and its argument; None for a question. Raises UsageError."""
     if not line.startswith("/"):
         return None
-    name, *arguments = line[1:].split(maxsplit=1) if line[1:2].strip() else ("",)
-    known = {name: slash for slash in commands for name in (slash.name, *slash.aliases)}
-    if name not in known:
-        near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, known, n=1, cutoff=0.5)), None)
-        suggestion = f"did you mean /{near}? " if near else ""
-        raise UsageError(
-            f"unknown command /{name}",
-            f"{suggestion}list commands with /help; to send the text itself, put a space before the slash",
-        )
-    slash, argument = known[name], "".join(arguments).strip()
+    name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
+    slash = find_slash(name, commands)
+    argument = argument.strip()
     if slash.required and not argument:
         what, hint = slash.required
         raise UsageError(f"/{slash.name} needs {what}", hint)
     return slash, argument
+
+
+def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand:
+    """The command of a name. Raises UsageError if there is none."""
+    names = []
+    for slash in commands:
+        if name == slash.name or name in slash.aliases:
+            return slash
+        names += [slash.name, *slash.aliases]
+    hint = "list commands with /help; to send the text itself, put a space before the slash"
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    if name in OTHER_NAMES:
+        near = [OTHER_NAMES[name]]
+    if near:
+        hint = f"did you mean /{near[0]}? {hint}"
+    raise UsageError(f"unknown command /{name}", hint)
 
 
 def setting_key(text: str) -> str:
@@ -113,14 +123,10 @@ def help_text(commands: Iterable[SlashCommand], width: int) -> str:
     """Commands and keys, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     calls = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in commands]
     indent = max(len(call) for call, _ in (*calls, *KEYS)) + 2
-    return f"{_format_rows(calls, indent, width)}\n{_format_rows(KEYS, indent, width)}"
-
-
-def _format_rows(rows: Iterable[tuple[str, str]], indent: int, width: int) -> str:
     lines: list[str] = []
-    for call, summary in rows:
-        if width < 2 * indent:
-            lines += [call, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
+    for call, summary in (*calls, ("", ""), *KEYS):
+        if width >= 2 * indent:
+            lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
         else:
-            lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent)
-    return "".join(f"{line}\n" for line in lines)
+            lines += [call, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
+    return "\n".join(lines) + "\n"
