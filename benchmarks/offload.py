@@ -28,7 +28,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import InspectionRequest, Request
+from cerebrum_cli.engine.sequence import Request, inspection
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16
@@ -97,7 +97,7 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
         for number, expected, given in differ:
             same = next(at for at, pair in enumerate(zip(expected, given, strict=True)) if pair[0] != pair[1])
             prompt = prompt_tokens(engine, number)
-            request = InspectionRequest.of_reply(prompt, tuple(expected[: same + 1]), likeliest=2)
+            request = inspection(prompt, tuple(expected[: same + 1]), likeliest=2)
             *_, last = (event for event in engine.generate([request]) if isinstance(event, AlternativesEvent))
             yield last.likeliest[0].logprob - last.likeliest[1].logprob
 

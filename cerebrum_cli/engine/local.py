@@ -36,7 +36,7 @@ from cerebrum_cli.engine.engine import (
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
@@ -142,8 +142,7 @@ class LocalCompletions(Completions[Sequence]):
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
         prompt, new = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
         for sample, tokens in replies.items():
-            request = InspectionRequest.of_reply(prompt, tokens)
-            new += create_sequences(index, request, self._outbox.put, [sample], 0)
+            new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
         is_sent = self._commands.send(submission(new, self._scope, first=True))
         self._live.update((sequence.id, sequence) for sequence in new if is_sent)
         return is_sent

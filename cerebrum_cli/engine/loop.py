@@ -16,7 +16,7 @@ from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_drafts
-from cerebrum_cli.engine.sequence import InspectionRequest, Sequence
+from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class Loop:
         """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
         sequence, slot, source, length = admission
         backend, request = self._backend, sequence.request
-        if sequence.sampler is None and not isinstance(request, InspectionRequest):
+        if sequence.sampler is None and not request.inspected:
             sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
         if length < len(sequence.prompt):
             length = backend.reusable_prefix(length)
@@ -252,8 +252,8 @@ class Loop:
             if not share.outputs:
                 self._report_prefill(sequence)
                 continue
-            if isinstance(sequence.request, InspectionRequest):
-                sequence.report_inspected(sequence.request, self._backend, range(row - share.outputs + 1, row + 1))
+            if sequence.request.inspected:
+                sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
                 if sequence.is_prefilling:
                     self._report_prefill(sequence)
                 else:

@@ -56,6 +56,10 @@ class Request:
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
+
+    With a `conversation`, a server applies its own chat template: the tokens of the prompt only estimate its length,
+    and `grammar` is a JSON Schema. With `inspected` tokens, nothing is generated: each of them, which followed the
+    prompt, is reported with the `likeliest` tokens in its place. All but the last end `prompt_tokens`.
     """
 
     prompt_tokens: Tokens
@@ -72,6 +76,9 @@ class Request:
     rules: ReplyRules = field(default_factory=ReplyRules)
     opening: int = OPENING_TOKENS
     follow_up: Request | None = None
+    conversation: Conversation | None = None
+    inspected: tuple[int, ...] = ()
+    likeliest: int = 0
 
     @property
     def stop_anywhere(self) -> tuple[str, ...]:
@@ -92,30 +99,10 @@ class Request:
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MessagesRequest(Request):
-    """A request to a server that applies its own chat template to a conversation.
-
-    The tokens of the prompt only estimate its length, and `grammar` is a JSON Schema.
-    """
-
-    conversation: Conversation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectionRequest(Request):
-    """A prompt and the tokens that followed it, each to be reported with the `likeliest` tokens in its place.
-
-    Nothing is generated. All but the last of the tokens end `prompt_tokens`.
-    """
-
-    tokens: tuple[int, ...]
-    likeliest: int
-
-    @classmethod
-    def of_reply(cls, prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0) -> InspectionRequest:
-        params = SamplingParams(max_tokens=1)
-        return cls((*prompt, *reply[:-1]), params, tokens=reply, likeliest=likeliest)
+def inspection(prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0) -> Request:
+    """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
+    params = SamplingParams(max_tokens=1)
+    return Request((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
 
 
 @dataclass(slots=True, eq=False)
@@ -176,8 +163,8 @@ class Sequence:
     @property
     def first_output(self) -> int:
         """Position of the first token whose logits are needed, so that it has to be evaluated: in general the last."""
-        if isinstance(self.request, InspectionRequest):
-            return self.length - len(self.request.tokens) + self.inspected
+        if self.request.inspected:
+            return self.length - len(self.request.inspected) + self.inspected
         return self.length - 1
 
     def add(self, token: int, piece: bytes, logprob: float | None = None) -> FinishReason | None:
@@ -224,13 +211,15 @@ class Sequence:
         for channel, text in self.text.finish(is_truncated):
             self.emit(TokenEvent(self.id, text, channel))
 
-    def report_inspected(self, request: InspectionRequest, backend: Backend, rows: Iterable[int]) -> None:
+    def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
+        count = self.request.likeliest
         for row in rows:
-            token = request.tokens[self.inspected]
-            likeliest = backend.top_tokens(row, request.likeliest) if request.likeliest else []
-            reported = TokenLogprob(token, backend.logprob(row, token))
-            self.emit(AlternativesEvent(self.id, self.inspected, reported, tuple(likeliest)))
+            token = self.request.inspected[self.inspected]
+            likeliest = tuple(backend.top_tokens(row, count)) if count else ()
+            self.emit(
+                AlternativesEvent(self.id, self.inspected, TokenLogprob(token, backend.logprob(row, token)), likeliest)
+            )
             self.inspected += 1
 
     def tokens_from(self, position: int, count: int) -> Tokens:

@@ -22,7 +22,9 @@ class ReasoningMarkup:
 
     def wrap(self, reasoning: str) -> str:
         """The reasoning with its markup, as it precedes an answer."""
-        text = f"{self.open}\n{reasoning}" if self.own_lines else f"{self.open}{reasoning}"
+        text = self.open + reasoning
+        if self.own_lines:
+            text = f"{self.open}\n{reasoning}"
         return text + self.ending(text)
 
     def ending(self, text: str = "", sentence: str = "") -> str:
@@ -31,13 +33,18 @@ class ReasoningMarkup:
         A closing `sentence` is a paragraph of its own before it.
         """
         if sentence:
-            breaks = len(text) - len(text.rstrip("\n"))
-            return "\n" * max(0, 2 - breaks) + sentence + self.ending(sentence)
+            return missing_breaks(text, 2) + sentence + self.ending(sentence)
         if not self.own_lines:
             return self.close + (self.final or self.header)
-        body = text.rstrip("\n")
-        breaks = 2 if body.endswith(self.open) else 1  # no reasoning leaves a blank line
-        return "\n" * max(0, breaks - len(text) + len(body)) + self.close + "\n\n"
+        if text.rstrip("\n").endswith(self.open):  # no reasoning leaves a blank line
+            return missing_breaks(text, 2) + self.close + "\n\n"
+        return missing_breaks(text, 1) + self.close + "\n\n"
+
+
+def missing_breaks(text: str, wanted: int) -> str:
+    """The line breaks to add to a text that is to end with this many."""
+    breaks = len(text) - len(text.rstrip("\n"))
+    return "\n" * (wanted - breaks)
 
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
@@ -71,14 +78,24 @@ CLOSING_SENTENCES = {
 
 
 def markups_of(template: str) -> tuple[ReasoningMarkup, ...]:
-    first = next((markup for text, markup in REPLACED.items() if text in template), REASONING_MARKUPS[0])
-    return first, *REASONING_MARKUPS[1:]
+    first, *others = REASONING_MARKUPS
+    for text, markup in REPLACED.items():
+        if text in template:
+            first = markup
+    return first, *others
 
 
 def closing_sentence(architecture: str) -> str:
-    return next((text for name, text in CLOSING_SENTENCES.items() if architecture.startswith(name)), "")
+    for name, text in CLOSING_SENTENCES.items():
+        if architecture.startswith(name):
+            return text
+    return ""
 
 
 def open_markup(prompt_end: str, markups: tuple[ReasoningMarkup, ...]) -> ReasoningMarkup | None:
     """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
-    return next((markup for markup in markups if prompt_end.rstrip().endswith(markup.open)), None)
+    end = prompt_end.rstrip()
+    for markup in markups:
+        if end.endswith(markup.open):
+            return markup
+    return None

@@ -49,9 +49,14 @@ def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
 
 def run_program(sandbox: Sandbox, text: str) -> Program | None:
     """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
-    code = next((block.text for block in fenced_blocks(text)), text)
+    code = text
+    for block in fenced_blocks(text):
+        code = block.text
+        break
     result = sandbox.run(code, "", TIMEOUT_S)
     if sandbox.is_closed.is_set():
         return None
-    printed = result.detail.strip().splitlines() if result.reason == "passed" else []
-    return Program(code, printed[-1] if printed else None)
+    printed = result.detail.strip()
+    if result.reason != "passed" or not printed:
+        return Program(code, None)
+    return Program(code, printed.splitlines()[-1])

@@ -82,55 +82,68 @@ class PendingRow:
 
     @property
     def is_over(self) -> bool:
-        return self.row.vote.is_over if self.row.vote else self.samples == 0
+        if self.row.vote:
+            return self.row.vote.is_over
+        return self.samples == 0
 
     def add_event(self, event: SampleEvent, completions: Completions[Any]) -> Iterator[Event | RowOutcome]:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:
-            has_changed = vote.add_inspected(event)
-        elif (outcome := self._outcome(event)) is None:
+            yield from self._count(vote, vote.add_inspected(event))
             return
-        elif vote:
-            has_changed = vote.add(sequence, outcome, completions)
-        else:
-            self.samples -= 1
-            yield RowOutcome(self.row, sequence.sample, outcome)
+        outcome = self._outcome(event)
+        if outcome is None:
             return
-        if vote and has_changed:
+        if vote:
+            yield from self._count(vote, vote.add(sequence, outcome, completions))
+            return
+        self.samples -= 1
+        yield RowOutcome(self.row, sequence.sample, outcome)
+
+    def _count(self, vote: MajorityVote, has_changed: bool) -> Iterator[Event | RowOutcome]:
+        if has_changed:
             yield vote.tally_event
-        if vote and vote.is_over:
+        if vote.is_over:
             yield RowOutcome(self.row, 0, vote, is_whole_row=True)
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
+        if isinstance(event, RefusedEvent):
+            return event
+        if isinstance(event, AlternativesEvent):
+            return None
         sequence = event.sequence
-        if isinstance(event, RefusedEvent | AlternativesEvent):
-            return event if isinstance(event, RefusedEvent) else None
         if sequence not in self.replies:
-            self.replies[sequence] = Reply() if sequence.turn else self._begin_reply()
-        self.replies[sequence].emit(event)
+            self.replies[sequence] = self._begin_reply(sequence)
+        reply = self.replies[sequence]
+        reply.emit(event)
         if not isinstance(event, FinishEvent) or event.is_followed:
             return None
-        reply = self.replies.pop(sequence)
-        return self._with_program(sequence._replace(turn=0), reply) if sequence.turn else reply
+        del self.replies[sequence]
+        if not sequence.turn:
+            return reply
+        return self._with_program(self.replies.pop(sequence._replace(turn=0)), reply)
 
-    def _with_program(self, sequence: SequenceId, written: Reply) -> Reply | None:
+    def _with_program(self, reply: Reply, written: Reply) -> Reply | None:
         """The sample that a program was written after, when the program has run; None if that is cancelled."""
         assert self.check
-        reply = self.replies.pop(sequence)
-        program = None if written.finish.reason == "cancelled" else self.check(written.text)
-        reply.program, reply.program_reply = program, written
-        return reply if program else None
+        if written.finish.reason == "cancelled":
+            return None
+        reply.program_reply = written
+        reply.program = self.check(written.text)
+        if reply.program is None:
+            return None
+        return reply
 
-    def _begin_reply(self) -> Reply:
-        request = self.row.request
-        if not isinstance(request, ReplyRequest):
+    def _begin_reply(self, sequence: SequenceId) -> Reply:
+        asked = self.row.request
+        if sequence.turn or not isinstance(asked, ReplyRequest):
             return Reply()
-        reply = Reply(None, request.conversation)
-        if request.prefix_tokens:
+        reply = Reply(None, asked.conversation)
+        if asked.prefix_tokens:
             rules = self.request.rules
-            reply.begin(request.prefix_tokens, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
+            reply.begin(asked.prefix_tokens, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
         return reply
 
 
@@ -158,10 +171,12 @@ def run_rows(
         if run.scope.is_set():
             return
         yield from run.take_refused()
-        groups = [range(len(pending))] if in_order else model.engine.group_by_length(row.request for row in pending)
-        for indexes in groups:
+        if in_order:
+            yield from run.answer(pending)
+            continue
+        for indexes in model.engine.group_by_length(row.request for row in pending):
             group = [pending[index] for index in indexes]
-            if sorts and not in_order:
+            if sorts:
                 group.sort(key=lambda row: row.request.prompt_tokens)
             if not run.scope.is_set():
                 yield from run.answer(group)
@@ -184,18 +199,8 @@ class _Run:
                 yield pending
 
     def _prepare(self, row: Row) -> PendingRow | None:
-        request = row.request
         try:
-            if isinstance(request, CerebrumError):
-                raise request
-            if isinstance(request, Continuation):
-                prepared = prepare_text(self._model, request)
-            else:
-                if row.vote:
-                    request = row.vote.with_samples(request, self._model.engine)
-                prepared = self._model.prepare_reply(request)
-                if row.asks_programs:
-                    prepared = self._with_check(prepared, request)
+            request = self._request_of(row)
         except (EngineError, Interrupted):  # these concern all rows
             raise
         except CerebrumError as error:
@@ -203,13 +208,23 @@ class _Run:
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
             self._refused.append(RowOutcome(row, 0, refused, is_whole_row=True))
             return None
-        return PendingRow(row, prepared.compact(), prepared.n, self._check)
+        return PendingRow(row, request.compact(), request.n, self._check)
 
-    def _with_check(self, prepared: Request, request: ReplyRequest) -> Request:
+    def _request_of(self, row: Row) -> Request:
+        asked = row.request
+        if isinstance(asked, CerebrumError):
+            raise asked
+        if isinstance(asked, Continuation):
+            return prepare_text(self._model, asked)
+        if row.vote:
+            asked = row.vote.with_samples(asked, self._model.engine)
+        request = self._model.prepare_reply(asked)
+        if not row.asks_programs:
+            return request
         from cerebrum_cli.replies.checking import create_check, with_check
 
         self._check = self._check or create_check(self.scope)
-        return with_check(self._model, prepared, request)
+        return with_check(self._model, request, asked)
 
     def take_refused(self) -> list[RowOutcome]:
         refused, self._refused = self._refused, []
@@ -237,11 +252,14 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     markups = model.controls.own_markups(settings.system)
     raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
     rules, controls = raw.create(ReplyRequest(Conversation(), settings), text.text, "", model.answer_now)
+    visible: frozenset[int] = frozenset()
+    if markups:
+        visible = model.visible_tokens
     return Request(
         text.tokens,
         settings.sampling(()),
         n=text.n,
-        visible_tokens=model.visible_tokens if markups else frozenset(),
+        visible_tokens=visible,
         controls=controls,
         rules=rules,
     )

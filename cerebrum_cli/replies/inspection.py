@@ -47,7 +47,8 @@ class UncertainToken(NamedTuple):
 
     @property
     def alternatives(self) -> tuple[ScoredToken, ...]:
-        return tuple(token for token in self.likeliest if token.id != self.given.id)[: len(self.likeliest) - 1]
+        others = tuple(token for token in self.likeliest if token.id != self.given.id)
+        return others[: len(self.likeliest) - 1]
 
     def as_object(self) -> dict[str, Any]:
         """The object that `--json` prints; as in OpenAI's API, the given token may be one of the likeliest."""
@@ -60,7 +61,9 @@ class LeastCertain:
 
     def __init__(self, reply: GivenReply) -> None:
         self._tokens = reply.tokens
-        self._forced = {place.at + index for place in reply.forced for index in range(place.length)}
+        self._forced: set[int] = set()
+        for place in reply.forced:
+            self._forced.update(range(place.at, place.at + place.length))
         self._events: list[AlternativesEvent] = []
 
     def emit(self, event: Event) -> None:
@@ -78,15 +81,13 @@ class LeastCertain:
         def scored(token: TokenLogprob) -> ScoredToken:
             return ScoredToken(token.token, detokenize((token.token,)), token.logprob)
 
-        return tuple(
-            UncertainToken(
-                event.position,
-                last_words(detokenize(self._tokens[max(0, event.position - BEFORE_TOKENS) : event.position])),
-                scored(event.given),
-                tuple(map(scored, event.likeliest)),
-            )
-            for event in self._events
-        )
+        rows = []
+        for event in self._events:
+            start = max(0, event.position - BEFORE_TOKENS)
+            before = last_words(detokenize(self._tokens[start : event.position]))
+            likeliest = tuple(map(scored, event.likeliest))
+            rows.append(UncertainToken(event.position, before, scored(event.given), likeliest))
+        return tuple(rows)
 
 
 def parse_likeliest(source: str, text: str) -> int:

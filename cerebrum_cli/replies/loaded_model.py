@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, MessagesRequest, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.library.model import InstalledModel
@@ -83,44 +84,48 @@ class LoadedModel:
         with closing(self.engine.complete([prepared])) as events:
             yield from raise_refusals(events)
 
-    def prepare_reply(self, request: ReplyRequest) -> Request:
-        """Tokenize the request of a conversation. Raises UsageError as `check_settings` does.
+    def prepare_reply(self, asked: ReplyRequest) -> Request:
+        """What the engine gets for a question. Raises UsageError as `check_settings` does.
 
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
-        vocabulary, prompt_format = self.engine.vocabulary, self.format
-        settings, prefix = request.settings, request.prefix_tokens
-        self.controls.require_marked_reasoning(settings, request.conversation.system_prompt)
-        conversation = settings.applied_to(request.conversation)
-        self._require_possible(last_text(conversation))
-        prompt = prompt_format.render(conversation)
-        self._require_possible(prompt)
-        tokens = (*vocabulary.tokenize(prompt), *prefix)
-        if len(tokens) >= self.engine.context_size:
-            raise self._too_long(str(len(tokens)))
-        end = final_markup(prompt)
-        opening = vocabulary.tokenize([Text(end, True)]) if end and len(prompt) > 1 else tokens[-OPENING_TOKENS:]
-        starts_with_bos = opening[:1] == tokens[:1]  # BOS precedes the markup as it precedes the prompt
-        rules, controls = self.controls.create(request, end, self._text_of(prefix), self.answer_now)
-        params = settings.sampling(() if request.ignore_eos else prompt_format.stop)
-        if params.logit_bias:
-            params = replace(params, logit_bias=resolve_biases(vocabulary, params.logit_bias))
-        create = partial(MessagesRequest, conversation=conversation) if prompt_format.is_servers else Request
-        return create(
+        settings, prefix = asked.settings, asked.prefix_tokens
+        self.controls.require_marked_reasoning(settings, asked.conversation.system_prompt)
+        conversation = settings.applied_to(asked.conversation)
+        prompt = self._render(conversation)
+        tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
+        self._require_room(len(tokens))
+        rules, controls = self.controls.create(asked, final_markup(prompt), self._text_of(prefix), self.answer_now)
+        return Request(
             tokens,
-            params,
-            request.grammar,
-            request.n,
+            self._sampling(asked),
+            asked.grammar,
+            asked.n,
             self.visible_tokens,
-            request.logprobs,
-            request.ignore_eos,
+            asked.logprobs,
+            asked.ignore_eos,
             step_costs=draft_costs(self.measured_costs, self.model, settings.speculative),
-            max_n=request.max_n,
-            stream=request.stream,
+            max_n=asked.max_n,
+            stream=asked.stream,
             controls=controls,
             rules=rules,
-            opening=len(opening) - int(starts_with_bos) + len(prefix),
+            opening=self._opening_length(prompt, tokens) + len(prefix),
+            conversation=conversation if self.format.is_servers else None,
         )
+
+    def _sampling(self, asked: ReplyRequest) -> SamplingParams:
+        stop = () if asked.ignore_eos else self.format.stop
+        params = asked.settings.sampling(stop)
+        return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
+
+    def _opening_length(self, prompt: Sequence[PromptPart], tokens: tuple[int, ...]) -> int:
+        """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
+        end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
+        if end and len(prompt) > 1:
+            opening = self.engine.vocabulary.tokenize([Text(end, True)])
+        if opening[:1] == tokens[:1]:  # BOS precedes the markup as it precedes the prompt
+            return len(opening) - 1
+        return len(opening)
 
     def _text_of(self, prefix: tuple[int, ...]) -> str:
         pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
@@ -140,10 +145,8 @@ class LoadedModel:
         self.require_inspection()
         yield from self.load()
         if reply.tokens:
-            prompt = self.tokenize(reply.conversation)
-            if (length := len(prompt) + len(reply.tokens) - 1) >= self.engine.context_size:
-                raise self._too_long(str(length))
-            request = InspectionRequest.of_reply(prompt, reply.tokens, likeliest + 1)
+            request = inspection(self.tokenize(reply.conversation), reply.tokens, likeliest + 1)
+            self._require_room(len(request.prompt_tokens))
             with closing(self.engine.complete([request])) as events:
                 yield from raise_refusals(events)
 
@@ -157,8 +160,8 @@ class LoadedModel:
     def prefix_token(self) -> int | None:
         """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
         vocabulary = self.engine.vocabulary
-        texts = filter(None, map(vocabulary.special_token_text, ("bos", "eos")))
-        return next((token for text in texts for token in vocabulary.special_token_ids([text])), None)
+        text = vocabulary.special_token_text("bos") or vocabulary.special_token_text("eos")
+        return next(iter(vocabulary.special_token_ids([text])), None)
 
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail."""
@@ -181,12 +184,15 @@ class LoadedModel:
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """The prompt tokens that do not depend on the first question; empty without a question."""
-        first = next((message.content for message in conversation.messages if message.role == "user"), None)
-        if first is None:
+        questions = [message.content for message in conversation.messages if message.role == "user"]
+        if not questions:
             return ()
-        other = Message("user", "a" if first.startswith("0") else "0")
+        other = "0"
+        if questions[0].startswith(other):
+            other = "a"
         tokens = self.tokenize(conversation)
-        return tokens[: common_prefix(tokens, self.tokenize(replace(conversation, messages=(other,))))]
+        other_tokens = self.tokenize(replace(conversation, messages=(Message("user", other),)))
+        return tokens[: common_prefix(tokens, other_tokens)]
 
     @property
     def context_size(self) -> int | None:
@@ -204,13 +210,19 @@ class LoadedModel:
             self.check_settings(settings, conversation.system_prompt)
         ids, text = self.tokenize(conversation), self.render(conversation)
         bos = self.engine.vocabulary.special_token_text("bos")
-        adds_bos = bool(ids) and self.detokenize(ids[:1]) == bos and not text.startswith(bos)
-        return bos + text if adds_bos else text, ids
+        if self.detokenize(ids[:1]) == bos and not text.startswith(bos):
+            text = bos + text
+        return text, ids
 
     def render(self, conversation: Conversation) -> str:
         """The text of a conversation's prompt, without BOS unless the format writes it. Raises PromptTooLong."""
-        parts = self._render(conversation)
-        return "".join(part.value if isinstance(part, Text) else self.detokenize(part.ids) for part in parts)
+        texts = []
+        for part in self._render(conversation):
+            if isinstance(part, Text):
+                texts.append(part.value)
+            else:
+                texts.append(self.detokenize(part.ids))
+        return "".join(texts)
 
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self.engine.vocabulary, ids)
@@ -221,9 +233,10 @@ class LoadedModel:
 
     @cached_property
     def visible_tokens(self) -> frozenset[int]:
-        return self.engine.vocabulary.special_token_ids(
-            marker for markup in self.format.markups for marker in (markup.open, markup.close, markup.header)
-        )
+        markers: set[str] = set()
+        for markup in self.format.markups:
+            markers.update((markup.open, markup.close, markup.header))
+        return self.engine.vocabulary.special_token_ids(markers)
 
     @cached_property
     def controls(self) -> ReplyControls:
@@ -243,13 +256,16 @@ class LoadedModel:
         """
         if not self.engine.has_prompt_cache:
             return None
-        conversation = conversation if self.engine.is_loaded else None
+        if not self.engine.is_loaded:
+            conversation = None
         try:
             if min_tokens is not None:
                 prompt = self.tokenize(conversation) if conversation else None
                 self.engine.save_prompt_cache(min_tokens, prompt, empties)
-            if is_slow and conversation and (prefix := self.shared_prefix(conversation)) and is_slow(len(prefix)):
-                self.engine.save_prefix(prefix)
+            if is_slow and conversation:
+                prefix = self.shared_prefix(conversation)
+                if prefix and is_slow(len(prefix)):
+                    self.engine.save_prefix(prefix)
         except FormatError:  # the conversation was never evaluated
             return None
         except EngineError as error:
@@ -269,9 +285,14 @@ class LoadedModel:
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
             raise self._too_long(f"at least {least}")
 
+    def _require_room(self, tokens: int) -> None:
+        if tokens >= self.engine.context_size:
+            raise self._too_long(str(tokens))
+
     def _too_long(self, tokens: str) -> PromptTooLong:
-        size, trained = self.engine.context_size, self.model.trained_context
-        advice = f" or {self.engine.larger_context} (trained context: {trained})" if size < trained else ""
+        size, trained, advice = self.engine.context_size, self.model.trained_context, ""
+        if size < trained:
+            advice = f" or {self.engine.larger_context} (trained context: {trained})"
         return PromptTooLong.for_context(tokens, size, advice)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
+UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 
 
@@ -212,7 +213,8 @@ class Reply:
     @property
     def lowest_window(self) -> float:
         """Geometric mean of the probabilities of the least likely WINDOW consecutive tokens, or of all."""
-        windows = [self._logprobs[at : at + WINDOW] for at in range(max(1, len(self._logprobs) - WINDOW + 1))]
+        starts = range(max(1, len(self._logprobs) - WINDOW + 1))
+        windows = (self._logprobs[start : start + WINDOW] for start in starts)
         return mean_probability(min(windows, key=fsum))
 
     @property
@@ -231,10 +233,17 @@ class Reply:
         """Number of tokens after which the reasoning was ended; None if it came to its end by itself."""
         return self.finish.forced[0].at if self.finish.forced else None
 
+    def is_forced(self, position: int) -> bool:
+        """Whether the token in a position was not sampled."""
+        return any(place.at <= position < place.at + place.length for place in self.finish.forced)
+
     @property
     def total_tokens(self) -> int:
         """The tokens it has generated, with those of its program."""
-        return self.finish.completion_tokens + (self.program_reply.total_tokens if self.program_reply else 0)
+        tokens = self.finish.completion_tokens
+        if self.program_reply:
+            tokens += self.program_reply.total_tokens
+        return tokens
 
     @property
     def vote(self) -> str | None:
@@ -244,7 +253,9 @@ class Reply:
 
 def mean_probability(logprobs: Sequence[float]) -> float:
     """Geometric mean of probabilities, from their logarithms; 0 without any."""
-    return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS) if logprobs else 0.0
+    if not logprobs:
+        return 0.0
+    return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS)
 
 
 def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -> NoticeEvent | None:
@@ -252,31 +263,32 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
 
     With a grammar, which an incomplete reply does not match, also of one that ended while reasoning.
     """
-    finish = reply.finish
-    if has_grammar and reply.reasoning and not reply.text.strip() and finish.reason in ("length", "stop"):
-        more = "raise --max-tokens" if finish.reason == "length" else "ask again"
-        return NoticeEvent(
-            "the reply ended while reasoning, before an answer",
-            f"{more}, or limit reasoning with --think N or --think off",
-        )
-    if finish.reason == "context":
-        size = f" of {finish.context_size} tokens" if finish.context_size else ""
-        if reply.reasoning and not reply.text:
-            problem = f"only reasoning, no answer: the context{size} is full"
-            return NoticeEvent(problem, f"{larger_context}, or limit reasoning with --think N")
-        return NoticeEvent(f"answer truncated: the context{size} is full", f"{larger_context}, or ask for less")
-    if finish.reason == "length":
-        stage = " of reasoning" if reply.reasoning and not reply.text else ""
-        return NoticeEvent(f"answer truncated at {finish.completion_tokens} tokens{stage}", "raise --max-tokens")
-    if finish.reason == "repetition":
-        return NoticeEvent(
-            f"the reply repeats itself and was stopped after {finish.completion_tokens} tokens",
-            "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off",
-        )
-    if finish.reason == "stop" and not reply.text.strip():
-        has_prompt = finish.context_size > 0  # else the server makes it
-        hint = "check the prompt format with --dry-run" if has_prompt else "give the server a larger context"
-        return NoticeEvent("the model's answer is blank", f"{hint}, or ask again")
+    finish, tokens = reply.finish, f"{reply.finish.completion_tokens} tokens"
+    is_blank = not reply.text.strip()
+    if has_grammar and reply.reasoning and is_blank and finish.reason in UNFINISHED_REASONING:
+        hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
+        return NoticeEvent("the reply ended while reasoning, before an answer", hint)
+    is_reasoning = reply.reasoning and not reply.text
+    match finish.reason:
+        case "context":
+            full = "the context is full"
+            if finish.context_size:
+                full = f"the context of {finish.context_size} tokens is full"
+            if is_reasoning:
+                hint = f"{larger_context}, or limit reasoning with --think N"
+                return NoticeEvent(f"only reasoning, no answer: {full}", hint)
+            return NoticeEvent(f"answer truncated: {full}", f"{larger_context}, or ask for less")
+        case "length" if is_reasoning:
+            return NoticeEvent(f"answer truncated at {tokens} of reasoning", "raise --max-tokens")
+        case "length":
+            return NoticeEvent(f"answer truncated at {tokens}", "raise --max-tokens")
+        case "repetition":
+            hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
+            return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
+        case "stop" if is_blank and finish.context_size:
+            return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
+        case "stop" if is_blank:  # a server makes the prompt
+            return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
     return None
 
 

@@ -57,52 +57,54 @@ class ReplyControls:
     architecture: str = ""
 
     def create(
-        self, request: ReplyRequest, prompt_end: str, prefix: str, answer_now: AnswerNow
+        self, asked: ReplyRequest, prompt_end: str, prefix: str, answer_now: AnswerNow
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
-        settings = request.settings
-        rules = self.rules(request, prompt_end, prefix)
-        if request.grammar is not None and rules.stops_anywhere:  # it applies from the first token
+        settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
+        if asked.grammar is not None and rules.stops_anywhere:  # it applies from the first token
             return rules, ()
         controls: list[ControlFactory] = []
-        may_repeat = request.ignore_eos or self.format.verbatim  # text of a given length, or without a format
+        may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
         limit = settings.reasoning_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
-        may_reason = self.format.has_switch or bool(self.own_markups(request.conversation.system_prompt))
-        can_hurry = request.stream and may_reason
-        if limit is not None or can_hurry:
-            answer_now.is_watched = can_hurry
-            rules = replace(rules, endings=self._endings)
-            controls.append(partial(ReasoningBudget, limit, answer_now if can_hurry else None, self._sentence))
-        return rules, tuple(controls)
+        may_reason = self.format.has_switch or bool(self.own_markups(asked.conversation.system_prompt))
+        if not (asked.stream and may_reason):
+            if limit is None:
+                return rules, tuple(controls)
+            answer_now = AnswerNow()  # nobody asks for it
+        answer_now.is_watched = True
+        controls.append(partial(ReasoningBudget, limit, answer_now, self._sentence))
+        return replace(rules, endings=self._endings), tuple(controls)
 
-    def rules(self, request: ReplyRequest, prompt_end: str, prefix: str) -> ReplyRules:
+    def rules(self, asked: ReplyRequest, prompt_end: str, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.
 
         Without a grammar, markup that the model is not known to have is recognized, too.
         """
-        own = self.own_markups(request.conversation.system_prompt)
+        own = self.own_markups(asked.conversation.system_prompt)
         rules = ReplyRules(
             markups=self.format.markups,
             opened=open_markup(prompt_end, self.format.markups),
             prefix=prefix,
-            prefix_tokens=len(request.prefix_tokens),
+            prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,
         )
-        has_grammar = request.grammar is not None
-        is_off = request.settings.thinks is False and self.format.has_switch
+        has_grammar = asked.grammar is not None
+        is_off = asked.settings.thinks is False and self.format.has_switch
         if rules.opened is None and (is_off or not own):
-            is_all_answer = has_grammar and not self.format.is_servers
-            return replace(rules, markups=()) if is_all_answer else rules
-        if not (has_grammar or request.settings.stop):
+            if has_grammar and not self.format.is_servers:
+                return replace(rules, markups=())
             return rules
-        markers = [*(markup.header for markup in own if markup.header), *(markup.open for markup in own)]
-        tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
+        if not (has_grammar or asked.settings.stop):
+            return rules
         if has_grammar:
             rules = replace(rules, markups=own)
+        markers = [markup.header for markup in own if markup.header]
+        markers += [markup.open for markup in own]
+        tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
         return replace(rules, stops_anywhere=False, markers=tokens, endings=self._endings)
 
     def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
@@ -115,16 +117,13 @@ class ReplyControls:
             require_servable(settings)
             return
         markups = self.own_markups(system_prompt)
-        texts = {text for markup in markups for text in (markup.open, markup.close)}
-        if settings.thinks is not False and (ignored := texts.intersection(map(str.strip, settings.stop))):
-            raise UsageError(
-                f"invalid stop: {ignored.pop()!r}; stop strings apply to the answer, not to reasoning",
-                "omit it; --think limits reasoning or turns it off",
-            )
+        if settings.thinks is not False:
+            require_stop_in_answer(settings.stop, markups)
         if settings.origin("think") in RECOMMENDED:
             return
-        if settings.effort and self.format.name == EMBEDDED and settings.effort not in self.format.efforts:
-            known = ", ".join(("on", "off", "a number of tokens", *self.format.efforts))
+        efforts = self.format.efforts
+        if settings.effort and self.format.name == EMBEDDED and settings.effort not in efforts:
+            known = ", ".join(("on", "off", "a number of tokens", *efforts))
             raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
         if settings.reasoning_limit is not None and not (self.format.has_switch or markups):
             raise UsageError(
@@ -136,8 +135,8 @@ class ReplyControls:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
         if self.format.is_servers:  # it knows itself where they are
             return ()
-        markups, asked = self.format.markups, system_prompt or ""
-        return tuple(markup for markup in markups if markup in self._known_markups or markup.open in asked)
+        asked = system_prompt or ""
+        return tuple(markup for markup in self.format.markups if markup in self._known_markups or markup.open in asked)
 
     @cached_property
     def _known_markups(self) -> tuple[ReasoningMarkup, ...]:
@@ -223,15 +222,24 @@ def require_servable(settings: Settings) -> None:
         )
 
 
+def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:
+    markers = {marker for markup in markups for marker in (markup.open, markup.close)}
+    for text in stop:
+        if text.strip() in markers:
+            raise UsageError(
+                f"invalid stop: {text.strip()!r}; stop strings apply to the answer, not to reasoning",
+                "omit it; --think limits reasoning or turns it off",
+            )
+
+
 def plan_endings(
     vocabulary: Vocabulary, markups: tuple[ReasoningMarkup, ...], sentence: str = ""
 ) -> dict[str, tuple[int, ...]]:
     """Tokens of the texts that end reasoning, after any text, with a sentence or without one, and of the markup."""
-    texts = {
-        markup.ending(markup.open + breaks, last)
-        for markup in markups
-        for breaks in ("", "\n", "\n\n")
-        for last in ("", sentence)
-    }
-    texts |= {markup.close for markup in markups}
+    texts: set[str] = set()
+    for markup in markups:
+        texts.add(markup.close)
+        for breaks in ("", "\n", "\n\n"):
+            reasoning = markup.open + breaks
+            texts.update((markup.ending(reasoning), markup.ending(reasoning, sentence)))
     return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}

@@ -39,9 +39,14 @@ class Votes:
     needed_checked: int = 0
 
     def __str__(self) -> str:
-        needed = f", {self.needed} to win" if self.needed > 1 else ""
-        checked = f", {self.needed_checked} checked" if self.needed_checked else ""
-        return f"{self.minimum}..{self.maximum}{needed}" + (f", checked by programs{checked}" if self.checks else "")
+        parts = [f"{self.minimum}..{self.maximum}"]
+        if self.needed > 1:
+            parts.append(f"{self.needed} to win")
+        if self.checks:
+            parts.append("checked by programs")
+        if self.needed_checked:
+            parts.append(f"{self.needed_checked} checked")
+        return ", ".join(parts)
 
     def needing(self, votes: int | None) -> Votes:
         """The same samples, with the votes that the winner needs. Raises UsageError if that is more than all."""
@@ -163,10 +168,9 @@ class Tally:
         return replace(self, answers=(*self.answers, sample))
 
     def with_probabilities(self, probabilities: Mapping[int, float]) -> Tally:
-        answers = (
-            replace(answer, probability=probabilities.get(at, answer.probability))
-            for at, answer in enumerate(self.answers)
-        )
+        answers = list(self.answers)
+        for sample, probability in probabilities.items():
+            answers[sample] = replace(answers[sample], probability=probability)
         return replace(self, answers=tuple(answers))
 
     @property
@@ -194,14 +198,19 @@ class Tally:
 
     @property
     def winner(self) -> Count | None:
-        return self.leader if self.leader and self.leader.satisfies(self.votes) else None
+        leader = self.leader
+        if leader and leader.satisfies(self.votes):
+            return leader
+        return None
 
     @property
     def tied(self) -> tuple[Count, ...]:
         """The leading answers if only probability or order decides between several, else none."""
         counts = self.counts
         leading = tuple(count for count in counts if count.rank == counts[0].rank)
-        return leading if len(leading) > 1 else ()
+        if len(leading) == 1:
+            return ()
+        return leading
 
     @property
     def tied_samples(self) -> list[int]:
@@ -212,12 +221,18 @@ class Tally:
     @property
     def winning_sample(self) -> int | None:
         """The first sample whose reply has the leading answer, or, if none has, whose program has it."""
-        forms = [answer.form for answer in self.answers] + [answer.computed_form for answer in self.answers]
-        return forms.index(self.leader.form) % self.samples if self.leader else None
+        if self.leader is None:
+            return None
+        forms = [answer.form for answer in self.answers]
+        if self.leader.form not in forms:
+            forms = [answer.computed_form for answer in self.answers]
+        return forms.index(self.leader.form)
 
     @property
     def agreement(self) -> float:
-        return self.winner.count / self.samples if self.winner else 0.0
+        if self.winner is None:
+            return 0.0
+        return self.winner.count / self.samples
 
     @property
     def is_decided(self) -> bool:
@@ -231,18 +246,26 @@ class Tally:
             return 0
         if self.samples < self.votes.minimum:
             return self.votes.minimum - self.samples
-        return next(more for more in range(1, self.votes.maximum + 1) if self._is_decided_with(more))
+        more = 1
+        while not self._is_decided_with(more):
+            more += 1
+        return more
 
     def _is_decided_with(self, more: int) -> bool:
         """Whether it would be with so many more samples that agree with the leader, replies and programs."""
         votes, new = self.votes, Count("", 0, 0.0, "")
         first, *others = (*self.counts, new)
         left = votes.maximum - self.samples - more
-        if left <= 0 or not any((first.satisfies(votes, more + left), *(c.satisfies(votes, left) for c in others))):
+        if left <= 0:
+            return True
+        can_win = first.satisfies(votes, more + left) or any(count.satisfies(votes, left) for count in others)
+        if not can_win:
             return True
         if not first.satisfies(votes, more):
             return False
-        leader = more + (first.count if first.is_checked or not votes.checks else 0)
+        leader = more
+        if first.is_checked or not votes.checks:
+            leader += first.count
         second = max((count.count for count in others), default=0)
         if leader > second + left:  # also if the second is not checked: it may be with the next sample
             return True
@@ -255,9 +278,13 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
     replies = [sample for sample in group if sample.form == form]
     programs = [sample for sample in group if sample.computed_form == form]
     # Of two spellings that are equally frequent, the first is shown.
-    spellings = [sample.answer for sample in replies] or [sample.computed for sample in programs]
-    [(spelling, _)] = Counter(spelling or "" for spelling in spellings).most_common(1)
-    probability = fsum(sample.probability for sample in replies) if len(group) > 1 else 0.0
+    spellings = Counter(sample.answer or "" for sample in replies)
+    if not replies:
+        spellings = Counter(sample.computed or "" for sample in programs)
+    [(spelling, _)] = spellings.most_common(1)
+    probability = 0.0
+    if len(group) > 1:
+        probability = fsum(sample.probability for sample in replies)
     stated = sum(sample.is_stated or sample.computed_form == form for sample in group)
     return Count(spelling, len(group), probability, form, stated, len(replies), len(programs))
 
@@ -271,8 +298,9 @@ def comes_to(output: str, answer: str) -> bool:
         value, computed = Fraction(form), Fraction(output)
     except (ValueError, ZeroDivisionError):
         return form == output
-    decimals = re.search(r"\.(\d+)", answer)
-    precision = Fraction(1, 2 * 10 ** len(decimals[1])) if decimals else abs(value) / 10**9
+    precision = abs(value) / 10**9
+    if decimals := re.search(r"\.(\d+)", answer):
+        precision = Fraction(1, 2 * 10 ** len(decimals[1]))
     return abs(value - computed) <= precision
 
 

@@ -28,21 +28,25 @@ def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tupl
 
 def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
     """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
-    texts = [part.value for part in prompt if isinstance(part, Text)]
-    if sum(map(len, texts)) <= POSSIBLE_CHARACTERS * context_size:
+    text = "".join(part.value for part in prompt if isinstance(part, Text))
+    if len(text) <= POSSIBLE_CHARACTERS * context_size:
         return None
-    least = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts) // vocabulary.longest_token
-    return least if least > context_size else None
+    least = len(text.encode("utf-8", "surrogatepass")) // vocabulary.longest_token
+    if least <= context_size:
+        return None
+    return least
 
 
 def drop_partial_character(vocabulary: Vocabulary, ids: tuple[int, ...]) -> tuple[int, ...]:
     """Drop tokens at the end that hold only part of a character."""
-    for length in range(len(ids), 0, -1):
+    while ids:
         decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character
-        decoder.decode(b"".join(map(vocabulary.piece, ids[:length][-MAX_CHARACTER_BYTES:])))
+        for token in ids[-MAX_CHARACTER_BYTES:]:
+            decoder.decode(vocabulary.piece(token))
         if not decoder.getstate()[0]:
-            return ids[:length]
-    return ()
+            break
+        ids = ids[:-1]
+    return ids
 
 
 def resolve_biases(vocabulary: Vocabulary, biases: Iterable[TokenBias]) -> tuple[TokenBias, ...]:
@@ -59,7 +63,11 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     tokens = continuation(vocabulary, (Text(token, trusted=True),))
     if len(tokens) == 1:
         return tokens[0]
-    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
+    parts = []
+    for part in tokens:
+        piece = vocabulary.piece(part, special=True).decode("utf-8", "replace")
+        parts.append(f"{part} {piece!r}")
+    listed = ", ".join(parts)
     raise UsageError(
         f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
         "put a space before it, or bias tokens by their ids, as in 42=-1",

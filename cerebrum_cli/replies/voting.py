@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Completions, Engine
 from cerebrum_cli.replies.reply import Reply, ReplyRequest, mean_probability
-from cerebrum_cli.replies.tally import Tally, Votes
+from cerebrum_cli.replies.tally import Count, Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 NOT_CHECKED = "no reply and program agree on an answer"
@@ -72,28 +72,29 @@ class MajorityVote:
                 self.tally = self.tally.add(ready.vote, ready.probability, ready.is_answer_stated, ready.program)
         if self.is_over:
             completions.abort(index)
-            tied = {sample_index: tuple(self.replies[sample_index].sampled) for sample_index in self.tally.tied_samples}
-            if tied and completions.inspect(index, tied):
-                self._logprobs, self.inspected = {sample_index: [] for sample_index in tied}, set(tied)
+            self._inspect_tied(index, completions)
         elif not self.running and (count := self.tally.missing_samples):
             # in rounds: the outcome must not depend on when samples finish
             self.requested += count
             completions.add_samples(index, count)
         return self.tally.samples > before
 
+    def _inspect_tied(self, index: int, completions: Completions[Any]) -> None:
+        tied = {sample: tuple(self.replies[sample].sampled) for sample in self.tally.tied_samples}
+        if tied and completions.inspect(index, tied):
+            self._logprobs = {sample: [] for sample in tied}
+            self.inspected = set(tied)
+
     def add_inspected(self, event: SampleEvent) -> bool:
         """Process an event of a sample that is evaluated again; return whether the tie is broken."""
         sample = event.sequence.sample
         if isinstance(event, AlternativesEvent):
-            forced = self.replies[sample].finish.forced
-            if not any(place.at <= event.position < place.at + place.length for place in forced):
+            if not self.replies[sample].is_forced(event.position):
                 self._logprobs[sample].append(event.given.logprob)
         elif isinstance(event, FinishEvent) and event.reason != "cancelled":
             self.inspected.remove(sample)
             if self.is_over:
-                probabilities = {
-                    sample_index: mean_probability(logprobs) for sample_index, logprobs in self._logprobs.items()
-                }
+                probabilities = {each: mean_probability(logprobs) for each, logprobs in self._logprobs.items()}
                 self.tally = self.tally.with_probabilities(probabilities)
         return self.is_over
 
@@ -126,34 +127,41 @@ class MajorityVote:
 
         If only programs come to that answer, it is the first with such a program.
         """
-        first = min(self.replies, default=None)
-        sample = first if self.tally.winning_sample is None else self.tally.winning_sample
-        return None if sample is None else self.replies[sample]
+        if not self.replies:
+            return None
+        sample = self.tally.winning_sample
+        if sample is None:
+            sample = min(self.replies)
+        return self.replies[sample]
 
     @property
     def text(self) -> str:
         """The text of the sample to show; if only its program comes to the winning answer, also that and its output."""
         reply, leader = self.reply, self.tally.leader
-        if reply is None or reply.program is None or leader is None or leader.replies:
-            return reply.text if reply else ""
+        if reply is None:
+            return ""
+        if reply.program is None or leader is None or leader.replies:
+            return reply.text
         return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
 
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
-    leader, number = tally.leader, tally.samples
-    if leader and not tally.winner and not leader.satisfies(replace(tally.votes, needed=1)):
-        programs = f"only {format_count(leader.programs, 'program')} came to the best answer"
-        return NoticeEvent(
-            f"{programs if leader.is_checked else NOT_CHECKED}: min_checked={tally.votes.needed_checked}", MORE_SAMPLES
-        )
-    if leader and not tally.winner:
-        needed = f"--min-votes {tally.votes.needed}"
-        return NoticeEvent(f"the best answer has {leader.count} of {number} votes, fewer than {needed}", MORE_SAMPLES)
-    if leader and tally.tied:
-        return NoticeEvent(
-            f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each", MORE_SAMPLES
-        )
-    return None
+    """A notice that no answer has won, or that several are tied."""
+    leader, votes, number = tally.leader, tally.votes, tally.samples
+    if leader is None:
+        return None
+    if tally.winner:
+        if not tally.tied:
+            return None
+        problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
+    elif leader.satisfies(replace(votes, needed=1)):
+        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
+    elif leader.is_checked:
+        programs = format_count(leader.programs, "program")
+        problem = f"only {programs} came to the best answer: min_checked={votes.needed_checked}"
+    else:
+        problem = f"{NOT_CHECKED}: min_checked={votes.needed_checked}"
+    return NoticeEvent(problem, MORE_SAMPLES)
 
 
 def program_object(reply: Reply) -> dict[str, Any]:
@@ -166,29 +174,37 @@ def program_object(reply: Reply) -> dict[str, Any]:
 
 
 def votes_object(vote: MajorityVote) -> dict[str, Any]:
-    tally, checks = vote.tally, vote.tally.votes.checks
-    return {
+    """The object that `--json` prints of a vote; of programs only if they check it."""
+    tally = vote.tally
+    known = {
         "sample_count": tally.samples,
         "winner": vote.final_answer,
         "tie": bool(tally.tied),
-        "tally": [
-            {
-                "answer": count.answer,
-                "count": count.count,
-                **({"replies": count.replies, "programs": count.programs} if checks else {}),
-            }
-            for count in tally.counts
-        ],
+        "tally": [count_object(count, tally.votes.checks) for count in tally.counts],
         "agreement": round(tally.agreement, 4),
-        **({"checked": tally.winner is not None and tally.winner.is_checked} if checks else {}),
-        "samples": [
-            {
-                "seed": reply.finish.seed,
-                "text": reply.text,
-                "final_answer": reply.vote,
-                "finish_reason": reply.finish.reason,
-                **({**program_object(reply), "checked": tally.answers[sample].is_checked} if checks else {}),
-            }
-            for sample, reply in sorted(vote.replies.items())
-        ],
     }
+    if tally.votes.checks:
+        known["checked"] = tally.winner is not None and tally.winner.is_checked
+    known["samples"] = [sample_object(reply, tally, sample) for sample, reply in sorted(vote.replies.items())]
+    return known
+
+
+def count_object(count: Count, checks: bool) -> dict[str, Any]:
+    known = {"answer": count.answer, "count": count.count}
+    if checks:
+        known |= {"replies": count.replies, "programs": count.programs}
+    return known
+
+
+def sample_object(reply: Reply, tally: Tally, sample: int) -> dict[str, Any]:
+    finish = reply.finish
+    known = {
+        "seed": finish.seed,
+        "text": reply.text,
+        "final_answer": reply.vote,
+        "finish_reason": finish.reason,
+    }
+    if tally.votes.checks:
+        known |= program_object(reply)
+        known["checked"] = tally.answers[sample].is_checked
+    return known

@@ -20,7 +20,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import Commands, EngineCommand, submission
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import InspectionRequest, Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
 from cerebrum_cli.engine.step import StopFlag
 
 
@@ -140,7 +140,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @rule(prompt=prompts(6), reply=prompts(8))
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
-        self.submit(replace(InspectionRequest.of_reply(prompt, reply, 2), opening=3), first=True)
+        self.submit(replace(inspection(prompt, reply, 2), opening=3), first=True)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data(), closes=st.booleans())
@@ -176,7 +176,7 @@ class AnyTraffic(RuleBasedStateMachine):
         for sample in self.samples:
             if sample.longest_prefix is None and (sample.sequence.slot is not None or sample.tokens or sample.finish):
                 prompt, request = sample.sequence.prompt, sample.sequence.request
-                needed = len(request.tokens) if isinstance(request, InspectionRequest) else 1
+                needed = len(request.inspected) or 1
                 reusable = prompt[: len(prompt) - needed]
                 sample.longest_prefix = max((common_prefix(held, reusable) for held in memory), default=0)
                 if self.backend.can_trim and not (sample.finish and sample.finish.reason == "cancelled"):
@@ -193,14 +193,14 @@ class AnyTraffic(RuleBasedStateMachine):
         for sample in self.samples:
             finish, sequence = sample.finish, sample.sequence
             assert finish and sequence.request.params.max_tokens
-            if isinstance(inspection := sequence.request, InspectionRequest):
+            if given := sequence.request.inspected:
                 prompt, count = tuple(sequence.prompt), len(sample.reports)
-                first = len(prompt) - len(inspection.tokens)
+                first = len(prompt) - len(given)
                 assert [event.position for event in sample.reports] == list(range(count))
-                assert [event.given.token for event in sample.reports] == list(inspection.tokens[:count])
+                assert [event.given.token for event in sample.reports] == list(given[:count])
                 likeliest = [(event.likeliest[0].token, -1000 * event.likeliest[0].logprob) for event in sample.reports]
                 assert likeliest == [(prompt[place], place + 1) for place in range(first, first + count)]
-                assert finish.reason == "cancelled" or (finish.reason, count) == ("stop", len(inspection.tokens))
+                assert finish.reason == "cancelled" or (finish.reason, count) == ("stop", len(given))
                 assert not sample.tokens
                 continue
             said, reason = expected_reply(

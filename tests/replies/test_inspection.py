@@ -31,7 +31,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, InspectionRequest, Request
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.replies.inspection import MAX_ROWS, GivenReply, LeastCertain
 
 TOLERANCE = 1e-4  # of a log probability
@@ -39,7 +39,7 @@ BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of
 
 
 def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], likeliest: int = 2) -> list[Event]:
-    request = InspectionRequest.of_reply(prompt, tuple(reply), likeliest)
+    request = inspection(prompt, tuple(reply), likeliest)
     return list(engine.generate([request]))
 
 
@@ -69,7 +69,7 @@ def test_inspection_evaluates_only_the_reply_again() -> None:
 
 def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
     backend = ScriptedBackend(endless({}), max_outputs=2, holds={1: 1})
-    request = InspectionRequest.of_reply(tokens("a"), tokens("bcde"), 1)
+    request = inspection(tokens("a"), tokens("bcde"), 1)
     with running_engine(backend) as engine:
         completions = engine.complete([request])
         assert backend.is_held.wait(10)

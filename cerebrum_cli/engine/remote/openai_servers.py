@@ -26,7 +26,7 @@ from cerebrum_cli.engine.remote.kind import (
     require_ids,
     stated_count,
 )
-from cerebrum_cli.engine.sequence import MessagesRequest, Request
+from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
@@ -200,8 +200,8 @@ class OpenAIServer(ServerKind):
         return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
-        assert isinstance(request, MessagesRequest), "prompts of token ids are refused before"
         conversation, params = request.conversation, request.params
+        assert conversation, "prompts of token ids are refused before"
         schema = request.grammar and {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
         optional = {
             "max_tokens": params.max_tokens,

@@ -26,7 +26,7 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import EndReply, Force, Intervention
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
-from cerebrum_cli.engine.sequence import MessagesRequest, Request, continuation, token_events
+from cerebrum_cli.engine.sequence import Request, continuation, token_events
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
@@ -53,7 +53,7 @@ class RemoteSample:
     def __post_init__(self) -> None:
         request = self.request
         self.tokens, self.has_all_tokens, self.needs_turn = 0, True, False
-        self._takes_messages = isinstance(request, MessagesRequest)
+        self._takes_messages = request.conversation is not None
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
@@ -267,7 +267,7 @@ class Turns:
         self._end: int | None = None  # up to which the running one is asked for
         self._request, self._text, self._vocabulary = request, text, vocabulary
         self._controls = [create() for create in request.controls]
-        self._applies_late = request.grammar is not None and not isinstance(request, MessagesRequest)
+        self._applies_late = request.grammar is not None and request.conversation is None
         self._has_applied = self._applies_late and text.stage == "answer"  # the grammar
 
     def next_request(self, tokens: Sequence[int], generated: int) -> Request:

@@ -33,7 +33,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, SampleEvent
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
-from cerebrum_cli.engine.sequence import MessagesRequest, Request
+from cerebrum_cli.engine.sequence import Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
@@ -329,7 +329,7 @@ class Server:
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        if not isinstance(job.request, MessagesRequest):
+        if job.request.conversation is None:
             return
         characters = sum(len(message["content"]) for message in job.request.conversation.openai_messages)
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
