@@ -66,7 +66,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64
@@ -147,7 +147,7 @@ def top_two_gap(model: str, prompt: str, local: str, remote: str) -> float:
     """Nats between the two most likely tokens where two texts first differ; to be called in a subprocess."""
     settings = fold({"threads": THREADS}, {"max_tokens": TEXT_TOKENS})
     with loaded_model(model, settings) as loaded:
-        request = loaded.prepare_reply(ReplyRequest(Conversation().user(prompt), settings))
+        request = loaded.prepare_reply(Ask(Conversation().user(prompt), settings))
         with closing(loaded.engine.complete([request])) as events:
             tokens = [token for event in events if isinstance(event, TokenEvent) for token in event.tokens]
         pieces = [loaded.engine.vocabulary.piece(token) for token in tokens]

@@ -31,7 +31,7 @@ from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1
@@ -116,10 +116,10 @@ def time_with_reuse(model: str, question: Question, tokens: int) -> float:
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 
 
-def make_request(question: Question, tokens: int, seed: int = SEED) -> ReplyRequest:
+def make_request(question: Question, tokens: int, seed: int = SEED) -> Ask:
     """Request for one sample of a question."""
     settings = benchmark_settings({"max_tokens": tokens, "temperature": SAMPLED_TEMPERATURE, "seed": seed})
-    return ReplyRequest(conversation_of(question), settings, ignore_eos=True)
+    return Ask(conversation_of(question), settings, ignore_eos=True)
 
 
 def generate_sequentially(model: Model, question: Question, tokens: int) -> Iterator[Event]:
@@ -128,7 +128,7 @@ def generate_sequentially(model: Model, question: Question, tokens: int) -> Iter
         yield from generate(model, make_request(question, tokens, seed))
 
 
-def generate(model: Model, request: ReplyRequest) -> Iterator[Event]:
+def generate(model: Model, request: Ask) -> Iterator[Event]:
     """Yield the events of a request."""
     with closing(model.engine.complete([model.prepare_reply(request)])) as replies:
         yield from replies

@@ -22,7 +22,7 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.text_tokens import drop_partial_character
@@ -121,9 +121,7 @@ def row_to_ask(
         conversation = replace(conversation, system_prompt=settings.system)
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
-    request = ReplyRequest(
-        conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos
-    )
+    request = Ask(conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
     return Row((position, row), request, vote)
 
 
@@ -132,7 +130,7 @@ def can_continue(row: Row) -> bool:
 
     Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
     """
-    assert isinstance(row.request, ReplyRequest)
+    assert isinstance(row.request, Ask)
     settings = row.request.settings
     return not (row.vote or row.request.grammar) and settings.reasoning_limit is None and settings.seed is None
 
@@ -149,7 +147,7 @@ def row_object(
         kind = TOO_LONG if isinstance(reply.error, PromptTooLong) else REFUSED
         message = f"{reply.error.message}: {reply.error.hint}" if reply.error.hint else reply.error.message
         return output_object(input_row, reply.origin, error=asdict(input_row.error or RowError(kind, message)))
-    assert isinstance(reply, Reply) and isinstance(row.request, ReplyRequest)
+    assert isinstance(reply, Reply) and isinstance(row.request, Ask)
     continued, limits_reasoning = len(row.request.prefix_tokens), row.request.settings.reasoning_limit is not None
     states_answer = vote or not options.is_json
     samples = list(vote.replies.values()) if vote else [reply]

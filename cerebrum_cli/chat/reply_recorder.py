@@ -23,7 +23,7 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.voting import MajorityVote
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
@@ -107,9 +107,9 @@ class ReplyRecorder:
         self.reply.begin(full.sampled, texts, full.finish.forced)
 
     @property
-    def _request(self) -> ReplyRequest:
+    def _request(self) -> Ask:
         limit = self.settings.max_tokens and max(1, self.settings.max_tokens - self._generated)
-        return ReplyRequest(self._conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
+        return Ask(self._conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""

@@ -15,8 +15,8 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import (
     LONG_PROMPT,
+    Ask,
     Reply,
-    ReplyRequest,
     reply_notice,
     reply_object,
 )
@@ -65,7 +65,7 @@ class AnswerPrinter:
 
     streams: Streams
     loaded: Model
-    request: ReplyRequest
+    request: Ask
     options: AskOptions
     open_history: Callable[[], History] | None
     session: Session | None

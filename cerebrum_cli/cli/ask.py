@@ -71,7 +71,7 @@ def ask(
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
     with start_loading(source, options, votes) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.replies.reply import ReplyRequest
+        from cerebrum_cli.replies.reply import Ask
 
         if conversation is None:  # files and standard input are read while the model loads
             conversation = question.read(piped, settings, overrides.get("system"))
@@ -82,7 +82,7 @@ def ask(
         if options.dry_run:
             show_prompt(app.streams, loaded, conversation, options)
             return
-        request = ReplyRequest(conversation, settings, grammar)
+        request = Ask(conversation, settings, grammar)
         printer = AnswerPrinter(
             app.streams, loaded, request, options, open_history if saves else None, session, continued
         )

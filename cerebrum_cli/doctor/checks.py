@@ -35,7 +35,7 @@ from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.source import ModelSource
 
 QUESTION = "What is 17 plus 25?"
@@ -212,7 +212,7 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
     nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
     with open_source(ModelSource(context.installation, nano, settings)) as model:
-        reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings)).wait()
+        reply = model.respond(Ask(Conversation().user(QUESTION), settings)).wait()
     if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
         timings = reply.finish.timings
         speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"

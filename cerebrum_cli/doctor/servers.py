@@ -22,7 +22,7 @@ from cerebrum_cli.engine.remote.openai_servers import IGNORED_SEEDS
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.reply import Reply, ReplyRequest, reply_notice
+from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import ModelSource
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
@@ -116,7 +116,7 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
 
 def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterator[str | CheckResult]:
     yield "reply"
-    reply = model.respond(ReplyRequest(Conversation().user(QUESTION), settings))
+    reply = model.respond(Ask(Conversation().user(QUESTION), settings))
     with _time_limit(model):
         finish = _finished(reply.wait()).finish
     yield _assess_reply(reply, model.engine.larger_context)
@@ -170,7 +170,7 @@ def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
 
 def _sample(model: Model, settings: Settings) -> Reply:
     settings = replace(settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED)
-    request = ReplyRequest(Conversation().user(QUESTION), settings, ignore_eos=True)
+    request = Ask(Conversation().user(QUESTION), settings, ignore_eos=True)
     sample = Reply()
     with closing(model.engine.complete([model.prepare_reply(request)])) as events, _time_limit(model):
         for event in raise_refusals(events):

@@ -28,7 +28,7 @@ from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.voting import program_object
 from cerebrum_cli.results.result import FINISHED, FinishedRows, Result, ResultRows, Schema
 
@@ -91,9 +91,7 @@ class Evaluation:
             for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
                 [first, *others] = [sample for _, sample in neighbors]
                 settings, count = replace(self.settings, seed=self.seed(question, first)), 1 + len(others)
-                request = ReplyRequest(
-                    self.conversation(question), settings, self.grammar, n=count, max_n=count, logprobs=True
-                )
+                request = Ask(self.conversation(question), settings, self.grammar, n=count, max_n=count, logprobs=True)
                 yield Row((position, first), request, checks=self.checks)
 
 
@@ -117,7 +115,7 @@ class SampleWriter:
         (position, first), outcome, request = event.row.id, event.outcome, event.row.request
         sample = first + event.sample
         if isinstance(outcome, RefusedEvent):
-            count = request.n if event.is_whole_row and isinstance(request, ReplyRequest) else 1
+            count = request.n if event.is_whole_row and isinstance(request, Ask) else 1
             error, origin = outcome.error, outcome.origin
             for skipped in range(sample, sample + count):
                 self._write(position, skipped, text=error.message, **(origin.keys if origin else {}))

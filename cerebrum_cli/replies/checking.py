@@ -13,7 +13,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.programs.code import fenced_blocks
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.tally import Program
 
 QUESTION = (
@@ -27,14 +27,14 @@ ONLY_HERE = "programs check only replies of a model on this machine", "omit --ch
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
-def with_check(model: LoadedModel, prepared: Request, request: ReplyRequest) -> Request:
+def with_check(model: LoadedModel, prepared: Request, request: Ask) -> Request:
     """A request whose samples are each asked for a program afterwards. Raises UsageError behind a server."""
     if model.is_remote:
         raise UsageError(*ONLY_HERE)
     place = model.engine.vocabulary.tokenize([Text(PLACE)])[-1]
     conversation = request.conversation.assistant(PLACE, (place,)).user(QUESTION)
     settings = replace(request.settings, max_tokens=MAX_TOKENS, stop=STOP, think="off")
-    check = model.prepare_reply(ReplyRequest(conversation, settings))
+    check = model.prepare_reply(Ask(conversation, settings))
     tokens = tuple(check.prompt_tokens)
     after = len(tokens) - tokens[::-1].index(place)
     return replace(prepared, follow_up=replace(check, prompt_tokens=tokens[after:]))

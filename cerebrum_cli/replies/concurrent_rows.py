@@ -22,7 +22,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.tally import Program
 from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
@@ -49,7 +49,7 @@ class Row:
     """
 
     id: Any
-    request: ReplyRequest | Continuation | CerebrumError
+    request: Ask | Continuation | CerebrumError
     vote: MajorityVote | None = None
     checks: bool = False
 
@@ -138,7 +138,7 @@ class PendingRow:
 
     def _begin_reply(self, sequence: SequenceId) -> Reply:
         asked = self.row.request
-        if sequence.turn or not isinstance(asked, ReplyRequest):
+        if sequence.turn or not isinstance(asked, Ask):
             return Reply()
         reply = Reply(None, asked.conversation)
         if asked.prefix_tokens:
@@ -251,7 +251,7 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
     markups = model.controls.own_markups(settings.system)
     raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
-    rules, controls = raw.create(ReplyRequest(Conversation(), settings), text.text, "", model.answer_now)
+    rules, controls = raw.create(Ask(Conversation(), settings), text.text, "", model.answer_now)
     visible: frozenset[int] = frozenset()
     if markups:
         visible = model.visible_tokens
@@ -265,7 +265,7 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     )
 
 
-def vote_events(model: LoadedModel, request: ReplyRequest, vote: MajorityVote) -> Generator[Event, None, None]:
+def vote_events(model: LoadedModel, request: Ask, vote: MajorityVote) -> Generator[Event, None, None]:
     """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
     with closing(run_rows(model, [Row(0, request, vote)])) as events:
         for event in events:

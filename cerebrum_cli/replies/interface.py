@@ -22,7 +22,7 @@ from cerebrum_cli.replies.installation import (
     without_local,
 )
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
 
 if TYPE_CHECKING:
@@ -131,15 +131,13 @@ class Model(LoadedModel):
 
     def _request_or_error(
         self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
-    ) -> ReplyRequest | CerebrumError:
+    ) -> Ask | CerebrumError:
         try:
             return self._request(question, schema, grammar, changes)
         except CerebrumError as error:
             return error
 
-    def _request(
-        self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]
-    ) -> ReplyRequest:
+    def _request(self, question: Question, schema: Any, grammar: str | None, changes: Mapping[str, Any]) -> Ask:
         if schema is not None and grammar is not None:
             raise UsageError.conflict("schema", "grammar")
         if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
@@ -154,7 +152,7 @@ class Model(LoadedModel):
         if schema is not None:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             grammar = text if self.model.is_served else self.source.installation.schema_to_grammar(text)[0]
-        return ReplyRequest(settings.applied_to(question), settings, grammar)
+        return Ask(settings.applied_to(question), settings, grammar)
 
 
 def open_source(source: ModelSource) -> Model:

@@ -20,7 +20,7 @@ from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
-from cerebrum_cli.replies.reply import Reply, ReplyRequest
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource, draft_costs
 from cerebrum_cli.replies.text_tokens import least_tokens, resolve_biases
@@ -73,18 +73,18 @@ class LoadedModel:
         """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
         return self.engine.backend.conditions if not self.is_remote and self.engine.backend.capacity else {}
 
-    def respond(self, request: ReplyRequest) -> Reply:
+    def respond(self, request: Ask) -> Reply:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
         return Reply(self._respond(request), request.conversation)
 
-    def _respond(self, request: ReplyRequest) -> Generator[Event, None, None]:
+    def _respond(self, request: Ask) -> Generator[Event, None, None]:
         yield from self.load()
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         with closing(self.engine.complete([prepared])) as events:
             yield from raise_refusals(events)
 
-    def prepare_reply(self, asked: ReplyRequest) -> Request:
+    def prepare_reply(self, asked: Ask) -> Request:
         """What the engine gets for a question. Raises UsageError as `check_settings` does.
 
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
@@ -113,7 +113,7 @@ class LoadedModel:
             conversation=conversation if self.format.is_servers else None,
         )
 
-    def _sampling(self, asked: ReplyRequest) -> SamplingParams:
+    def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
         params = asked.settings.sampling(stop)
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))

@@ -1,4 +1,4 @@
-"""Requests for replies, the stream of their events, the replies, and the objects that `--json` prints of them."""
+"""What is asked, the stream of their events, the replies, and the objects that `--json` prints of them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyRequest:
-    """A conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
+class Ask:
+    """What is asked, whoever asks: a conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 
     `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
     With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a

@@ -18,7 +18,7 @@ from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, open_markup
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Vocabulary
@@ -57,7 +57,7 @@ class ReplyControls:
     architecture: str = ""
 
     def create(
-        self, asked: ReplyRequest, prompt_end: str, prefix: str, answer_now: AnswerNow
+        self, asked: Ask, prompt_end: str, prefix: str, answer_now: AnswerNow
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
         settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
@@ -79,7 +79,7 @@ class ReplyControls:
         controls.append(partial(ReasoningBudget, limit, answer_now, self._sentence))
         return replace(rules, endings=self._endings), tuple(controls)
 
-    def rules(self, asked: ReplyRequest, prompt_end: str, prefix: str) -> ReplyRules:
+    def rules(self, asked: Ask, prompt_end: str, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.
 
         Without a grammar, markup that the model is not known to have is recognized, too.

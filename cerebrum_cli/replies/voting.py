@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Completions, Engine
-from cerebrum_cli.replies.reply import Reply, ReplyRequest, mean_probability
+from cerebrum_cli.replies.reply import Ask, Reply, mean_probability
 from cerebrum_cli.replies.tally import Count, Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
@@ -45,7 +45,7 @@ class MajorityVote:
         self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
         self.inspected: set[int] = set()  # of these, those that are being evaluated again
 
-    def with_samples(self, request: ReplyRequest, engine: Engine) -> ReplyRequest:
+    def with_samples(self, request: Ask, engine: Engine) -> Ask:
         """Set how many samples a request starts and may end with.
 
         Request log probabilities now from a server, which cannot score samples later.

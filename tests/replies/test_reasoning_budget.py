@@ -26,7 +26,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, ReasoningMarkup, closing_sentence
 from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, plan_endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
@@ -246,7 +246,7 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder(EMBEDDED, IN_PROMPT, {}))
         for question in ("Why?", "Who?"):
-            reply = loaded.respond(ReplyRequest(Conversation().user(question), Settings(think=think), grammar))
+            reply = loaded.respond(Ask(Conversation().user(question), Settings(think=think), grammar))
             assert (reply.reasoning, reply.text) == ("And so", "Yes.")
             assert reply.reasoning_closed_at == len("And so ")
 
@@ -261,5 +261,5 @@ def test_responder_asked_too_late_leaves_the_answer() -> None:
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder(EMBEDDED, SWITCHLESS, {}))
-        reply = loaded.respond(ReplyRequest(Conversation().user("Why?"), Settings())).wait()
+        reply = loaded.respond(Ask(Conversation().user("Why?"), Settings())).wait()
     assert (reply.reasoning, reply.text) == ("Hm.", "Yes. <think> is text.")

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import ReplyRequest
+from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.tally import parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 
@@ -334,7 +334,7 @@ def events_of(
     engine = LocalEngine(backend.open)
     try:
         model = model_on(engine, format_builder("cerebrum", None, {}))
-        request = ReplyRequest(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
+        request = Ask(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
         for event in vote_events(model, request, vote):
             seen.append(event)
             if isinstance(event, TallyEvent):
