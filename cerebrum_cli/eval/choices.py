@@ -19,6 +19,7 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 from string import ascii_uppercase as LETTERS
+from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers, own_text
@@ -63,10 +64,22 @@ _ABOUT_ANSWER = re.compile(
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
 
+Pattern = re.Pattern[str]
+Choices = tuple[str, ...]
+
+
+class Patterns(NamedTuple):
+    """Patterns of letters: one that is stated, opens a line, or is named; several letters, and one with a tick."""
+
+    statement: Pattern
+    line: Pattern
+    named: Pattern
+    several: Pattern
+    tick: Pattern
+
 
 @lru_cache
-def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
-    """Patterns for the letters of `count` choices: one that is stated, opens a line or is named, and several."""
+def _patterns(count: int) -> Patterns:
     last = LETTERS[count - 1]
     upper = (
         rf"(?<![A-Za-z0-9_'])[A-{last}](?![A-Za-z0-9_'’]|-\w|\ ?(?:[=+/^≈_]|<(?![/|]))|\ [*-]\s(?:\d|\w\b))"
@@ -76,7 +89,7 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
     other = rf"\W{{0,3}}(?:(?:option|choice)\s)?{upper}"
     joint = r"\W{0,2},?\s?(?:\band\b|\bn?or\b|&|/)"
     several = rf"{upper}(?:(?:\W{{0,2}},{other})*+(?:{joint}{other})+|(?:\W{{0,2}},{other}){{2,}}|{joint}\W*+\Z)"
-    return (
+    return Patterns(
         re.compile(
             rf"""
               \b(?i:answer|option|choice|response|statement)s?\b [^.:\n]{{0,80}}?
@@ -107,102 +120,131 @@ def _patterns(count: int) -> tuple[re.Pattern[str], ...]:
     )
 
 
-def chosen_letter(text: str, choices: tuple[str, ...], is_complete: bool) -> tuple[str | None, bool]:
+def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
     """The letter of the choice that a reply means, and whether rules 1 to 3 find it, as a statement.
 
     Of a truncated reply, only what it states or begins with counts.
     """
     text = own_text(text).strip()
-    statement, line, named, several, tick = _patterns(len(choices))
-    lines = list(line.finditer(text))
+    patterns = _patterns(len(choices))
+    lines = list(patterns.line.finditer(text))
     items = _items(lines)
-    if stated := _stated(text, statement, several, items, any(_NONE.search(choice) for choice in choices)):
+    if stated := _stated(text, patterns, items, choices):
         return max(stated)[1] or None, True
-    if len(ticked := tick.findall(text)) == 1:
+    ticked = patterns.tick.findall(text)
+    if len(ticked) == 1:
         return ticked[0].upper(), True
     if lines and lines[0].start() == 0 and lines[0] not in items:
-        letter = lines[0][1].upper()
-        opening = sentences(text.partition("\n")[0])[0]
-        return letter if _letters(opening, (), named, several) <= {letter} else None, True
+        return _opening(text, lines[0][1].upper(), patterns), True
     choice, is_stated = _equal(text, choices, is_complete)
     if choice or not is_complete:
         return choice, is_stated
     for item in reversed(items):
         text = text[: item.start()] + text[item.end() :].partition("\n")[2]
-    return _named(text, choices, named, several), False
+    return _named(text, choices, patterns), False
 
 
 def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
     """The lines that list choices: their letters follow that of the previous line, or precede that of the next."""
-    letters = [ord(line[1].upper()) for line in lines]
-    steps = [False, *(after - before == 1 for before, after in pairwise(letters)), False]
-    return [line for line, after, before in zip(lines, steps, steps[1:], strict=False) if after or before]
+    items = []
+    for before, after in pairwise(lines):
+        if ord(after[1].upper()) - ord(before[1].upper()) == 1:
+            items += [before, after]
+    return list(dict.fromkeys(items))
 
 
-def _stated(
-    text: str, statement: re.Pattern[str], several: re.Pattern[str], items: list[re.Match[str]], is_none_a_choice: bool
-) -> list[tuple[int, str]]:
-    stated = [] if is_none_a_choice else [(match.start(), "") for match in _NONE.finditer(text)]
+def _stated(text: str, patterns: Patterns, items: list[re.Match[str]], choices: Choices) -> list[tuple[int, str]]:
+    """Places of statements, and their letters; none in a statement that several letters, or no choice, are right."""
+    stated = []
+    if not any(map(_NONE.search, choices)):
+        stated = [(match.start(), "") for match in _NONE.finditer(text)]
     listed = {item.start(1) for item in items}
-    joined = {place for letters in several.finditer(text) for place in range(*letters.span())}
+    joined = set[int]()
+    for letters in patterns.several.finditer(text):
+        joined.update(range(*letters.span()))
     place = 0
-    while match := statement.search(text, place):
+    while match := patterns.statement.search(text, place):
         group = match.lastgroup or ""
-        at, letter = match.start(group), match[group].upper()
-        is_refused = (
-            at in listed or (at in joined and group not in ("said", "chosen")) or _NEGATED.search(match[0]) is not None
-        )
-        if not is_refused:
-            stated.append((match.start(), "" if at in joined else letter))
-        place = match.start() + 1 if is_refused else match.end()
+        at = match.start(group)
+        is_joined = at in joined
+        is_refused = is_joined and group not in ("said", "chosen")
+        if is_refused or at in listed or _NEGATED.search(match[0]):
+            place = match.start() + 1
+            continue
+        stated.append((match.start(), "" if is_joined else match[group].upper()))
+        place = match.end()
     return stated
 
 
-def _equal(text: str, choices: tuple[str, ...], is_complete: bool) -> tuple[str | None, bool]:
+def _opening(text: str, letter: str, patterns: Patterns) -> str | None:
+    """The letter that opens a reply, unless its first sentence names another."""
+    sentence = sentences(text.partition("\n")[0])[0]
+    return letter if _letters(sentence, (), patterns) <= {letter} else None
+
+
+def _equal(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
     """The letter of the choice whose text is a line or the final answer, and whether that is stated, not guessed."""
     final, stated = extract_answers(text, is_complete)
-    lines = [trimmed(plain(line).strip()) for line in (text.partition("\n")[0], text.rpartition("\n")[2])]
+    first_line, last_line = text.partition("\n")[0], text.rpartition("\n")[2]
+    as_stated = [stated, trimmed(plain(first_line).strip()), trimmed(plain(last_line).strip())]
+    values = [*as_stated, final] if is_complete else [stated or final]
     forms = [canonical(choice) for choice in choices]
-    values = (stated, *lines, final) if is_complete else (stated or final,)
     for value in filter(None, values):
-        if forms.count(form := canonical(value)) == 1:
-            return LETTERS[forms.index(form)], value in (stated, *lines)
+        form = canonical(value)
+        if forms.count(form) == 1:
+            return LETTERS[forms.index(form)], value in as_stated
     return None, False
 
 
-def _named(text: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> str | None:
-    parts = [
-        [sentence for line in part.split("\n") for sentence in sentences(plain(line))] for part in text.split("\n\n")
-    ]
-    about = [sentence for part in parts for sentence in part if _ABOUT_ANSWER.search(sentence)]
-    last = [sentence for part in parts[-2:] for sentence in part]
-    for sentence in (*reversed(about), *reversed(last)):
-        if letters := _letters(sentence, choices, named, several):
-            return letters.pop() if len(letters) == 1 and not _REFUSAL.search(sentence) else None
+def _named(text: str, choices: Choices, patterns: Patterns) -> str | None:
+    for sentence in _last_sentences(text):
+        if letters := _letters(sentence, choices, patterns):
+            if len(letters) > 1 or _REFUSAL.search(sentence):
+                return None
+            return letters.pop()
     return None
 
 
-def _letters(sentence: str, choices: tuple[str, ...], named: re.Pattern[str], several: re.Pattern[str]) -> set[str]:
+def _last_sentences(text: str) -> list[str]:
+    """Sentences about the answer, and then those of the last two paragraphs, each from the last."""
+    about, last = list[str](), list[str]()
+    before_last = last
+    for part in text.split("\n\n"):
+        before_last, last = last, []
+        for line in part.split("\n"):
+            last += sentences(plain(line))
+        about += filter(_ABOUT_ANSWER.search, last)
+    return [*reversed(about), *reversed(last), *reversed(before_last)]
+
+
+def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
+    """The letters of choices that a sentence names, by letter or by text, and does not rule out."""
     sentence = sentence[:_LONGEST_SENTENCE]
-    phrases = {
-        letter: _ARTICLE.sub("", plain(choice).casefold().strip(" ."))
-        for letter, choice in zip(LETTERS, choices, strict=False)
-    }
-    spans = [(match.span(), match[1] or match[2]) for match in named.finditer(sentence)]
-    spans += [(match.span(), match[0]) for match in several.finditer(sentence)]
+    phrases = dict(zip(LETTERS, map(_phrase, choices), strict=False))
+    named = [(match.span(), match[1] or match[2]) for match in patterns.named.finditer(sentence)]
+    named += [(match.span(), match[0]) for match in patterns.several.finditer(sentence)]
     for letter, phrase in phrases.items():
-        text = rf"(?<!\w)(?<![-+*/^=]\s){re.escape(phrase)}(?:e?s)?(?!\w|\s?[-+*/^=]\s)"
-        if re.search(r"[^\W\d_]{2}", phrase) and (match := re.search(text, sentence.casefold())):
-            spans.append((match.span(), letter))
-    outer = [
-        (span, names)
-        for span, names in spans
-        if not any(a <= span[0] and span[1] <= b and (a, b) != span for (a, b), _ in spans)
-    ]
-    return {
-        letter.upper()
-        for (start, end), names in outer
-        for letter in re.findall(r"\b[A-Za-z]\b", names)
-        if not _BEFORE.search(sentence[max(0, start - 60) : start])
-        and not _BEHIND.match(re.sub(re.escape(phrases.get(letter.upper(), "\n")), " ", sentence[end:], flags=re.I))
-    }
+        if match := _phrase_in(sentence.casefold(), phrase):
+            named.append((match.span(), letter))
+    letters = set[str]()
+    for (start, end), names in named:
+        if any(a <= start and end <= b and (a, b) != (start, end) for (a, b), _ in named):
+            continue  # within another
+        if _BEFORE.search(sentence[max(0, start - 60) : start]):
+            continue
+        for name in re.findall(r"\b[A-Za-z]\b", names):
+            letter = name.upper()
+            own_phrase = re.escape(phrases.get(letter, "\n"))
+            if not _BEHIND.match(re.sub(rf"(?i){own_phrase}", " ", sentence[end:])):
+                letters.add(letter)
+    return letters
+
+
+def _phrase(choice: str) -> str:
+    return _ARTICLE.sub("", plain(choice).casefold().strip(" ."))
+
+
+def _phrase_in(sentence: str, phrase: str) -> re.Match[str] | None:
+    if not re.search(r"[^\W\d_]{2}", phrase):
+        return None
+    return re.search(rf"(?<!\w)(?<![-+*/^=]\s){re.escape(phrase)}(?:e?s)?(?!\w|\s?[-+*/^=]\s)", sentence)

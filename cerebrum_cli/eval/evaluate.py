@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.questions import (
@@ -88,11 +88,18 @@ class Evaluation:
         for position, question in enumerate(self.questions):
             start = position * self.samples
             missing = [sample for sample in range(self.samples) if start + sample not in finished]
-            for _, neighbors in groupby(enumerate(missing), key=lambda pair: pair[1] - pair[0]):
-                [first, *others] = [sample for _, sample in neighbors]
-                settings, count = replace(self.settings, seed=self.seed(question, first)), 1 + len(others)
-                request = Ask(self.conversation(question), settings, self.grammar, n=count, max_n=count, logprobs=True)
+            for first, count in neighbors(missing):
+                settings = replace(self.settings, seed=self.seed(question, first))
+                conversation = self.conversation(question)
+                request = Ask(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
                 yield Row((position, first), request, checks=self.checks)
+
+
+def neighbors(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the count of numbers without a gap."""
+    for _, group in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        found = [number for _, number in group]
+        yield found[0], len(found)
 
 
 class SampleWriter:
@@ -112,28 +119,33 @@ class SampleWriter:
 
         The samples have the reason as their text. Yield the first notices, and the progress.
         """
-        (position, first), outcome, request = event.row.id, event.outcome, event.row.request
+        position, first = event.row.id
+        outcome = event.outcome
+        question = self._evaluation.questions[position]
         sample = first + event.sample
-        if isinstance(outcome, RefusedEvent):
-            count = request.n if event.is_whole_row and isinstance(request, Ask) else 1
-            error, origin = outcome.error, outcome.origin
-            for skipped in range(sample, sample + count):
-                self._write(position, skipped, text=error.message, **(origin.keys if origin else {}))
-            self._notices += 1
-            if self._notices <= SHOWN_ERRORS:
-                id = self._evaluation.questions[position].id
-                yield NoticeEvent(f"question {id} skipped: {error.message}", error.hint)
-            yield self.score.event
-        elif isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
-            question, is_complete = self._evaluation.questions[position], outcome.finish.reason == "stop"
-            self._scorer.add((position, sample, outcome), question, outcome.text, is_complete)
+        if isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
+            self._scorer.add((position, sample, outcome), question, outcome.text, outcome.finish.reason == "stop")
+        if not isinstance(outcome, RefusedEvent):
+            return
+        count = 1
+        if event.is_whole_row and isinstance(event.row.request, Ask):
+            count = event.row.request.n
+        error = outcome.error
+        for skipped in range(sample, sample + count):
+            self._write(position, skipped, outcome.origin, text=error.message)
+        self._notices += 1
+        if self._notices <= SHOWN_ERRORS:
+            yield NoticeEvent(f"question {question.id} skipped: {error.message}", error.hint)
+        yield self.score.event
 
     def write_scored(self, wait_s: float = 0.0) -> Iterator[Event]:
         while scores := self._scorer.scores(wait_s):
             for (position, sample, reply), score in scores:
+                program = program_object(reply) if self._evaluation.checks else {}
                 self._write(
                     position,
                     sample,
+                    reply.finish.origin,
                     seed=reply.finish.seed,
                     text=reply.text,
                     reasoning=reply.reasoning,
@@ -143,13 +155,15 @@ class SampleWriter:
                     completion_tokens=reply.finish.completion_tokens,
                     reasoning_closed_at=reply.reasoning_closed_at,
                     lowest_window=reply.lowest_window,
-                    **(program_object(reply) if self._evaluation.checks else {}),
-                    **(reply.finish.origin.keys if reply.finish.origin else {}),
+                    **program,
                 )
                 yield self.score.event
 
-    def _write(self, position: int, sample: int, **taken: Any) -> None:
-        evaluation, question = self._evaluation, self._evaluation.questions[position]
+    def _write(self, position: int, sample: int, origin: Origin | None, **taken: Any) -> None:
+        evaluation = self._evaluation
+        question = evaluation.questions[position]
+        if origin:
+            taken |= origin.keys
         skipped = Sample(
             id=question.id,
             sample=sample,

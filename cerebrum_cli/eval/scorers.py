@@ -115,7 +115,9 @@ def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
                 "simplify the pattern: avoid nested repetition such as (a+)+",
             )
         match = json.loads(response)
-        return ScoredAnswer(text.strip() or None, False) if match is None else ScoredAnswer(match, True)
+        if match is None:
+            return ScoredAnswer(text.strip() or None, False)
+        return ScoredAnswer(match, True)
 
     return ReplyScorer(score, process.close)
 
@@ -149,9 +151,12 @@ def code_scorer(run_code: bool) -> ReplyScorer:
         return ScoredAnswer(code, sandbox.run(code, test).reason == "passed")
 
     def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer | Future[ScoredAnswer]:
-        entry_point = question.entry_point
-        code = extract_program(text, question.stub, entry_point) if entry_point else text or None
-        return ScoredAnswer(None, False) if code is None else threads.submit(run, code, question.reference)
+        code = text or None
+        if question.entry_point:
+            code = extract_program(text, question.stub, question.entry_point)
+        if code is None:
+            return ScoredAnswer(None, False)
+        return threads.submit(run, code, question.reference)
 
     def close() -> None:
         sandbox.is_closed.set()
@@ -203,8 +208,10 @@ def score_contains(question: Question, text: str, _is_complete: bool) -> ScoredA
 
 
 def rules_of(match: Match) -> str:
-    version = math_verify_version() if match == "math" else None
-    return f"{SCORING_VERSION} with {MATH_VERIFY} {version}" if version else str(SCORING_VERSION)
+    version = math_verify_version()
+    if match == "math" and version:
+        return f"{SCORING_VERSION} with {MATH_VERIFY} {version}"
+    return str(SCORING_VERSION)
 
 
 def describe_rules(scored_by: str | None) -> str:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cerebrum_cli.core.conversation import Conversation, Message, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Message, Role, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -91,17 +91,23 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @property
     def eot_token_id(self) -> int:
         vocabulary = self._model.engine.vocabulary
-        return next(iter(vocabulary.special_token_ids([vocabulary.special_token_text("eos")])), self.prefix_token_id)
+        for token in vocabulary.special_token_ids([vocabulary.special_token_text("eos")]):
+            return token
+        return self.prefix_token_id
 
     @property
     def tokenizer_name(self) -> str:
-        return f"{self._model.model.path.stem}-{self._model.format_name if self._chat else RAW.name}"
+        return f"{self._model.model.path.stem}-{self._format_name}"
+
+    @property
+    def _format_name(self) -> str:
+        return self._model.format_name if self._chat else RAW.name
 
     def get_model_info(self) -> dict[str, Any]:
         return {
             "model_name": self._model.model.name,
             "model_file": self._model.model.path.name,
-            "prompt_format": self._model.format_name if self._chat else RAW.name,
+            "prompt_format": self._format_name,
             "max_length": self.max_length,
             "add_bos_token": self._add_bos_token,
             "model_sha256": self._model.source.installation.library.hashed_identity(self._model.model),
@@ -120,8 +126,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             return list(self._model.engine.vocabulary.tokenize([Text(string, trusted=True)]))
         bos = [self.prefix_token_id]
         tokens = self._encode_after(bos, string)
-        adds_bos = add_special_tokens is not False and self._add_bos_token and tokens[:1] != bos
-        return bos + tokens if adds_bos else tokens
+        if add_special_tokens is not False and self._add_bos_token and tokens[:1] != bos:
+            return bos + tokens
+        return tokens
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation, with the space that its format puts before a reply.
@@ -130,11 +137,18 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         if self._model.format_name == RAW.name:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
-        system = next((message["content"] for message in chat_history if message["role"] == "system"), None)
-        turns = [message for message in chat_history if message["role"] != "system"]
-        beginning = "" if add_generation_prompt else turns.pop()["content"]
-        messages = tuple(Message("user" if turn["role"] == "user" else "assistant", turn["content"]) for turn in turns)
-        self._chat = conversation = self._model.source.settings.applied_to(Conversation(messages, system))
+        system = None
+        messages = []
+        for message in chat_history:
+            if message["role"] == "system":
+                system = system or message["content"]
+            else:
+                role: Role = "user" if message["role"] == "user" else "assistant"
+                messages.append(Message(role, message["content"]))
+        beginning = ""
+        if not add_generation_prompt:
+            beginning = messages.pop().content
+        self._chat = conversation = self._model.source.settings.applied_to(Conversation(tuple(messages), system))
         if not add_generation_prompt:
             conversation = replace(conversation, thinks=False)
         return self._model.render(conversation) + self._reply_space + beginning
@@ -143,13 +157,16 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         self._prepare("scoring")
-        texts: list[list[EncodedPair]] = []
+        pairs: list[EncodedPair] = []
+        counts = []
         for request in requests:
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
-            texts.append([(None, *make_disjoint_window(window)) for window in windows])
-        scores = iter(self._loglikelihood_tokens([*chain.from_iterable(texts)]))
-        return [sum((logprob for logprob, _is_greedy in islice(scores, len(windows))), 0.0) for windows in texts]
+            before = len(pairs)
+            pairs += ((None, *make_disjoint_window(window)) for window in windows)
+            counts.append(len(pairs) - before)
+        scores = iter(self._loglikelihood_tokens(pairs))
+        return [sum((logprob for logprob, _ in islice(scores, count)), 0.0) for count in counts]
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
         """Continue texts up to a stop string, the end of the reply or `max_gen_toks`, and drop the reasoning.
@@ -165,12 +182,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             if not isinstance(event, RowOutcome):
                 self.on_event(event)
                 continue
-            if isinstance(event.outcome, RefusedEvent):
-                raise event.outcome.error
-            assert isinstance(event.outcome, Reply)
-            (key, positions), prompt = event.row.id, event.row.request
-            assert isinstance(prompt, Continuation)
-            answer = answer_of(event.outcome, self._model.controls.own_markups(prompt.settings.system))
+            key, positions = event.row.id
+            answer = self._answer_of(event)
             answered += 1
             unfinished += answer is None
             text = answer or ""
@@ -179,13 +192,20 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             for position in positions[event.sample]:
                 texts[position] = text
                 done += 1
-            if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
+            if event.row.request.settings.temperature == 0:  # equal requests would get the same text from the cache
                 self.cache_hook.add_partial("generate_until", key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         if unfinished:
             problem = f"{unfinished} of {answered} replies ended while thinking"
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
+
+    def _answer_of(self, event: RowOutcome) -> str | None:
+        if isinstance(event.outcome, RefusedEvent):
+            raise event.outcome.error
+        assert isinstance(event.outcome, Reply)
+        assert isinstance(event.row.request, Continuation)
+        return answer_of(event.outcome, self._model.controls.own_markups(event.row.request.settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
         """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.
@@ -199,13 +219,17 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
-            for position in positions if kwargs["do_sample"] else ():
-                requests[position].args[1]["do_sample"] = True  # else lm-eval's cache returns one text for all samples
             ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
             settings = self._generation_settings(kwargs, self._seed + positions[0])
-            tokens, room = self._encode_prompt(key[0]), self.max_length - (settings.max_tokens or 0)
+            answered = [positions]
+            if kwargs["do_sample"]:
+                for position in positions:
+                    requests[position].args[1]["do_sample"] = True  # else the cache returns one text for all samples
+                if settings.temperature > 0:
+                    answered = [[position] for position in positions]
+            tokens = self._encode_prompt(key[0])
+            room = self.max_length - (settings.max_tokens or 0)
             truncated += len(tokens) > room
-            answered = [[position] for position in positions] if settings.temperature > 0 else [positions]
             rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
@@ -213,14 +237,17 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return rows
 
     def _generation_settings(self, kwargs: Mapping[str, Any], seed: int) -> Settings:
-        values = {name: kwargs.get(name, neutral) for name, neutral in NEUTRAL.items()}
+        values = {**NEUTRAL, **kwargs}
         if not kwargs["do_sample"]:
             values["temperature"] = 0.0
-        stop, system = (self._model.format.stop, self._chat.system_prompt) if self._chat else ((), None)
+        stop, system = (), None
+        if self._chat:
+            stop, system = self._model.format.stop, self._chat.system_prompt
         common = self._model.source.settings
         try:
+            max_tokens = int(kwargs["max_gen_toks"])
             settings = Settings(
-                max_tokens=int(kwargs["max_gen_toks"]),
+                max_tokens=max_tokens,
                 temperature=float(values["temperature"]),
                 top_k=max(0, int(values["top_k"])),
                 top_p=float(values["top_p"]),
@@ -233,18 +260,18 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
                 origins=common.origins,
             )
         except (TypeError, ValueError) as error:
-            raise UsageError(
-                f"generation settings: {error}", "check generation_kwargs of the task and --gen-kwargs"
-            ) from error
-        if (settings.max_tokens or 0) >= self.max_length:
-            problem = f"max_gen_toks is {settings.max_tokens}, but the context has {self.max_length} tokens"
+            hint = "check generation_kwargs of the task and --gen-kwargs"
+            raise UsageError(f"generation settings: {error}", hint) from error
+        if max_tokens >= self.max_length:
+            problem = f"max_gen_toks is {max_tokens}, but the context has {self.max_length} tokens"
             raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
         return settings
 
     def _encode_prompt(self, context: str) -> tuple[int, ...]:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
-        text = context.removesuffix(REPLY_SPACE) if self._ends_in_reply_space(context) else context
-        return tuple(self.tok_encode(text)) or (self.prefix_token_id,)
+        if self._ends_in_reply_space(context):
+            context = context.removesuffix(REPLY_SPACE)
+        return tuple(self.tok_encode(context)) or (self.prefix_token_id,)
 
     def _ends_in_reply_space(self, context: str) -> bool:
         return self._chat is not None and bool(self._reply_space) and context.endswith(self._reply_space)
@@ -270,20 +297,12 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         self._prepare("scoring")
         results = [(0.0, True)] * len(requests)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)  # indices of the pairs by their contexts
-        truncated, size = 0, self.max_length
-        for index, (_, context, continuation) in enumerate(requests):
-            if len(continuation) > size:
-                problem = f"a text to score has {len(continuation)} tokens, but the context has {size}"
-                raise PromptTooLong(problem, "raise --ctx")
-            excess = max(0, len(context) + len(continuation) - size - 1)  # the last token is not evaluated
-            groups[tuple(context[excess:])].append(index)
-            truncated += excess > 0
-        self._notify_of_truncation(truncated, len(requests))
-        indices = [*groups.values()]
-        scored = [
-            ScoreRequest(context, tuple(tuple(requests[at][2]) for at in group)) for context, group in groups.items()
-        ]
+        by_context = self._by_context(requests)
+        groups = list(by_context.values())
+        scored = []
+        for context, group in by_context.items():
+            continuations = tuple(tuple(requests[index][2]) for index in group)
+            scored.append(ScoreRequest(context, continuations))
         with closing(self._model.engine.score(scored)) as events:
             for event in events:
                 if isinstance(event, RefusedEvent):
@@ -291,11 +310,26 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
                 if not isinstance(event, LogprobScores):
                     self.on_event(event)
                     continue
-                for index, score in zip(indices[event.request], event.scores, strict=True):
+                for index, score in zip(groups[event.request], event.scores, strict=True):
+                    key = requests[index][0]
                     results[index] = score.logprob_sum, score.is_greedy
-                    if (key := requests[index][0]) is not None:
+                    if key is not None:
                         self.cache_hook.add_partial("loglikelihood", key, results[index])
         return results
+
+    def _by_context(self, requests: Sequence[EncodedPair]) -> dict[tuple[int, ...], list[int]]:
+        """Indices of the pairs by their contexts, which are truncated on the left to fit."""
+        groups = defaultdict[tuple[int, ...], list[int]](list)
+        truncated = 0
+        for index, (_, context, continuation) in enumerate(requests):
+            room = self.max_length + 1 - len(continuation)  # the last token is not evaluated
+            if room < 1:
+                problem = f"a text to score has {len(continuation)} tokens, but the context has {self.max_length}"
+                raise PromptTooLong(problem, "raise --ctx")
+            groups[tuple(context[-room:])].append(index)
+            truncated += len(context) > room
+        self._notify_of_truncation(truncated, len(requests))
+        return groups
 
     def _notify_of_truncation(self, truncated: int, total: int) -> None:
         if truncated:
@@ -309,7 +343,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         question = Conversation().user(EXAMPLE)
         prompt = model.render(question)
         following = model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
-        return REPLY_SPACE if following.startswith(REPLY_SPACE + EXAMPLE) else ""
+        if following.startswith(REPLY_SPACE + EXAMPLE):
+            return REPLY_SPACE
+        return ""
 
     @property
     def _model(self) -> LoadedModel:

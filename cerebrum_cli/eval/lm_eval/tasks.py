@@ -57,14 +57,17 @@ def evaluate_tasks(
 
 def find_tasks(tasks: Sequence[str], include_path: Path | None) -> tuple[TaskManager, list[str]]:
     """Look up tasks in a directory alone, if it has them all: lm-eval's own take seconds to read. Raises UsageError."""
-    for include_defaults in (False, True) if include_path else (True,):
-        manager = Tasks(include_path=include_path, include_defaults=include_defaults)
-        matches = {task: manager.match_tasks([task]) for task in tasks}
-        if all(matches.values()):
-            return manager, list(dict.fromkeys(name for names in matches.values() for name in names))
-    unknown = next(task for task, names in matches.items() if not names)
-    hint = did_you_mean(unknown, manager.all_tasks, 3) + "list all with lm_eval ls tasks"
-    raise UsageError(f"lm-eval has no task {unknown!r}", hint)
+    manager = Tasks(include_path=include_path, include_defaults=include_path is None)
+    if include_path and not all(manager.match_tasks([task]) for task in tasks):
+        manager = Tasks(include_path=include_path)
+    found: dict[str, None] = {}
+    for task in tasks:
+        names = manager.match_tasks([task])
+        if not names:
+            hint = did_you_mean(task, manager.all_tasks, 3) + "list all with lm_eval ls tasks"
+            raise UsageError(f"lm-eval has no task {task!r}", hint)
+        found.update(dict.fromkeys(names))
+    return manager, list(found)
 
 
 class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
@@ -72,14 +75,12 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
         try:
             loaded = super().load(task_list)
         except ImportError as error:
-            raise UsageError(
-                f"{task_list[0]} needs {error.name or error}", pip_install(error.name or "PACKAGE")
-            ) from error
+            hint = pip_install(error.name or "PACKAGE")
+            raise UsageError(f"{task_list[0]} needs {error.name or error}", hint) from error
         except (OSError, ValueError, KeyError) as error:  # of the network, its data, or a file of the user's
-            raise CerebrumError(
-                f"cannot load {', '.join(map(str, task_list))}: {(str(error) or type(error).__name__).splitlines()[0]}",
-                "check the task and the network",
-            ) from error
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            names = ", ".join(map(str, task_list))
+            raise CerebrumError(f"cannot load {names}: {reason}", "check the task and the network") from error
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
                 raise UsageError(
@@ -120,31 +121,38 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
     `z` is the difference in units of its standard error, after whole tasks only. The errors are those of two samples of
     questions. Here both are of the same questions, so most z are too small.
     """
-    rows = []
+    rows = {}
     for condition in preset.conditions:
-        own, size = results["results"].get(condition.task, {}), results["n-samples"].get(condition.task, {})
+        own = results["results"].get(condition.task, {})
         for metric, published in condition.figures.items():
-            value, error = own.get(f"{metric},none"), own.get(f"{metric}_stderr,none")
-            if value is not None:
-                error = error if isinstance(error, float) else None  # "N/A" of one document
-                published_error = condition.error(metric, size["original"])
-                is_whole = size["effective"] == size["original"]
-                rows.append(_comparison(condition.task, metric, value, error, published, published_error, is_whole))
-    by_figure = {(row["task"], row["metric"]): row for row in rows}
+            value = own.get(f"{metric},none")
+            if value is None:
+                continue
+            size = results["n-samples"][condition.task]
+            error = own.get(f"{metric}_stderr,none")
+            if not isinstance(error, float):
+                error = None  # "N/A" of one document
+            published_error = condition.error(metric, size["original"])
+            is_whole = size["effective"] == size["original"]
+            row = _comparison(condition.task, metric, value, error, published, published_error, is_whole)
+            rows[condition.task, metric] = row
+    found = list(rows.values())
     for name, (conditions, published) in preset.averages.items():
-        figures = [(condition.task, list(condition.figures)[-1]) for condition in conditions]
-        parts = [by_figure[figure] for figure in figures if figure in by_figure]
-        if len(parts) == len(conditions):
-            rows.append(_average(name, parts, published))
-    return rows
+        parts = [rows.get((condition.task, condition.main_metric)) for condition in conditions]
+        measured = [part for part in parts if part is not None]
+        if len(measured) == len(conditions):
+            found.append(_average(name, measured, published))
+    return found
 
 
 def _average(name: str, parts: Sequence[Mapping[str, Any]], published: float) -> dict[str, Any]:
     """The unweighted mean of figures of different tasks, whose errors are independent."""
     value = sum(part["value"] for part in parts) / len(parts)
-    errors = [part["stderr"] for part in parts]
-    error = None if None in errors else hypot(*errors) / len(parts)
     published_error = hypot(*(part["published_stderr"] for part in parts)) / len(parts)
+    errors = [part["stderr"] for part in parts]
+    error = None
+    if None not in errors:
+        error = hypot(*errors) / len(parts)
     is_whole = all(part["z"] is not None for part in parts)
     return _comparison(name, "average", value, error, published, published_error, is_whole)
 
@@ -158,18 +166,31 @@ def _comparison(
     published_error: float,
     is_whole: bool,
 ) -> dict[str, Any]:
-    z = (value - published) / hypot(error, published_error) if error is not None and is_whole else None
-    ours = {"value": value, "stderr": error, "published": published, "published_stderr": published_error}
-    return {"task": task, "metric": metric, **ours, "z": z}
+    z = None
+    if error is not None and is_whole:
+        z = (value - published) / hypot(error, published_error)
+    return {
+        "task": task,
+        "metric": metric,
+        "value": value,
+        "stderr": error,
+        "published": published,
+        "published_stderr": published_error,
+        "z": z,
+    }
 
 
 def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
     conditions = [condition for condition in preset.conditions if condition.task in results["results"]]
     if not conditions:
         return [f"{preset.source} has no results for these tasks"]
-    unstated = dict.fromkeys(text for condition in conditions for text in condition.unstated)
-    notes = dict.fromkeys(condition.note for condition in conditions if condition.note)
-    return [*(f"{preset.source} does not state {text}" for text in unstated), *notes]
+    unstated: dict[str, None] = {}
+    notes: dict[str, None] = {}
+    for condition in conditions:
+        unstated.update((f"{preset.source} does not state {text}", None) for text in condition.unstated)
+        if condition.note:
+            notes[condition.note] = None
+    return [*unstated, *notes]
 
 
 def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
@@ -179,23 +200,35 @@ def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     strict one reads only what follows "####".
     """
     has_choices = bool(samples[0].choices)
-    definition = Path(lm_eval.tasks.__file__).parent / (LETTERS if has_choices else NUMBERS)
-    task = load_yaml(definition, resolve_func=False)
-    options = {key: task["metric_list"][0][key] for key in COMPARED if key in task["metric_list"][0]}
-    found = {each["name"]: filtered(each["filter"], samples) for each in task["filter_list"]}
+    path = Path(lm_eval.tasks.__file__).parent / (LETTERS if has_choices else NUMBERS)
+    task = load_yaml(path, resolve_func=False)
+    metric = task["metric_list"][0]
+    options = {key: metric[key] for key in COMPARED if key in metric}
+    found = {}
+    for definition in task["filter_list"]:
+        found[definition["name"]] = filtered(definition["filter"], samples)
     for index, sample in enumerate(samples):
         answers = {name: texts[index] for name, texts in found.items()}
-        reference = [f"({sample.reference})" if has_choices else sample.reference]
         extracted = [answer for answer in answers.values() if answer != NOTHING] or [NOTHING]
-        scores = [exact_match_hf_evaluate([answer], reference, **options)["exact_match"] == 1 for answer in extracted]
-        if any(score != sample.correct for score in scores):
-            score = {
-                "reference": sample.reference,
-                "answer": sample.answer,
-                "correct": sample.correct,
-                "basis": sample.basis,
-            }
-            yield {"id": sample.id, "sample": sample.sample, **score, **answers, "text": sample.text}
+        reference = f"({sample.reference})" if has_choices else sample.reference
+        for answer in extracted:
+            score = exact_match_hf_evaluate([answer], [reference], **options)["exact_match"]
+            if (score == 1) != sample.correct:
+                yield disagreement(sample, answers)
+                break
+
+
+def disagreement(sample: Sample, answers: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "sample": sample.sample,
+        "reference": sample.reference,
+        "answer": sample.answer,
+        "correct": sample.correct,
+        "basis": sample.basis,
+        **answers,
+        "text": sample.text,
+    }
 
 
 def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[Any]:
@@ -203,6 +236,7 @@ def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list
     texts: list[Any] = [[sample.text] for sample in samples]
     documents = [{"choices": list(sample.choices)} for sample in samples]
     for step in steps:
-        arguments = {key: value for key, value in step.items() if key != "function"}
-        texts = list(get_filter(step["function"])(**arguments).apply(texts, documents))
+        arguments = dict(step)
+        create = get_filter(arguments.pop("function"))
+        texts = list(create(**arguments).apply(texts, documents))
     return texts
