@@ -183,7 +183,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
                 self.on_event(event)
                 continue
             key, positions = event.row.id
-            answer = self._answer_of(event)
+            prompt = event.row.request
+            assert isinstance(prompt, Continuation)
+            answer = self._answer_of(event, prompt)
             answered += 1
             unfinished += answer is None
             text = answer or ""
@@ -192,7 +194,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             for position in positions[event.sample]:
                 texts[position] = text
                 done += 1
-            if event.row.request.settings.temperature == 0:  # equal requests would get the same text from the cache
+            if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
                 self.cache_hook.add_partial("generate_until", key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         if unfinished:
@@ -200,12 +202,11 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
 
-    def _answer_of(self, event: RowOutcome) -> str | None:
+    def _answer_of(self, event: RowOutcome, prompt: Continuation) -> str | None:
         if isinstance(event.outcome, RefusedEvent):
             raise event.outcome.error
         assert isinstance(event.outcome, Reply)
-        assert isinstance(event.row.request, Continuation)
-        return answer_of(event.outcome, self._model.controls.own_markups(event.row.request.settings.system))
+        return answer_of(event.outcome, self._model.controls.own_markups(prompt.settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
         """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.
@@ -240,7 +241,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         values = {**NEUTRAL, **kwargs}
         if not kwargs["do_sample"]:
             values["temperature"] = 0.0
-        stop, system = (), None
+        stop: tuple[str, ...] = ()
+        system = None
         if self._chat:
             stop, system = self._model.format.stop, self._chat.system_prompt
         common = self._model.source.settings
