@@ -55,14 +55,13 @@ BENCHMARKS = (
     Benchmark("endpoints", (GSM8K,)),
     Benchmark("votes", (GSM8K,), measures_shape=True),
     Benchmark("evaluation", (GSM8K,)),
-    Benchmark("drafts", (GSM8K,), measures_shape=True),
+    Benchmark("drafts", (MT_BENCH,), needs_model=True),
     Benchmark("scores"),
     Benchmark("real", (GSM8K,), needs_model=True),
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
     Benchmark("reasoning_limits", (GSM8K,), needs_model=True),
     Benchmark("comparison_level"),
     Benchmark("lm_eval_parity", (GSM8K,)),
-    Benchmark("tune", measures_shape=True),
     Benchmark("merge", measures_shape=True),
     Benchmark("plots"),
 )
@@ -73,7 +72,7 @@ def main() -> None:
     options = parse_arguments()
     selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
     if not (options.model and all(has_questions(name, options.data) for name in PUBLISHED)):
-        print("real, same_text, reasoning_limits: skipping what needs --model and --data", flush=True)
+        print("drafts, real, same_text, reasoning_limits: skipping what needs --model and --data", flush=True)
         selected = [benchmark for benchmark in selected if not benchmark.needs_model]
     for line in missing_questions(selected, options.data):
         print(line, flush=True)

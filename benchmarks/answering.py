@@ -84,7 +84,7 @@ def loaded_model(
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     app = App.of_user()
     installation = replace(app, open_file=without_prefix_reuse(app.open_file)) if evaluate_all else app
-    return loading(ModelSource(installation, app.library.resolve(model), settings, context=context, is_tuned=False))
+    return loading(ModelSource(installation, app.library.resolve(model), settings, context=context))
 
 
 def connected_model(model: str, settings: Settings, url: str) -> AbstractContextManager[Model]:

@@ -77,7 +77,7 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
 
     def resolve(layer: Layer) -> ModelSource:
         model, place = app.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
-        return ModelSource(app, model, app.settings(layer, model), place, is_tuned=False).for_chat()
+        return ModelSource(app, model, app.settings(layer, model), place).for_chat()
 
     source = resolve(overrides)
     return Chat(app.open_history(), resolve, overrides, open_source(source), source.settings)

@@ -150,7 +150,7 @@ def run_ours(model: str, directory: Path) -> Outcome:
 
     app = App.of_user()
     found = app.library.resolve(model)
-    source = ModelSource(app, found, fold({"threads": THREADS}), raw=True, is_tuned=False)
+    source = ModelSource(app, found, fold({"threads": THREADS}), raw=True)
     rows: list[int] = []
 
     def count_rows(event: Event) -> None:

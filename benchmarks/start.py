@@ -9,8 +9,8 @@ phases   A question to the starter model, traced by benchmarks/traced.py: the se
 imports  The phases before llama.cpp starts to load the model, against the start of a bare Python interpreter.
 token    The same question without tracing, against llama-completion, which gets the rendered prompt: with the context
          that ours allocates, and with the one it allocates by itself.
-large    With FILE, a model that benchmarks/mistral_shape.py has written: a prompt of 60 tokens without a profile; first
-         token and whole answer against llama-completion with the same context, as it is and with --no-repack.
+large    With FILE, a model that benchmarks/mistral_shape.py has written: a prompt of 60 tokens; first token
+         and whole answer against llama-completion with the same context, as it is and with --no-repack.
 """
 
 from __future__ import annotations
@@ -162,8 +162,6 @@ def large_model_rows(model: str, environment: Environment, runs: int | None) -> 
         model,
         "--threads",
         str(THREADS),
-        "--set",
-        "no_profile=on",
         "--no-log",
         "--set",
         "cache_gb=0",
@@ -186,7 +184,7 @@ def large_model_rows(model: str, environment: Environment, runs: int | None) -> 
                 pairs,
             )
             program = " ".join(["llama-completion --no-warmup", *option])
-            label = f"{what}, 7B shape, {LARGE_PROMPT} + {tokens} tokens, no profile: cerebrum ask / {program}"
+            label = f"{what}, 7B shape, {LARGE_PROMPT} + {tokens} tokens: cerebrum ask / {program}"
             yield Row(f"{label}, {peer.context}", f"{ours_s:.2f} s", f"{peer_s:.2f} s", ratio, target)
 
 

@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("library",),
     ("replies",),
     ("results",),
-    ("chat", "batch", "eval", "merge", "tune", "doctor", "cluster"),
+    ("chat", "batch", "eval", "merge", "doctor", "cluster"),
     ("terminal",),
     ("cli",),
     ("main",),
@@ -61,12 +61,12 @@ PURE = (
     *("answers", "batch.rows", "results.result", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
-    *("engine.memory_plan", "engine.scheduler", "engine.step_costs", "formats.plain", "formats.reply_text"),
+    *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.thinking",),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "replies.inspection", "replies.reply_controls"),
     *("programs.code", "replies.tally", "replies.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "library.fit"),
-    *("core.row_events", "tune.candidates"),
+    "core.row_events",
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),
@@ -77,25 +77,21 @@ IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
 
 # Packages that use the engine directly: what builds on it, and the two that measure and check it. Of the others only
 # these modules do, each for what is named.
-ENGINE_USERS = ("engine", "library", "replies", "tune", "doctor")
+ENGINE_USERS = ("engine", "library", "replies", "doctor")
 ENGINE_EXCEPTIONS = {
     "chat.archive": "saved states that hold deleted text",
     "cli.app": "the real implementations, which it picks",
     "cli.ask": "sizes of a context",
-    "cli.batch": "the rows that a tuning decodes together",
-    "cli.eval": "sizes of a context; the bench that estimates a run",
+    "cli.eval": "sizes of a context",
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
     "cluster.ray_adapter": "processors, for nodes on this machine",
     "cluster.distribution": "processors of a node",
     "cli.signature": "the log that verbose shows",
-    "cli.tune": "processors and memory, for its report",
     "eval.lm_eval.model": "requests for scores",
     "eval.scorers": "processors, to run programs on",
-    "eval.stored_runs": "the bench that compares two models",
     "merge.merge": "processors, to merge on",
     "merge.execute": "llama.cpp's conversion of weights",
-    "terminal.reports": "what the bench has compared",
 }
 
 

@@ -30,7 +30,7 @@ LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull +#|--install-completion",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
-    "takes a minute": r"cerebrum (tune|lm-eval)\b",
+    "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
     "needs bubblewrap": r"--run-code|--check python",
     "has a placeholder": r"\bNAME$",

@@ -33,7 +33,7 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.source import ModelSource, draft_notice
+from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
 Events = Generator[Event, None, None]
@@ -277,8 +277,6 @@ class Chat:
         settings = source.settings
         if source.reload_key != self._source.reload_key:
             yield from self._change_model(source)
-        elif changes.get("speculative") and (notice := draft_notice(self.loaded.model)):
-            yield notice
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
             self.loaded.check_settings(settings)

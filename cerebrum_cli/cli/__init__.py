@@ -26,7 +26,6 @@ COMMANDS = (
     Command("show", "models", "show", "Show a model's metadata and prompt format"),
     Command("rm", "models", "rm", "Delete a model"),
     Command("merge", "merge", "merge", "Merge models from a recipe"),
-    Command("tune", "tune", "tune", "Find the fastest settings for a model"),
     Command("doctor", "doctor", "doctor", "Check the whole installation"),
     Command("runs", "runs", "group", "Show and compare the results of cerebrum eval"),
     Command("sessions", "sessions", "group", "List, search, export and delete saved sessions"),

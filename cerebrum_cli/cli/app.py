@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.config import Config
@@ -17,29 +16,18 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
-    from cerebrum_cli.engine.bench import Bench, BenchFactory
     from cerebrum_cli.engine.machine import Build
-    from cerebrum_cli.engine.memory import Device
-    from cerebrum_cli.engine.model_options import LoadOptions
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.download import Progress
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
-PROBE = Path(__file__).parents[1] / "data" / "probe.txt"
-
 
 def llama_build() -> Build:
     from cerebrum_cli.engine.llama.devices import build
 
     return build()
-
-
-def process_bench(options: LoadOptions, directory: Path | None = None, gpus: tuple[Device, ...] = ()) -> Bench:
-    from cerebrum_cli.engine.bench import Bench
-
-    return Bench(options, PROBE.read_text(encoding="utf-8"), directory, gpus)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +39,6 @@ class App(Installation):
 
     streams: Streams = field(default_factory=standard_streams)
     build: Callable[[], Build] = llama_build
-    bench: BenchFactory = process_bench
     on_exit: ExitStack = field(default_factory=ExitStack)
 
     def open_history(self, saves: bool = True) -> History:
@@ -71,9 +58,6 @@ class App(Installation):
         from cerebrum_cli.eval.stored_runs import RunStore
 
         return RunStore(self.data_directory / "runs")
-
-    def open_bench(self, options: LoadOptions) -> Bench:
-        return self.bench(options, self.cache_directory / "trials", self.capacity().devices or ())
 
     def puller(self, progress: Progress, offline: bool) -> Puller:
         from cerebrum_cli.library.pull import Puller

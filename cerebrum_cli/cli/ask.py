@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def ask(
     app: App,
     on_command_line: frozenset[str],
-    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "cache_gb", "show_thinking", "no_log"))],
+    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log"))],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
@@ -102,8 +102,6 @@ def start_loading(source: ModelSource, options: AskOptions, votes: Votes | None)
         replace(
             source,
             context=ContextOptions(slots=votes.maximum) if votes else SINGLE,
-            tuned_for="batch" if votes else "ask",
-            speculative_for="ask",
             raw=options.raw,
             vocabulary_only=options.dry_run,
             caches_prompts=True,

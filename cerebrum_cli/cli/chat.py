@@ -49,7 +49,7 @@ def chat(
     ] = None,
     *,
     overrides: Annotated[
-        Layer, settings_options((*REPLY_KEYS, "overflow", "cache_gb", "show_thinking", "no_log", "vi"))
+        Layer, settings_options((*REPLY_KEYS, "speculative", "overflow", "cache_gb", "show_thinking", "no_log", "vi"))
     ],
     options: ChatOptions,
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,6 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-ASSUMED_TOKENS = 256  # of an answer, where no earlier run says
-BENCH_SLOTS = 16
 ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
 SAMPLES_OPTION = "--samples"
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
@@ -243,7 +241,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
 def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> Run:
     """Take the samples that are missing, and complete the run file. Raises Interrupted with how to resume.
 
-    Its notes are for the report, and name the model that `runs compare --kl` loads.
+    Its notes are for the report.
     """
     from cerebrum_cli.cli.generation import resumable
     from cerebrum_cli.eval.stored_runs import require_run
@@ -300,7 +298,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         prompt, token_ids = loaded.preview(conversation, evaluation.settings)
     samples = len(evaluation.rows)
     missing = samples - len(kept)
-    whole, basis = estimate(app, prepared, len(token_ids))
+    whole, basis = estimate(app, prepared)
     missing_seconds = None if whole is None else whole * missing / samples
     if options.json:
         streams.answer_object(
@@ -336,30 +334,12 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         streams.info(f"about {format_duration(missing_seconds)} for the {format_count(missing, 'missing sample')}")
 
 
-def estimate(app: App, prepared: PreparedEvaluation, prompt_tokens: int) -> tuple[float | None, str]:
-    """Estimated seconds of the whole run, None if unknown, and the basis of the estimate."""
-    from cerebrum_cli.engine.bench import BenchError, BenchJob
-    from cerebrum_cli.engine.model_options import Tuning
-    from cerebrum_cli.replies.source import load_options
-
-    evaluation, source, samples = prepared.evaluation, prepared.source, len(prepared.evaluation.rows)
+def estimate(app: App, prepared: PreparedEvaluation) -> tuple[float | None, str]:
+    """Estimated seconds of the whole run, by the latest like it, and the basis; None if there is none."""
     for run in reversed([*app.runs]):
         notes = run.record.notes
         is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
         if is_alike and notes.get("timed_samples"):
-            return notes["seconds"] * samples / notes["timed_samples"], f"based on run {run.name}"
-    if source.servers:
-        return None, "the time depends on the servers"
-    tokens = evaluation.settings.max_tokens or ASSUMED_TOKENS
-    options = load_options(source.model, evaluation.settings)
-    use = source.tuned_use("batch")
-    tuning = use.tuning if use else Tuning()
-    try:
-        with closing(app.open_bench(options)) as bench:
-            prefill = bench.speed(tuning, BenchJob("prefill", 128))
-            decode = bench.speed(tuning, BenchJob("decode", 8, BENCH_SLOTS))
-    except BenchError as error:
-        return None, f"cannot estimate the run time: {error}"
-    decoding = samples * tokens / (decode * min(BENCH_SLOTS, samples) / BENCH_SLOTS)
-    seconds = len(evaluation.questions) * prompt_tokens / prefill + decoding
-    return seconds, f"assuming {tokens} tokens per sample"
+            seconds_per_sample = notes["seconds"] / notes["timed_samples"]
+            return seconds_per_sample * len(prepared.evaluation.rows), f"based on run {run.name}"
+    return None, "run time unknown: no earlier run of this model and task"

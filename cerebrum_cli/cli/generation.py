@@ -82,15 +82,8 @@ def find_source(
         require_no_adapters(settings, "--ray")
     require_attention(model, settings, context.pad_steps)
     model = app.library.with_adapters(model, settings.lora)
-    return ModelSource(
-        app,
-        model,
-        settings,
-        servers,
-        context,
-        template_options=template_options(options.template_arg),
-        is_tuned=not options.no_profile,
-    )
+    template_arguments = template_options(options.template_arg)
+    return ModelSource(app, model, settings, servers, context, template_options=template_arguments)
 
 
 def no_reproduction(

@@ -194,13 +194,13 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
     if use == "generation":
         context = replace(source.context, slots=source.context.slots or AUTO_PARALLEL)
-        return open_source(replace(source, context=context, tuned_for="batch"))
+        return open_source(replace(source, context=context))
     settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
     exact = ContextOptions(
         slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True
     )
     raw = source.raw or scores_raw
-    return open_source(replace(source, settings=settings, context=exact, tuned_for="batch", raw=raw))
+    return open_source(replace(source, settings=settings, context=exact, raw=raw))
 
 
 def print_results(

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.reference import Reference
-    from cerebrum_cli.replies.profiles import Profile
 
 
 @composed
@@ -246,7 +245,7 @@ def show(
     options: QuietOptions,
     json: Json = False,
 ) -> None:
-    """Also shows its tuning profile, and which quantizations fit this machine.
+    """Also shows which quantizations fit this machine.
 
     The network is not used; `cerebrum pull --dry-run` queries the Hub.
 
@@ -255,8 +254,6 @@ def show(
       cerebrum show cerebrum-7b --json
     """
     from cerebrum_cli.library import listing
-    from cerebrum_cli.replies.profiles import profile_object
-    from cerebrum_cli.terminal.reports import print_profile
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     library, reference = app.library, app.library.parse(name)
@@ -270,7 +267,6 @@ def show(
         if available is None and vocabulary is None:
             raise
         description, plan = available or ({}, None)
-        profile: Profile | None = None
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if vocabulary:
             description = listing.describe(library, vocabulary, ask_settings(app, vocabulary), by_mode, lambda *_: None)
@@ -281,20 +277,11 @@ def show(
                 library, model, ask_settings(app, model), by_mode, partial(progress.update, "verify")
             )
         plan = listing.quantization_plan(library, model, settings.ctx)
-        profile, note = app.profile(model, settings), ""
-        if profile is None and app.profiles().find_other(library.identity(model)):
-            note = f"its profile is from another machine or build of llama.cpp; run cerebrum tune {model.reference}"
+        note = ""
     if json:
-        app.streams.answer_object(
-            description
-            | {"profile": profile and profile_object(profile)}
-            | (listing.candidates_object(plan) if plan else {})
-        )
+        app.streams.answer_object(description | (listing.candidates_object(plan) if plan else {}))
         return
     print_description(app.streams, description)
-    if profile:
-        app.streams.answer(f"\nmeasured {profile.created}\n\n")
-        print_profile(app.streams, profile)
     if plan:
         print_candidates(app.streams, plan)
     app.streams.report(note)
@@ -336,9 +323,4 @@ def rm(
     library = app.library
     installed = find_removable(library, library.parse(model))
     require_agreement(app, removal_question(library, installed), installed.reference, yes)
-    has_profiles = not (installed.is_vocabulary or installed.missing)
-    identity = library.identity(installed) if has_profiles else None
-    report = remove(library, installed)
-    if identity:
-        app.profiles().delete(identity)
-    app.streams.report(report)
+    app.streams.report(remove(library, installed))

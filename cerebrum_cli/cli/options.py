@@ -42,7 +42,6 @@ class ServerOptions(QuietOptions):
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
-    no_profile: bool = option(False, "Ignore the tuning profile [default: off]", local=True)
     verbose: bool = option(False, "Show llama.cpp's log on standard error [default: off]")
 
 

@@ -18,7 +18,7 @@ import typer
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.declaration import LORA, Option, flag, option, option_group
+from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_count
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.stored_runs import Run
-    from cerebrum_cli.library.model import InstalledModel
 
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
@@ -146,30 +145,16 @@ def print_run(
         app.streams.info(f"run {run.name}: {run.path}")
 
 
-def model_of(app: App, run: Run) -> InstalledModel:
-    """The model file that a run used, with its adapters. Raises ModelNotFound, UsageError if it has changed."""
-
-    library = app.library
-    model = library.resolve(run.record.notes["reference"])
-    model = library.with_adapters(model, run.record.notes.get(LORA, ()))
-    recorded = run.record.fingerprint
-    if (library.hashed_identity(model), model.adapter_identity) != (recorded["model file"], recorded.get("adapter")):
-        raise UsageError(f"the file of {run.model} has changed since the run {run.name}", "run cerebrum eval again")
-    return model
-
-
 @subcommand(group, short_help="Compare two runs of the same questions.")
 def compare(
     app: App,
     before: First,
     after: Second,
-    kl: Annotated[bool, Option("Also measure KL divergence (quantizations of one model)", "Output")] = False,
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import conclusion
     from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
-    from cerebrum_cli.eval.stored_runs import measure_divergence
     from cerebrum_cli.terminal.reports import print_comparison
     from cerebrum_cli.terminal.tables import wrapped
 
@@ -180,16 +165,10 @@ def compare(
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:
         app.streams.report(NoticeEvent(note, ""))
-    closeness = None
-    if kl:
-        reference, other = (model_of(app, run) for run in runs)
-        app.streams.info("measuring the KL divergence")
-        closeness = measure_divergence(reference, other, app.settings({}), app.open_bench)
     if json:
-        more = {} if closeness is None else {"mean_kld": closeness.mean_kld, "top1_agreement": closeness.top1_agreement}
-        app.streams.answer_object({**asdict(comparison), "differences": differing, **more})
+        app.streams.answer_object({**asdict(comparison), "differences": differing})
         return
-    print_comparison(app.streams, comparison, *runs, describe_differences(differing), closeness)
+    print_comparison(app.streams, comparison, *runs, describe_differences(differing))
     app.streams.answer(f"\n{wrapped(app.streams, conclusion(comparison, *(run.name for run in runs)))}\n")
 
 

@@ -110,7 +110,7 @@ class Settings(SamplingParams):
     vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     speculative: bool | None = option(
-        None, "Speculative decoding (prompt lookup) [default: set by tune]", choices=("on", "off"), local=True
+        None, "Speculative decoding (prompt lookup) [default: on]", choices=("on", "off"), local=True
     )
     cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -183,7 +183,7 @@ LOAD_KEYS = (
     "cpu_moe",
     *ATTENTION_KEYS,
 )
-REPLY_KEYS = (*LOAD_KEYS, "speculative", *GENERATION_KEYS)  # of commands that generate replies
+REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.events import Event, NoticeEvent, TokenLogprob
+from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
@@ -116,7 +116,7 @@ class Backend(Vocabulary, Protocol):
     - `shares_rows`: a row may be a token of several slots; in a unified KV cache, unless the model is recurrent
     - `batch_size`: maximum number of rows in one decode; at least `slots`
     - `max_outputs`: of these, rows with logits in a decode of given texts, so that their memory stays small
-    - `max_draft`: draft tokens of a sequence in one step: as many as can be removed after it
+    - `max_draft`: draft tokens in one step: as many as can be removed after it; 0 with `batch_invariant`
     - `trimmable_length`: number of tokens up to which a slot can be trimmed to any length: none with recurrent states,
       a window's with sliding windows, and infinite without both
     - `repacks`: whether weights were loaded in CPU-optimized layouts, where those exist
@@ -147,11 +147,11 @@ class Backend(Vocabulary, Protocol):
     def slots_for(self, length: int) -> int:
         """Number of the requested slots for which memory suffices, if each holds `length` tokens; for any thread."""
 
-    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
+    def reserve(self, length: int, slots: int | None = None) -> None:
         """Create an empty context for sequences of at least `length` tokens, with at most `slots` slots.
 
-        There are fewer slots if memory is short; None is the number requested. Returns a notice if tuned settings gave
-        way to the defaults. Raises EngineError if there is not enough memory.
+        There are fewer slots if memory is short; None is the number requested. Raises EngineError if there is not
+        enough memory.
         """
 
     def prefill_chunk(self, position: int) -> int:

@@ -1,4 +1,4 @@
-"""States of sequences that are not in a slot now: checkpoints, those of preempted sequences, and those kept on disk.
+"""States of sequences that are not in a slot now: checkpoints, and those of the prompt cache on disk.
 
 A model with recurrent states or sliding windows cannot forget its last tokens, only return to a checkpoint. With one KV
 cache, as in a chat, checkpoints are taken where a prompt continues an earlier one, and where its last question ends: a
@@ -11,14 +11,11 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.files import remove, work_directory
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence, Tokens
 from cerebrum_cli.engine.state_store import State, StateStore
@@ -34,19 +31,11 @@ MAX_SNAPSHOT_BYTES = 256 * 2**20
 
 
 class Checkpoints:
-    """Takes and restores checkpoints of one context; each slot lists those of its own tokens.
+    """Takes and restores checkpoints of one context; each slot lists those of its own tokens."""
 
-    States of preempted sequences are in a directory that is created in `swap_parent`, or else in the system's, when it
-    is needed.
-    """
-
-    def __init__(self, backend: Backend, scheduler: Scheduler, swap_parent: Path | None) -> None:
+    def __init__(self, backend: Backend, scheduler: Scheduler) -> None:
         self._backend = backend
         self._scheduler = scheduler
-        self._swap_parent = swap_parent
-        self._swap_directory: Path | None = None
-        self._resources = ExitStack()
-        self.close = self._resources.close  # removes the directory
         self._shared = 0  # first tokens of the prompt to admit that a slot has evaluated too
 
     def reusable(self, slot: Slot, length: int) -> int:
@@ -139,30 +128,6 @@ class Checkpoints:
             while len(oldest.checkpoints) > least and held_bytes() > self._backend.checkpoint_budget:
                 oldest.checkpoints.pop(0)
 
-    def swap_out(self, sequence: Sequence) -> None:
-        """Save the slot of a sequence that is about to be preempted; if that fails, it is evaluated again.
-
-        States are in files, because sequences are preempted to make room for longer ones. They leave at least as much
-        of the disk free as they take.
-        """
-        context, slot = self._backend.context, sequence.slot
-        if slot is None or not context.length(slot) or slot in context.pending_copies:
-            return
-        try:
-            import shutil
-            import tempfile
-
-            if self._swap_directory is None:
-                folder = work_directory(self._swap_parent or Path(tempfile.gettempdir()), "cerebrum-swap")
-                self._swap_directory = self._resources.enter_context(folder)
-            held = sum(state.stat().st_size for state in self._swap_directory.iterdir())
-            if shutil.disk_usage(self._swap_directory).free < held + 2 * context.state_size(slot):
-                return
-            sequence.swapped = self._swap_directory / f"{id(sequence)}.state"
-            context.save_state(slot, sequence.swapped)
-        except (OSError, EngineError):
-            self.discard(sequence)
-
     def load(self, state: Path, tokens: Tokens, min_length: int) -> bool:
         """Load a saved state of at least `min_length` of these tokens into a free slot, where admission will find it.
 
@@ -176,12 +141,6 @@ class Checkpoints:
             return True
         context.clear(slot.index)
         return False
-
-    @staticmethod
-    def discard(sequence: Sequence) -> None:
-        if sequence.swapped:
-            remove(sequence.swapped)
-            sequence.swapped = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -93,7 +93,6 @@ class Completions(Iterator[Event], Generic[LiveSample]):
     def close(self) -> None:
         """Cancel all that is running."""
 
-    @abstractmethod
     def _end_sample(self, index: int) -> None:
         """Free what a request no longer needs after one of its samples has finished."""
 

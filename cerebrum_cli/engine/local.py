@@ -18,7 +18,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,7 +41,6 @@ from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import OpenBackend
-    from cerebrum_cli.engine.drafter import Drafter
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 
@@ -119,11 +117,10 @@ class Commands:
 
 @dataclass(slots=True)
 class SubmittedRequest:
-    """A request, the seed of its first sample, their number so far, and their drafter until the last is done."""
+    """A request, the seed of its first sample, and their number so far."""
 
     request: Request
     seed: int
-    drafter: Drafter | None
     samples: int = 0
 
 
@@ -148,9 +145,8 @@ class LocalCompletions(Completions[Sequence]):
         return is_sent
 
     def abort(self, index: int) -> None:
-        """Cancel the running samples after the current step; samples added later get no draft tokens."""
+        """Cancel the running samples after the current step."""
         if index < len(self._submitted):
-            self._submitted[index].drafter = None
             self._commands.cancel(self._live_samples(index), interrupts=False)
 
     def close(self) -> None:
@@ -164,9 +160,7 @@ class LocalCompletions(Completions[Sequence]):
         for index, count in counts:
             submitted = self._submitted[index]
             samples = range(submitted.samples, submitted.samples + count)
-            new += create_sequences(
-                index, submitted.request, self._outbox.put, samples, submitted.seed, submitted.drafter
-            )
+            new += create_sequences(index, submitted.request, self._outbox.put, samples, submitted.seed)
             submitted.samples += count
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(submission(new, self._scope, first)):
@@ -177,26 +171,13 @@ class LocalCompletions(Completions[Sequence]):
         ids = (SequenceId(index, sample) for sample in range(self._submitted[index].samples))
         return [self._live[id] for id in ids if id in self._live]
 
-    def _end_sample(self, index: int) -> None:
-        submitted = self._submitted[index]
-        is_last = submitted.samples >= max(submitted.request.n, submitted.request.max_n)
-        if submitted.drafter and is_last and not self._live_samples(index):
-            submitted.drafter = None  # it takes half a kilobyte a token
-
 
 class LocalEngine(Engine):
-    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`.
+    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
 
-    States of preempted sequences are saved in a new directory in `swap_directory`, or in the system's for temporary
-    files.
-    """
-
-    def __init__(
-        self, open_backend: OpenBackend, state_store: StateStore | None = None, swap_directory: Path | None = None
-    ) -> None:
+    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
         self._open = open_backend
         self._state_store = state_store
-        self._swap_directory = swap_directory
         self._stop = StopFlag()
         self._commands = Commands(self._stop)
         super().__init__("engine")
@@ -220,14 +201,7 @@ class LocalEngine(Engine):
             yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
-        submitted = []
-        for request in requests:
-            drafter = None
-            if request.step_costs:
-                from cerebrum_cli.engine.drafter import Drafter
-
-                drafter = Drafter()
-            submitted.append(SubmittedRequest(request, first_seed(request), drafter))
+        submitted = [SubmittedRequest(request, first_seed(request)) for request in requests]
         completions = LocalCompletions(self._commands, scope or self.cancel_scope, submitted)
         completions.submit((index, start.request.n) for index, start in enumerate(submitted))
         return completions
@@ -299,7 +273,7 @@ class LocalEngine(Engine):
             return
         self._backend = backend
         self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._state_store, self._swap_directory)
+        loop = Loop(backend, perf_counter() - start, self._state_store)
         try:
             while self._commands.execute(loop):
                 loop.step()
@@ -308,7 +282,6 @@ class LocalEngine(Engine):
             self._fail_commands(error)
         finally:
             self._backend = None  # from now on callers get an error, not freed memory
-            loop.close()
             backend.close()
 
     def _fail_commands(self, error: BaseException) -> None:

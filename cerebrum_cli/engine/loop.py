@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from math import inf
-from pathlib import Path
 from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_drafts
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_draft
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -28,19 +27,13 @@ Work = Collection["Sequence | ScoreJob"]
 
 
 class Loop:
-    """The work of the engine's thread: it alternately executes commands, each a method of this, and a step.
+    """The work of the engine's thread: it alternately executes commands, each a method of this, and a step."""
 
-    States of preempted sequences are saved in a new directory in `swap_directory`.
-    """
-
-    def __init__(
-        self, backend: Backend, load_s: float, state_store: StateStore | None = None, swap_directory: Path | None = None
-    ) -> None:
+    def __init__(self, backend: Backend, load_s: float, state_store: StateStore | None = None) -> None:
         self._backend = backend
         self._load_s = load_s
         self._scheduler = Scheduler(backend.slots, backend.kv_unified)
-        self._checkpoints = Checkpoints(backend, self._scheduler, swap_directory)
-        self.close = self._checkpoints.close
+        self._checkpoints = Checkpoints(backend, self._scheduler)
         self._takes_checkpoints = backend.trimmable_length < inf
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
@@ -96,8 +89,8 @@ class Loop:
                 if self._make_room(len(rows)):
                     break
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
-            if any(share.sequence.drafter for share in step):
-                drafted = with_drafts(step, backend)
+            if self._may_draft(step):
+                drafted = [with_draft(step[0], backend)]
                 if scheduler.has_cells(len(rows_of(drafted)), backend.capacity):
                     step, rows = drafted, rows_of(drafted)
             if not step:
@@ -111,6 +104,13 @@ class Loop:
             if backend.capacity:
                 backend.context.clear_all()  # the step may have written any part of its rows
             scheduler.reset_slots(backend.slots)
+
+    def _may_draft(self, step: list[Share]) -> bool:
+        """Whether a step decodes one sequence only, of which a draft could be removed again."""
+        if len(step) != 1 or not self._backend.max_draft:
+            return False
+        sequence = step[0].sequence
+        return sequence.request.speculative and not sequence.is_prefilling
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
@@ -134,7 +134,6 @@ class Loop:
         has_memory = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
         preempted = scheduler.running if has_memory else full
         for sequence in preempted:
-            self._checkpoints.swap_out(sequence)
             scheduler.preempt(sequence)
         if has_memory:
             scheduler.waiting.rotate(len(preempted))
@@ -153,7 +152,7 @@ class Loop:
                 return
             # reserve
             cache = self.prompt_cache
-            if cache and (sequence.swapped or cache.store.is_empty):
+            if cache and cache.store.is_empty:
                 cache = None
             state = cache.find(sequence, needs_memory) if cache else None
             if needs_memory:
@@ -162,10 +161,7 @@ class Loop:
                 if cache and backend.state_kind != kind:  # fewer slots than requested
                     state = cache.find(sequence, needs_memory=False)
             # restore
-            if sequence.swapped:
-                self._checkpoints.load(sequence.swapped, sequence.tokens[: sequence.first_output], 1)
-                self._checkpoints.discard(sequence)
-            elif cache and state and self._make_room(len(state.tokens)):
+            if cache and state and self._make_room(len(state.tokens)):
                 cache.restore(state)
             if self._takes_checkpoints:
                 self._checkpoints.prepare(sequence)
@@ -193,8 +189,7 @@ class Loop:
 
     def _reserve(self, min_length: int, n_slots: int | None = None) -> None:
         length, slots = self._plan_cache()
-        if notice := self._backend.reserve(max(min_length, length), n_slots or slots):
-            self._scheduler.waiting[0].emit(notice)
+        self._backend.reserve(max(min_length, length), n_slots or slots)
         self._is_for_scores = False
         self._scheduler.reset_slots(self._backend.slots)
 
@@ -282,8 +277,6 @@ class Loop:
             scheduler.record_evaluated(sequence, sampled)
             accepted += 1
             sequence.draft_n_accepted += 1
-        if sequence.draft_state:
-            sequence.draft_state.misses = 0 if accepted else sequence.draft_state.misses + 1
         length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
         if length < len(slot.tokens):
             slot.truncate(length)
@@ -346,8 +339,7 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        self._checkpoints.discard(sequence)
-        sequence.drafter = sequence.draft_state = None  # which refer to it
+        sequence.drafter = None
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

@@ -82,7 +82,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     """Plan for this free memory. The context is as long as requested, or as fits; its number of threads is left open.
 
     Without a request, it is up to 8,192 tokens long, or 32,768 if the model thinks.
-    Raises EngineError for a requested context or tuned GPU layers that do not fit, and UsageError for experts to keep
+    Raises EngineError for a requested context that does not fit, and UsageError for experts to keep
     on the CPU without a GPU.
     """
     default = min(options.file.trained_context, DEFAULT_CONTEXT)
@@ -110,8 +110,6 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     context = replace(options.context, length=length)
     slots = fitting_slots(options, context, free) if context.slots > 1 else 1
     plan = place(options, replace(context, slots=slots), free.devices)
-    if options.baseline:
-        require_devices(plan.needs, free.devices)
     if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
         context = replace(context, slots=slots)
     return replace(
@@ -269,13 +267,6 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
     if sum(map(bool, filled)) > 1:  # several need more memory
         filled = fill(device_buffers(sizes, context, count, len(devices)))
     return filled
-
-
-def require_devices(needs: MemoryNeeds, devices: Sequence[Device]) -> None:
-    for need, device in zip(needs.devices, devices, strict=True):
-        if need > device.free:
-            problem = f"the model needs {need / 1e9:.1f} GB on {device.description}; {device.free / 1e9:.1f} GB is free"
-            raise EngineError(problem, "use a smaller --gpu-layers")
 
 
 def plan_slots(

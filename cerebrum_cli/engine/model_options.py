@@ -1,13 +1,12 @@
-"""How to load a model: options and tunings, and notices about them."""
+"""How to load a model: options, and notices about them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import instruction_set, rebuild_command
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
@@ -48,7 +47,6 @@ class LoadOptions:
       load and twice the memory
     - `cpu_moe`: number of the first layers whose experts stay in host memory, with "auto" as few as let all layers fit
       on the GPU; "off" is none
-    - `baseline`: the options without a tuning, which are used if the tuned ones need more memory than is free
     """
 
     file: GgufFile
@@ -58,33 +56,6 @@ class LoadOptions:
     vocabulary_only: bool = False
     whole_context: bool = False
     cpu_moe: str = "auto"
-    baseline: LoadOptions | None = None
-
-    def with_tuning(self, tuning: Tuning) -> LoadOptions:
-        overrides = tuning.overrides
-        own = {name: overrides.pop(name) for name in ("gpu_layers", "repack") if name in overrides}
-        return replace(self, **own, context=replace(self.context, **overrides))
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """Options that affect speed, and output only where two tokens are nearly equally likely; None is the default."""
-
-    repack: bool | None = None
-    n_threads: int | None = None
-    n_threads_batch: int | None = None
-    n_ubatch: int | None = None
-    gpu_layers: str | None = None
-    slots: int | None = None
-    flash_attention: bool | None = None
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def fallback_notice(error: CerebrumError) -> NoticeEvent:
-    return NoticeEvent(f"cannot use the tuned settings: {error.message}", "using default settings")
 
 
 def short_context_notice(context: int, default: int) -> NoticeEvent:

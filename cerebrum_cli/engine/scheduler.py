@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
 from cerebrum_cli.engine.step import Checkpoint, TokenRow
-from cerebrum_cli.engine.step_costs import draft_lengths
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.drafter import DraftToken
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
 MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
@@ -110,29 +109,17 @@ def rows_of(step: Iterable[Share]) -> list[TokenRow]:
     return rows
 
 
-def with_drafts(step: list[Share], backend: Backend) -> list[Share]:
-    """Add draft tokens to a step in which sequences decode, where they pay off.
+def with_draft(share: Share, backend: Backend) -> Share:
+    """Add the draft tokens that pay off to the share of a decoding sequence.
 
     There are at most as many as leave room to sample a token after them.
     """
-    sequences = [share.sequence for share in step]
-    costs = next((sequence.request.step_costs for sequence in sequences if sequence.request.step_costs), None)
-    if costs is None or not backend.max_draft or any(sequence.is_prefilling for sequence in sequences):
-        return step
-    drafts: list[list[DraftToken]] = []
-    for sequence in sequences:
-        drafts.append([])
-        if sequence.drafter:
-            sequence.draft_state = sequence.draft_state or sequence.drafter.start(sequence)
-            room = sequence.request.max_length(backend.capacity) - sequence.length - 1
-            drafts[-1] = sequence.drafter.draft(sequence.draft_state, min(room, backend.max_draft))
-    probabilities = [[token.probability for token in draft] for draft in drafts]
-    is_equal = not (backend.kv_unified and backend.trimmable_length)
-    lengths = draft_lengths(probabilities, costs, backend.batch_size, is_equal)
-    return [
-        share._replace(outputs=1 + length, draft=tuple(token.token for token in draft[:length]))
-        for share, draft, length in zip(step, drafts, lengths, strict=True)
-    ]
+    sequence = share.sequence
+    room = sequence.request.max_length(backend.capacity) - sequence.length - 1
+    if sequence.drafter is None:
+        sequence.drafter = Drafter(sequence.prompt)
+    draft = sequence.drafter.draft(sequence.generated, min(room, backend.max_draft))
+    return share._replace(outputs=1 + len(draft), draft=draft)
 
 
 class Scheduler:

@@ -15,7 +15,7 @@ from math import inf
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import NoticeEvent, RefusedEvent, SequenceId, StageEvent
+from cerebrum_cli.core.events import RefusedEvent, SequenceId, StageEvent
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Tokens
@@ -49,7 +49,7 @@ class LogprobScores:
     scores: tuple[Score, ...]
 
 
-ScoringEvent = LogprobScores | RefusedEvent | StageEvent | NoticeEvent  # a StageEvent counts evaluated rows
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts evaluated rows
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
@@ -186,8 +186,8 @@ class ScoreJob:
         """
         slots = None if backend.shares_rows else 1
         length = backend.context_size if backend.kv_unified else max(len(path.tokens) for path in self._paths)
-        if length > backend.capacity and (notice := backend.reserve(length, slots)):
-            self.emit(notice)
+        if length > backend.capacity:
+            backend.reserve(length, slots)
         backend.context.clear_all()
         self._backend = backend
         self._free_slots = list(range(slots or backend.slots))

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,8 +31,7 @@ from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Sampler, Vocabulary
-    from cerebrum_cli.engine.drafter import Drafter, DraftState
-    from cerebrum_cli.engine.step_costs import StepCosts
+    from cerebrum_cli.engine.drafter import Drafter
 
 # Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
@@ -50,8 +48,8 @@ class Request:
     The grammar and the stop strings apply where the text is the answer by the `rules`.
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
-    as ordinary ones. With `step_costs`, several tokens may be drafted and verified in one step. With `stream`, a server
-    is to send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
+    as ordinary ones. If `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to
+    send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
     force tokens into it, but not where the grammar applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
@@ -69,7 +67,7 @@ class Request:
     visible_tokens: frozenset[int] = frozenset()
     logprobs: bool = False
     ignore_eos: bool = False
-    step_costs: StepCosts | None = None
+    speculative: bool = False
     max_n: int = 1
     stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
@@ -109,10 +107,9 @@ def inspection(prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0
 class Sequence:
     """State of one sample; `evaluated` is the number of its tokens in its slot.
 
-    `draft_n` tokens were drafted. `pending` tokens are
-    forced: they follow instead of sampled ones. `inspected` tokens of an inspection are reported. A step of the prompt
-    ends at `checkpoint_at`. While the sequence is preempted, its state may be in the file `swapped`. A control may
-    have set a `bias` for the next token. A reply to a follow-up knows the sample that it has `followed`.
+    `draft_n` tokens were drafted. `pending` tokens are forced: they follow instead of sampled ones. `inspected` tokens
+    of an inspection are reported. A step of the prompt ends at `checkpoint_at`. A control may have set a `bias` for the
+    next token. A reply to a follow-up knows the sample that it has `followed`.
     """
 
     id: SequenceId
@@ -128,7 +125,6 @@ class Sequence:
     cached_tokens: int = 0
     generated: list[int] = field(default_factory=list)
     drafter: Drafter | None = None
-    draft_state: DraftState | None = None
     draft_n: int = 0
     draft_n_accepted: int = 0
     admitted_at: float | None = None
@@ -140,7 +136,6 @@ class Sequence:
     bias: TokenBias | None = None
     inspected: int = 0
     checkpoint_at: int | None = None
-    swapped: Path | None = None
     followed: Sequence | None = None
 
     @property
@@ -151,10 +146,6 @@ class Sequence:
     @property
     def tokens(self) -> Tokens:
         return (*self.prompt, *self.generated) if self.generated else self.prompt
-
-    @property
-    def prompt_length(self) -> int:
-        return len(self.prompt)
 
     @property
     def length(self) -> int:
@@ -276,9 +267,8 @@ def create_sequences(
     emit: Callable[[Event | BaseException], None],
     samples: Iterable[int],
     seed: int,
-    drafter: Drafter | None = None,
 ) -> list[Sequence]:
-    """Create samples of a request; sample `i` has seed `seed + i`. All samples of the request share its `drafter`."""
+    """Create samples of a request; sample `i` has seed `seed + i`."""
     now = perf_counter()
     sequences = []
     for sample in samples:
@@ -291,7 +281,6 @@ def create_sequences(
             emit,
             text,
             now,
-            drafter=drafter,
             controls=tuple(create() for create in request.controls),
             constraint=None if request.grammar is None else Constraint(request.grammar, text, request.visible_tokens),
         )

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
@@ -40,9 +39,6 @@ from cerebrum_cli.results.output_files import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.bench import BenchFactory, Closeness
-    from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
 
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
@@ -50,7 +46,6 @@ SUFFIX = ".jsonl"
 AGAIN = ", then run it again"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
-PROBE_TOKENS = 256  # of the text on which two quantizations are compared
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 
@@ -302,33 +297,3 @@ def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     if run.match == "code":
         report = replace(report, maj={})  # programs are not put to a vote
     return report
-
-
-def measure_divergence(
-    reference: InstalledModel, other: InstalledModel, settings: Settings, open_bench: BenchFactory
-) -> Closeness:
-    """Compare two quantizations of one model on a probe text, each in a child process.
-
-    Raises ModelFileError, UsageError if their vocabularies or layers differ, EngineError if they cannot be loaded.
-    """
-    from cerebrum_cli.gguf.header import require_generative
-    from cerebrum_cli.replies.source import load_options
-
-    for model in (reference, other):
-        require_generative(model.path, model.header)
-    first, second = (
-        (model.vocabulary, model.header.architecture, model.header.n_layers) for model in (reference, other)
-    )
-    if first != second:
-        raise UsageError(
-            f"{reference.label} and {other.label} are not quantizations of the same model",
-            "compare two with the same vocabulary, architecture and number of layers",
-        )
-    count = min(PROBE_TOKENS, reference.trained_context, other.trained_context)
-    with (
-        closing(open_bench(load_options(reference, settings))) as reference_bench,
-        closing(open_bench(load_options(other, settings))) as other_bench,
-    ):
-        logits = reference_bench.write_logits(count)
-        reference_bench.release()  # memory may hold only one of them
-        return other_bench.compare_logits(logits, count)

@@ -1,4 +1,4 @@
-"""What a user has: models, settings, caches and profiles; how a model file is opened; and servers."""
+"""What a user has: models, settings and caches; how a model file is opened; and servers."""
 
 from __future__ import annotations
 
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import Capacity
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.replies.profiles import Profile, ProfileStore
 
 TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"  # what a child process calls with an unknown file
 PROMPTS = "prompts"  # in the configuration directory
 # In the data directory.
 DEVICES = "devices.json"
 LOADED_FILES = "loaded_files.json"
-PROFILES = "profiles"
 STATES = "states"  # in the cache directory: the prompt cache, which holds tokens of conversations
 HISTORY = "history"  # of questions typed at the prompt of a chat
 
@@ -102,24 +100,6 @@ class Installation:
         return StateStore(
             self.cache_directory / STATES, int(settings.cache_gb * 1e9), self.library.identity(model), format_name
         )
-
-    def profiles(self, settings: Settings | None = None) -> ProfileStore:
-        from cerebrum_cli.engine.machine import build_fingerprint, load_devices, machine_fingerprint
-        from cerebrum_cli.replies.profiles import ProfileStore, settings_text
-
-        machine = machine_fingerprint(load_devices(self.data_directory / DEVICES))
-        machine += settings_text(settings) if settings else ""
-        return ProfileStore(self.data_directory / PROFILES, machine, build_fingerprint())
-
-    def profile(self, model: InstalledModel, settings: Settings) -> Profile | None:
-        """Profile of a model, measured with these settings or else with defaults; None if it was never tuned."""
-        if not (self.data_directory / PROFILES).is_dir():
-            return None
-        from cerebrum_cli.replies.profiles import general_settings
-
-        identity, general = self.library.identity(model), general_settings(settings)
-        profile = self.profiles(settings).find(identity)
-        return profile if profile or general == settings else self.profiles(general).find(identity)
 
     def settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.

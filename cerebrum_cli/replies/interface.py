@@ -27,7 +27,6 @@ from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
-    from cerebrum_cli.replies.profiles import UseName
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -164,7 +163,7 @@ def open_source(source: ModelSource) -> Model:
     require_generative(model.path, model.header)
     format_name, build_format = source.choose_format()
     engine = source.start_engine(format_name)
-    return Model(source, engine, format_name, build_format, source.measured_costs)
+    return Model(source, engine, format_name, build_format)
 
 
 def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:
@@ -173,8 +172,7 @@ def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, 
         servers = replace(source.servers, earlier=earlier or source.servers.earlier)
         return open_source(replace(source, servers=servers))
     context = replace(source.context, slots=min(slots_of(source), samples))
-    speculative_for: UseName | None = "ask" if source.settings.speculative else None
-    return open_source(replace(source, context=context, tuned_for="batch", speculative_for=speculative_for))
+    return open_source(replace(source, context=context))
 
 
 def open_model(
@@ -210,7 +208,7 @@ def open_model(
     source = ModelSource(installation, model, folded, raw=raw).for_chat()
     if parallel is not None:
         context = ContextOptions(slots=parallel, batch_invariant=True)
-        source = replace(source, context=context, tuned_for="batch", speculative_for=None, is_chat=False)
+        source = replace(source, context=context, is_chat=False)
     return open_source(source)
 
 

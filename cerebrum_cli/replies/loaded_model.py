@@ -16,13 +16,12 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
-from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
-from cerebrum_cli.replies.source import ModelSource, draft_costs
+from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.text_tokens import least_tokens, resolve_biases
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ class LoadedModel:
     engine: Engine
     format_name: str
     build_format: FormatBuilder
-    measured_costs: StepCosts | None = None
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
 
     def __enter__(self) -> Self:
@@ -104,7 +102,7 @@ class LoadedModel:
             self.visible_tokens,
             asked.logprobs,
             asked.ignore_eos,
-            step_costs=draft_costs(self.measured_costs, self.model, settings.speculative),
+            speculative=asked.stream and settings.speculative is not False,
             max_n=asked.max_n,
             stream=asked.stream,
             controls=controls,

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.errors import EngineError, ModelFileError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Settings
+from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
@@ -18,12 +19,9 @@ from cerebrum_cli.engine.model_options import (
     AdapterFile,
     GgufFile,
     LoadOptions,
-    Tuning,
-    fallback_notice,
     plan_repacking,
 )
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.engine.step_costs import DEFAULT_COSTS, MAX_ROLLBACK, StepCosts
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.gguf.architectures import facts_of
@@ -43,7 +41,6 @@ from cerebrum_cli.replies.prompt_sources import read_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.replies.profiles import TunedUse, UseName
 
 FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}
@@ -57,14 +54,11 @@ class ModelSource:
     """Which model, how it is used, and where it runs: on `servers`, or in this process.
 
     - `context`: its sequences
-    - `tuned_for`, `speculative_for`: the uses of a profile whose settings and costs of speculative decoding apply; None
-      for the defaults, and for no speculative decoding unless the settings ask for it
     - `raw`: without a prompt format
     - `template_options`: variables of an embedded template
     - `vocabulary_only`: without weights, and so always in this process
     - `is_chat`: memory for the whole context is allocated while the model loads, and weights are repacked
     - `caches_prompts`: on disk
-    - `is_tuned`: whether a tuning profile may apply
     """
 
     installation: Installation
@@ -72,14 +66,11 @@ class ModelSource:
     settings: Settings
     servers: Servers | None = None
     context: ContextOptions = SINGLE
-    tuned_for: UseName | None = None
-    speculative_for: UseName | None = None
     raw: bool = False
     template_options: Mapping[str, Any] = field(default_factory=dict)
     vocabulary_only: bool = False
     is_chat: bool = False
     caches_prompts: bool = False
-    is_tuned: bool = True
 
     def for_chat(self) -> ModelSource:
         """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
@@ -87,22 +78,7 @@ class ModelSource:
         is_cerebrum = CEREBRUM.name in (settings.format, self.model.known_format)
         if settings.origin("temperature") == DEFAULT and not is_cerebrum:
             settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
-        return replace(
-            self,
-            settings=settings,
-            context=CHAT_CONTEXT,
-            tuned_for="chat",
-            speculative_for="chat",
-            is_chat=True,
-            caches_prompts=True,
-        )
-
-    def tuned_use(self, name: UseName | None) -> TunedUse | None:
-        """A use of the model's tuning profile on this machine; None if it was never tuned, or runs elsewhere."""
-        if name is None or self.servers or not self.is_tuned:
-            return None
-        profile = self.installation.profile(self.model, self.settings)
-        return profile.uses[name] if profile else None
+        return replace(self, settings=settings, context=CHAT_CONTEXT, is_chat=True, caches_prompts=True)
 
     def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
@@ -116,12 +92,12 @@ class ModelSource:
         self.choose_format()
         require_attention(self.model, self.settings, self.context.pad_steps)
 
-    def options(self, tuning: Tuning | None = None) -> LoadOptions:
-        """How to load the model; its recurrent states are copied if that is what speculative decoding needs."""
-        rolls_back = facts_of(self.model.header.architecture).rolls_back
-        speculative = rolls_back and draft_costs(self.measured_costs, self.model, self.settings.speculative)
-        context = replace(self.context, n_rs_seq=MAX_ROLLBACK if speculative else 0)
-        return load_options(self.model, self.settings, context, tuning, self.vocabulary_only, self.is_chat)
+    def options(self) -> LoadOptions:
+        """How to load the model. Speculative decoding needs copies of recurrent states: only if it was asked for."""
+        context = self.context
+        if self.settings.speculative and facts_of(self.model.header.architecture).rolls_back:
+            context = replace(context, n_rs_seq=MAX_ROLLBACK)
+        return load_options(self.model, self.settings, context, self.vocabulary_only, self.is_chat)
 
     @property
     def reload_key(self) -> tuple[object, ...]:
@@ -130,38 +106,19 @@ class ModelSource:
         served = self.model.name if self.model.is_served else None  # whose file is that of another
         return self.model.paths, served, settings.format, settings.chat_template, settings.cache_gb, self.options()
 
-    @property
-    def measured_costs(self) -> StepCosts | None:
-        """Costs of steps with draft tokens, as measured for this use; None without a profile, which is read."""
-        use = self.tuned_use(self.speculative_for)
-        return use.step_costs if use else None
-
     def start_engine(self, format_name: str) -> Engine:
-        """Start to load the model, or to connect to its servers, without waiting.
-
-        A tuning that cannot be used, as with less free memory than when it was measured, gives way to the defaults.
-        """
+        """Start to load the model, or to connect to its servers, without waiting."""
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        open_file, default, use = self.installation.open_file, self.options(), self.tuned_use(self.tuned_for)
-        tuned = self.options(use.tuning) if use else default
+        options = self.options()
 
         def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
-            if self.settings.speculative and (notice := draft_notice(self.model)):
-                emit(notice)
-            if tuned != default:
-                try:
-                    return open_file(replace(tuned, baseline=default), emit, stop)
-                except (EngineError, ModelFileError) as error:
-                    if stop:
-                        raise
-                    emit(fallback_notice(error))
-            return open_file(default, emit, stop)
+            return self.installation.open_file(options, emit, stop)
 
         states = None
         if self.caches_prompts and not self.vocabulary_only:
             states = self.installation.prompt_cache(self.model, format_name, self.settings)
-        return LocalEngine(open_backend, states, self.installation.cache_directory)
+        return LocalEngine(open_backend, states)
 
     def _connect(self, servers: Servers) -> Engine:
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
@@ -180,8 +137,7 @@ class ModelSource:
 
 
 def slots_of(source: ModelSource) -> int:
-    use = source.tuned_use("batch")
-    return source.context.slots or (use and use.tuning.slots) or AUTO_PARALLEL
+    return source.context.slots or AUTO_PARALLEL
 
 
 def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
@@ -197,11 +153,10 @@ def load_options(
     model: InstalledModel,
     settings: Settings,
     context: ContextOptions = SINGLE,
-    tuning: Tuning | None = None,
     vocabulary_only: bool = False,
     whole_context: bool = False,
 ) -> LoadOptions:
-    """The options of a context, then a tuning, then the user. Raises UsageError for attention that is rejected."""
+    """The options of a context, with the settings of the user. Raises UsageError for attention that is rejected."""
     require_attention(model, settings, context.pad_steps)
     adapters = tuple(AdapterFile(str(adapter.path), adapter.scale) for adapter in model.adapters)
     context = replace(
@@ -213,7 +168,7 @@ def load_options(
         cache_type_v=settings.cache_type_v or context.cache_type_v,
     )
     thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
-    options = LoadOptions(
+    return LoadOptions(
         GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
         context,
         settings.gpu_layers,
@@ -222,17 +177,6 @@ def load_options(
         whole_context,
         settings.cpu_moe,
     )
-    return options.with_tuning(without_user_settings(replace(tuning, slots=None), settings)) if tuning else options
-
-
-def without_user_settings(tuning: Tuning, settings: Settings) -> Tuning:
-    is_set = {
-        "n_threads": settings.threads,
-        "n_threads_batch": settings.threads,
-        "gpu_layers": settings.gpu_layers != "auto",
-        "flash_attention": settings.flash_attn,
-    }
-    return replace(tuning, **dict.fromkeys(name for name, value in is_set.items() if value))
 
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:
@@ -278,28 +222,6 @@ def has_stable_attention(header: Header) -> bool:
 
 def has_mla(header: Header) -> bool:
     return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
-
-
-def draft_problem(model: InstalledModel) -> str | None:
-    name = model.header.architecture
-    if any(layer.state_bytes for layer in model.sizes.layers) and not facts_of(name).rolls_back:
-        return f"llama.cpp cannot roll back recurrent states of the {name} architecture"
-    return None
-
-
-def draft_notice(model: InstalledModel) -> NoticeEvent | None:
-    cause = draft_problem(model)
-    return NoticeEvent(f"speculative decoding is off for this model: {cause}", "omit speculative=on") if cause else None
-
-
-def draft_costs(measured: StepCosts | None, model: InstalledModel, speculative: bool | None) -> StepCosts | None:
-    """Costs of steps with draft tokens: as measured, if it can pay off; measured or default ones, if asked for.
-
-    None without speculative decoding. Mixtures of experts are no exception: their additional experts are measured too.
-    """
-    can_pay = measured is not None and measured.best_draft is not None
-    is_wanted = can_pay if speculative is None else speculative
-    return (measured or DEFAULT_COSTS) if is_wanted and not draft_problem(model) else None
 
 
 def generation_fingerprint(

@@ -1,4 +1,4 @@
-"""Reports of searches, evaluations, merges, tuning, checks, and the least certain tokens of a reply."""
+"""Reports of searches, evaluations, merges, checks, and the least certain tokens of a reply."""
 
 from __future__ import annotations
 
@@ -35,15 +35,11 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.bench import Closeness
     from cerebrum_cli.eval.comparison import Comparison
     from cerebrum_cli.eval.estimates import Interval
     from cerebrum_cli.eval.report import Report, VoteCost
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies import inspection
-    from cerebrum_cli.replies.profiles import Profile, TunedUse
-    from cerebrum_cli.tune.candidates import Candidate
-    from cerebrum_cli.tune.tune import TuningResult
 
 ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
@@ -138,9 +134,7 @@ def vote_row(vote: VoteCost) -> tuple[str, ...]:
     return name, f"{vote.accuracy.value:.3f}", bounds(vote.accuracy.interval), f"{vote.tokens:.0f}"
 
 
-def print_comparison(
-    streams: Streams, comparison: Comparison, before: Run, after: Run, differing: str, closeness: Closeness | None
-) -> None:
+def print_comparison(streams: Streams, comparison: Comparison, before: Run, after: Run, differing: str) -> None:
     """Print two runs side by side; `differing` names what differs besides their models."""
     models = before.model if before.model == after.model else f"{before.model} and {after.model}"
     title = f"{before.task}: {models}, {format_count(comparison.n, 'question')}"
@@ -160,9 +154,6 @@ def print_comparison(
     ]
     if comparison.smallest_difference is not None:
         rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
-    if closeness:
-        rows.append(("mean KL divergence", f"{closeness.mean_kld:.4f} nats", ""))
-        rows.append(("same top-1 token", f"{closeness.top1_agreement:.1%}", ""))
     # The interval is also in the verdict; truncated labels would hide which run is which.
     print_table(streams, ESTIMATES, rows, shorten="none")
 
@@ -239,79 +230,6 @@ def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> 
 
 def span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
-
-
-def print_profile(streams: Streams, profile: Profile) -> None:
-    from cerebrum_cli.tune.candidates import describe
-
-    rows = [
-        (
-            name,
-            f"{tuned.gain:.2f} x" if tuned.tuning.overrides else "",
-            describe(tuned.tuning),
-            f"{tuned.speeds.prompt:.1f}",
-            f"{tuned.speeds.generate:.1f}",
-            f"{tuned.speeds.load_s:.1f} s",
-            format_size(tuned.speeds.memory),
-        )
-        for name, tuned in profile.uses.items()
-    ]
-    print_table(streams, ("use", "gain", "settings", "prompt t/s", "gen t/s", "load", "memory"), rows)
-    chat, ask = (draft_text(profile.uses[name]) for name in ("chat", "ask"))
-    for use, text in [("", chat)] if chat == ask else [(", chat", chat), (", ask", ask)]:
-        streams.answer(f"speculative decoding{use}: {text}\n")
-
-
-def draft_text(tuned: TunedUse) -> str:
-    if tuned.best_draft is None:
-        return "off"
-    rows, cost = tuned.best_draft
-    return f"verifying {rows} tokens takes as long as generating {cost:.1f}"
-
-
-def print_summary(streams: Streams, result: TuningResult, model: str) -> None:
-    """Print what was measured, what was not and why, and which settings changed, on standard error.
-
-    `model` may have a condition, such as "starter with --threads 1".
-    """
-    from cerebrum_cli.tune.candidates import describe
-
-    unmeasured = {str(candidate): candidate.dropped for candidate in result.tried if not candidate.speeds}
-    sections = {
-        "measured, relative to the defaults": [
-            measurement(candidate) for candidate in result.tried if candidate.speeds
-        ],
-        "not measured": [f"{text}: {reason}" for text, reason in unmeasured.items()],
-        "changed": [
-            f"{name}: {describe(after)} (before: {describe(before)})"
-            for name, (before, after) in result.changes.items()
-        ],
-    }
-    for heading, lines in sections.items():
-        if lines:
-            streams.info(f"{heading}:")
-        for line in lines:
-            streams.write_line("  ", line)
-    streams.write_line("", used_from_now_on(result, model))
-
-
-def measurement(candidate: Candidate) -> str:
-    ratios = zip(("prompt", "gen"), candidate.ratios, strict=True)
-    speeds = ", ".join(f"{kind} {ratio:.2f} x" for kind, ratio in ratios if ratio is not None)
-    return f"{candidate}: {speeds}" + (f"; {candidate.dropped}" if candidate.dropped else "")
-
-
-def used_from_now_on(result: TuningResult, model: str) -> str:
-    is_default = result.profile.is_default
-    if result.changes:
-        if is_default:
-            return f"ask, chat and batch use the defaults for {model} again"
-        return f"ask, chat and batch now use these settings for {model}; --set no_profile=on ignores them"
-    reason = "no settings proved faster than the defaults" if is_default else "the same settings are fastest"
-    if names := sorted(result.profile.speculative_uses):
-        uses = f"{' and '.join(names)} {'use' if len(names) > 1 else 'uses'} speculative decoding"
-        return f"settings unchanged for {model}: {reason}; {uses}"
-    return f"nothing changed for {model}: {reason}"
 
 
 def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken]) -> None:

@@ -159,16 +159,12 @@ def compare_commands(owner: Owner, story: str) -> Iterator[Comparison]:
     questions = [*(f"{story[: 20 * index]} Why?" for index in range(9)), first]
     yield "batch", owner.ask(first)["text"], owner.batch(questions, 8)[-1]
     with_flash_attention = replace(owner, is_exact=False)
-    batches = (owner.batch(questions, 3, "-n", "40", "--set", f"speculative={value}") for value in ("off", "on"))
-    yield "batch with speculative decoding", *batches
     singly, together = (with_flash_attention.batch(questions, parallel) for parallel in (1, 8))
     yield "batch with flash attention", singly, together
     if has_stable_attention(read_header(owner.model)):
         invariant = ("-ngl", "0", "--set", "batch_invariant=on")
         singly, together = (with_flash_attention.batch(questions, parallel, *invariant) for parallel in (1, 8))
         yield "batch_invariant", singly, together
-        drafted = with_flash_attention.batch(questions, 8, *invariant, "--set", "speculative=on")
-        yield "batch_invariant with speculative decoding", singly, drafted
 
 
 @pytest.fixture(scope="module")

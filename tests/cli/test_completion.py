@@ -29,7 +29,7 @@ def test_shell_completes_values(user: CommandLine, tmp_path: Path) -> None:
     assert user.run("ask", "--grammar", fixed_reply_grammar("Yes.", tmp_path), "Why is it so?").code == 0
     (user.config / "prompts").mkdir()
     (user.config / "prompts" / "sum.md").write_text("x\n")
-    for line in ("ask -m ", "ask --model sm", "show ", "rm s", "tune sm", "batch in.txt -m "):
+    for line in ("ask -m ", "ask --model sm", "show ", "rm s", "batch in.txt -m "):
         assert complete(user, f"cerebrum {line}") == ["small"], line
     for line in ("chat --session ", "sessions show wh", "sessions rm "):
         assert complete(user, f"cerebrum {line}") == ["why-is-it-so"], line

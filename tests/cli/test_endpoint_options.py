@@ -25,7 +25,7 @@ CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its k
 
 def test_endpoint_ignores_local_options_set_elsewhere(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.config("ctx = 10\ngpu-layers = 3\n")
-    for name in ("CTX", "THREADS", "CACHE_GB", "CACHE_TYPE", "NO_PROFILE", "SPECULATIVE", "GPU_LAYERS"):
+    for name in ("CTX", "THREADS", "CACHE_GB", "CACHE_TYPE", "SPECULATIVE", "GPU_LAYERS"):
         monkeypatch.setenv(f"CEREBRUM_{name}", {"SPECULATIVE": "on", "CACHE_TYPE": "q8_0"}.get(name, "1"))
     done = served.run("ask", "--seed", "0", "What is 2 + 2?")
     assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err

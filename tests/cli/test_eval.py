@@ -185,7 +185,7 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
 def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert (done.code, done.out.endswith("\nAI:")) == (0, True), done.err
-    assert "20 of 40 questions, 2 samples each" in done.err and "about 0:" in done.err
+    assert "20 of 40 questions, 2 samples each" in done.err and "run time unknown" in done.err
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
     assert run_eval(command, sums, "--limit", "10").code == 0
     assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2  # a path, not the stored run
@@ -269,12 +269,8 @@ def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_p
     for model in (MODEL_FILE, other):
         assert command.run("eval", sums, "-m", model, "--format", "cerebrum", "--limit", "10").code == 0
     names = sorted(row["name"] for row in command.run("runs", "list", "--json").object)
-    compared = command.run("runs", "compare", *names, "--kl", "--json").object
+    compared = command.run("runs", "compare", *names, "--json").object
     assert (compared["n"], compared["flips"], compared["p_value"]) == (10, 0, 1.0)
-    assert (compared["mean_kld"], compared["top1_agreement"]) == (0.0, 1.0)
-    other.write_bytes(MODEL_FILE.read_bytes() + bytes(32))
-    changed = command.run("runs", "compare", *names, "--kl")
-    assert problem(changed).startswith("error: the file of other has changed since the run sums-other")
 
 
 @pytest.fixture

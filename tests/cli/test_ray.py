@@ -76,7 +76,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def node_job(identity: str, path: Path, reference: str) -> NodeJob:
-    source = ModelSource(cast("Any", None), cast("Any", None), Settings(), is_tuned=False)
+    source = ModelSource(cast("Any", None), cast("Any", None), Settings())
     return NodeJob(identity, path, reference, source, cast("Any", None))
 
 

@@ -27,12 +27,10 @@ HEAVY = (
     "yaml",
     "pathspec",
 )
-# What `ask` needs neither without speculative decoding, nor for a single answer, nor without servers.
+# What `ask` needs neither for a single answer, nor without servers.
 UNUSED_BY_ASK = {
-    "engine.drafter",
     "batch.answering",
     "replies.voting",
-    "tune.tune",
     "results.journal",
     "merge.plan",
     "cli.prompts",

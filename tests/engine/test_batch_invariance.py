@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import FREE_ROWS, Guesser, loaded
+from asking import loaded
 from command_line import CommandLine
 from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
-from cerebrum_cli.core.events import FinishEvent, TokenEvent
+from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import drafter, sequence
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama
@@ -74,10 +74,9 @@ def replies(
     repack: bool | None = None,
     limit: int | None = 12,
     context_size: int = 1024,
-    known: Replies | None = None,
     **context: Any,
 ) -> Replies:
-    """Greedy replies to prompts, at most `slots` at the same time; `known` ones are drafted, with mistakes."""
+    """Greedy replies to prompts, at most `slots` at the same time."""
     header = read_header(path)
     defaults = {"n_threads": 1, "batch_invariant": True, "pad_steps": True}
     options = LoadOptions(
@@ -87,43 +86,29 @@ def replies(
         repack=plan_repacking(header.quantization, is_chat=True) if repack is None else repack,
     )
     said: Replies = [[] for _ in requests]
-    with (
-        loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine,
-        pytest.MonkeyPatch.context() as monkeypatch,
-    ):
-        monkeypatch.setattr(drafter, "Drafter", Guesser)
-        params, step_costs = SamplingParams(max_tokens=limit), FREE_ROWS if known else None
-        Guesser.known = tuple([token for token, _ in reply if token is not None] for reply in known or ())
-        given = [Request(each, params, logprobs=True, ignore_eos=True, step_costs=step_costs) for each in requests]
-        drafted = accepted = 0
-        for event in engine.generate(given):
+    params = SamplingParams(max_tokens=limit)
+    with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
+        for event in engine.generate([Request(each, params, logprobs=True, ignore_eos=True) for each in requests]):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
-            elif isinstance(event, FinishEvent):
-                drafted += event.timings.draft_n
-                accepted += event.timings.draft_n_accepted
-    assert not known or drafted > accepted > 2 * len(known)
     return said
 
 
 @pytest.mark.slow
 @needs_avx2
-@pytest.mark.parametrize(("encoding", "drafting"), [*zip(INVARIANT_TYPES, cycle((1, 3)), strict=False)])
-def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str, drafting: int) -> None:
+@pytest.mark.parametrize("encoding", INVARIANT_TYPES)
+def test_types_that_are_batch_invariant_by_default(models: Path, encoding: str) -> None:
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), pad_steps=False)
     assert replies(path, 9, prompts(), pad_steps=False) == alone
-    assert replies(path, drafting, prompts(), pad_steps=False, known=alone) == alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "drafting"), [*zip(VARIANTS, cycle((1, 4)), strict=False)])
-def test_padded_steps_are_batch_invariant(models: Path, variant: tuple[str, bool | None], drafting: int) -> None:
-    encoding, repack = variant
+@pytest.mark.parametrize(("encoding", "repack"), VARIANTS)
+def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: bool | None) -> None:
     path = model_of(models, encoding)
     alone = replies(path, 1, prompts(), repack=repack)
     assert replies(path, 9, prompts()[::-1], repack=repack)[::-1] == alone
-    assert replies(path, drafting, prompts(), repack=repack, known=alone) == alone
 
 
 @pytest.mark.slow
@@ -139,7 +124,6 @@ def test_padded_steps_are_invariant_with_sliding_windows(models: Path, monkeypat
     path, requests = models / "window.gguf", prompts(3, 230)
     write_sliding_window(path)
     alone = replies(path, 1, requests, limit=300)
-    assert replies(path, 3, requests, limit=300, known=alone) == alone
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
     assert replies(path, 3, requests, limit=300) == alone
 
@@ -149,7 +133,7 @@ def test_padded_steps_fill_the_context(models: Path) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 240)
     alone = replies(path, 1, requests, limit=None, context_size=256)
     assert [len(prompt) + len(said) for prompt, said in zip(requests, alone, strict=True)] == [248] * 6
-    assert replies(path, 4, requests, limit=None, context_size=256, known=alone) == alone
+    assert replies(path, 4, requests, limit=None, context_size=256) == alone
 
 
 @pytest.mark.slow
@@ -158,7 +142,6 @@ def test_padded_steps_leave_sliding_windows_intact(models: Path) -> None:
     requests = prompts(4, 800)
     alone = replies(path, 1, requests, limit=20, context_size=2048)
     assert replies(path, 5, requests[::-1], limit=20, context_size=2048)[::-1] == alone
-    assert replies(path, 5, requests, limit=20, context_size=2048, known=alone) == alone
 
 
 def test_padded_steps_and_numbers_of_slots_are_small() -> None:

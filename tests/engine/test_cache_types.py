@@ -13,7 +13,6 @@ from command_line import CommandLine
 from gguf_files import write_model
 from installations import installation
 from llama_engines import TALE, options
-from scripted_command import app_for
 from tiny_models import Shape, write_chatml
 
 from cerebrum_cli.cli.lm_eval import open_for_lm_eval
@@ -21,15 +20,10 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import LoadOptions, Tuning
+from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.replies.source import ModelSource, load_options
-
-SPEEDS = Speeds(1.0, 10.0, 10.0)
-TUNING = Tuning(n_threads=3)
-USE = TunedUse(TUNING, SPEEDS, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +32,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chatml(tmp_path_factory.mktemp("models") / "wide.gguf", shape=Shape(width=128))
 
 
-def options_with(path: Path, tuning: Tuning | None = None, /, **settings: Any) -> LoadOptions:
-    return load_options(InstalledModel("tiny", (path,)), Settings(**settings), tuning=tuning)
+def options_with(path: Path, **settings: Any) -> LoadOptions:
+    return load_options(InstalledModel("tiny", (path,)), Settings(**settings))
 
 
 # What is refused before loading.
@@ -82,7 +76,7 @@ def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine)
     (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
     for command in (
         *(("ask", "hello"), ("chat", "small", "hello"), ("batch", "in.txt", "-o", "out.jsonl")),
-        *(("eval", "exam.jsonl", "--dry-run"), ("tune", "small")),
+        ("eval", "exam.jsonl", "--dry-run"),
     ):
         done = user.run(*command, "--set", "cache_type_v=q8_0", *(() if "small" in command else ("-m", "small")))
         assert (done.code, done.out) == (2, ""), command
@@ -115,27 +109,6 @@ def test_cache_types_change_the_memory_and_little_else(wide: Path) -> None:
 
 
 # What they override, and what they are part of.
-
-
-def test_profile_of_another_cache_type_is_never_used(tmp_path: Path, wide: Path) -> None:
-    here = app_for({}, tmp_path)
-    model = InstalledModel("tiny", (wide,))
-    identity, uses = here.library.identity(model), dict.fromkeys(("chat", "ask", "batch"), USE)
-
-    def save(settings: Settings, created: str) -> Profile:
-        store = here.profiles(settings)
-        profile = Profile(identity, store.machine, store.build, created, uses)  # type: ignore[arg-type]
-        store.save(profile)
-        return profile
-
-    quantized, other = Settings(cache_type_k="q8_0"), Settings(cache_type_k="q8_0", cache_type_v="q8_0")
-    default = save(Settings(), "1")
-    assert here.profile(model, quantized) is None
-    own = save(quantized, "2")
-    assert here.profile(model, quantized) == here.profile(model, replace(quantized, threads=2)) == own
-    assert here.profile(model, other) is None
-    for settings in (Settings(), Settings(threads=2), Settings(flash_attn="off")):
-        assert here.profile(model, settings) == default
 
 
 @pytest.mark.slow

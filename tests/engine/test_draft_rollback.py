@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from architectures import all_architectures, write_all_kinds, write_architecture
-from asking import FREE_ROWS, Guesser, Reply, collect_replies, loaded
+from asking import Guesser, Reply, collect_replies, loaded
 from installations import source_of
-from llama_engines import STORY, options
+from llama_engines import options
 
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine import drafter
-from cerebrum_cli.engine.bench import Bench
+from cerebrum_cli.engine import scheduler
+from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-from cerebrum_cli.engine.step_costs import MAX_ROLLBACK
 from cerebrum_cli.gguf.architectures import facts_of
 
 LENGTH = 80  # tokens of a reply
@@ -32,12 +29,12 @@ Compare = Callable[[Path, float, bool], None]  # of a model, a temperature, and 
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
 
 
-def generate(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[list[Reply]]:
+def generate(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[Reply]:
     """Replies of one engine to requests, one after the other."""
     load_options = replace(options(path), context=context)
     with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
         replies = (collect_replies(engine.generate([request])) for request in conversations)
-        return [[each for _, each in sorted(samples.items())] for samples in replies]
+        return [reply for [reply] in (samples.values() for samples in replies)]
 
 
 @pytest.fixture
@@ -47,17 +44,17 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
     def compare(path: Path, temperature: float, kv_unified: bool) -> None:
         context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
         params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
-        request = Request(prompt, params, n=3, ignore_eos=True)
+        request = Request(prompt, params, ignore_eos=True)
         [plain] = generate(path, context, [request])
-        monkeypatch.setattr(Guesser, "known", [reply.ids for reply in plain])
-        monkeypatch.setattr(drafter, "Drafter", Guesser)
+        monkeypatch.setattr(Guesser, "known", [plain.ids])
+        monkeypatch.setattr(scheduler, "Drafter", Guesser)
         context = replace(context, n_rs_seq=MAX_ROLLBACK)
-        next_turn = Request((*prompt, *plain[-1].ids, 9, 9), replace(params, max_tokens=10))
-        [drafted, [after]] = generate(path, context, [replace(request, step_costs=FREE_ROWS), next_turn])
-        assert [reply.ids for reply in drafted] == [reply.ids for reply in plain]
-        for reply in drafted:
-            assert reply.finish and reply.finish.timings.draft_n > reply.finish.timings.draft_n_accepted > LENGTH // 4
-        [[fresh]] = generate(path, context, [next_turn])
+        next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
+        [drafted, after] = generate(path, context, [replace(request, speculative=True), next_turn])
+        assert drafted.ids == plain.ids
+        assert drafted.finish
+        assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > LENGTH // 4
+        [fresh] = generate(path, context, [next_turn])
         assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
 
     return compare
@@ -110,9 +107,8 @@ def test_fuzzed_architecture_rolls_back(
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_unified: bool, tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "tiny.gguf", name)
-    context = replace(EXACT, slots=3, kv_unified=kv_unified, n_rs_seq=MAX_ROLLBACK)
+    context = replace(EXACT, slots=3, n_ubatch=64, kv_unified=kv_unified, n_rs_seq=MAX_ROLLBACK)
     backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
-    backend.configure(replace(context, n_ubatch=64))  # all slots, also in a unified cache
     backend.reserve(1024)
 
     def evaluate(slot: int, start: int, stop: int) -> list[float]:
@@ -138,15 +134,6 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         assert backend.context.load_state(2, tmp_path / "state")
         assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=1e-5)
     backend.close()
-
-
-@pytest.mark.slow
-def test_bench_measures_steps_from_a_recurrent_state(tmp_path: Path) -> None:
-    """Its sequence grows, since a step cannot be removed as a whole, and starts again at the end of the context."""
-    path = write_architecture(tmp_path / "tiny.gguf", "qwen35")
-    with closing(Bench(options(path), STORY)) as bench:
-        costs = bench.step_costs(Tuning(), (1, 2, 4, 8), 60.0, depth=60)
-    assert (costs.rows, costs.costs[0]) == ((1, 2, 4, 8), 1.0)
 
 
 @pytest.mark.parametrize(("name", "is_reloaded"), [("lfm2", True), ("qwen3moe", False)])

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy
 import pytest
-from asking import FREE_ROWS, Guesser, ask
+from asking import Guesser, ask, loaded
 from command_line import CommandLine
 from gguf_files import rewritten
-from llama_engines import STORY, open_engine
+from llama_engines import STORY, in_f32, open_engine, options
 from thinkers import CountingControl
 
 from cerebrum_cli.core.conversation import Text
@@ -24,13 +24,15 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import drafter
+from cerebrum_cli.engine import scheduler
 from cerebrum_cli.engine.llama import grammar
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import parse_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import Candidates
 from cerebrum_cli.engine.llama.sampler import Prototypes, create_chain
+from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.replies.text_tokens import resolve_biases
 
@@ -91,11 +93,12 @@ def test_sampler_that_changes_logits_changes_greedy_replies(chatml_model: Path, 
 def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {"temperature": 0.7, "seed": 5, "top_n_sigma": 2.0, "typical_p": 0.9, "dry_multiplier": 0.5}
     params = {"grammar": 'root ::= ("the fox, " | "the hen, "){12}', **CHANGES.get(name, sampled)}
-    monkeypatch.setattr(drafter, "Drafter", Guesser)
-    with open_engine(chatml_model, is_invariant=True) as engine:
+    monkeypatch.setattr(scheduler, "Drafter", Guesser)
+    exact = in_f32(options(chatml_model))
+    with loaded(LocalEngine(lambda tell, stop: open_llama(exact, tell, stop))) as engine:
         [plain] = ask(engine, STORY, **params)
         monkeypatch.setattr(Guesser, "known", [plain.ids])
-        [drafted] = ask(engine, STORY, step_costs=FREE_ROWS, **params)
+        [drafted] = ask(engine, STORY, speculative=True, **params)
     assert drafted.finish and drafted.ids == plain.ids
     assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > len(plain.ids) // 2
 
@@ -118,11 +121,11 @@ def test_sampler_never_draws_suppressed_tokens(
         [plain] = ask(engine, "aaaa", max_tokens=30, **params)
     suppressed = plain.ids[:5]
     path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": suppressed})
-    monkeypatch.setattr(drafter, "Drafter", Guesser)
+    monkeypatch.setattr(scheduler, "Drafter", Guesser)
     with open_engine(path, slots=slots) as engine:
         [changed] = ask(engine, "aaaa", max_tokens=30, **params)
         monkeypatch.setattr(Guesser, "known", [changed.ids])
-        [drafted] = ask(engine, "aaaa", max_tokens=30, step_costs=FREE_ROWS, **params)
+        [drafted] = ask(engine, "aaaa", max_tokens=30, speculative=True, **params)
     assert changed.ids
     assert not {*changed.ids, *drafted.ids} & {*suppressed}
 

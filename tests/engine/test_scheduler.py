@@ -211,7 +211,6 @@ class AnyTraffic(RuleBasedStateMachine):
             else:
                 assert (sample.tokens, finish.reason) == (said, reason)
             assert finish.completion_tokens == len(sample.tokens)
-        self.loop.close()
         self.backend.close()
 
 

@@ -15,7 +15,6 @@ from llama_engines import greedy, in_f32, options
 
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.model_options import Tuning
 from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
 from cerebrum_cli.replies.format_choice import format_builder
 
@@ -26,8 +25,8 @@ def open_engine(
     path: Path, *, slots: int = 8, kv_unified: bool = True, batch_invariant: bool = False
 ) -> AbstractContextManager[LocalEngine]:
     """Evaluate in F32, in steps of at most 64 rows."""
-    precise = in_f32(options(path, slots=slots, context_size=512)).with_tuning(Tuning(n_ubatch=64))
-    context = replace(precise.context, kv_unified=kv_unified, batch_invariant=batch_invariant)
+    precise = in_f32(options(path, slots=slots, context_size=512))
+    context = replace(precise.context, n_ubatch=64, kv_unified=kv_unified, batch_invariant=batch_invariant)
     load_options = replace(precise, context=context)
     return loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop)))
 

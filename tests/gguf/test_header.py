@@ -288,7 +288,7 @@ def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_mod
     assert pulled.code == 0 and f"bert.gguf is {kind} (architecture bert)" in pulled.err
     for arguments in (
         *(("ask", "-m", "bert", "hi"), ("ask", "-m", path, "--dry-run", "hi"), ("chat", "-m", "bert", "hi")),
-        *(("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"), ("tune", "bert")),
+        ("batch", "-m", "bert", "rows.txt", "-o", "out.jsonl"),
     ):
         done = user.run(*arguments)
         assert (done.code, done.err) == (2, f"error: {path}: {kind} (architecture bert)\n{BERT_HINT}"), arguments

@@ -23,23 +23,19 @@ from cerebrum_cli.cli.batch import BatchCommandOptions
 from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
-from cerebrum_cli.engine.bench import Bench
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
-from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, Tuning
+from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library import adapters
 from cerebrum_cli.library.adapters import adapter_size
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.profiles import Profile, Speeds, TunedUse
 from cerebrum_cli.replies.source import load_options
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
 TOLERANCE = 0.03 if accelerators() else 0.02  # GPUs may round to F16
-SPEEDS = Speeds(1.0, 10.0, 10.0)
-USE = TunedUse(Tuning(n_threads=1), SPEEDS, 1.5)
 
 
 def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Path:
@@ -121,19 +117,6 @@ def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, ada
     needed = [memory_needs(each, context, (1,)) for each in (sizes, adapted)]
     assert sum(needed[1].devices) + needed[1].host - needed[0].host - sum(needed[0].devices) == 2048 + 1536 + 3072
     assert adapted.weight_bytes == sizes.weight_bytes
-
-
-@pytest.mark.slow
-def test_bench_measures_the_model_with_its_adapters(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    files = (AdapterFile(str(adapter), 1.0),)
-    written = []
-    for each in ((), files):
-        bench = Bench(with_files(options(chatml_model), each), "Some text. " * 9, tmp_path)
-        try:
-            written.append(np.load(bench.write_logits(16)))
-        finally:
-            bench.close()
-    assert np.abs(written[0] - written[1]).max() > 0.5
 
 
 # What is refused before loading.
@@ -244,7 +227,7 @@ def test_show_names_the_adapters_of_a_catalog_row(user: CommandLine, chatml_mode
 
 @pytest.mark.slow
 def test_prompt_cache_of_another_adapter_is_never_used(user: CommandLine, adapter: Path) -> None:
-    question = (TALE, "--set", "no_profile=on")
+    question = (TALE,)
     assert answer(user, *question)["cached_tokens"] == 0
     assert answer(user, *question)["cached_tokens"] > 256
     for lora in (f"{adapter}", f"{adapter}:0.5"):
@@ -275,24 +258,6 @@ def test_batch_is_not_resumed_with_another_adapter(user: CommandLine, chatml_mod
     same = write_adapter(user.home / "same/other.gguf", factors_for(chatml_model, seed=9))
     assert user.run(*command, "--lora", other, "--restart").code == 0
     assert "out.jsonl was made with another adapter\n" in user.run(*command, "--lora", same).err
-
-
-def test_profile_of_another_adapter_is_never_used(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    here, settings = app_for({}, tmp_path), Settings()
-    plain = InstalledModel("tiny", (chatml_model,))
-    models = [plain, *(here.library.with_adapters(plain, [f"{adapter}:{scale}"]) for scale in (1.0, 0.5))]
-    store = here.profiles(settings)
-    for number, model in enumerate(models):
-        assert here.profile(model, settings) is None
-        uses: Any = dict.fromkeys(("chat", "ask", "batch"), USE)
-        saved = Profile(here.library.identity(model), store.machine, store.build, f"time {number}", uses)
-        store.save(saved)
-        for use in (settings, Settings(threads=2)):
-            assert here.profile(model, use) == saved
-    store.discard(here.library.identity(models[1]))
-    assert [here.profile(model, settings) is None for model in models] == [False, True, False]
-    store.delete(here.library.identity(plain))  # as `rm` does
-    assert [here.profile(model, settings) for model in models] == [None] * 3
 
 
 def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_engines import greedy_reply
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
@@ -93,22 +92,6 @@ def test_load_reports_progress(chatml_model: Path) -> None:
     opened(told, options(chatml_model))
     fractions = [event.fraction for event in told if isinstance(event, LoadEvent)]
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
-
-
-@pytest.mark.parametrize("whole_context", [False, True])
-def test_tuned_context_that_cannot_be_created_is_replaced(chatml_model: Path, whole_context: bool) -> None:
-    default = replace(options(chatml_model), whole_context=whole_context)
-    quantized = replace(default.context, cache_type_v="q8_0")  # this model's heads are narrower than a block
-    tuned = replace(default, context=quantized, baseline=default)
-    engine = LocalEngine(lambda emit, stop: open_llama(tuned, emit, stop))
-    with closing(engine):
-        events: list[object] = list(engine.load())
-        for _ in range(2):
-            reply, found = greedy_reply(engine, (3, 4, 5), 4)
-            assert reply.finish
-            events += found
-    [notice] = [event for event in events if isinstance(event, NoticeEvent)]
-    assert notice.message.startswith("cannot use the tuned settings: ")
 
 
 def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from asking import FREE_ROWS, ask, collect_replies, running_engine
+from asking import ask, collect_replies, running_engine
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, endless, tokens
@@ -20,7 +20,6 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.engine.step_costs import StepCosts
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
 ROOT = Path(__file__).parents[2]
@@ -100,14 +99,14 @@ def test_loop_check_passes_real_texts() -> None:
             assert found_at(engine.vocabulary.tokenize((Text(text),))) is None, text[:80]
 
 
-@pytest.mark.parametrize("costs", [None, FREE_ROWS])
-def test_engine_ends_a_reply_that_repeats_itself(costs: StepCosts | None) -> None:
+@pytest.mark.parametrize("speculative", [False, True])
+def test_engine_ends_a_reply_that_repeats_itself(speculative: bool) -> None:
     backend = ScriptedBackend(endless({"go": "over and over "}), slots=2, context_size=2000)
-    request = Request(tokens("go"), SamplingParams(), n=2, step_costs=costs, controls=(LoopCheck,))
+    request = Request(tokens("go"), SamplingParams(), speculative=speculative, controls=(LoopCheck,))
     with running_engine(backend) as engine:
-        replies = list(collect_replies(engine.generate([request])).values())
+        [reply] = collect_replies(engine.generate([request])).values()
         [plain] = ask(engine, "go", max_tokens=300)
-    assert [(reply.reason, len(reply.ids)) for reply in replies] == [("repetition", MIN_TOKENS)] * 2
+    assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS)
     assert plain.reason == "length"
 
 

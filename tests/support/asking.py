@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,13 +12,10 @@ from scripted_backend import ScriptedBackend
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafter import Drafter, DraftState, DraftToken
+from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.engine.step_costs import StepCosts
-
-FREE_ROWS = StepCosts((1, 2, 4, 8, 16, 32), (1.0, 1.01, 1.02, 1.04, 1.08, 1.16))  # so that drafts are long
 
 
 @dataclass(slots=True)
@@ -49,13 +46,13 @@ class Reply:
 class Guesser(Drafter):
     """Drafts the known reply that a sample follows, with every fifth token wrong."""
 
-    known: tuple[list[int], ...] = ()
+    known: Sequence[list[int]] = ()
 
-    def draft(self, state: DraftState, limit: int) -> list[DraftToken]:
-        said = state.sample.generated
-        reply = next(each for each in self.known if each[: len(said)] == said)
-        drafted = range(len(said), min(len(said) + limit, len(reply)))
-        return [DraftToken(reply[at] if at % 5 else abs(reply[at] - 1), 0.99) for at in drafted]
+    def draft(self, reply: Sequence[int], limit: int) -> tuple[int, ...]:
+        said = [*reply]
+        known = next(each for each in self.known if each[: len(said)] == said)
+        drafted = range(len(said), min(len(said) + limit, len(known)))
+        return tuple(known[at] if at % 5 else abs(known[at] - 1) for at in drafted)
 
 
 def collect_replies(events: Iterable[Event]) -> dict[SequenceId, Reply]:
@@ -104,10 +101,10 @@ def ask(
     *,
     n: int = 1,
     grammar: str | None = None,
-    step_costs: StepCosts | None = None,
+    speculative: bool = False,
     **params: object,
 ) -> list[Reply]:
     tokens = engine.vocabulary.tokenize([Text(prompt)])
-    request = Request(tokens, SamplingParams(**params), grammar, n, step_costs=step_costs)  # type: ignore[arg-type]
+    request = Request(tokens, SamplingParams(**params), grammar, n, speculative=speculative)  # type: ignore[arg-type]
     said = collect_replies(engine.generate([request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

@@ -25,8 +25,8 @@ from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.control import Constraint
+from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
-from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 END = 256
 MARK = 257  # a control token

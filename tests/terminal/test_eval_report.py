@@ -8,18 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from quantized import Q4_0, Q8_0, quantize
-from tiny_models import Shape, write_chatml
 
-from cerebrum_cli.cli.app import process_bench
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.row_events import EvalProgress
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.estimates import estimate, majorities, mean
 from cerebrum_cli.eval.questions import SKIPPED, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
-from cerebrum_cli.eval.stored_runs import measure_divergence
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.terminal.plot import plot_report
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -136,29 +130,3 @@ def test_plot_without_matplotlib_names_the_extra(
         plot_report(votes, tmp_path / "plot.png")
     assert error.value.hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert list(tmp_path.iterdir()) == []
-
-
-# Two quantizations.
-
-
-def test_divergence_refuses_other_vocabularies_and_layers(
-    chatml_model: Path, mistral_model: Path, tmp_path: Path
-) -> None:
-    first = InstalledModel("first", (chatml_model,))
-    deeper = write_chatml(tmp_path / "deeper.gguf", shape=replace(Shape(), layers=3))
-    for path in (mistral_model, deeper):
-        with pytest.raises(UsageError, match="are not quantizations of the same model"):
-            measure_divergence(first, InstalledModel("other", (path,)), Settings(), process_bench)
-
-
-@pytest.mark.slow
-def test_divergence_is_larger_for_a_coarser_quantization(tmp_path: Path) -> None:
-    original, settings = InstalledModel("F32", (write_chatml(tmp_path / "F32.gguf"),)), Settings(threads=1)
-    assert measure_divergence(original, original, settings, process_bench) == (1.0, 0.0)
-    found = {}
-    for file_type in (Q8_0, Q4_0):
-        path = tmp_path / f"{file_type}.gguf"
-        quantize(original.path, path, file_type)
-        found[file_type] = measure_divergence(original, InstalledModel("copy", (path,)), settings, process_bench)
-    assert 0 < found[Q8_0].mean_kld < found[Q4_0].mean_kld / 10
-    assert found[Q8_0].top1_agreement > found[Q4_0].top1_agreement

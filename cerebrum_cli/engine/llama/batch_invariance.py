@@ -37,11 +37,6 @@ def reusable_prefix(length: int, batch_size: int) -> int:
     return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
-def max_draft(slots: int, batch_size: int, pad_steps: bool) -> int:
-    """Maximum number of draft tokens of a sequence; padded, a step then fits in the batch and in `PADDING_ROOM`."""
-    return (min(PADDING_ROOM, batch_size // slots) if pad_steps else PREFILL_CHUNK) - 1
-
-
 def pad_single_rows(
     rows: Sequence[TokenRow], slots: int, capacity: int, length: Callable[[int], int]
 ) -> tuple[list[TokenRow], list[int]]:

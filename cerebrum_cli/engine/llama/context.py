@@ -12,7 +12,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
-from cerebrum_cli.engine.llama.state_files import PARTIAL, WHOLE, load_state, save_state
+from cerebrum_cli.engine.llama.state_files import load_state, save_state
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow
 
@@ -29,6 +29,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 # the GIL.
 _abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
 ALLOCATION = re.compile(r"alloc|out of memory|vector::_M_default_append", re.IGNORECASE)
+WHOLE, PARTIAL = 0, 1  # flags of a state: all of it, or only recurrent states and sliding windows
 NEVER = ctypes.create_string_buffer(b"0")
 
 
@@ -76,7 +77,6 @@ class LlamaContext:
     def __init__(
         self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]] = ()
     ) -> None:
-        self._model = model
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         params.abort_callback = _abort_callback
@@ -102,11 +102,6 @@ class LlamaContext:
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, options.slots)
         self._n_streams = options.n_streams
-        self._state_parts = [  # whether each is of a KV cache
-            not llama.llama_model_is_recurrent(model),
-            *([True] if self._window else []),
-            *([False] if llama.llama_model_is_hybrid(model) else []),
-        ]
         self.pending_copies: set[int] = set()
         self._invalid: set[int] = set()
         self._removable: dict[int, int] = {}  # tokens, by slot
@@ -212,13 +207,11 @@ class LlamaContext:
         return int(llama.llama_state_seq_get_size(self.handle, slot))
 
     def save_state(self, slot: int, path: Path) -> None:
-        if uses_long_rope(self._model):
-            raise EngineError("a state of a model with LongRoPE is wrong in another context")
         save_state(self.handle, slot, path)
 
     def load_state(self, slot: int, path: Path) -> bool:
         self.clear(slot)
-        is_loaded = load_state(self.handle, slot, path, self._n_streams, self._state_parts)
+        is_loaded = load_state(self.handle, slot, path)
         if not is_loaded:  # the slot may hold part of it
             self.clear(slot)
         return is_loaded

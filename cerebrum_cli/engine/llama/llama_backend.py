@@ -12,21 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import NoticeEvent, TokenLogprob
+from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.control import Constraint
+from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
+from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
-from cerebrum_cli.engine.model_options import fallback_notice
 from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
-from cerebrum_cli.engine.step_costs import MAX_DRAFT
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Sampler
@@ -39,8 +38,7 @@ class LlamaBackend(LlamaVocabulary):
     """A loaded model. `reserve` creates its context, since creating a large one takes longer than a short answer.
 
     `adapters` of the model apply in every context, each with its scale. `mapped_bytes` of its weights are files in the
-    system's cache, which counts as free memory, although each step reads them. `fallback` is used if no context can be
-    created with the options of the plan.
+    system's cache, which counts as free memory, although each step reads them.
     """
 
     context: LlamaContext  # which `reserve` creates
@@ -52,7 +50,6 @@ class LlamaBackend(LlamaVocabulary):
         stop: StopFlag,
         adapters: Sequence[tuple[Any, float]] = (),
         mapped_bytes: int = 0,
-        fallback: ContextOptions | None = None,
     ) -> None:
         super().__init__(model)
         self._prototypes = Prototypes()
@@ -66,16 +63,11 @@ class LlamaBackend(LlamaVocabulary):
         self._adapters = adapters
         self.trimmable_length = 0 if has_recurrent_state(model) else llama.llama_model_n_swa(model) or inf
         self._mapped_bytes = mapped_bytes
-        self._fallback = fallback
         self.repacks = plan.repack
         self._free: FreeMemory | None = None  # before the current context was created
         self._batch_indices: Sequence[int] = ()  # of the rows of the last decode in its batch
         self.capacity = 0
-        self.configure(plan.context)
-
-    def configure(self, options: ContextOptions) -> None:
-        self._close_context()
-        options = replace(options, slots=min(options.slots, llama.llama_max_parallel_sequences()))
+        options = replace(plan.context, slots=min(plan.context.slots, llama.llama_max_parallel_sequences()))
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
         self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
@@ -100,19 +92,7 @@ class LlamaBackend(LlamaVocabulary):
         free = free_memory()
         return free._replace(host=free.host - self._mapped_bytes)
 
-    def reserve(self, length: int, slots: int | None = None) -> NoticeEvent | None:
-        try:
-            self._create_context(length, slots)
-        except EngineError as error:
-            if self._fallback is None:
-                raise
-            self.configure(self._fallback)
-            self._fallback = None
-            self._create_context(length, slots)
-            return fallback_notice(error)
-        return None
-
-    def _create_context(self, length: int, slots: int | None) -> None:
+    def reserve(self, length: int, slots: int | None = None) -> None:
         """Create a context for sequences of `length` tokens, with up to `slots` slots, as many as fit in memory.
 
         A context with a single KV cache is replaced only once, by one of the maximum size.
@@ -151,8 +131,8 @@ class LlamaBackend(LlamaVocabulary):
         self.slots = min(n_slots, requested)
         self.max_outputs = options.n_outputs_max(self.size)
         self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
-        if self._batch_invariant:
-            self.max_draft = batch_invariance.max_draft(options.slots, self.batch_size, options.pad_steps)
+        if self._batch_invariant:  # kernels differ by rows
+            self.max_draft = 0
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
 
     def prefill_chunk(self, position: int) -> int:

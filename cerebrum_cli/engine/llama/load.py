@@ -17,7 +17,7 @@ from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memor
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load, resolve
+from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.architectures import facts_of
@@ -60,16 +60,11 @@ def open_llama(
         hint = "use the CPU with --gpu-layers 0" if uses_gpu else "use --parallel 1"
         emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if uses_gpu else 'recurrent model'}", hint))
     adapters = load_adapters(model, file.adapters) if file.adapters and not options.vocabulary_only else ()
-    fallback = None
-    if options.baseline:
-        default = replace(options.baseline.context, length=plan.context.length, slots=plan.context.slots)
-        default = resolve(default, plan.sizes, plan.offloaded)
-        fallback = adapted(replace(plan, context=default), model, is_sequential)
     plan = replace(plan, context=adapted(plan, model, is_sequential))
     mapped = mapped_bytes(plan, free) if plan.context.n_streams > 1 else 0
-    backend = LlamaBackend(model, plan, stop, adapters, mapped, fallback)
-    if options.whole_context and (replaced := backend.reserve(plan.context.length)):
-        emit(replaced)
+    backend = LlamaBackend(model, plan, stop, adapters, mapped)
+    if options.whole_context:
+        backend.reserve(plan.context.length)
     return backend
 
 

@@ -1,1 +1,0 @@
-"""Search for the fastest settings of a model on this machine."""
