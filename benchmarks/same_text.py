@@ -159,9 +159,9 @@ def main() -> None:
 
         limit = max(limit, report(f"llama-server -np {SLOTS}", references, [each.text for each in others]))
         report("ask, no drafts", references, answers(options, prompts, environment))
-        report("batch --parallel 1, drafts", references, batch(options, prompts, 1, "on", work, environment))
-        texts = batch(options, prompts, SLOTS, "off", work, environment)
-        report(f"batch --parallel {SLOTS}, no drafts", references, texts)
+        for parallel in (1, SLOTS):
+            texts = batch(options, prompts, parallel, work, environment)
+            report(f"batch --parallel {parallel}", references, texts)
         follow_ups = [follow_up(options, prompt, environment) for prompt in prompts]
         restored = sum(each.cached_tokens > 0 for each in follow_ups)
         again = [reference(server, each.ids, options.plain) for each in follow_ups]
@@ -236,14 +236,12 @@ def answers(options: Namespace, prompts: Sequence[str], environment: Environment
         yield json.loads(run(ask, environment=environment).output)["text"]
 
 
-def batch(
-    options: Namespace, prompts: Sequence[str], parallel: int, speculative: str, work: Path, environment: Environment
-) -> list[str]:
+def batch(options: Namespace, prompts: Sequence[str], parallel: int, work: Path, environment: Environment) -> list[str]:
     """Replies of a batch."""
-    questions, output = work / "questions.jsonl", work / f"answers-{parallel}-{speculative}.jsonl"
+    questions, output = work / "questions.jsonl", work / f"answers-{parallel}.jsonl"
     questions.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     batch = command(options, "batch", str(questions), "-o", str(output), "--parallel", str(parallel))
-    run([*batch, "--set", f"speculative={speculative}"], environment=environment)
+    run(batch, environment=environment)
     return [row["text"] for row in read_lines(output)]
 
 
@@ -260,7 +258,7 @@ def follow_up(options: Namespace, prompt: str, environment: Environment) -> Foll
     run(command(options, "ask", "-q", prompt), environment=environment)
     ask = command(options, "ask", "-c", "--json", FOLLOW_UP)
     ids = preview(ask, environment)["token_ids"]
-    reply = json.loads(run([*ask, "--set", "speculative=on"], environment=environment).output)
+    reply = json.loads(run(ask, environment=environment).output)
     return FollowUp(ids, reply["cached_tokens"], reply["text"])
 
 

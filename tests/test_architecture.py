@@ -82,6 +82,7 @@ ENGINE_EXCEPTIONS = {
     "chat.archive": "saved states that hold deleted text",
     "cli.app": "the real implementations, which it picks",
     "cli.ask": "sizes of a context",
+    "cli.batch": "the notice of experts that are not batch-invariant",
     "cli.eval": "sizes of a context",
     "cli.generation": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
@@ -90,6 +91,7 @@ ENGINE_EXCEPTIONS = {
     "cli.signature": "the log that verbose shows",
     "eval.lm_eval.model": "requests for scores",
     "eval.scorers": "processors, to run programs on",
+    "eval.stored_runs": "the version of llama.cpp",
     "merge.merge": "processors, to merge on",
     "merge.execute": "llama.cpp's conversion of weights",
 }

@@ -12,8 +12,6 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from math import inf
 
-from cerebrum_cli.engine.sequence import TOKEN_BYTES, Tokens, pack_tokens
-
 # Duration of a decode step by its number of rows, in steps of one row: of Qwen2.5-Coder 0.5B in Q4_K_M on a CPU with
 # AVX2, and no less with AVX-512 or 7B parameters. Between these numbers, kernels compute rows in vain. With more cores
 # or a GPU, rows cost less, so what pays off by this table does so there.
@@ -21,6 +19,7 @@ STEP_COSTS: Mapping[int, float] = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64
 MAX_DRAFT = max(STEP_COSTS) - 1
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 
+TOKEN_BYTES = 4
 MIN_PROBABILITY = 0.75  # of a draft token to be worth a row
 MIN_GAIN = 1.1  # expected tokens per time, over a step without draft tokens
 NGRAM_LENGTHS = (5, 3)  # tokens that a new place has to match, longest first
@@ -33,9 +32,9 @@ PRIOR_WEIGHT = 4  # tokens that a prior counts as
 class Drafter:
     """Drafts the next tokens of one reply, and learns from those sampled how often it is right."""
 
-    def __init__(self, prompt: Tokens) -> None:
+    def __init__(self, prompt: Sequence[int]) -> None:
         self._tokens = array("i", prompt)
-        self._packed = bytearray(pack_tokens(prompt))  # the same, to be searched
+        self._packed = bytearray(self._tokens.tobytes())  # the same, to be searched
         self._prompt_length = len(prompt)
         self._place: int | None = None  # position of the token in earlier text that is expected next
         self._match = 0  # number of equal tokens before that position and before the next one
@@ -65,7 +64,7 @@ class Drafter:
             else:
                 self._place = None
         self._tokens.append(token)
-        self._packed += pack_tokens((token,))
+        self._packed += self._tokens[-1:].tobytes()
 
     def _look_up(self) -> None:
         """Find where the last tokens occurred before, and were continued."""

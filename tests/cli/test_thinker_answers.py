@@ -48,9 +48,7 @@ def test_think_budget_ends_reasoning_at_its_first_sentence(new_user: CommandLine
     assert right > guessed
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("--set", "speculative=on"), ("--think", "8")], ids=["plain", "speculative", "budget"]
-)
+@pytest.mark.parametrize("options", [(), ("--think", "8")], ids=["plain", "budget"])
 def test_schema_binds_the_answer_after_reasoning_for_each_seed(
     options: Sequence[str], new_user: CommandLine, thinker: Path, schema: Path
 ) -> None:

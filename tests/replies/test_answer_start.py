@@ -232,7 +232,7 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--set", "speculative=on"), ("--set", "batch_invariant=on")])
+@pytest.mark.parametrize("options", [(), ("--set", "batch_invariant=on")])
 def test_batch_rows_match_their_schema_after_reasoning(
     new_user: CommandLine, models: dict[str, Path], options: tuple[str, ...]
 ) -> None:

@@ -168,7 +168,7 @@ class ScriptedBackend:
     def __post_init__(self) -> None:
         self.requested = self.slots
         self.shares_rows = self.kv_unified
-        self.max_draft = MAX_DRAFT if self.can_trim else self.max_rollback
+        self.max_draft = min(MAX_DRAFT, self.batch_size - 1) if self.can_trim else self.max_rollback
         self.trimmable_length = inf if self.can_trim else 0
 
     @property
