@@ -6,8 +6,8 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,8 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc
-from cerebrum_cli.engine.sequence import TOKEN_BYTES
-from cerebrum_cli.engine.state_store import read_states
+from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc, one_line
+from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source
@@ -41,12 +40,11 @@ from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
-DAY_S = 86_400
+UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
-MIN_REPLY_TOKENS = 8  # shorter ones may occur in any conversation
-MAX_END_TOKENS = 4  # of a reply's last token and the end of its turn
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
 _SHAREGPT = {"human": "user", "gpt": "assistant"}
+_SHAREGPT_NAMES = {role: name for name, role in _SHAREGPT.items()}
 _MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
 _AROUND = '" \n'  # a question, and text that the prompt takes as several lines
 _TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
@@ -55,10 +53,10 @@ _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversatio
 
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
-    return [
-        {**_session_fields(summary.session), "messages": summary.messages, "first": without_files(summary.first)}
-        for summary in store.summaries()
-    ]
+    rows = []
+    for session, messages, first in store.summaries():
+        rows.append({**_session_fields(session), "messages": messages, "first": without_files(first)})
+    return rows
 
 
 def session_object(store: Store, session: Session) -> dict[str, Any]:
@@ -73,15 +71,12 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
 
 def search_rows(store: Store, text: str, *, marks_words: bool) -> list[dict[str, Any]]:
     """Build the rows of `sessions search`, best match first; marked words are between MATCH_BEGIN and MATCH_END."""
-    removed = str.maketrans("", "", "" if marks_words else MATCH_BEGIN + MATCH_END)
-    return [
-        {
-            "session": hit.session.name,
-            "role": hit.message.message.role,
-            "excerpt": " ".join(hit.excerpt.translate(removed).split()),
-        }
-        for hit in store.search(text)
-    ]
+    rows = []
+    for session, stored, excerpt in store.search(text):
+        if not marks_words:
+            excerpt = excerpt.replace(MATCH_BEGIN, "").replace(MATCH_END, "")
+        rows.append({"session": session.name, "role": stored.message.role, "excerpt": one_line(excerpt)})
+    return rows
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
@@ -89,13 +84,20 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     messages, alternatives = store.messages(session), store.alternatives(session)
     if export_format == "markdown":
         return to_markdown(session.name, session.system_prompt, messages, alternatives)
-    is_sharegpt = export_format == "sharegpt"
-    head = [] if session.system_prompt is None else [_turn("system", session.system_prompt, None, is_sharegpt)]
-    turns = head + [_turn(*_texts(stored), is_sharegpt) for stored in messages]
-    others = [{"place": place, **_turn(*_texts(stored), is_sharegpt)} for place, stored in alternatives]
-    names: dict[str, Any] = {"id": session.name} if is_sharegpt else {"name": session.name, "model": session.model}
-    key = "conversations" if is_sharegpt else "messages"
-    return _format_json(names | {key: turns} | ({"alternatives": others} if others else {}))
+    names: dict[str, Any] = {"name": session.name, "model": session.model}
+    key, turn = "messages", _openai_turn
+    if export_format == "sharegpt":
+        names = {"id": session.name}
+        key, turn = "conversations", _sharegpt_turn
+    turns = []
+    if session.system_prompt is not None:
+        turns.append(turn("system", session.system_prompt))
+    for stored in messages:
+        turns.append(turn(*_texts(stored)))
+    exported = {**names, key: turns}
+    if alternatives:
+        exported["alternatives"] = [{"place": place, **turn(*_texts(stored))} for place, stored in alternatives]
+    return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
 def to_markdown(
@@ -108,31 +110,39 @@ def to_markdown(
     if system_prompt is not None:
         parts += ["## System", system_prompt]
     for stored in messages:
-        parts += _markdown_parts(f"## {stored.message.role.capitalize()}", stored)
+        parts += [f"## {stored.message.role.capitalize()}", *_markdown_parts(stored)]
     if alternatives:
         parts.append("## Alternatives")
     for place, stored in alternatives:
-        parts += _markdown_parts(f"### {stored.message.role.capitalize()} (message {place})", stored)
+        parts += [f"### {stored.message.role.capitalize()} (message {place})", *_markdown_parts(stored)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _markdown_parts(title: str, stored: StoredMessage) -> list[str]:
+def _markdown_parts(stored: StoredMessage) -> list[str]:
     content, end = stored.message.content.strip(), stored.early_end
-    if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
+    if not end:
+        return [content]
+    if len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
         content += "\n```"
-    return [title, content, f"*({end})*" if end else ""]
+    return [content, f"*({end})*"]
 
 
 def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
     return stored.message.role, stored.message.content, stored.metadata.reasoning
 
 
-def _turn(role: str, content: str, reasoning: str | None, is_sharegpt: bool) -> dict[str, Any]:
-    """A message of ShareGPT, or of OpenAI's API, with the key that servers add for reasoning."""
-    if is_sharegpt:
-        name = next((name for name, named in _SHAREGPT.items() if named == role), role)
-        return {"from": name, "value": REASONING_MARKUPS[0].wrap(reasoning) + content if reasoning else content}
-    return {"role": role, "content": content} | ({"reasoning_content": reasoning} if reasoning else {})
+def _openai_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
+    """A message of OpenAI's API, with the key that servers add for reasoning."""
+    turn = {"role": role, "content": content}
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+    return turn
+
+
+def _sharegpt_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
+    if reasoning:
+        content = REASONING_MARKUPS[0].wrap(reasoning) + content
+    return {"from": _SHAREGPT_NAMES.get(role, role), "value": content}
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
@@ -146,7 +156,6 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
             raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
         value = value[0]  # ShareGPT files are lists of conversations
     outer = value if isinstance(value, dict) else {"messages": value}
-    name = outer.get("name") or outer.get("id")
     items = outer.get("messages") or outer.get("conversations")
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
@@ -156,7 +165,10 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
         raise SessionError(f"{source} holds no turns", _EXPECTED)
-    return (printable_name(name) or None if isinstance(name, str) else None), conversation
+    name = outer.get("name") or outer.get("id")
+    if not isinstance(name, str):
+        return None, conversation
+    return printable_name(name) or None, conversation
 
 
 def export_transcript(source: ModelSource, store: Store, session: Session) -> str:
@@ -172,23 +184,27 @@ def export_transcript(source: ModelSource, store: Store, session: Session) -> st
 
 
 def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
-    model = loaded.model
-    last, settings = store.messages(session)[-1:], loaded.source.settings
-    conversation = load_conversation(store, session, model, settings_of(last[0], settings) if last else settings)
+    messages, settings = store.messages(session), loaded.source.settings
+    if not messages:
+        return format_transcript(loaded, load_conversation(store, session, loaded.model, settings))
+    last = messages[-1]
+    conversation = load_conversation(store, session, loaded.model, settings_of(last, settings))
     # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
-    if last and has_valid_tokens(last[0], model):
-        conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last[0])))
+    if has_valid_tokens(last, loaded.model):
+        conversation = replace(conversation, messages=(*conversation.messages[:-1], with_thinking(last)))
     return format_transcript(loaded, conversation)
 
 
 def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
     if not (conversation.messages and conversation.messages[-1].role == "assistant"):
         return f"{model.preview(conversation)[0]}\n"
-    last = conversation.messages[-1]
-    prompt, _ = model.preview(replace(conversation, messages=conversation.messages[:-1], thinks=last.thinks))
+    *asked, last = conversation.messages
+    prompt, _ = model.preview(replace(conversation, messages=tuple(asked), thinks=last.thinks))
     if last.tokens is not None:
         return f"{prompt}{model.detokenize(last.tokens)}\n"
-    return f"{prompt}{'' if prompt[-1:].isspace() else ' '}{last.content}\n"
+    if not prompt[-1:].isspace():
+        prompt += " "
+    return f"{prompt}{last.content}\n"
 
 
 def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedModel) -> None:
@@ -196,8 +212,10 @@ def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedMod
     export_format = SUFFIX_FORMATS.get(path.suffix)
     if export_format is None:
         raise UsageError(f"{path}: unsupported file type", f"use one of {', '.join(SUFFIX_FORMATS)}")
-    is_transcript = export_format == "transcript"
-    text = _transcript(loaded, store, session) if is_transcript else export_session(store, session, export_format)
+    if export_format == "transcript":
+        text = _transcript(loaded, store, session)
+    else:
+        text = export_session(store, session, export_format)
     if path.exists():
         raise UsageError(f"{path} already exists", "choose another file")
     try:
@@ -219,9 +237,10 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
 
 def sessions_older_than(store: Store, age: str) -> list[Session]:
     """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
-    if not (match := re.fullmatch(r"(\d+)([dw])", age)):
+    match = re.fullmatch(r"(\d+)([dw])", age)
+    if match is None:
         raise UsageError.invalid("--older-than", age, "days or weeks, such as 30d or 8w")
-    limit = time.time() - int(match[1]) * DAY_S * (7 if match[2] == "w" else 1)
+    limit = time.time() - int(match[1]) * UNITS_S[match[2]]
     return [summary.session for summary in store.summaries() if summary.session.updated < limit]
 
 
@@ -230,10 +249,11 @@ def delete_sessions(
 ) -> Iterator[tuple[Session, int]]:
     """Erase sessions and every trace of their text; yield each with the number of messages deleted.
 
-    `states` is the directory of the prompt cache, `typed` the file with the prompt's history. Raises SessionError for a
-    session that is open in another process; those before it are erased.
+    `states` is the directory of the prompt cache, which holds prompts and replies of any session and is emptied;
+    `typed` is the file with the prompt's history. Raises SessionError for a session that is open in another process;
+    those before it are erased.
     """
-    before, questions = history.store.sampled_tokens(), history.store.questions()
+    before = history.store.questions()
     try:
         for session in sessions:
             history.lock(session)
@@ -241,23 +261,22 @@ def delete_sessions(
             history.release(removes=True)
             yield session, count
     finally:
-        kept, asked = history.store.sampled_tokens(), history.store.questions()
-        forget_questions(typed, {*questions.values()} - {*asked.values()})
-        deleted = [tokens for message, tokens in before.items() if message not in kept]
-        for path in states_to_delete(read_states(states), deleted, kept.values()):
+        forget_questions(typed, before - history.store.questions())
+        for path in states.glob(f"*{STATE}"):
             remove(path)
         history.store.vacuum()
 
 
 def forget_questions(path: Path, questions: Collection[str]) -> None:
     """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
-
     gone = [question.strip(_AROUND) for question in questions]
 
     def without(entry: re.Match[str]) -> str:
         text = "\n".join(line[1:] for line in entry[1].splitlines())
         typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
-        return "" if typed and any(f"\n{text}".endswith(f"\n{typed}") for text in gone) else entry[0]
+        if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
+            return ""
+        return entry[0]
 
     with contextlib.suppress(FileNotFoundError):
         text = path.read_bytes().decode("utf-8", "surrogateescape")
@@ -266,49 +285,33 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
             atomic_write(path, kept.encode("utf-8", "surrogateescape"))
 
 
-def states_to_delete(states: Mapping[Path, bytes], deleted: Iterable[bytes], kept: Iterable[bytes]) -> set[Path]:
-    """Choose the states of the prompt cache that may hold text of deleted sessions.
-
-    All values are packed tokens: `states` by file, and the replies of deleted and of kept messages. A state stays if it
-    ends with a kept reply and holds no deleted one. So does one that such a state begins with. All others are deleted,
-    since nothing shows whose prompt they end with.
-    """
-    gone = [reply[:-TOKEN_BYTES] for reply in deleted if len(reply) > TOKEN_BYTES]  # the last token is not evaluated
-    ends = tuple(reply[:-TOKEN_BYTES] for reply in kept if len(reply) >= MIN_REPLY_TOKENS * TOKEN_BYTES)
-    cuts = range(0, (MAX_END_TOKENS + 1) * TOKEN_BYTES, TOKEN_BYTES)
-    staying = [
-        held
-        for held in states.values()
-        if any(held[: max(0, len(held) - cut)].endswith(ends) for cut in cuts)
-        and not any(reply in held for reply in gone)
-    ]
-    return {path for path, held in states.items() if not held or not any(state.startswith(held) for state in staying)}
-
-
 def _session_fields(session: Session) -> dict[str, Any]:
-    texts = {key: getattr(session, key) for key in ("name", "origin", "model", "format")}
-    return {**texts, "created": format_utc(session.created), "updated": format_utc(session.updated)}
-
-
-def _message_object(stored: StoredMessage) -> dict[str, Any]:
-    keys = ("reasoning", "finish_reason", "model", "format", "params", "seed", "timings")
     return {
-        "role": stored.message.role,
-        "content": stored.message.content,
-        **{key: getattr(stored.metadata, key) for key in keys},
-        "created": format_utc(stored.created),
+        "name": session.name,
+        "origin": session.origin,
+        "model": session.model,
+        "format": session.format,
+        "created": format_utc(session.created),
+        "updated": format_utc(session.updated),
     }
 
 
-def _format_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+def _message_object(stored: StoredMessage) -> dict[str, Any]:
+    metadata = asdict(stored.metadata)
+    del metadata["vocabulary"]
+    created = format_utc(stored.created)
+    return {"role": stored.message.role, "content": stored.message.content, **metadata, "created": created}
 
 
 def _openai_message(item: Any) -> Any:
     if not isinstance(item, dict):
         return item
-    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
-    role, reasoning = _SHAREGPT.get(str(role), role), item.get("reasoning_content") or item.get("reasoning")
-    if isinstance(content, str) and role == "assistant" and not reasoning and (marked := _MARKED.match(content)):
-        reasoning, content = marked[1].strip(), content[marked.end() :]
+    role = item.get("role", item.get("from"))
+    content = item.get("content", item.get("value"))
+    reasoning = item.get("reasoning_content") or item.get("reasoning")
+    role = _SHAREGPT.get(str(role), role)
+    if isinstance(content, str) and role == "assistant" and not reasoning:
+        marked = _MARKED.match(content)
+        if marked:
+            reasoning, content = marked[1].strip(), content[marked.end() :]
     return {"role": role, "content": content, "reasoning_content": reasoning}

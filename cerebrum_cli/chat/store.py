@@ -11,7 +11,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,9 @@ _BRANCH = (  # messages that end at one, oldest first
 )
 _NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
     "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
-    " WHERE parent IS :leaf AND (parent IS NOT NULL OR session = :session) UNION ALL"
+    " WHERE parent IS ?1 AND (parent IS NOT NULL OR session = ?2) UNION ALL"
     " SELECT id, session FROM messages JOIN below ON parent = at)"
-    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = :session AND role = 'assistant'"
+    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = ?2 AND role = 'assistant'"
 )
 _REPLIES = (  # to a question, and to its other versions
     "SELECT reply.* FROM messages AS asked JOIN messages AS question"
@@ -96,52 +95,57 @@ class Store:
 
     def create(self, name: str, origin: Origin, *, question: Message | None = None, **values: Any) -> Session:
         """Create a session with a first `question`; `values` are its other columns. Raises SessionError."""
-        now, name = time.time(), validated_name(name)
-        values = {"name": name, "origin": origin, "params": {}, **values, "created": now, "updated": now}
-        columns, places = ", ".join(values), ", ".join("?" * len(values))
+        name, now = validated_name(name), time.time()
+        row = {"name": name, "origin": origin, "params": {}, **values, "created": now, "updated": now}
+        columns, places = ", ".join(row), ", ".join("?" * len(row))
         with self.transaction() as database, self._unique_name(name):
-            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", _encoded(values))
+            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", _encoded(row))
             [session] = self._sessions("WHERE name = ?", name)
-            return self._add(database, session, question, ReplyMetadata()) if question else session
+            if question is None:
+                return session
+            return self._add(database, session, question, ReplyMetadata())
 
     def find(self, name: str) -> Session | None:
-        return next(iter(self._sessions("WHERE name = ?", well_formed(name))), None)
+        found = self._sessions("WHERE name = ?", well_formed(name))
+        return found[0] if found else None
+
+    def latest(self) -> Session | None:
+        found = self._sessions(f"{_LATEST_FIRST} LIMIT 1")
+        return found[0] if found else None
 
     def unused_name(self, base: str) -> str:
         base, used = well_formed(base), self.names()
-        numbered = (f"{base}-{number}" for number in count(2))
-        return next(name for name in chain([base], numbered) if name not in used)
-
-    def latest(self) -> Session | None:
-        return next(iter(self._sessions(f"{_LATEST_FIRST} LIMIT 1")), None)
+        name, number = base, 1
+        while name in used:
+            number += 1
+            name = f"{base}-{number}"
+        return name
 
     def names(self) -> list[str]:
-        with self._read() as database:
-            return [row["name"] for row in database.execute(f"SELECT name FROM sessions {_LATEST_FIRST}")]
+        return [name for (name,) in self._rows(f"SELECT name FROM sessions {_LATEST_FIRST}")]
 
     def summaries(self) -> list[SessionSummary]:
         """All sessions, most recently changed first."""
-        with self._read() as database:
-            firsts = {row["session"]: (row["count"], row["content"]) for row in database.execute(_FIRST_MESSAGES)}
-        sessions = self._sessions(_LATEST_FIRST)
-        return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in sessions]
+        firsts: dict[int, tuple[int, str]] = {}
+        for session, count, content in self._rows(_FIRST_MESSAGES):
+            firsts[session] = count, content
+        return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in self._sessions(_LATEST_FIRST)]
 
     def messages(self, session: Session) -> list[StoredMessage]:
         """The messages on a session's branch, oldest first."""
-        with self._read() as database:
-            return list(map(message_from_row, database.execute(_BRANCH, (session.leaf,))))
+        return self._messages(_BRANCH, session.leaf)
 
     def undone(self, session: Session) -> list[StoredMessage]:
         """The messages after a session's end that were undone last, oldest first; empty if nothing was."""
-        with self._read() as database:
-            values = {"leaf": session.leaf, "session": session.id}
-            (newest,) = database.execute(_NEWEST_BELOW, values).fetchone()
-        return self.messages(replace(session, leaf=newest))[len(self.messages(session)) :] if newest else []
+        [(newest,)] = self._rows(_NEWEST_BELOW, session.leaf, session.id)
+        if newest is None:
+            return []
+        length = len(self.messages(session))
+        return self._messages(_BRANCH, newest)[length:]
 
     def replies(self, question: StoredMessage) -> list[StoredMessage]:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
-        with self._read() as database:
-            found = list(map(message_from_row, database.execute(_REPLIES, (question.id,))))
+        found = self._messages(_REPLIES, question.id)
         return [reply for reply in found if not reply.is_continued(found)]
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
@@ -150,26 +154,22 @@ class Store:
         Questions that were never answered are left out.
         """
         places: dict[int | None, int] = {None: 0}
-        places |= {stored.id: place for place, stored in enumerate(self.messages(session), 1)}
-        found = []
-        with self._read() as database:
-            rows = database.execute("SELECT * FROM messages WHERE session = ? ORDER BY id", (session.id,))
-            messages = list(map(message_from_row, rows))
+        for place, stored in enumerate(self.messages(session), 1):
+            places[stored.id] = place
+        messages = self._messages("SELECT * FROM messages WHERE session = ? ORDER BY id", session.id)
         answered = {stored.parent for stored in messages}
+        found = []
         for stored in messages:
-            if stored.id not in places and stored.parent in places:
-                places[stored.id] = places[stored.parent] + 1
-                if (stored.message.role == "assistant" or stored.id in answered) and not stored.is_continued(messages):
-                    found.append((places[stored.id], stored))
+            if stored.id in places or stored.parent not in places:
+                continue
+            place = places[stored.id] = places[stored.parent] + 1
+            is_answered = stored.message.role == "assistant" or stored.id in answered
+            if is_answered and not stored.is_continued(messages):
+                found.append((place, stored))
         return found
 
-    def questions(self) -> dict[int, str]:
-        with self._read() as database:
-            return dict(map(tuple, database.execute("SELECT id, content FROM messages WHERE role = 'user'")))
-
-    def sampled_tokens(self) -> dict[int, bytes]:
-        with self._read() as database:
-            return dict(map(tuple, database.execute("SELECT id, tokens FROM messages WHERE tokens IS NOT NULL")))
+    def questions(self) -> set[str]:
+        return {text for (text,) in self._rows("SELECT content FROM messages WHERE role = 'user'")}
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         with self._changing(session) as database:
@@ -201,8 +201,8 @@ class Store:
         """Delete a session, and the messages that no session shares any more; return their number."""
         with self.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
-            unneeded = list(map(tuple, database.execute(_UNNEEDED_MESSAGES)))
-            database.executemany("DELETE FROM messages WHERE id = ?", unneeded)
+            unneeded = self._rows(_UNNEEDED_MESSAGES)
+            database.executemany("DELETE FROM messages WHERE id = ?", map(tuple, unneeded))
             return len(unneeded)
 
     def vacuum(self) -> None:
@@ -229,21 +229,32 @@ class Store:
 
         Each has the latest of the sessions whose branch contains it; on no branch, the one it was added to.
         """
-        quoted = (word.replace('"', '""') for word in well_formed(text).replace("\0", " ").split())
-        words = " ".join(f'"{word}"*' for word in quoted)  # FTS5 reads none of it as query syntax
+        words = search_words(text)
         if not words:
             return []
-        with self._read() as database:
-            session_of = {row["message"]: row["session"] for row in database.execute(_SESSION_OF_MESSAGE)}
-            sessions = {session.id: session for session in self._sessions()}
-            with contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
-                hits = ((sessions.get(session_of.get(row["id"], row["session"])), row) for row in ranked)
-                best = list(islice(((session, row) for session, row in hits if session), limit))
-            return [SearchHit(session, message_from_row(row), row["excerpt"]) for session, row in best]
+        sessions = {session.id: session for session in self._sessions()}
+        session_of = dict(self._rows(_SESSION_OF_MESSAGE))
+        hits: list[SearchHit] = []
+        with self._read() as database, contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
+            for row in ranked:
+                session = sessions.get(session_of.get(row["id"], row["session"]))
+                if session:
+                    hits.append(SearchHit(session, message_from_row(row), row["excerpt"]))
+                if len(hits) == limit:
+                    break
+        return hits
 
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
+        with translated(self.path):
+            return [session_from_row(row) for row in self._rows(f"SELECT * FROM sessions {condition}", *values)]
+
+    def _messages(self, query: str, *values: object) -> list[StoredMessage]:
+        with translated(self.path):
+            return [message_from_row(row) for row in self._rows(query, *values)]
+
+    def _rows(self, query: str, *values: object) -> list[Any]:
         with self._read() as database:
-            return list(map(session_from_row, database.execute(f"SELECT * FROM sessions {condition}", values)))
+            return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def _read(self) -> Iterator[sqlite3.Connection]:
@@ -298,6 +309,15 @@ class Store:
             "UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", (leaf, session.first, now, session.id)
         )
         return session
+
+
+def search_words(text: str) -> str:
+    """A query of FTS5 for the beginnings of all words; none of the text is read as its syntax."""
+    words = []
+    for word in well_formed(text).replace("\0", " ").split():
+        quoted = word.replace('"', '""')
+        words.append(f'"{quoted}"*')
+    return " ".join(words)
 
 
 def _encoded(values: Mapping[str, Any]) -> list[Any]:

@@ -79,7 +79,7 @@ def search(
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
-@subcommand(group, short_help="Delete sessions, and their prompt cache.")
+@subcommand(group, short_help="Delete sessions, and the prompt cache.")
 def rm(
     app: App,
     _: QuietOptions,
@@ -89,7 +89,7 @@ def rm(
         str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions with their unshared messages, questions typed in them, and cached prompts."""
+    """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks

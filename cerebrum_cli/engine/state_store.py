@@ -185,19 +185,6 @@ def append_record(path: Path, identity: bytes, tokens: bytes) -> None:
         end.write(record + struct.pack("<I", crc32(record)) + MAGIC)
 
 
-def read_states(directory: Path) -> dict[Path, bytes]:
-    """Packed tokens of every state in a directory, whatever its model; of a damaged one, none."""
-    states = {}
-    for name in list_names(directory):
-        if name.endswith(STATE):
-            path = directory / name
-            states[path] = b""
-            with suppress(OSError), FileIO(path) as file:
-                state = read_record(path, file)
-                states[path] = state.packed if state else b""
-    return states
-
-
 def read_record(path: Path, file: FileIO, identity: bytes | None = None) -> State | None:
     """Read the record at the end of a file; None if it is damaged, or has another identity than a given one."""
     size = os.fstat(file.fileno()).st_size

@@ -12,7 +12,6 @@ from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
 from person import Person
 from prompt_toolkit.history import FileHistory
 
-from cerebrum_cli.chat.archive import states_to_delete
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Message
 
@@ -86,61 +85,18 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     directory = user.home / "data" / "cerebrum" / "sessions"
     refused = user.run("sessions", "rm", "who-hides-the-zebra")
     assert (refused.code, refused.err) == (1, "who-hides-the-zebra not deleted; confirm with -y\n")
+    state = user.home / ".cache" / "cerebrum" / "states" / "ab.state"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    state.write_text("zebra")
     done = user.run("sessions", "rm", "who-hides-the-zebra", "-y")
     assert (done.code, done.err) == (0, "who-hides-the-zebra deleted (2 messages)\n")
     files = [file for file in directory.rglob("*") if file.is_file()]
     for word in (b"zebra", b"walrus", b"hides"):
         assert [file.name for file in files if word in file.read_bytes()] == []
     assert [file.name for file in files if file.suffix == ".lock"] == []
+    assert not state.exists()
     assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
     assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
-
-
-@pytest.mark.slow
-def test_sessions_rm_deletes_only_the_states_of_the_session(user: CommandLine) -> None:
-    states = user.home / ".cache" / "cerebrum" / "states"
-
-    def ask_at_length(letter: str, *more: str) -> Any:
-        question, reply = f"{letter * 300}?", f"{letter} are long answers."
-        done = user.run("ask", "--json", "--grammar", fixed_reply_grammar(reply, user.home), *more, question)
-        assert done.code == 0, done.err
-        return done.object
-
-    ask_at_length("a")
-    ask_at_length("b")
-    kept = set(states.iterdir())
-    ask_at_length("c")
-    assert len(set(states.iterdir()) - kept) == 1
-    ask_at_length("d", "--no-log")
-    assert user.run("sessions", "rm", "c" * 40, "-y").code == 0
-    assert set(states.iterdir()) == kept
-    assert ask_at_length("b")["cached_tokens"] > 200
-    assert user.run("sessions", "rm", "a" * 40, "b" * 40, "-y").code == 0
-    assert len(listed(user)) == 1
-
-
-@pytest.mark.parametrize(
-    ("states", "deleted", "kept", "left"),
-    [
-        (["qrrrrrrrrr", "qssssssss"], ["rrrrrrrrr"], ["ssssssss"], ["qssssssss"]),
-        (["qrrrrrrrrr", "q", "qx", ""], [], ["rrrrrrrrr"], ["qrrrrrrrrr", "q"]),
-        (["qrrrrrrrrrqno", "qrrrrrrrrr"], ["no!"], ["rrrrrrrrr"], ["qrrrrrrrrr"]),
-        (["qrrrrrrrrr question", "qrrrrrrrrr.\n"], [], ["rrrrrrrrr"], ["qrrrrrrrrr.\n"]),
-        (["q", "qx"], [""], [], []),
-    ],
-    ids=("one of two", "beginnings", "fork", "unanswered fork", "no replies"),
-)
-def test_states_to_delete_are_found_by_their_replies(
-    states: list[str], deleted: list[str], kept: list[str], left: list[str]
-) -> None:
-    """Each character is a token; of a reply, the last one was not evaluated."""
-
-    def packed(texts: list[str]) -> list[bytes]:
-        return [text.encode("utf-32-le") for text in texts]
-
-    files = {Path(text): packed([text])[0] for text in states}
-    found = states_to_delete(files, packed(deleted), packed(kept))
-    assert files.keys() - found == set(map(Path, left))
 
 
 def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
