@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from io import FileIO
@@ -129,18 +130,27 @@ class History:
                 session = self.store.move(session, continued.parent)
             if session is None:
                 session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
-            earlier = {key: value for key, value in session.params.items() if key not in KEPT}
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
                 model=loaded.model.reference,
                 format=loaded.format_name,
-                params=earlier | {key: value for key, value in params.items() if key in KEPT},
+                params=with_kept(session.params, params),
             )
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             metadata = reply_metadata(reply, loaded, params)
             return self.store.add_message(session, Message("assistant", reply.text, reply.tokens), metadata)
+
+
+def with_kept(earlier: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of a session, with those of the latest question in place of what later questions use."""
+    merged = dict(earlier)
+    for key in KEPT:
+        merged.pop(key, None)
+        if key in params:
+            merged[key] = params[key]
+    return merged
 
 
 def reply_metadata(
@@ -158,21 +168,17 @@ def reply_metadata(
     if not reply.is_finished:
         return metadata
     finish = reply.finish
-    return replace(
-        metadata,
-        finish_reason=finish.reason,
-        seed=finish.seed,
-        timings={
-            **asdict(finish.timings),
-            "prompt_tokens": finish.prompt_tokens,
-            "cached_tokens": finish.cached_tokens,
-            **({"forced": finish.forced} if finish.forced else {}),
-        },
-    )
+    timings = asdict(finish.timings)
+    timings["prompt_tokens"] = finish.prompt_tokens
+    timings["cached_tokens"] = finish.cached_tokens
+    if finish.forced:
+        timings["forced"] = finish.forced
+    return replace(metadata, finish_reason=finish.reason, seed=finish.seed, timings=timings)
 
 
 def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
-    return tuple(Forced(*place) for place in (metadata.timings or {}).get("forced", ()))
+    timings = metadata.timings or {}
+    return tuple(Forced(*place) for place in timings.get("forced", ()))
 
 
 def with_session_defaults(session: Session | None, overrides: Layer, is_remote: bool = False) -> Layer:
@@ -195,18 +201,23 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
 
 
 def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
-    values = {key: getattr(settings, key) for key in PARAMS}
-    texts = {key: list(map(str, value)) for key, value in values.items() if isinstance(value, tuple)}
-    template: dict[str, Any] = {}
+    params: dict[str, Any] = {}
+    for key in PARAMS:
+        value = getattr(settings, key)
+        params[key] = list(map(str, value)) if isinstance(value, tuple) else value
     path = template_file(settings)
-    if settings.chat_template and (path is None or settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG)):
-        template = {CHAT_TEMPLATE: str(path.absolute()) if path else NONE}
-    return {**values, **texts, **template, **model.adapter_params}
+    if settings.chat_template and path is None:
+        params[CHAT_TEMPLATE] = NONE
+    elif path and settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG):
+        params[CHAT_TEMPLATE] = str(path.absolute())
+    return params | model.adapter_params
 
 
 def unused_session_name(store: Store, conversation: Conversation) -> str:
     name = suggest_name(conversation)
-    return name if store.find(name) is None else store.unused_name(f"{name}-{date.today().isoformat()}")
+    if store.find(name) is None:
+        return name
+    return store.unused_name(f"{name}-{date.today().isoformat()}")
 
 
 def load_conversation(
@@ -297,5 +308,7 @@ def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
 
 def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
     messages = store.messages(session)
-    first = next((index for index, stored in enumerate(messages) if stored.id == session.first), 0)
-    return messages[first:]
+    for index, stored in enumerate(messages):
+        if stored.id == session.first:
+            return messages[index:]
+    return messages

@@ -138,32 +138,30 @@ class ReplyRecorder:
         """
         size, previous_first = self.loaded.context_size, self.session.first
         assert size is not None, "the model is loaded"
-
-        def count(conversation: Conversation) -> int:
-            return self.loaded.count_tokens(conversation) + len(self._prefix)
-
-        conversation = self._conversation
-        if previous_first and count(conversation) < size * RESTORE_BELOW:
+        if previous_first and self._count(self._conversation) < size * RESTORE_BELOW:
             self.session = self.store.update_session(self.session, first=None)
-            conversation = self._conversation
         if self.settings.overflow == "stop":
             return None
-        visible = visible_messages(self.store, self._asked)
+        conversation, visible = self._conversation, visible_messages(self.store, self._asked)
         longest = max(len(stored.message.tokens or ()) for stored in visible)
-        dropped = messages_to_drop(conversation, count, size, self.settings.max_tokens, longest)
+        dropped = messages_to_drop(conversation, self._count, size, self.settings.max_tokens, longest)
         if not dropped:
             return None
         first = visible[dropped].id
         self.session = self.store.update_session(self.session, first=first)
         if first == previous_first:
             return None
-        tokens = count(conversation) - count(drop_oldest(conversation, dropped))
+        tokens = self._count(conversation) - self._count(drop_oldest(conversation, dropped))
         return NoticeEvent(
             f"the context of {size} tokens is nearly full: dropped the"
             f" {dropped} oldest messages ({tokens} tokens) from it",
             f"the session keeps them; {self.loaded.engine.larger_context} to fit more, or use --set overflow=stop to"
             " refuse such questions",
         )
+
+    def _count(self, conversation: Conversation) -> int:
+        """Tokens of a conversation's prompt, and of the part of the reply that is continued."""
+        return self.loaded.count_tokens(conversation) + len(self._prefix)
 
     @property
     def _has_tokens(self) -> bool:
@@ -203,13 +201,14 @@ def messages_to_drop(
     if tokens + room <= context_size:
         return 0
     target = min(context_size - room, tokens - context_size // DROP_FRACTION)
-    pairs = (len(conversation.messages) - 1) // 2
+    turns = (len(conversation.messages) - 1) // 2
 
-    def room_after(dropped: int) -> int:
-        return -count(drop_oldest(conversation, 2 * dropped))
+    def free_after(dropped: int) -> int:
+        return context_size - count(drop_oldest(conversation, 2 * dropped))
 
-    dropped = min(pairs, bisect_left(range(pairs + 1), -target, key=room_after))
-    return 2 * dropped if -room_after(dropped) < context_size else 0
+    # Counting tokenizes the conversation: a binary search does so a few times.
+    fewest = bisect_left(range(turns), context_size - target, key=free_after)
+    return 2 * fewest if free_after(fewest) > 0 else 0
 
 
 def drop_oldest(conversation: Conversation, messages: int) -> Conversation:

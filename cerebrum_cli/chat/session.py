@@ -53,15 +53,21 @@ class StoredMessage:
     @property
     def early_end(self) -> str | None:
         """Why a reply is incomplete; None for a complete one, and for one that was imported or edited."""
-        is_sampled = self.metadata.model or self.metadata.finish_reason
-        return END_LABELS.get(self.metadata.finish_reason) if self.message.role == "assistant" and is_sampled else None
+        metadata = self.metadata
+        if self.message.role != "assistant" or not (metadata.model or metadata.finish_reason):
+            return None
+        return END_LABELS.get(metadata.finish_reason)
 
     def is_continued(self, others: Iterable[StoredMessage]) -> bool:
         """Whether one of several messages is this reply, continued after it was cut off."""
-        later = (other for other in others if other.parent == self.parent and other.id > self.id)
-        tokens = self.message.tokens or ()
-        is_cut_off = self.early_end is not None and bool(tokens)
-        return is_cut_off and any((other.message.tokens or ())[: len(tokens)] == tokens for other in later)
+        tokens = self.message.tokens
+        if self.early_end is None or not tokens:
+            return False
+        for other in others:
+            is_later = other.parent == self.parent and other.id > self.id
+            if is_later and (other.message.tokens or ())[: len(tokens)] == tokens:
+                return True
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +124,15 @@ def validated_name(name: str) -> str:
 
 def suggest_name(conversation: Conversation) -> str:
     """Derive a session's name from the first words of its first question, ignoring files quoted before it."""
-    first = without_files(conversation.messages[0].content).lower() if conversation.messages else ""
-    # In many scripts, marks combine with letters.
-    letters = (char if char.isalnum() or unicodedata.category(char).startswith("M") else " " for char in first)
-    words = "".join(letters).split()[:_MAX_WORDS]
-    return "-".join(words)[:_MAX_CHARS].strip("-") or "session"
+    if not conversation.messages:
+        return "session"
+    question = without_files(conversation.messages[0].content).lower()
+    words = "".join(char if is_letter(char) else " " for char in question).split()
+    return "-".join(words[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
+
+
+def is_letter(char: str) -> bool:
+    return char.isalnum() or unicodedata.category(char).startswith("M")  # in many scripts, marks combine with letters
 
 
 def without_files(question: str) -> str:
@@ -130,26 +140,36 @@ def without_files(question: str) -> str:
 
 
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
-    tokens = None if message.tokens is None else struct.pack(f"<{len(message.tokens)}i", *message.tokens)
-    values = {name: getattr(metadata, name) for name in METADATA_COLUMNS}
-    encoded = {name: json.dumps(values[name]) for name in JSON_COLUMNS if values[name] is not None}
-    return (message.role, message.content, tokens, *{**values, **encoded}.values())
+    """The values of COLUMNS."""
+    tokens = None
+    if message.tokens is not None:
+        tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
+    values = [message.role, message.content, tokens]
+    for column in METADATA_COLUMNS:
+        value = getattr(metadata, column)
+        if value is not None and column in JSON_COLUMNS:
+            value = json.dumps(value)
+        values.append(value)
+    return tuple(values)
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
     with _reading("message", row):
-        data = row["tokens"]
-        texts: dict[str, Any] = {name: row[name] for name in METADATA_COLUMNS}
-        objects = {name: json.loads(texts[name] or "null") for name in JSON_COLUMNS}
-        metadata = ReplyMetadata(**{**texts, **objects})
-        tokens = None if data is None else struct.unpack(f"<{len(data) // 4}i", data)
+        values: dict[str, Any] = {column: row[column] for column in METADATA_COLUMNS}
+        for column in JSON_COLUMNS:
+            values[column] = json.loads(values[column] or "null")
+        tokens, data = None, row["tokens"]
+        if data is not None:
+            tokens = struct.unpack(f"<{len(data) // 4}i", data)
         message = Message(_ROLES[row["role"]], row["content"], tokens)
-        return StoredMessage(row["id"], row["parent"], message, metadata, row["created"])
+        return StoredMessage(row["id"], row["parent"], message, ReplyMetadata(**values), row["created"])
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
     with _reading("session", row):
-        return Session(**{**dict(row), "params": json.loads(row["params"] or "{}") or {}})
+        values = dict(row)
+        values["params"] = json.loads(row["params"] or "{}") or {}
+        return Session(**values)
 
 
 @contextmanager
