@@ -39,9 +39,6 @@ class ReplyControl(Protocol):
     def intervene(self, text: ReplyText) -> Intervention | None:
         """Return the action after the last token; not called while forced tokens are pending."""
 
-    def horizon(self, text: ReplyText) -> int | None:
-        """Number of tokens after which it has certainly decided whether to force any; None if it has, or never does."""
-
 
 # Creates the control of one reply.
 ControlFactory: TypeAlias = Callable[[], ReplyControl]
@@ -84,8 +81,15 @@ class LoopCheck:
             self._probed, self._may_end = last, recurs(tokens, last)
         return EndReply("repetition") if self._may_end and ends_in_cycle(tokens, len(tokens)) else None
 
-    def horizon(self, text: ReplyText) -> None:
-        """It forces no tokens."""
+
+def cycle_end(tokens: array[int]) -> int | None:
+    """Number of tokens after which LoopCheck ends a whole reply; None if it does not."""
+    if not any(recurs(tokens, place) for place in range(PROBE, len(tokens) + 1, PROBE)):
+        return None
+    for length in range(1, len(tokens) + 1):
+        if recurs(tokens, length - length % PROBE) and ends_in_cycle(tokens, length):
+            return length
+    return None
 
 
 def recurs(tokens: array[int], length: int) -> bool:

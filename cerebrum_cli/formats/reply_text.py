@@ -34,6 +34,7 @@ class ReplyRules:
     - `markers`: the texts that open reasoning or precede an answer, each with its special tokens. Such a token is never
       part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
     - `endings`: tokens of each text that ends reasoning
+    - `reasoning_end`: tokens within which the controls of a reply have ended its reasoning; None for any number
     """
 
     markups: tuple[ReasoningMarkup, ...] = ()
@@ -44,6 +45,7 @@ class ReplyRules:
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
     endings: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    reasoning_end: int | None = None
 
 
 class ReplyText:

@@ -77,7 +77,8 @@ class ReplyControls:
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
         controls.append(partial(ReasoningBudget, limit, answer_now, self._sentence))
-        return replace(rules, endings=self._endings), tuple(controls)
+        reasoning_end = None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
+        return replace(rules, endings=self._endings, reasoning_end=reasoning_end), tuple(controls)
 
     def rules(self, asked: Ask, prompt_end: str, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.
@@ -165,19 +166,10 @@ class ReasoningBudget:
         self._answer_now = answer_now
         self._sentence = sentence
         self._has_decimals = False
-        self._count = 0  # tokens of the reply
         self._is_used_up = limit == 0
-        self._has_forced = False
 
-    def horizon(self, text: ReplyText) -> int | None:
-        if self._limit is None or self._has_forced or text.stage == "answer":
-            return None
-        opening = 0 if text.open_markup else OPENING_TOKENS
-        return self._count + opening + max(1, self._limit + SENTENCE_TOKENS - text.reasoning_tokens)
-
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:  # noqa: ARG002
         if text.stage != "answer":
-            self._count += len(tokens)
             self._has_decimals = self._has_decimals or re.search(_DECIMAL, text.tail) is not None
 
     def intervene(self, text: ReplyText) -> Force | TokenBias | None:
@@ -186,7 +178,7 @@ class ReasoningBudget:
             return None
         if self._is_due(text):
             sentence = "" if self._is_used_up else self._sentence
-            self._is_used_up = self._has_forced = True
+            self._is_used_up = True
             return Force(text.rules.endings[markup.ending(text.tail, sentence)])
         if self._limit is None:
             return None

@@ -133,9 +133,6 @@ class After:
     def intervene(self, text: ReplyText) -> Intervention | None:
         return self._intervention if self._fed == 4 else None
 
-    def horizon(self, text: ReplyText) -> int:
-        return 4
-
 
 def test_conformance_controls_end_a_reply_or_force_tokens(engine: Engine, stream: bool) -> None:
     ids = reply_to(engine, request_to(engine)).ids

@@ -49,7 +49,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def requests(limit: int = LIMIT, **more: Any) -> list[Request]:
-    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), "rules": thinking(), **more}
+    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), "rules": thinking(limit), **more}
     limited = {**values, "max_tokens": 33}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
@@ -98,14 +98,15 @@ ANSWERED = {
     "short": THINKING + "\n\n{seed}",
     "no reasoning": "{seed} is it",
     "all reasoning": THINKING.partition("</think>")[0],
-    "blank": THINKING,
+    "blank": THINKING + "\n\n",
 }
 EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (VllmServer, True), (SglangServer, True)]
 
 
-def answering(stream: bool = False, **more: Any) -> Request:
-    """A request with something that applies once the answer starts."""
-    values = {"rules": answering_late(), "controls": (LoopCheck,), **UNLIMITED, **more}
+def answering(stream: bool = False, limit: int | None = None, **more: Any) -> Request:
+    """A request with something that applies once the answer starts, after reasoning that may have a limit."""
+    controls = (LoopCheck,) if limit is None else (LoopCheck, budget(limit))
+    values = {"rules": answering_late(limit), "controls": controls, **UNLIMITED, **more}
     return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
 
 
@@ -125,7 +126,7 @@ def test_remote_grammar_applies_to_the_answer(
     kind: type[ModelServer], stream: bool, name: str, limit: int | None
 ) -> None:
     model = speaking(ANSWERED[name])
-    given = answering(stream, grammar=DEAD_END, controls=(LoopCheck,) if limit is None else (LoopCheck, budget(limit)))
+    given = answering(stream, limit, grammar=DEAD_END)
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         assert summaries(replies_of(engine, given)) == local(model, given)
         asked = [(bytes(each.prompt).decode(), grammar_of(each.body)) for each in server.completions()]
@@ -184,8 +185,7 @@ def test_remote_stop_strings_count_in_the_answer(
 ) -> None:
     texts = {**REPLIES, "short": "<think>Is it? Yes, it is: easy.</think>\n\n it? {seed} it is, and no more."}
     model = speaking(texts.get(name, ANSWERED["all reasoning"]))
-    controls = (LoopCheck,) if limit is None else (LoopCheck, budget(limit))
-    given = answering(stream, controls=controls, stop=(" it", "easy"))
+    given = answering(stream, limit, stop=(" it", "easy"))
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         assert summaries(replies_of(engine, given)) == local(model, given)
         assert not any(asked.body.get("sampling_params", asked.body)["stop"] for asked in server.completions())
@@ -202,7 +202,7 @@ def test_remote_stream_is_left_at_a_stop_string_of_the_answer() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_remote_stop_strings_end_an_answer_under_a_grammar(stream: bool) -> None:
-    model = speaking("<think>1 2 3</think>1 2 3")
+    model = speaking("<think>1 2 3</think>\n\n1 2 3")
     given = answering(stream, grammar="root", stop=(" 3",))
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)

@@ -12,7 +12,7 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.engine.control import ControlFactory, Intervention
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import ReasoningBudget, plan_endings
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, ReasoningBudget, plan_endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -38,9 +38,13 @@ def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
     return partial(ReasoningBudget, limit, **options)
 
 
-def thinking(**more: Any) -> ReplyRules:
-    """Rules of replies that may reason in any markup."""
-    return ReplyRules(REASONING_MARKUPS, endings=endings(), **more)
+def thinking(limit: int | None = None, **more: Any) -> ReplyRules:
+    """Rules of replies that may reason in any markup, up to a limit of tokens."""
+    return ReplyRules(REASONING_MARKUPS, endings=endings(), reasoning_end=reasoning_end(limit), **more)
+
+
+def reasoning_end(limit: int | None) -> int | None:
+    return None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
 
 
 @dataclass
@@ -56,14 +60,12 @@ class CountingControl:
     def intervene(self, text: ReplyText) -> Intervention | None:
         return self.decide(self.count)
 
-    def horizon(self, text: ReplyText) -> None:
-        """It is asked after each token."""
 
-
-def answering_late(**more: Any) -> ReplyRules:
+def answering_late(limit: int | None = None, **more: Any) -> ReplyRules:
     """Rules of replies whose grammar and stop strings apply from where the answer starts."""
     markers: dict[str, frozenset[int]] = {"<think>": frozenset()}
-    return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, endings=endings(), **more)
+    more |= {"endings": endings(), "reasoning_end": reasoning_end(limit)}
+    return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, **more)
 
 
 def endings() -> dict[str, tuple[int, ...]]:

@@ -23,7 +23,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import EndReply, Force, Intervention
+from cerebrum_cli.engine.control import EndReply, Force, LoopCheck, cycle_end
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.sequence import Request, continuation, token_events
@@ -32,15 +32,17 @@ from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 
 JSON_STARTS = '{["-0123456789tfn'
-ENDED = -1  # the token that ends a reply, whatever it is
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
+IGNORED = "the reply does not match the grammar or schema: the server ignored it"
 
 
 @dataclass(eq=False)
 class RemoteSample:
     """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
 
-    It `needs_turn` while the controls want it continued by another request. A `replace` of it starts over.
+    Servers know no controls, and their grammars apply from the first token. So where reasoning has a limit, or a
+    grammar that applies to the answer, the first request is for the reasoning, without the grammar; the sample then
+    `needs_turn`: another request that continues it, with the same seed. A `replace` of it starts over.
     """
 
     id: SequenceId
@@ -52,30 +54,70 @@ class RemoteSample:
 
     def __post_init__(self) -> None:
         request = self.request
-        self.tokens, self.has_all_tokens, self.needs_turn = 0, True, False
+        self.tokens, self.has_all_tokens = 0, True
         self._takes_messages = request.conversation is not None
         self._started_at = perf_counter()
         self._first_at: float | None = None
-        self._prompt_tokens = 0 if self._takes_messages else len(request.prompt_tokens)
-        self._cached = 0  # tokens of the prompt
+        self._prompt_tokens = self._cached = 0
         self._timings = Timings()  # as stated by the server
         self._forced: list[Forced] = []
         self._ids = array("i")
+        self._characters = array("i")  # of a reply without ids
         self._pieces: list[SplitText] = []
         self._logprobs: list[float | None] = []
         self._unsent = b""  # of the tokens: the server still holds it back
-        self._is_ended = False  # no further token is part of the reply
-        self._end_token: tuple[int, ...] = ()
         self._by_stop_string = False
-        stop = () if self._takes_messages else request.params.stop  # such a server has matched them, reasoning apart
-        self.text = ReplyText(request.rules, stop)
-        self._turns = Turns(request, self.text, self.vocabulary)  # which applies controls: servers know none
-        self._turn = request
+        if not self._takes_messages:
+            self._prompt_tokens = len(request.prompt_tokens)
+        # A server of messages has matched stop strings, reasoning apart.
+        self.text = ReplyText(request.rules, () if self._takes_messages else request.params.stop)
+        self._markup = self.text.open_markup  # of the last reasoning
+        self._controls = [create() for create in request.controls]
+        self._turns = 0
+        self._begin_turn(request)
+
+    # Its requests.
 
     def take_turn(self) -> Request:
+        """The next request: for the reply, for its reasoning, or for what is left of it."""
+        request, params = self.request, self.request.params
+        is_first = self._turns == 0
+        limit, rules = params.max_tokens, request.rules
+        if rules.reasoning_end and is_first and not request.stream:
+            limit = min(limit or rules.reasoning_end, rules.reasoning_end)
+        if limit is not None:
+            params = replace(params, max_tokens=limit - self.tokens)
+        turn = replace(request, params=params)
+        if self._ids:
+            turn = replace(turn, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)))
+        if self._awaits_answer:
+            turn = replace(turn, grammar=None)
+            if not request.stream:  # it ends with the reasoning
+                closings = tuple(markup.close for markup in rules.markups)
+                turn = replace(turn, params=replace(params, stop=closings), rules=ReplyRules())
+        elif request.grammar and not self._takes_messages:  # all of it is the answer
+            turn = replace(turn, rules=ReplyRules())
+        self._begin_turn(turn)
+        self._turns += 1
+        return turn
+
+    def _begin_turn(self, turn: Request) -> None:
         self.needs_turn = False
-        self._turn = self._turns.next_request(self._ids, self.tokens)
-        return self._turn
+        self._turn, self._turn_start = turn, self.tokens
+        self._is_over = False  # no further token is part of the turn
+        self._end_token: tuple[int, ...] = ()
+        self._intervention: EndReply | Force | None = None
+
+    @property
+    def _awaits_answer(self) -> bool:
+        """Whether there is a grammar that does not apply yet."""
+        return self.request.grammar is not None and not self._takes_messages and self.text.stage != "answer"
+
+    @property
+    def _is_constrained(self) -> bool:
+        return self.request.grammar is not None and not self._takes_messages and self.text.stage == "answer"
+
+    # Parts of its reply.
 
     def add(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or has ended.
@@ -89,96 +131,217 @@ class RemoteSample:
             return
         if chunk.tokens or chunk.text:
             self._first_at = self._first_at or perf_counter()
-        if chunk.total is not None:
-            yield from self._decode_counted(chunk, chunk.total)
+        if self._takes_messages:
+            yield from self._add_text(chunk)
         else:
-            yield from self._decode_text(chunk, chunk.text) if chunk.text else self._decode(chunk)
+            yield from self._add_tokens(chunk)
         # A server knows no control, and may not know a stop string: it would continue.
-        is_left = self._turns.intervention or (self._by_stop_string and not self.request.rules.stops_anywhere)
-        if chunk.end or is_left:
+        is_stopped = self.text.is_stopped and not self.request.rules.stops_anywhere
+        if chunk.end or self._intervention or is_stopped:
             yield from self._end(chunk)
 
-    def _decode_counted(self, chunk: ReplyChunk, total: int) -> Iterator[SampleEvent]:
-        """Decode tokens, or those of the text since the last one if ids are missing."""
-        total += self._turns.start
-        if self._is_ended or total == self.tokens + len(chunk.tokens):
-            self._unsent = b"" if chunk.text else self._unsent + b"".join(map(self._piece, chunk.tokens))
-            yield from self._decode(chunk)
+    def _add_text(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+        """Add text whose ids are not known."""
+        self.has_all_tokens = False
+        if chunk.text:
+            self.tokens += 1
+            yield from self._emit(self.text.feed_text(chunk.text))
+            self._characters.extend(map(ord, chunk.text))
+            self._check_loop(self._characters)
+        if chunk.total is not None:
+            self.tokens = chunk.total
+
+    def _add_tokens(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+        """Add tokens, or those of the text since the last ones if ids are missing, as within characters."""
+        total = None if chunk.total is None else chunk.total + self._turn_start
+        if total is None or self._is_over or total == self.tokens + len(chunk.tokens):
+            if chunk.text:
+                self._unsent = b""
+            elif total is not None:
+                self._unsent += b"".join(map(self._piece, chunk.tokens))
+            yield from self._read(chunk.tokens, chunk.logprobs)
         elif chunk.text or chunk.end:
-            unknown = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
-            yield from self._decode_text(chunk, unknown)
+            text = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
+            self._unsent, self.has_all_tokens = b"", False
+            yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
             self.tokens = total
 
-    def _decode_text(self, chunk: ReplyChunk, text: str) -> Iterator[SampleEvent]:
-        """Decode a text whose ids are not known, by some with the same text."""
-        self._unsent, self.has_all_tokens = b"", False
-        yield from self._decode(replace(chunk, tokens=continuation(self.vocabulary, (Text(text),))))
+    def _read(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
+        """Read tokens up to one that ends the turn, or after which a control intervenes."""
+        if not self._is_read_by_token:
+            yield from self._read_whole(tokens, logprobs)
+            return
+        for at, token in enumerate(tokens):
+            if self._is_over or self._intervention or self._starts_answer(token):
+                return
+            if self._is_end(token):
+                self._is_over, self._end_token = True, (token,)
+                return
+            is_constrained = self._is_constrained
+            yield from self._add((token,), logprobs[at : at + 1])
+            if not (is_constrained or self._is_over):
+                self._control(token)
 
-    def _decode(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
-        """Decode tokens up to one that ends the reply, or after which the controls intervene."""
-        turns = self._turns
-        logprobs = chunk.logprobs or [None] * len(chunk.tokens)
-        for token, logprob in zip(chunk.tokens, logprobs, strict=True):
-            if self._is_ended or turns.intervention or turns.starts_answer(token):
-                return
-            if self.vocabulary.is_eog(token) and not self.request.ignore_eos:
-                self._is_ended, self._end_token = True, (token,)
-                return
-            yield from self._add(token, (logprob,) if chunk.logprobs else ())
+    @property
+    def _is_read_by_token(self) -> bool:
+        """Whether the reply may end, or continue otherwise, after any of its tokens."""
+        request = self.request
+        has_late_stop = request.params.stop and not request.rules.stops_anywhere
+        has_controls = any(control is not LoopCheck for control in request.controls)
+        return bool(request.stream or has_controls or has_late_stop or self._awaits_answer)
 
     def _piece(self, token: int) -> bytes:
         return self.vocabulary.piece(token, token in self.request.visible_tokens)
 
-    def _add(self, token: int, logprobs: Sequence[float | None] = (), is_forced: bool = False) -> Iterator[SampleEvent]:
-        """Add a token, which may complete a stop string; if not, controls may intervene after it."""
-        pieces = self.text.feed(self._piece(token), (token,))
-        self._by_stop_string = self._is_ended = self.text.is_stopped
-        self.tokens += 1
-        self._ids.append(token)
-        if not self._is_ended:
-            self._turns.feed((token,), is_forced)
+    def _is_end(self, token: int) -> bool:
+        return self.vocabulary.is_eog(token) and not self.request.ignore_eos
+
+    def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
+        """Add all of a turn that nothing but its own end, or a loop, can end."""
+        for at, token in enumerate(tokens):
+            if self._is_end(token):
+                self._is_over, self._end_token = True, (token,)
+                tokens = tokens[:at]
+                break
+        if not self._is_constrained:
+            tokens = tokens[: self._check_loop(array("i", tokens))]
+        yield from self._add(tokens, logprobs[: len(tokens)])
+
+    def _check_loop(self, tokens: array[int]) -> int:
+        """The number of tokens after which they repeat themselves, or of all."""
+        end = cycle_end(tokens) if LoopCheck in self.request.controls else None
+        if end is None:
+            return len(tokens)
+        self._intervention = EndReply("repetition")
+        return end
+
+    def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> Iterator[SampleEvent]:
+        """Add tokens, of which the last may complete a stop string."""
+        pieces = self.text.feed(b"".join(map(self._piece, tokens)), tokens)
+        self._markup = self.text.open_markup or self._markup
+        self._is_over = self._is_over or self.text.is_stopped
+        self.tokens += len(tokens)
+        self._ids.extend(tokens)
+        if self.request.logprobs and not self.request.stream:
+            self._logprobs += logprobs or [None] * len(tokens)
+        yield from self._emit(pieces, tokens, logprobs)
+
+    def _emit(
+        self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
+    ) -> Iterator[SampleEvent]:
         self._pieces += pieces
         if self.request.stream:
-            yield from token_events(self.id, pieces, self.text.channel, (token,), logprobs)
-        elif self.request.logprobs:
-            self._logprobs += logprobs or [None]
+            yield from token_events(self.id, pieces, self.text.channel, tokens, logprobs)
+
+    # Where the reply is left, to be continued by another request.
+
+    def _control(self, token: int) -> None:
+        """Let the controls intervene after a token. Raises RefusedRequestError."""
+        if self._is_constrained:
+            self._require_whole_tokens()
+            self._intervention = Force(())
+            return
+        for control in self._controls:
+            control.feed((token,), self.text)
+        for control in self._controls:
+            intervention = control.intervene(self.text)
+            if isinstance(intervention, (EndReply, Force)):
+                self._intervention = intervention
+                return
+
+    def _starts_answer(self, token: int | None) -> bool:
+        """Whether a token, or the end of the turn, does not precede the answer, which is then asked for."""
+        text = self.text
+        if not self._awaits_answer or self._intervention:
+            return False
+        if text.stage == "thinking":
+            has_ended = token is None or self.vocabulary.is_eog(token)
+            if not (has_ended and text.closing):
+                return False
+            self._intervention = Force(text.closing)  # the model ends its turn, but the answer is still to come
+            return True
+        if token is not None:
+            piece = self.vocabulary.piece(token, special=True)
+            if text.passes(token, piece.decode("utf-8", "replace")):
+                return False
+        self._require_whole_tokens()
+        self._intervention = Force(())
+        return True
+
+    def _require_whole_tokens(self) -> None:
+        """Raise RefusedRequestError if a part of the answer is in the token before it."""
+        if self.text.held:
+            raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
 
     def _end(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """End the running turn with its last part, or the one after which the rest is left."""
-        sent, turns = len(self._turn.prompt_tokens), self._turns
-        end: StopReason = "limit" if chunk.end in (None, "unstated") else chunk.end
-        if self._takes_messages:
-            self._prompt_tokens = chunk.prompt_tokens or 0
-        elif chunk.prompt_tokens not in (None, sent):
-            problem = f"the server evaluated {chunk.prompt_tokens} prompt tokens instead of {sent}"
-            raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
-        self._require_grammar(sent - len(self.request.prompt_tokens))
-        self._cached = self._cached if turns.start else chunk.cached or self._cached
-        self._timings = Timings() if turns.start else chunk.timings
+        self._check_prompt(chunk.prompt_tokens)
+        self._require_grammar()
+        if self._turn_start:
+            self._timings = Timings()
+        else:
+            self._cached = chunk.cached or self._cached
+            self._timings = chunk.timings
+        end: StopReason = chunk.end or "limit"
         if end == "eos":
-            turns.starts_answer(ENDED)
-        is_over = self._is_ended or isinstance(turns.intervention, EndReply)
-        is_shortened = end == "limit" and not is_over and turns.was_shortened(self.tokens)
-        if isinstance(turns.intervention, Force) or is_shortened:
-            yield from self._force()
-            if not (self._is_ended or self._is_full):
-                self.needs_turn = True
-                return
-            turns.intervention, end = None, "limit"
-        yield from self._finish_reply(end)
+            self._starts_answer(None)
+        elif end == "stop string" and self._awaits_answer:
+            self._intervention = Force(self._rest_of_markup)
+        if not isinstance(self._intervention, Force) and not self._is_shortened(end):
+            yield from self._finish_reply(end)
+            return
+        yield from self._force()
+        if self._is_over or self._is_full:
+            self._intervention = None
+            yield from self._finish_reply("limit")
+        else:
+            self.needs_turn = True
+
+    def _check_prompt(self, prompt_tokens: int | None) -> None:
+        if self._takes_messages:
+            self._prompt_tokens = prompt_tokens or 0
+            return
+        sent = len(self._turn.prompt_tokens)
+        if prompt_tokens not in (None, sent):
+            problem = f"the server evaluated {prompt_tokens} prompt tokens instead of {sent}"
+            raise EndpointError(problem, "its model has a different vocabulary; name that model with -m")
+
+    def _is_shortened(self, end: StopReason) -> bool:
+        """Whether the turn has ended where no more tokens were asked for, but the reply has not."""
+        limit = self._turn.params.max_tokens
+        if end != "limit" or limit is None or self._is_over or self._intervention:
+            return False
+        return self.tokens - self._turn_start >= limit and not self._is_full
+
+    @property
+    def _rest_of_markup(self) -> tuple[int, ...]:
+        """Tokens of the markup between the end of the reasoning, which may be missing itself, and the answer."""
+        if self.text.stage == "thinking":
+            return self.text.closing
+        if self._markup is None:
+            return ()
+        _, _, begun = self.text.tail.rpartition(self._markup.close)
+        rest = self._markup.ending().rpartition(self._markup.close)[2]
+        if not rest.startswith(begun):
+            return ()
+        return continuation(self.vocabulary, (Text(rest.removeprefix(begun), trusted=True),))
 
     def _force(self) -> Iterator[SampleEvent]:
-        turns = self._turns
-        tokens = turns.intervention.tokens if isinstance(turns.intervention, Force) else ()
-        if tokens and not (turns.is_before_answer and self.text.stage == "undecided"):  # where it is markup
+        """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
+        tokens = self._intervention.tokens if isinstance(self._intervention, Force) else ()
+        if tokens and not (self._awaits_answer and self.text.stage == "undecided"):  # where it is markup
             self._forced.append(Forced(self.tokens, len(tokens)))
         for token in tokens:
-            if self._is_ended or self._is_full:
+            if self._is_over or self._is_full:
                 return
-            yield from self._add(token, is_forced=True)
+            yield from self._add((token,))
+            for control in self._controls:
+                control.feed((token,), self.text)
+        if self.request.grammar:
+            self.text.begin_answer()
 
     def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
-        is_stopped = self._is_ended or end != "limit"
+        is_stopped = self._is_over or end in ("eos", "stop string")
         last = self.text.finish(is_truncated=not is_stopped)
         if self.request.stream:
             for channel, text in last:
@@ -187,13 +350,15 @@ class RemoteSample:
             joined = join_pieces(self._pieces + last)
             yield from token_events(self.id, joined, self.text.channel, self._ids, self._logprobs)
         self._by_stop_string = self.text.is_stopped or end == "stop string"
+        yield self.finish(self._reason(is_stopped or self._by_stop_string))
+
+    def _reason(self, is_stopped: bool) -> FinishReason:
+        if isinstance(self._intervention, EndReply):
+            return self._intervention.reason
+        if is_stopped:
+            return "stop"
         is_limited = self._takes_messages and self.request.params.max_tokens is not None
-        reason: FinishReason = "length" if self._is_at_limit or is_limited else "context"
-        if isinstance(self._turns.intervention, EndReply):
-            reason = self._turns.intervention.reason
-        elif is_stopped or self._by_stop_string:
-            reason = "stop"
-        yield self.finish(reason)
+        return "length" if self._is_at_limit or is_limited else "context"
 
     @property
     def _is_at_limit(self) -> bool:
@@ -204,22 +369,29 @@ class RemoteSample:
     def _is_full(self) -> bool:
         return self._is_at_limit or len(self.request.prompt_tokens) + self.tokens >= self.context_size
 
-    def _require_grammar(self, start: int) -> None:
+    def _require_grammar(self) -> None:
         """Raise RefusedRequestError if the grammar rejects the tokens of this turn: some servers ignore it."""
         grammar = self._turn.grammar
-        if grammar is None or not (tokens := (*self._ids[start:], *self._end_token)):
+        if grammar is None:
             return
+        tokens = (*self._ids[self._turn_start :], *self._end_token)
         try:
-            if self._takes_messages:  # of JSON, whose schema the server has, only the beginning is checked
-                answer = "".join(text for channel, text in self._pieces if channel == "answer")
-                matches = answer.lstrip()[:1] in JSON_STARTS
+            if self._takes_messages:
+                matches = self._is_json
             else:
-                matches = self.vocabulary.matches_grammar(grammar, tokens)
+                matches = not tokens or self.vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not matches:
-            problem = "the reply does not match the grammar or schema: the server ignored it"
-            raise RefusedRequestError(EndpointError(problem, "update the server, or use another"))
+            raise RefusedRequestError(EndpointError(IGNORED, "update the server, or use another"))
+
+    @property
+    def _is_json(self) -> bool:
+        """Whether an answer may be JSON, by its beginning: the server has the schema."""
+        answer = "".join(text for channel, text in self._pieces if channel == "answer")
+        return answer.lstrip()[:1] in JSON_STARTS
+
+    # Its end.
 
     @property
     def _measured_timings(self) -> Timings:
@@ -227,11 +399,12 @@ class RemoteSample:
         now, stated = perf_counter(), self._timings
         first, steps = self._first_at or now, max(0, self.tokens - 1)
         ttft_s = first - self._started_at
-        if not (stated.decode_s or self.request.stream):
-            return Timings(ttft_s=ttft_s, decode_s=now - self._started_at, decode_steps=self.tokens)
-        if not stated.decode_s:
+        if stated.decode_s:
+            ttft_s = ttft_s if self.request.stream else stated.prefill_s
+            return replace(stated, ttft_s=ttft_s, decode_steps=steps)
+        if self.request.stream:
             return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
-        return replace(stated, ttft_s=ttft_s if self.request.stream else stated.prefill_s, decode_steps=steps)
+        return Timings(ttft_s=ttft_s, decode_s=now - self._started_at, decode_steps=self.tokens)
 
     def finish(self, reason: FinishReason) -> FinishEvent:
         """The last event, now: that of a sample which ends here, not on the server, is `cancelled`."""
@@ -250,85 +423,6 @@ class RemoteSample:
             origin=self.origin,
             in_reasoning=self.text.stage == "thinking",
         )
-
-
-class Turns:
-    """The turns of one reply, each a request of its own; `start` is the number of tokens before the running one.
-
-    Servers know no controls, and their grammars apply from the first token: so a turn ends where a control intervenes,
-    and where the answer starts. Under a grammar, turns are asked for without it until the answer starts: its
-    first token ends the turn, and is asked for again. A whole turn comes without a chance to intervene before, so it is
-    asked for no longer than its controls need to decide.
-    """
-
-    def __init__(self, request: Request, text: ReplyText, vocabulary: Vocabulary) -> None:
-        self.start = 0
-        self.intervention: Intervention | None = None
-        self._end: int | None = None  # up to which the running one is asked for
-        self._request, self._text, self._vocabulary = request, text, vocabulary
-        self._controls = [create() for create in request.controls]
-        self._applies_late = request.grammar is not None and request.conversation is None
-        self._has_applied = self._applies_late and text.stage == "answer"  # the grammar
-
-    def next_request(self, tokens: Sequence[int], generated: int) -> Request:
-        """The request that continues the reply after these tokens, as far as they are known of those generated."""
-        self.start, self.intervention, request = generated, None, self._request
-        grammar = None if self.is_before_answer else request.grammar  # of one turn only
-        horizons = [horizon for control in self._controls if (horizon := control.horizon(self._text)) is not None]
-        limits = request.params.max_tokens, None if request.stream or grammar else min(horizons, default=None)
-        self._end = min((limit for limit in limits if limit is not None and limit > generated), default=None)
-        params = replace(request.params, max_tokens=None if self._end is None else self._end - generated)
-        prompt = array("i", (*request.prompt_tokens, *tokens)) if tokens else request.prompt_tokens
-        rules = ReplyRules() if grammar else request.rules  # all of the turn is the answer
-        return replace(request, prompt_tokens=prompt, params=params, grammar=grammar, rules=rules)
-
-    @property
-    def is_before_answer(self) -> bool:
-        """Whether there is a grammar that does not apply yet."""
-        return self._applies_late and self._text.stage != "answer"
-
-    def starts_answer(self, token: int) -> bool:
-        """Whether a token does not precede the answer, so that the running turn ends before it."""
-        text = self._text
-        if not self.is_before_answer:
-            return False
-        if text.stage == "thinking":
-            has_ended = token == ENDED or self._vocabulary.is_eog(token)
-            if not (has_ended and text.closing) or self.intervention:
-                return False
-            self.intervention = Force(text.closing)  # the model ends its turn, but the answer is still to come
-            return True
-        piece = b"" if token == ENDED else self._vocabulary.piece(token, special=True)
-        if text.passes(token, piece.decode("utf-8", "replace")):
-            return False
-        self.intervention = Force(continuation(self._vocabulary, (Text(text.rest, trusted=True),)))
-        if not text.rest:
-            text.begin_answer()
-            self._has_applied = True
-        return True
-
-    def feed(self, tokens: Sequence[int], is_forced: bool = False) -> None:
-        """Add tokens, after which controls may intervene unless they are forced. Raises RefusedRequestError."""
-        if self._has_applied:
-            return
-        for control in self._controls:
-            control.feed(tokens, self._text)
-        self._has_applied = self._applies_late and self._text.stage == "answer"
-        if self._has_applied and self._text.held:
-            raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
-        if is_forced:
-            return
-        if self._has_applied:
-            self.intervention = Force(())
-            return
-        interventions = (control.intervene(self._text) for control in self._controls)
-        self.intervention = next(
-            (intervention for intervention in interventions if isinstance(intervention, (EndReply, Force))), None
-        )
-
-    def was_shortened(self, generated: int) -> bool:
-        """Whether the running turn ended where no more tokens were asked for."""
-        return self._end is not None and self._end <= generated
 
 
 def join_pieces(pieces: Iterable[SplitText]) -> list[SplitText]:
