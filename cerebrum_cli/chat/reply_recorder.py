@@ -88,7 +88,7 @@ class ReplyRecorder:
         with contextlib.closing(self.reply.events()) as events:
             for event in events:
                 now = time.monotonic()
-                if self._has_tokens and now >= next_save:
+                if self._has_output and now >= next_save:
                     next_save = now + save_interval(now - start)
                     with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
                         self._save(None)
@@ -113,7 +113,7 @@ class ReplyRecorder:
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
-        if isinstance(error, INTERRUPTIONS) or (self._has_tokens and not isinstance(error, SessionError)):
+        if isinstance(error, INTERRUPTIONS) or (self._has_output and not isinstance(error, SessionError)):
             with contextlib.suppress(SessionError):
                 self._save("cancelled")
                 return
@@ -164,7 +164,10 @@ class ReplyRecorder:
         return self.loaded.count_tokens(conversation) + len(self._prefix)
 
     @property
-    def _has_tokens(self) -> bool:
+    def _has_output(self) -> bool:
+        """Whether something was generated; some servers send text without tokens."""
+        if not self.reply.sampled:
+            return self.reply.has_text
         return len(self.reply.sampled) > len(self._continued_tokens)
 
     @property

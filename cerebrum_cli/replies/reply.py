@@ -194,6 +194,11 @@ class Reply:
         return self._conversation.assistant(self.text, self.tokens, self.reasoning)
 
     @property
+    def has_text(self) -> bool:
+        """Whether any text of it has arrived."""
+        return any(self._texts.values())
+
+    @property
     def sampled(self) -> Tokens:
         """All tokens, including those of the reasoning and of a stop string."""
         return self._tokens

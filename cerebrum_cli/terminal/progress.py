@@ -76,6 +76,8 @@ class BatchProgress(Line):
                 self._tokens += len(event.tokens)
             case FinishEvent(sequence) | RefusedEvent(sequence):
                 self._running.discard(sequence)
+                if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without them
+                    self._tokens += event.completion_tokens
             case ServersEvent(servers):
                 self._servers = servers
             case RowEvent() | EvalProgress():
