@@ -108,7 +108,7 @@ class AnswerPrinter:
             if options.top_logprobs is not None:
                 self._inspect(reply, options.top_logprobs)
         except CerebrumError as error:
-            if not reply.is_finished and reply.sampled:  # of a server that was lost
+            if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
                 if self.saved_as and not isinstance(error, Interrupted):
                     error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])

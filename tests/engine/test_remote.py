@@ -208,7 +208,6 @@ def test_remote_row_that_kills_servers_is_refused_and_stalls_no_other() -> None:
     texts = [outcome(events)[SequenceId(at)][0] for at in range(20) if at != 5]
     assert texts == [reply.text for reply in local_replies(unicode_model, *good).values()]
     assert sum(each.count(tuple(bad.prompt_tokens)) for each in prompts) >= 3
-    assert tuple(bad.prompt_tokens) in [each[-1] for each in prompts]  # alone
 
 
 @contextmanager
