@@ -21,11 +21,13 @@ LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning, that templates may take
 MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
+EXPECTED_BIAS = f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}"
+LARGEST = sys.float_info.max
 SWITCH_WORDS = {
     **dict.fromkeys(("true", "on", "yes", "1", "t", "y"), True),
     **dict.fromkeys(("false", "off", "no", "0", "f", "n"), False),
 }
-NUMBERS: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float}
+NUMBERS: Mapping[str, Callable[[Any], Any]] = {"int": int, "float": float}
 
 Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
@@ -83,7 +85,8 @@ class Option(NamedTuple):
 
     def argument_for(self, value: Any) -> str:
         """How the command line sets it: "--threads 4", "--set flash_attn=on"."""
-        return f"{self.argument}{' ' if self.heading else '='}{value}"
+        separator = " " if self.heading else "="
+        return f"{self.argument}{separator}{value}"
 
     @property
     def expected(self) -> str:
@@ -95,7 +98,8 @@ class Option(NamedTuple):
 
     def convert(self, value: Any) -> Any:
         """Convert a value to its type. Raises InvalidValue."""
-        return (SPECIAL.get(self.name) or TYPES.get(self.kind, to_texts))(self, value)
+        convert = SPECIAL.get(self.name) or TYPES[self.kind]
+        return convert(self, value)
 
     def validate(self, value: Any, source: str | None = None) -> Any:
         """Convert a value to its type. Raises UsageError, which names the source of the value, or else the option."""
@@ -109,11 +113,13 @@ class Option(NamedTuple):
 
         An item of a list is one text; if it `has_quotes`, it may be several in quotes, as in a shell.
         """
-        value: Any = list(texts) if self.is_list else texts[-1]
-        with suppress(ValueError):
-            if self.is_list and has_quotes:
-                value = [item for text in texts for item in (shlex.split(text) if text[:1] in ("'", '"') else [text])]
-            elif self.kind in NUMBERS:
+        value: Any = texts[-1]
+        if self.is_list:
+            value = list(texts)
+            if has_quotes:
+                value = [item for text in texts for item in split_quoted(text)]
+        elif self.kind in NUMBERS:
+            with suppress(ValueError):
                 value = NUMBERS[self.kind](value)
         return self.validate(value, source)
 
@@ -131,11 +137,21 @@ def option_group(group: type[T]) -> type[T]:
 
 def options_of(group: type) -> dict[str, Option]:
     """The options of a dataclass by name; not those that it inherits but names in `without`."""
-    return {
-        member.name: member.metadata["option"]._replace(name=member.name, kind=str(member.type).removesuffix(" | None"))
-        for member in fields(group)
-        if "option" in member.metadata and member.name not in getattr(group, "without", ())
-    }
+    options = {}
+    hidden = getattr(group, "without", ())
+    for member in fields(group):
+        if "option" in member.metadata and member.name not in hidden:
+            kind = str(member.type).removesuffix(" | None")
+            options[member.name] = member.metadata["option"]._replace(name=member.name, kind=kind)
+    return options
+
+
+def split_quoted(text: str) -> list[str]:
+    """Words in quotes, as a shell reads them; any other text is one word."""
+    if text.startswith(("'", '"')):
+        with suppress(ValueError):
+            return shlex.split(text)
+    return [text]
 
 
 def flag(name: str) -> str:
@@ -156,28 +172,38 @@ def to_bool(_: Option, value: Any) -> bool:
 
 
 def to_number(declared: Option, value: Any) -> int | float:
-    is_whole, largest = declared.kind == "int", sys.float_info.max
-    is_number = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-    if is_number and max(declared.least, -largest) <= value <= min(declared.most, largest):
-        return int(value) if is_whole else float(value)
-    bounds = "" if declared.least == -inf else f" from {declared.least:g} to {declared.most:.10g}"
-    if declared.least != -inf and declared.most == inf:
-        bounds = f" of {declared.least:g} or more"
-    raise InvalidValue(value, f"{'a whole number' if is_whole else 'a number'}{bounds}")
+    kind: Any = int if declared.kind == "int" else int | float
+    least, most = max(declared.least, -LARGEST), min(declared.most, LARGEST)
+    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most:
+        return NUMBERS[declared.kind](value)
+    raise InvalidValue(value, expected_number(declared))
+
+
+def expected_number(declared: Option) -> str:
+    kind = "a whole number" if declared.kind == "int" else "a number"
+    if declared.least == -inf:
+        return kind
+    if declared.most == inf:
+        return f"{kind} of {declared.least:g} or more"
+    return f"{kind} from {declared.least:g} to {declared.most:.10g}"
 
 
 def to_text(declared: Option, value: Any) -> str:
-    if isinstance(value, str) and (not declared.choices or value in declared.choices):
+    choices = declared.choices
+    if isinstance(value, str) and (not choices or value in choices):
         return value
-    *first, last = declared.choices or ("text",)
-    raise InvalidValue(value, f"{', '.join(first)} or {last}" if first else last)
+    if len(choices) < 2:
+        raise InvalidValue(value, choices[0] if choices else "text")
+    raise InvalidValue(value, f"{', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def to_texts(_: Option, value: Any) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
-    for item in items if isinstance(items, (list, tuple)) else [None]:
+    if not isinstance(items, list | tuple):
+        raise InvalidValue(value, "non-empty text")
+    for item in items:
         if not isinstance(item, str) or not item:
-            raise InvalidValue(value if item is None else item, "non-empty text")
+            raise InvalidValue(item, "non-empty text")
     return tuple(items)
 
 
@@ -197,20 +223,26 @@ def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
     if texts == (NONE,):
         return ()
     for text in texts:
-        with suppress(ValueError):
-            if parse_adapter(text)[0] != NONE:
-                continue
-        raise InvalidValue(text, "FILE or FILE:SCALE, with a finite number as the scale, or only none")
+        if not is_adapter(text):
+            raise InvalidValue(text, "FILE or FILE:SCALE, with a finite number as the scale, or only none")
     return texts
+
+
+def is_adapter(text: str) -> bool:
+    try:
+        path, _ = parse_adapter(text)
+    except ValueError:
+        return False
+    return path != NONE
 
 
 def parse_adapter(text: str) -> tuple[str, float]:
     """Read FILE or FILE:SCALE. Raises ValueError for a scale that is not finite, and for a missing file name."""
     name, colon, number = text.rpartition(":")
-    try:
-        path, scale = (name, float(number)) if colon else (text, 1.0)
-    except ValueError:  # a colon in the name
-        path, scale = text, 1.0
+    path, scale = text, 1.0
+    if colon:
+        with suppress(ValueError):  # for a colon in the name
+            path, scale = name, float(number)
     if not path or not isfinite(scale):
         raise ValueError(text)
     return path, scale
@@ -223,31 +255,43 @@ def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:
 
 def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
     """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
-    items = [value] if isinstance(value, str) else value
-    if isinstance(value, Mapping):
+    items = value
+    if isinstance(value, str):
+        items = [value]
+    elif isinstance(value, Mapping):
         items = [f"{token}={number}" for token, number in value.items()]
+    if not isinstance(items, list | tuple):
+        raise InvalidValue(value, EXPECTED_BIAS)
     biases = []
-    for item in items if isinstance(items, (list, tuple)) else [None]:
-        bias = item if isinstance(item, TokenBias) else _parse_bias(str(item))
-        if bias is None:
-            wrong = item if isinstance(value, (list, tuple)) else value
-            raise InvalidValue(wrong, f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}")
-        biases.append(bias)
+    for item in items:
+        try:
+            biases.append(to_bias(item))
+        except ValueError as error:
+            wrong = item if items is value else value
+            raise InvalidValue(wrong, EXPECTED_BIAS) from error
     return tuple(biases)
 
 
-def _parse_bias(text: str) -> TokenBias | None:
-    token, _, number = text.rpartition("=")
-    with suppress(ValueError):
-        if token and abs(bias := float(number)) <= MAX_LOGIT:
-            return TokenBias(int(token) if token.isascii() and token.isdigit() else token, bias)
-    return None
+def to_bias(value: Any) -> TokenBias:
+    """Convert TOKEN=BIAS. Raises ValueError."""
+    if isinstance(value, TokenBias):
+        return value
+    token, _, number = str(value).rpartition("=")
+    bias = float(number)
+    if not token or not abs(bias) <= MAX_LOGIT:
+        raise ValueError(value)
+    if token.isascii() and token.isdigit():
+        return TokenBias(int(token), bias)
+    return TokenBias(token, bias)
 
 
 def to_thinking(declared: Option, value: Any) -> str:
-    text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    text = str(value)
     if text.isdecimal():
-        return str(int(text)) if int(text) else "off"
+        tokens = int(text)
+        return str(tokens) if tokens else "off"
     if text not in declared.choices:
         raise InvalidValue(value, f"`on`, `off`, a whole number of tokens, or an effort ({', '.join(EFFORTS)})")
     return text
@@ -263,13 +307,14 @@ def to_layers(declared: Option, value: Any) -> str:
 Converter: TypeAlias = Callable[[Option, Any], Any]
 """Converts a value of an option. Raises InvalidValue."""
 
-TYPES: Mapping[str, Converter] = {  # others: texts
+TYPES: Mapping[str, Converter] = {
     "bool": to_bool,
     "int": to_number,
     "float": to_number,
     "str": to_text,
     "Path": to_path,
     "tuple[Path, ...]": to_paths,
+    "tuple[str, ...]": to_texts,
 }
 SPECIAL: Mapping[str, Converter] = {  # by setting
     "cpu_moe": to_layers,

@@ -105,8 +105,10 @@ class SamplingParams:
     @property
     def dry_breakers(self) -> tuple[str, ...]:
         texts = self.dry_sequence_breaker
-        last = max((position for position, text in enumerate(texts) if text == NO_BREAKERS), default=-1)
-        return texts[last + 1 :]
+        if NO_BREAKERS not in texts:
+            return texts
+        last = len(texts) - texts[::-1].index(NO_BREAKERS)
+        return texts[last:]
 
 
 SAMPLERS = tuple(key.name for key in fields(SamplingParams) if key.name not in ("max_tokens", "seed", "stop"))
@@ -115,7 +117,15 @@ ALWAYS_SHOWN = ("temperature", "top_k", "top_p", "min_p")
 
 def samplers_in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of samplers among others, without those that are off or have no effect."""
-    off, is_greedy = SamplingParams(), values.get("temperature") == 0
-    keys = (key for key in SAMPLERS if key in values and not (is_greedy and key in TRUNCATING))
-    samplers = {key: tuple(value) if isinstance(value := values[key], list) else value for key in keys}
-    return {key: value for key, value in samplers.items() if key in ALWAYS_SHOWN or value != getattr(off, key)}
+    off = SamplingParams()
+    is_greedy = values.get("temperature") == 0
+    samplers = {}
+    for key in SAMPLERS:
+        if key not in values or (is_greedy and key in TRUNCATING):
+            continue
+        value = values[key]
+        if isinstance(value, list):
+            value = tuple(value)
+        if key in ALWAYS_SHOWN or value != getattr(off, key):
+            samplers[key] = value
+    return samplers
