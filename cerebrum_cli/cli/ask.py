@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cerebrum_cli.cli.options import AskOptions, apply_prompt
 from cerebrum_cli.cli.signature import (
@@ -17,9 +16,6 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.replies.tally import Votes
 
 
 @composed
@@ -45,7 +41,9 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
-    from cerebrum_cli.cli.generation import find_source, read_grammar
+    from cerebrum_cli.cli.generation import read_grammar
+    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.replies.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
@@ -56,7 +54,6 @@ def ask(
     if not continues:
         question.validate(piped)
     options.validate()
-    saves = not (options.raw or app.settings(overrides).no_log)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.continue_:
@@ -64,12 +61,23 @@ def ask(
 
         session = open_history().acquire_latest()
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
-    source = find_source(app, overrides, options, "--votes" if votes else None)
+    use: dict[str, Any] = {}
+    if votes:
+        use = {"context": ContextOptions(slots=votes.maximum), "samples_by": "--votes"}
+    source = options.find_source(
+        app,
+        overrides,
+        raw=options.raw,
+        vocabulary_only=options.dry_run,
+        caches_prompts=True,
+        **use,
+    )
     settings, conversation = source.settings, None
+    saves = not (options.raw or settings.no_log)
     grammar = read_grammar(app, options, source.model)
     if session and continues:
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
-    with start_loading(source, options, votes) as loaded:
+    with open_source(source) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.replies.reply import Ask
 
@@ -91,19 +99,3 @@ def ask(
                 printer.show_vote(votes)
             else:
                 printer.show_reply()
-
-
-def start_loading(source: ModelSource, options: AskOptions, votes: Votes | None) -> Model:
-    """Start to load the model, or to connect to its server. A dry run needs the vocabulary only."""
-    from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-    from cerebrum_cli.replies.interface import open_source
-
-    return open_source(
-        replace(
-            source,
-            context=ContextOptions(slots=votes.maximum) if votes else SINGLE,
-            raw=options.raw,
-            vocabulary_only=options.dry_run,
-            caches_prompts=True,
-        )
-    )

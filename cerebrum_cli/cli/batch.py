@@ -114,7 +114,6 @@ def run_rows(
     """
     from cerebrum_cli.batch import answering
     from cerebrum_cli.cli.generation import (
-        find_source,
         read_grammar,
         resumable,
         settings_by_mode,
@@ -122,7 +121,8 @@ def run_rows(
     )
 
     votes = options.vote_bounds
-    source = find_source(app, overrides, options, samples_by := "--votes" if votes else None)
+    samples_by = "--votes" if votes else None
+    source = options.find_source(app, overrides, samples_by=samples_by)
     grammar, is_json = read_grammar(app, options, source.model), options.schema is not None
     modes = settings_by_mode(app, source, overrides, samples_by)
     names = source.model.names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.terminal.repl.questions import InputSource
     from cerebrum_cli.terminal.repl.repl import Repl
@@ -116,13 +116,11 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
-    from cerebrum_cli.cli.model_choice import find_model
+    from cerebrum_cli.replies.installation import find_installed
     from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
-        if options.endpoint:
-            return chat_source(app, layer, options, find_model(app, layer, options))
-        return chat_source(app, layer, options, app.library.resolve(layer.get("model")))
+        return chat_source(options.find_source(app, layer, partial(find_installed, app)))
 
     prompted = SourcedLayer(overrides, saved)
     is_saved = not app.settings(prompted).no_log
@@ -135,7 +133,7 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
             overrides = SourcedLayer({"system": session.system_prompt}, overrides)
         overrides = with_session_defaults(session, overrides, bool(options.endpoint))
         layer = with_session_defaults(session, prompted, bool(options.endpoint))
-        source = chat_source(app, layer, options, find_model(app, layer, options))
+        source = chat_source(options.find_source(app, layer))
         conversation = Chat(history, resolve, overrides, open_source(source), source.settings, session, options.session)
         conversation.saved = saved
         if session and "system" in prompted:
@@ -156,12 +154,10 @@ def find_session(history: History, options: ChatOptions) -> Session | None:
     return None
 
 
-def chat_source(app: App, overrides: Layer, options: ChatOptions, model: InstalledModel) -> ModelSource:
-    from cerebrum_cli.cli.generation import find_source
-
-    source = find_source(app, overrides, options, model=model)
-    settings = replace(source.settings, cache_gb=0.0) if source.settings.no_log else source.settings
-    return replace(source, settings=settings).for_chat()
+def chat_source(source: ModelSource) -> ModelSource:
+    if source.settings.no_log:
+        source = replace(source, settings=replace(source.settings, cache_gb=0.0))
+    return source.for_chat()
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:

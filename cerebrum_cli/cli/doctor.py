@@ -68,7 +68,6 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
     from cerebrum_cli.chat.database import check_integrity
     from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.replies.installation import find_endpoints
     from cerebrum_cli.terminal.reports import check_terminal
 
     layer = {**environment_layer("threads"), **overrides}
@@ -76,7 +75,7 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         settings = app.settings(layer)
     except ConfigError:  # which is one of the results
         settings = fold(layer)
-    endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
+    endpoints = options.find_endpoints(app, settings)
     context = DoctorContext(
         settings=settings,
         offline=options.offline,

@@ -161,7 +161,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
     from cerebrum_cli.replies.source import generation_fingerprint
 
-    generation.parse_parallel(options)  # what is invalid is refused before questions are downloaded
+    _ = options.window  # what is invalid is refused before questions are downloaded
     preset = find_preset(options.preset) if options.preset else None
     task = read_task(app, source, options, preset)
     if preset:
@@ -172,7 +172,8 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         SourcedLayer({"temperature": condition.temperature, "stop": task.stop or None}, origin=generation.PRESET),
         overrides,
     )
-    reply_source = generation.find_source(app, overrides, options, SAMPLES_OPTION if samples > 1 else None)
+    samples_by = SAMPLES_OPTION if samples > 1 else None
+    reply_source = options.find_source(app, overrides, samples_by=samples_by)
     settings = reply_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     if preset:

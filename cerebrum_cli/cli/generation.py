@@ -8,12 +8,7 @@ from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.model_choice import find_model
-from cerebrum_cli.cli.options import (
-    AnswerOptions,
-    ConcurrencyOptions,
-    ConstrainedOptions,
-)
+from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import GrammarError, Interrupted, UsageError
@@ -28,11 +23,8 @@ from cerebrum_cli.core.settings import (
     Settings,
     SourcedLayer,
 )
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.replies.installation import Servers, find_endpoints, require_no_adapters, without_local
-from cerebrum_cli.replies.prompt_sources import read_text, template_options
-from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, require_attention
+from cerebrum_cli.replies.prompt_sources import read_text
+from cerebrum_cli.replies.source import ModelSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -52,38 +44,6 @@ PRESET = "preset"  # the origin of its settings
 CONDITION_KEYS = ("system", "format", "chat_template", "lora", *ATTENTION_KEYS, *GENERATION_KEYS)
 DEFAULTS = Settings()
 MAX_SHOWN = 40  # characters of a setting in a remark
-
-
-def find_source(
-    app: App,
-    overrides: Layer,
-    options: AnswerOptions,
-    samples_by: str | None = None,
-    model: InstalledModel | None = None,
-) -> ModelSource:
-    """The model and its settings, and where it runs; a model that is not given is found, or downloaded.
-
-    `samples_by` is the option that asks for several samples, which need a temperature. Without `--parallel`, the
-    context has 0 slots. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
-    """
-    requested = app.settings(overrides)
-    servers = servers_of(app, requested, options) if options.endpoint else None
-    context = SINGLE
-    if isinstance(options, ConcurrencyOptions):
-        if options.ray_workers is not None and (options.ray is None or options.ray_workers < 1):
-            raise UsageError.invalid("--ray-workers", options.ray_workers, "1 or more, and needs --ray")
-        context = ContextOptions(slots=parse_parallel(options), batch_invariant=True, pad_steps=options.batch_invariant)
-    model = model or find_model(app, overrides, options)
-    require_generative(model.path, model.header)
-    settings = generation_settings(app, overrides, model, samples_by)
-    if servers:
-        settings = without_local(settings)
-    elif isinstance(options, ConcurrencyOptions) and options.ray is not None:
-        require_no_adapters(settings, "--ray")
-    require_attention(model, settings, context.pad_steps)
-    model = app.library.with_adapters(model, settings.lora)
-    template_arguments = template_options(options.template_arg)
-    return ModelSource(app, model, settings, servers, context, template_options=template_arguments)
 
 
 def no_reproduction(
@@ -126,44 +86,16 @@ def source_fingerprint(source: ModelSource) -> dict[str, Any]:
     }
 
 
-def servers_of(app: App, settings: Settings, options: AnswerOptions) -> Servers:
-    endpoints = find_endpoints(app, options.endpoint, settings, options.served_model_name, options.allow_http_key)
-    if not isinstance(options, ConcurrencyOptions):
-        return Servers(endpoints)
-    limits = {"patience": options.patience, "row_timeout": options.row_timeout}
-    timeouts = {"waits_at_start": True, **{key: value for key, value in limits.items() if value is not None}}
-    window, may_differ = parse_parallel(options) or None, options.allow_different_models
-    return Servers(endpoints, window, timeouts=timeouts, may_differ=may_differ)
-
-
-def parse_parallel(options: ConcurrencyOptions) -> int:
-    """Read `--parallel`, which counts for each server; 0 chooses automatically. Raises UsageError."""
-    text, most = options.parallel, MAX_PARALLEL
-    if text in (None, "auto"):
-        return 0
-    if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.engine.remote.kind import MAX_WINDOW
-
-        most = MAX_WINDOW
-    if text.isdecimal() and 1 <= int(text) <= most:
-        return int(text)
-    raise UsageError.invalid("--parallel", text, f"a number from 1 to {most}, or auto")
-
-
-def generation_settings(app: App, overrides: Layer, model: InstalledModel, samples_by: str | None) -> Settings:
-    """Settings for a model; `samples_by` is the option that asks for several samples. Raises UsageError."""
-    settings = app.settings(overrides, model)
-    return settings.for_samples(samples_by) if samples_by else settings
-
-
 def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
     """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
-    modes = {mode: SourcedLayer(overrides, {"think": is_on}) for is_on, mode in MODES.items()}
-    by_mode = {mode: generation_settings(app, layer, source.model, samples_by) for mode, layer in modes.items()}
-    return {
-        mode: replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
-        for mode, settings in by_mode.items()
-    }
+    by_mode = {}
+    for is_on, mode in MODES.items():
+        settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model)
+        if samples_by:
+            settings = settings.for_samples(samples_by)
+        sampling = {key: getattr(settings, key) for key in SAMPLING_KEYS}
+        by_mode[mode] = replace(source.settings, **sampling)
+    return by_mode
 
 
 def read_grammar(app: App, options: ConstrainedOptions, model: InstalledModel) -> str | None:

@@ -79,7 +79,7 @@ def lm_eval(
 
 def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
     """Evaluate tasks of lm-eval, or resume, and print their results. Raises UsageError, CerebrumError."""
-    from cerebrum_cli.cli.generation import CONDITION_KEYS, find_source
+    from cerebrum_cli.cli.generation import CONDITION_KEYS
     from cerebrum_cli.core.files import atomic_write, lock_file, remove
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.library.hub import offline_if_unreachable
@@ -92,7 +92,7 @@ def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, opt
         app.ignore_settings(CONDITION_KEYS)
         if options.add_bos_token is None:
             options = replace(options, add_bos_token=preset.assumed.get(BOS))
-    source = find_source(app, overrides, options)
+    source = options.find_source(app, overrides)
     if not options.apply_chat_template:
         try:
             format_of(source.settings, source.model)  # if it is known, so is the markup of its reasoning

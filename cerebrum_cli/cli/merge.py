@@ -92,7 +92,9 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     if options.dry_run:
         return prepare(parsed, resolve_models(library, references, library.resolve), target)
     require_free_name(library, target.name, spec, path=target.output.resolve())
-    models = resolve_models(library, references, lambda reference: find_model(app, {"model": reference}, options))
+    models = resolve_models(
+        library, references, lambda reference: find_model(app, app.settings({"model": reference}), options)
+    )
     require_not_source(models, target.output)
     question = f"{target.output} already exists. Replace it?"
     if is_file(target.output) and not (options.yes or app.streams.confirm(question, False)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.options import AnswerOptions, ConcurrencyOptions, PullOptions
+from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Layer
+from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -16,19 +16,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.reference import Reference
 
 
-def find_model(app: App, overrides: Layer, options: PullOptions) -> InstalledModel:
-    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound.
-
-    A model that servers or nodes open is needed here only with its vocabulary, or not at all.
-    """
-    settings = app.settings(overrides)
-    if isinstance(options, ConcurrencyOptions) and options.ray:
-        return app.library.resolve_vocabulary(settings.model)
-    if isinstance(options, AnswerOptions) and options.endpoint:
-        from cerebrum_cli.replies.installation import find_endpoints, find_remote_model
-
-        requested = options.endpoint, settings, options.served_model_name, options.allow_http_key
-        return find_remote_model(app, settings, find_endpoints(app, *requested))
+def find_model(app: App, settings: Settings, options: PullOptions) -> InstalledModel:
+    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound."""
     try:
         model = app.library.resolve(settings.model)
     except ModelNotFound as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
@@ -13,6 +14,12 @@ from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.engine.remote.client import Endpoint
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.replies.installation import Installation, Servers
+    from cerebrum_cli.replies.source import FindModel, ModelSource
     from cerebrum_cli.replies.tally import Votes
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
@@ -21,6 +28,7 @@ WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
 
 @option_group
 class QuietOptions:
+    verbose = False
     quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
 
 
@@ -38,11 +46,58 @@ class ServerOptions(QuietOptions):
     served_model_name: str | None = option(None, "Model to request if the server has several")
     allow_http_key: bool = option(False, "Send the API key without encryption [default: off]")
 
+    def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
+        """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
+        from cerebrum_cli.replies.installation import find_endpoints
+
+        name = self.served_model_name
+        return find_endpoints(installation, self.endpoint, requested, name, self.allow_http_key)
+
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
     verbose: bool = option(False, "Show llama.cpp's log on standard error [default: off]")
+
+    @property
+    def context(self) -> ContextOptions:
+        from cerebrum_cli.engine.memory import SINGLE
+
+        return SINGLE
+
+    def find_source(self, app: App, overrides: Layer, find_model: FindModel | None = None, **use: Any) -> ModelSource:
+        """The model that settings name, and where it runs; one that is not installed may be downloaded.
+
+        The context of commands with `--parallel` has 0 slots without it. Raises as the function of this name does.
+        """
+        from cerebrum_cli.replies.prompt_sources import template_options
+        from cerebrum_cli.replies.source import find_source
+
+        return find_source(
+            app,
+            overrides,
+            partial(self.find_servers, app),
+            find_model or partial(self.find_model, app),
+            configured=app.config.settings,
+            template_options=template_options(self.template_arg),
+            **{"context": self.context, **use},
+        )
+
+    def find_servers(self, app: App, requested: Settings) -> Servers | None:
+        """Where the model runs; None for this machine. Raises UsageError, ConfigError."""
+        from cerebrum_cli.replies.installation import Servers
+
+        endpoints = self.find_endpoints(app, requested)
+        return Servers(endpoints) if endpoints else None
+
+    def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
+        """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
+        from cerebrum_cli.cli.model_choice import find_model
+        from cerebrum_cli.replies.installation import find_remote_model
+
+        if servers:
+            return find_remote_model(app, requested, servers.endpoints)
+        return find_model(app, requested, self)
 
 
 @option_group
@@ -150,6 +205,53 @@ class ConcurrencyOptions(ConstrainedOptions):
     patience: float | None = option(None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
     row_timeout: float | None = option(None, "Seconds per row on a server [default: no limit]", least=0.1)
     batch_invariant: bool = option(False, "Make answers independent of concurrency; slower [default: off]", local=True)
+
+    @property
+    def window(self) -> int:
+        """What `--parallel` gives each server or this machine; 0 if that is chosen automatically. Raises UsageError."""
+        from cerebrum_cli.replies.source import MAX_PARALLEL
+
+        if self.parallel in (None, "auto"):
+            return 0
+        most = MAX_PARALLEL
+        if self.endpoint:
+            from cerebrum_cli.engine.remote.kind import MAX_WINDOW
+
+            most = MAX_WINDOW
+        if self.parallel.isdecimal() and 1 <= int(self.parallel) <= most:
+            return int(self.parallel)
+        raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")
+
+    @property
+    def context(self) -> ContextOptions:
+        from cerebrum_cli.engine.memory import ContextOptions
+
+        return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
+
+    def find_servers(self, app: App, requested: Settings) -> Servers | None:
+        from cerebrum_cli.replies.installation import Servers
+
+        endpoints = self.find_endpoints(app, requested)
+        if not endpoints:
+            return None
+        timeouts: dict[str, Any] = {"waits_at_start": True}
+        if self.patience is not None:
+            timeouts["patience"] = self.patience
+        if self.row_timeout is not None:
+            timeouts["row_timeout"] = self.row_timeout
+        return Servers(endpoints, self.window or None, timeouts=timeouts, may_differ=self.allow_different_models)
+
+    def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
+        """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
+        from cerebrum_cli.replies.installation import require_no_adapters
+
+        if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
+            raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")
+        if self.ray is None:
+            return super().find_model(app, requested, servers)
+        if servers is None:
+            require_no_adapters(requested, "--ray")
+        return app.library.resolve_vocabulary(requested.model)
 
 
 Options = TypeVar("Options", bound=SavedPromptOptions)

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.completion_values import Values, completing, completion_of
-from cerebrum_cli.cli.options import FIRST, AnswerOptions, QuietOptions
+from cerebrum_cli.cli.options import FIRST, QuietOptions
 from cerebrum_cli.core.declaration import HEADINGS, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -381,7 +381,7 @@ def app_of(context: typer.Context, options: QuietOptions | None) -> App:
     for name, hint in unknown.items():
         app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
     app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
-    if isinstance(options, AnswerOptions) and options.verbose:
+    if options and options.verbose:
         from cerebrum_cli.engine.llama.bindings import log
 
         log.forward = app.streams.info

@@ -175,7 +175,8 @@ def to_number(declared: Option, value: Any) -> int | float:
     kind: Any = int if declared.kind == "int" else int | float
     least, most = max(declared.least, -LARGEST), min(declared.most, LARGEST)
     if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most:
-        return NUMBERS[declared.kind](value)
+        number: int | float = NUMBERS[declared.kind](value)
+        return number
     raise InvalidValue(value, expected_number(declared))
 
 

@@ -224,6 +224,13 @@ def find_remote_model(installation: Installation, settings: Settings, endpoints:
     return model or installation.library.resolve_vocabulary(settings.model)
 
 
+def find_installed(installation: Installation, settings: Settings, servers: Servers | None) -> InstalledModel:
+    """The model of the servers, or one that is installed. Raises ModelNotFound, and as `find_remote_model` does."""
+    if servers:
+        return find_remote_model(installation, settings, servers.endpoints)
+    return installation.library.resolve(settings.model)
+
+
 def find_vocabulary(installation: Installation, name: str | None) -> InstalledModel | None:
     with contextlib.suppress(ModelNotFound):
         return installation.library.resolve_vocabulary(name)

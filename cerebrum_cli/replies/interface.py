@@ -6,24 +6,24 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent
-from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
+from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.replies.installation import (
     Installation,
     Servers,
     find_endpoints,
-    find_remote_model,
-    without_local,
+    find_installed,
 )
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
-from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
+from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, find_source, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
@@ -194,28 +194,33 @@ def open_model(
     if parallel is not None and parallel not in range(1, MAX_PARALLEL + 1):
         raise UsageError.invalid("parallel", parallel, f"a number from 1 to {MAX_PARALLEL}")
     installation = installation or Installation.of_user()
+    urls = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
     overrides = SourcedLayer({"model": name}, settings)
-    requested = changed(fold(), overrides)
-    texts = (endpoint,) if isinstance(endpoint, str) else tuple(endpoint)
-    endpoints = find_endpoints(installation, texts, requested)
-    if endpoints:
-        model = find_remote_model(installation, requested, endpoints)
-        folded = without_local(fold(*model.recommended, overrides))
-        return open_source(ModelSource(installation, model, folded, Servers(endpoints, parallel), raw=raw))
-    model = installation.library.resolve(name)
-    folded = fold(*model.recommended, overrides)
-    model = installation.library.with_adapters(model, folded.lora)
-    source = ModelSource(installation, model, folded, raw=raw).for_chat()
-    if parallel is not None:
-        context = ContextOptions(slots=parallel, batch_invariant=True)
-        source = replace(source, context=context, is_chat=False)
+    require_known(overrides)
+
+    def find_servers(requested: Settings) -> Servers | None:
+        endpoints = find_endpoints(installation, urls, requested)
+        return Servers(endpoints, parallel) if endpoints else None
+
+    find_model = partial(find_installed, installation)
+    source = find_source(installation, overrides, find_servers, find_model, configured={}, raw=raw)
+    if source.servers is None:
+        source = source.for_chat()
+        if parallel is not None:
+            context = ContextOptions(slots=parallel, batch_invariant=True)
+            source = replace(source, context=context, is_chat=False)
     return open_source(source)
 
 
 def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
-    if unknown := changes.keys() - Settings.__dataclass_fields__.keys():
-        raise UsageError(f"unknown setting {unknown.pop()!r}", "cerebrum ask --set help lists them")
-    values = {key: value for key, value in changes.items() if value is not None}
-    layer = SourcedLayer({key: OPTIONS[key].validate(value, key) for key, value in values.items()})
-    return replace(settings, **layer, origins={**settings.origins, **layer.origins})
+    require_known(changes)
+    layer = SourcedLayer(changes)
+    values = {key: OPTIONS[key].validate(value, key) for key, value in layer.items()}
+    return replace(settings, **values, origins={**settings.origins, **layer.origins})
+
+
+def require_known(names: Iterable[str]) -> None:
+    for name in names:
+        if name not in OPTIONS:
+            raise UsageError(f"unknown setting {name!r}", "cerebrum ask --set help lists them")

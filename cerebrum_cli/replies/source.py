@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Settings
+from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -36,7 +36,7 @@ from cerebrum_cli.replies.format_choice import (
     require_valid,
     template_file,
 )
-from cerebrum_cli.replies.installation import Installation, Servers
+from cerebrum_cli.replies.installation import Installation, Servers, without_local
 from cerebrum_cli.replies.prompt_sources import read_text
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
+FindModel = Callable[[Settings, Servers | None], InstalledModel]
+"""Finds the model that settings name, given where it runs. Raises ModelNotFound, EndpointError."""
+
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 
@@ -134,6 +137,36 @@ class ModelSource:
             servers.may_differ,
             self.model.is_served,
         )
+
+
+def find_source(
+    installation: Installation,
+    overrides: Layer,
+    find_servers: Callable[[Settings], Servers | None],
+    find_model: FindModel,
+    *,
+    configured: Layer,
+    samples_by: str | None = None,
+    **use: Any,
+) -> ModelSource:
+    """The model that settings name, with what is recommended for it, on servers or on this machine.
+
+    `overrides` are settings above those that are `configured`. `samples_by` is what asks for several samples, if there
+    are any; `use` are further fields. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
+    """
+    requested = fold(configured, overrides)
+    servers = find_servers(requested)
+    model = find_model(requested, servers)
+    require_generative(model.path, model.header)
+    settings = fold(*model.recommended, configured, overrides)
+    if samples_by:
+        settings = settings.for_samples(samples_by)
+    if servers:
+        settings = without_local(settings)
+    model = installation.library.with_adapters(model, settings.lora)
+    source = ModelSource(installation, model, settings, servers, **use)
+    require_attention(model, settings, source.context.pad_steps)
+    return source
 
 
 def slots_of(source: ModelSource) -> int:

@@ -20,7 +20,6 @@ from scripted_command import app_for
 from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cli.batch import BatchCommandOptions
-from cerebrum_cli.cli.generation import find_source
 from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.llama.devices import accelerators
@@ -316,9 +315,9 @@ def test_adapter_and_endpoint_exclude_each_other(user: CommandLine, adapter: Pat
 
 
 def test_adapter_and_ray_exclude_each_other(tmp_path: Path, chatml_model: Path, adapter: Path) -> None:
-    model, options = InstalledModel("tiny", (chatml_model,)), BatchCommandOptions(ray="auto")
+    options = BatchCommandOptions(ray="auto")
     with pytest.raises(UsageError, match="--ray cannot apply the adapter"):
-        find_source(app_for({}, tmp_path), {"lora": (str(adapter),)}, options, model=model)
+        options.find_source(app_for({}, tmp_path), {"model": str(chatml_model), "lora": (str(adapter),)})
 
 
 @pytest.mark.slow
