@@ -17,6 +17,7 @@ from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.merge.merge import Merge, MergeOptions
 
 
@@ -92,9 +93,11 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     if options.dry_run:
         return prepare(parsed, resolve_models(library, references, library.resolve), target)
     require_free_name(library, target.name, spec, path=target.output.resolve())
-    models = resolve_models(
-        library, references, lambda reference: find_model(app, app.settings({"model": reference}), options)
-    )
+
+    def find(reference: str) -> InstalledModel:
+        return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
+
+    models = resolve_models(library, references, find)
     require_not_source(models, target.output)
     question = f"{target.output} already exists. Replace it?"
     if is_file(target.output) and not (options.yes or app.streams.confirm(question, False)):

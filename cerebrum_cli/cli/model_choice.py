@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
 from cerebrum_cli.core.text import format_size
@@ -16,8 +15,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.reference import Reference
 
 
-def find_model(app: App, settings: Settings, options: PullOptions) -> InstalledModel:
-    """Find the model the settings name; offer to download it if it is not installed. Raises ModelNotFound."""
+def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
+    """Find the model the settings name; download it if it is not installed, and the user agrees or `yes` is given.
+
+    Raises ModelNotFound.
+    """
     try:
         model = app.library.resolve(settings.model)
     except ModelNotFound as error:
@@ -26,15 +28,15 @@ def find_model(app: App, settings: Settings, options: PullOptions) -> InstalledM
             error.message = f"{origin}: {error.message}"
         if origin == SESSION and error.pullable is None:
             error.hint = "add --endpoint if a server has it, or choose another model with -m"
-        if error.pullable is None or not (options.yes or app.streams.can_ask):
+        if error.pullable is None or not (yes or app.streams.can_ask):
             raise
         from cerebrum_cli.terminal.progress import FileProgress
 
         reference = app.library.parse(error.pullable)
         with FileProgress(app.streams) as progress:
-            if app.puller(progress, options.offline).is_unavailable_offline(reference):
+            if app.puller(progress, offline).is_unavailable_offline(reference):
                 raise
-        if settings.model is None and not options.yes:
+        if settings.model is None and not yes:
             from cerebrum_cli.library.listing import suggestions
 
             rows = suggestions(app.library, settings.ctx)
@@ -42,9 +44,9 @@ def find_model(app: App, settings: Settings, options: PullOptions) -> InstalledM
             if chosen is None:
                 raise
             reference = app.library.parse(chosen)
-        elif not (options.yes or confirm_pull(app, error, reference, settings.ctx, options)):
+        elif not (yes or confirm_pull(app, error, reference, settings.ctx, offline)):
             raise
-        model = pull_model(app, reference, None, settings.ctx, options)
+        model = pull_model(app, reference, None, settings.ctx, yes=yes, offline=offline)
     app.library.registry.touch(model.usage_key)
     return model
 
@@ -64,19 +66,17 @@ def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | No
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
 
 
-def confirm_pull(
-    app: App, error: ModelNotFound, reference: Reference, context: int | None, options: PullOptions
-) -> bool:
+def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: int | None, offline: bool) -> bool:
     from cerebrum_cli.terminal.progress import FileProgress
 
     with FileProgress(app.streams) as progress:
-        plan = app.puller(progress, options.offline).planner.plan(reference, context)
+        plan = app.puller(progress, offline).planner.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
 def pull_model(
-    app: App, reference: Reference, name: str | None, context: int | None, options: PullOptions
+    app: App, reference: Reference, name: str | None, context: int | None, *, yes: bool, offline: bool
 ) -> InstalledModel:
     """Download a model with a progress bar; ask before one that does not fit this machine."""
     from cerebrum_cli.terminal.progress import FileProgress
@@ -85,10 +85,10 @@ def pull_model(
 
         def agree(warning: str) -> bool:
             progress.close()
-            return options.yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+            return yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
         with interruptible("run it again to resume"):
-            model = app.puller(progress, options.offline).pull(reference, name, context, agree)
+            model = app.puller(progress, offline).pull(reference, name, context, agree)
     app.streams.report(f"installed {model.reference}: {model.path}")
     for older in app.library.older_uploads(model):
         size = format_size(older.size)

@@ -115,7 +115,7 @@ def pull(
         what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
         app.streams.report(f"{what} {installed.reference}: {installed.path}")
     else:
-        installed = pull_model(app, reference, options.name, ctx, options)
+        installed = pull_model(app, reference, options.name, ctx, yes=options.yes, offline=options.offline)
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:

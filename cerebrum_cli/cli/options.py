@@ -97,7 +97,7 @@ class AnswerOptions(ServerOptions, PullOptions):
 
         if servers:
             return find_remote_model(app, requested, servers.endpoints)
-        return find_model(app, requested, self)
+        return find_model(app, requested, yes=self.yes, offline=self.offline)
 
 
 @option_group
