@@ -29,14 +29,12 @@ _DEPTH = 3
 _VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
 
 _LETTER = r"[^\W\d_]"
-_CHOICE = re.compile(r"\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?", re.IGNORECASE)
-_CHOICE_AND_TEXT = re.compile(r"\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*", re.DOTALL)
-_YES_NO = re.compile(r"(yes|no)(?=[,;:.!(]|\s?-\s|\Z)", re.IGNORECASE)
-_SEPARATOR = re.compile(r"[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)", re.IGNORECASE)
+_CHOICE = re.compile(r"(?i)\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?")
+_CHOICE_AND_TEXT = re.compile(r"(?s)\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*")
+_YES_NO = re.compile(r"(?i)(yes|no)(?=[,;:.!(]|\s?-\s|\Z)")
+_SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
-_NAME = re.compile(
-    rf"{_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++", re.IGNORECASE
-)
+_NAME = re.compile(rf"(?i){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++")
 _TIDY = rewriting(
     (r"(?<!\d)\s|\s(?!\d)", ""),
     (rf"({_FUNCTION})\((\w)\)", r"\1\2"),
@@ -58,7 +56,10 @@ def canonical(answer: str) -> str:
         if form.startswith(_VERBATIM):
             return form
         last = form
-        form = _ruled(normalize_spelling(last), 0) if len(last) <= _LONGEST else " ".join(last.casefold().split())
+        if len(last) <= _LONGEST:
+            form = _ruled(normalize_spelling(last), 0)
+        else:
+            form = " ".join(last.casefold().split())
         if form == last:
             return form
     return _VERBATIM + form
@@ -79,7 +80,9 @@ def _implied(text: str, form: str) -> str | None:
     """Form of a percentage as a share, or of a time without its half of the day."""
     if time := re.fullmatch(r"([\d:]++)[ap]m", form):
         return time[1]
-    value = amount(form) if re.search(r"%|\bper\s?cent\b", text) else None
+    if not re.search(r"%|\bper\s?cent\b", text):
+        return None
+    value = amount(form)
     return None if value is None else str(value / 100)
 
 
@@ -92,8 +95,9 @@ def _ruled(text: str, depth: int) -> str:
         return yes_no[1].lower()
     if (value := amount(text)) is not None:
         return str(value)
-    nested = _nested(text, depth + 1) if depth < _DEPTH else None
-    return nested or _algebra(text) or _words(text)
+    if depth < _DEPTH and (nested := _nested(text, depth + 1)):
+        return nested
+    return _algebra(text) or _words(text)
 
 
 def _trimmed(text: str) -> str:
@@ -105,8 +109,12 @@ def _trimmed(text: str) -> str:
 def _choice(text: str, depth: int) -> str | None:
     if re.fullmatch(_LETTER, text):
         return text
-    match = _CHOICE.fullmatch(text) or (None if depth else _CHOICE_AND_TEXT.fullmatch(text))
-    return str(match[match.lastindex or 0]).upper() if match else None
+    match = _CHOICE.fullmatch(text)
+    if not depth:
+        match = match or _CHOICE_AND_TEXT.fullmatch(text)
+    if match is None:
+        return None
+    return str(match[match.lastindex or 0]).upper()
 
 
 def _nested(text: str, depth: int) -> str | None:
@@ -114,21 +122,40 @@ def _nested(text: str, depth: int) -> str | None:
     number, space, unit = text.partition(" ")
     if unit and re.search("[√π)]", number) and is_unit(space + unit):
         return _ruled(number, depth)
-    opening, inside, closing = (text[0], text[1:-1], text[-1]) if _is_enclosed(text) else ("", text, "")
-    parts, are_alternatives = _parts(inside)
-    if opening == "{" or are_alternatives:
-        members = sorted(set(_members(parts, depth))) or ["∅"]
-        return "{" + ", ".join(members) + "}" if len(members) > 1 else members[0]
+    if _is_enclosed(text):
+        return _enclosed(text[0], text[1:-1], text[-1], depth)
+    parts, are_alternatives = _parts(text)
+    if are_alternatives:
+        return _set(parts, depth)
     if len(parts) > 1:
-        return opening + ", ".join(_members(parts, depth)) + closing
-    if opening:
-        form = _ruled(inside, depth)
-        return form if opening + closing == "()" else opening + form + closing
+        return ", ".join(_members(parts, depth))
     exact, _, rounded = text.partition("≈")
     if rounded and exact and not _NAME.fullmatch(exact.strip()):
         return _ruled(exact, depth)
     name, value = _sides(text)
-    return None if name is None else _ruled(value, depth)
+    if name is None:
+        return None
+    return _ruled(value, depth)
+
+
+def _enclosed(opening: str, inside: str, closing: str, depth: int) -> str:
+    """Form of a set, of a list in brackets, or of what is in brackets."""
+    parts, are_alternatives = _parts(inside)
+    if opening == "{" or are_alternatives:
+        return _set(parts, depth)
+    if len(parts) > 1:
+        return opening + ", ".join(_members(parts, depth)) + closing
+    form = _ruled(inside, depth)
+    if opening + closing == "()":
+        return form
+    return opening + form + closing
+
+
+def _set(parts: list[str], depth: int) -> str:
+    members = sorted(set(_members(parts, depth))) or ["∅"]
+    if len(members) == 1:
+        return members[0]
+    return "{" + ", ".join(members) + "}"
 
 
 def _algebra(text: str) -> str | None:
@@ -171,9 +198,13 @@ def _members(parts: list[str], depth: int) -> list[str]:
     """Forms of a list's parts; equations of several names keep the names, sorted."""
     sides = [_sides(_trimmed(part)) for part in parts]
     forms = [_ruled(value, depth) for _, value in sides]
-    if len({name for name, _ in sides if name}) < 2:
+    names = {name for name, _ in sides if name}
+    if len(names) < 2:
         return forms
-    return sorted(f"{name}={form}" if name else form for (name, _), form in zip(sides, forms, strict=True))
+    for place, (name, _) in enumerate(sides):
+        if name:
+            forms[place] = f"{name}={forms[place]}"
+    return sorted(forms)
 
 
 def _sides(text: str) -> tuple[str | None, str]:
@@ -186,14 +217,19 @@ def _sides(text: str) -> tuple[str | None, str]:
         name, value = value, name
     if _NAME.fullmatch(name):
         return name.replace(" ", "").casefold(), value
-    return (None, text) if re.search(_LETTER, name) and amount(name) is None else ("", value)
+    if re.search(_LETTER, name) and amount(name) is None:
+        return None, text
+    return "", value
 
 
 def _is_enclosed(text: str) -> bool:
     """Whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
     depth = 0
     for mark in re.finditer(r"[(\[{]|[)\]}]", text):
-        depth += 1 if mark[0] in "([{" else -1
+        if mark[0] in "([{":
+            depth += 1
+        else:
+            depth -= 1
         if not depth:
             return mark.end() == len(text) and re.fullmatch(r"[(\[].+[)\]]|\{.*\}", text) is not None
     return False
@@ -203,8 +239,17 @@ def _sum(text: str) -> str:
     """Sort the terms of a sum: powers, other letters, numbers."""
     if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
         return text
-    cuts = [0, *(mark.start() for mark in _outside_brackets(_SIGN, text))]
-    terms = [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
-    signed = [term if term[:1] in ("+", "-") else "+" + term for term in terms]
-    signed.sort(key=lambda term: (not re.search(f"{_LETTER}|√", term), "^" not in term, term[1:], term[0]))
+    terms = []
+    start = 0
+    for mark in _outside_brackets(_SIGN, text):
+        terms.append(text[start : mark.start()])
+        start = mark.start()
+    terms.append(text[start:])
+    signed = [term if term.startswith(("+", "-")) else "+" + term for term in terms]
+    signed.sort(key=_order_of_term)
     return "".join(signed).removeprefix("+")
+
+
+def _order_of_term(term: str) -> tuple[bool, bool, str, str]:
+    is_number = not re.search(f"{_LETTER}|√", term)
+    return is_number, "^" not in term, term[1:], term[0]

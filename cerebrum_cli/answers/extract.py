@@ -26,13 +26,14 @@ from cerebrum_cli.answers.plain_text import (
     trimmed,
 )
 
-_REASONING = re.compile(r"\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", re.DOTALL)
+Match = re.Match[str]
+
+_REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(
-    r"^[ \t#*>_-]*+(?:(?P<own>question|q)|user|human|problem)\s?\d*+[*_]*+:|^(?P<list>the following (?:are|is)\b)",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)^[ \t#*>_-]*+(?:(?P<own>question|q)|user|human|problem)\s?\d*+[*_]*+:|^(?P<list>the following (?:are|is)\b)",
 )
 _MARKER = re.compile(
-    r"""
+    r"""(?imx)
       (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
     | ^(?P<hashes>\#{4})(?!\#)
     | (?P<heading>^[^\w\n]*+(?:(?:the|my|our)\ )?(?:final\ )?answer[^\w\n]*+$)
@@ -40,53 +41,47 @@ _MARKER = re.compile(
       (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){0,4}?)\s++[\w'-]++)?
       (?:\s++[*_]*+(?:is|are|was|equals|(?:would|should|must|will)\s++be)\b | (?P<label>\s*+[:=]|>))
     """,
-    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
 
 _JSON_END = re.compile(r'"\s*+[,}]|,\s*+"|\}')
 _LEAD = re.compile(
-    r"(?:[\s*`:=$#>\"“]++|[-•]\s|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
-    re.IGNORECASE,
+    r"(?i)(?:[\s*`:=$#>\"“]++|[-•]\s|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
 )
 
 # "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
-_REMARK = re.compile(r"(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*", re.IGNORECASE | re.DOTALL)
+_REMARK = re.compile(r"(?is)(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*")
 _REFUSAL = re.compile(
-    r"\b(?:can(?:not|['’]t)|could not|(?:im|not )possible to|unable to) (?:be |we )?(?:determin|answer|calculat)"
+    r"(?i)\b(?:can(?:not|['’]t)|could not|(?:im|not )possible to|unable to) (?:be |we )?(?:determin|answer|calculat)"
     r"|\b(?:none of the (?:above|given|options)|(?:not enough|insufficient) info)"
     r"|\A(?:none|null|n/a|unknown|undetermined|indetermina(?:te|ble))\Z",
-    re.IGNORECASE,
 )
 _REASON = re.compile(  # samples that agree should not differ by it
-    r"(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not)\b|\s\(?(?:because|since)\b",
-    re.IGNORECASE,
+    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not)\b|\s\(?(?:because|since)\b",
 )
-_AS_IS = re.compile(r"\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b|.*\\begin", re.IGNORECASE)  # not an amount
+_AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b|.*\\begin")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
-_ASIDE = re.compile(r"(?<=[\w%.])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)", re.IGNORECASE)
+_ASIDE = re.compile(r"(?i)(?<=[\w%.])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)")
 _EXPRESSION = r"(?:\^|[a-z]?\s?[-+*/×÷]|\s?x)\s?[\d(.]"  # with the number before it: "2x + 5"
-_EQUATION = re.compile(rf".*[=≈]\s*+(?!0\s*\Z)({NUMBER_SOURCE}(?!{_EXPRESSION}).*+)", re.VERBOSE | re.IGNORECASE)
+_EQUATION = re.compile(rf"(?ix).*[=≈]\s*+(?!0\s*\Z)({NUMBER_SOURCE}(?!{_EXPRESSION}).*+)")
 _SEVERAL = re.compile(r"[,;<>≤≥≠^]|!=|\b(?:and|or)\b")
 _ALONE = re.compile(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)")
-_ITEM = re.compile(r"^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)", re.MULTILINE | re.IGNORECASE)
+_ITEM = re.compile(r"(?im)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 _CLOSING = re.compile(
-    r"^[ \t*#_>]*+(?:explanation|note|check|verification|reflection|remember)(?=[*_]*+:|[*_ ]*+$)(?:.++|\n(?!\s*\n))*+",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?im)^[ \t*#_>]*+(?:explanation|note|check|verification|reflection|remember)(?=[*_]*+:|[*_ ]*+$)"
+    r"(?:.++|\n(?!\s*\n))*+",
 )
 _COMPUTED = re.compile(
-    rf"(?:(?<!!)=|≈|\\approx(?![a-z])|\bequals\b|\bequal\ to\b)\s*+({NUMBER_SOURCE})(?!{_EXPRESSION})",
-    re.VERBOSE | re.IGNORECASE,
+    rf"(?ix)(?:(?<!!)=|≈|\\approx(?![a-z])|\bequals\b|\bequal\ to\b)\s*+({NUMBER_SOURCE})(?!{_EXPRESSION})",
 )
 # "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
-_CONSEQUENCE = re.compile(r"\b(?:so|thus|therefore|hence|leaving|which (?:is|means|leaves|gives))\b(?! far)", re.I)
+_CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|therefore|hence|leaving|which (?:is|means|leaves|gives))\b(?! far)")
 # "240 apples in 30 days", "5 of the 20 students"
 _BESIDE = re.compile(
-    r"(?<!total )(?<!sum )(?<!average )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s"
+    r"(?i)(?<!total )(?<!sum )(?<!average )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s"
     rf"(?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+(?x:{NUMBER_SOURCE})",
-    re.IGNORECASE,
 )
 _EXPLANATION = re.compile(
-    r"\b(?:(?:since|because|after|or(?=\s-?\d)|to\s(?!a|the\b)[a-z]+|which is\b(?=.{3,16}\bthan\b))\b|i\.e\.)", re.I
+    r"(?i)\b(?:(?:since|because|after|or(?=\s-?\d)|to\s(?!a|the\b)[a-z]+|which is\b(?=.{3,16}\bthan\b))\b|i\.e\.)"
 )
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
     r"\b(?:is|are|was|were|be|has|have|had|needs?|equals|makes?|earns?|costs?|of|total)\s\$?\*\*([^*\n:]+)\*\*(?!\s?[:=])"
@@ -106,29 +101,47 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
     """Find the final answer, and what the text states even if it is truncated; guessed if they differ."""
     text = own_text(text)
     doubtful = None
-    for answer, firm in _statements_from_last(text, in_words):
-        if firm:
-            return (None, None) if _REFUSAL.search(answer) else (answer, answer)
+    for answer, is_firm in _statements_from_last(text, in_words):
+        if is_firm and _REFUSAL.search(answer):
+            return None, None
+        if is_firm:
+            return answer, answer
         doubtful = doubtful or answer
     if not is_complete:
         return None, None
     if in_words:
-        last = text.rstrip().rpartition("\n")[2]
-        [value, *others] = _BOLD.findall(last) or [last]
-        return doubtful or trimmed(plain(last if others else value)) or None, None
-    value, whole = _last_value(text) or doubtful, trimmed(plain(text)).strip()
-    return value, value if NUMBER.fullmatch(whole) or _ALONE.fullmatch(whole) else None
+        return doubtful or _last_words(text), None
+    value = _last_value(text) or doubtful
+    whole = trimmed(plain(text)).strip()
+    if NUMBER.fullmatch(whole) or _ALONE.fullmatch(whole):
+        return value, value
+    return value, None
+
+
+def _last_words(text: str) -> str | None:
+    """The bold part of the last line, or that line if it has none or several."""
+    line = text.rstrip().rpartition("\n")[2]
+    bold = _BOLD.findall(line)
+    if len(bold) == 1:
+        line = bold[0]
+    return trimmed(plain(line)) or None
 
 
 def own_text(text: str) -> str:
     """Text of a reply after its reasoning, and before another question that a base model makes up."""
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
-    text = _REASONING.sub("", text) if "think" in text else text
-    if question := _NEXT_QUESTION.search(text):
-        own = text[: question.start()].strip()
-        is_apart = "\n" not in own or (question.lastgroup and text[: question.start()].endswith("\n\n"))
-        is_answer = is_apart and (_AS_IS.match(own) or NUMBER.search(own))
-        if is_answer or any(has_content(own[marker.end() :].partition("\n")[0]) for marker in _MARKER.finditer(own)):
+    if "think" in text:
+        text = _REASONING.sub("", text)
+    question = _NEXT_QUESTION.search(text)
+    if question is None:
+        return text
+    before = text[: question.start()]
+    own = before.strip()
+    is_apart = "\n" not in own or (question.lastgroup and before.endswith("\n\n"))
+    if is_apart and (_AS_IS.match(own) or NUMBER.search(own)):
+        return own
+    for marker in _MARKER.finditer(own):
+        if has_content(own[marker.end() :].partition("\n")[0]):
             return own
     return text
 
@@ -142,28 +155,43 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     """
     end = len(text)
     for marker in reversed(list(_MARKER.finditer(text))):
-        kind, region = marker.lastgroup, text[marker.end() : end]
-        if is_box := kind == "box" and region.startswith("{"):
-            line, below = braced(region), ""
-        else:
-            region = _JSON_END.split(region, maxsplit=1)[0] if '"' in marker[0] else region
-            line, _, below = _LEAD.sub("", region.partition("</")[0], count=1).partition("\n")
-        line = plain(line)
+        line, below, is_box = _region(marker, text[marker.end() : end])
         end_of_sentence = len(line) if is_box else _sentence_end(line)
         answer = _answer(line[:end_of_sentence])
         remainder = line[end_of_sentence:]
         # A Markdown heading has text below it, unlike GSM8K's last line.
-        is_heading = kind == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
-        if answer and not (is_heading and (end < len(text) or has_content(remainder + below))):
-            is_remark = _REMARK.fullmatch(answer) is not None
-            is_amount = not (is_remark or in_words)
-            value = _value(answer, text, marker.start()) if is_amount else _ASIDE.sub("", answer)
-            if is_amount and kind in ("label", "heading") and value != answer and has_content(remainder):
-                value = _last_result(line, text, marker.start()) or value
-            # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
-            is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
-            yield value, not (is_prose or is_remark)
+        is_heading = marker.lastgroup == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
+        has_text_below = end < len(text) or has_content(remainder + below)
+        if answer and not (is_heading and has_text_below):
+            yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()
+
+
+def _region(marker: Match, region: str) -> tuple[str, str, bool]:
+    """The line behind a marker, the lines below it, and whether it is the content of a box."""
+    if marker.lastgroup == "box" and region.startswith("{"):
+        return plain(braced(region)), "", True
+    if '"' in marker[0]:
+        region = _JSON_END.split(region, maxsplit=1)[0]
+    region = region.partition("</")[0]
+    line, _, below = _LEAD.sub("", region, count=1).partition("\n")
+    return plain(line), below, False
+
+
+def _statement(answer: str, line: str, remainder: str, marker: Match, in_words: bool) -> tuple[str, bool]:
+    """The value of a statement, and whether it is firm."""
+    if _REMARK.fullmatch(answer):
+        return _ASIDE.sub("", answer), False
+    if in_words:
+        value = _ASIDE.sub("", answer)
+    else:
+        text, place = marker.string, marker.start()
+        value = _value(answer, text, place)
+        if marker.lastgroup in ("label", "heading") and value != answer and has_content(remainder):
+            value = _last_result(line, text, place) or value
+    # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
+    is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
+    return value, not is_prose
 
 
 def braced(text: str) -> str:
@@ -183,10 +211,12 @@ def _value(answer: str, text: str, place: int) -> str:
         return answer
     if (equation := _EQUATION.fullmatch(answer)) and not _SEVERAL.search(answer):
         return equation[1]
-    numbers = [number.strip() for number in NUMBER.findall(answer)]
+    numbers = _numbers(answer)
     words = len(_WORD.findall(answer))
     if NUMBER.match(answer):
-        return numbers[0] if len(numbers) > 1 and words > 2 and not _SEVERAL.search(answer) else answer
+        if len(numbers) > 1 and words > 2 and not _SEVERAL.search(answer):
+            return numbers[0]
+        return answer
     if words < 2 or (words < 3 and len(numbers) > 1):
         return answer
     return _result(answer, text, place) or answer
@@ -210,7 +240,9 @@ def _sentence_end(line: str) -> int:
 def _answer(text: str) -> str:
     text = trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split()))
     text = re.sub(r"\A(?:\(([A-Z])\)|[\[<]\$?(-?[\d./]++)[\]>])\Z", r"\1\2", text)
-    return text if text.strip("_-–—…^= ") else ""
+    if not text.strip("_-–—…^= "):
+        return ""
+    return text
 
 
 def _last_value(text: str) -> str | None:
@@ -219,33 +251,64 @@ def _last_value(text: str) -> str | None:
     if _ALONE.fullmatch(last):
         return last.strip("()")
     without_notes = _CLOSING.sub("", text)
-    text = _ITEM.sub("", without_notes if NUMBER.search(without_notes) else text)
-    lines = (next(filter(NUMBER.match, reversed(_BOLD.findall(line))), line) for line in reversed(text.split("\n")))
-    return next(filter(None, (_last_result(plain(line), text, len(text)) for line in lines)), None)
+    if NUMBER.search(without_notes):
+        text = without_notes
+    text = _ITEM.sub("", text)
+    for line in reversed(text.split("\n")):
+        bold = [*filter(NUMBER.match, _BOLD.findall(line))]
+        if bold:
+            line = bold[-1]
+        if value := _last_result(plain(line), text, len(text)):
+            return value
+    return None
 
 
 def _last_result(line: str, text: str, place: int) -> str | None:
-    statements = (sentence for sentence in reversed(sentences(line)) if not sentence.rstrip().endswith("?"))
-    return next(filter(None, (_result(sentence, text, place) for sentence in statements)), None)
+    for sentence in reversed(sentences(line)):
+        if sentence.rstrip().endswith("?"):
+            continue
+        if value := _result(sentence, text, place):
+            return value
+    return None
 
 
 def _result(sentence: str, text: str, place: int) -> str | None:
     """Number that a sentence at a place in a text comes to; of several, the one that was computed last."""
-    sentence = _ASIDE.sub("", sentence)
-    if (first := NUMBER.search(sentence)) and (explanation := _EXPLANATION.search(sentence, first.end())):
-        behind = _BESIDE.sub(" ", sentence[explanation.start() :])
-        if not re.search("[=,]", behind) and len(NUMBER.findall(behind)) < 2:
-            sentence = sentence[: explanation.start()]
-    numbers = [number.strip() for number in NUMBER.findall(sentence)]
-    if len(numbers) < 2:
-        return numbers[0] if numbers else None
-    if own := list(_COMPUTED.finditer(sentence)):
+    sentence = _without_explanation(_ASIDE.sub("", sentence))
+    numbers = _numbers(sentence)
+    if not numbers:
+        return None
+    if len(numbers) == 1:
+        return numbers[0]
+    own = list(_COMPUTED.finditer(sentence))
+    if own:
         conclusion = _CONSEQUENCE.search(sentence, own[-1].end())
-        return (conclusion and _last_number(sentence[conclusion.end() :])) or own[-1][1].strip()
-    computed = [number.strip() for number in _COMPUTED.findall(plain(text[:place]))[-1:]]
-    return computed[0] if computed and computed[0] in numbers else _last_number(sentence)
+        value = _last_number(sentence[conclusion.end() :]) if conclusion else None
+        return value or own[-1][1].strip()
+    computed = _COMPUTED.findall(plain(text[:place]))
+    if computed and computed[-1].strip() in numbers:
+        return str(computed[-1]).strip()
+    return _last_number(sentence)
+
+
+def _without_explanation(sentence: str) -> str:
+    """A sentence up to the explanation of its first number, unless that computes another."""
+    first = NUMBER.search(sentence)
+    if first is None:
+        return sentence
+    explanation = _EXPLANATION.search(sentence, first.end())
+    if explanation is None:
+        return sentence
+    behind = _BESIDE.sub(" ", sentence[explanation.start() :])
+    if re.search("[=,]", behind) or len(NUMBER.findall(behind)) > 1:
+        return sentence
+    return sentence[: explanation.start()]
+
+
+def _numbers(text: str) -> list[str]:
+    return [number.strip() for number in NUMBER.findall(text)]
 
 
 def _last_number(text: str) -> str | None:
-    numbers = NUMBER.findall(_BESIDE.sub(" ", text)) or NUMBER.findall(text)
-    return str(numbers[-1]).strip() if numbers else None
+    numbers = _numbers(_BESIDE.sub(" ", text)) or _numbers(text)
+    return numbers[-1] if numbers else None

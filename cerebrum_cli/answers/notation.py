@@ -8,6 +8,8 @@ from fractions import Fraction
 
 from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
 
+Match = re.Match[str]
+
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
     | dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff")
@@ -53,7 +55,7 @@ _UNSIGNED = r"(?:\d++(?:\.\d*+)?|\.\d++)"
 _NOT_ZERO = r"(?=[0.]*[1-9])"
 _EXPONENT = r"-?\d{1,2}(?!\d)"  # with a longer one, a number may be too long to write out
 _NUMBER = re.compile(
-    rf"""
+    rf"""(?isx)
     (?P<sign>[-+]?)\s?
     (?: (?P<word>(?:{"|".join(_WORDS)})\b)
       | (?P<whole>\d++)\s(?P<part>\d++/{_NOT_ZERO}\d++)
@@ -64,7 +66,6 @@ _NUMBER = re.compile(
     (?:\s(?P<scale>{"|".join(_SCALES)})\b)?
     (?P<unit>.*+)
     """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 
 _UNIT = re.compile(
@@ -74,13 +75,12 @@ _UNIT = re.compile(
 # Other words of one or two letters are variables; so are most that are joined to a number.
 _SHORT = "cm|ft|hr|in|kg|km|lb|mg|mi|ml|mm|oz"
 _SPACED = re.compile(rf"{_SHORT}|[ACFJKLNVWaghlms]|an|as|at|by|of|.{{3,}}")
-_JOINED = re.compile(rf"{_SHORT}|min|mph|.{{4,}}", re.IGNORECASE)
+_JOINED = re.compile(rf"(?i){_SHORT}|min|mph|.{{4,}}")
 # Words that no unit holds: they change the amount, or make it another one.
 _NO_UNIT = re.compile(
-    r"and|but|except|if|is|minus|mod|nor|not|or|plus|times|to|with|(?:cos|cot|csc|exp|ln|log|sin|tan)[^\Ws]?|sec[^\Ws]"
+    r"(?i)and|but|except|if|is|minus|mod|nor|not|or|plus|times|to|with|(?:cos|cot|csc|exp|ln|log|sin|tan)[^\Ws]?|sec[^\Ws]"
     r"|am|pm|decrease|dozens?|loss|squared|cubed|hal(?:f|ves)|thirds?|(?:four|fif|six|seven|eigh|nin|ten|hundred)ths?"
     rf"|{'|'.join([*_WORDS, *_SCALES])}",
-    re.IGNORECASE,
 )
 
 
@@ -91,22 +91,31 @@ def normalize_spelling(text: str) -> str:
     text = " ".join(plain(text).replace('"', " ").split())  # LaTeX and thousands as extraction reads them
     text = rewritten(text, _ROWS).strip()
     for _ in range(_BRACES):
-        text = _ROOT.sub(
-            _root, _SCRIPT.sub(lambda script: script[1] + _group(script[2] or script[3] or "", script[4]), text)
-        )
+        text = _ROOT.sub(_root, _SCRIPT.sub(_script, text))
     return text
 
 
-def _root(root: re.Match[str]) -> str:
-    inside = root[2] if root[2] is not None else root[3]
-    return "√" + (root[1] or "") + ("" if inside is None else _group(inside, root[4]))
+def _script(script: Match) -> str:
+    return script[1] + _group(script[2] or script[3] or "", script[4])
+
+
+def _root(root: Match) -> str:
+    start = "√" + (root[1] or "")
+    inside = root[2]
+    if inside is None:
+        inside = root[3]
+    if inside is None:
+        return start
+    return start + _group(inside, root[4])
 
 
 def _group(inside: str, digit_behind: str | None) -> str:
     """Contents of a brace as one term: in parentheses, unless it is a number or a letter that ends there."""
     inside = inside.strip()
     is_term = re.fullmatch(r"-?\d++|[^\W\d_]", inside) and not (digit_behind and inside[-1:].isdigit())
-    return inside if is_term else f"({inside})"
+    if is_term:
+        return inside
+    return f"({inside})"
 
 
 def amount(text: str) -> Fraction | None:
@@ -114,14 +123,20 @@ def amount(text: str) -> Fraction | None:
     match = _NUMBER.match(text)
     if match is None or not is_unit(match["unit"]):
         return None
-    power = int(match["power"] or match["times"] or 0)
-    value = Fraction(match["over"] or match["whole"] or 1) / Fraction(match["under"] or 1)
+    if match["word"]:
+        value = Fraction(_WORDS[match["word"].lower()])
+    else:
+        value = Fraction(match["over"] or match["whole"] or 1) / Fraction(match["under"] or 1)
     part = Fraction(match["part"] or 0)
     if part >= 1:  # 3 5/2 is no mixed number
         return None
-    value = Fraction(_WORDS[match["word"].lower()]) if match["word"] else value + part
-    value *= Fraction(10) ** power * _SCALES.get((match["scale"] or "").lower(), 1)
-    return -value if match["sign"] == "-" else value
+    value += part
+    value *= Fraction(10) ** int(match["power"] or match["times"] or 0)
+    if match["scale"]:
+        value *= _SCALES[match["scale"].lower()]
+    if match["sign"] == "-":
+        return -value
+    return value
 
 
 def is_unit(tail: str) -> bool:

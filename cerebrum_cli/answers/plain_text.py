@@ -28,10 +28,12 @@ NUMBER = re.compile(NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
 
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 
-Rewriting = tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
+Match = re.Match[str]
+Replacement = str | Callable[[Match], str]
+Rewriting = tuple[tuple[re.Pattern[str], Replacement], ...]
 
 
-def rewriting(*rows: tuple[str, str | Callable[[re.Match[str]], str]], flags: int = 0) -> Rewriting:
+def rewriting(*rows: tuple[str, Replacement], flags: int = 0) -> Rewriting:
     return tuple((re.compile(pattern, flags), replacement) for pattern, replacement in rows)
 
 
@@ -79,13 +81,20 @@ def plain(text: str) -> str:
     return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
 
 
-def _slashed(fraction: re.Match[str]) -> str:
+def _slashed(fraction: Match) -> str:
     r"""Write a LaTeX fraction with a slash, and with the parentheses its value needs."""
-    over, under = (
-        term if _TERM.fullmatch(term) else f"({term})"
-        for term in (str(fraction[1] or fraction[2] or "").strip(), str(fraction[3] or fraction[4] or "").strip())
-    )
-    return f"({over}/{under})" if fraction[5] else f"{over}/{under}"
+    over = _term(fraction[1] or fraction[2])
+    under = _term(fraction[3] or fraction[4])
+    if fraction[5]:
+        return f"({over}/{under})"
+    return f"{over}/{under}"
+
+
+def _term(text: str | None) -> str:
+    term = (text or "").strip()
+    if _TERM.fullmatch(term):
+        return term
+    return f"({term})"
 
 
 def trimmed(text: str) -> str:
@@ -93,36 +102,49 @@ def trimmed(text: str) -> str:
     stripped = re.sub(r"(?<=[.,!?])['’]\Z", "", text.strip()).lstrip(_OPENING).rstrip(_CLOSING)
     if not stripped.rstrip("!")[-1:].isdigit():
         stripped = stripped.rstrip("!").rstrip(_CLOSING)
-    if _INITIALS.search(stripped[-4:]) and text[: text.rfind(stripped) + len(stripped) + 1].endswith("."):
+    end = text.rfind(stripped) + len(stripped)
+    if _INITIALS.search(stripped[-4:]) and text[end : end + 1] == ".":
         stripped += "."
-    is_quoted = len(stripped) > 1 and stripped[0] in "'‘" and stripped[-1] in "'’"
-    return stripped[1:-1].rstrip(_CLOSING) if is_quoted else stripped
+    if len(stripped) > 1 and stripped[0] in "'‘" and stripped[-1] in "'’":
+        return stripped[1:-1].rstrip(_CLOSING)
+    return stripped
 
 
 def sentences(line: str) -> list[str]:
-    starts = [0]
+    found = []
+    start = 0
     for mark in BREAK.finditer(line):
         if mark[0] not in "([{)]}" and sentence_stop(line, mark) is not None and not _after(line, mark).islower():
-            starts.append(mark.end())
-    return [line[start:end] for start, end in zip(starts, [*starts[1:], len(line)], strict=True)]
+            found.append(line[start : mark.end()])
+            start = mark.end()
+    found.append(line[start:])
+    return found
 
 
-def sentence_stop(line: str, mark: re.Match[str]) -> int | None:
+def sentence_stop(line: str, mark: Match) -> int | None:
     """End of the sentence at this mark; None if the mark is part of it ("6 p.m. sharp", "5! = 120")."""
-    before, after = line[max(0, mark.start() - 8) : mark.start()], _after(line, mark)
-    new_sentence = not after or after.isupper()
-    if mark[0].startswith("!") and before[-1:].isdigit():
-        return mark.start() + 1 if new_sentence else None
+    before = line[max(0, mark.start() - 8) : mark.start()]
+    after = _after(line, mark)
+    starts_new = not after or after.isupper()
+    if mark[0].startswith("!") and before[-1:].isdigit():  # a factorial
+        return mark.start() + 1 if starts_new else None
     if _INITIALS.search(before):
-        return mark.start() + 1 if not after or (new_sentence and before[-1:].islower()) else None
-    if (_TITLE.search(before) and after) or (mark[0].startswith("..") and not new_sentence):
+        ends = not after or (starts_new and before[-1:].islower())
+        return mark.start() + 1 if ends else None
+    if _TITLE.search(before) and after:
         return None
-    return mark.end() + 1 if re.match("[\"'”’»]", line[mark.end() :][:1]) else mark.start()
+    if mark[0].startswith("..") and not starts_new:
+        return None
+    if line[mark.end() : mark.end() + 1] in tuple("\"'”’»"):
+        return mark.end() + 1
+    return mark.start()
 
 
-def _after(line: str, mark: re.Match[str]) -> str:
+def _after(line: str, mark: Match) -> str:
     character = _NEXT.search(line, mark.end())
-    return character[0] if character else ""
+    if character is None:
+        return ""
+    return character[0]
 
 
 def has_content(text: str) -> bool:

@@ -35,32 +35,26 @@ _QUALITY = (
     rf"|most\s(?:likely|\w+ly|\w+\s{_NOUN}|accurate|appropriate|fitting|logical|plausible|probable|reasonable|suitable))"
 )
 _NEGATED = re.compile(
-    r"\b(?:not|cannot|\w+n['’]t|never|neither|nor|no|if|whether|incorrect|wrong|false|less|unlikely|also|could|may)\b"
+    r"(?i)\b(?:not|cannot|\w+n['’]t|never|neither|nor|no|if|whether|incorrect|wrong|false|less|unlikely|also|could|may)\b"
     r"|\b(?:explanation|reasoning|note|options|choices)\W*:",
-    re.IGNORECASE,
 )
 _BEFORE = re.compile(
-    r"(?:\b(?:not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*)|n['’]t)"
+    r"(?i)(?:\b(?:not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*)|n['’]t)"
     r"(?:\W+(?!(?:but|it|so)\b)\w+){0,3}?\W*\Z",
-    re.IGNORECASE,
 )
 _BEHIND = re.compile(
     r"(?:(?!\b[A-Z]\b)[^,.;]){0,80}?\b(?:is|are|was|were|can|could|does|do|did|would|will|has)(?:n['’]t\b|\W++(?:\w++\W++){0,2}?"
     r"(?:not|incorrect|wrong|false|eliminated|ruled|excluded|unlikely|irrelevant|impossible)\b)|\W+cannot\b"
 )
 _NONE = re.compile(
-    r"\b(?:none\sof\s(?:the|these)(?:\s(?:given|provided|listed|available))*+\s(?:above|options|choices|answers)"
+    r"(?i)\b(?:none\sof\s(?:the|these)(?:\s(?:given|provided|listed|available))*+\s(?:above|options|choices|answers)"
     r"|no\s(?:correct|right)\s(?:answer|choice|option)"
     r"|(?:answer|option)[^.\n]{0,40}\bnot\s(?:among|given|included|listed|present|provided))\b",
-    re.IGNORECASE,
 )
 _REFUSAL = re.compile(
-    r"\b(?:cannot|can['’]t|unable\sto|impossible\sto)\s(?:be\s)?(?:answer|cho|conclu|decid|determin|provid|select)",
-    re.I,
+    r"(?i)\b(?:cannot|can['’]t|unable\sto|impossible\sto)\s(?:be\s)?(?:answer|cho|conclu|decid|determin|provid|select)",
 )
-_ABOUT_ANSWER = re.compile(
-    r"\b(?:answer|correct|best|right\s(?:answer|choice|option)|choose|option|choice)\b", re.IGNORECASE
-)
+_ABOUT_ANSWER = re.compile(r"(?i)\b(?:answer|correct|best|right\s(?:answer|choice|option)|choose|option|choice)\b")
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
 
@@ -91,7 +85,7 @@ def _patterns(count: int) -> Patterns:
     several = rf"{upper}(?:(?:\W{{0,2}},{other})*+(?:{joint}{other})+|(?:\W{{0,2}},{other}){{2,}}|{joint}\W*+\Z)"
     return Patterns(
         re.compile(
-            rf"""
+            rf"""(?mx)
               \b(?i:answer|option|choice|response|statement)s?\b [^.:\n]{{0,80}}?
                 (?:\b(?i:is|are|be)\b|[:=(>]|\n)(?i:{_FILLER})(?P<said>{letter})
             | (?:\b(?i:if|whether)\s(?i:option\s)?)?
@@ -104,19 +98,17 @@ def _patterns(count: int) -> Patterns:
             | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
             | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
             """,
-            re.VERBOSE | re.MULTILINE,
         ),
         re.compile(
-            rf"""^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
+            rf"""(?m)^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
             r"""(?:[*"']*+[.):\]]|\*\*|\s[-–—]\s|,?\s(?:because|since)\b|[ *"'`]*+$)""",
-            re.MULTILINE,
         ),
         re.compile(
             rf"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()({letter})"
             rf"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|it's|es|est|ist)\b|[:,是为])\W{{0,4}}({upper})(?=\W*\Z)"
         ),
         re.compile(several),
-        re.compile(rf"^[^\w\n]*+({letter})[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]", re.MULTILINE),
+        re.compile(rf"(?m)^[^\w\n]*+({letter})[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]"),
     )
 
 

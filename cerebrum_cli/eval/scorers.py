@@ -31,7 +31,7 @@ SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
 
 # A reply that opens with yes or no, which it may explain; not "No one knows".
-_OPENING = re.compile(r"\W*(yes|no)\b(?=\W*?(?:[,.;:!\n—–-]|\Z|(?:because|since|as|it|they)\b))", re.IGNORECASE)
+_OPENING = re.compile(r"(?i)\W*(yes|no)\b(?=\W*?(?:[,.;:!\n—–-]|\Z|(?:because|since|as|it|they)\b))")
 
 
 class ScoredAnswer(NamedTuple):

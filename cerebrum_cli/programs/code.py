@@ -10,7 +10,7 @@ from itertools import islice, takewhile
 from typing import NamedTuple
 
 FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
-FUTURE_IMPORT = re.compile(r"^from __future__ import .*$", re.MULTILINE)
+FUTURE_IMPORT = re.compile(r"(?m)^from __future__ import .*$")
 TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \w|class \w|\w+ *(:[^=]+)?= ")
 INDENT = "    "
 OWN_CALLS = ("input(", "print(", "__name__")  # of a program's own tests and examples
@@ -37,7 +37,7 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     name = re.escape(entry_point)
     opening = re.search(rf"^(@.*\n)*(async )?def {name}\b", prompt, re.MULTILINE)
     preamble = prompt[: opening.start()].strip("\n") if opening else ""
-    definition = re.compile(rf"^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])", re.MULTILINE)
+    definition = re.compile(rf"(?m)^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])")
     defining = [block for block in reversed(blocks) if definition.search(block.text)]
     if defining:
         block = next((block for block in defining if not _is_stub(block.text, entry_point)), defining[0])
