@@ -6,7 +6,7 @@ import ast
 import re
 import textwrap
 import warnings
-from itertools import islice, takewhile
+from itertools import takewhile
 from typing import NamedTuple
 
 FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
@@ -15,6 +15,9 @@ TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \
 INDENT = "    "
 OWN_CALLS = ("input(", "print(", "__name__")  # of a program's own tests and examples
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
+
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Block(NamedTuple):
@@ -35,82 +38,129 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     reply = reply.replace("\r\n", "\n")
     blocks = fenced_blocks(reply)
     name = re.escape(entry_point)
-    opening = re.search(rf"^(@.*\n)*(async )?def {name}\b", prompt, re.MULTILINE)
+    opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
     preamble = prompt[: opening.start()].strip("\n") if opening else ""
     definition = re.compile(rf"(?m)^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])")
     defining = [block for block in reversed(blocks) if definition.search(block.text)]
     if defining:
-        block = next((block for block in defining if not _is_stub(block.text, entry_point)), defining[0])
-        code = _without_own_tests(block.text if block.is_closed else _valid_prefix(block.text), entry_point)
-        helpers = [other.text for other in blocks if other not in defining]
+        helpers = [block.text for block in blocks if block not in defining]
+        code = _defining_code(defining, entry_point)
         return _with_preamble(preamble, _with_helpers(code, helpers, preamble))
     if function := _bare_function(reply, entry_point):
         return _with_preamble(preamble, function)
-    # A first fence may close a block that was opened by the prompt.
-    before_fence = "\n".join(takewhile(lambda line: not FENCE.fullmatch(line), reply.split("\n")))
-    for block in (*reversed(blocks), Block(before_fence, is_closed=False)):
+    for block in (*reversed(blocks), _before_fence(reply)):
         if program := _continue_prompt(prompt, block, entry_point):
             return program
-    return _with_preamble(preamble, blocks[-1].text) if blocks else None
+    if not blocks:
+        return None
+    return _with_preamble(preamble, blocks[-1].text)
 
 
-def _functions(code: str) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
+def _defining_code(blocks: list[Block], entry_point: str) -> str:
+    """Code of the first block that does more than repeat a signature, or of the first one."""
+    chosen = blocks[0]
+    for block in blocks:
+        if not _is_stub(block.text, entry_point):
+            chosen = block
+            break
+    code = chosen.text
+    if not chosen.is_closed:
+        code = _valid_prefix(code)
+    return _without_own_tests(code, entry_point)
+
+
+def _before_fence(reply: str) -> Block:
+    """Text before the first fence, which may close a block that was opened by the prompt."""
+    lines = takewhile(lambda line: not FENCE.fullmatch(line), reply.split("\n"))
+    return Block("\n".join(lines), is_closed=False)
+
+
+def _functions(code: str) -> dict[str, Function]:
     """The functions that code defines at its top level; none of invalid code."""
-    body = _parse(code).body if _first_error(code) is None else []
-    return {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    found: dict[str, Function] = {}
+    if _first_error(code) is None:
+        for node in _parse(code).body:
+            if isinstance(node, Function):
+                found[node.name] = node
+    return found
 
 
 def _is_stub(code: str, entry_point: str) -> bool:
     """Whether the entry point has nothing but a docstring, `pass`, `...` or an error for what is missing."""
     function = _functions(code).get(entry_point)
-    return function is not None and all(
-        isinstance(node, ast.Pass)
-        or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-        or (isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node))
-        for node in function.body
-    )
+    return function is not None and all(map(_is_placeholder, function.body))
+
+
+def _is_placeholder(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node))
 
 
 def _without_own_tests(code: str, entry_point: str) -> str:
     """Code without what it runs below the entry point: assertions, examples of its use, and reading of input."""
     function = _functions(code).get(entry_point)
+    if function is None:
+        return code
     lines = code.split("\n")
-    for node in reversed(_parse(code).body if function else []):
-        text = ast.unparse(node)
-        is_definition = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        is_test = isinstance(node, ast.Assert) or any(call in text for call in (f"{entry_point}(", *OWN_CALLS))
-        if function and node.lineno > function.lineno and is_test and not is_definition:
+    for node in reversed(_parse(code).body):
+        if node.lineno > function.lineno and _is_test(node, entry_point):
             del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines)
 
 
+def _is_test(node: ast.stmt, entry_point: str) -> bool:
+    if isinstance(node, Function | ast.ClassDef):
+        return False
+    text = ast.unparse(node)
+    return isinstance(node, ast.Assert) or any(call in text for call in (f"{entry_point}(", *OWN_CALLS))
+
+
 def _with_helpers(code: str, blocks: list[str], preamble: str) -> str:
     """Put before code the blocks that define functions which it calls and lacks."""
-    called = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)} if _functions(code) else set()
+    if not _functions(code):
+        return code
+    called = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
     missing = called - _functions(f"{preamble}\n{code}").keys()
-    helpers = [block for block in blocks if missing & _functions(block).keys()]
-    return "\n\n\n".join([*(_without_own_tests(block, next(iter(_functions(block)))) for block in helpers), code])
+    parts = []
+    for block in blocks:
+        defined = [*_functions(block)]
+        if missing.intersection(defined):
+            parts.append(_without_own_tests(block, defined[0]))
+    return "\n\n\n".join([*parts, code])
 
 
 def fenced_blocks(text: str) -> list[Block]:
     blocks: list[Block] = []
-    lines, at = text.split("\n"), 0
+    lines = text.split("\n")
+    at = 0
     while at < len(lines):
         opening = FENCE.fullmatch(lines[at])
         at += 1
-        if opening:
-            start, at = at, _end_of_block(lines, at, opening["marks"])
-            blocks.append(Block(_code(lines[start:at]), is_closed=at < len(lines)))
-            at += 1
-    return [block for block in blocks if block.text.strip()]
+        if opening is None:
+            continue
+        start = at
+        at = _end_of_block(lines, start, opening["marks"])
+        code = _code(lines[start:at])
+        if code.strip():
+            blocks.append(Block(code, is_closed=at < len(lines)))
+        at += 1
+    return blocks
 
 
 def _end_of_block(lines: list[str], start: int, marks: str) -> int:
     """Index of the line that closes a block: the first fence, unless it is in a string of a valid program."""
-    fences = ((at, FENCE.fullmatch(lines[at])) for at in range(start, len(lines)))
-    closing = (at for at, fence in fences if fence and fence["marks"].startswith(marks) and not fence["info"].strip())
-    ends = list(islice(closing, 1 + INNER_FENCES)) or [len(lines)]
-    return next((end for end in ends if _first_error(_code(lines[start:end])) is None), ends[0])
+    ends = []
+    for at in range(start, len(lines)):
+        fence = FENCE.fullmatch(lines[at])
+        if fence is None or not fence["marks"].startswith(marks) or fence["info"].strip():
+            continue
+        if _first_error(_code(lines[start:at])) is None:
+            return at
+        ends.append(at)
+        if len(ends) > INNER_FENCES:
+            break
+    return ends[0] if ends else len(lines)
 
 
 def _code(lines: list[str]) -> str:
@@ -128,10 +178,12 @@ def _with_preamble(preamble: str, code: str) -> str:
 def _bare_function(text: str, entry_point: str) -> str | None:
     definition = re.compile(rf"(?P<indent> *)(async )?def {re.escape(entry_point)} *\(")
     lines = text.split("\n")
-    definitions = [(number, match["indent"]) for number, line in enumerate(lines) if (match := definition.match(line))]
-    if not definitions:
+    start, indent = None, ""
+    for number, line in enumerate(lines):
+        if match := definition.match(line):
+            start, indent = number, match["indent"]
+    if start is None:
         return None
-    start, indent = definitions[-1]
     lines = [line.removeprefix(indent) for line in lines]
     for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
@@ -147,23 +199,34 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
     The first line of a body may have lost its indentation, or all its lines, or words may come before it.
     """
     prompt = prompt.rstrip()
-    body = re.sub(
-        r"^[ \t]+", lambda indent: indent[0].expandtabs(4), block.text.strip("\n").rstrip(), flags=re.MULTILINE
-    )
-    variants = [body] if body.startswith(" ") else [INDENT + body, textwrap.indent(body, INDENT)]
-    if not block.is_closed and (indented := re.search(r"\n( +\S.*)", body, re.DOTALL)):
-        variants.append(indented[1])
-    programs = [f"{prompt}\n{variant}\n" for variant in variants]
+    start = prompt.count("\n") + 1
+    programs = [f"{prompt}\n{variant}\n" for variant in _variants(block)]
     if not block.is_closed:
         programs += [_without_last_words(_valid_prefix(program)) for program in programs]
-    start = prompt.count("\n") + 1
-    return next((program for program in programs if _has_body(program, entry_point, start)), None)
+    for program in programs:
+        if _has_body(program, entry_point, start):
+            return program
+    return None
+
+
+def _variants(block: Block) -> list[str]:
+    """Texts of a block as the body of a function."""
+    text = block.text.strip("\n").rstrip()
+    body = re.sub(r"(?m)^[ \t]+", lambda indent: indent[0].expandtabs(4), text)
+    variants = [body]
+    if not body.startswith(" "):
+        variants = [INDENT + body, textwrap.indent(body, INDENT)]
+    indented = re.search(r"(?s)\n( +\S.*)", body)
+    if indented and not block.is_closed:
+        variants.append(indented[1])
+    return variants
 
 
 def _has_body(program: str, entry_point: str, start: int) -> bool:
     function = _functions(program).get(entry_point)
-    body = function.body if function else []
-    return any(statement.lineno > start and not _is_words(statement) for statement in body)
+    if function is None:
+        return False
+    return any(statement.lineno > start and not _is_words(statement) for statement in function.body)
 
 
 def _without_last_words(code: str) -> str:
@@ -171,8 +234,9 @@ def _without_last_words(code: str) -> str:
     statements = _parse(code).body
     while statements and (isinstance(statements[-1], ast.Expr) or _is_words(statements[-1])):
         statements.pop()
-    end = statements[-1].end_lineno if statements else 0
-    return "\n".join(code.split("\n")[:end])
+    if not statements:
+        return ""
+    return "\n".join(code.split("\n")[: statements[-1].end_lineno])
 
 
 def _is_words(statement: ast.stmt) -> bool:

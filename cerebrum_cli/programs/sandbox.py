@@ -72,7 +72,10 @@ ALLOW, DENY = 0x7FFF0000, 0x00050001  # the call fails with EPERM
 def call_filter(machine: str) -> bytes:
     """Program in the kernel's filter language (BPF) that denies the machine's DENIED_CALLS and foreign calls."""
     column = list(MACHINES).index(machine)
-    calls = [numbers[column] for numbers in DENIED_CALLS.values() if numbers[column] is not None]
+    calls = []
+    for numbers in DENIED_CALLS.values():
+        if numbers[column] is not None:
+            calls.append(numbers[column])
     deny = len(calls) + 5  # index of the last instruction; a jump's length is counted from the next instruction
     instructions = [
         (LOAD, 0, 0, ARCHITECTURE),
@@ -139,9 +142,9 @@ class Sandbox:
         signum = process.returncode - 128  # bubblewrap reports signals as shells do
         if signum == signal.SIGXCPU or not (has_ended or len(data) > MAX_OUTPUT):
             return CodeResult("timeout")
-        return CodeResult(
-            "crashed", f"signal {signum}" if signum > 0 else "it ended the process, or corrupted its output"
-        )
+        if signum > 0:
+            return CodeResult("crashed", f"signal {signum}")
+        return CodeResult("crashed", "it ended the process, or corrupted its output")
 
     def _start(self, request: bytes) -> subprocess.Popen[bytes]:
         """Start guest.py in bubblewrap, where nothing but Python, numpy, libraries and a small /tmp exists.
@@ -150,10 +153,12 @@ class Sandbox:
         that it was made from.
         """
         python = str(Path(sys.executable).resolve())
-        libraries = (*LIBRARIES, *PACKAGES, f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib")
-        readable = [part for path in (*libraries, python) for part in ("--ro-bind-try", path, path)]
+        readable = []
+        for path in (*LIBRARIES, *PACKAGES, f"{sys.base_prefix}/lib", f"{sys.base_exec_prefix}/lib", python):
+            readable += ["--ro-bind-try", path, path]
         packages = distribution("numpy").locate_file("")
-        readable += [part for name in NUMPY for part in ("--ro-bind-try", f"{packages}/{name}", f"{IMPORTS}/{name}")]
+        for name in NUMPY:
+            readable += ["--ro-bind-try", f"{packages}/{name}", f"{IMPORTS}/{name}"]
         with _file(request) as stdin, _file(self._call_filter) as call_filter:
             locks = f"--remount-ro / --chdir /tmp --seccomp {call_filter.fileno()}"
             guest = [python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]
