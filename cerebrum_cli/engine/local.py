@@ -115,61 +115,57 @@ class Commands:
         return command
 
 
-@dataclass(slots=True)
-class SubmittedRequest:
-    """A request, the seed of its first sample, and their number so far."""
-
-    request: Request
-    seed: int
-    samples: int = 0
-
-
 class LocalCompletions(Completions[Sequence]):
     """Completions of the model on this machine. Closing them frees the slots before returning."""
 
-    def __init__(self, commands: Commands, scope: CancelScope, submitted: list[SubmittedRequest]) -> None:
+    def __init__(self, commands: Commands, scope: CancelScope, requests: Iterable[Request]) -> None:
         super().__init__(scope)
         self._commands = commands
-        self._submitted = submitted
+        self._requests = list(requests)
+        self._seeds = list(map(first_seed, self._requests))
+        self._counts = [0] * len(self._requests)  # of samples
+        new: list[Sequence] = []
+        for index, request in enumerate(self._requests):
+            new += self._create(index, request.n)
+        self._submit(new)
 
     def add_samples(self, index: int, count: int) -> None:
         """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
-        self.submit([(index, count)], first=True)
+        self._submit(self._create(index, count), first=True)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
-        prompt, new = tuple(self._submitted[index].request.prompt_tokens), list[Sequence]()
+        prompt, new = tuple(self._requests[index].prompt_tokens), list[Sequence]()
         for sample, tokens in replies.items():
             new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
         is_sent = self._commands.send(submission(new, self._scope, first=True))
-        self._live.update((sequence.id, sequence) for sequence in new if is_sent)
+        if is_sent:
+            self._live.update((sequence.id, sequence) for sequence in new)
         return is_sent
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step."""
-        if index < len(self._submitted):
-            self._commands.cancel(self._live_samples(index), interrupts=False)
+        if index < len(self._requests):
+            ids = [SequenceId(index, sample) for sample in range(self._counts[index])]
+            self._commands.cancel([self._live[id] for id in ids if id in self._live], interrupts=False)
 
     def close(self) -> None:
         if self._live:
             self._commands.cancel(list(self._live.values())).wait()
         self._live.clear()
 
-    def submit(self, counts: Iterable[tuple[int, int]], first: bool = False) -> None:
-        """Submit samples: the indexes of their requests, and numbers. Raises EngineError if the engine is closed."""
-        new: list[Sequence] = []
-        for index, count in counts:
-            submitted = self._submitted[index]
-            samples = range(submitted.samples, submitted.samples + count)
-            new += create_sequences(index, submitted.request, self._outbox.put, samples, submitted.seed)
-            submitted.samples += count
+    def _create(self, index: int, count: int) -> list[Sequence]:
+        """The next samples of a request."""
+        start = self._counts[index]
+        self._counts[index] += count
+        samples = range(start, start + count)
+        return create_sequences(index, self._requests[index], self._outbox.put, samples, self._seeds[index])
+
+    def _submit(self, new: list[Sequence], first: bool = False) -> None:
+        """Submit samples. Raises EngineError if the engine is closed."""
         self._live.update((sequence.id, sequence) for sequence in new)
         if not self._commands.send(submission(new, self._scope, first)):
             self._live.clear()
             raise EngineError("the engine is closed")
-
-    def _live_samples(self, index: int) -> list[Sequence]:
-        ids = (SequenceId(index, sample) for sample in range(self._submitted[index].samples))
-        return [self._live[id] for id in ids if id in self._live]
 
 
 class LocalEngine(Engine):
@@ -201,16 +197,16 @@ class LocalEngine(Engine):
             yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
-        submitted = [SubmittedRequest(request, first_seed(request)) for request in requests]
-        completions = LocalCompletions(self._commands, scope or self.cancel_scope, submitted)
-        completions.submit((index, start.request.n) for index, start in enumerate(submitted))
-        return completions
+        return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         # Memory is allocated for the longest sequence of those submitted together.
         backend, requests = self.backend, list(requests)
-        lengths = [request.expected_length(backend.context_size) for request in requests]
-        samples = (length for length, request in zip(lengths, requests, strict=True) for _ in range(request.n))
+        lengths: list[int] = []
+        samples: list[int] = []
+        for request in requests:
+            lengths.append(request.expected_length(backend.context_size))
+            samples += [lengths[-1]] * request.n
         limits = group_lengths(samples, backend.slots_for)
         groups: list[list[int]] = [[] for _ in limits]
         for index, length in enumerate(lengths):

@@ -39,30 +39,38 @@ class Loop:
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
         self._is_for_scores = False  # whether memory was last allocated for scoring, with fewer slots
-        self.prompt_cache = (
-            PromptCache(backend, self._scheduler, self._checkpoints, state_store) if state_store else None
-        )
+        self.prompt_cache: PromptCache | None = None
+        if state_store:
+            self.prompt_cache = PromptCache(backend, self._scheduler, self._checkpoints, state_store)
 
     @property
     def is_idle(self) -> bool:
         return not (self._scheduler.waiting or self._scheduler.running or self._score_jobs)
 
     def submit(self, work: Work, scope: CancelScope, first: bool) -> None:
-        self._scheduler.submit([item for item in work if isinstance(item, Sequence)], first)
-        self._score_jobs += [item for item in work if not isinstance(item, Sequence)]
+        sequences = []
+        for item in work:
+            if isinstance(item, Sequence):
+                sequences.append(item)
+            else:
+                self._score_jobs.append(item)
+        self._scheduler.submit(sequences, first)
         if scope.is_set():
             self.cancel(work)
 
     def cancel(self, work: Work | None, done: Event | None = None) -> None:
         """Cancel those of these sequences and jobs that have not finished, or all, and set an event."""
-        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
-        chosen = set(unfinished if work is None else work)
-        for sequence in unfinished:
+        sequences = [*self._scheduler.running, *self._scheduler.waiting]
+        if work is None:
+            work = [*sequences, *self._score_jobs]
+        chosen = set(work)
+        for sequence in sequences:
             if sequence in chosen or sequence.followed in chosen:
                 self._finish(sequence, "cancelled")
-        for job in [job for job in self._score_jobs if work is None or job in chosen]:
-            self._score_jobs.remove(job)
-            job.end()
+        for job in list(self._score_jobs):
+            if job in chosen:
+                self._score_jobs.remove(job)
+                job.end()
         if done:
             done.set()
 
@@ -132,47 +140,62 @@ class Loop:
         if not full:
             return
         has_memory = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
-        preempted = scheduler.running if has_memory else full
-        for sequence in preempted:
+        if has_memory:
+            full = scheduler.running
+        for sequence in full:
             scheduler.preempt(sequence)
         if has_memory:
-            scheduler.waiting.rotate(len(preempted))
-            self._reserve(0, backend.slots)
+            scheduler.waiting.rotate(len(full))
+            self._reserve(n_slots=backend.slots)
 
     def _admit(self) -> None:
-        scheduler, backend = self._scheduler, self._backend
+        """Give waiting sequences slots, up to one whose prompt is evaluated first, or which has to wait for memory."""
+        scheduler = self._scheduler
         while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
             sequence = scheduler.waiting[0]
-            needs_memory = self._required_length(sequence) > backend.capacity or self._is_for_scores
-            if not scheduler.running and len(scheduler.waiting) > backend.slots:  # the last sequences were longer
-                length, slots = self._plan_cache()
-                needs_memory = needs_memory or min(slots, backend.slots_for(length)) > backend.slots
-            lacks_cells = backend.kv_unified and not scheduler.can_hold(sequence, backend.capacity)
-            if scheduler.running and (needs_memory or lacks_cells):
+            needs_memory = self._needs_memory(sequence)
+            if scheduler.running and (needs_memory or self._lacks_cells(sequence)):
                 return
-            # reserve
-            cache = self.prompt_cache
-            if cache and cache.store.is_empty:
-                cache = None
-            state = cache.find(sequence, needs_memory) if cache else None
-            if needs_memory:
-                kind = backend.state_kind if cache else None
-                self._reserve(len(state.tokens) if state else 0)
-                if cache and backend.state_kind != kind:  # fewer slots than requested
-                    state = cache.find(sequence, needs_memory=False)
-            # restore
-            if cache and state and self._make_room(len(state.tokens)):
-                cache.restore(state)
+            self._restore(sequence, needs_memory)
             if self._takes_checkpoints:
                 self._checkpoints.prepare(sequence)
-            # place
             try:
-                self._place(scheduler.next_admission(backend.capacity, self._checkpoints.reusable))
+                self._place(scheduler.next_admission(self._backend.capacity, self._checkpoints.reusable))
             except GrammarError as error:  # the caller then cancels the others of the same stream
                 self._release(sequence)
                 sequence.emit(error)
             else:
                 self._report_prefill(sequence)
+
+    def _needs_memory(self, sequence: Sequence) -> bool:
+        """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
+        scheduler, backend = self._scheduler, self._backend
+        if self._is_for_scores or self._required_length(sequence) > backend.capacity:
+            return True
+        if scheduler.running or len(scheduler.waiting) <= backend.slots:
+            return False
+        length, slots = self._plan_cache()
+        return min(slots, backend.slots_for(length)) > backend.slots
+
+    def _lacks_cells(self, sequence: Sequence) -> bool:
+        backend = self._backend
+        return backend.kv_unified and not self._scheduler.can_hold(sequence, backend.capacity)
+
+    def _restore(self, sequence: Sequence, needs_memory: bool) -> None:
+        """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""
+        backend, cache = self._backend, self.prompt_cache
+        if cache is None or cache.store.is_empty:
+            if needs_memory:
+                self._reserve()
+            return
+        state = cache.find(sequence, needs_memory)
+        if needs_memory:
+            kind = backend.state_kind
+            self._reserve(len(state.tokens) if state else 0)
+            if backend.state_kind != kind:  # fewer slots than requested
+                state = cache.find(sequence, needs_memory=False)
+        if state and self._make_room(len(state.tokens)):
+            cache.restore(state)
 
     def _required_length(self, sequence: Sequence) -> int:
         """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
@@ -187,7 +210,7 @@ class Loop:
             return max(map(self._required_length, waiting)), self._max_slots
         return plan_cache(waiting, backend.context_size, self._max_slots, backend.slots_for)
 
-    def _reserve(self, min_length: int, n_slots: int | None = None) -> None:
+    def _reserve(self, min_length: int = 0, n_slots: int | None = None) -> None:
         length, slots = self._plan_cache()
         self._backend.reserve(max(min_length, length), n_slots or slots)
         self._is_for_scores = False
@@ -196,11 +219,11 @@ class Loop:
     def _make_room(self, tokens: int) -> bool:
         """Evict idle slots from a unified KV cache until it holds this many additional tokens; False if it cannot."""
         while not self._scheduler.has_cells(tokens, self._backend.capacity):
-            slot = next((slot for slot in self._scheduler.slots_to_overwrite if slot.tokens), None)
-            if slot is None:
+            filled = [slot for slot in self._scheduler.slots_to_overwrite if slot.tokens]
+            if not filled:
                 return False
-            self._backend.context.clear(slot.index)
-            slot.truncate(0)
+            self._backend.context.clear(filled[0].index)
+            filled[0].truncate(0)
         return True
 
     def _compact(self) -> None:
@@ -237,33 +260,41 @@ class Loop:
             for share in step:
                 self._checkpoints.resume(share.sequence)
             return
-        row = -1
+        rows = 0
         for share in step:
-            sequence = share.sequence
-            self._scheduler.record_evaluated(sequence, share.tokens)
-            if sequence.evaluated == sequence.checkpoint_at:
-                self._checkpoints.after_step(sequence)
-            row += len(share.tokens)
-            if not share.outputs:
+            rows += len(share.tokens)
+            self._process_share(share, rows - 1)
+            rows += len(share.draft)
+
+    def _process_share(self, share: Share, row: int) -> None:
+        """Process what a step has computed for a sequence, whose last token before a draft is in a row."""
+        sequence = share.sequence
+        self._scheduler.record_evaluated(sequence, share.tokens)
+        if sequence.evaluated == sequence.checkpoint_at:
+            self._checkpoints.after_step(sequence)
+        if not share.outputs:
+            self._report_prefill(sequence)
+        elif sequence.request.inspected:
+            sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
+            if sequence.is_prefilling:
                 self._report_prefill(sequence)
-                continue
-            if sequence.request.inspected:
-                sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
-                if sequence.is_prefilling:
-                    self._report_prefill(sequence)
-                else:
-                    self._finish(sequence, "stop")
-                continue
-            siblings = self._scheduler.sibling_samples(sequence) if not sequence.generated else []
-            for sibling in siblings:
-                self._place(sibling)
-            if share.draft:
-                self._sample_with_draft(sequence, row, share.draft)
             else:
-                self._sample_token(sequence, row)
-            for sibling in siblings:
-                self._sample_token(sibling.sequence, row)
-            row += len(share.draft)
+                self._finish(sequence, "stop")
+        elif share.draft:
+            self._sample_with_draft(sequence, row, share.draft)
+        elif sequence.generated:
+            self._sample_token(sequence, row)
+        else:
+            self._sample_first(sequence, row)
+
+    def _sample_first(self, sequence: Sequence, row: int) -> None:
+        """Sample the first token of a sequence, and of the other samples of its prompt that get slots."""
+        siblings = self._scheduler.sibling_samples(sequence)
+        for sibling in siblings:
+            self._place(sibling)
+        self._sample_token(sequence, row)
+        for sibling in siblings:
+            self._sample_token(sibling.sequence, row)
 
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
         """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
@@ -294,44 +325,54 @@ class Loop:
         Forced tokens of the only sequence follow at once, so that the next step evaluates all of them; those of others
         share the steps of the rest. They are accepted instead of sampled, so that penalties count them.
         """
-        backend, request, sampler = self._backend, sequence.request, sequence.sampler
-        assert sampler is not None
+        backend, request = self._backend, sequence.request
         while True:
             is_forced = bool(sequence.pending)
             try:
-                if is_forced:
-                    token = sequence.pending.popleft()
-                else:
-                    token = backend.sample(sampler, row, sequence.bias) if sequence.bias else sampler.sample(row)
+                token = self._next_token(sequence, row)
             except GrammarError as error:
                 self._release(sequence)
                 sequence.emit(RefusedEvent(sequence.id, error))
                 return False
-            if is_forced:
-                sampler.accept(token)
             sequence.sampled_at.append(perf_counter())
             if backend.is_eog(token) and not (request.ignore_eos or is_forced):
                 if sequence.close_reasoning():
                     continue
                 return self._finish(sequence, "stop")
-            logprob = backend.logprob(row, token) if request.logprobs and not is_forced else None
-            reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprob)
+            logprobs: tuple[float, ...] = ()
+            if request.logprobs and not is_forced:
+                logprobs = (backend.logprob(row, token),)
+            reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprobs)
+            if reason is None and sequence.length >= backend.context_size:
+                reason = "context"
             if reason:
                 return self._finish(sequence, reason)
-            if sequence.length >= backend.context_size:
-                return self._finish(sequence, "context")
             is_full = sequence.length >= backend.capacity
             if is_full or not sequence.pending or len(self._scheduler.running) > 1:
                 return not is_full
 
+    def _next_token(self, sequence: Sequence, row: int) -> int:
+        """The token that is forced, or one that is sampled from a row of logits. Raises GrammarError."""
+        sampler = sequence.sampler
+        assert sampler is not None
+        if sequence.pending:
+            token = sequence.pending.popleft()
+            sampler.accept(token)
+            return token
+        if sequence.bias:
+            return self._backend.sample(sampler, row, sequence.bias)
+        return sampler.sample(row)
+
     def _finish(self, sequence: Sequence, reason: FinishReason) -> bool:
         """End a sequence, and ask its follow-up if there is one; False, since it has left its slot."""
-        sequence.finish_text(is_truncated=reason != "stop")
+        for event in sequence.last_events(is_truncated=reason != "stop"):
+            sequence.emit(event)
         self._release(sequence)
-        size, is_stopped = self._backend.context_size, sequence.text.is_stopped
-        if is_stopped:
+        size, follow_up = self._backend.context_size, None
+        if sequence.text.is_stopped:
             reason = "stop"
-        follow_up = sequence.follow(size) if reason == "stop" and not is_stopped else None
+        elif reason == "stop":
+            follow_up = sequence.follow(size)
         sequence.emit(sequence.finish(reason, size, self._load_s, follow_up is not None))
         if follow_up:
             self._scheduler.submit([follow_up], first=True)  # to the slot that holds the sample

@@ -1,4 +1,4 @@
-"""One sample of a request: its prompt, its generated tokens, its slot, and its timings."""
+"""A request, and one sample of it: its prompt, its text, its generated tokens, its place, and its times."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
 from cerebrum_cli.core.conversation import Tokens as PromptTokens
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import (
     AlternativesEvent,
-    Channel,
     Event,
     FinishEvent,
     FinishReason,
@@ -26,7 +25,7 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.control import Constraint, ControlFactory, EndReply, ReplyControl
+from cerebrum_cli.engine.control import Constraint, ControlFactory, EndReply, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
@@ -81,7 +80,21 @@ class Request:
     @property
     def stop_anywhere(self) -> tuple[str, ...]:
         """The stop strings that a server may look for, which knows no reasoning."""
-        return self.params.stop if self.rules.stops_anywhere else ()
+        if self.rules.stops_anywhere:
+            return self.params.stop
+        return ()
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The stop strings to find in a reply; a server of conversations has found them, reasoning apart."""
+        if self.conversation:
+            return ()
+        return self.params.stop
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether the answer has to match a grammar here; a server of conversations has its schema."""
+        return self.grammar is not None and self.conversation is None
 
     def compact(self) -> Request:
         """The request with its prompt in 4 bytes a token, for work that holds many."""
@@ -90,7 +103,9 @@ class Request:
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""
         limit = self.params.max_tokens
-        return context_size if limit is None else min(context_size, len(self.prompt_tokens) + limit)
+        if limit is None:
+            return context_size
+        return min(context_size, len(self.prompt_tokens) + limit)
 
     def expected_length(self, context_size: int, generated: int = 0) -> int:
         """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
@@ -103,40 +118,98 @@ def inspection(prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0
     return Request((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """State of one sample; `evaluated` is the number of its tokens in its slot.
+@dataclass(eq=False)
+class ReplySample:
+    """One sample of a request, on this machine or on a server: its text, its controls, and where tokens were forced."""
+
+    id: SequenceId
+    request: Request
+    seed: int
+    text: ReplyText = field(init=False)
+    controls: list[ReplyControl] = field(init=False)
+    forced: list[Forced] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.text = ReplyText(self.request.rules, self.request.stop)
+        self.controls = [create() for create in self.request.controls]
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the next token has to match the grammar; controls do not intervene then."""
+        return self.request.has_grammar and self.text.stage == "answer"
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether there is a grammar that does not apply yet."""
+        return self.request.has_grammar and self.text.stage != "answer"
+
+    def token_events(
+        self, pieces: list[SplitText], tokens: Many[int], logprobs: Many[float | None]
+    ) -> Iterator[TokenEvent]:
+        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
+        for channel, text in pieces[:-1]:
+            yield TokenEvent(self.id, text, channel)
+        channel, text = self.text.channel, ""
+        if pieces:
+            channel, text = pieces[-1]
+        yield TokenEvent(self.id, text, channel, tokens, logprobs)
+
+    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
+        """The events of the text that was held back until the end."""
+        for channel, text in self.text.finish(is_truncated):
+            yield TokenEvent(self.id, text, channel)
+
+    def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
+        """The last event, with what is `known` of counts and times."""
+        return FinishEvent(
+            self.id,
+            reason,
+            seed=self.seed,
+            forced=tuple(self.forced),
+            in_reasoning=self.text.stage == "thinking",
+            **known,
+        )
+
+
+@dataclass(eq=False)
+class Sequence(ReplySample):
+    """A sample on this machine; `evaluated` is the number of its tokens in its slot.
 
     `draft_n` tokens were drafted. `pending` tokens are forced: they follow instead of sampled ones. `inspected` tokens
     of an inspection are reported. A step of the prompt ends at `checkpoint_at`. A control may have set a `bias` for the
     next token. A reply to a follow-up knows the sample that it has `followed`.
     """
 
-    id: SequenceId
-    request: Request
-    prompt: Tokens
-    seed: int
     emit: Callable[[Event | BaseException], None]
-    text: ReplyText
-    arrival_time: float
-    sampler: Sampler | None = None
-    slot: int | None = None
-    evaluated: int = 0
-    cached_tokens: int = 0
-    generated: list[int] = field(default_factory=list)
-    drafter: Drafter | None = None
-    draft_n: int = 0
-    draft_n_accepted: int = 0
-    admitted_at: float | None = None
-    sampled_at: list[float] = field(default_factory=list)
-    controls: tuple[ReplyControl, ...] = ()
-    constraint: Constraint | None = None
-    pending: deque[int] = field(default_factory=deque)
-    forced: list[Forced] = field(default_factory=list)
-    bias: TokenBias | None = None
-    inspected: int = 0
-    checkpoint_at: int | None = None
     followed: Sequence | None = None
+    # What it has generated.
+    generated: list[int] = field(init=False, default_factory=list)
+    pending: deque[int] = field(init=False, default_factory=deque)
+    bias: TokenBias | None = field(init=False, default=None)
+    inspected: int = field(init=False, default=0)
+    # Its place.
+    slot: int | None = field(init=False, default=None)
+    sampler: Sampler | None = field(init=False, default=None)
+    evaluated: int = field(init=False, default=0)
+    cached_tokens: int = field(init=False, default=0)
+    checkpoint_at: int | None = field(init=False, default=None)
+    drafter: Drafter | None = field(init=False, default=None)
+    # Its times.
+    arrival_time: float = field(init=False, default_factory=perf_counter)
+    admitted_at: float | None = field(init=False, default=None)
+    sampled_at: list[float] = field(init=False, default_factory=list)
+    draft_n: int = field(init=False, default=0)
+    draft_n_accepted: int = field(init=False, default=0)
+
+    @property
+    def prompt(self) -> Tokens:
+        return self.request.prompt_tokens
+
+    @property
+    def constraint(self) -> Constraint | None:
+        if self.request.grammar is None:
+            return None
+        return Constraint(self.request.grammar, self.text, self.request.visible_tokens)
 
     @property
     def is_prefilling(self) -> bool:
@@ -145,7 +218,9 @@ class Sequence:
 
     @property
     def tokens(self) -> Tokens:
-        return (*self.prompt, *self.generated) if self.generated else self.prompt
+        if not self.generated:
+            return self.prompt
+        return (*self.prompt, *self.generated)
 
     @property
     def length(self) -> int:
@@ -158,59 +233,58 @@ class Sequence:
             return self.length - len(self.request.inspected) + self.inspected
         return self.length - 1
 
-    def add(self, token: int, piece: bytes, logprob: float | None = None) -> FinishReason | None:
+    def add(self, token: int, piece: bytes, logprobs: tuple[float, ...] = ()) -> FinishReason | None:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""
         self.generated.append(token)
         pieces = self.text.feed(piece, (token,))
-        for event in token_events(self.id, pieces, self.text.channel, (token,), () if logprob is None else (logprob,)):
+        for event in self.token_events(pieces, (token,), logprobs):
             self.emit(event)
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        if self.constraint is None or not self.constraint.applies:
-            for control in self.controls:
-                control.feed((token,), self.text)
-            if not self.pending and (reason := self._intervene()):
-                return reason
-        return "length" if len(self.generated) == self.request.params.max_tokens else None
+        if not self.is_constrained and (reason := self._control(token)):
+            return reason
+        if len(self.generated) == self.request.params.max_tokens:
+            return "length"
+        return None
 
-    def _intervene(self) -> FinishReason | None:
+    def _control(self, token: int) -> FinishReason | None:
         """Let the controls intervene, up to the first that forces tokens; return the reason if one ends the reply."""
+        for control in self.controls:
+            control.feed((token,), self.text)
+        if self.pending:
+            return None
         for control in self.controls:
             intervention = control.intervene(self.text)
             if isinstance(intervention, EndReply):
                 return intervention.reason
-            if isinstance(intervention, TokenBias):
-                self.bias = intervention
-            elif intervention:
+            if isinstance(intervention, Force):
                 self._force(intervention.tokens)
-                return None
+                break
+            self.bias = intervention or self.bias
         return None
 
     def close_reasoning(self) -> bool:
         """End the reasoning where the model ends its turn in it although an answer has to match a grammar."""
-        closing = self.text.closing if self.constraint else ()
-        if closing:
-            self._force(closing)
-        return bool(closing)
+        closing = self.text.closing
+        if not closing or not self.request.has_grammar:
+            return False
+        self._force(closing)
+        return True
 
     def _force(self, tokens: tuple[int, ...]) -> None:
         self.forced.append(Forced(len(self.generated), len(tokens)))
         self.pending.extend(tokens)
 
-    def finish_text(self, is_truncated: bool) -> None:
-        for channel, text in self.text.finish(is_truncated):
-            self.emit(TokenEvent(self.id, text, channel))
-
     def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
-        count = self.request.likeliest
+        request, likeliest = self.request, tuple[TokenLogprob, ...]()
         for row in rows:
-            token = self.request.inspected[self.inspected]
-            likeliest = tuple(backend.top_tokens(row, count)) if count else ()
-            self.emit(
-                AlternativesEvent(self.id, self.inspected, TokenLogprob(token, backend.logprob(row, token)), likeliest)
-            )
+            token = request.inspected[self.inspected]
+            given = TokenLogprob(token, backend.logprob(row, token))
+            if request.likeliest:
+                likeliest = tuple(backend.top_tokens(row, request.likeliest))
+            self.emit(AlternativesEvent(self.id, self.inspected, given, likeliest))
             self.inspected += 1
 
     def tokens_from(self, position: int, count: int) -> Tokens:
@@ -227,79 +301,41 @@ class Sequence:
         if request is None or self.length + len(request.prompt_tokens) >= context_size:
             return None
         request = replace(request, prompt_tokens=(*self.tokens, *request.prompt_tokens))
-        [sequence] = create_sequences(self.id.request, request, self.emit, [self.id.sample], self.seed - self.id.sample)
-        sequence.id, sequence.followed = self.id._replace(turn=1), self
-        return sequence
+        return Sequence(self.id._replace(turn=1), request, self.seed, self.emit, followed=self)
 
     def finish(self, reason: FinishReason, context_size: int, load_s: float, is_followed: bool = False) -> FinishEvent:
         """The last event, with elapsed times in seconds, which include sampling and waiting for other sequences."""
-        now = perf_counter()
-        first = self.sampled_at[0] if self.sampled_at else now
+        first = last = perf_counter()
+        admitted = self.admitted_at or first
+        if self.sampled_at:
+            first, last = self.sampled_at[0], self.sampled_at[-1]
         timings = Timings(
             load_s=load_s,
-            prefill_s=first - (self.admitted_at or now),
+            prefill_s=first - admitted,
             ttft_s=first - self.arrival_time,
-            decode_s=self.sampled_at[-1] - first if self.sampled_at else 0.0,
+            decode_s=last - first,
             prefill_tokens=min(self.evaluated, len(self.prompt)) - self.cached_tokens,
             decode_steps=max(0, len(self.sampled_at) - 1),
             draft_n=self.draft_n,
             draft_n_accepted=self.draft_n_accepted,
         )
-        return FinishEvent(
-            self.id,
+        return self.finish_event(
             reason,
             prompt_tokens=len(self.prompt),
             cached_tokens=self.cached_tokens,
             completion_tokens=len(self.generated),
-            seed=self.seed,
             context_size=context_size,
             timings=timings,
             by_stop_string=self.text.is_stopped,
-            forced=tuple(self.forced),
-            in_reasoning=self.text.stage == "thinking",
             is_followed=is_followed,
         )
 
 
 def create_sequences(
-    index: int,
-    request: Request,
-    emit: Callable[[Event | BaseException], None],
-    samples: Iterable[int],
-    seed: int,
+    index: int, request: Request, emit: Callable[[Event | BaseException], None], samples: Iterable[int], seed: int
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`."""
-    now = perf_counter()
-    sequences = []
-    for sample in samples:
-        text = ReplyText(request.rules, request.params.stop)
-        sequence = Sequence(
-            SequenceId(index, sample),
-            request,
-            request.prompt_tokens,
-            (seed + sample) % SEEDS,
-            emit,
-            text,
-            now,
-            controls=tuple(create() for create in request.controls),
-            constraint=None if request.grammar is None else Constraint(request.grammar, text, request.visible_tokens),
-        )
-        sequences.append(sequence)
-    return sequences
-
-
-def token_events(
-    id: SequenceId,
-    pieces: list[SplitText],
-    channel: Channel,
-    tokens: Many[int],
-    logprobs: Many[float | None],
-) -> Iterator[TokenEvent]:
-    """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
-    for earlier, text in pieces[:-1]:
-        yield TokenEvent(id, text, earlier)
-    channel, text = pieces[-1] if pieces else (channel, "")
-    yield TokenEvent(id, text, channel, tokens, logprobs)
+    return [Sequence(SequenceId(index, sample), request, (seed + sample) % SEEDS, emit) for sample in samples]
 
 
 def common_tokens(a: bytes, b: bytes) -> int:
@@ -318,7 +354,9 @@ def common_tokens(a: bytes, b: bytes) -> int:
 
 def pack_tokens(tokens: Many[int]) -> bytes:
     """Pack token ids in native byte order, as llama.cpp does."""
-    return (tokens if isinstance(tokens, array) else array("i", tuple(tokens))).tobytes()
+    if not isinstance(tokens, array):
+        tokens = array("i", tuple(tokens))
+    return tokens.tobytes()
 
 
 def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:

@@ -75,7 +75,9 @@ class ReplyText:
         self._stops = StopStrings(())
         self.feed_text(rules.prefix)
         self._stops = StopStrings(stop)
-        self.reasoning_tokens = rules.prefix_tokens if self.open_markup else 0
+        self.reasoning_tokens = 0
+        if self.open_markup:
+            self.reasoning_tokens = rules.prefix_tokens
 
     def feed(self, piece: bytes, tokens: Sequence[int] = ()) -> list[SplitText]:
         """Add the bytes of some tokens, and return what can be assigned to a channel."""
@@ -114,8 +116,10 @@ class ReplyText:
 
     @property
     def channel(self) -> Channel:
-        """The channel of text without content: a token that completes no text is counted there."""
-        return "thinking" if self.open_markup else "answer"
+        """The channel of a token that completes no text."""
+        if self.open_markup:
+            return "thinking"
+        return "answer"
 
     @property
     def is_stopped(self) -> bool:
@@ -127,20 +131,25 @@ class ReplyText:
     @property
     def held(self) -> str:
         """Text that is part of the answer unless it turns out to be markup."""
-        return "" if self._has_special else self.overhang or self._marker
+        if self._has_special:
+            return ""
+        return self.overhang or self._marker
 
     @property
     def rest(self) -> str:
         """Text that completes the markup that has begun; empty if none has."""
         started = self._marker
-        if not started:
-            return ""
-        return next((marker[len(started) :] for marker in self.rules.markers if marker.startswith(started)), "")
+        for marker in self.rules.markers:
+            if started and marker.startswith(started):
+                return marker.removeprefix(started)
+        return ""
 
     @property
     def closing(self) -> tuple[int, ...]:
         """Tokens that end reasoning which is open; empty if none is."""
-        return self.rules.endings.get(self.open_markup.ending(), ()) if self.open_markup else ()
+        if self.open_markup is None:
+            return ()
+        return self.rules.endings.get(self.open_markup.ending(), ())
 
     def passes(self, token: int, text: str) -> bool:
         """Whether a token is markup, or white space, that may precede the answer here."""
@@ -163,7 +172,10 @@ class ReplyText:
 
     @property
     def _marker(self) -> str:
-        return self._held.lstrip() if self.stage == "undecided" else ""
+        """The markup that has begun, if any."""
+        if self.stage != "undecided":
+            return ""
+        return self._held.lstrip()
 
     def _is_special(self, token: int) -> bool:
         return any(token in tokens for tokens in self.rules.markers.values())
@@ -204,13 +216,14 @@ class ReplyText:
         opening = {markup.open: markup for markup in self.rules.markups}
         footers = {markup.header: markup.footer for markup in self.rules.markups if markup.header}
         markers = (*opening, *footers)
-        found = max((marker for marker in markers if text.startswith(marker)), key=len, default="")
+        found = max(filter(text.startswith, markers), key=len, default="")
         if not found and any(marker.startswith(text) for marker in markers):
             return False  # it may still be one
-        self._held, self._has_special = text[len(found) :], False
-        self.open_markup = opening.get(found)
-        self.stage = "thinking" if self.open_markup else "answer"
+        self._held, self._has_special = text.removeprefix(found), False
         self._footer = footers.get(found, "")
+        self.stage = "answer"
+        if found in opening:
+            self.stage, self.open_markup = "thinking", opening[found]
         return True
 
     def _read_answer(self, text: str) -> None:
@@ -250,13 +263,16 @@ class StopStrings:
 
     def feed(self, text: str) -> str:
         """Add text, and return what precedes a stop string, or cannot be part of one."""
-        if not self._stop or self.is_found:
-            return "" if self.is_found else text
+        if self.is_found:
+            return ""
+        if not self._stop:
+            return text
         text = self._held + text
-        ends = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stop if stop in text]
-        if ends:
+        found = [stop for stop in self._stop if stop in text]
+        if found:
+            first = min(found, key=lambda stop: (text.index(stop) + len(stop), -len(stop)))
             self.is_found, self._held = True, ""
-            return text[: min(ends)[1]]
+            return text[: text.index(first)]
         cut = len(text) - partial_marker_length(text, self._stop)
         self._held = text[cut:]
         return text[:cut]

@@ -1,4 +1,4 @@
-"""What is asked, the stream of their events, the replies, and the objects that `--json` prints of them."""
+"""What is asked, replies with the stream of their events, and the objects that `--json` prints of them."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from cerebrum_cli.core.events import (
     Origin,
     PromptEvent,
     RefusedEvent,
-    SequenceId,
     Timings,
     TokenEvent,
 )
@@ -26,8 +25,8 @@ from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import EndReply, Force, LoopCheck, cycle_end
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
-from cerebrum_cli.engine.sequence import Request, continuation, token_events
-from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
+from cerebrum_cli.engine.sequence import ReplySample, Request, continuation
+from cerebrum_cli.formats.reply_text import ReplyRules, SplitText
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 
@@ -37,22 +36,20 @@ IGNORED = "the reply does not match the grammar or schema: the server ignored it
 
 
 @dataclass(eq=False)
-class RemoteSample:
-    """One sample of a request: what has arrived of it from a server. All of a reply that does not stream is one event.
+class RemoteSample(ReplySample):
+    """A sample on a server, and what has arrived of it. All of a reply that does not stream is one event.
 
     Servers know no controls, and their grammars apply from the first token. So where reasoning has a limit, or a
     grammar that applies to the answer, the first request is for the reasoning, without the grammar; the sample then
     `needs_turn`: another request that continues it, with the same seed. A `replace` of it starts over.
     """
 
-    id: SequenceId
-    request: Request
-    seed: int
     vocabulary: Vocabulary
     context_size: int = 0
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         request = self.request
         self.tokens, self.has_all_tokens = 0, True
         self._takes_messages = request.conversation is not None
@@ -60,7 +57,6 @@ class RemoteSample:
         self._first_at: float | None = None
         self._prompt_tokens = self._cached = 0
         self._timings = Timings()  # as stated by the server
-        self._forced: list[Forced] = []
         self._ids = array("i")
         self._characters = array("i")  # of a reply without ids
         self._pieces: list[SplitText] = []
@@ -69,10 +65,7 @@ class RemoteSample:
         self._by_stop_string = False
         if not self._takes_messages:
             self._prompt_tokens = len(request.prompt_tokens)
-        # A server of messages has matched stop strings, reasoning apart.
-        self.text = ReplyText(request.rules, () if self._takes_messages else request.params.stop)
         self._markup = self.text.open_markup  # of the last reasoning
-        self._controls = [create() for create in request.controls]
         self._turns = 0
         self._begin_turn(request)
 
@@ -90,7 +83,7 @@ class RemoteSample:
         turn = replace(request, params=params)
         if self._ids:
             turn = replace(turn, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)))
-        if self._awaits_answer:
+        if self.awaits_answer:
             turn = replace(turn, grammar=None)
             if not request.stream:  # it ends with the reasoning
                 closings = tuple(markup.close for markup in rules.markups)
@@ -107,15 +100,6 @@ class RemoteSample:
         self._is_over = False  # no further token is part of the turn
         self._end_token: tuple[int, ...] = ()
         self._intervention: EndReply | Force | None = None
-
-    @property
-    def _awaits_answer(self) -> bool:
-        """Whether there is a grammar that does not apply yet."""
-        return self.request.grammar is not None and not self._takes_messages and self.text.stage != "answer"
-
-    @property
-    def _is_constrained(self) -> bool:
-        return self.request.grammar is not None and not self._takes_messages and self.text.stage == "answer"
 
     # Parts of its reply.
 
@@ -177,7 +161,7 @@ class RemoteSample:
             if self._is_end(token):
                 self._is_over, self._end_token = True, (token,)
                 return
-            is_constrained = self._is_constrained
+            is_constrained = self.is_constrained
             yield from self._add((token,), logprobs[at : at + 1])
             if not (is_constrained or self._is_over):
                 self._control(token)
@@ -188,7 +172,7 @@ class RemoteSample:
         request = self.request
         has_late_stop = request.params.stop and not request.rules.stops_anywhere
         has_controls = any(control is not LoopCheck for control in request.controls)
-        return bool(request.stream or has_controls or has_late_stop or self._awaits_answer)
+        return bool(request.stream or has_controls or has_late_stop or self.awaits_answer)
 
     def _piece(self, token: int) -> bytes:
         return self.vocabulary.piece(token, token in self.request.visible_tokens)
@@ -203,7 +187,7 @@ class RemoteSample:
                 self._is_over, self._end_token = True, (token,)
                 tokens = tokens[:at]
                 break
-        if not self._is_constrained:
+        if not self.is_constrained:
             tokens = tokens[: self._check_loop(array("i", tokens))]
         yield from self._add(tokens, logprobs[: len(tokens)])
 
@@ -231,19 +215,19 @@ class RemoteSample:
     ) -> Iterator[SampleEvent]:
         self._pieces += pieces
         if self.request.stream:
-            yield from token_events(self.id, pieces, self.text.channel, tokens, logprobs)
+            yield from self.token_events(pieces, tokens, logprobs)
 
     # Where the reply is left, to be continued by another request.
 
     def _control(self, token: int) -> None:
         """Let the controls intervene after a token. Raises RefusedRequestError."""
-        if self._is_constrained:
+        if self.is_constrained:
             self._require_whole_tokens()
             self._intervention = Force(())
             return
-        for control in self._controls:
+        for control in self.controls:
             control.feed((token,), self.text)
-        for control in self._controls:
+        for control in self.controls:
             intervention = control.intervene(self.text)
             if isinstance(intervention, (EndReply, Force)):
                 self._intervention = intervention
@@ -252,7 +236,7 @@ class RemoteSample:
     def _starts_answer(self, token: int | None) -> bool:
         """Whether a token, or the end of the turn, does not precede the answer, which is then asked for."""
         text = self.text
-        if not self._awaits_answer or self._intervention:
+        if not self.awaits_answer or self._intervention:
             return False
         if text.stage == "thinking":
             has_ended = token is None or self.vocabulary.is_eog(token)
@@ -285,7 +269,7 @@ class RemoteSample:
         end: StopReason = chunk.end or "limit"
         if end == "eos":
             self._starts_answer(None)
-        elif end == "stop string" and self._awaits_answer:
+        elif end == "stop string" and self.awaits_answer:
             self._intervention = Force(self._rest_of_markup)
         if not isinstance(self._intervention, Force) and not self._is_shortened(end):
             yield from self._finish_reply(end)
@@ -329,26 +313,24 @@ class RemoteSample:
     def _force(self) -> Iterator[SampleEvent]:
         """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
         tokens = self._intervention.tokens if isinstance(self._intervention, Force) else ()
-        if tokens and not (self._awaits_answer and self.text.stage == "undecided"):  # where it is markup
-            self._forced.append(Forced(self.tokens, len(tokens)))
+        if tokens and not (self.awaits_answer and self.text.stage == "undecided"):  # where it is markup
+            self.forced.append(Forced(self.tokens, len(tokens)))
         for token in tokens:
             if self._is_over or self._is_full:
                 return
             yield from self._add((token,))
-            for control in self._controls:
+            for control in self.controls:
                 control.feed((token,), self.text)
         if self.request.grammar:
             self.text.begin_answer()
 
     def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
         is_stopped = self._is_over or end in ("eos", "stop string")
-        last = self.text.finish(is_truncated=not is_stopped)
         if self.request.stream:
-            for channel, text in last:
-                yield TokenEvent(self.id, text, channel)
+            yield from self.last_events(is_truncated=not is_stopped)
         else:
-            joined = join_pieces(self._pieces + last)
-            yield from token_events(self.id, joined, self.text.channel, self._ids, self._logprobs)
+            joined = join_pieces(self._pieces + self.text.finish(is_truncated=not is_stopped))
+            yield from self.token_events(joined, self._ids, self._logprobs)
         self._by_stop_string = self.text.is_stopped or end == "stop string"
         yield self.finish(self._reason(is_stopped or self._by_stop_string))
 
@@ -408,20 +390,16 @@ class RemoteSample:
 
     def finish(self, reason: FinishReason) -> FinishEvent:
         """The last event, now: that of a sample which ends here, not on the server, is `cancelled`."""
-        return FinishEvent(
-            self.id,
+        return self.finish_event(
             reason,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached,
             completion_tokens=self.tokens,
-            seed=self.seed,
             context_size=0 if self._takes_messages else self.context_size,
             timings=self._measured_timings,
             by_stop_string=self._by_stop_string,
             has_all_tokens=self.has_all_tokens,
-            forced=tuple(self._forced),
             origin=self.origin,
-            in_reasoning=self.text.stage == "thinking",
         )
 
 
