@@ -26,8 +26,9 @@ from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.text_tokens import drop_partial_character
-from cerebrum_cli.replies.voting import MajorityVote, votes_object
+from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.result import Result
+from cerebrum_cli.results.vote_objects import votes_object
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from cerebrum_cli.replies.reply import (
     Ask,
     Reply,
     reply_notice,
-    reply_object,
 )
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.inspection import UncertainToken
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.tally import Tally, Votes
+    from cerebrum_cli.replies.voting import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
@@ -89,24 +90,12 @@ class AnswerPrinter:
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
-        request, options = self.request, self.options
-        reply = self._continue(self.continued) if self.continued else self.loaded.respond(request)
-        shows = request.settings.show_thinking
-        reasoning = ReasoningSink(
-            lambda: self.loaded.answer_now, self.streams, self.streams.out_is_terminal, shows, summarizes=shows
-        )
-        line = self._status_line(
-            hint=lambda: reasoning.hint, counts_answer=not options.streams_answer, hides_reasoning=shows
-        )
-        sinks: list[Sink] = [line, reasoning]
-        if options.streams_answer:
-            is_markdown = not (options.no_markdown or options.raw or request.grammar)
-            sinks.append(AnswerSink(self.streams, is_markdown))
-        final_answer = code = None
+        if self.continued:
+            reply = self._continue(self.continued)
+        else:
+            reply = self.loaded.respond(self.request)
         try:
-            render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
-            if options.top_logprobs is not None:
-                self._inspect(reply, options.top_logprobs)
+            self._render(reply)
         except CerebrumError as error:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
@@ -115,21 +104,51 @@ class AnswerPrinter:
             raise
         finally:
             if reply.is_finished:
-                final_answer = None if options.schema else reply.final_answer
-                if options.extract_flag:
-                    from cerebrum_cli.terminal.markdown.code_blocks import find_code
-
-                    code = find_code(reply.text, options.extract_lang, options.extract == LAST)
                 self._save(reply)
-                self._print_rest(reply, final_answer, code=code)
+                self._print_rest(reply, self._final_answer(reply), code=self._code(reply))
                 self._save_prompt_cache([reply])
-        if not reply.is_finished:
-            return
-        self._require_complete(reply)
-        if options.extract_flag and code is None:
+        if reply.is_finished:
+            self._require_complete(reply)
+            self._require_part(reply)
+
+    def _render(self, reply: Reply) -> None:
+        options, shows = self.options, self.request.settings.show_thinking
+        reasoning = ReasoningSink(
+            lambda: self.loaded.answer_now, self.streams, self.streams.out_is_terminal, shows, summarizes=shows
+        )
+        line = self._status_line(
+            hint=lambda: reasoning.hint, counts_answer=not options.streams_answer, hides_reasoning=shows
+        )
+        sinks: list[Sink] = [line, reasoning]
+        if options.streams_answer:
+            sinks.append(AnswerSink(self.streams, self._is_markdown))
+        render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
+        if options.top_logprobs is not None:
+            self._inspect(reply, options.top_logprobs)
+
+    @property
+    def _is_markdown(self) -> bool:
+        return not (self.options.no_markdown or self.options.raw or self.request.grammar)
+
+    def _final_answer(self, reply: Reply) -> str | None:
+        return None if self.options.schema else reply.final_answer
+
+    def _code(self, reply: Reply) -> str | None:
+        """The code block that `--extract` names; None without it, and if there is none."""
+        options = self.options
+        if not options.extract_flag:
+            return None
+        from cerebrum_cli.terminal.markdown.code_blocks import find_code
+
+        return find_code(reply.text, options.extract_lang, options.extract == LAST)
+
+    def _require_part(self, reply: Reply) -> None:
+        """Raise NoAnswer for a reply without the part that `--extract` or `--final` would print."""
+        options = self.options
+        if options.extract_flag and self._code(reply) is None:
             language = f"{options.extract_lang} " if options.extract_lang else ""
             raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
-        if options.final and final_answer is None:
+        if options.final and self._final_answer(reply) is None:
             raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
 
     def _continue(self, continued: StoredMessage) -> Reply:
@@ -152,33 +171,38 @@ class AnswerPrinter:
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.replies import voting
         from cerebrum_cli.replies.concurrent_rows import vote_events
+        from cerebrum_cli.replies.voting import MajorityVote
 
-        options, vote = self.options, voting.MajorityVote(votes)
+        vote = MajorityVote(votes)
         try:
             events = vote_events(self.loaded, self.request, vote)
             render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
-            if vote.reply and options.top_logprobs is not None:
-                self._inspect(vote.reply, options.top_logprobs)
+            if vote.reply and self.options.top_logprobs is not None:
+                self._inspect(vote.reply, self.options.top_logprobs)
         finally:
-            reply = vote.reply
-            if reply:
-                self._save(reply)
-                if options.streams_answer:
-                    is_markdown = not (options.no_markdown or options.raw or self.request.grammar)
-                    show_answer(self.streams, reply.text if self.request.grammar else vote.text, is_markdown)
-                is_shown = options.json or not vote.tally.tied
-                self._print_rest(reply, vote.final_answer if is_shown else None, voting.votes_object(vote))
-                if options.stats or (self.streams.err_is_terminal and not self.streams.is_quiet):
-                    leader = vote.tally.leader
-                    programs = format_count(leader.programs, "program") if leader else ""
-                    checked = f"; checked by {programs}" if leader and leader.is_checked else ""
-                    self.streams.info(result_text(vote.tally_event) + checked)
+            if vote.reply:
+                self._save(vote.reply)
+                self._print_vote(vote, vote.reply)
                 self._save_prompt_cache(vote.finished_samples)
-        if reply:
-            self._require_complete(reply)
-            self._require_winner(vote.tally, reply)
+        if vote.reply:
+            self._require_complete(vote.reply)
+            self._require_winner(vote.tally, vote.reply)
+
+    def _print_vote(self, vote: MajorityVote, reply: Reply) -> None:
+        from cerebrum_cli.results.vote_objects import votes_object
+
+        options, streams = self.options, self.streams
+        if options.streams_answer:
+            text = reply.text if self.request.grammar else vote.text
+            show_answer(streams, text, self._is_markdown)
+        is_shown = options.json or not vote.tally.tied
+        self._print_rest(reply, vote.final_answer if is_shown else None, votes_object(vote))
+        if options.stats or (streams.err_is_terminal and not streams.is_quiet):
+            result, leader = result_text(vote.tally_event), vote.tally.leader
+            if leader and leader.is_checked:
+                result += f"; checked by {format_count(leader.programs, 'program')}"
+            streams.info(result)
 
     def _save(self, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
@@ -279,3 +303,43 @@ class AnswerPrinter:
             sampling = sampling_text(settings.samplers, settings.origins)
             line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
             streams.write_line("", line)
+
+
+def reply_object(
+    reply: Reply,
+    model: str,
+    file: Path | None,
+    format_name: str,
+    final_answer: str | None,
+    votes: Mapping[str, Any] | None = None,
+    extracted: str | None = None,
+) -> dict[str, Any]:
+    """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
+    finish = reply.finish
+    timings = finish.timings
+    return {
+        "model": model,
+        "file": file and str(file),
+        "format": format_name,
+        "text": reply.text,
+        "final_answer": final_answer,
+        "extracted": extracted,
+        "finish_reason": finish.reason,
+        "reasoning_closed_at": reply.reasoning_closed_at,
+        "prompt_tokens": finish.prompt_tokens or None,
+        "cached_tokens": finish.cached_tokens if finish.context_size else None,
+        "completion_tokens": finish.completion_tokens,
+        "seed": finish.seed,
+        "reasoning": reply.reasoning,
+        "votes": votes,
+        "timings": {
+            "load_s": round(timings.load_s, 4),
+            "prefill_s": round(timings.prefill_s, 4),
+            "ttft_s": round(timings.ttft_s, 4),
+            "decode_s": round(timings.decode_s, 4),
+            "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
+            "tokens_per_second": round(timings.tokens_per_second, 2),
+            "draft_n": timings.draft_n,
+            "draft_n_accepted": timings.draft_n_accepted,
+        },
+    }

@@ -16,6 +16,9 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.replies.prompt_sources import PromptSources
+    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.replies.tally import Votes
 
 
 @composed
@@ -41,19 +44,33 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
-    from cerebrum_cli.cli.generation import read_grammar
-    from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.replies.prompt_sources import PromptSources
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
-    piped, votes = app.streams.piped, options.vote_bounds
-    is_asked = text is not None or options.file or saved or piped is not None
-    continues = options.continue_ and not (is_asked or options.dry_run or votes or options.schema or options.grammar)
+    votes = options.vote_bounds
+    continues = continues_reply(app, options, question)
     if not continues:
-        question.validate(piped)
+        question.validate(app.streams.piped)
     options.validate()
+    answer(app, overrides, options, question, votes, continues)
+
+
+def continues_reply(app: App, options: AskOptions, question: PromptSources) -> bool:
+    """Whether `-c` continues a reply, since there is no question."""
+    if not options.continue_ or options.dry_run or options.votes or options.schema or options.grammar:
+        return False
+    is_asked = question.prompt is not None or question.files or question.saved or app.streams.piped is not None
+    return not is_asked
+
+
+def answer(
+    app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None, continues: bool
+) -> None:
+    """Load the model, read the question meanwhile, and print the answer."""
+    from cerebrum_cli.cli.generation import read_grammar
+    from cerebrum_cli.replies.interface import open_source
+
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.continue_:
@@ -61,19 +78,8 @@ def ask(
 
         session = open_history().acquire_latest()
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
-    use: dict[str, Any] = {}
-    if votes:
-        use = {"context": ContextOptions(slots=votes.maximum), "samples_by": "--votes"}
-    source = options.find_source(
-        app,
-        overrides,
-        raw=options.raw,
-        vocabulary_only=options.dry_run,
-        caches_prompts=True,
-        **use,
-    )
-    settings, conversation = source.settings, None
-    saves = not (options.raw or settings.no_log)
+    source = find_source(app, overrides, options, votes)
+    settings = source.settings
     grammar = read_grammar(app, options, source.model)
     if session and continues:
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
@@ -81,21 +87,31 @@ def ask(
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.replies.reply import Ask
 
-        if conversation is None:  # files and standard input are read while the model loads
-            conversation = question.read(piped, settings, overrides.get("system"))
-            if session:
-                earlier = history.load_conversation(open_history().store, session, source.model)
-                conversation = history.prepended(earlier, conversation, overrides.get("system"))
-            conversation = settings.applied_to(conversation)
+        if not continued:
+            conversation = question.read(app.streams.piped, settings, overrides.get("system"))
+        if session and not continued:
+            earlier = history.load_conversation(open_history().store, session, source.model)
+            conversation = history.prepended(earlier, conversation, overrides.get("system"))
+        asked = Ask(conversation, settings, grammar)
         if options.dry_run:
-            show_prompt(app.streams, loaded, conversation, options)
+            show_prompt(app.streams, loaded, asked.conversation, options)
             return
-        request = Ask(conversation, settings, grammar)
-        printer = AnswerPrinter(
-            app.streams, loaded, request, options, open_history if saves else None, session, continued
-        )
+        is_saved = not (options.raw or settings.no_log)
+        history_opener = open_history if is_saved else None
+        printer = AnswerPrinter(app.streams, loaded, asked, options, history_opener, session, continued)
         with printer.generating():
             if votes:
                 printer.show_vote(votes)
             else:
                 printer.show_reply()
+
+
+def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:
+    """The model; a dry run needs only its vocabulary."""
+    from cerebrum_cli.engine.memory import ContextOptions
+
+    use: dict[str, Any] = {"raw": options.raw, "vocabulary_only": options.dry_run, "caches_prompts": True}
+    if votes:
+        use["context"] = ContextOptions(slots=votes.maximum)
+        use["samples_by"] = "--votes"
+    return options.find_source(app, overrides, **use)

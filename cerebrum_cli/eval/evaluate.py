@@ -29,8 +29,8 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
-from cerebrum_cli.replies.voting import program_object
 from cerebrum_cli.results.result import FINISHED, FinishedRows, Result, ResultRows, Schema
+from cerebrum_cli.results.vote_objects import program_object
 
 POLL_S = 0.2  # a signal does not end a wait
 

@@ -151,7 +151,7 @@ class Model(LoadedModel):
         if schema is not None:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             grammar = text if self.model.is_served else self.source.installation.schema_to_grammar(text)[0]
-        return Ask(settings.applied_to(question), settings, grammar)
+        return Ask(question, settings, grammar)
 
 
 def open_source(source: ModelSource) -> Model:

@@ -89,7 +89,7 @@ class LoadedModel:
         """
         settings, prefix = asked.settings, asked.prefix_tokens
         self.controls.require_marked_reasoning(settings, asked.conversation.system_prompt)
-        conversation = settings.applied_to(asked.conversation)
+        conversation = asked.conversation
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
         self._require_room(len(tokens))

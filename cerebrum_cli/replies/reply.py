@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import exp, fsum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
@@ -54,6 +53,9 @@ class Ask:
     ignore_eos: bool = False
     max_n: int = 1
     stream: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conversation", self.settings.applied_to(self.conversation))
 
 
 class Reply:
@@ -295,43 +297,3 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
         case "stop" if is_blank:  # a server makes the prompt
             return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
     return None
-
-
-def reply_object(
-    reply: Reply,
-    model: str,
-    file: Path | None,
-    format_name: str,
-    final_answer: str | None,
-    votes: Mapping[str, Any] | None = None,
-    extracted: str | None = None,
-) -> dict[str, Any]:
-    """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
-    finish = reply.finish
-    timings = finish.timings
-    return {
-        "model": model,
-        "file": file and str(file),
-        "format": format_name,
-        "text": reply.text,
-        "final_answer": final_answer,
-        "extracted": extracted,
-        "finish_reason": finish.reason,
-        "reasoning_closed_at": reply.reasoning_closed_at,
-        "prompt_tokens": finish.prompt_tokens or None,
-        "cached_tokens": finish.cached_tokens if finish.context_size else None,
-        "completion_tokens": finish.completion_tokens,
-        "seed": finish.seed,
-        "reasoning": reply.reasoning,
-        "votes": votes,
-        "timings": {
-            "load_s": round(timings.load_s, 4),
-            "prefill_s": round(timings.prefill_s, 4),
-            "ttft_s": round(timings.ttft_s, 4),
-            "decode_s": round(timings.decode_s, 4),
-            "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
-            "tokens_per_second": round(timings.tokens_per_second, 2),
-            "draft_n": timings.draft_n,
-            "draft_n_accepted": timings.draft_n_accepted,
-        },
-    }

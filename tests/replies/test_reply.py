@@ -9,13 +9,14 @@ import pytest
 from installations import model_on
 from scripted_backend import END, ScriptedBackend
 
+from cerebrum_cli.cli.answer import reply_object
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.reply import Reply, reply_notice, reply_object
+from cerebrum_cli.replies.reply import Reply, reply_notice
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
