@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.journal import Journal
+    from cerebrum_cli.terminal.streams import Streams
 
 SETTINGS = settings_options(
     REPLY_KEYS,
@@ -40,6 +41,7 @@ SETTINGS = settings_options(
 )
 ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
 SAMPLES_OPTION = "--samples"
+DEVIATING = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 
@@ -155,57 +157,71 @@ class PreparedEvaluation(NamedTuple):
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    from cerebrum_cli.cli import generation
+    from cerebrum_cli.cli.generation import CONDITION_KEYS, PRESET, read_grammar
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.presets import find_preset
-    from cerebrum_cli.eval.stored_runs import CHECK, provenance
-    from cerebrum_cli.replies.source import generation_fingerprint
 
-    _ = options.window  # what is invalid is refused before questions are downloaded
+    _ = options.window  # an invalid one is refused before questions are downloaded
     preset = find_preset(options.preset) if options.preset else None
     task = read_task(app, source, options, preset)
     if preset:
-        app.ignore_settings(generation.CONDITION_KEYS)
-    condition = task.condition
-    samples = options.samples or condition.samples
-    overrides = SourcedLayer(
-        SourcedLayer({"temperature": condition.temperature, "stop": task.stop or None}, origin=generation.PRESET),
-        overrides,
-    )
+        app.ignore_settings(CONDITION_KEYS)
+    samples = options.samples or task.condition.samples
+    conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
     samples_by = SAMPLES_OPTION if samples > 1 else None
-    reply_source = options.find_source(app, overrides, samples_by=samples_by)
-    settings = reply_source.settings
+    model_source = options.find_source(app, SourcedLayer(conditions, overrides), samples_by=samples_by)
+    settings = model_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
+    model_source = replace(model_source, settings=settings)
     if preset:
-        others = [] if samples == condition.samples else [f"--samples {samples}, not {condition.samples}"]
-        others += generation.given_options(
-            options, "limit", "template", "examples", "match", "schema", "grammar", "template_arg"
-        )
-        if remark := generation.no_reproduction(reply_source, preset, {"temperature": condition.temperature}, others):
-            task = replace(task, remarks=(*task.remarks, remark))
-    model = reply_source.model
-    grammar = generation.read_grammar(app, options, model)
+        task = with_remark(task, model_source, preset, options)
+    if options.check:
+        require_check(task, model_source)
     evaluation = Evaluation(
         select(task.questions, options.limit),
         samples,
         settings,
-        model.label,
+        model_source.model.label,
         task.match,
-        grammar,
+        read_grammar(app, options, model_source.model),
         task.examples,
         checks=options.check is not None,
     )
-    if options.check:
-        require_check(task, reply_source)
+    fingerprint = fingerprint_of(app, task, evaluation, model_source, options)
+    return PreparedEvaluation(task, evaluation, model_source, fingerprint)
+
+
+def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: EvalOptions) -> LoadedTask:
+    """The task with a remark on what differs from the preset, if anything does."""
+    from cerebrum_cli.cli.generation import given_options, no_reproduction
+
+    condition, deviations = task.condition, []
+    if options.samples not in (None, condition.samples):
+        deviations.append(f"--samples {options.samples}, not {condition.samples}")
+    deviations += given_options(options, *DEVIATING)
+    remark = no_reproduction(source, preset, {"temperature": condition.temperature}, deviations)
+    if remark is None:
+        return task
+    return replace(task, remarks=(*task.remarks, remark))
+
+
+def fingerprint_of(
+    app: App, task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions
+) -> dict[str, Any]:
+    from cerebrum_cli.cli.generation import source_fingerprint
+    from cerebrum_cli.eval.stored_runs import CHECK, provenance
+    from cerebrum_cli.replies.source import generation_fingerprint
+
     fingerprint = {
         **task.fingerprint,
-        **provenance(reply_source),
-        **generation.source_fingerprint(reply_source),
-        **generation_fingerprint(settings, grammar, model, app.library),
-        "model file": app.library.hashed_identity(model),
-        **({CHECK: options.check} if options.check else {}),
+        **provenance(source),
+        **source_fingerprint(source),
+        **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library),
+        "model file": app.library.hashed_identity(source.model),
     }
-    return PreparedEvaluation(task, evaluation, replace(reply_source, settings=settings), fingerprint)
+    if options.check:
+        fingerprint[CHECK] = options.check
+    return fingerprint
 
 
 def require_check(task: LoadedTask, source: ModelSource) -> None:
@@ -289,58 +305,67 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
     from cerebrum_cli.replies.interface import open_source
+    from cerebrum_cli.replies.reply import Ask
+
+    evaluation = prepared.evaluation
+    question, settings = evaluation.questions[0], evaluation.settings
+    asked = Ask(evaluation.conversation(question), settings)
+    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
+        prompt, token_ids = loaded.preview(asked.conversation, settings)
+    samples = missing = len(evaluation.rows)
+    if not options.restart:
+        missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
+    pace, basis = seconds_per_sample(app, prepared)
+    seconds, missing_seconds = (None if pace is None else pace * count for count in (samples, missing))
+    if options.json:
+        preview = {
+            "prompt": prompt,
+            "prompt_tokens": len(token_ids),
+            "reference": question.reference,
+            "questions": len(evaluation.questions),
+            "bad_rows": len(prepared.task.bad_rows),
+            "total_samples": samples,
+            "missing_samples": missing,
+            "seconds": rounded(seconds),
+            "missing_seconds": rounded(missing_seconds),
+        }
+        app.streams.answer_object(preview)
+        return
+    app.streams.answer_prompt(prompt)
+    if app.streams.is_quiet:
+        return
+    describe_run(app.streams, prepared)
+    info = app.streams.info
+    if missing < samples:
+        info(f"{samples - missing} of {format_count(samples, 'sample')} already in the run")
+    info(basis if seconds is None else f"about {format_duration(seconds)} for the whole run, {basis}")
+    if not missing:
+        info("nothing to generate")
+    elif missing < samples and missing_seconds is not None:
+        info(f"about {format_duration(missing_seconds)} for the {format_count(missing, 'missing sample')}")
+
+
+def rounded(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
+
+
+def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:
     from cerebrum_cli.terminal.tables import sampling_text
 
-    streams, evaluation = app.streams, prepared.evaluation
-    kept = [] if options.restart else samples_to_keep(path, prepared.fingerprint, evaluation.extent)
-    question = evaluation.questions[0]
-    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        conversation = evaluation.settings.applied_to(evaluation.conversation(question))
-        prompt, token_ids = loaded.preview(conversation, evaluation.settings)
-    samples = len(evaluation.rows)
-    missing = samples - len(kept)
-    whole, basis = estimate(app, prepared)
-    missing_seconds = None if whole is None else whole * missing / samples
-    if options.json:
-        streams.answer_object(
-            {
-                "prompt": prompt,
-                "prompt_tokens": len(token_ids),
-                "reference": question.reference,
-                "questions": len(evaluation.questions),
-                "bad_rows": len(prepared.task.bad_rows),
-                "total_samples": samples,
-                "missing_samples": missing,
-                "seconds": None if whole is None else round(whole),
-                "missing_seconds": None if missing_seconds is None else round(missing_seconds),
-            }
-        )
-        return
-    streams.answer_prompt(prompt)
-    if streams.is_quiet:
-        return
-    streams.info(f"expected answer: {question.reference}")
-    questions = format_count(len(prepared.task.questions), "question")
-    streams.info(f"{len(evaluation.questions)} of {questions}, {format_count(evaluation.samples, 'sample')} each")
-    settings = prepared.source.settings
-    streams.info(sampling_text(settings.samplers, settings.origins))
-    for line in prepared.task.remarks:
+    task, evaluation = prepared.task, prepared.evaluation
+    questions, samples = format_count(len(task.questions), "question"), format_count(evaluation.samples, "sample")
+    streams.info(f"expected answer: {evaluation.questions[0].reference}")
+    streams.info(f"{len(evaluation.questions)} of {questions}, {samples} each")
+    streams.info(sampling_text(evaluation.settings.samplers, evaluation.settings.origins))
+    for line in task.remarks:
         streams.write_line("- ", line)
-    if kept:
-        streams.info(f"{len(kept)} of {format_count(samples, 'sample')} already in the run")
-    streams.info(basis if whole is None else f"about {format_duration(whole)} for the whole run, {basis}")
-    if not missing:
-        streams.info("nothing to generate")
-    elif kept and missing_seconds is not None:
-        streams.info(f"about {format_duration(missing_seconds)} for the {format_count(missing, 'missing sample')}")
 
 
-def estimate(app: App, prepared: PreparedEvaluation) -> tuple[float | None, str]:
-    """Estimated seconds of the whole run, by the latest like it, and the basis; None if there is none."""
+def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> tuple[float | None, str]:
+    """Estimated seconds of a sample, by the latest run like this one, and the basis; None if there is none."""
     for run in reversed([*app.runs]):
         notes = run.record.notes
         is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
         if is_alike and notes.get("timed_samples"):
-            seconds_per_sample = notes["seconds"] / notes["timed_samples"]
-            return seconds_per_sample * len(prepared.evaluation.rows), f"based on run {run.name}"
+            return notes["seconds"] / notes["timed_samples"], f"based on run {run.name}"
     return None, "run time unknown: no earlier run of this model and task"

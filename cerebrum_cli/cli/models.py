@@ -26,8 +26,11 @@ from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.reference import Reference
 
@@ -94,26 +97,15 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    from cerebrum_cli.library.listing import suggestions
-
     if options.vocabulary and (others := given_flags(options, "name", "default", "dry_run")):
         raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
-    if model is None:
-        rows = suggestions(app.library, ctx)
-        model = choose_model(app, "models that fit this machine, best first", rows)
-        if model is None:
-            example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
-            raise UsageError("no model given", f"{example}see cerebrum list --available")
-    reference = app.library.parse(model)
+    reference = app.library.parse(model or suggested_model(app, ctx))
     if options.dry_run:
         show_download_plan(app, reference, ctx, options)
         return
     if options.vocabulary:
-        with FileProgress(app.streams) as progress, interruptible("run it again"):
-            installed = app.puller(progress, options.offline).pull_vocabulary(reference, ctx)
-        what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
-        app.streams.report(f"{what} {installed.reference}: {installed.path}")
+        installed = pull_vocabulary(app, reference, ctx, options.offline)
     else:
         installed = pull_model(app, reference, options.name, ctx, yes=options.yes, offline=options.offline)
         if options.default:
@@ -124,6 +116,26 @@ def pull(
         from cerebrum_cli.library.listing import row
 
         app.streams.answer_object(row(app.library, installed))
+
+
+def suggested_model(app: App, ctx: int | None) -> str:
+    """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
+    from cerebrum_cli.library.listing import suggestions
+
+    rows = suggestions(app.library, ctx)
+    chosen = choose_model(app, "models that fit this machine, best first", rows)
+    if chosen is None:
+        example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
+        raise UsageError("no model given", f"{example}see cerebrum list --available")
+    return chosen
+
+
+def pull_vocabulary(app: App, reference: Reference, ctx: int | None, offline: bool) -> InstalledModel:
+    with FileProgress(app.streams) as progress, interruptible("run it again"):
+        installed = app.puller(progress, offline).pull_vocabulary(reference, ctx)
+    what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
+    app.streams.report(f"{what} {installed.reference}: {installed.path}")
+    return installed
 
 
 def given_flags(options: object, *names: str) -> list[str]:
@@ -178,11 +190,9 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --outdated
     """
     from cerebrum_cli.library import listing
-    from cerebrum_cli.library.fit import planned_context
-    from cerebrum_cli.library.stores import unreadable_stores
-    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue, print_found
 
-    if len(flags := given_flags(options, "available", "found", "outdated")) > 1:
+    flags = given_flags(options, "available", "found", "outdated")
+    if len(flags) > 1:
         raise UsageError.conflict(flags[0], flags[1])
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
@@ -198,19 +208,35 @@ def list_models(app: App, options: ListOptions) -> None:
     if options.json:
         streams.answer_object(listed)
     elif options.available:
-        print_catalogue(streams, listed)
-        planned = f"memory for a context of {planned_context(ctx, None)} tokens"
-        streams.report(NoticeEvent(f"{planned}; {capacity_text(library.capacity())}", ""))
+        print_available(app, listed, ctx)
     elif options.found:
-        if listed:
-            print_found(streams, listed)
-        unreadable = unreadable_stores()
-        for error in unreadable.values():
-            streams.report(NoticeEvent(error.message, error.hint))
-        if listed or not unreadable:
-            streams.report("next: cerebrum pull MODEL" if listed else "no GGUF models found in Ollama or LM Studio")
+        print_found_models(app, listed)
     else:
         print_installed(app, listed, options.outdated)
+
+
+def print_available(app: App, listed: list[dict[str, Any]], ctx: int | None) -> None:
+    from cerebrum_cli.library.fit import planned_context
+    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue
+
+    print_catalogue(app.streams, listed)
+    planned = f"memory for a context of {planned_context(ctx, None)} tokens"
+    app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}", ""))
+
+
+def print_found_models(app: App, listed: list[dict[str, Any]]) -> None:
+    from cerebrum_cli.library.stores import unreadable_stores
+    from cerebrum_cli.terminal.tables import print_found
+
+    if listed:
+        print_found(app.streams, listed)
+    unreadable = unreadable_stores()
+    for error in unreadable.values():
+        app.streams.report(NoticeEvent(error.message, error.hint))
+    if listed:
+        app.streams.report("next: cerebrum pull MODEL")
+    elif not unreadable:
+        app.streams.report("no GGUF models found in Ollama or LM Studio")
 
 
 def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -> None:
@@ -257,34 +283,49 @@ def show(
     from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     library, reference = app.library, app.library.parse(name)
-    settings = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers"))
-    by_mode = partial(settings_by_mode, app)
+    ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
     try:
         model = library.find(reference)
     except ModelNotFound as error:
-        available = listing.describe_available(library, reference, by_mode, settings.ctx)
-        vocabulary = library.stored_vocabulary(reference)
-        if available is None and vocabulary is None:
-            raise
-        description, plan = available or ({}, None)
+        description, plan = describe_not_installed(app, reference, ctx, error)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
-        if vocabulary:
-            description = listing.describe(library, vocabulary, ask_settings(app, vocabulary), by_mode, lambda *_: None)
+        if library.stored_vocabulary(reference):
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
-            description = listing.describe(
-                library, model, ask_settings(app, model), by_mode, partial(progress.update, "verify")
-            )
-        plan = listing.quantization_plan(library, model, settings.ctx)
-        note = ""
+            description = describe(app, model, partial(progress.update, "verify"))
+        plan, note = listing.quantization_plan(library, model, ctx), ""
     if json:
-        app.streams.answer_object(description | (listing.candidates_object(plan) if plan else {}))
+        candidates = listing.candidates_object(plan) if plan else {}
+        app.streams.answer_object({**description, **candidates})
         return
     print_description(app.streams, description)
     if plan:
         print_candidates(app.streams, plan)
     app.streams.report(note)
+
+
+def describe_not_installed(
+    app: App, reference: Reference, ctx: int | None, error: ModelNotFound
+) -> tuple[dict[str, Any], DownloadPlan | None]:
+    """Describe a model by its vocabulary or the catalog, and plan its download. Raises the error without either."""
+    from cerebrum_cli.library.listing import describe_available
+
+    available = describe_available(app.library, reference, partial(settings_by_mode, app), ctx)
+    vocabulary = app.library.stored_vocabulary(reference)
+    if available is None and vocabulary is None:
+        raise error
+    description, plan = available or ({}, None)
+    if vocabulary:
+        description = describe(app, vocabulary, lambda *_: None)
+    return description, plan
+
+
+def describe(app: App, model: InstalledModel, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+    from cerebrum_cli.library import listing
+
+    by_mode = partial(settings_by_mode, app)
+    return listing.describe(app.library, model, ask_settings(app, model), by_mode, on_progress)
 
 
 def ask_settings(app: App, model: InstalledModel) -> Settings:

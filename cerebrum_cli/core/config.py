@@ -16,6 +16,7 @@ from cerebrum_cli.core.text import did_you_mean
 
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
+EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
 _UNQUOTED = re.compile(
     r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
 )
@@ -103,22 +104,25 @@ def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...])
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     """Read the tables `[endpoints.NAME]`. Raises ConfigError."""
-    example = '[endpoints.NAME] with url = "http://HOST:PORT"'
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
-        raise ConfigError(f"{path}: `{ENDPOINTS}` must contain only tables", f"write {example}")
+        raise ConfigError(f"{path}: `{ENDPOINTS}` must contain only tables", f"write {EXAMPLE}")
+    return {name: read_endpoint(name, table, path) for name, table in tables.items()}
+
+
+def read_endpoint(name: str, table: Mapping[str, Any], path: Path) -> EndpointTable:
+    where = f"{path}: [{ENDPOINTS}.{name}]"
     known = [key.name for key in fields(EndpointTable)]
-    endpoints = {}
-    for name, table in tables.items():
-        where = f"{path}: [{ENDPOINTS}.{name}]"
-        if unknown := next((key for key in table if key not in known), None):
-            raise ConfigError(f"{where}: unknown key `{unknown}`", f"known keys: {', '.join(known)}")
-        if wrong := next((key for key, value in table.items() if not isinstance(value, str) or not value), None):
-            raise ConfigError.invalid(wrong, table[wrong], "non-empty text", f"{where}: ")
-        if "url" not in table:
-            raise ConfigError(f"{where}: url is missing", f"write {example}")
-        paths = {key: str(path.parent / Path(table[key]).expanduser()) for key in ENDPOINT_FILES if key in table}
-        endpoints[name] = EndpointTable(**table | paths)
-    return endpoints
+    values = dict(table)
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown key `{key}`", f"known keys: {', '.join(known)}")
+        if not isinstance(value, str) or not value:
+            raise ConfigError.invalid(key, value, "non-empty text", f"{where}: ")
+        if key in ENDPOINT_FILES:
+            values[key] = str(path.parent / Path(value).expanduser())
+    if "url" not in table:
+        raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
+    return EndpointTable(**values)
 
 
 def line_of(text: str, position: int) -> int:

@@ -214,38 +214,55 @@ def load_options(
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
-    if pad_steps and settings.flash_attn == "off":
+    if pad_steps:
+        require_stable_attention(model, settings)
+    require_block_sizes(model, "cache_type_k", settings.cache_type_k, 0)
+    require_block_sizes(model, "cache_type_v", settings.cache_type_v, 1)
+    require_flash_attention(model, settings)
+    header = model.header
+    facts = facts_of(header.architecture)
+    types = settings.cache_type_k or "f16", settings.cache_type_v or "f16"
+    if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):
+        raise UsageError(
+            f"the architecture {header.architecture} needs the same type for keys and values",
+            "set both with --set cache_type=TYPE",
+        )
+
+
+def require_stable_attention(model: InstalledModel, settings: Settings) -> None:
+    if settings.flash_attn == "off":
         raise UsageError.conflict("batch_invariant", "flash_attn=off")
-    types = {"cache_type_k": settings.cache_type_k, "cache_type_v": settings.cache_type_v}
-    header, name = model.header, model.header.architecture
-    if pad_steps and not has_stable_attention(header):
-        raise UsageError(
-            f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp",
-            "omit batch_invariant=on",
-        )
-    for index, (key, cache_type) in enumerate(types.items()):
-        lengths = (key_and_value[index] for key_and_value in header.sizes.head_lengths)
-        wrong = next((length for length in lengths if length % BLOCK_SIZE), None)
-        if cache_type in QUANTIZED_CACHE_TYPES and wrong:
-            name_and_value = f"{key}={cache_type}"
-            raise UsageError(
-                f"{name_and_value} needs heads with a multiple of {BLOCK_SIZE} elements; this model's have {wrong}",
-                f"omit {name_and_value}",
-            )
-    wants_flash = "flash_attn=on" if settings.flash_attn == "on" else None
+    if not has_stable_attention(model.header):
+        name = model.header.architecture
+        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
+        raise UsageError(problem, "omit batch_invariant=on")
+
+
+def require_block_sizes(model: InstalledModel, key: str, cache_type: str | None, index: int) -> None:
+    """Raise UsageError for a quantized cache whose blocks do not fill heads; `index` is that of keys, or of values."""
+    if cache_type not in QUANTIZED_CACHE_TYPES:
+        return
+    for lengths in model.header.sizes.head_lengths:
+        if lengths[index] % BLOCK_SIZE:
+            needed = f"heads with a multiple of {BLOCK_SIZE} elements"
+            problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
+            raise UsageError(problem, f"omit {key}={cache_type}")
+
+
+def require_flash_attention(model: InstalledModel, settings: Settings) -> None:
+    """Raise UsageError if something needs flash attention, but it is off, or llama.cpp has none for the model."""
     if settings.cache_type_v in QUANTIZED_CACHE_TYPES:
-        wants_flash = f"cache_type_v={settings.cache_type_v}"
+        needed_by = f"cache_type_v={settings.cache_type_v}"
         if settings.flash_attn == "off":
-            raise UsageError(f"{wants_flash} needs flash attention", "omit flash_attn=off, or the cache type")
-    if wants_flash and not facts_of(name).has_flash_attention:
-        raise UsageError(
-            f"{wants_flash}: llama.cpp has no flash attention for the architecture {name}", f"omit {wants_flash}"
-        )
-    is_mixed = len({cache_type or "f16" for cache_type in types.values()}) > 1
-    if is_mixed and (has_mla(header) or facts_of(name).needs_equal_cache_types):
-        raise UsageError(
-            f"the architecture {name} needs the same type for keys and values", "set both with --set cache_type=TYPE"
-        )
+            raise UsageError(f"{needed_by} needs flash attention", "omit flash_attn=off, or the cache type")
+    elif settings.flash_attn == "on":
+        needed_by = "flash_attn=on"
+    else:
+        return
+    name = model.header.architecture
+    if not facts_of(name).has_flash_attention:
+        problem = f"{needed_by}: llama.cpp has no flash attention for the architecture {name}"
+        raise UsageError(problem, f"omit {needed_by}")
 
 
 def has_stable_attention(header: Header) -> bool:
