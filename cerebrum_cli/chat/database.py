@@ -6,7 +6,6 @@ import contextlib
 import shlex
 import sqlite3
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
@@ -30,9 +29,8 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
 # vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
 # dropped.
-# A change of the schema adds a tuple of statements to MIGRATIONS, which lead from one version to the next.
-MIGRATIONS: tuple[tuple[str, ...], ...] = ()
-SCHEMA = (  # of version 1
+VERSION = 1  # of the schema
+SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
     parent INTEGER REFERENCES messages (id),
@@ -113,16 +111,17 @@ def open_in_memory() -> sqlite3.Connection:
 
 
 def prepare(database: sqlite3.Connection) -> None:
-    """Configure a connection; create or change the tables, even if several processes do so concurrently."""
+    """Configure a connection, and create the tables, even if several processes do so concurrently."""
     database.row_factory = sqlite3.Row
     database.execute("PRAGMA foreign_keys = ON")
-    versions = (SCHEMA, *MIGRATIONS)
-    if _version(database) == len(versions):
+    if _version(database) == VERSION:
         return
     with transaction(database):
-        for statement in chain(*versions[_version(database) :]):  # none if another process was faster
+        if _version(database) == VERSION:  # another process was faster
+            return
+        for statement in SCHEMA:
             database.execute(statement)
-        database.execute(f"PRAGMA user_version = {len(versions)}")
+        database.execute(f"PRAGMA user_version = {VERSION}")
 
 
 @contextlib.contextmanager
@@ -133,7 +132,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def require_known_version(database: sqlite3.Connection, path: Path) -> None:
-    if _version(database) > 1 + len(MIGRATIONS):
+    if _version(database) > VERSION:
         problem = f"{path}: written by a newer version of cerebrum"
         raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
 

@@ -14,7 +14,6 @@ from scripted_command import app_for
 
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions
-from cerebrum_cli.terminal.repl.repl import fit_segments
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import help_text
 from cerebrum_cli.terminal.streams import Streams
@@ -79,23 +78,6 @@ def test_chat_script_without_an_answer_fails(user: CommandLine) -> None:
     answered = user.run("chat", "-n", "2", "--ctx", "256", stdin=f"hi\n{'word ' * 300}\n")
     assert answered.code == 0
     assert answered.err.count("error: the prompt has ") == 1
-
-
-def test_toolbar_drops_the_least_important_segments() -> None:
-    segments = {"session": "tea", "model": "small", "format": "embedded", "context": "context 1/9"}
-    for width, shown in (
-        (80, "tea | small | embedded | context 1/9 | 5 t/s | with a.txt"),
-        (50, "tea | small | embedded | context 1/9 | with a.txt"),
-        (32, "small | context 1/9 | with a.txt"),
-        (5, "context 1/9"),
-    ):
-        assert fit_segments({**segments, "speed": "5 t/s", "files": "with a.txt"}, width) == shown
-
-
-def test_toolbar_counts_wide_characters_twice() -> None:
-    segments = {"session": "日本語の質問", "model": "small", "context": "context 1/9"}
-    assert fit_segments(dict(segments), 34) == "日本語の質問 | small | context 1/9"
-    assert fit_segments(dict(segments), 33) == "small | context 1/9"
 
 
 def test_chat_saves_the_prompt_cache_unless_no_cache(user: CommandLine) -> None:

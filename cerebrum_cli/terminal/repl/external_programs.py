@@ -15,7 +15,6 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
-LINE_EDITORS = ("emacs", "emacsclient", "joe", "kak", "micro", "nano", "nvim", "vi", "vim")  # that take +LINE
 TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
 # A program needs its display; over SSH there is none, and only OSC 52 reaches the user's clipboard.
 CLIPBOARD_PROGRAMS = (
@@ -28,8 +27,8 @@ CLIPBOARD_PROGRAMS = (
 CLIPBOARD_TIMEOUT_S = 5.0
 
 
-def edit_file(path: Path, line: int | None = None) -> None:
-    """Open a file in $VISUAL, $EDITOR or a default editor, at a line if the editor is known to take one.
+def edit_file(path: Path) -> None:
+    """Open a file in $VISUAL, $EDITOR or a default editor.
 
     Raises UsageError if the editor fails, and Interrupted if Ctrl-C ends it.
     """
@@ -37,9 +36,7 @@ def edit_file(path: Path, line: int | None = None) -> None:
     if command is None:
         raise UsageError("no editor found", "set $EDITOR")
     try:
-        words = shlex.split(command)
-        at = [f"+{line}"] if line is not None and words and Path(words[0]).name in LINE_EDITORS else []
-        editor = subprocess.Popen([*words, *at, str(path)])
+        editor = subprocess.Popen([*shlex.split(command), str(path)])
         try:
             exit_code = editor.wait()
         finally:  # also on a signal; an editor that has ended is not affected

@@ -68,7 +68,7 @@ class InteractivePrompt(PlainPrompt):
             multiline=True,
             vi_mode=repl.chat.settings.vi,
             enable_suspend=True,
-            bottom_toolbar=lambda: repl.toolbar(self._session.app.output.get_size().columns) or None,
+            bottom_toolbar=repl.toolbar,
             prompt_continuation=CONTINUATION,
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )

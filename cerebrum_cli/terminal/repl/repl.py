@@ -30,7 +30,6 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
-DROP_ORDER = ("speed", "format", "session", "model", "files")  # segments of the toolbar, in the order they are dropped
 
 
 @dataclass(slots=True)
@@ -93,26 +92,36 @@ class Repl:
                 return ""
         return None
 
-    def toolbar(self, width: int) -> str:
+    def toolbar(self) -> str:
+        """Session, model and context first: a narrow terminal cuts off the rest."""
         chat = self.chat
-        context = ""
-        if usage := chat.context_usage:
-            warning = " nearly full" if usage[0] > NEARLY_FULL * usage[1] else ""
-            context = context_text(*usage) + warning
-        elif not chat.loaded.engine.is_loaded:
-            context = "not loaded" if chat.loaded.engine.has_failed else "loading"
-        speed = self.last_finish.timings.tokens_per_second if self.last_finish else 0.0
-        pending = [name for name, _ in self.pending_files] + ([self.pending_prompt.name] if self.pending_prompt else [])
-        segments = {
-            "session": chat.session.name if chat.session else "",
-            "unsaved": "" if chat.is_saved else "not saved",
-            "model": chat.loaded.model.label,
-            "format": chat.loaded.format_name,
-            "context": context,
-            "speed": f"{speed:.0f} t/s" if speed else "",
-            "files": f"with {format_names(pending)}" if pending else "",
-        }
-        return fit_segments({name: strip_controls(text) for name, text in segments.items() if text}, width)
+        segments = []
+        if chat.session:
+            segments.append(chat.session.name)
+        if not chat.is_saved:
+            segments.append("not saved")
+        segments.append(chat.loaded.model.label)
+        segments.append(self._context_text())
+        pending = [name for name, _ in self.pending_files]
+        if self.pending_prompt:
+            pending.append(self.pending_prompt.name)
+        if pending:
+            segments.append(f"with {format_names(pending)}")
+        segments.append(chat.loaded.format_name)
+        if self.last_finish and (speed := self.last_finish.timings.tokens_per_second):
+            segments.append(f"{speed:.0f} t/s")
+        return strip_controls(SEPARATOR.join(filter(None, segments)))
+
+    def _context_text(self) -> str:
+        engine = self.chat.loaded.engine
+        if not engine.is_loaded:
+            return "not loaded" if engine.has_failed else "loading"
+        usage = self.chat.context_usage
+        if usage is None:
+            return ""
+        tokens, size = usage
+        warning = " nearly full" if tokens > NEARLY_FULL * size else ""
+        return context_text(tokens, size) + warning
 
     def render(self, events: Generator[Event, None, None]) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
@@ -147,33 +156,41 @@ class Repl:
         if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
             stage = "" if reply.text else " of reasoning"
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
-        notice = reply_notice(reply, self.chat.loaded.engine.larger_context)
-        if notice and reason == "context" and not self.chat.loaded.is_remote:
+        loaded = self.chat.loaded
+        notice = reply_notice(reply, loaded.engine.larger_context)
+        if notice is None:
+            return None
+        if reason == "context" and not loaded.is_remote:
             return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context))
-        return replace(notice, hint=REPETITION_HINT) if notice and reason == "repetition" else notice
+        if reason == "repetition":
+            return replace(notice, hint=REPETITION_HINT)
+        return notice
 
     def switch_session(self, session: Session | None) -> None:
         self.streams.report(self.chat.switch_session(session))
         self.last_finish = None
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
+        """Vote on a question, or without one again on the last; Ctrl-C shows the leading sample."""
         self.last_finish = None
-        with self._pending_input(question) if question else nullcontext() as prompt:
-            chat = self.chat
-            votes = (
-                chat.retry(settings, majority_vote) if prompt is None else chat.send(prompt, settings, majority_vote)
-            )
-            try:
-                self.wait_for(votes, vote=majority_vote.bounds)
-            except Interrupted as error:
-                if not self._continues_after(error) or majority_vote.reply is None:
-                    raise
-            finally:
-                if reply := majority_vote.reply:
-                    show_answer(self.streams, reply.text, not self.no_markdown)
-                    self.streams.report(result_text(majority_vote.tally_event))
-                    self.streams.report(outcome_notice(majority_vote.tally))
-                    self._end_turn(reply)
+        if not question:
+            self._show_vote(self.chat.retry(settings, majority_vote), majority_vote)
+            return
+        with self._pending_input(question) as prompt:
+            self._show_vote(self.chat.send(prompt, settings, majority_vote), majority_vote)
+
+    def _show_vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
+        try:
+            self.wait_for(events, vote=majority_vote.bounds)
+        except Interrupted as error:
+            if not self._continues_after(error) or majority_vote.reply is None:
+                raise
+        finally:
+            if reply := majority_vote.reply:
+                show_answer(self.streams, reply.text, not self.no_markdown)
+                self.streams.report(result_text(majority_vote.tally_event))
+                self.streams.report(outcome_notice(majority_vote.tally))
+                self._end_turn(reply)
 
     def _end_turn(self, reply: Reply) -> None:
         self._has_replied, self.exit_code = True, 0
@@ -182,17 +199,19 @@ class Repl:
             self.streams.answer("\n")
 
     def _print_greeting(self) -> None:
-        chat = self.chat
+        chat, streams = self.chat, self.streams
         loaded = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
-        self.streams.write_line("", f"{loaded}; /help lists commands and keys")
-        self.streams.info("")
+        streams.write_line("", f"{loaded}; /help lists commands and keys")
+        streams.info("")
+        messages = chat.messages
         if chat.session is None and chat.name:
-            self.streams.info(f"New session {chat.name!r}\n")
-        if chat.session is None or not chat.messages:
+            streams.info(f"New session {chat.name!r}\n")
+        if chat.session is None or not messages:
             return
-        dropped_count = len(chat.messages) - len(chat.conversation.messages)
-        dropped = f" (the {dropped_count} oldest messages no longer fit the context)" if dropped_count else ""
-        self.streams.info(f"Continuing {chat.session.name!r}{dropped}. Last exchange:\n")
+        dropped = len(messages) - len(chat.conversation.messages)
+        if dropped:
+            streams.info(f"The {dropped} oldest messages no longer fit the context.")
+        streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
         self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
@@ -285,14 +304,3 @@ def full_context_hint(reply: Reply, larger: int | None) -> str:
         return limit or "this is the model's largest context; ask for a shorter answer"
     resume = f"/continue resumes it with a context of {larger} tokens"
     return f"{resume}; or {limit}" if limit else resume
-
-
-def fit_segments(segments: dict[str, str], width: int) -> str:
-    from rich.cells import cell_len  # names may be two columns wide a character
-
-    for name in DROP_ORDER:
-        if cell_len(SEPARATOR.join(segments.values())) <= width:
-            break
-        if len(segments) > 1:
-            segments.pop(name, None)
-    return SEPARATOR.join(segments.values())
