@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -44,6 +44,12 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
     include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = option(False, "Re-answer rows that failed, and undecided votes", "Output")
+
+    def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
+        saved.require_without("a batch", "extract")
+        if saved.schema is None or on_command_line & {"schema", "grammar"}:
+            return self
+        return replace(self, schema=saved.schema, grammar=None)
 
 
 @composed

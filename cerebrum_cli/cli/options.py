@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer
+from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.tally import Votes
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
-WHOLE_ANSWER = {"extract": None, "final": False, "schema": None}
 
 
 @option_group
@@ -142,6 +141,11 @@ class GenerationOptions(ConstrainedOptions):
 class SavedPromptOptions:
     saved_prompt: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
+    def with_saved(self, saved: SavedPrompt, _: frozenset[str], /) -> Self:
+        """These options with those of a saved prompt that are not on the command line: in a chat, none."""
+        saved.require_without("a chat", "schema", "extract")
+        return self
+
 
 @option_group
 class AskOptions(SavedPromptOptions, GenerationOptions):
@@ -163,6 +167,19 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     )
     dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
+
+    def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
+        if saved.schema is None and not saved.extract:
+            return self
+        # These exclude what variables may ask for.
+        changes: dict[str, Any] = {"extract": None, "final": False, "schema": None}
+        if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
+            changes |= {"schema": saved.schema, "grammar": None}
+        if saved.extract and not on_command_line & {"schema", "final", "extract", "votes"}:
+            changes["extract"] = FIRST if saved.extract is True else saved.extract
+        for name in on_command_line & changes.keys():
+            del changes[name]
+        return replace(self, **changes)
 
     @property
     def extract_flag(self) -> str | None:
@@ -267,17 +284,5 @@ def apply_prompt(
     if options.saved_prompt is None:
         return None, overrides, options
     saved = app.prompts.find(options.saved_prompt, is_option=True)
-    typed = SourcedLayer({key: value for key, value in overrides.items() if key in on_command_line})
-    overrides = SourcedLayer(overrides, saved.settings, typed)
-    if not isinstance(options, ConstrainedOptions):
-        saved.require_without("a chat", "schema", "extract")
-        return saved, overrides, options
-    if not isinstance(options, AskOptions):
-        saved.require_without("a batch", "extract")
-    elif saved.schema or saved.extract:  # these exclude what variables may ask for
-        options = replace(options, **{key: value for key, value in WHOLE_ANSWER.items() if key not in on_command_line})
-    if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
-        options = replace(options, schema=saved.schema, grammar=None)
-    if saved.extract and not on_command_line & {*WHOLE_ANSWER, "votes"}:
-        options = replace(options, extract=FIRST if saved.extract is True else saved.extract)
-    return saved, overrides, options
+    overrides = SourcedLayer(overrides, without_keys(saved.settings, on_command_line))
+    return saved, overrides, options.with_saved(saved, on_command_line)

@@ -42,14 +42,9 @@ class Keyboard:
         """
         handlers: dict[int, Any] = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
-            handlers = {
-                number: signal.signal(number, handler)
-                for number, handler in (
-                    (signal.SIGTSTP, self._on_stop),
-                    (signal.SIGQUIT, self._on_stop),
-                    (signal.SIGCONT, self._on_continue),
-                )
-            }
+            handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_stop)
+            handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self._on_stop)
+            handlers[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._on_continue)
         RESTORE_ON_EXIT.append(self.restore)
         try:
             if self._initial_modes:
@@ -105,10 +100,13 @@ class Keyboard:
             return None
 
     def _set_modes(self, modes: list[Any] | None, marks_pastes: bool) -> None:
-        if modes is not None and self._apply(modes) and (marks_pastes or self._marks_pastes):
+        if modes is None or not self._apply(modes):
+            return
+        if marks_pastes or self._marks_pastes:
             self._marks_pastes = marks_pastes
+            marks = PASTE_ON if marks_pastes else PASTE_OFF
             with contextlib.suppress(OSError):  # the terminal was closed
-                os.write(self._descriptor, (PASTE_ON if marks_pastes else PASTE_OFF).encode())
+                os.write(self._descriptor, marks.encode())
 
     def _apply(self, modes: list[Any]) -> bool:
         """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""

@@ -153,7 +153,8 @@ def render(
     A sequence exists, and can be canceled, from the first PromptEvent on; before that a signal raises immediately.
     """
     sinks = tuple(sinks)
-    with nullcontext(chat_signals) if chat_signals else Signals() as signals, signals.generating(cancel, end_reasoning):
+    context = nullcontext(chat_signals) if chat_signals else Signals()
+    with context as signals, signals.generating(cancel, end_reasoning):
         try:
             for event in events:
                 signals.can_cancel = signals.can_cancel or isinstance(event, (PromptEvent, TokenEvent))

@@ -92,14 +92,17 @@ class Line:
         from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
         room = columns(self.streams.err) - ECHO_COLUMNS
-        drawn = ""
         has_colors = environment("NO_COLOR") is None
+        drawn = ""
         with self._lock:
             for text, color in self.render(room):
                 text = strip_controls(text)
-                text = text if cell_len(text) <= room else set_cell_size(text, room).rstrip()
+                if cell_len(text) > room:
+                    text = set_cell_size(text, room).rstrip()
                 room -= cell_len(text)
-                drawn += f"\x1b[{color}m{text}\x1b[0m" if color and has_colors else text
+                if color and has_colors:
+                    text = f"\x1b[{color}m{text}\x1b[0m"
+                drawn += text
             if drawn != self._drawn:
                 self.streams.draw(f"\r\x1b[K{drawn}")
                 self._drawn = drawn
@@ -124,21 +127,18 @@ class StatusLine(Line):
         is_hidden: bool = False,
         hides_reasoning: bool = False,
     ) -> None:
-        is_plain = streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden)
-        super().__init__(
-            streams,
-            streams.can_redraw and not is_hidden,
-            SHOW_AFTER_S,
-            (lambda: self._text) if is_plain else None,
-            PLAIN_EVERY_S,
-        )
+        super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S, log_every=PLAIN_EVERY_S)
+        if streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden):
+            self.log = lambda: self._text
         self._hides_reasoning = hides_reasoning
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
-        self._tally = TallyEvent((), 0, *vote) if vote else None
+        self._tally: TallyEvent | None = None
+        if vote:
+            self._tally = TallyEvent((), 0, *vote)
         self._tokens = Counter[str]()
-        self._text = ""
+        self._text: str = ""
         self._has_hint = False
 
     def emit(self, event: Event) -> None:
@@ -146,29 +146,40 @@ class StatusLine(Line):
             self.close()
             self.streams.report(event)
         elif (self.draws or self.log) and not isinstance(event, ServersEvent):
-            if isinstance(event, TokenEvent):
-                self._tokens[event.channel] += max(1, len(event.tokens))
-            text = self._vote_text(event)
-            self._has_hint = text is None and isinstance(event, TokenEvent) and event.channel == "thinking"
-            text = text or self._reply_text(event)
-            if text is None:
-                self.close()
-            else:
-                self._text = text
-                self.show(now=not isinstance(event, TokenEvent))
+            self._show_stage(event)
+
+    def _show_stage(self, event: Event) -> None:
+        is_reasoning = False
+        if isinstance(event, TokenEvent):
+            self._tokens[event.channel] += max(1, len(event.tokens))
+            is_reasoning = event.channel == "thinking"
+        text = self._vote_text(event)
+        self._has_hint = is_reasoning and text is None
+        if text is None:
+            text = self._reply_text(event)
+        if text is None:
+            self.close()
+            return
+        self._text = text
+        self.show(now=not isinstance(event, TokenEvent))
 
     def _vote_text(self, event: Event) -> str | None:
         """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
         if isinstance(event, TallyEvent):
             self._tally = event
         tally, tokens = self._tally, self._tokens.total()
-        is_prompt = isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens
-        if tally is None or is_prompt or not isinstance(event, (PromptEvent, TokenEvent, FinishEvent, TallyEvent)):
+        if tally is None or not isinstance(event, (PromptEvent, TokenEvent, FinishEvent, TallyEvent)):
+            return None
+        if isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens:
             return None
         answers = " · ".join(f"{one_line(answer)} x{count}" for answer, count in tally.tally) or "no answer yet"
-        planned = f"{tally.minimum}-{tally.maximum}" if tally.minimum < tally.maximum else tally.maximum
-        counted = f", {tokens} tokens" if tokens else ""  # a server may send whole replies
-        return f"{answers} ({tally.samples} of {planned} samples{counted})"
+        planned = str(tally.maximum)
+        if tally.minimum < tally.maximum:
+            planned = f"{tally.minimum}-{tally.maximum}"
+        counted = f"{tally.samples} of {planned} samples"
+        if tokens:  # a server may send whole replies
+            counted += f", {tokens} tokens"
+        return f"{answers} ({counted})"
 
     def _reply_text(self, event: Event) -> str | None:
         match event:
@@ -178,14 +189,17 @@ class StatusLine(Line):
                 return stage
             case PromptEvent(_, evaluated, total) if evaluated < total:
                 return f"prompt: {evaluated} of {total} tokens"
+            case TokenEvent(channel="thinking") if not self._hides_reasoning:
+                return f"reasoning: {self._tokens['thinking']} tokens"
             case TokenEvent(channel="thinking"):
-                return None if self._hides_reasoning else f"reasoning: {self._tokens['thinking']} tokens"
+                return None
             case TokenEvent() if self._counts_answer:
                 return f"answer: {self._tokens['answer']} tokens"
         return None
 
     def render(self, width: int) -> Iterator[Segment]:
         yield self._text, ""
-        hint = self._hint() if self._has_hint else ""
-        if hint and len(self._text + HINT_GAP + hint) <= width:
-            yield HINT_GAP + hint, ""
+        if self._has_hint and (hint := self._hint()):
+            hint = HINT_GAP + hint
+            if len(self._text) + len(hint) <= width:
+                yield hint, ""

@@ -101,7 +101,9 @@ class Streams:
         Raises BrokenPipeError if the reader has closed the pipe, CerebrumError on other failures.
         """
         with self.writing_answer():
-            self.out.write(strip_controls(text) if self.out_is_terminal and not is_styled else text)
+            if self.out_is_terminal and not is_styled:
+                text = strip_controls(text)
+            self.out.write(text)
             self.out.flush()
 
     @contextlib.contextmanager
@@ -125,7 +127,9 @@ class Streams:
 
     def answer_prompt(self, text: str) -> None:
         """Write an exact prompt: byte for byte in a pipe, with a line break at the end on a terminal."""
-        self.answer(f"{text}\n" if self.out_is_terminal and not text.endswith("\n") else text)
+        if self.out_is_terminal and not text.endswith("\n"):
+            text += "\n"
+        self.answer(text)
 
     def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
@@ -138,17 +142,22 @@ class Streams:
         """Ask a yes-or-no question; Enter means the default. Without a terminal the answer is no."""
         if not self.can_ask:
             return False
-        reply = self._ask(f"{question} {'[Y/n]' if default else '[y/N]'} ")
-        return reply.strip().lower() in ("y", "yes") or (default and reply == "\n")
+        choices = "[Y/n]" if default else "[y/N]"
+        reply = self._ask(f"{question} {choices} ")
+        if reply == "\n":
+            return default
+        return reply.strip().lower() in ("y", "yes")
 
     def choose(self, question: str, count: int) -> int | None:
         """Ask for a number from 1 to `count`; Enter means 1. None if the user quits, or without input."""
         while self.can_ask:
             reply = self._ask(f"{question} [1 to {count}, q to quit; Enter: 1] ")
-            word = reply.strip().lower() or ("1" if reply else "q")
+            word = reply.strip().lower()
+            if reply == "\n":
+                return 1
             if word.isdecimal() and 1 <= int(word) <= count:
                 return int(word)
-            if word == "q":
+            if word == "q" or not reply:
                 break
         return None
 
@@ -160,7 +169,9 @@ class Streams:
         return reply
 
     def info(self, text: str) -> None:
-        self.draw((strip_controls(text) if self.err_is_terminal else text) + "\n")
+        if self.err_is_terminal:
+            text = strip_controls(text)
+        self.draw(f"{text}\n")
 
     def report(self, message: str | NoticeEvent | None) -> None:
         """Print a line or a notice, if there is one, unless standard error is to be quiet."""
@@ -173,12 +184,12 @@ class Streams:
 
     def write_line(self, head: str, text: str) -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
-        if self.err_is_terminal and (width := columns(self.err) - 1) > 2 * len(head):
+        width = columns(self.err) - 1 if self.err_is_terminal else 0
+        if width > 2 * len(head):
             from textwrap import wrap
 
-            text = f"\n{' ' * len(head)}".join(
-                wrap(text, width - len(head), break_long_words=False, break_on_hyphens=False)
-            )
+            lines = wrap(text, width - len(head), break_long_words=False, break_on_hyphens=False)
+            text = f"\n{' ' * len(head)}".join(lines)
         self.info(head + text)
 
     def notice(self, event: NoticeEvent) -> None:
@@ -190,8 +201,9 @@ class Streams:
         self.write_line("error: ", error.message)
         if error.hint:
             self.write_line(" hint: ", error.hint)
-        for line in error.log if isinstance(error, EngineError) else ():
-            self.info(f"  log: {line}")
+        if isinstance(error, EngineError):
+            for line in error.log:
+                self.info(f"  log: {line}")
 
 
 def standard_streams() -> Streams:

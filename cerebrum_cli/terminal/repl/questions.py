@@ -50,8 +50,13 @@ def prompt_text(question: str) -> str:
 
 def shorten_question(question: str) -> str:
     """Shorten a long question to its first and last lines; the last ones usually ask."""
-    lines = [f"{line[:MAX_LINE]} ..." if len(line) > MAX_LINE else line for line in question.splitlines()]
-    return "\n".join(lines if len(lines) <= 2 * EDGE_LINES + 1 else [*lines[:EDGE_LINES], "...", *lines[-EDGE_LINES:]])
+    lines = question.splitlines()
+    if len(lines) > 2 * EDGE_LINES + 1:
+        lines = [*lines[:EDGE_LINES], "...", *lines[-EDGE_LINES:]]
+    for index, line in enumerate(lines):
+        if len(line) > MAX_LINE:
+            lines[index] = f"{line[:MAX_LINE]} ..."
+    return "\n".join(lines)
 
 
 def split_questions(text: str) -> Iterator[str]:
@@ -75,8 +80,8 @@ def is_complete(text: str) -> bool:
 def strip_fences(text: str) -> str:
     stripped = text.strip()
     inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
-    on_one_line = len(stripped) >= 2 * len(FENCE) and "\n" not in stripped and stripped.endswith(FENCE)
-    if _opens_block(stripped) or (stripped.startswith(FENCE) and on_one_line and FENCE not in inner):
+    is_quoted_line = stripped == f"{FENCE}{inner}{FENCE}" and "\n" not in inner and FENCE not in inner
+    if is_quoted_line or _opens_block(stripped):
         return inner.strip("\n")
     return text
 
