@@ -20,6 +20,7 @@ from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import Option
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.terminal.reports import LISTED, print_latest
 from cerebrum_cli.terminal.tables import print_matches, print_rows
 
@@ -46,10 +47,12 @@ def list_sessions(
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
     rows = archive.session_rows(app.open_history().store)
+    if all:
+        number = len(rows)
     if json:
-        app.streams.answer_object(rows if all else rows[:number])
+        app.streams.answer_object(rows[:number])
     else:
-        print_latest(app.streams, rows, len(rows) if all else number)
+        print_latest(app.streams, rows, number)
 
 
 @subcommand(group)
@@ -95,7 +98,8 @@ def rm(
     with closing(app.open_history()) as history:  # which frees its locks
         chosen = {name: history.get(name) for name in names or ()}
         if older_than:
-            chosen |= {session.name: session for session in archive.sessions_older_than(history.store, older_than)}
+            for session in archive.sessions_older_than(history.store, older_than):
+                chosen[session.name] = session
         elif not names:
             raise UsageError("no session given", "name one or more, or use --older-than")
         if not chosen:
@@ -104,11 +108,13 @@ def rm(
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
         listed = ", ".join(chosen)
-        what = f"session {listed}" if len(chosen) == 1 else f"{len(chosen)} sessions ({listed})"
+        what = f"session {listed}"
+        if len(chosen) > 1:
+            what = f"{len(chosen)} sessions ({listed})"
         require_agreement(app, f"Delete {what}?", listed, yes)
         states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
         for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
-            app.streams.report(f"{session.name} deleted ({count} {'message' if count == 1 else 'messages'})")
+            app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
 
 
 @subcommand(group)

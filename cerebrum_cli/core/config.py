@@ -83,8 +83,9 @@ def read_settings(values: Mapping[str, Any], text: str, path: Path, other_keys: 
     """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
     layer: dict[str, Any] = {}
     for name, value in values.items():
-        place = re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE)
-        where = f"{path}:{line_of(text, place.start())}" if place else str(path)
+        where = str(path)
+        if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
+            where += f":{line_of(text, place.start())}"
         layer |= read_setting(name, value, where, other_keys)
     return in_directory(layer, path.parent)
 

@@ -395,15 +395,6 @@ def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_database_of_a_newer_version_is_an_error(path: Path) -> None:
-    with contextlib.closing(Store(path)) as sessions:
-        sessions.create("a", "chat")
-    with contextlib.closing(sqlite3.connect(path)) as database:
-        database.execute("PRAGMA user_version = 2")
-    for error in errors_of(path):
-        assert "written by a newer version" in error.message
-
-
 def test_full_disk_is_reported(path: Path) -> None:
     with full_disk():
         for error in errors_of(path):

@@ -116,12 +116,12 @@ def test_prompt_has_a_toolbar_and_exits_when_ctrl_c_is_pressed_twice(
     open_small_chat: OpenTerminal, user: CommandLine
 ) -> None:
     person = open_small_chat()
-    person.wait_for("small | embedded | context ")
+    person.wait_for("small | context ")
     for _ in range(3):
         person.type("not sent", shows="> not sent")
         person.type("\x03")
     person.type("\x03", shows="Press Ctrl-C again")
-    person.type("One?\r", shows="one | small | embedded | context ")
+    person.type("One?\r", shows="one | small | context ")
     person.wait_for(" t/s")
     person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")

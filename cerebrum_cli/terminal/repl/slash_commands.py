@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sized
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.repl.repl import Repl
 
+T = TypeVar("T")
 LIKELIEST = 3  # alternatives that /why shows by default
 LIST_SESSIONS = "list sessions with /sessions"
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
@@ -159,7 +160,7 @@ def redo(repl: Repl, _: str) -> None:
 def choose_reply(repl: Repl, argument: str) -> None:
     replies, current = repl.chat.replies, repl.chat.last_reply
     if argument:
-        repl.chat.choose_reply(replies[numbered(argument, replies, "/replies", "reply")])
+        repl.chat.choose_reply(numbered(argument, replies, "/replies"))
         repl.last_finish = None
         repl.show_last_exchange()
         return
@@ -170,11 +171,11 @@ def choose_reply(repl: Repl, argument: str) -> None:
     print_replies(repl.streams, rows)
 
 
-def numbered(argument: str, items: Sized, command: str, name: str) -> int:
-    """The index of what a number means, counted from 1. Raises UsageError."""
+def numbered(argument: str, items: Sequence[T], command: str) -> T:
+    """The item of a number, counted from 1. Raises UsageError."""
     if argument.isdecimal() and 0 < int(argument) <= len(items):
-        return int(argument) - 1
-    raise UsageError.invalid(command, argument, f"a number from 1 to {len(items)}" if items else f"omitted: no {name}")
+        return items[int(argument) - 1]
+    raise UsageError.invalid(command, argument, f"a number from 1 to {len(items)}")
 
 
 def retry(repl: Repl, argument: str) -> None:
@@ -323,7 +324,9 @@ def copy_reply(repl: Repl, argument: str) -> None:
         from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
         blocks = code_blocks(text)
-        text = blocks[numbered(argument, blocks, "/copy", "code block")].text
+        if not blocks:
+            raise UsageError("the last reply has no code blocks", "/copy copies the whole reply")
+        text = numbered(argument, blocks, "/copy").text
         part = f"code block {argument}"
     repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
