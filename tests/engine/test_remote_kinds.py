@@ -141,7 +141,6 @@ def test_kinds_vllm_is_sent_every_field() -> None:
         "max_tokens": 99,
         "n": 2,
         "seed": 7,
-        "min_tokens": 0,
         "return_token_ids": True,
         "stream": False,
         "logprobs": 0,
@@ -162,8 +161,6 @@ def test_kinds_sglang_is_sent_every_field(has_seeds: bool) -> None:
         "sampling_params": {
             **OF_OTHER_KINDS,
             "max_new_tokens": None,
-            "n": 1,
-            "min_new_tokens": 0,
             "ebnf": "root",
             **({"sampling_seed": 7} if has_seeds else {}),
         },

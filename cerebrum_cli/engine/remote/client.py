@@ -179,8 +179,9 @@ class Client:
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
+        limit = QUESTION_BYTES if timeout_s else REPLY_BYTES
         async with self._exchange("POST", path, timeout_s, json=body) as response:
-            content = await _content(response, QUESTION_BYTES if timeout_s else REPLY_BYTES)
+            content = await _content(response, limit)
             return _require_success(json.loads(content))
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
@@ -196,7 +197,9 @@ class Client:
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
-            problem = "refuses this API key" if self.endpoint.key is not None else "requires an API key"
+            problem = "requires an API key"
+            if self.endpoint.key is not None:
+                problem = "refuses this API key"
             hint = f"set {KEY_VARIABLE}, or key_env in its table in config.toml"
             return EndpointError(f"{self.endpoint.name} {problem}", hint)
         return EndpointError(f"{self.endpoint.name}: {where}{error}", hint)
@@ -285,11 +288,12 @@ async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
 
 def _require_success(reply: Any) -> Any:
     """A reply or an event, unless it states an error although its status is 200."""
-    error = reply.get("error") if isinstance(reply, dict) else None
-    if error is not None:
-        code = error.get("code") if isinstance(error, dict) else None
-        raise failure(code if isinstance(code, int) else 500, reply)
-    return reply
+    if not isinstance(reply, dict) or reply.get("error") is None:
+        return reply
+    error, status = reply["error"], 500
+    if isinstance(error, dict) and isinstance(error.get("code"), int):
+        status = error["code"]
+    raise failure(status, reply)
 
 
 def _delay(retry_after: str) -> float | None:
@@ -337,10 +341,9 @@ def _proxy_of(url: SplitResult) -> str | None:
 
 def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
     """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail")
-    message = server_text(str(error)) if error else f"status {status}"
+    message = f"status {status}"
+    if stated := _stated_problem(body):
+        message = server_text(str(stated))
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if status == 500 and any(sign in message.lower() for sign in REFUSALS):
@@ -350,6 +353,15 @@ def failure(status: int, body: Any, retry_after: float | None = None) -> Excepti
     return LostServerError(message)
 
 
+def _stated_problem(body: Any) -> Any:
+    """What the body of an error says, in one of the usual places."""
+    if isinstance(body, dict):
+        body = body.get("error", body)
+    if isinstance(body, dict):
+        return body.get("message") or body.get("detail")
+    return body
+
+
 def server_text(text: str) -> str:
     return well_formed(one_line(text))[:MAX_REASON]
 
@@ -357,4 +369,6 @@ def server_text(text: str) -> str:
 def _connection_problem(error: aiohttp.ClientError) -> str:
     cause = getattr(error, "os_error", error)
     number = getattr(cause, "errno", None) or 0  # negative where a name has no address, and of another kind for TLS
-    return os.strerror(number) if number > 0 and not isinstance(cause, ssl.SSLError) else str(cause)
+    if number <= 0 or isinstance(cause, ssl.SSLError):
+        return str(cause)
+    return os.strerror(number)

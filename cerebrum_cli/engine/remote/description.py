@@ -64,10 +64,12 @@ class ExpectedModel:
             raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
         if not self.messages:
             await self._check_vocabulary(client, info)
-        now, before = origin(info.recorded), list(dict.fromkeys(map(origin, self.earlier)))
-        if before and now not in before and not self.may_differ:
-            raise EndpointError(f"{name} serves {now} instead of {' or '.join(before)}", DIFFERENT_MODEL)
-        self.earlier = self.earlier or [info.recorded]
+        before = list(dict.fromkeys(map(origin, self.earlier)))
+        if not before:
+            self.earlier = [info.recorded]
+        elif origin(info.recorded) not in before and not self.may_differ:
+            problem = f"{name} serves {origin(info.recorded)} instead of {' or '.join(before)}"
+            raise EndpointError(problem, DIFFERENT_MODEL)
 
     async def _check_vocabulary(self, client: Client, info: ServerInfo) -> None:
         name = client.endpoint.name
@@ -138,13 +140,16 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
-    named = (endpoint.named_model if takes_messages else None) or endpoint.served_model
+    named, option = endpoint.served_model, "--set served_model_name=NAME"
+    if takes_messages:
+        named, option = endpoint.named_model or named, "-m NAME"
     names = format_names([server_text(name) for name in models], SHOWN_MODELS)
     if named is None and len(models) > 1:
-        option = "-m NAME" if takes_messages else "--set served_model_name=NAME"
         raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
-    candidates = (named, f"{named}:latest") if named else models
-    chosen = next((models[name] for name in candidates if name in models), None)
+    if named is None:
+        [chosen] = models.values()
+    else:
+        chosen = models.get(named) or models.get(f"{named}:latest")
     if chosen is None:
         raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own

@@ -9,7 +9,15 @@ from typing import Any
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
-from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo, ServerKind, StopReason, file_name, require_ids
+from cerebrum_cli.engine.remote.kind import (
+    ReplyChunk,
+    ServerInfo,
+    ServerKind,
+    StopReason,
+    file_name,
+    require_ids,
+    stated_count,
+)
 from cerebrum_cli.engine.sequence import Request
 
 PENALTY_WINDOW = 64  # tokens, as on this machine
@@ -49,21 +57,25 @@ class LlamaServer(ServerKind):
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         model, meta = str(entry["id"]), entry.get("meta", {})
         weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
+        if "size" in meta:
+            weights += f" ({int(meta['size'])} bytes)"
         slots = max(1, int(answer["total_slots"]))
         return ServerInfo(
             self,
             build=server_text(str(answer["build_info"])),
             model=model,
-            weights=f"{weights} ({int(meta['size'])} bytes)" if "size" in meta else weights,
+            weights=weights,
             context_size=int(answer["default_generation_settings"]["n_ctx"]),
             slots=slots,
             max_samples=slots,
             max_window=slots,
-            vocabulary_size=None if meta.get("n_vocab") is None else int(meta["n_vocab"]),
+            vocabulary_size=stated_count(meta.get("n_vocab")),
         )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        params = request.params
+        params, typical_p = request.params, request.params.typical_p
+        if not params.temperature:  # it might drop the likeliest token
+            typical_p = 1.0
         return {
             **_OFF,
             **{name: getattr(params, name) for name in _PARAMS},
@@ -73,7 +85,7 @@ class LlamaServer(ServerKind):
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,
-            "typical_p": params.typical_p if params.temperature else 1.0,  # it might drop the likeliest token
+            "typical_p": typical_p,
             "repeat_last_n": PENALTY_WINDOW,
             "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
             "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
@@ -92,11 +104,10 @@ class LlamaServer(ServerKind):
         }
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        chunks = list[ReplyChunk]()
-        for reply in sorted(answer if isinstance(answer, list) else [answer], key=lambda reply: int(reply["index"])):
-            tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
-            chunks.append(replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens)))
-        return chunks
+        replies = answer
+        if not isinstance(answer, list):
+            replies = [answer]
+        return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
@@ -129,10 +140,21 @@ def _end(reply: Mapping[str, Any]) -> ReplyChunk:
     )
 
 
+def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
+    tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
+    return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
+
+
 def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[float | None]:
     """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
     known = [(int(entry["id"]), float(entry["logprob"])) for entry in reply.get("completion_probabilities", ())]
     if not known:
         return ()
     known.reverse()
-    return [known.pop()[1] if known and known[-1][0] == token else None for token in tokens]
+    logprobs = list[float | None]()
+    for token in tokens:
+        logprob = None
+        if known and known[-1][0] == token:
+            _, logprob = known.pop()
+        logprobs.append(logprob)
+    return logprobs

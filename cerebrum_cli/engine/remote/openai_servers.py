@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
@@ -46,35 +47,40 @@ class _SharedFields(ServerKind):
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
         params = request.params
-        biases = {str(token): bias for token, bias in params.logit_bias}
-        return {
-            **{name: getattr(params, name) for name in _SHARED_PARAMS},
+        fields = {name: getattr(params, name) for name in _SHARED_PARAMS}
+        fields |= {
             "min_p": params.min_p,
             "top_p": max(params.top_p, 1e-6),  # 0 is refused
             "repetition_penalty": params.repeat_penalty,
             "stop": list(request.stop_anywhere),
-            "stop_token_ids": [] if request.ignore_eos else list(info.end_tokens),
+            "stop_token_ids": list(info.end_tokens),
             "ignore_eos": request.ignore_eos,
             "skip_special_tokens": False,
-            **({"logit_bias": biases} if biases else {}),
         }
+        if request.ignore_eos:
+            fields["stop_token_ids"] = []
+        if params.logit_bias:
+            fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+        return fields
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        params, is_sampled = request.params, request.params.temperature > 0
-        options = {
-            "dry_multiplier": params.has_dry,
-            "top_n_sigma": is_sampled and params.top_n_sigma > 0,
-            "typical_p": is_sampled and params.typical_p < 1,
-        }
-        ignored = ", ".join(option for option, is_used in options.items() if is_used)
-        has_penalties = params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty
-        problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
-        differences = {
-            (problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"): has_penalties,
-            (f"{self.name} does not support {ignored}: ignored", "omit this, or use llama-server"): ignored,
-            IGNORED_SEEDS: is_sampled and not info.has_seeds,
-        }
-        return [difference for difference, is_there in differences.items() if is_there]
+        params, differences = request.params, list[tuple[str, str]]()
+        if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
+            differences.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+        ignored = list[str]()
+        if params.has_dry:
+            ignored.append("dry_multiplier")
+        if params.temperature > 0 and params.top_n_sigma > 0:
+            ignored.append("top_n_sigma")
+        if params.temperature > 0 and params.typical_p < 1:
+            ignored.append("typical_p")
+        if ignored:
+            problem = f"{self.name} does not support {', '.join(ignored)}: ignored"
+            differences.append((problem, "omit this, or use llama-server"))
+        if params.temperature > 0 and not info.has_seeds:
+            differences.append(IGNORED_SEEDS)
+        return differences
 
 
 class Vllm(_SharedFields):
@@ -99,22 +105,25 @@ class Vllm(_SharedFields):
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
-        limit, room = request.params.max_tokens, info.room_for_reply(request)
-        return {
+        room = info.room_for_reply(request)
+        body = {
             **self._sampling_fields(request, info),
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "max_tokens": room if limit is None else min(limit, room),
+            "max_tokens": min(request.params.max_tokens or room, room),
             "n": samples,
             "seed": seed,
             "top_k": request.params.top_k,
-            "min_tokens": 0,
             "return_token_ids": True,
             "stream": request.stream,
-            **({"stream_options": {"include_usage": True}} if request.stream else {}),
-            **({"logprobs": 0} if request.logprobs else {}),
-            **({"structured_outputs": {"grammar": request.grammar}} if request.grammar else {}),
         }
+        if request.stream:
+            body["stream_options"] = {"include_usage": True}
+        if request.logprobs:
+            body["logprobs"] = 0
+        if request.grammar:
+            body["structured_outputs"] = {"grammar": request.grammar}
+        return body
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
@@ -157,24 +166,21 @@ class Sglang(_SharedFields):
             is_adapter=is_adapter,
         )
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
         """Without a limit of tokens, it would generate 128; with null, until the context is full."""
-        limit = request.params.max_tokens
-        return {
-            "input_ids": list(request.prompt_tokens),
-            "stream": request.stream,
-            "return_logprob": request.logprobs,
-            **({"lora_path": info.model} if info.is_adapter else {}),
-            "sampling_params": {
-                **self._sampling_fields(request, info),
-                "max_new_tokens": limit if limit is not None and limit < info.room_for_reply(request) else None,
-                "n": samples,
-                "top_k": request.params.top_k or -1,  # all tokens
-                "min_new_tokens": 0,
-                **({"sampling_seed": seed} if info.has_seeds else {}),
-                **({"ebnf": request.grammar} if request.grammar else {}),
-            },
-        }
+        params = self._sampling_fields(request, info)
+        params |= {"max_new_tokens": request.params.max_tokens, "top_k": request.params.top_k or -1}  # all tokens
+        if (request.params.max_tokens or 0) >= info.room_for_reply(request):
+            params["max_new_tokens"] = None
+        if info.has_seeds:
+            params["sampling_seed"] = seed
+        if request.grammar:
+            params["ebnf"] = request.grammar
+        body: dict[str, Any] = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
+        body |= {"stream": request.stream, "return_logprob": request.logprobs}
+        if info.is_adapter:
+            body["lora_path"] = info.model
+        return body
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         return [_sglang_chunk(reply) for reply in (answer if isinstance(answer, list) else [answer])]
@@ -202,14 +208,15 @@ class OpenAIServer(ServerKind):
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
         conversation, params = request.conversation, request.params
         assert conversation, "prompts of token ids are refused before"
-        schema = request.grammar and {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
-        optional = {
-            "max_tokens": params.max_tokens,
-            "stop": list(request.stop_anywhere),
-            "reasoning_effort": "none" if conversation.thinks is False else conversation.effort,
-            "response_format": schema and {"type": "json_schema", "json_schema": schema},
-            "stream_options": {"include_usage": True} if request.stream else None,
-        }
+        optional: dict[str, Any] = {"max_tokens": params.max_tokens, "stop": list(request.stop_anywhere)}
+        optional["reasoning_effort"] = conversation.effort
+        if conversation.thinks is False:
+            optional["reasoning_effort"] = "none"
+        if request.grammar:
+            schema = {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
+            optional["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.stream:
+            optional["stream_options"] = {"include_usage": True}
         return {
             "model": info.model,
             "messages": conversation.openai_messages,
@@ -222,8 +229,9 @@ class OpenAIServer(ServerKind):
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         [choice] = answer["choices"]
         reasoning, text = _texts(choice["message"])
-        marked = f"{OPEN}{reasoning}{CLOSE}{text}" if reasoning else text
-        return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, marked)]
+        if reasoning:
+            text = f"{OPEN}{reasoning}{CLOSE}{text}"
+        return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, text)]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
@@ -247,53 +255,75 @@ class OpenAIServer(ServerKind):
             raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        unsent = {name: value for name, value in request.params.samplers.items() if name not in _SHARED_PARAMS}
-        ignored = [name for name, value in unsent.items() if value and value != getattr(DEFAULTS, name)]
-        ignored += ["ignore_eos"] if request.ignore_eos else []
+        ignored = list[str]()
+        for name, value in request.params.samplers.items():
+            if name not in _SHARED_PARAMS and value and value != getattr(DEFAULTS, name):
+                ignored.append(name)
+        if request.ignore_eos:
+            ignored.append("ignore_eos")
+        if not ignored:
+            return []
         problem = f"chat completions have no {', '.join(ignored)}: the server's own settings apply"
-        return [(problem, "omit this, or use llama-server")] if ignored else []
+        return [(problem, "omit this, or use llama-server")]
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
-    names = [str(name) for name in (path or entry["id"], entry.get("parent")) if name]
-    return server_text(" on ".join(file_name(name) if name.startswith(("/", ".", "~")) else name for name in names))
+    names = [_source_name(path or entry["id"])]
+    if entry.get("parent"):
+        names.append(_source_name(entry["parent"]))
+    return server_text(" on ".join(names))
+
+
+def _source_name(path: Any) -> str:
+    name = str(path)
+    if name.startswith(("/", ".", "~")):
+        return file_name(name)
+    return name
 
 
 def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
-    finish, usage = None if usage is None else choice.get("finish_reason") or UNSTATED, usage or {}
-    counts = usage.get("prompt_tokens"), (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    scores = (choice.get("logprobs") or {}).get("token_logprobs")
-    return _chunk(require_ids(choice.get("token_ids")), scores, finish, choice.get("stop_reason"), *counts)
+    logprobs = choice.get("logprobs") or {}
+    tokens = _scored(require_ids(choice.get("token_ids")), logprobs.get("token_logprobs"))
+    if usage is None:
+        return tokens
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    finish = choice.get("finish_reason") or UNSTATED
+    return _last(tokens, finish, choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
 
 
 def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
     """New tokens in a part of a reply, which may repeat those that were seen."""
     meta = reply["meta_info"]
-    finish = meta.get("finish_reason") or {}
-    if finish.get("type") == "abort":  # a request that the server gives up
+    finish = meta.get("finish_reason")
+    if finish and finish["type"] == "abort":  # a request that the server gives up
         raise failure(int(finish.get("status_code") or 500), finish.get("message") or "the server aborted the reply")
-    ids, scores = require_ids(reply.get("output_ids")), [score for score, *_ in meta.get("output_token_logprobs") or ()]
-    new = ids[max(0, len(ids) + seen - int(meta["completion_tokens"])) :]
-    counts = meta.get("prompt_tokens"), meta.get("cached_tokens")
-    return _chunk(new, scores[-len(new) :], finish.get("type"), finish.get("matched"), *counts)
+    ids = require_ids(reply.get("output_ids"))
+    first = int(meta["completion_tokens"]) - len(ids)  # number of tokens before
+    new = ids[max(0, seen - first) :]
+    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()]
+    tokens = _scored(new, scores[-len(new) :])
+    if not finish:
+        return tokens
+    return _last(tokens, finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
 
 
-def _chunk(
-    tokens: Sequence[int], scores: Any, finish: str | None, matched: Any, prompt_tokens: Any, cached: Any
-) -> ReplyChunk:
-    """A part of a reply, the last with how it finished: `matched` is the stop string or the token that ended it."""
-    if finish not in (None, *ENDS):  # such as "abort" or "repetition"
-        raise LostServerError(f"the reply ended with {server_text(str(finish))}", server_works=True)
-    end = ENDS.get(finish or "")
-    return ReplyChunk(
-        tokens,
-        scores if scores and len(scores) == len(tokens) else (),
-        end="stop string" if end == "eos" and isinstance(matched, str) else end,
-        prompt_tokens=stated_count(prompt_tokens),
-        cached=stated_count(cached) or 0,
-    )
+def _scored(tokens: Sequence[int], scores: Sequence[float] | None) -> ReplyChunk:
+    """Tokens with their log probabilities, if the server sends one for each."""
+    if scores and len(scores) == len(tokens):
+        return ReplyChunk(tokens, scores)
+    return ReplyChunk(tokens)
+
+
+def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
+    """The last part of a reply: `matched` is the stop string or the token that ended it."""
+    if finish not in ENDS:  # such as "abort" or "repetition"
+        raise LostServerError(f"the reply ended with {server_text(finish)}", server_works=True)
+    end = ENDS[finish]
+    if end == "eos" and isinstance(matched, str):
+        end = "stop string"
+    return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
 
 
 def _texts(message: Mapping[str, Any]) -> tuple[str, str]:

@@ -304,10 +304,8 @@ class RemoteSample(ReplySample):
             return self.text.closing
         if self._markup is None:
             return ()
-        _, _, begun = self.text.tail.rpartition(self._markup.close)
-        rest = self._markup.ending().rpartition(self._markup.close)[2]
-        if not rest.startswith(begun):
-            return ()
+        _, close, rest = self._markup.ending().rpartition(self._markup.close)
+        begun = self.text.tail.rpartition(close)[2]
         return continuation(self.vocabulary, (Text(rest.removeprefix(begun), trusted=True),))
 
     def _force(self) -> Iterator[SampleEvent]:
