@@ -27,7 +27,7 @@ from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.replies.installation import OpenFile, Servers
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
-from cerebrum_cli.results.journal import open_journal
+from cerebrum_cli.results.stored_results import open_results
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
@@ -123,11 +123,11 @@ def run_batch(job: BatchJob, observe: Observer = unobserved) -> BatchResult:
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "answers.jsonl"
         with (
-            closing(open_journal(output, {}, result_rows(job.questions))) as result,
+            closing(open_results(output, {}, result_rows(job.questions))) as result,
             opened_model(job, settings) as loaded,
         ):
             start = time.perf_counter()
-            events = answer_rows(loaded, job.questions, options, result, in_order=False)
+            events = answer_rows(loaded, job.questions, options, result)
             render(observe(events), loaded.cancel, ())
             result.complete()
             seconds = time.perf_counter() - start

@@ -26,6 +26,7 @@ from harness import SCRIPT, Row, time_limit
 from server import HOST, LlamaServer, completion, send
 
 from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.row_store import read_objects
 
 TOKENS, SLOTS, CONTEXT = 8, 4, 256
 POLL_S = 0.05
@@ -218,14 +219,12 @@ class Batch:
 
     @property
     def _written_lines(self) -> int:
-        partial = output_paths(self.output).partial
-        return partial.read_bytes().count(b"\n") if partial.exists() else 0
+        return len(self.written)
 
     @property
     def written(self) -> list[dict[str, Any]]:
-        """The rows of the unfinished result, each of which must be whole, but for the last of a killed batch."""
-        lines = output_paths(self.output).partial.read_bytes().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith(b"\n")]
+        """The finished rows of the unfinished result."""
+        return list(read_objects(output_paths(self.output).partial))
 
     @property
     def answered_once(self) -> int:

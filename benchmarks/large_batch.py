@@ -36,6 +36,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.remote.description import PROBE
 from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.row_store import read_objects
 
 ROWS = 200_000
 PARTS = 10
@@ -103,7 +104,7 @@ def resume_row(label: str, batch: Batch, source: Path, urls: Sequence[str], rows
     """Run a killed batch again, and check the result."""
     output = batch.output("killed")
     partial = output_paths(output).partial
-    written, size = partial.read_bytes().count(b"\n"), partial.stat().st_size
+    written, size = sum(1 for _ in read_objects(partial)), partial.stat().st_size
     start = time.perf_counter()
     with batch.process(source, "killed", urls) as resumed:
         wait_until_larger(partial, size, resumed)

@@ -7,7 +7,7 @@ The starter answers N questions of different lengths with TOKENS tokens each, SL
 the one that the command prints: tokens by the seconds in which rows were answered, without loading the model and
 starting Ray, whose processes share the cores.
 
-Then workers that answer at once, with 300 tokens a row, show how many rows pass through the head, its journal included.
+Then workers that answer at once, with 300 tokens a row, show how many rows pass through the head, its results included.
 At half of the rows the command is killed, and resumed.
 """
 
@@ -30,6 +30,7 @@ from harness import SCRIPT, Row, alternate, argument_parser, record, run
 
 from cerebrum_cli.batch.rows import output_object
 from cerebrum_cli.cluster import distribution as ray_nodes
+from cerebrum_cli.results.row_store import read_objects
 
 TOKENS, SLOTS = 64, 16
 QUESTION = "A train covers {0} km in {1} hours, then {2} km in {3} hours. {4} What is its average speed?"
@@ -104,7 +105,7 @@ def measure_head(source: Path, rows: int) -> tuple[float, int]:
             [*command, "--ray", "local:2"], stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
         )
         partial = output.with_name("head.jsonl.partial")
-        while process.poll() is None and (until == rows or not partial.exists() or lines_of(partial) < until):
+        while process.poll() is None and (until == rows or sum(1 for _ in read_objects(partial)) < until):
             memory = max(memory, head_memory(process.pid))
             time.sleep(POLL_S)
         if until < rows:
@@ -114,12 +115,6 @@ def measure_head(source: Path, rows: int) -> tuple[float, int]:
     assert ids == list(range(1, rows + 1)), "rows are lost, doubled or out of order"
     [tokens_per_s] = RATE.findall(errors)[-1:]
     return float(tokens_per_s) / HEAD_TOKENS, memory >> 20
-
-
-def lines_of(path: Path) -> int:
-    """About how many lines a file has."""
-    with path.open("rb") as file:
-        return os.fstat(file.fileno()).st_size // max(1, len(file.readline()))
 
 
 def head_memory(process: int) -> int:

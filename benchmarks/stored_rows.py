@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/stored_rows.py [--rows N] [--dry-run]
 
-Rows with answers of 300 tokens are written to a journal, in an order like that of a server's answers.
+Rows with answers of 300 tokens are written to a store, in an order like that of a server's answers.
 
-resume  CPU time to open the journal that another process has written, when all rows but one are finished.
+resume  CPU time to open the results that another process has written, when all rows but one are finished.
 result  CPU time to complete it, from the last row to the complete result. Its lines must be in the order of the input.
 """
 
@@ -24,7 +24,7 @@ from large_batch import REPLY, row_ids, write_input
 
 from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
 from cerebrum_cli.batch.rows import InputRow, output_object, result_rows
-from cerebrum_cli.results.journal import Journal, open_journal
+from cerebrum_cli.results.stored_results import StoredResults, open_results
 
 ROWS = 1_000_000
 WINDOW = 4096  # rows that are answered together, and finish in any order
@@ -61,18 +61,18 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
 def write_all_but_one(source: Path, output: Path) -> None:
     with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
-        with closing(open_rows(output, rows)) as journal:
+        with closing(open_rows(output, rows)) as results:
             positions = list(range(len(rows) - 1))
             randomness = random.Random(0)
             for start in range(0, len(positions), WINDOW):
                 window = positions[start : start + WINDOW]
                 randomness.shuffle(window)
                 for position in window:
-                    journal.write(position, answer(rows[position]))
+                    results.write(position, answer(rows[position]))
 
 
 def resume(source: Path, output: Path) -> float:
-    """CPU time in which the journal is opened, without that in which the input is."""
+    """CPU time in which the results are opened, without that in which the input is."""
     with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
         start = time.process_time()
@@ -83,15 +83,15 @@ def resume(source: Path, output: Path) -> float:
 def complete(source: Path, output: Path) -> float:
     with closing(open_input(source)) as file:
         rows = read_rows(file, "jsonl")
-        with closing(open_rows(output, rows)) as journal:
-            journal.write(len(rows) - 1, answer(rows[len(rows) - 1]))
+        with closing(open_rows(output, rows)) as results:
+            results.write(len(rows) - 1, answer(rows[len(rows) - 1]))
             start = time.process_time()
-            journal.complete()
+            results.complete()
             return time.process_time() - start
 
 
-def open_rows(output: Path, rows: IndexedRows) -> Journal:
-    return open_journal(output, {"model": "none"}, result_rows(rows, rows.sha256))
+def open_rows(output: Path, rows: IndexedRows) -> StoredResults:
+    return open_results(output, {"model": "none"}, result_rows(rows, rows.sha256))
 
 
 def answer(row: InputRow) -> dict[str, Any]:

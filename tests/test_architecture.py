@@ -45,7 +45,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "prompt_toolkit": ("terminal",),
     "markdown_it": ("terminal",),
     "typer": ("main", "cli"),
-    "sqlite3": ("chat", "results.partial"),
+    "sqlite3": ("chat", "results.row_store"),
     "jinja2": ("formats",),
     "pathspec": ("replies.file_search",),
     "psutil": ("engine.machine",),
@@ -58,7 +58,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "results.result", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.rows", "results.schema", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),

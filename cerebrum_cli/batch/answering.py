@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from cerebrum_cli.batch.rows import (
@@ -27,7 +28,7 @@ from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
-from cerebrum_cli.results.result import Result
+from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.vote_objects import votes_object
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
@@ -51,135 +52,173 @@ class BatchOptions:
     ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
 
+    @property
+    def samples(self) -> int:
+        """The most samples of a row."""
+        return self.votes.maximum if self.votes else 1
+
     def for_row(self, position: int, row: Layer) -> Settings:
-        mode = self.modes.get(MODES[row["think"] != "off"], self.settings) if row.get("think") else self.settings
-        if not row and mode.seed is None:
-            return mode
-        return replace(
-            mode, **{"seed": self.seed(position), **row}, origins={**mode.origins, **dict.fromkeys(row, "row")}
-        )
+        settings = self._mode(row)
+        if not row and settings.seed is None:
+            return settings
+        origins = {**settings.origins, **dict.fromkeys(row, "row")}
+        return replace(settings, **{"seed": self.seed(position), **row}, origins=origins)
+
+    def _mode(self, row: Layer) -> Settings:
+        think = row.get("think")
+        if not think:
+            return self.settings
+        return self.modes.get(MODES[think != "off"], self.settings)
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of one run share a seed."""
-        first, samples = self.settings.seed, self.votes.maximum if self.votes else 1
-        return None if first is None else (first + position * samples) % SEEDS
+        if self.settings.seed is None:
+            return None
+        return (self.settings.seed + position * self.samples) % SEEDS
 
 
 def answer_rows(
-    model: LoadedModel,
-    rows: Rows,
-    options: BatchOptions,
-    result: Result,
-    in_order: bool,
+    model: LoadedModel, rows: Rows, options: BatchOptions, results: Results
 ) -> Generator[Event, None, None]:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
-    Rows that cannot be answered get an error. The caller completes the result; after a cancel, rows are missing.
+    Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
     """
-    scope = model.engine.cancel_scope
     yield from model.load()
     model.check_settings(options.settings)
-    yield RowEvent(len(result.finished), len(rows), result.counts)
-    for event in run_rows(model, rows_to_ask(model, rows, options, result), scope, in_order):
+    progress = partial(RowEvent, total=len(rows))
+    yield progress(len(results.finished), counts=results.counts)
+    asked = rows_to_ask(model, rows, options, results)
+    for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
         if not isinstance(event, RowOutcome):
             yield event
-            continue
-        (position, _), reply = event.row.id, event.outcome
-        if isinstance(reply, Reply) and reply.finish_reason == "cancelled":
-            if reply.tokens and not model.format.verbatim and can_continue(event.row):
-                result.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
-            continue
-        result.write(position, row_object(event.row, reply, options, model.engine.larger_context))
-        yield RowEvent(len(result.finished), len(rows), result.counts)
+        elif is_cancelled(event.outcome):
+            keep_tokens(model, event, results)
+        else:
+            position, _ = event.row.id
+            results.write(position, row_object(event, options, model.engine.larger_context))
+            yield progress(len(results.finished), counts=results.counts)
 
 
-def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, result: Result) -> Iterator[Row]:
+def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
     positions = rows if isinstance(rows, Mapping) else range(len(rows))
     names = (*options.models, *model.engine.served_models)
     for position in positions:
-        if position not in result.finished:
-            yield row_to_ask(position, rows[position], options, names, result.unfinished.get(position, ()))
+        if position not in results.finished:
+            yield row_to_ask(position, rows[position], options, names, results.unfinished.get(position, ()))
 
 
 def row_to_ask(
     position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: tuple[int, ...]
 ) -> Row:
     """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
-    if row.model is not None and row.model.casefold() not in map(str.casefold, models):
-        message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
-        row = replace(row, error=RowError(REFUSED, message))
+    row = refuse_other_model(row, models)
+    key = (position, row)
     if row.error or row.conversation is None:
-        return Row((position, row), UsageError("the row is invalid"))
+        return Row(key, UsageError("the row is invalid"))
     settings = options.for_row(position, row.settings)
-    vote = MajorityVote(options.votes) if options.votes else None
-    if vote:
+    vote = None
+    if options.votes:
+        vote = MajorityVote(options.votes)
         try:
             settings = settings.for_samples("--votes")
         except UsageError as problem:
-            return Row((position, row), problem)
+            return Row(key, problem)
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
     request = Ask(conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
-    return Row((position, row), request, vote)
+    return Row(key, request, vote)
 
 
-def can_continue(row: Row) -> bool:
-    """Whether an interrupted reply may continue in the next run.
+def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
+    """The row, with an error if it names a model that is not in use."""
+    if row.model is None or row.model.casefold() in map(str.casefold, models):
+        return row
+    message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
+    return replace(row, error=RowError(REFUSED, message))
+
+
+def is_cancelled(outcome: Reply | MajorityVote | RefusedEvent) -> bool:
+    return isinstance(outcome, Reply) and outcome.finish_reason == "cancelled"
+
+
+def keep_tokens(model: LoadedModel, event: RowOutcome, results: Results) -> None:
+    """Keep the tokens of an interrupted reply, which the next run continues.
 
     Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
     """
-    assert isinstance(row.request, Ask)
-    settings = row.request.settings
-    return not (row.vote or row.request.grammar) and settings.reasoning_limit is None and settings.seed is None
+    reply, request = event.outcome, event.row.request
+    assert isinstance(reply, Reply) and isinstance(request, Ask)
+    if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar:
+        return
+    if request.settings.reasoning_limit is None and request.settings.seed is None:
+        position, _ = event.row.id
+        results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
-def row_object(
-    row: Row, outcome: Reply | MajorityVote | RefusedEvent, options: BatchOptions, larger_context: str
-) -> dict[str, Any]:
-    input_row: InputRow = row.id[1]
-    vote = outcome if isinstance(outcome, MajorityVote) else None
-    reply = vote.reply if vote else outcome
-    if vote and reply is None:
-        reply = vote.refusals[0]
+def row_object(event: RowOutcome, options: BatchOptions, larger_context: str) -> dict[str, Any]:
+    """The output object of a row that is finished."""
+    _, row = event.row.id
+    outcome, request = event.outcome, event.row.request
+    if isinstance(outcome, MajorityVote):
+        reply: Reply | RefusedEvent = outcome.reply or outcome.refusals[0]
+    else:
+        reply = outcome
     if isinstance(reply, RefusedEvent):
-        kind = TOO_LONG if isinstance(reply.error, PromptTooLong) else REFUSED
-        message = f"{reply.error.message}: {reply.error.hint}" if reply.error.hint else reply.error.message
-        return output_object(input_row, reply.origin, error=asdict(input_row.error or RowError(kind, message)))
-    assert isinstance(reply, Reply) and isinstance(row.request, Ask)
-    continued, limits_reasoning = len(row.request.prefix_tokens), row.request.settings.reasoning_limit is not None
-    states_answer = vote or not options.is_json
-    samples = list(vote.replies.values()) if vote else [reply]
-    notice = reply_notice(reply, larger_context, has_grammar=True) if options.grammar else None
-    error = notice and RowError(INCOMPLETE, f"{notice.message}: {notice.hint}")
-    return output_object(
-        input_row,
-        reply.finish.origin,
-        text=reply.text,
-        final_answer=(vote or reply).final_answer if states_answer else None,
-        finish_reason=reply.finish.reason,
-        prompt_tokens=reply.finish.prompt_tokens - continued or None,
-        completion_tokens=continued + sum(sample.total_tokens for sample in samples),
-        seed=None if continued else reply.finish.seed,
-        reasoning=reply.reasoning,
-        votes=votes_object(vote) if vote else None,
-        error=error and asdict(error),
-        **({REASONING_CLOSED_AT: reply.reasoning_closed_at} if limits_reasoning else {}),
-    )
+        return refused_object(row, reply)
+    assert isinstance(request, Ask)
+    values = {**reply_values(reply, request), "final_answer": reply.final_answer}
+    if isinstance(outcome, MajorityVote):
+        values["final_answer"] = outcome.final_answer
+        values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
+        values["votes"] = votes_object(outcome)
+    elif options.is_json:
+        values["final_answer"] = None
+    if options.grammar:
+        values["error"] = incomplete_error(reply, larger_context)
+    return output_object(row, reply.finish.origin, **values)
+
+
+def refused_object(row: InputRow, refused: RefusedEvent) -> dict[str, Any]:
+    error = refused.error
+    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
+    message = f"{error.message}: {error.hint}" if error.hint else error.message
+    return output_object(row, refused.origin, error=asdict(row.error or RowError(kind, message)))
+
+
+def reply_values(reply: Reply, request: Ask) -> dict[str, Any]:
+    """The values of a reply, whose first tokens may be of an earlier run."""
+    continued = len(request.prefix_tokens)
+    values = {
+        "text": reply.text,
+        "finish_reason": reply.finish.reason,
+        "prompt_tokens": reply.finish.prompt_tokens - continued or None,
+        "completion_tokens": continued + reply.total_tokens,
+        "seed": None if continued else reply.finish.seed,
+        "reasoning": reply.reasoning,
+    }
+    if request.settings.reasoning_limit is not None:
+        values[REASONING_CLOSED_AT] = reply.reasoning_closed_at
+    return values
+
+
+def incomplete_error(reply: Reply, larger_context: str) -> dict[str, Any] | None:
+    """Why a reply does not match the grammar, if it does not."""
+    notice = reply_notice(reply, larger_context, has_grammar=True)
+    if notice is None:
+        return None
+    return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))
 
 
 def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> dict[str, Any]:
     """Everything the answers depend on besides the prompts, by readable names."""
-    votes = options.votes
-    return {
-        **generation_fingerprint(options.settings, options.grammar, model, library),
-        "votes": votes and str(votes),
-        "ignore eos": options.ignore_eos,
-        **{
-            mode.replace("_", " "): settings.samplers
-            for mode, settings in options.modes.items()
-            if settings.samplers != options.settings.samplers
-        },
-    }
+    fingerprint = generation_fingerprint(options.settings, options.grammar, model, library)
+    fingerprint["votes"] = str(options.votes) if options.votes else None
+    fingerprint["ignore eos"] = options.ignore_eos
+    for mode, settings in options.modes.items():
+        if settings.samplers != options.settings.samplers:
+            fingerprint[mode.replace("_", " ")] = settings.samplers
+    return fingerprint

@@ -12,7 +12,7 @@ from typing import Any
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.results.result import Table, to_json
+from cerebrum_cli.results.schema import Table, to_json
 
 ROWS = 4096  # in memory at a time, and of a row group
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")

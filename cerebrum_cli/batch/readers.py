@@ -28,7 +28,7 @@ from cerebrum_cli.core.files import write_all
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_count, format_size, well_formed
 from cerebrum_cli.results.output_files import PARQUET
-from cerebrum_cli.results.result import DELIMITERS
+from cerebrum_cli.results.schema import DELIMITERS
 
 if TYPE_CHECKING:
     from hashlib import _Hash

@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED, Origin
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import truncate, well_formed
-from cerebrum_cli.results.result import ResultRows, Schema, Table, to_json
+from cerebrum_cli.results.schema import ResultRows, Schema, Table, to_json
 
 OUTPUT_KEYS = (
     "id",

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
+    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.journal import Journal
-    from cerebrum_cli.results.result import StreamedResult
+    from cerebrum_cli.replies.tally import Votes
+    from cerebrum_cli.results.results import Results
+    from cerebrum_cli.results.schema import Table
 
 STANDARD = Path("-")  # standard input or output
 
@@ -83,7 +85,7 @@ def batch(
     """
     from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
     from cerebrum_cli.results.output_files import output_paths, table_type
-    from cerebrum_cli.results.result import DELIMITERS
+    from cerebrum_cli.results.schema import DELIMITERS
 
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
@@ -101,12 +103,12 @@ def batch(
         includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved)
-        without_answer = run_rows(app, rows, output, overrides, options, saved)
+        without_answer = answer_input(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)
 
 
-def run_rows(
+def answer_input(
     app: App,
     rows: IndexedRows,
     output: Path,
@@ -118,87 +120,130 @@ def run_rows(
 
     Raises Interrupted with how to resume.
     """
-    from cerebrum_cli.batch import answering
-    from cerebrum_cli.cli.generation import (
-        read_grammar,
-        resumable,
-        settings_by_mode,
-        source_fingerprint,
-    )
+    from cerebrum_cli.cli.generation import resumable, settings_by_mode
 
     votes = options.vote_bounds
     samples_by = "--votes" if votes else None
     source = options.find_source(app, overrides, samples_by=samples_by)
-    grammar, is_json = read_grammar(app, options, source.model), options.schema is not None
     modes = settings_by_mode(app, source, overrides, samples_by)
-    names = source.model.names
-    row_options = answering.BatchOptions(source.settings, names, grammar, is_json, votes, options.ignore_eos, modes)
-    record = {
-        "input format": options.input_format,
-        "template": options.template,
-        **({"include input": True} if options.include_input else {}),
-        **({"prompt": saved.prompt} if saved and saved.prompt else {}),
-        **source_fingerprint(source),
-        **answering.batch_fingerprint(row_options, source.model, app.library),
-    }
-    result = open_result(app, output, record, source.model.adapter_params, rows, options)
-    with resumable(result, "rows", options.restart):
-        generate(app, source, rows, row_options, result, options)
-    return result.counts.failed + result.counts.undecided
+    row_options = options_of_rows(app, source, votes, modes, options)
+    record = fingerprint(app, source, row_options, options, saved)
+    results = results_of(app, output, record, source.model.adapter_params, rows, options)
+    with resumable(results, "rows", options.restart):
+        if results.missing_count:
+            report_experts(app, source, options)
+            answer_missing_rows(app, source, rows, row_options, results, options)
+        else:
+            report_counts(app, results)
+    return results.counts.failed + results.counts.undecided
 
 
-def generate(
+def options_of_rows(
     app: App,
     source: ModelSource,
-    rows: IndexedRows,
-    row_options: BatchOptions,
-    result: Journal | StreamedResult,
+    votes: Votes | None,
+    modes: Mapping[str, Settings],
     options: BatchCommandOptions,
-) -> None:
-    from cerebrum_cli.batch.answering import answer_rows
-    from cerebrum_cli.cli.generation import answer_missing
-    from cerebrum_cli.engine.model_options import expert_notice
-    from cerebrum_cli.results.journal import Journal
-    from cerebrum_cli.terminal.progress import BatchProgress
+) -> BatchOptions:
+    from cerebrum_cli.batch.answering import BatchOptions
+    from cerebrum_cli.cli.generation import read_grammar
 
-    if len(result.finished) == len(rows):
-        with closing(BatchProgress(app.streams, draws=False)) as summary:
-            summary.emit(RowEvent(len(rows), len(rows), result.counts))
-        return
-    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
-        header = source.model.header
-        app.streams.report(expert_notice(header.expert_count, header.tensor_types))
-    answer = partial(answer_rows, options=row_options, in_order=not isinstance(result, Journal))
-    samples = row_options.votes.maximum if row_options.votes else 1
-    here = partial(answer, rows=rows, result=result)
-    answer_missing(app, source, options, result, here, (rows, samples, answer))
+    return BatchOptions(
+        source.settings,
+        source.model.names,
+        grammar=read_grammar(app, options, source.model),
+        is_json=options.schema is not None,
+        votes=votes,
+        ignore_eos=options.ignore_eos,
+        modes=modes,
+    )
 
 
-def open_result(
+def fingerprint(
+    app: App,
+    source: ModelSource,
+    row_options: BatchOptions,
+    options: BatchCommandOptions,
+    saved: SavedPrompt | None,
+) -> dict[str, Any]:
+    """Everything the answers depend on, by readable names."""
+    from cerebrum_cli.batch.answering import batch_fingerprint
+    from cerebrum_cli.cli.generation import source_fingerprint
+
+    record: dict[str, Any] = {"input format": options.input_format, "template": options.template}
+    if options.include_input:
+        record["include input"] = True
+    if saved and saved.prompt:
+        record["prompt"] = saved.prompt
+    record |= source_fingerprint(source)
+    return record | batch_fingerprint(row_options, source.model, app.library)
+
+
+def results_of(
     app: App,
     output: Path,
     record: Mapping[str, Any],
     notes: Mapping[str, Any],
     rows: IndexedRows,
     options: BatchCommandOptions,
-) -> Journal | StreamedResult:
+) -> Results:
     from cerebrum_cli.batch.rows import result_rows
-    from cerebrum_cli.results.journal import open_journal
-    from cerebrum_cli.results.output_files import PARQUET, table_type
-    from cerebrum_cli.results.result import DELIMITERS, StreamedResult, table_lines
+    from cerebrum_cli.results.results import StreamedResults
+    from cerebrum_cli.results.stored_results import open_results
 
-    table, name = None, table_type(output)
+    described = result_rows(rows, rows.sha256, rows.unit, table_of(output, rows))
+    if output != STANDARD:
+        return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
+    if options.ray is not None:
+        raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
+    if options.retry_failed:
+        raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
+    return StreamedResults(described, app.streams.answer)
+
+
+def table_of(output: Path, rows: IndexedRows) -> Table | None:
+    """What encodes the results if they are a table."""
+    from cerebrum_cli.results.output_files import PARQUET, table_type
+    from cerebrum_cli.results.schema import DELIMITERS, table_lines
+
+    name = table_type(output)
+    if name is None:
+        return None
     if name == PARQUET:
         from cerebrum_cli.batch.parquet import parquet_table
 
-        table = parquet_table()
-    elif name:
-        table = partial(table_lines, DELIMITERS[name], rows.columns)
-    result_of = result_rows(rows, rows.sha256, rows.unit, table)
-    if output == STANDARD:
-        if options.ray is not None:
-            raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
-        if options.retry_failed:
-            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-        return StreamedResult(result_of, app.streams.answer)
-    return open_journal(output, record, result_of, options.restart, options.retry_failed, notes=notes)
+        return parquet_table()
+    return partial(table_lines, DELIMITERS[name], rows.columns)
+
+
+def answer_missing_rows(
+    app: App,
+    source: ModelSource,
+    rows: IndexedRows,
+    row_options: BatchOptions,
+    results: Results,
+    options: BatchCommandOptions,
+) -> None:
+    from cerebrum_cli.batch.answering import answer_rows
+    from cerebrum_cli.cli.generation import answer_missing
+
+    answer_block = partial(answer_rows, options=row_options)
+    answer = partial(answer_block, rows=rows, results=results)
+    answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
+
+
+def report_experts(app: App, source: ModelSource, options: BatchCommandOptions) -> None:
+    """Report models whose answers depend on other rows in spite of `batch_invariant`."""
+    from cerebrum_cli.engine.model_options import expert_notice
+
+    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
+        header = source.model.header
+        app.streams.report(expert_notice(header.expert_count, header.tensor_types))
+
+
+def report_counts(app: App, results: Results) -> None:
+    from cerebrum_cli.terminal.progress import BatchProgress
+
+    size = len(results.rows)
+    with closing(BatchProgress(app.streams, draws=False)) as summary:
+        summary.emit(RowEvent(size, size, results.counts))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.journal import Journal
+    from cerebrum_cli.results.stored_results import StoredResults
     from cerebrum_cli.terminal.streams import Streams
 
 SETTINGS = settings_options(
@@ -100,7 +100,7 @@ def evaluate_model(
     from cerebrum_cli.cli.runs import print_run
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
     from cerebrum_cli.results.output_files import output_paths
-    from cerebrum_cli.results.result import DELIMITERS
+    from cerebrum_cli.results.schema import DELIMITERS
 
     if output:
         if output == Path("-"):
@@ -262,7 +262,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     """
     from cerebrum_cli.cli.generation import resumable
     from cerebrum_cli.eval.stored_runs import require_run
-    from cerebrum_cli.results.journal import open_journal
+    from cerebrum_cli.results.stored_results import open_results
 
     task, evaluation, source, fingerprint = prepared
     rows, origins = evaluation.rows, source.settings.origins
@@ -273,7 +273,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         "bad_rows": len(task.bad_rows),
         "remarks": [*task.remarks, *([LIMITED] if len(evaluation.questions) < len(task.questions) else [])],
     }
-    run = open_journal(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
+    run = open_results(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
     with resumable(run, "samples", options.restart):
         if len(run.finished) < len(rows):
             run.write_notes({**run.notes, **notes})
@@ -281,7 +281,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     return require_run(path)
 
 
-def generate(app: App, prepared: PreparedEvaluation, run: Journal, options: EvalOptions) -> None:
+def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options: EvalOptions) -> None:
     """Take the missing samples, and note how long they took, for the estimates of later runs."""
     from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.results.journal import Journal
-    from cerebrum_cli.results.result import StreamedResult
+    from cerebrum_cli.results.results import Results
 
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 PRESET = "preset"  # the origin of its settings
@@ -142,52 +141,47 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 
 
 @contextmanager
-def resumable(result: Journal | StreamedResult, unit: str, restart: bool) -> Iterator[None]:
-    """Complete a result at the end, and close it. Raises Interrupted with how to resume."""
-    from cerebrum_cli.results.journal import Journal
-
+def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
+    """Complete results at the end, and close them. Raises Interrupted with how to resume."""
     try:
         yield
-        result.complete()
+        results.complete()
     except Interrupted as error:
         again = " without --restart" if restart else ""
-        hint = f"{len(result.finished)} of {len(result.rows)} {unit} done; run it again{again} to resume"
-        raise Interrupted(error.exit_code - 128, hint if isinstance(result, Journal) else "") from error
+        raise Interrupted(error.exit_code - 128, results.how_to_resume(unit, again)) from error
     finally:
-        result.close()
+        results.close()
 
 
 def answer_missing(
     app: App,
     source: ModelSource,
     options: ConcurrencyOptions,
-    result: Journal | StreamedResult,
+    results: Results,
     answer: Callable[[Model], Generator[Event, None, None]],
     block: tuple[Any, int, Callable[..., Iterator[Event]]],
 ) -> None:
-    """Answer the rows that are missing in a result, with progress.
+    """Answer the rows that are missing in the results, with progress.
 
     `block` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
     """
     from cerebrum_cli.replies.interface import open_many
-    from cerebrum_cli.results.journal import Journal, noting_servers
+    from cerebrum_cli.results.results import noting_origins
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 
-    journal, streams = result if isinstance(result, Journal) else None, app.streams
-    shares_terminal = journal is None and streams.out_is_terminal
+    streams = app.streams
+    shares_terminal = results.in_order and streams.out_is_terminal
     draws = streams.can_redraw and not (options.verbose or shares_terminal)
     sinks = [BatchProgress(streams, draws, None if options.verbose else source.model.name)]
     rows, samples, answer_block = block
-    if journal and options.ray is not None:
+    if options.ray is not None:
         from cerebrum_cli.cluster.distribution import Work, distribute
 
-        work = Work(rows, samples, answer_block, journal)
+        work = Work(rows, samples, answer_block, results)
         distributed = distribute(source, work, options.ray, options.ray_workers, options.patience)
         render(distributed.answer(), distributed.cancel, sinks)
         return
-    missing = len(result.rows) - len(result.finished)
-    loaded = open_many(source, missing * samples, journal.servers if journal else ())
+    loaded = open_many(source, results.missing_count * samples, results.servers)
     with loaded, naming_grammar_file(options):
-        events = answer(loaded)
-        render(noting_servers(events, journal, loaded) if journal else events, loaded.cancel, sinks)
+        render(noting_origins(answer(loaded), results, loaded), loaded.cancel, sinks)

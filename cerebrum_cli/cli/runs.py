@@ -109,7 +109,7 @@ def print_run(
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.scorers import comparison_of
     from cerebrum_cli.eval.stored_runs import report_of
-    from cerebrum_cli.results.journal import CONDITIONS
+    from cerebrum_cli.results.results import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
 
     skipped = sum(sample.is_skipped for sample in samples)

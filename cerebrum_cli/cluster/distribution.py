@@ -26,8 +26,8 @@ from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_many
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
-from cerebrum_cli.results.journal import SERVERS, Journal
-from cerebrum_cli.results.result import FinishedRows, Result
+from cerebrum_cli.results.results import SERVERS, Results
+from cerebrum_cli.results.schema import FinishedRows
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
@@ -48,7 +48,7 @@ class Work(NamedTuple):
     rows: Any
     samples: int
     answer_block: Callable[..., Iterator[Event]]
-    run: Journal
+    run: Results
 
 
 def distribute(
@@ -177,11 +177,11 @@ class Distribution:
 # On a node.
 
 
-class BlockResult(Result):
+class BlockResult(Results):
     """The result of a block, in memory: its objects by position."""
 
     def __init__(self) -> None:
-        self.finished = FinishedRows(0)
+        self.finished = FinishedRows(bytearray())
         self.unfinished = {}
         self.written: dict[int, Mapping[str, Any]] = {}
 
@@ -224,7 +224,7 @@ class NodeJob:
 
     def answer(self, model: LoadedModel, block: bytes) -> bytes:
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
-        for event in self.answer_block(model, pickle.loads(block), result=result):
+        for event in self.answer_block(model, pickle.loads(block), results=result):
             if isinstance(event, events.FinishEvent):
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):

@@ -29,7 +29,8 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
-from cerebrum_cli.results.result import FINISHED, FinishedRows, Result, ResultRows, Schema
+from cerebrum_cli.results.results import Results
+from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows, Schema
 from cerebrum_cli.results.vote_objects import program_object
 
 POLL_S = 0.2  # a signal does not end a wait
@@ -105,7 +106,7 @@ def neighbors(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
 class SampleWriter:
     """Writes replies to the run as soon as they are scored, and keeps its score."""
 
-    def __init__(self, evaluation: Evaluation, run: Result, scorer: ReplyScorer) -> None:
+    def __init__(self, evaluation: Evaluation, run: Results, scorer: ReplyScorer) -> None:
         self._evaluation = evaluation
         self._run = run
         self._scorer = scorer
@@ -185,7 +186,7 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generator[Event, None, None]:
+def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Generator[Event, None, None]:
     """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
@@ -209,9 +210,10 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Result) -> Generat
 
 
 def evaluate_block(
-    evaluation: Evaluation, model: LoadedModel, block: Mapping[int, Any], result: Result
+    evaluation: Evaluation, model: LoadedModel, block: Mapping[int, Any], results: Results
 ) -> Iterator[Event]:
-    result.finished = FinishedRows(len(evaluation.rows), FINISHED)
+    flags = bytearray([FINISHED]) * len(evaluation.rows)
     for position in block:
-        result.finished[position] = 0
-    return evaluate(model, evaluation, result)
+        flags[position] = 0
+    results.finished = FinishedRows(flags)
+    return evaluate(model, evaluation, results)

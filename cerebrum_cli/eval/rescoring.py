@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
@@ -14,8 +15,8 @@ from cerebrum_cli.eval.comparison import Comparison, compare, outcomes
 from cerebrum_cli.eval.questions import Match, Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
-from cerebrum_cli.results.output_files import MADE_BY, MIXED, BatchRecord, shown_values, write_record, write_result
-from cerebrum_cli.results.result import to_json_line
+from cerebrum_cli.results.output_files import MADE_BY, Identity, shown_values, write_record, write_result
+from cerebrum_cli.results.schema import to_json_line
 
 # What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
 NOT_NAMED = ("model", *MADE_BY, SCORING_RULES, "task", "dataset")
@@ -51,27 +52,34 @@ def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
     The record names no rules until its file is replaced: a process that dies in between leaves all the old scores or
     all the new ones, and a run that must be scored again before it is extended.
     """
-    with writing(run) as paths:
+    with writing(run) as store:
         run = require_run(run.path)
         new, changed = rescored(run.match, run.samples(), run_code)
-        lines = (to_json_line(sample_object(sample)).encode() for sample in new)
-        is_complete = run.is_complete
-        path = run.samples_path
-        record = _scored_by(run.record, None)
-        write_record(paths, record, AGAIN)
-        with unfinished_file(path, 0o666) as part:
-            result = write_result(part.file, lines)
-            commit_file(part, path)
-        if is_complete:
-            record = replace(record, result=result)
+        objects = map(sample_object, new)
+        result = None
+        write_rules(run, None)
+        if run.is_complete:
+            result = replace_output(run.paths.output, objects)
         else:
-            record = replace(record, result=None, input=MIXED)  # the lines have no positions
-        write_record(paths, _scored_by(record, rules_of(run.match)), AGAIN)
+            store.update(objects)
+        write_rules(run, rules_of(run.match), result)
         return new, changed
 
 
-def _scored_by(record: BatchRecord, rules: str | None) -> BatchRecord:
-    return replace(record, fingerprint={**record.fingerprint, SCORING_RULES: rules})
+def write_rules(run: Run, rules: str | None, result: Identity | None = None) -> None:
+    """Record the rules that scored a run, and the new identity of its file."""
+    fingerprint = {**run.record.fingerprint, SCORING_RULES: rules}
+    record = replace(run.record, fingerprint=fingerprint)
+    if result:
+        record = replace(record, result=result)
+    write_record(run.paths, record, AGAIN)
+
+
+def replace_output(path: Path, objects: Iterable[Mapping[str, Any]]) -> Identity:
+    with unfinished_file(path, 0o666) as part:
+        result = write_result(part.file, (f"{to_json_line(object)}\n".encode() for object in objects))
+        commit_file(part, path)
+    return result
 
 
 def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:

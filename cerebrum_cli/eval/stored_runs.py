@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import exists, remove_abandoned, translate_os_errors
+from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import did_you_mean
@@ -32,11 +31,11 @@ from cerebrum_cli.results.output_files import (
     decide,
     describe_difference,
     identify,
-    lock_partial,
     normalize,
     output_paths,
     read_record,
 )
+from cerebrum_cli.results.row_store import RowStore, has_rows, read_objects
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
@@ -110,19 +109,14 @@ class Run:
             return False
         return not has_rows(self.paths.partial) or identify(self.paths.output) == self.record.result
 
-    @property
-    def samples_path(self) -> Path:
-        return self.paths.output if self.is_complete else self.paths.partial
-
     def samples(self) -> list[Sample]:
-        path = self.samples_path
         try:
-            with path.open("rb") as lines:  # the last line of a running or killed run may be incomplete
-                return [parse_sample(json.loads(line)) for line in lines if line.endswith(b"\n")]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise _not_a_run(path) from error
+            if not self.is_complete:
+                return [parse_sample(object) for object in read_objects(self.paths.partial)]
+            with self.paths.output.open("rb") as lines:
+                return [parse_sample(json.loads(line)) for line in lines]
+        except (BatchError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise _not_a_run(self.paths.output) from error
 
     def finished_questions(self) -> dict[QuestionId, list[Sample]]:
         """The questions all of whose samples count."""
@@ -180,25 +174,25 @@ class RunStore:
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
-        with writing(run) as paths:
-            for path in paths.all:
+        with writing(run):
+            for path in run.paths.all:
                 path.unlink(missing_ok=True)
             remove_abandoned(run.path.parent, f".{run.path.name}.")
 
 
 @contextlib.contextmanager
-def writing(run: Run) -> Iterator[OutputPaths]:
+def writing(run: Run) -> Iterator[RowStore]:
     """Lock the files of a run. Raises BatchError if a process is writing them, and in place of an OSError."""
     paths = run.paths
     with (
-        translate_os_errors(BatchError, paths.output, AGAIN, "move the run to another file system"),
-        lock_partial(paths.partial, "wait until it has ended") as partial,
+        translate_os_errors(BatchError, paths.output, AGAIN),
+        contextlib.closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
     ):
         try:
-            yield paths
+            yield store
         finally:
-            if not os.fstat(partial.fileno()).st_size:
-                paths.partial.unlink(missing_ok=True)
+            if store.is_empty:
+                remove(paths.partial)
 
 
 def read_run(path: Path) -> Run | None:
@@ -276,10 +270,6 @@ def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[
     new = BatchRecord(normalize(fingerprint), 0, extent=extent)
     step = decide(read_record(paths.meta), has_rows(paths.partial), identify(paths.output), new, paths)
     return [] if step == "begin" else require_run(path).samples()
-
-
-def has_rows(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
 
 
 def report_of(run: Run, samples: Sequence[Sample]) -> Report:

@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import (
     commit_file,
-    lock_file,
     read_small_json,
     translate_os_errors,
     unfinished_file,
@@ -31,18 +30,17 @@ from cerebrum_cli.core.files import (
 )
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration, one_line, truncate
-from cerebrum_cli.results.result import DELIMITERS, to_json
+from cerebrum_cli.results.schema import DELIMITERS, to_json
 
 VERSION = 1
 _WRITTEN_TOGETHER = 64  # lines of a result
-MIXED = ""  # the input of a record whose partial file may have positions of another input, or none
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs, which older ones lack
 PARQUET = "parquet"
 _JSON_SUFFIXES = ("", ".jsonl", ".ndjson", ".json")
 _MAX_DIFFERENCES = 3  # in an error message
 _MAX_VALUE = 40  # characters
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
-_RESUME = ", then run it again without --restart to resume"
+RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
 Step = Literal["begin", "resume", "extend", "complete"]
 
@@ -59,8 +57,7 @@ class Identity:
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
-    `partial` has the finished rows in the order in which they finished, and `meta` the settings that the result was
-    made with.
+    `partial` is the store of finished rows, and `meta` has the settings that the result was made with.
     """
 
     output: Path
@@ -115,12 +112,6 @@ def table_type(output: Path) -> str | None:
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
 
 
-def lock_partial(path: Path, hint: str = "wait for it, or choose another -o") -> FileIO:
-    """Open or create a partial file and lock it. Raises OSError, and BatchError if another process writes it."""
-    name = path.name.removesuffix(".partial")
-    return lock_file(path, BatchError(f"another process is writing {name}", hint))
-
-
 def write_result(file: FileIO, lines: Iterable[bytes]) -> Identity:
     digest, size, lines = hashlib.sha256(), 0, iter(lines)
     for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
@@ -139,7 +130,7 @@ def identify(path: Path) -> Identity | None:
         return None
 
 
-def journal_errors(path: Path, then: str = _RESUME) -> AbstractContextManager[None]:
+def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None]:
     return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
 
 
@@ -149,8 +140,7 @@ class BatchRecord:
 
     `input` is the SHA-256 of an input that may change. `replaces` identifies an older result to replace. `result` is
     None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
-    questions, and `notes` what is worth remembering. `unfinished` are replies that were interrupted, by the
-    positions of their rows: the digest of the row, then the token ids.
+    questions, and `notes` what is worth remembering.
     """
 
     fingerprint: Mapping[str, Any]
@@ -163,14 +153,29 @@ class BatchRecord:
     result: Identity | None = None
     extent: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
-    unfinished: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> RowCounts:
         return RowCounts(self.failed or 0, self.truncated or 0, self.undecided or 0)
 
-    def has_rows_of(self, other: BatchRecord) -> bool:
-        return (self.input, self.extent) == (other.input, other.extent)
+    @property
+    def has_failed(self) -> bool:
+        """Whether rows have an error or an undecided vote."""
+        return bool(self.failed or self.undecided)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the positions of rows depend on."""
+        return {"input": self.input, "extent": dict(self.extent)}
+
+    def completed(self, result: Identity, counts: RowCounts) -> BatchRecord:
+        return replace(
+            self,
+            result=result,
+            failed=counts.failed,
+            truncated=counts.truncated,
+            undecided=counts.undecided,
+        )
 
     @property
     def adapter_files(self) -> str:
@@ -195,11 +200,11 @@ def read_record(path: Path) -> BatchRecord | None:
         ) from error
 
 
-def write_record(paths: OutputPaths, record: BatchRecord, then: str = _RESUME) -> None:
+def write_record(paths: OutputPaths, record: BatchRecord, then: str = RESUME) -> None:
     """Replace the record atomically. Raises BatchError, whose hint ends with what to do `then`."""
     fields = {key: value for key, value in asdict(record).items() if value != {}}
     text = to_json({"version": VERSION, **fields}, indent=2) + "\n"
-    with journal_errors(paths.meta, then), unfinished_file(paths.meta, 0o666) as part:
+    with output_errors(paths.meta, then), unfinished_file(paths.meta, 0o666) as part:
         write_result(part.file, [text.encode()])
         commit_file(part, paths.meta)
 
@@ -275,7 +280,7 @@ def decide(
             "use the same number or more, choose another -o, or use --restart to start over",
         )
     if is_complete:
-        return "complete" if record.has_rows_of(new) else "extend"
+        return "complete" if record.identity == new.identity else "extend"
     return _decide_unfinished(record, has_rows, output, paths)
 
 

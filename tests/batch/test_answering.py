@@ -22,7 +22,7 @@ from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Ask
-from cerebrum_cli.results.result import StreamedResult
+from cerebrum_cli.results.results import StreamedResults
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens
 
@@ -45,9 +45,9 @@ def model(engine: Engine) -> Iterator[Model]:
 def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
     rows = rows_in(f'{{"prompt": "{TOO_LONG}"}}\n' * 50, "jsonl")
     lines: list[str] = []
-    result = StreamedResult(result_rows(rows), lines.append)
+    result = StreamedResults(result_rows(rows), lines.append)
     written = []
-    for event in answer_rows(model, rows, BatchOptions(Settings(), ("m",)), result, in_order=False):
+    for event in answer_rows(model, rows, BatchOptions(Settings(), ("m",)), result):
         if isinstance(event, RowEvent):
             written.append(len(lines))
             if event.done == 20:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow
 import pytest
+from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error, fixed_reply_grammar
 from pyarrow import parquet
 from scripted_backend import ScriptedSampler
@@ -215,7 +216,7 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     decode = RecordingBackend.decode
 
     def change_and_decode(backend: RecordingBackend, rows: Any) -> bool:
-        if (runner.home / "out.partial").stat().st_size:
+        if stored_lines(runner.home / "out.partial"):
             source.write_text(text.replace("question 11", "question 99"))
         return decode(backend, rows)
 
@@ -223,7 +224,7 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
         patched.setattr(RecordingBackend, "decode", change_and_decode)
         patched.setattr("cerebrum_cli.replies.concurrent_rows.SORT_WINDOW", 4)  # rows that are read together
         failed = runner.run(*arguments)
-    done = len(parse_lines((runner.home / "out.partial").read_text()))
+    done = len(stored_lines(runner.home / "out.partial"))
     assert (failed.code, 0 < done < 12) == (1, True)
     assert failed.err.splitlines()[-2:] == [
         f"error: {source} was changed while the batch ran",
@@ -263,7 +264,7 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     for _ in range(2):
         assert runner.run(source, "-o", output).code == 0
     table, rows = output.read_text(), runner.home / "out.csv.partial"
-    assert [row["text"] for row in parse_lines(rows.read_text())] == ["ok", "ok"]
+    assert [json.loads(line)["text"] for line in stored_lines(rows)] == ["ok", "ok"]
     assert f"error: {output} was made with another max tokens" in runner.run(source, "-o", output, "-n", "9").err
     output.unlink()
     assert runner.run(source, "-o", output).code == 0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import complete_lines
+from batch_files import stored_lines
 from command_line import CommandLine, assert_error
 from llama_engines import open_engine
 from person import OpenTerminal, Person
@@ -86,7 +86,7 @@ def batch(new_user: CommandLine, arguments: list[str]) -> list[str]:
 
 def partial(user: CommandLine) -> list[dict[str, Any]]:
     """The finished rows of an unfinished batch."""
-    return [json.loads(line) for line in complete_lines(user.home / "out.partial")]
+    return [json.loads(line) for line in stored_lines(user.home / "out.partial")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

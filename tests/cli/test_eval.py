@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from batch_files import complete_lines
+from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error
 from nano.measure import MODEL_FILE, loaded_engine
 from nano.questions import held_out
@@ -141,7 +141,7 @@ def test_larger_limit_and_samples_extend_a_run(command: CommandLine, sums: Path,
 def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, tmp_path: Path) -> None:
     run = tmp_path / "run.jsonl"
     process = command.start("eval", sums, *MODEL, "--samples", "64", "-q", "-o", run)
-    wait_until(lambda: process.poll() is not None or bool(complete_lines(Path(f"{run}.partial"))))
+    wait_until(lambda: process.poll() is not None or bool(stored_lines(Path(f"{run}.partial"))))
     for second in (run_eval(command, sums, "--samples", "64", "-o", run), command.run("runs", "rm", "-y", run)):
         assert_error(second, 1, "another process is writing run.jsonl")
     assert command.run("runs", "show", run).code == 0
@@ -149,7 +149,7 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
     assert b"of 2560 samples done; run it again to resume" in err
-    saved = [json.loads(line) for line in complete_lines(Path(f"{run}.partial"))]
+    saved = [json.loads(line) for line in stored_lines(Path(f"{run}.partial"))]
     assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
     assert record_of(run)["notes"]["timed_samples"] == len(saved)
     refused = run_eval(command, sums, "--samples", "2", "-o", run)

@@ -19,7 +19,7 @@ from typing import Any, cast
 import psutil
 import pytest
 import ray_machines
-from batch_files import complete_lines
+from batch_files import stored_lines
 from command_line import COMMAND, CommandLine, assert_error
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
@@ -38,7 +38,7 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.results.journal import open_journal
+from cerebrum_cli.results.stored_results import open_results
 
 ROWS = 40
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
@@ -92,11 +92,11 @@ def answer_all(
     output = source.with_name("out.jsonl")
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
-        with closing(open_journal(output, {"model": "a"}, result_rows(rows))) as journal:
-            work = Work(rows, 1, partial(answer_rows, options=BatchOptions(Settings(), ()), in_order=False), journal)
+        with closing(open_results(output, {"model": "a"}, result_rows(rows))) as results:
+            work = Work(rows, 1, partial(answer_rows, options=BatchOptions(Settings(), ())), results)
             events = list(Distribution(cluster, job, work, 64, **options).answer())
-            journal.complete()
-            assert journal.notes["servers"][0] == READY.records[0]
+            results.complete()
+            assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
 
 
@@ -298,7 +298,7 @@ def test_ray_runs_share_nodes_of_which_one_is_bad(user: CommandLine, chatml_mode
     batch = start(*arguments(chatml_model, "out"))
     settings = ["-m", str(chatml_model), "-n", "20", "--samples", "2", "--temperature", "1"]
     run = start("eval", "exam.jsonl", "-o", "run.jsonl", *settings)
-    while len(complete_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
+    while len(stored_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.1)
     with suppress(psutil.NoSuchProcess):  # it has just ended

@@ -31,7 +31,7 @@ HEAVY = (
 UNUSED_BY_ASK = {
     "batch.answering",
     "replies.voting",
-    "results.journal",
+    "results.stored_results",
     "merge.plan",
     "cli.prompts",
     "engine.remote",

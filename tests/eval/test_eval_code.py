@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from batch_files import complete_lines, without_position
+from batch_files import stored_lines
 from dataset_files import cache_dataset, table
 from scripted_command import start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
@@ -330,21 +330,21 @@ def test_eval_scores_programs_beside_a_slow_one(
     """A signal ends them all: the slow one takes longer than it waits for those that run."""
     partial = tmp_path / "run.jsonl.partial"
     process = start()
-    wait_until(lambda: bool(complete_lines(partial)) or process.poll() is not None)
+    wait_until(lambda: bool(stored_lines(partial)) or process.poll() is not None)
     running = psutil.Process(process.pid).children(recursive=True)
     assert running, "the first program"
-    assert FIRST not in [json.loads(line)["id"] for line in complete_lines(partial)]
+    assert FIRST not in [json.loads(line)["id"] for line in stored_lines(partial)]
     process.send_signal(signum)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
     wait_for_end(running)
-    saved = complete_lines(partial)
+    saved = stored_lines(partial)
     assert FIRST not in [json.loads(line)["id"] for line in saved]  # it was finished, but not scored
     process = start()
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0, err
-    samples = complete_lines(tmp_path / "run.jsonl")
-    assert set(map(without_position, saved)) <= set(samples)
+    samples = (tmp_path / "run.jsonl").read_text().splitlines()
+    assert set(saved) <= set(samples)
     assert sorted(json.loads(line)["id"] for line in samples) == sorted(IDS)
     assert all(json.loads(line)["correct"] for line in samples)
 

@@ -6,17 +6,21 @@ import contextlib
 import io
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 import pytest
 
 from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
 from cerebrum_cli.batch.rows import InputRow, RowError, output_object, result_rows
-from cerebrum_cli.results.journal import Journal, open_journal
+from cerebrum_cli.results.stored_results import StoredResults, open_results
 
+T = TypeVar("T")
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 
 
@@ -45,16 +49,16 @@ def complete_result(text: str = "So.") -> bytes:
 
 def open_batch(
     output: Path, restart: bool = False, rows: tuple[InputRow, ...] = ROWS, sha256: str | None = None, **changed: Any
-) -> Journal:
-    return open_journal(output, {**FINGERPRINT, **changed}, result_rows(rows, sha256), restart)
+) -> StoredResults:
+    return open_results(output, {**FINGERPRINT, **changed}, result_rows(rows, sha256), restart)
 
 
-def open_growing(output: Path, questions: int) -> Journal:
-    return open_journal(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
+def open_growing(output: Path, questions: int) -> StoredResults:
+    return open_results(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
 
 
 def finish(
-    journal: Journal, rows: tuple[InputRow, ...], text: str, order: Sequence[int] = (), most: int = 99
+    journal: StoredResults, rows: tuple[InputRow, ...], text: str, order: Sequence[int] = (), most: int = 99
 ) -> list[int]:
     """Answer missing rows, up to a number of them, and complete the result if it has all; their positions."""
     with contextlib.closing(journal):
@@ -81,12 +85,12 @@ def run_some(output: Path, *positions: int, restart: bool = False, text: str = "
             journal.write(position, answer(ROWS[position], text))
 
 
-def complete_lines(path: Path) -> list[str]:
-    return [line.decode() for line in path.read_bytes().split(b"\n")[:-1]] if path.exists() else []
-
-
-def without_position(line: str) -> str:
-    return line.rpartition(', "row": ')[0] + "}"
+def stored_lines(path: Path) -> list[str]:
+    """The lines of the finished rows in a store, which another process may be writing."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        return [text for (text,) in database.execute("SELECT object FROM rows WHERE flags ORDER BY position")]
 
 
 class Killed(BaseException):
@@ -95,14 +99,14 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def limited_calls(patch: pytest.MonkeyPatch, limit: int, torn: bool = False) -> Iterator[list[str]]:
-    """Allow a number of system calls that write, and list them; then all raise Killed without effect.
+    """Allow a number of system calls that write, or calls of SQLite, and list them; then all raise Killed.
 
     With `torn`, the call after the last one, if it is a write, writes half.
     """
     made: list[str] = []
 
-    def limited(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def make(*arguments: Any, **options: Any) -> Any:
+    def limited(name: str, call: Callable[..., T]) -> Callable[..., T]:
+        def make(*arguments: Any, **options: Any) -> T:
             made.append(name)
             if len(made) <= limit:
                 return call(*arguments, **options)
@@ -112,7 +116,14 @@ def limited_calls(patch: pytest.MonkeyPatch, limit: int, torn: bool = False) -> 
 
         return make
 
+    class LimitedConnection(sqlite3.Connection):
+        execute = limited("execute", sqlite3.Connection.execute)
+        executemany = limited("executemany", sqlite3.Connection.executemany)
+        executescript = limited("executescript", sqlite3.Connection.executescript)
+
     with patch.context() as patched:
+        patched.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=LimitedConnection))
+        patched.setattr(Thread, "run", lambda _: None)  # of the store: its calls would come in any order
         for name in ("open", "write", "fsync", "ftruncate", "replace", "unlink"):
             patched.setattr(os, name, limited(name, getattr(os, name)))
         yield made

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from batch_files import stored_lines
 from person import OpenTerminal, Person
 from scripted_command import SCRIPTED
 from waiting import wait_until
@@ -86,10 +87,10 @@ def test_batch_answers_streamed_to_a_terminal_have_no_bar(start: OpenTerminal, t
 def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTerminal, tmp_path: Path) -> None:
     person = start(REPLY, *rows(tmp_path))
     person.wait_for("/40 ━")
-    wait_until(lambda: bool((tmp_path / "out.partial").stat().st_size))
+    wait_until(lambda: bool(stored_lines(tmp_path / "out.partial")))
     person.type("\x03")
     assert person.end() == 130
-    partial = (tmp_path / "out.partial").read_text().splitlines()
+    partial = stored_lines(tmp_path / "out.partial")
     *_, summary, _, what, do = person.screen.lines
     assert summary.startswith(f"{len(partial)} of 40 done, 1 failed")
     assert what == "error: interrupted"

@@ -1,4 +1,4 @@
-"""The rows of a result: their keys, which of them are finished, tables, and a stream in the order of the input."""
+"""The rows of a result: their keys, which of them are finished, and their encodings as lines of JSON or of a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
 FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
@@ -86,9 +86,9 @@ class FinishedRows(Collection[int]):
     `errors` are the first messages.
     """
 
-    def __init__(self, rows: int, flags: int = 0) -> None:
-        self._flags = bytearray([flags]) * rows
-        self._tally = Counter({flags: rows})
+    def __init__(self, flags: bytearray) -> None:
+        self._flags = flags
+        self._tally = Counter(flags)
         self.errors: tuple[str, ...] = ()
 
     def __contains__(self, position: object) -> bool:
@@ -132,75 +132,12 @@ def is_answer(flags: int) -> bool:
     return flags & (FINISHED | FAILED | UNDECIDED) == FINISHED
 
 
-class Result:
-    """Receives the objects of rows in any order, for subclasses to save; positions count the rows of the input from 0.
-
-    `unfinished` are the tokens of replies that were interrupted, by position.
-    """
-
-    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
-        self.rows = rows
-        self.finished = finished
-        self.unfinished: dict[int, tuple[int, ...]] = {}
-
-    @property
-    def counts(self) -> RowCounts:
-        return self.finished.counts
-
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
-        """Write the object of a row, once."""
-        counts = self.rows.schema.count(object)
-        flags = flags_of(counts)
-        self._save(position, to_json_line(object).encode(), flags)
-        self.finished[position] = flags
-        self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
-        self.unfinished.pop(position, None)
-
-    def objects(self) -> Iterator[dict[str, Any]]:
-        """Yield the objects of the finished rows that were saved, in the order of the rows."""
-        return iter(())
-
-    def complete(self) -> None:
-        """Complete the result once all rows are written. Raises ValueError while rows are missing."""
-        if missing := len(self.rows) - len(self.finished):
-            raise ValueError(f"{missing} rows are not finished")
-
-    def _save(self, position: int, line: bytes, flags: int) -> None:
-        """Save the line of a row; subclasses do."""
-
-
-class StreamedResult(Result):
-    """A result that writes each line as soon as all lines before it are written; nothing is saved on disk."""
-
-    def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        super().__init__(rows, FinishedRows(len(rows)))
-        self._write_line = write
-        self._waiting: dict[int, bytes] = {}
-        self._next = 0
-
-    def close(self) -> None:
-        """Write the lines that wait for unfinished rows, in order but with gaps."""
-        for position in sorted(self._waiting):
-            self._emit(position)
-
-    def _save(self, position: int, line: bytes, flags: int) -> None:  # noqa: ARG002
-        self._waiting[position] = line
-        while self._next in self._waiting:
-            self._next += 1
-            self._emit(self._next - 1)
-
-    def _emit(self, position: int) -> None:
-        try:
-            self._write_line(self._waiting.pop(position).decode())
-        except Exception:
-            self._waiting.clear()  # the reader is gone: `close` must not write
-            raise
-
-
 def to_json_line(object: Mapping[str, Any]) -> str:
-    """Encode an object as one line, also for readers that split at Unicode line breaks."""
+    """Encode an object as one line without its end, also for readers that split at Unicode line breaks."""
     text = to_json(object)
-    return (text if text.isascii() else text.translate(_LINE_BREAKS)) + "\n"
+    if text.isascii():
+        return text
+    return text.translate(_LINE_BREAKS)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -1,14 +1,15 @@
-"""The journal of a batch: answers are on disk when written, and the result is complete, whatever ends the process."""
+"""Stored results: rows are on disk once they are committed, and the output is whole, whatever ends the process."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import sqlite3
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -36,9 +37,11 @@ from waiting import wait_until
 
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.results.journal import Journal, open_journal
 from cerebrum_cli.results.output_files import output_paths
-from cerebrum_cli.results.result import ResultRows, StreamedResult
+from cerebrum_cli.results.results import StreamedResults
+from cerebrum_cli.results.row_store import read_objects
+from cerebrum_cli.results.schema import ResultRows
+from cerebrum_cli.results.stored_results import StoredResults, open_results
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:
@@ -48,9 +51,9 @@ def batch_error(action: Callable[[], object]) -> tuple[str, str]:
     return caught.value.message, caught.value.hint
 
 
-def write(journal: Journal, positions: Iterable[int]) -> None:
+def write(results: StoredResults, positions: Iterable[int]) -> None:
     for position in positions:
-        journal.write(position, answer(ROWS[position]))
+        results.write(position, answer(ROWS[position]))
 
 
 def names(folder: Path) -> set[str]:
@@ -64,6 +67,7 @@ def output(tmp_path: Path) -> Path:
     return folder / "out.jsonl"
 
 
+FREE_SPACE = "free some disk space, then run it again without --restart to resume"
 COMPLETE = {"out.jsonl", "out.jsonl.meta.json"}
 IN_PROGRESS = {"out.jsonl.partial", "out.jsonl.meta.json"}
 
@@ -93,23 +97,25 @@ def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
     }
 
 
-def test_finished_rows_are_on_disk_immediately(output: Path) -> None:
-    journal = open_batch(output)
+def test_finished_rows_are_on_disk_within_a_second(output: Path) -> None:
+    partial = output_paths(output).partial
+    results = open_batch(output)
     assert names(output.parent) == IN_PROGRESS
     assert json.loads(output_paths(output).meta.read_bytes())["result"] is None
-    for count, position in enumerate(ORDER, 1):
-        journal.write(position, answer(ROWS[position]))
-        lines = output_paths(output).partial.read_bytes().splitlines(keepends=True)
-        assert [json.loads(line) for line in lines] == [
-            {**answer(ROWS[done]), "row": done, "flags": 3 if done == 3 else 1} for done in ORDER[:count]
-        ]
-        assert set(journal.finished) == set(ORDER[:count])
-        assert not output.exists()
-    assert (journal.is_complete, journal.counts.failed) == (False, 1)
+    for position in ORDER:
+        results.write(position, answer(ROWS[position]))
+        wait_until(lambda position=position: answer(ROWS[position]) in list(read_objects(partial)))  # type: ignore[misc]
+        assert position in results.finished
+    assert list(read_objects(partial)) == list(map(answer, ROWS))
+    assert not output.exists()
+    assert not results.is_complete
     for _ in range(2):
-        journal.complete()
-        assert (journal.is_complete, set(journal.finished), journal.counts.failed) == (True, {0, 1, 2, 3}, 1)
-    journal.close()
+        results.complete()
+        assert results.is_complete
+        assert set(results.finished) == {0, 1, 2, 3}
+        assert results.counts.failed == 1
+    results.close()
+    assert names(output.parent) == COMPLETE
 
 
 def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_journal_takes_few_bytes_a_row(output: Path) -> None:
+def test_results_take_few_bytes_a_row(output: Path) -> None:
     """So does one whose rows have moved."""
     schema = result_rows(ROWS).schema
 
@@ -138,72 +144,63 @@ def test_journal_takes_few_bytes_a_row(output: Path) -> None:
     for first, most in ((0, 15), (1, 26)):
         tracemalloc.start()
         try:
-            with contextlib.closing(open_journal(output, FINGERPRINT, rows(first))) as journal:
+            with contextlib.closing(open_results(output, FINGERPRINT, rows(first))) as results:
                 for position in range(0, 20_000, 100):
-                    if position not in journal.finished:
-                        journal.write(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
-                assert len(journal.finished) == 200 * (1 + first)
+                    if position not in results.finished:
+                        results.write(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
+                assert len(results.finished) == 200 * (1 + first)
                 _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert peak / 20_000 < most
 
 
-ZEROS = bytes(100)
-
-
-@pytest.mark.parametrize(
-    ("damage", "finished"),
-    [  # blocks that were not synced before a power cut are zeros afterwards, and later ones may have been written
-        (lambda first, second, third: first + second + ZEROS, [1, 3]),
-        (lambda first, _, third: first + ZEROS + third, [3]),
-        (lambda first, second, third: first + second[:8] + ZEROS + b"\n" + third, [0, 3]),
-        *((lambda first, second, _, end=end: first + second[:end], [3]) for end in (1, 20, -2, -1)),
-        *((lambda first, *_, last=last: first + last, [3]) for last in (ZEROS, b"\0\0\n")),
-    ],
-)
-def test_lost_lines_are_answered_again(output: Path, damage: Callable[..., bytes], finished: list[int]) -> None:
-    run_some(output, 3, 1, 0)
-    partial = output_paths(output).partial
-    partial.write_bytes(damage(*partial.read_bytes().splitlines(keepends=True)))
-    with contextlib.closing(open_batch(output)) as journal:
-        assert (list(journal.finished), journal.counts.failed) == (finished, 1)
-    assert partial.read_bytes().count(b'"row": ') == len(finished)
-    assert run(output) == [position for position in ORDER if position not in finished]
-    assert output.read_bytes() == complete_result()
-
-
 def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
     lines = [{"prompt": prompt, "id": id} for prompt, id in (("a", 1), ("a", 1), ("b", 1), ("a", "1"), ("a", 1))]
     rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
-    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position in (1, 3):
-            journal.write(position, {**answer(rows[position]), "text": f'{position}, "row": 0}}'})
-    with contextlib.closing(open_batch(output, rows=rows)) as journal:
-        assert set(journal.finished) == {1, 3}
+            results.write(position, {**answer(rows[position]), "text": f'{position}, "row": 0}}'})
+    with contextlib.closing(open_batch(output, rows=rows)) as results:
+        assert set(results.finished) == {1, 3}
         for position in (4, 2, 0):
-            journal.write(position, {**answer(rows[position]), "text": str(position)})
-        journal.complete()
+            results.write(position, {**answer(rows[position]), "text": str(position)})
+        results.complete()
     written = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert [row["text"] for row in written] == ["0", '1, "row": 0}', "2", '3, "row": 0}', "4"]
     assert all(tuple(row) == OUTPUT_KEYS for row in written)
 
 
-@pytest.mark.parametrize(
-    ("line", "number"),
-    [*((line, 2) for line in (b"{}", b"[]", b"1", b'{"id": 1}', b'{"id": ')), (b"\0\n{}", 3)],
-)
-def test_partial_file_with_foreign_lines_is_refused(output: Path, line: bytes, number: int) -> None:
+def test_file_that_is_not_a_store_is_refused(output: Path) -> None:
     run_some(output, 0)
     partial = output_paths(output).partial
-    before = partial.read_bytes() + line + b"\n"
-    partial.write_bytes(before)
-    for digest in (None, "of another input"):
-        message, hint = batch_error(lambda digest=digest: open_batch(output, sha256=digest))  # type: ignore[misc]
-        assert message == f"{partial} is damaged: line {number} is not a row"
-        assert "use --restart to start over" in hint
-        assert partial.read_bytes() == before
+    partial.write_bytes(b"mine" * 1000)
+    message, hint = batch_error(lambda: open_batch(output))
+    assert message == f"{partial} is damaged: file is not a database"
+    assert "use --restart to start over" in hint
+    assert partial.read_bytes() == b"mine" * 1000
     assert run(output, restart=True) == list(ORDER)
+
+
+@pytest.mark.slow
+def test_store_of_a_process_killed_in_a_commit_is_as_before_it(output: Path) -> None:
+    run_some(output, 0)
+    partial = output_paths(output).partial
+    script = f"""
+import os, signal, sqlite3
+database = sqlite3.connect({str(partial)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size = 1")
+database.execute("BEGIN IMMEDIATE")
+for position in range(1, 1000):
+    database.execute("INSERT OR REPLACE INTO rows VALUES (?, 1, ?)", (position, "x" * 1000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL
+    assert names(output.parent) == {*IN_PROGRESS, "out.jsonl.partial-journal"}
+    with contextlib.closing(open_batch(output)) as results:
+        assert set(results.finished) == {0}
+        assert names(output.parent) == IN_PROGRESS
+    assert run(output) == [2, 3, 1]
 
 
 # Changed inputs.
@@ -263,12 +260,12 @@ def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> No
     for moved in ("How?\nWho?\nWhy?\n", "Who?\nWhy?\n", "Why?\nWho?\n"):
         rows = rows_in(moved)
         position = next(at for at, row in enumerate(rows) if row.prompt == "Who?")
-        journal = open_journal(output, FINGERPRINT, result_rows(rows, moved), retry_failed=True)
-        with contextlib.closing(journal):
+        results = open_results(output, FINGERPRINT, result_rows(rows, moved), retry_failed=True)
+        with contextlib.closing(results):
             if moved.startswith("How?"):
-                assert not journal.finished
-                journal.write(position, {**answer(rows[position]), "text": "Me.", "error": None})
-            assert (list(journal.finished), journal.counts.failed) == ([position], 0)
+                assert not results.finished
+                results.write(position, {**answer(rows[position]), "text": "Me.", "error": None})
+            assert (list(results.finished), results.counts.failed) == ([position], 0)
 
 
 def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
@@ -286,11 +283,11 @@ def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
     requests = [row.request for row in rows]
     assert (requests[0], len(set(requests))) == (None, len(rows))
     assert {len(request) for request in requests if request} == {12}
-    with contextlib.closing(open_batch(output, rows=rows)) as journal:
+    with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position, row in enumerate(rows):
-            journal.write(position, {**answer(row), "text": str(position)})
-    with contextlib.closing(open_batch(output, rows=rows[::-1], sha256="new")) as journal:
-        journal.complete()
+            results.write(position, {**answer(row), "text": str(position)})
+    with contextlib.closing(open_batch(output, rows=rows[::-1], sha256="new")) as results:
+        results.complete()
     written = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["text"], row.get("request")) for row in written] == list(zip("76543210", requests[::-1], strict=True))
 
@@ -309,19 +306,15 @@ def test_change_of_the_input_killed_at_any_call_loses_and_repeats_nothing(
         assert [text for _, _, text in texts_by_row(output)][1:] == ["First. Where?", "First. Why?"]
 
 
-def test_changed_input_on_a_full_disk_is_an_error(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def connect(_: str, connect: Callable[..., sqlite3.Connection] = sqlite3.connect) -> sqlite3.Connection:
-        database = connect(":memory:")
-        database.execute("PRAGMA max_page_count = 2")
-        return database
-
+def test_changed_input_on_a_full_disk_is_an_error(output: Path) -> None:
     answer_missing(output, "Why?\nHow?\n", "First.", 1)
-    lines = output_paths(output).partial.read_bytes()
-    with monkeypatch.context() as patched:
-        patched.setattr(sqlite3, "connect", connect)
-        problem, hint = batch_error(lambda: answer_missing(output, "Why?\nWhen?\n", "Second."))
-    assert ("database or disk is full" in problem, "TMPDIR" in hint) == (True, True)
-    assert output_paths(output).partial.read_bytes() == lines
+    partial = output_paths(output).partial
+    rows = list(read_objects(partial))
+    with full_disk(partial.stat().st_size):
+        _, hint = batch_error(lambda: answer_missing(output, "Why?\nWhen?\n", "Second."))
+    assert hint == "free some disk space, then run it again without --restart to resume"
+    assert list(read_objects(partial)) == rows
+    assert answer_missing(output, "Why?\nWhen?\n", "Third.") == [1]
 
 
 # Errors.
@@ -366,14 +359,14 @@ def test_complete_result_is_replaced_only_with_restart(output: Path) -> None:
 
 
 def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Path) -> None:
-    journal = open_batch(output)
-    write(journal, ORDER)
+    results = open_batch(output)
+    write(results, ORDER)
     output.write_bytes(b"mine")
-    assert batch_error(journal.complete) == (
+    assert batch_error(results.complete) == (
         f"{output} was changed while the batch ran",
         "move it elsewhere, then run it again without --restart to write the result",
     )
-    journal.close()
+    results.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
     assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after {output}.partial was started"
     output.rename(tmp_path / "mine")
@@ -385,7 +378,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     ("name", "content", "message"),
     [
         ("out.jsonl", b"mine", "out.jsonl already exists"),
-        ("out.jsonl.partial", b"mine", "out.jsonl.partial exists, but its record out.jsonl.meta.json is missing"),
+        ("out.jsonl.partial", b"mine" * 1000, "out.jsonl.partial is damaged: file is not a database"),
         ("out.jsonl.meta.json", b'{"version": 2}', "out.jsonl.meta.json was written by another version of cerebrum"),
         *(
             ("out.jsonl.meta.json", record, "out.jsonl.meta.json is not a batch record")
@@ -403,11 +396,11 @@ def test_foreign_files_are_replaced_only_with_restart(output: Path, name: str, c
 
 
 def test_result_has_a_single_writer(output: Path) -> None:
-    with contextlib.closing(open_batch(output)) as journal:
+    with contextlib.closing(open_batch(output)) as results:
         for restart in (False, True):
             message, hint = batch_error(lambda restart=restart: open_batch(output, restart))  # type: ignore[misc]
             assert (message, hint) == ("another process is writing out.jsonl", "wait for it, or choose another -o")
-        journal.write(0, answer(ROWS[0]))
+        results.write(0, answer(ROWS[0]))
     assert run(output) == [2, 3, 1]
 
 
@@ -439,7 +432,7 @@ def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file", "pipe", "loop"}
 
 
-def test_unwritable_journal_files_are_refused_on_open(output: Path) -> None:
+def test_unwritable_files_are_refused_on_open(output: Path) -> None:
     for place in (output_paths(output).partial, output_paths(output).meta):
         place.mkdir()
         assert batch_error(lambda: open_batch(output))[0] == f"{place}: Is a directory"
@@ -472,11 +465,12 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
 
     def complete(output: Path) -> None:
         finished.clear()
-        with contextlib.closing(open_batch(output)) as journal:
+        with contextlib.closing(open_batch(output)) as results:
             for position in ORDER:
-                journal.write(position, answer(ROWS[position], "First."))
+                results.write(position, answer(ROWS[position], "First."))
+                results.flush()
                 finished.append(position)
-            journal.complete()
+            results.complete()
 
     for output in kill_at_each_call(tmp_path, monkeypatch, complete, torn=torn):
         assert not output.exists() or output.read_bytes() == complete_result("First.")
@@ -550,111 +544,90 @@ def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, mon
 
 
 def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
-    with contextlib.closing(open_growing(output, 2)) as journal:
-        journal.write(0, answer(ROWS[0]))
-        journal.write_notes({"seconds": 1.5})
+    with contextlib.closing(open_growing(output, 2)) as results:
+        results.write(0, answer(ROWS[0]))
+        results.write_notes({"seconds": 1.5})
     for finished in (1, 3):
-        with contextlib.closing(open_growing(output, 3)) as journal:
-            assert journal.notes == {"seconds": 1.5}
-            assert [object["id"] for object in journal.objects()] == [row.id for row in ROWS[:finished]]
+        with contextlib.closing(open_growing(output, 3)) as results:
+            assert results.notes == {"seconds": 1.5}
+            assert [object["id"] for object in results.objects()] == [row.id for row in ROWS[:finished]]
         grow(output, 3)
 
 
 # Full disks.
 
 
-@pytest.mark.parametrize(
-    ("room", "place", "lines"),
-    [(100, "out.jsonl.meta.json", 0), (400, "out.jsonl.partial", 1), (900, "out.jsonl", 4)],
-)
-def test_full_disk_keeps_finished_rows_and_resumes(output: Path, room: int, place: str, lines: int) -> None:
-    if place == "out.jsonl":  # the limit allows each line, but not the whole result
-        run_some(output, *ORDER)
-        room = len(complete_result()) - 1
-    with full_disk(room):
-        assert batch_error(lambda: run(output)) == (
-            f"{output.with_name(place)}: File too large",
-            "free some disk space, then run it again without --restart to resume",
-        )
-    assert names(output.parent) == (IN_PROGRESS if lines else set())
-    if lines:
-        lines_on_disk = output_paths(output).partial.read_bytes()
-        assert lines_on_disk.count(b"\n") == lines
-        assert lines_on_disk.endswith(b"\n")
-    assert len(run(output)) == len(ROWS) - lines
-    assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
+def test_full_disk_without_room_for_the_record_leaves_no_files(output: Path) -> None:
+    with full_disk(0):
+        _, hint = batch_error(lambda: run(output))
+    assert hint == FREE_SPACE
+    output.with_name("out.jsonl.partial").unlink(missing_ok=True)
+    assert run(output) == list(ORDER)
 
 
-@pytest.mark.parametrize("stuck", [False, True])
-def test_failed_write_does_not_affect_the_next(output: Path, monkeypatch: pytest.MonkeyPatch, stuck: bool) -> None:
-    journal = open_batch(output)
-    journal.write(0, answer(ROWS[0]))
-    before = output_paths(output).partial.read_bytes()
-    with monkeypatch.context() as patched:
-        real = os.write
+def test_full_disk_keeps_committed_rows_and_resumes(output: Path) -> None:
+    run_some(output, 2)
+    size = output_paths(output).partial.stat().st_size
+    results = open_batch(output)
+    results.write(0, answer(ROWS[0]))
+    results.flush()
+    with full_disk(size):
+        results.write(1, answer(ROWS[1], "x" * 100_000))
+        assert batch_error(results.flush)[1] == FREE_SPACE
+        assert batch_error(results.close)[1] == FREE_SPACE
+    assert names(output.parent) == IN_PROGRESS
+    assert run(output) == [3, 1]
+    assert output.read_bytes() == complete_result()
 
-        def failing(descriptor: int, data: bytes | int = b"") -> int:
-            if isinstance(data, (bytes, memoryview)) and data:
-                real(descriptor, data[:-1])
-            if stuck:
-                patched.setattr(os, "ftruncate", failing)
-            raise OSError(28, "No space left on device")
 
-        patched.setattr(os, "write", failing)
-        message, _ = batch_error(lambda: journal.write(1, answer(ROWS[1], "x" * 1000)))
-        assert message == f"{output}.partial: No space left on device"
-    assert (output_paths(output).partial.read_bytes() == before) != stuck
-    assert (len(journal.finished), journal.counts.failed) == (1, 0)
-    write(journal, (1, 3, 2))
-    assert len(output_paths(output).partial.read_bytes()) == len(complete_result()) + 4 * len(', "row": 0, "flags": 1')
-    journal.complete()
+def test_rows_wait_for_room_on_a_full_disk(output: Path) -> None:
+    results = open_batch(output)
+    size = output_paths(output).partial.stat().st_size
+    with full_disk(size):
+        results.write(1, answer(ROWS[1], "x" * 100_000))
+        wait_until(lambda: writes_fail(results))
+    for position in (0, 2, 3):
+        results.write(position, answer(ROWS[position]))
+    results.complete()
+    assert json.loads(output.read_bytes().splitlines()[1]) == answer(ROWS[1], "x" * 100_000)
+
+
+def writes_fail(results: StoredResults) -> bool:
+    """Whether the error of a commit is raised by the next write."""
+    try:
+        results.write(0, answer(ROWS[0]))
+    except BatchError as error:
+        assert error.hint == FREE_SPACE
+        return True
+    return False
+
+
+def test_full_disk_without_room_for_the_result_keeps_all_rows(output: Path) -> None:
+    run_some(output, *ORDER)
+    with full_disk(len(complete_result()) - 1):
+        message, hint = batch_error(lambda: run(output))
+    assert message.startswith(f"{output}")
+    assert hint == FREE_SPACE
+    assert names(output.parent) == IN_PROGRESS
+    assert run(output) == []
     assert output.read_bytes() == complete_result()
 
 
 @pytest.mark.slow
-def test_rows_are_synced_together_within_a_second(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    fsync = os.fsync
-
-    def record(descriptor: int) -> None:
-        synced.append(os.fstat(descriptor).st_size)
-        fsync(descriptor)
-
+def test_rows_are_committed_together(output: Path) -> None:
     rows = rows_in("".join(f"Question {number}?\n" for number in range(300)))
-    with contextlib.closing(open_batch(output, rows=rows)) as journal:
-        monkeypatch.setattr(os, "fsync", record)
+    with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position in range(200):
-            journal.write(position, answer(rows[position]))
-        size = output_paths(output).partial.stat().st_size
-        wait_until(lambda: synced[-1:] == [size])
-        assert len(synced) <= 3
-        journal.write(200, answer(rows[200]))
-    assert synced[-1] == output_paths(output).partial.stat().st_size  # closing does not wait for the next second
-    assert not [thread for thread in threading.enumerate() if thread.name == "sync"]
-
-
-@pytest.mark.slow
-def test_failed_sync_is_an_error_of_the_next_write(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    journal = open_batch(output)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", failing)
-        journal.write(0, answer(ROWS[0]))
-        wait_until(lambda: journal._partial._sync_error is not None)
-        before = output_paths(output).partial.read_bytes()
-        message, hint = batch_error(lambda: journal.write(1, answer(ROWS[1])))
-        assert message == f"{output}.partial: No space left on device"
-        assert hint == "free some disk space, then run it again without --restart to resume"
-        assert output_paths(output).partial.read_bytes() == before
-        assert batch_error(journal.close)[0] == message
-    assert run(output) == [2, 3, 1]
+            results.write(position, answer(rows[position]))
+        wait_until(lambda: len(list(read_objects(output_paths(output).partial))) == 200)
+        results.write(200, answer(rows[200]))
+    assert len(list(read_objects(output_paths(output).partial))) == 201
+    assert not [thread for thread in threading.enumerate() if thread.name == "commit"]
 
 
 def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = open_batch(output)
-    write(journal, ORDER)
+    results = open_batch(output)
+    write(results, ORDER)
     for call in ("fsync", "write", "replace", "open"):
         with monkeypatch.context() as patched:
 
@@ -662,41 +635,13 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
                 raise OSError(5, "Input/output error")
 
             patched.setattr(os, call, failing)
-            message, hint = batch_error(journal.complete)
+            message, hint = batch_error(results.complete)
             assert message.startswith(f"{output}") and message.endswith(": Input/output error")
             assert hint == "check its permissions, then run it again without --restart to resume"
         assert not output.exists()
-        assert output_paths(output).partial.read_bytes().count(b"\n") == len(ROWS)
-    journal.complete()
+        assert list(read_objects(output_paths(output).partial)) == list(map(answer, ROWS))
+    results.complete()
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
-
-
-@pytest.mark.parametrize("order", [ORDER, ORDER[::-1]])
-def test_lines_of_a_second_writer_are_an_error(
-    output: Path, order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as on a mount whose locks are local to each machine
-    first, second = open_batch(output), open_batch(output)
-    for mine, other in zip(ORDER, order, strict=True):
-        first.write(mine, answer(ROWS[mine]))
-        second.write(other, answer(ROWS[other], "This is so."))
-    problem, hint = batch_error(first.complete)
-    assert "was changed while the batch ran: line" in problem and "nothing else writes" in hint
-    assert not output.exists()
-    first.close()
-    second.close()
-
-
-def test_rows_of_a_second_writer_are_not_removed(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    first, second = open_batch(output), open_batch(output)
-    for position in range(3):
-        second.write(position, answer(ROWS[position]))
-    first.write(3, answer(ROWS[3]))
-    lines = output.with_name(f"{output.name}.partial").read_text().splitlines()
-    assert len(lines) >= 3
-    first.close()
-    second.close()
 
 
 # Streamed results.
@@ -706,7 +651,7 @@ def test_streamed_result_writes_in_input_order() -> None:
     """When it is closed, it writes the finished rows, also those behind gaps."""
     for order, counts, ids in ((ORDER, (0, 1, 1, 4), [0, 1, 2, 3]), ((3, 1), (0, 0), [1, 3])):
         written: list[str] = []
-        streamed = StreamedResult(result_rows(ROWS), written.append)
+        streamed = StreamedResults(result_rows(ROWS), written.append)
         for position, count in zip(order, counts, strict=True):
             streamed.write(position, answer(ROWS[position]))
             assert len(written) == count
@@ -726,7 +671,7 @@ def test_streamed_result_stops_after_a_broken_pipe() -> None:
         tries.append(text)
         raise BrokenPipeError
 
-    streamed = StreamedResult(result_rows(ROWS), write)
+    streamed = StreamedResults(result_rows(ROWS), write)
     streamed.write(1, answer(ROWS[1]))
     with pytest.raises(BrokenPipeError):
         streamed.write(0, answer(ROWS[0]))
