@@ -65,8 +65,13 @@ class SavedPrompt:
         return values
 
     def file_text(self) -> str:
-        lines = [f"{key} = {toml_value(value)}" for key, value in self.header.items()]
-        return "\n".join([FENCE, *lines, FENCE, self.prompt or ""]) + "\n"
+        lines = [FENCE]
+        for key, value in self.header.items():
+            lines.append(f"{key} = {toml_value(value)}")
+        lines.append(FENCE)
+        if self.prompt:
+            lines.append(self.prompt)
+        return "\n".join(lines) + "\n"
 
     def as_object(self) -> dict[str, Any]:
         settings = self.header
