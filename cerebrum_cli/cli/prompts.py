@@ -116,30 +116,16 @@ def save(
     app: App, name: str, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]
 ) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
-    from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-    from cerebrum_cli.library.model import absolute_reference
-    from cerebrum_cli.replies.prompt_sources import read_piped, read_text
-
     require_name(name)
     if unsaved := min(on_command_line - SAVED, default=None):
         problem = f"{options_of(type(options))[unsaved].argument} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and add it to each question")
     typed = {key: value for key, value in overrides.items() if key in on_command_line}
-    settings = dict(in_directory(typed, Path.cwd()))
-    if "model" in settings:
-        settings["model"] = absolute_reference(settings["model"])
-    piped = app.streams.piped
-    text = read_piped(piped) if prompt == "-" and piped else well_formed(prompt or "")
-    schema = options.schema if "schema" in on_command_line else None
-    if schema:
-        read_text(schema, MAX_GRAMMAR_BYTES)
-        schema = schema.resolve()
-    extract: bool | str = False
-    if "extract" in on_command_line and options.extract_flag:
-        extract = options.extract == FIRST or options.extract or False
+    schema = typed_schema(options, on_command_line)
+    extract = typed_extract(options, on_command_line)
     if schema and extract:
         raise UsageError.conflict(str(options.extract_flag), "--schema")
-    saved = SavedPrompt(name, settings, text.strip("\r\n") or None, schema, extract)
+    saved = SavedPrompt(name, saved_settings(typed), typed_prompt(app, prompt), schema, extract)
     if not (saved.prompt or saved.header):
         raise UsageError(f"nothing to save as {name}", "add a PROMPT, a system prompt with -s, or a setting")
     path = app.prompts.file(name)
@@ -148,6 +134,42 @@ def save(
         raise UsageError(f"the saved prompt {name} already exists", "choose another name, or replace it with -y")
     write_prompt(path, saved.file_text())
     app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {name}")
+
+
+def saved_settings(typed: Layer) -> Layer:
+    """Settings of the command line with absolute paths: a saved prompt is used in any directory."""
+    from cerebrum_cli.library.model import absolute_reference
+
+    settings = dict(in_directory(typed, Path.cwd()))
+    if "model" in settings:
+        settings["model"] = absolute_reference(settings["model"])
+    return settings
+
+
+def typed_prompt(app: App, prompt: str | None) -> str | None:
+    from cerebrum_cli.replies.prompt_sources import read_piped
+
+    text = well_formed(prompt or "")
+    if prompt == "-" and app.streams.piped:
+        text = read_piped(app.streams.piped)
+    return text.strip("\r\n") or None
+
+
+def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> Path | None:
+    """The schema's file, which can be read. Raises UsageError."""
+    from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
+    from cerebrum_cli.replies.prompt_sources import read_text
+
+    if options.schema is None or "schema" not in on_command_line:
+        return None
+    read_text(options.schema, MAX_GRAMMAR_BYTES)
+    return options.schema.resolve()
+
+
+def typed_extract(options: AskOptions, on_command_line: frozenset[str]) -> bool | str:
+    if options.extract is None or options.extract_flag is None or "extract" not in on_command_line:
+        return False
+    return options.extract == FIRST or options.extract
 
 
 def require_name(name: str) -> None:
