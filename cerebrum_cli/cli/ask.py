@@ -96,9 +96,8 @@ def answer(
         if options.dry_run:
             show_prompt(app.streams, loaded, asked.conversation, options)
             return
-        is_saved = not (options.raw or settings.no_log)
-        history_opener = open_history if is_saved else None
-        printer = AnswerPrinter(app.streams, loaded, asked, options, history_opener, session, continued)
+        saves_in = None if options.raw or settings.no_log else open_history
+        printer = AnswerPrinter(app.streams, loaded, asked, options, saves_in, session, continued)
         with printer.generating():
             if votes:
                 printer.show_vote(votes)

@@ -332,17 +332,21 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         app.streams.answer_object(preview)
         return
     app.streams.answer_prompt(prompt)
-    if app.streams.is_quiet:
-        return
-    describe_run(app.streams, prepared)
-    info = app.streams.info
+    if not app.streams.is_quiet:
+        describe_run(app.streams, prepared)
+        duration = basis if seconds is None else f"about {format_duration(seconds)} for the whole run, {basis}"
+        describe_progress(app.streams, samples, missing, duration, missing_seconds)
+
+
+def describe_progress(streams: Streams, samples: int, missing: int, duration: str, seconds: float | None) -> None:
+    """Print how many samples a run has, and how long it will take: in all, and in seconds for those missing."""
     if missing < samples:
-        info(f"{samples - missing} of {format_count(samples, 'sample')} already in the run")
-    info(basis if seconds is None else f"about {format_duration(seconds)} for the whole run, {basis}")
+        streams.info(f"{samples - missing} of {format_count(samples, 'sample')} already in the run")
+    streams.info(duration)
     if not missing:
-        info("nothing to generate")
-    elif missing < samples and missing_seconds is not None:
-        info(f"about {format_duration(missing_seconds)} for the {format_count(missing, 'missing sample')}")
+        streams.info("nothing to generate")
+    elif missing < samples and seconds is not None:
+        streams.info(f"about {format_duration(seconds)} for the {format_count(missing, 'missing sample')}")
 
 
 def rounded(seconds: float | None) -> int | None:

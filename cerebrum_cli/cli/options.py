@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.engine.remote.client import Endpoint

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +192,15 @@ def fold(*layers: Layer) -> Settings:
 
     A layer may have tables for one mode only. The mode is that of the merged `think`.
     """
-    think = next((layer["think"] for layer in reversed(layers) if layer.get("think") is not None), None)
-    mode = MODES[OPTIONS["think"].validate(think) != "off"] if think is not None else ""
-    merged = SourcedLayer(*chain.from_iterable((layer, layer.get(mode, {})) for layer in layers))
+    mode = ""
+    for layer in layers:
+        if layer.get("think") is not None:
+            thinks = OPTIONS["think"].validate(layer["think"]) != "off"
+            mode = MODES[thinks]
+    parts: list[Layer] = []
+    for layer in layers:
+        parts += [layer, layer.get(mode, {})]
+    merged = SourcedLayer(*parts)
     values = {key: OPTIONS[key].validate(value) for key, value in merged.items() if key in OPTIONS}
     return Settings(**values, origins=merged.origins)
 
@@ -203,7 +208,9 @@ def fold(*layers: Layer) -> Settings:
 def keys_of(name: str) -> tuple[str, ...]:
     """Keys that a name stands for, which may have dashes; none if it is unknown."""
     key = name.replace("-", "_")
-    return SHORTHANDS.get(key) or ((key,) if key in OPTIONS else ())
+    if key in OPTIONS:
+        return (key,)
+    return SHORTHANDS.get(key, ())
 
 
 def without_keys(layer: Layer, keys: Iterable[str]) -> SourcedLayer:
@@ -214,22 +221,25 @@ def without_keys(layer: Layer, keys: Iterable[str]) -> SourcedLayer:
 
 
 def in_directory(layer: Layer, directory: Path) -> Layer:
-    paths: dict[str, Any] = {}
+    moved = dict(layer)
     if "lora" in layer:
         texts = OPTIONS["lora"].validate(layer["lora"])
-        paths["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
+        moved["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
     if layer.get("chat_template") not in (None, NONE):
         file = Path(OPTIONS["chat_template"].validate(layer["chat_template"]))
-        paths["chat_template"] = str(directory / file.expanduser())
-    return {**layer, **paths} if paths else layer
+        moved["chat_template"] = str(directory / file.expanduser())
+    return moved
 
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str]:
     """Variables that set no option, each with a hint."""
-    names = {variable(name) for name in (*SHORTHANDS, *known)}
-    unknown = (name for name in environment_names() if name.startswith(variable("")) and name not in names)
-    others = "run cerebrum COMMAND --help to list the options"
-    return {name: did_you_mean(name, tuple(names), cutoff=0.8).rstrip() or others for name in unknown}
+    names = [variable(name) for name in (*SHORTHANDS, *known)]
+    unknown = {}
+    for name in environment_names():
+        if name.startswith(ENVIRONMENT) and name not in names:
+            near = did_you_mean(name, tuple(names), cutoff=0.8).rstrip()
+            unknown[name] = near or "run cerebrum COMMAND --help to list the options"
+    return unknown
 
 
 def environment_layer(*keys: str) -> Layer:
@@ -254,5 +264,11 @@ def environment_value(declared: Option) -> tuple[Any, str]:
 
 def variable_that_sets(name: str) -> str | None:
     """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
-    names = (name, *(shorthand for shorthand, keys in SHORTHANDS.items() if name in keys))
-    return next((source for source in map(variable, names) if environment(source) is not None), None)
+    names = [name]
+    for shorthand, keys in SHORTHANDS.items():
+        if name in keys:
+            names.append(shorthand)
+    for source in map(variable, names):
+        if environment(source) is not None:
+            return source
+    return None

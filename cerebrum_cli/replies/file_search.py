@@ -54,8 +54,7 @@ class FileSearch(NamedTuple):
             rules, states = pending.pop(folder)
             for file in files:
                 path = folder / file
-                is_meant = len(self.parts) in self._after(states, file) and path.is_file() and not path.is_symlink()
-                if is_meant and not ignores(rules, place / file, False):
+                if self._means(path, states) and not ignores(rules, place / file, False):
                     found.append(path)
             for directory in tuple(directories):
                 after, below = self._after(states, directory), place / directory
@@ -64,6 +63,10 @@ class FileSearch(NamedTuple):
                 else:
                     pending[folder / directory] = (*read_rules(below), *rules), self._entered(after)
         return sorted(found)
+
+    def _means(self, path: Path, states: set[int]) -> bool:
+        """Whether a path is a file at the end of the pattern, of which `states` lead to its directory."""
+        return len(self.parts) in self._after(states, path.name) and path.is_file() and not path.is_symlink()
 
     def _after(self, states: Iterable[int], name: str) -> set[int]:
         """The numbers of parts that lead to a name in a directory; all parts lead to what is below a match, too."""

@@ -21,7 +21,7 @@ from cerebrum_cli.core.text import format_count, format_names, format_size, well
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
-    from cerebrum_cli.replies.file_search import Skipped
+    from cerebrum_cli.replies.file_search import FileSearch, Skipped
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
@@ -149,31 +149,40 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     """
     from cerebrum_cli.replies.file_search import search_of
 
-    searches = [(path, search_of(path)) for path in paths]
-    seen = {os.path.realpath(path) for path, search in searches if search is None}
+    searches = {path: search_of(path) for path in paths}
+    seen = {os.path.realpath(path) for path, search in searches.items() if search is None}
     files: list[tuple[str, str]] = []
     skipped: list[Skipped] = []
-    for path, search in searches:
+    for path in paths:
         if path == STANDARD_INPUT:
             raise UsageError("- is not a file", "piped text is added to the prompt without -f")
-        if search is None:
+        search = searches[path]
+        if search:
+            files += search_files(path, search, seen, skipped)
+        else:
             files.append((well_formed(str(path)), read_text(path, MAX_PROMPT_BYTES, PromptTooLong)))
-            continue
-        left_out: list[Skipped] = []
-        try:
-            matches = {os.path.realpath(match): match for match in search.find(left_out)}
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-        texts = read_found(path, [match for real, match in matches.items() if real not in seen], left_out)
-        if not texts and seen.isdisjoint(matches):
-            hint = "hidden files and those in .gitignore are left out"
-            raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
-        seen.update(matches)
-        files += texts
-        skipped += left_out
     if skipped:
         on_notice(skipped_notice(skipped))
     return files
+
+
+def search_files(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[tuple[str, str]]:
+    """Read the files that a directory or pattern leads to, other than those already `seen`; adds to both collections.
+
+    Raises UsageError if it leads to no text file.
+    """
+    left_out: list[Skipped] = []
+    try:
+        matches = {os.path.realpath(match): match for match in search.find(left_out)}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+    texts = read_found(path, [match for real, match in matches.items() if real not in seen], left_out)
+    if not texts and seen.isdisjoint(matches):
+        hint = "hidden files and those in .gitignore are left out"
+        raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
+    seen.update(matches)
+    skipped += left_out
+    return texts
 
 
 def read_found(source: Path, paths: Sequence[Path], skipped: list[Skipped]) -> list[tuple[str, str]]:
