@@ -86,7 +86,7 @@ def test_wheel_contains_package_and_catalogue_only(wheel: Path) -> None:
     assert {name.partition("/")[0] for name in names} == {"cerebrum_cli", f"cerebrum_cli-{__version__}.dist-info"}
     suffixes = {Path(name).suffix for name in names if name.startswith("cerebrum_cli/")}
     assert suffixes <= {".py", ".yaml", ".toml", ".typed", ".gguf", ".txt", ".jsonl"}
-    assert {"cerebrum_cli/data/probe.txt", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
+    assert {"cerebrum_cli/data/nano.gguf", "cerebrum_cli/recipes/cerebrum-12b.yaml"} <= set(names)
 
 
 def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:

@@ -9,8 +9,7 @@ import os
 import platform
 import re
 import shutil
-import sys
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -87,11 +86,6 @@ class Processors:
         return self._within_quota(self.performance_cores)
 
     @property
-    def most_threads(self) -> int:
-        """Largest number of threads that may be faster: with efficiency cores, or, without any, with hyper-threads."""
-        return self._within_quota(self.cores if self.cores > self.performance_cores else self.allowed)
-
-    @property
     def usable(self) -> int:
         """Number of threads that can run concurrently, hyper-threads included."""
         return self._within_quota(self.allowed)
@@ -111,16 +105,29 @@ def processors() -> Processors:
 
 def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
     """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
-    folders = {cpu: devices / "system" / "cpu" / f"cpu{cpu}" for cpu in allowed}
-    # an x86 processor that also has efficiency cores lists the others, as "0-11", for example
-    ranges = (part.partition("-") for part in _text(devices, "cpu_core/cpus").split(",") if part)
-    performance = {cpu for first, _, last in ranges for cpu in range(int(first), int(last or first) + 1)}
-    fast = allowed & performance or allowed
-    capacities = {cpu: _integer(folders[cpu], "cpu_capacity") for cpu in fast}  # listed for ARM, with 1024 at most
-    fast = {cpu for cpu in fast if capacities[cpu] >= MIN_CAPACITY * max(capacities.values())}
-    siblings = {cpu: _text(folder, "topology/thread_siblings_list") or cpu for cpu, folder in folders.items()}
-    cores, performance_cores = (len({siblings[cpu] for cpu in cpus}) for cpus in (allowed, fast))
+    folder = devices / "system" / "cpu"
+    # an x86 processor that also has efficiency cores lists the others
+    fast = allowed & parse_cpu_list(_text(devices, "cpu_core/cpus")) or allowed
+    # listed for ARM, with 1024 at most
+    capacities = {cpu: _integer(folder / f"cpu{cpu}", "cpu_capacity") for cpu in fast}
+    least = MIN_CAPACITY * max(capacities.values())
+    fast = {cpu for cpu, capacity in capacities.items() if capacity >= least}
+    cores, performance_cores = count_cores(allowed, folder), count_cores(fast, folder)
     return Processors(logical, len(allowed), cores, performance_cores, quota)
+
+
+def parse_cpu_list(text: str) -> set[int]:
+    """CPUs in a list of Linux, such as "0-3,8"."""
+    cpus: set[int] = set()
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def count_cores(cpus: Iterable[int], folder: Path) -> int:
+    """Number of cores that some CPUs belong to: hyper-threads of one list the same siblings."""
+    return len({_text(folder / f"cpu{cpu}", "topology/thread_siblings_list") or cpu for cpu in cpus})
 
 
 def _text(root: Path, *names: str) -> str:
@@ -153,12 +160,21 @@ def thread_count() -> int:
 
 def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozenset[str] | None:
     """CPU features as listed by Linux, and those that a kernel of this release may not list; None if unavailable."""
-    numbers = re.match(r"(\d+)\.(\d+)", platform.release() if release is None else release)
-    version = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
     first = _first_processor(path)
-    flags = first.get("flags") or first.get("Features")
-    unlisted = (flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
-    return frozenset((*flags.split(), *unlisted)) if flags else None
+    listed = first.get("flags") or first.get("Features")
+    if not listed:
+        return None
+    version = linux_version(platform.release() if release is None else release)
+    flags = set(listed.split())
+    flags.update(flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
+    return frozenset(flags)
+
+
+def linux_version(release: str) -> tuple[int, int]:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if numbers is None:
+        return (0, 0)
+    return int(numbers[1]), int(numbers[2])
 
 
 def instruction_set() -> str:
@@ -166,7 +182,10 @@ def instruction_set() -> str:
     architecture = platform.machine().lower()
     if architecture not in ("x86_64", "amd64"):
         return architecture
-    return "avx512" if "avx512f" in (processor_flags() or ()) else "x86"
+    flags = processor_flags() or frozenset()
+    if "avx512f" in flags:
+        return "avx512"
+    return "x86"
 
 
 def processor_name(path: Path = CPUINFO) -> str:
@@ -176,12 +195,12 @@ def processor_name(path: Path = CPUINFO) -> str:
 
 def _first_processor(path: Path) -> dict[str, str]:
     """Properties of the first processor as Linux lists them: listing all takes milliseconds if there are many."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            pairs = (line.partition(":") for line in takewhile(str.strip, lines))
-            return {key.strip(): value.strip() for key, _, value in pairs}
-    except OSError:
-        return {}
+    properties: dict[str, str] = {}
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+        for line in takewhile(str.strip, lines):
+            key, _, value = line.partition(":")
+            properties[key.strip()] = value.strip()
+    return properties
 
 
 def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulkan"] | None:
@@ -190,28 +209,38 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "metal"
-    return "vulkan" if any((root / "dev" / "dri").glob("renderD*")) else None  # a card that can only display has none
+    if any((root / "dev" / "dri").glob("renderD*")):  # a card that can only display has none
+        return "vulkan"
+    return None
 
 
 def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path]:
     """Directories of this process's cgroups, also of v1, and their ancestors; the root if membership is unknown."""
-    mounts = [(root, "/")]
+    found = {root}
     with contextlib.suppress(OSError, ValueError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            names = {"memory", "cpu"} & {*controllers.split(",")}
-            mounts += [(root / name, path) for name in names] if controllers else [(root, path)]
-    folders = ((mount, mount / path.lstrip("/")) for mount, path in mounts)
-    return {path for mount, folder in folders for path in (folder, *folder.parents) if path.is_relative_to(mount)}
+            if not controllers:  # cgroup v2
+                found |= _cgroup_and_ancestors(root, path)
+            for name in {"memory", "cpu"}.intersection(controllers.split(",")):
+                found |= _cgroup_and_ancestors(root / name, path)
+    return found
+
+
+def _cgroup_and_ancestors(mount: Path, path: str) -> set[Path]:
+    folder = mount / path.lstrip("/")
+    return {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(mount)}
 
 
 def cgroup_quota(root: Path) -> float:
     """CPU quota of a cgroup; infinity if unlimited."""
-    v1 = (_text(root, f"cpu/cpu.cfs_{name}_us", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-    with contextlib.suppress(ValueError):  # "max"
-        quota, period = map(int, (_text(root, "cpu.max") or " ".join(v1)).split())
-        return quota / period if quota > 0 else math.inf
-    return math.inf
+    quota, _, period = _text(root, "cpu.max").partition(" ")
+    if not quota:  # v1
+        quota = _text(root, "cpu/cpu.cfs_quota_us", "cpu.cfs_quota_us")
+        period = _text(root, "cpu/cpu.cfs_period_us", "cpu.cfs_period_us")
+    if not quota.isdecimal() or not int(quota) or not period.isdecimal():  # "max", or -1
+        return math.inf
+    return int(quota) / int(period)
 
 
 def available_memory() -> int:
@@ -219,14 +248,6 @@ def available_memory() -> int:
     import psutil
 
     return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes, mapped files included."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def raise_open_files() -> int:
@@ -253,9 +274,13 @@ def cgroup_memory(root: Path) -> float:
     used, limit = _integer(root, *MEMORY_USED), _integer(root, *MEMORY_LIMITS)
     if math.inf in (used, limit):
         return math.inf
-    stat = dict(re.findall(r"^(\w+) (\d+)$", _text(root, "memory.stat", "memory/memory.stat"), re.MULTILINE))
-    prefix = "total_" if "total_active_file" in stat else ""  # of cgroup v1, with its descendants
-    return limit - used + sum(int(stat.get(f"{prefix}{kind}_file", "0")) for kind in ("active", "inactive"))
+    statistics = _text(root, "memory.stat", "memory/memory.stat")
+    counts = {name: int(count) for name, count in re.findall(r"^(\w+) (\d+)$", statistics, re.MULTILINE)}
+    prefix = ""
+    if "total_active_file" in counts:  # of cgroup v1, with its descendants
+        prefix = "total_"
+    reclaimable = counts.get(f"{prefix}active_file", 0) + counts.get(f"{prefix}inactive_file", 0)
+    return limit - used + reclaimable
 
 
 def machine_memory() -> int:
@@ -264,12 +289,6 @@ def machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 0
-
-
-def machine_fingerprint(devices: Sequence[Device] | None) -> str:
-    """Text that identifies the hardware, for which measured speeds are valid: processor, cores, memory in GB, GPUs."""
-    gpus = ", ".join(device.description for device in devices or ()) or "no GPU"
-    return f"{processor_name()}, {processors().usable} processors, {round(machine_memory() / 1e9)} GB, {gpus}"
 
 
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
@@ -310,7 +329,9 @@ class Build:
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
     """Features that a CPU with these flags lacks; empty if the flags are unknown."""
-    return tuple(name for name in features if flags and name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
+    if flags is None:
+        return ()
+    return tuple(name for name in features if name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
 
 
 def read_features(text: str) -> dict[str, dict[str, str]]:
@@ -328,14 +349,21 @@ def read_features(text: str) -> dict[str, dict[str, str]]:
 
 
 def rebuild_command(option: str = "") -> str:
-    arguments = f'CMAKE_ARGS="{option}" ' if option else ""
-    return arguments + pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
+    command = pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
+    if not option:
+        return command
+    return f'CMAKE_ARGS="{option}" {command}'
 
 
 def build_fingerprint() -> str:
     """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
     spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
-    folders = (spec and spec.submodule_search_locations) or ()
-    paths = [path for folder in folders for path in sorted(Path(folder, "lib").glob("*")) if path.exists()]
-    files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
-    return sha256("\n".join(files).encode()).hexdigest()[:16] if files else "none"
+    files: list[str] = []
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in sorted(Path(folder, "lib").glob("*")):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                files.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
+    if not files:
+        return "none"
+    return sha256("\n".join(files).encode()).hexdigest()[:16]

@@ -53,8 +53,7 @@ class ContextOptions:
 
     - `length`: maximum length of a sequence, which llama.cpp pads to 256
     - `slots`: maximum number of concurrent sequences, if memory allows
-    - `n_threads`, `n_threads_batch`: for decoding one sequence, and for prefill and batches; the latter defaults to the
-      former
+    - `n_threads`: of each step
     - `n_ubatch`: maximum number of rows in one decode, and so of prompt tokens in one step
     - `kv_unified`: all sequences share one KV cache of that length, in which copies take no space
     - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
@@ -73,7 +72,6 @@ class ContextOptions:
     kv_unified: bool = False
     batch_invariant: bool = False
     pad_steps: bool = False
-    n_threads_batch: int = 0
     flash_attention: bool | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"

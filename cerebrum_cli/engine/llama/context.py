@@ -44,8 +44,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.n_ubatch
     params.n_outputs_max = options.n_outputs_max(vocabulary_size)
-    params.n_threads = options.n_threads
-    params.n_threads_batch = options.n_threads_batch or options.n_threads
+    params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k, params.type_v = CACHE_TYPES[options.cache_type_k], CACHE_TYPES[options.cache_type_v]
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
@@ -54,6 +53,37 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params.n_rs_seq = options.n_rs_seq if options.n_rs_seq + 1 < options.n_ubatch else 0  # or decode would abort
     params.no_perf = True
     return params
+
+
+def create_context(model: Any, params: Any, options: ContextOptions) -> Any:
+    """Create a context. Raises MemoryError with the lines of llama.cpp's log, or EngineError."""
+    log.problems.clear()
+    handle = None
+    if pad_length(options.length) * options.n_streams < 2**32:  # or n_ctx overflows
+        handle = llama.llama_init_from_model(model, params)
+    if handle:
+        return handle
+    problems = list(log.problems)
+    if not problems or any(ALLOCATION.search(problem) for problem in problems):
+        raise MemoryError(*problems)
+    reason = problems[-1].rpartition(": ")[2]
+    raise EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
+
+
+def apply_adapters(handle: Any, adapters: Sequence[tuple[Any, float]]) -> None:
+    """Apply adapters in a context, each with its scale; free it and raise EngineError if that fails."""
+    handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
+    scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+    if llama.llama_set_adapters_lora(handle, handles, len(adapters), scales):
+        llama.llama_free(handle)
+        raise EngineError("llama.cpp cannot apply the adapters", SHOW_LOG, list(log.problems))
+
+
+def is_safe_to_abort(rows: Sequence[TokenRow]) -> bool:
+    """Whether a step of a model with recurrent states is the prefill of one slot, of which no other is moved."""
+    is_prefill = not all(row.output for row in rows)
+    is_single = rows[0].slot == rows[-1].slot and not any(row.others for row in rows)
+    return is_prefill and is_single
 
 
 class LlamaContext:
@@ -81,25 +111,13 @@ class LlamaContext:
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         params.abort_callback = _abort_callback
         params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
-        log.problems.clear()
-        overflows = pad_length(options.length) * options.n_streams >= 2**32  # n_ctx
-        self.handle = None if overflows else llama.llama_init_from_model(model, params)
-        if not self.handle:
-            problems = list(log.problems)
-            if not problems or any(ALLOCATION.search(problem) for problem in problems):
-                raise MemoryError(*problems)
-            reason = problems[-1].rpartition(": ")[2]
-            raise EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
-        handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
-        scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
-        if llama.llama_set_adapters_lora(self.handle, handles, len(adapters), scales):
-            llama.llama_free(self.handle)
-            raise EngineError("llama.cpp cannot apply the adapters", SHOW_LOG, list(log.problems))
+        self.handle = create_context(model, params, options)
+        apply_adapters(self.handle, adapters)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
+        self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
         self._recurrent = has_recurrent_state(model)
-        self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, options.slots)
         self._n_streams = options.n_streams
         self.pending_copies: set[int] = set()
@@ -108,6 +126,29 @@ class LlamaContext:
         self._rolled_back: set[int] = set()  # slots that have not been decoded since
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
+        self._fill_batch(rows)
+        log.problems.clear()
+        if self._recurrent:
+            self._allow_abort(is_safe_to_abort(rows))
+        if self.max_rollback:
+            counts = Counter(row.slot for row in rows)
+            self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
+            self._rolled_back -= counts.keys()
+        status = llama.llama_decode(self.handle, self._batch)
+        if status != INVALID:
+            self.pending_copies.clear()
+        if status == DONE:
+            return True
+        if status == ABORTED:
+            if self._recurrent:
+                self._invalid |= {row.slot for row in rows}
+            return False
+        problem = f"llama.cpp failed to decode ({status})"
+        if status == NO_ROOM:
+            problem = "the context is full"
+        raise EngineError(problem, SHOW_LOG, list(log.problems))
+
+    def _fill_batch(self, rows: Sequence[TokenRow]) -> None:
         batch = self._batch
         batch.n_tokens = len(rows)
         for index, (slot, position, token, output, others) in enumerate(rows):
@@ -118,29 +159,10 @@ class LlamaContext:
             batch.logits[index] = output
             for place, other in enumerate(others, 1):
                 batch.seq_id[index][place] = other
-        log.problems.clear()
-        if self._recurrent:
-            is_prefill = not all(row.output for row in rows)
-            is_single = rows[0].slot == rows[-1].slot and not any(row.others for row in rows)
-            flag = self._stop.buffer if is_prefill and is_single else NEVER
-            llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
-        counts = Counter(row.slot for row in rows if self.max_rollback)
-        self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
-        self._rolled_back -= counts.keys()
-        status = llama.llama_decode(self.handle, batch)
-        if status != INVALID:
-            self.pending_copies.clear()
-        if status == ABORTED:
-            if self._recurrent:
-                self._invalid |= {row.slot for row in rows}
-            return False
-        if status != DONE:
-            raise EngineError(
-                "the context is full" if status == NO_ROOM else f"llama.cpp failed to decode ({status})",
-                SHOW_LOG,
-                list(log.problems),
-            )
-        return True
+
+    def _allow_abort(self, is_allowed: bool) -> None:
+        flag = self._stop.buffer if is_allowed else NEVER
+        llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
 
     def length(self, slot: int) -> int:
         return 0 if slot in self._invalid else int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
@@ -191,14 +213,10 @@ class LlamaContext:
         flags = WHOLE if is_whole else PARTIAL
         if is_whole:
             self.clear(slot)
-        state = checkpoint.state
-        read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
+        state, length = checkpoint.state, checkpoint.length
+        is_read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
         self._set_valid(slot)
-        if (
-            read
-            and llama.llama_memory_seq_rm(self._memory, slot, checkpoint.length, -1)
-            and self.length(slot) == checkpoint.length
-        ):
+        if is_read and llama.llama_memory_seq_rm(self._memory, slot, length, -1) and self.length(slot) == length:
             return True
         self.clear(slot)
         return False

@@ -23,7 +23,7 @@ from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state,
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget
+from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
 from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
 
@@ -97,43 +97,56 @@ class LlamaBackend(LlamaVocabulary):
 
         A context with a single KV cache is replaced only once, by one of the maximum size.
         """
-        is_single, pad_steps = self._options.n_streams == 1, self._options.pad_steps
+        is_single = self._options.n_streams == 1
         if self.capacity and is_single:
             length = self.context_size
         self._close_context()
         self._batch_invariant = self._options.batch_invariant
-        # plan slots
-        free = self._free = None if is_single else self._measure_memory()
         options = replace(self._options, length=length + self._room)
-        most = slots or self._options.slots
-        requested = n_slots = self._options.slots if is_single else min(most, self.slots_for(length))
-        if pad_steps and n_slots > 2:
-            n_slots = batch_invariance.stable_slots(n_slots + batch_invariance.ROW_GROUP - 1)
-            n_slots = plan_slots(self._sizes, n_slots, options, self._offloaded, free) if free else n_slots
-        # create it
+        requested = self._options.slots
+        self._free = None
+        if not is_single:
+            self._free = self._measure_memory()
+            requested = min(slots or requested, self.slots_for(length))
+        n_slots = self._padded_slots(requested, options)
         while not self.capacity:
-            if pad_steps:
-                n_slots = batch_invariance.stable_slots(n_slots)
-            pads_single_rows = self._batch_invariant and not pad_steps  # in a free slot
-            options = replace(options, slots=max(n_slots, 2 if pads_single_rows else 1))
-            try:
-                self.context = LlamaContext(self._model, options, self._stop, self._adapters)
-                self.capacity = self.context.capacity - self._room
-            except MemoryError as error:
-                if is_single or options.slots == 1:
-                    size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
-                    raise EngineError(f"not enough memory for {size}", "use a smaller --ctx", error.args) from error
-                if n_slots == 1:  # one sequence alone needs no slot for padding
-                    self._batch_invariant = False
-                n_slots = max(1, n_slots // 2)  # memory was allocated meanwhile
-        # record it
-        self._made_with = options
+            n_slots = self._create_context(options, n_slots)
         self.slots = min(n_slots, requested)
+
+    def _padded_slots(self, requested: int, options: ContextOptions) -> int:
+        """Number of slots for which steps need little padding: more than requested, if memory allows."""
+        if not options.pad_steps or requested <= 2:
+            return requested
+        n_slots = batch_invariance.stable_slots(requested + batch_invariance.ROW_GROUP - 1)
+        if self._free is None:
+            return n_slots
+        return plan_slots(self._sizes, n_slots, options, self._offloaded, self._free)
+
+    def _create_context(self, options: ContextOptions, n_slots: int) -> int:
+        """Try to create a context; return its number of slots, or that to try next if memory does not suffice."""
+        least = 1
+        if options.pad_steps:
+            n_slots = batch_invariance.stable_slots(n_slots)
+        elif self._batch_invariant:
+            least = 2  # single rows are padded in a free slot
+        options = replace(options, slots=max(n_slots, least))
+        try:
+            self.context = LlamaContext(self._model, options, self._stop, self._adapters)
+        except MemoryError as error:
+            if self._options.n_streams == 1 or options.slots == 1:
+                size = f"{format_count(options.slots, 'sequence')} of {options.length} tokens"
+                raise EngineError(f"not enough memory for {size}", "use a smaller --ctx", error.args) from error
+            if n_slots == 1:  # one sequence alone needs no slot for padding
+                self._batch_invariant = False
+            return max(1, n_slots // 2)  # memory was allocated meanwhile
+        self.capacity = self.context.capacity - self._room
+        self._made_with = options
         self.max_outputs = options.n_outputs_max(self.size)
+        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
         self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
         if self._batch_invariant:  # kernels differ by rows
             self.max_draft = 0
-        self.checkpoint_budget = checkpoint_budget(self._sizes, options)
+        return n_slots
 
     def prefill_chunk(self, position: int) -> int:
         if self._options.pad_steps:
@@ -243,7 +256,7 @@ class LlamaBackend(LlamaVocabulary):
         return {
             "hardware": hardware(),
             "GPU layers": sum(self._offloaded),
-            "threads": options.n_threads_batch or options.n_threads,
+            "threads": options.n_threads,
             "slots": self.slots,
             "flash attention": {None: "auto", True: "on", False: "off"}[options.flash_attention],
             "repacked weights": "yes" if self.repacks else "no",

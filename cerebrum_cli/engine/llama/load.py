@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,8 @@ def open_llama(
     verified nor in `loaded_files` is first loaded in a child process, after a `check`.
     """
     emit(LoadEvent(0.0))
-    file = options.file
-    if loaded_files and (file.adapters or not file.is_verified):
-        from cerebrum_cli.engine.llama.first_load import require_loads
-
-        needs_weights = not options.vocabulary_only
-        require_loads(file.path, loaded_files, stop, check=check, kind="model" if needs_weights else "vocabulary")
-        for path, _ in file.adapters if needs_weights else ():
-            require_loads(Path(path), loaded_files, stop, kind="adapter", model=file.path)
+    if loaded_files:
+        require_loadable(options, loaded_files, check, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
@@ -52,40 +46,71 @@ def open_llama(
         emit(notice)
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
-    has_state, uses_gpu = has_recurrent_state(model), any(plan.offloaded)
-    is_sequential = facts_of(model_metadata(model, "general.architecture")).is_sequential
-    if is_sequential and plan.context.slots > 1 and not options.whole_context:  # a chat may never run several
-        emit(NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time"))
-    if options.context.pad_steps and (has_state or uses_gpu):
-        hint = "use the CPU with --gpu-layers 0" if uses_gpu else "use --parallel 1"
-        emit(NoticeEvent(f"batch_invariant has no effect on a {'GPU' if uses_gpu else 'recurrent model'}", hint))
-    adapters = load_adapters(model, file.adapters) if file.adapters and not options.vocabulary_only else ()
-    plan = replace(plan, context=adapted(plan, model, is_sequential))
-    mapped = mapped_bytes(plan, free) if plan.context.n_streams > 1 else 0
+    for notice in model_notices(options, plan, model):
+        emit(notice)
+    adapters: tuple[tuple[Any, float], ...] = ()
+    if not options.vocabulary_only:
+        adapters = load_adapters(model, options.file.adapters)
+    plan = replace(plan, context=adapted(plan, model))
+    mapped = 0
+    if plan.context.n_streams > 1:
+        mapped = mapped_bytes(plan, free)
     backend = LlamaBackend(model, plan, stop, adapters, mapped)
     if options.whole_context:
         backend.reserve(plan.context.length)
     return backend
 
 
+def require_loadable(options: LoadOptions, loaded_files: Path, check: str, stop: StopFlag) -> None:
+    """Load unverified files in a child process first, unless they are among `loaded_files`: ModelFileError."""
+    file = options.file
+    if file.is_verified and not file.adapters:
+        return
+    from cerebrum_cli.engine.llama.first_load import require_loads
+
+    if options.vocabulary_only:
+        require_loads(file.path, loaded_files, stop, check=check, kind="vocabulary")
+        return
+    require_loads(file.path, loaded_files, stop, check=check, kind="model")
+    for path, _ in file.adapters:
+        require_loads(Path(path), loaded_files, stop, kind="adapter", model=file.path)
+
+
+def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[NoticeEvent]:
+    """Yield notices about options that the loaded model cannot follow."""
+    if plan.context.slots > 1 and is_sequential(model) and not options.whole_context:  # a chat may never run several
+        yield NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time")
+    if not options.context.pad_steps:
+        return
+    if any(plan.offloaded):
+        yield NoticeEvent("batch_invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
+    elif has_recurrent_state(model):
+        yield NoticeEvent("batch_invariant has no effect on a recurrent model", "use --parallel 1")
+
+
+def is_sequential(model: Any) -> bool:
+    return facts_of(model_metadata(model, "general.architecture")).is_sequential
+
+
 def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     """Bytes of weights in host memory that loading has not allocated, from what was free before."""
     weights = host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices)
-    return max(0, weights - max(0, free.host - free_memory().host))
+    allocated = max(0, free.host - free_memory().host)
+    return max(0, weights - allocated)
 
 
-def adapted(plan: LoadPlan, model: Any, is_sequential: bool) -> ContextOptions:
+def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
     """Options of a context that suit the loaded model, whose file may not show that it has states or windows."""
     context, sizes, has_state = plan.context, plan.sizes, has_recurrent_state(model)
     is_invariant = context.batch_invariant and not has_state and not any(plan.offloaded)
-    needs_own_cells = (has_state and not sizes.state_bytes) or (
-        llama.llama_model_n_swa(model) and not (sizes.has_windows or context.swa_full)
-    )
-    is_single = is_sequential or context.slots == 1 or (context.kv_unified and needs_own_cells)
+    has_unknown_state = has_state and not sizes.state_bytes
+    has_unknown_window = llama.llama_model_n_swa(model) and not sizes.has_windows and not context.swa_full
+    shares_cells = context.kv_unified and not (has_unknown_state or has_unknown_window)
+    runs_several = not is_sequential(model) and (shares_cells or not context.kv_unified)
     return replace(
         context,
-        slots=1 if is_single else context.slots,
-        kv_unified=context.kv_unified and not is_single,
+        slots=context.slots if runs_several else 1,
+        kv_unified=context.kv_unified and runs_several and context.slots > 1,
         n_threads=context.n_threads or thread_count(),
         batch_invariant=is_invariant,
         pad_steps=context.pad_steps and is_invariant,
@@ -95,10 +120,51 @@ def adapted(plan: LoadPlan, model: Any, is_sequential: bool) -> ContextOptions:
 def load_model(
     options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], emit: Callable[[Event], None], stop: StopFlag
 ) -> Any:
-    """Load the model, with a number of layers on each GPU; weights are memory-mapped unless they are repacked.
+    """Load the model; raise ModelFileError if llama.cpp rejects it, or if it is no decoder-only model."""
+    params = llama.llama_model_default_params()
+    params.n_gpu_layers = sum(plan.offloaded)
+    params.vocab_only = options.vocabulary_only
+    params.use_extra_bufts = plan.repack
+    arrays = place_weights(params, plan, devices)  # noqa: F841  # alive until the model is loaded
+    params.progress_callback = progress_callback(emit, stop)
+    path = os.fsencode(options.file.path)
+    log.problems.clear()
+    with suppress_log():
+        model = llama.llama_model_load_from_file(path, params)
+    if not model and not stop:  # again, with logging
+        model = llama.llama_model_load_from_file(path, params)
+    if not model:
+        if stop:
+            raise EngineError("loading interrupted")
+        reason = _reason("error loading model: ")
+        raise ModelFileError(options.file.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
+    if kind := unsupported_kind(model):
+        llama.llama_model_free(model)
+        raise ModelFileError(options.file.path, f"{kind}, which is not supported", "use a decoder-only model")
+    return model
 
-    llama.cpp is given only the GPUs that get layers. On others, it would allocate memory and evaluate prompts.
+
+def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> tuple[Any, ...]:
+    """Place layers and experts by the plan; return the arrays that the parameters point to.
+
+    llama.cpp is given only the GPUs that get layers: on others, it would allocate memory and evaluate prompts.
     """
+    used = [(device, count) for device, count in zip(devices, plan.offloaded, strict=False) if count]
+    handles = (ctypes.c_void_p * (len(used) + 1))()  # a null pointer ends the list
+    if used:
+        find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
+        handles[:-1] = [find(device.name.encode()) for device, _ in used]
+    params.devices = ctypes.cast(handles, ctypes.c_void_p)
+    params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
+    if not plan.host_experts:
+        return (handles,)
+    overrides = expert_overrides(plan.host_experts)
+    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+    return handles, overrides
+
+
+def progress_callback(emit: Callable[[Event], None], stop: StopFlag) -> Any:
+    """A callback of llama.cpp that reports each percent, and ends the load if the flag is set."""
     reported = -1.0
 
     def progress(fraction: float, _: object) -> bool:
@@ -108,36 +174,16 @@ def load_model(
             emit(LoadEvent(fraction))
         return not stop
 
-    params = llama.llama_model_default_params()
-    params.n_gpu_layers, params.vocab_only = sum(plan.offloaded), options.vocabulary_only
-    params.use_extra_bufts = plan.repack
-    used = [(device, count) for device, count in zip(devices, plan.offloaded, strict=False) if count]
-    # alive until the model is loaded; a null pointer ends the list
-    handles = (ctypes.c_void_p * (len(used) + 1))()
-    if used:
-        find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
-        handles[:-1] = [find(device.name.encode()) for device, _ in used]
-    params.devices = ctypes.cast(handles, ctypes.c_void_p)
-    params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
-    overrides: Any = expert_overrides(plan.host_experts) if plan.host_experts else None
-    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
-    params.progress_callback = llama.llama_progress_callback(progress)
-    log.problems.clear()
-    with suppress_log():
-        model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
-    if not model and not stop:  # again, with logging
-        model = llama.llama_model_load_from_file(os.fsencode(options.file.path), params)
-    if not model and stop:
-        raise EngineError("loading interrupted")
-    if not model:
-        reason = _reason("error loading model: ")
-        raise ModelFileError(options.file.path, f"llama.cpp cannot load it: {reason}", SHOW_LOG)
-    has_encoder, is_diffusion = llama.llama_model_has_encoder(model), llama.llama_model_is_diffusion(model)
-    if has_encoder or is_diffusion or not llama.llama_model_has_decoder(model):
-        llama.llama_model_free(model)
-        kind = "a diffusion model" if is_diffusion else "a model with an encoder"
-        raise ModelFileError(options.file.path, f"{kind}, which is not supported", "use a decoder-only model")
-    return model
+    return llama.llama_progress_callback(progress)
+
+
+def unsupported_kind(model: Any) -> str:
+    """What a model is that cannot continue a prompt; empty for a decoder-only model."""
+    if llama.llama_model_is_diffusion(model):
+        return "a diffusion model"
+    if llama.llama_model_has_encoder(model) or not llama.llama_model_has_decoder(model):
+        return "a model with an encoder"
+    return ""
 
 
 def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, float], ...]:
@@ -156,6 +202,10 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
 
 def _reason(label: str) -> str:
     """The first logged error with this label, or else the first logged problem."""
-    errors = (line.partition(label)[2].strip() for line in log.problems if "failed to load model from" not in line)
-    problems = (line.partition(": ")[2] or line for line in log.problems if line.strip())
-    return next(filter(None, errors), None) or next(problems, "no reason given")
+    for line in log.problems:
+        error = line.partition(label)[2].strip()
+        if error and "failed to load model from" not in line:
+            return error
+    for line in filter(str.strip, log.problems):
+        return line.partition(": ")[2] or line
+    return "no reason given"
