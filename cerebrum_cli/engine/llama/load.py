@@ -125,7 +125,7 @@ def load_model(
     params.n_gpu_layers = sum(plan.offloaded)
     params.vocab_only = options.vocabulary_only
     params.use_extra_bufts = plan.repack
-    arrays = place_weights(params, plan, devices)  # noqa: F841  # alive until the model is loaded
+    place_weights(params, plan, devices)
     params.progress_callback = progress_callback(emit, stop)
     path = os.fsencode(options.file.path)
     log.problems.clear()
@@ -144,8 +144,8 @@ def load_model(
     return model
 
 
-def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> tuple[Any, ...]:
-    """Place layers and experts by the plan; return the arrays that the parameters point to.
+def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> None:
+    """Place layers and experts by the plan. The parameters keep the arrays alive that they point to.
 
     llama.cpp is given only the GPUs that get layers: on others, it would allocate memory and evaluate prompts.
     """
@@ -156,11 +156,8 @@ def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> tup
         handles[:-1] = [find(device.name.encode()) for device, _ in used]
     params.devices = ctypes.cast(handles, ctypes.c_void_p)
     params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
-    if not plan.host_experts:
-        return (handles,)
-    overrides = expert_overrides(plan.host_experts)
-    params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
-    return handles, overrides
+    if plan.host_experts:
+        params.tensor_buft_overrides = ctypes.cast(expert_overrides(plan.host_experts), ctypes.c_void_p)
 
 
 def progress_callback(emit: Callable[[Event], None], stop: StopFlag) -> Any:
