@@ -9,7 +9,7 @@ fit, `plan_cache` chooses the length for the sequences that wait, and `group_len
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -85,30 +85,24 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     Raises EngineError for a requested context that does not fit, and UsageError for experts to keep
     on the CPU without a GPU.
     """
-    default = min(options.file.trained_context, DEFAULT_CONTEXT)
-    most = min(options.file.trained_context, THINKING_CONTEXT if options.file.thinks else DEFAULT_CONTEXT)
     if options.vocabulary_only:
-        length = options.context.length or default
+        length = options.context.length or min(options.file.trained_context, DEFAULT_CONTEXT)
         return LoadPlan(options.file.sizes, resolve(replace(options.context, length=length), options.file.sizes, ()))
     if options.cpu_moe.isdecimal() and not free.devices:
-        raise UsageError(
-            f"cpu_moe={options.cpu_moe} needs a GPU", "omit cpu_moe: without a GPU, all experts are on the CPU"
-        )
-
-    def fits_with(length: int) -> bool:
-        return fits(_single(options, length, free).needs, free)
-
-    fits_memory = fits_with(PADDING)
+        problem = f"cpu_moe={options.cpu_moe} needs a GPU"
+        raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
+    fits_memory = fits(_single(options, PADDING, free).needs, free)
     if not fits_memory:
         emit(large_model_notice(options.file.sizes.weight_bytes))
-    if length := options.context.length:
+    if options.context.length:
         require_context(options, free, counts_weights=fits_memory)
+        length = options.context.length
     else:
-        length = most if fits_with(most) else _longest(most, fits_with)
-        if length < default:
-            emit(short_context_notice(length, default))
+        length = default_length(options, free, emit)
     context = replace(options.context, length=length)
-    slots = fitting_slots(options, context, free) if context.slots > 1 else 1
+    slots = 1
+    if context.slots > 1:
+        slots = fitting_slots(options, context, free)
     plan = place(options, replace(context, slots=slots), free.devices)
     if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
         context = replace(context, slots=slots)
@@ -119,21 +113,46 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     )
 
 
+def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> int:
+    """Length of a context without a request, with a notice if memory leaves less than for a model that does not think.
+
+    As long as fits, and at most THINKING_CONTEXT if the model thinks.
+    """
+    default = min(options.file.trained_context, DEFAULT_CONTEXT)
+    most = default
+    if options.file.thinks:
+        most = min(options.file.trained_context, THINKING_CONTEXT)
+
+    def fits_with(length: int) -> bool:
+        return fits(_single(options, length, free).needs, free)
+
+    if fits_with(most):
+        return most
+    length = _longest(most, fits_with)
+    if length < default:
+        emit(short_context_notice(length, default))
+    return length
+
+
 def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool) -> None:
     """Raise EngineError if the requested context exceeds the host's free memory, if need be without the weights."""
 
     def needed(length: int) -> int:
         plan = _single(options, length, free)
-        without = context_needs(plan.sizes, plan.context, plan.offloaded)
-        return host_bytes(plan.needs if counts_weights else without, free.devices)
+        needs = plan.needs
+        if not counts_weights:
+            needs = context_needs(plan.sizes, plan.context, plan.offloaded)
+        return host_bytes(needs, free.devices)
 
     length = options.context.length
     if needed(length) <= free.host:
         return
     longest = _longest(length, lambda length: needed(length) <= free.host)
-    weights = " including the model's weights" if counts_weights else ""
+    size = f"{needed(length) / 1e9:.1f} GB"
+    if counts_weights:
+        size += " including the model's weights"
     raise EngineError(
-        f"a context of {length} tokens needs {needed(length) / 1e9:.1f} GB{weights}; {free.host / 1e9:.1f} GB is free",
+        f"a context of {length} tokens needs {size}; {free.host / 1e9:.1f} GB is free",
         f"use --ctx {min(longest, options.file.trained_context)} or less",
     )
 
@@ -185,17 +204,20 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: Sequence[int]
     experts of which 8 are used, in Q4_K_M, 1,024 prompt tokens, on two cores with AVX-512: 9.4 ms of CPU time a token
     with 128 rows, 7.3 ms with 256 and 6.4 ms with 512; repacked 12.1, 11.6 and 11.2 ms.
     """
-    n_ubatch = GPU_UBATCH if any(offloaded) else EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
-    if any(offloaded) and sizes.host_expert_bytes:
-        n_ubatch = HOST_EXPERTS_UBATCH
-    min_ubatch = MAX_SLOTS if context.pad_steps else context.slots + 1
+    least = MAX_SLOTS if context.pad_steps else context.slots + 1
     return replace(
         context,
-        n_ubatch=max(min_ubatch, context.n_ubatch or n_ubatch),
+        n_ubatch=max(least, context.n_ubatch or _default_ubatch(sizes, offloaded)),
         kv_unified=context.slots > 1 and context.kv_unified,
         swa_full=context.swa_full or context.pad_steps,  # else the order of a window's cells depends on their number
         flash_attention=None if context.pad_steps else context.flash_attention,  # off, kernels depend on rows per slot
     )
+
+
+def _default_ubatch(sizes: ModelSizes, offloaded: Sequence[int]) -> int:
+    if any(offloaded):
+        return HOST_EXPERTS_UBATCH if sizes.host_expert_bytes else GPU_UBATCH
+    return EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
 
 
 def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
@@ -220,9 +242,12 @@ def plan_layers(
     if not devices:
         return ()
     if requested != "auto":
-        count = all_layers if requested == "all" else min(int(requested), all_layers)
+        count = all_layers
+        if requested != "all":
+            count = min(int(requested), all_layers)
         filled = _fill(sizes, context, devices, count)
-        return (*filled[:-1], filled[-1] + count - sum(filled))
+        left = count - sum(filled)
+        return (*filled[:-1], filled[-1] + left)
     for count in range(all_layers, 0, -1):
         filled = _fill(sizes, context, devices, count)
         if sum(filled) == count:
@@ -237,36 +262,47 @@ def plan_experts(
 
     0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
     """
-    if requested != "auto" or gpu_layers not in ("auto", "all") or all(device.is_unified for device in devices):
-        return min(int(requested), len(sizes.layers)) if requested.isdecimal() else 0
+    if requested.isdecimal():
+        return min(int(requested), len(sizes.layers))
+    is_needed = sizes.has_experts and gpu_layers in ("auto", "all")
+    if requested == "off" or not is_needed or all(device.is_unified for device in devices):
+        return 0
     all_layers = len(sizes.layers) + 1
 
     def fit_without(count: int) -> bool:
         return sum(_fill(sizes.with_experts_on_host(count), context, devices, all_layers)) == all_layers
 
-    count = bisect_left(range(all_layers if sizes.has_experts else 0), True, key=fit_without)
-    return count if count < all_layers else 0
+    count = bisect_left(range(all_layers), True, key=fit_without)
+    if count == all_layers:
+        return 0
+    return count
 
 
 def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
-    output_bytes = sizes.output_bytes + (sizes.input_bytes if sizes.is_tied else 0)
-    weights = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
-    layers = [*weights, output_bytes]
-
-    def fill(buffers: int) -> tuple[int, ...]:
-        waiting = iter(layers[len(layers) - count :])
-        size, filled = next(waiting, None), []
-        for device in devices:
-            room, number = device.free - HEADROOM - buffers, 0
-            while size is not None and size <= room:
-                room, number, size = room - size, number + 1, next(waiting, None)
-            filled.append(number)
-        return tuple(filled)
-
-    filled = fill(device_buffers(sizes, context, count, 1))
+    """Numbers of the last `count` layers, the output layer among them, that fit on each GPU."""
+    output_bytes = sizes.output_bytes
+    if sizes.is_tied:
+        output_bytes += sizes.input_bytes
+    layers = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
+    layers.append(output_bytes)
+    offloaded = layers[len(layers) - count :]
+    filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, 1))
     if sum(map(bool, filled)) > 1:  # several need more memory
-        filled = fill(device_buffers(sizes, context, count, len(devices)))
+        filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, len(devices)))
     return filled
+
+
+def _fill_in_order(layers: Sequence[int], devices: tuple[Device, ...], buffers: int) -> tuple[int, ...]:
+    waiting = deque(layers)
+    filled = []
+    for device in devices:
+        room = device.free - HEADROOM - buffers
+        number = 0
+        while waiting and waiting[0] <= room:
+            room -= waiting.popleft()
+            number += 1
+        filled.append(number)
+    return tuple(filled)
 
 
 def plan_slots(
