@@ -16,6 +16,7 @@ What is negated or ruled out ("not A", "B is wrong", "unlike (C)"), and what onl
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 from string import ascii_uppercase as LETTERS
@@ -213,15 +214,8 @@ def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
     """The letters of choices that a sentence names, by letter or by text, and does not rule out."""
     sentence = sentence[:_LONGEST_SENTENCE]
     phrases = dict(zip(LETTERS, map(_phrase, choices), strict=False))
-    named = [(match.span(), match[1] or match[2]) for match in patterns.named.finditer(sentence)]
-    named += [(match.span(), match[0]) for match in patterns.several.finditer(sentence)]
-    for letter, phrase in phrases.items():
-        if match := _phrase_in(sentence.casefold(), phrase):
-            named.append((match.span(), letter))
     letters = set[str]()
-    for (start, end), names in named:
-        if any(a <= start and end <= b and (a, b) != (start, end) for (a, b), _ in named):
-            continue  # within another
+    for start, end, names in _mentions(sentence, phrases, patterns):
         if _BEFORE.search(sentence[max(0, start - 60) : start]):
             continue
         for name in re.findall(r"\b[A-Za-z]\b", names):
@@ -230,6 +224,24 @@ def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
             if not _BEHIND.match(re.sub(rf"(?i){own_phrase}", " ", sentence[end:])):
                 letters.add(letter)
     return letters
+
+
+def _mentions(sentence: str, phrases: Mapping[str, str], patterns: Patterns) -> list[tuple[int, int, str]]:
+    """Start and end of what names choices, and their letters; without what is part of a longer one."""
+    found = []
+    for match in patterns.named.finditer(sentence):
+        found.append((*match.span(), match[1] or match[2]))
+    for match in patterns.several.finditer(sentence):
+        found.append((*match.span(), match[0]))
+    for letter, phrase in phrases.items():
+        if in_words := _phrase_in(sentence.casefold(), phrase):
+            found.append((*in_words.span(), letter))
+    spans = {(start, end) for start, end, _ in found}
+    return [mention for mention in found if not _is_inside(mention[0], mention[1], spans)]
+
+
+def _is_inside(start: int, end: int, spans: set[tuple[int, int]]) -> bool:
+    return any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans)
 
 
 def _phrase(choice: str) -> str:

@@ -258,6 +258,14 @@ def _subsets(size: int) -> dict[int, Indices]:
     return subsets
 
 
+def _numbered_forms(votes: Sequence[Vote]) -> dict[str | None, int]:
+    numbers: dict[str | None, int] = {None: 0}
+    for vote in votes:
+        numbers.setdefault(vote.form, len(numbers))
+        numbers.setdefault(vote.computed, len(numbers))
+    return numbers
+
+
 class _Ballots:
     """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
@@ -268,32 +276,32 @@ class _Ballots:
     def __init__(self, votes: Sequence[Vote]) -> None:
         import numpy
 
-        numbers: dict[str | None, int] = {None: 0}
-        for vote in votes:
-            numbers.setdefault(vote.form, len(numbers))
-            numbers.setdefault(vote.computed, len(numbers))
+        numbers = _numbered_forms(votes)
         self.forms = list(numbers)
         self.correct = numpy.zeros(len(numbers))
         self._answers = numpy.zeros((len(votes), 2), int)
         self._ballots = numpy.zeros((len(votes), 2))
         size = 2 ** len(votes).bit_length()  # more than there are votes
-        unit = 2**50 // size**3
-        self._stated = size * unit
+        self._unit = 2**50 // size**3
+        self._stated = size * self._unit
         self._single = 2 * size * self._stated
         for row, vote in reversed([*enumerate(votes)]):  # the first sample of an answer decides whether it is correct
             reply, program = numbers[vote.form], numbers[vote.computed]
             self.correct[program] = vote.is_computed_correct
             self.correct[reply] = vote.correct
             self._answers[row] = reply, program
-            self._ballots[row] = self._single + round(vote.probability * unit), self._single + self._stated
-            if vote.is_stated or reply == program:
-                self._ballots[row, 0] += self._stated
-            if reply == program:
-                self._ballots[row, 1] = 0
+            self._ballots[row] = self._weights(vote)
         self.correct[0] = False
         self._ballots[self._answers == 0] = 0
         if not self._answers[:, 1].any():
             self._answers, self._ballots = self._answers[:, :1], self._ballots[:, :1]
+
+    def _weights(self, vote: Vote) -> tuple[int, int]:
+        """Weights of the ballots of a reply and of its program, which adds none if it comes to the reply's answer."""
+        reply = self._single + round(vote.probability * self._unit)
+        if vote.form == vote.computed:
+            return reply + self._stated, 0
+        return reply + self._stated * vote.is_stated, self._single + self._stated
 
     def winners(self, subsets: Indices) -> Indices:
         """The answers that win among subsets of the samples, by their numbers; a row of `subsets` has its samples."""

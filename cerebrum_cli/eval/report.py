@@ -147,9 +147,9 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         accuracy=mean_accuracy(questions),
         maj=majority_estimates(complete, with_programs=False),
         pass_at=_pass_at_estimates(complete),
-        no_answer=mean([sample.is_unanswered for sample in run]),
-        cut_off=mean([sample.is_cut_off for sample in run]),
-        tokens_per_answer=mean([sample.completion_tokens for sample in run]),
+        no_answer=mean_of(run, "is_unanswered"),
+        cut_off=mean_of(run, "is_cut_off"),
+        tokens_per_answer=mean_of(run, "completion_tokens"),
         seconds_per_question=seconds and seconds / len(questions),
         stated=_share_with_basis(run, "stated"),
         guessed=_share_with_basis(run, "guessed"),
@@ -170,9 +170,12 @@ def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estim
         return estimates
     samples = len(questions[0])
     clusters = clusters_of(questions)
-    correct = [sum(sample.correct for sample in question) for question in questions]
     for k in vote_sizes(samples):
-        estimates[k] = estimate([pass_at(samples, count, k) for count in correct], clusters)
+        chances = []
+        for question in questions:
+            correct = round(samples * accuracy_of(question))
+            chances.append(pass_at(samples, correct, k))
+        estimates[k] = estimate(chances, clusters)
     return estimates
 
 
@@ -201,7 +204,11 @@ def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
 
 
 def accuracy_of(question: Sequence[Sample]) -> float:
-    return mean([sample.correct for sample in question])
+    return mean_of(question, "correct")
+
+
+def mean_of(samples: Sequence[Sample], attribute: str) -> float:
+    return mean([getattr(sample, attribute) for sample in samples])
 
 
 def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vote]:
@@ -252,8 +259,8 @@ def report_object(report: Report) -> dict[str, Any]:
         "samples": report.samples,
         "accuracy": report.accuracy.value,
         "interval": report.accuracy.interval,
-        "maj": {str(k): asdict(estimate) for k, estimate in report.maj.items()},
-        "pass_at": {str(k): asdict(estimate) for k, estimate in report.pass_at.items()},
+        "maj": _estimates_object(report.maj),
+        "pass_at": _estimates_object(report.pass_at),
         "no_answer": report.no_answer,
         "cut_off": report.cut_off,
         "tokens_per_answer": report.tokens_per_answer,
@@ -268,5 +275,10 @@ def report_object(report: Report) -> dict[str, Any]:
         object["interval_with_skipped"] = skipped.interval
     if report.votes:
         whole = asdict(report)
-        object |= {key: whole[key] for key in ("votes", "checked", "unchecked", "no_program")}
+        for key in ("votes", "checked", "unchecked", "no_program"):
+            object[key] = whole[key]
     return object
+
+
+def _estimates_object(estimates: Mapping[int, Estimate]) -> dict[str, Any]:
+    return {str(k): asdict(estimate) for k, estimate in estimates.items()}

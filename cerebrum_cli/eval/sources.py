@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -70,12 +70,7 @@ def read_source(
     task = _find_task(source)
     condition = find_condition(preset, source) if preset else Condition(source)
     match = _choose_match(task, match, run_code)
-    asked = task
-    if template or (preset and task.match != "code"):
-        # The cards ask questions verbatim; how they ask for code is not stated.
-        asked = replace(task, template=template or "", follows="", shots=0, stop=())
-    if examples:
-        asked = replace(asked, follows="", shots=0)
+    asked = _as_asked(task, preset, template, bool(examples))
     parsed = parse_template(asked.template) if asked.template else None
     rows, digest, origin = load_dataset(task, progress, offline)
     found = read_questions(rows, parsed, task.convert)
@@ -84,9 +79,7 @@ def read_source(
     if examples:
         shown, shown_digest = _read_examples(examples, parsed)
     elif asked.shots:
-        training = replace(task, file=task.shots_file)
-        example_rows, shown_digest, _ = load_dataset(training, progress, offline)
-        shown = read_questions(example_rows, parsed).questions[: asked.shots]
+        shown, shown_digest = _read_shots(asked, parsed, progress, offline)
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
     fingerprint = {
         "task": task.name,
@@ -100,8 +93,8 @@ def read_source(
     remarks = [origin, *_remarks(asked, preset, condition)]
     if shown:
         remarks.append(f"{format_count(len(shown), 'example')} before each question")
-    if match == "answer" and _are_mostly_words(found.questions):
-        remarks.append(IN_WORDS)
+    if match == "answer":
+        remarks.append(_remark_on_words(found.questions))
     return LoadedTask(
         name=task.name,
         questions=found.questions,
@@ -113,6 +106,21 @@ def read_source(
         examples=shown,
         stop=asked.stop,
     )
+
+
+def _remark_on_words(questions: tuple[Question, ...]) -> str:
+    in_words = sum(map(is_in_words, questions))
+    return IN_WORDS if 2 * in_words > len(questions) else ""
+
+
+def _as_asked(task: Task, preset: Preset | None, template: str | None, has_examples: bool) -> Task:
+    """A task with what replaces its protocol: a template, a preset, or examples."""
+    if template or (preset and task.match != "code"):
+        # The cards ask questions verbatim; how they ask for code is not stated.
+        task = replace(task, template=template or "", follows="", shots=0, stop=())
+    if has_examples:
+        task = replace(task, follows="", shots=0)
+    return task
 
 
 def _find_task(source: str) -> Task:
@@ -146,6 +154,14 @@ def _read_examples(path: Path, template: Template | None) -> tuple[tuple[Questio
     return found.questions, digest
 
 
+def _read_shots(
+    task: Task, template: Template | None, progress: Progress, offline: bool
+) -> tuple[tuple[Question, ...], str]:
+    """The first training questions of a task, and the SHA-256 of their file."""
+    rows, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
+    return read_questions(rows, template).questions[: task.shots], digest
+
+
 def _read_file(path: Path) -> tuple[bytes, str]:
     digest = sha256()
     with closing(open_input(path)) as file:
@@ -155,10 +171,6 @@ def _read_file(path: Path) -> tuple[bytes, str]:
 
 def _default_template(questions: Iterable[Question]) -> str:
     return CHOICE_TEMPLATE if any(question.choices for question in questions) else QUESTION_TEMPLATE
-
-
-def _are_mostly_words(questions: Sequence[Question]) -> bool:
-    return 2 * sum(map(is_in_words, questions)) > len(questions)
 
 
 def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterator[str]:

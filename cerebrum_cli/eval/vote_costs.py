@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 from cerebrum_cli.eval.estimates import estimate, mean, winner
 from cerebrum_cli.eval.questions import Sample
@@ -16,6 +17,7 @@ from cerebrum_cli.eval.report import (
     VoteCost,
     group_by_question,
     majority_estimates,
+    mean_of,
     votes_of,
 )
 
@@ -37,9 +39,9 @@ def with_votes(report: Report, run: Sequence[Sample]) -> Report:
 
 def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
     """The votes on questions of as many samples each, for every k of `vote_sizes`."""
-    samples = [sample for question in questions for sample in question]
-    tokens = mean([sample.completion_tokens for sample in samples])
-    program_tokens = mean([sample.program_tokens for sample in samples])
+    samples = list(chain.from_iterable(questions))
+    tokens = mean_of(samples, "completion_tokens")
+    program_tokens = mean_of(samples, "program_tokens")
     costs = []
     for k, accuracy in majority_estimates(questions, with_programs=False).items():
         costs.append(VoteCost(MAJORITY, k, accuracy, k * tokens))

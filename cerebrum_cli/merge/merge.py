@@ -153,7 +153,7 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     path, name = merge.options.output, merge.options.name
     require_not_source(merge.models, path)
     remove_abandoned(path.parent, f".{path.name}.")
-    require_space(path.parent.resolve(), merge.plan.size + DISK_RESERVE, MergeError, "write elsewhere")
+    require_room(path.parent.resolve(), merge.plan.size)
     sha256 = execute(merge.plan, path, llama_codec, thread_count(), on_progress)
     model = RegistryEntry.of_file(path.resolve(), sha256, name, "merge")
     try:
@@ -163,6 +163,11 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
         then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
         raise ConfigError(problem, f"{error.hint}, then run {then}") from error
     return library.model_from_entry(model), sha256
+
+
+def require_room(directory: Path, size: int) -> None:
+    """Raise MergeError if a file does not fit on the disk."""
+    require_space(existing_parent(directory), size + DISK_RESERVE, MergeError, "write elsewhere")
 
 
 def register(registry: Registry, model: RegistryEntry) -> None:
@@ -221,20 +226,28 @@ def pull_merge(
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
+        require_room(directory, plan.chosen.size)
         quantization = plan.chosen.quantization
-        require_space(existing_parent(directory), plan.chosen.size + DISK_RESERVE, MergeError, "write elsewhere")
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
     models = {}
     for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
-        source = library.parse(text)
-        if isinstance(source, Path):  # a file is used as it is, and not registered
-            models[name_in_recipe] = library.find(source)
-        else:
-            models[name_in_recipe] = inner.find_or_pull(source, None, context, confirm)
+        models[name_in_recipe] = _find_source(inner, text, context, confirm)
     label = quantization or models[recipe.models[0]].display_name
-    output = directory / spec.merged_name(label)
-    options = MergeOptions(output, name or f"{spec.name}:{label}", title=spec.title, quantization=quantization)
+    options = MergeOptions(
+        output=directory / spec.merged_name(label),
+        name=name or f"{spec.name}:{label}",
+        title=spec.title,
+        quantization=quantization,
+    )
     model, _ = write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
     return model
+
+
+def _find_source(puller: Puller, text: str, context: int | None, confirm: Confirm) -> InstalledModel:
+    """A model of a recipe, which is pulled if need be; a file is used as it is, and not registered."""
+    source = puller.library.parse(text)
+    if isinstance(source, Path):
+        return puller.library.find(source)
+    return puller.find_or_pull(source, None, context, confirm)

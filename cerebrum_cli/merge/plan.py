@@ -18,7 +18,7 @@ from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.methods import TensorOp, TensorPosition, base_tensor, copy_of, input_tensors, tensor_op
-from cerebrum_cli.merge.recipe import Recipe, Slice
+from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 HUB = "https://huggingface.co"
@@ -276,22 +276,25 @@ class MergePlanner:
 
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):
-            starts, counts = [], []
-            for source in part.sources:
-                n_layers = self.tables[source.model].n_layers
-                start, end = source.layer_range or (0, n_layers)
-                if end > n_layers:
-                    problem = f"layer_range [{start}, {end}] of {source.model}, which has {n_layers} layers"
-                    raise MergeError(f"slices[{number}]: {problem}", f"end it at {n_layers} or below")
-                starts.append((self.tables[source.model], start))
-                counts.append(end - start)
+            ranges = [self._layer_range(source, f"slices[{number}]") for source in part.sources]
+            counts = [end - start for start, end in ranges]
             if len({*counts}) > 1:
-                found = ", ".join(f"{source.model} {n}" for source, n in zip(part.sources, counts, strict=True))
+                found = ", ".join(f"{model} {count}" for model, count in zip(part.models, counts, strict=True))
                 raise MergeError(f"slices[{number}]: layer counts differ: {found}", "give each source a layer_range")
             last = counts[0] - 1
             for index in range(counts[0]):
-                origins = tuple((table, start + index) for table, start in starts)
-                yield MergeStep(part, index / last if last else 1.0, origins)
+                origins = []
+                for model, (start, _) in zip(part.models, ranges, strict=True):
+                    origins.append((self.tables[model], start + index))
+                yield MergeStep(part, index / last if last else 1.0, tuple(origins))
+
+    def _layer_range(self, source: SliceSource, place: str) -> tuple[int, int]:
+        n_layers = self.tables[source.model].n_layers
+        start, end = source.layer_range or (0, n_layers)
+        if end > n_layers:
+            problem = f"layer_range [{start}, {end}] of {source.model}, which has {n_layers} layers"
+            raise MergeError(f"{place}: {problem}", f"end it at {n_layers} or below")
+        return start, end
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):

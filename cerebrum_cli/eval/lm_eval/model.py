@@ -220,22 +220,25 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
-            ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
-            settings = self._generation_settings(kwargs, self._seed + positions[0])
-            answered = [positions]
             if kwargs["do_sample"]:
                 for position in positions:
                     requests[position].args[1]["do_sample"] = True  # else the cache returns one text for all samples
-                if settings.temperature > 0:
-                    answered = [[position] for position in positions]
+            ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
+            settings = self._generation_settings(kwargs, self._seed + positions[0])
+            answered = [positions]
+            if settings.temperature > 0:
+                answered = [[position] for position in positions]
             tokens = self._encode_prompt(key[0])
             room = self.max_length - (settings.max_tokens or 0)
             truncated += len(tokens) > room
             rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
-        if ignored:
-            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
+        self._notify_of_ignored(ignored)
         self._notify_of_truncation(truncated, len(rows))
         return rows
+
+    def _notify_of_ignored(self, keys: set[str]) -> None:
+        if keys:
+            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(keys))}", "omit them"))
 
     def _generation_settings(self, kwargs: Mapping[str, Any], seed: int) -> Settings:
         values = {**NEUTRAL, **kwargs}
