@@ -266,6 +266,13 @@ def _numbered_forms(votes: Sequence[Vote]) -> dict[str | None, int]:
     return numbers
 
 
+def _units(votes: int) -> tuple[int, int, int]:
+    """Weights of a ballot, of one that is stated, and of the probability 1."""
+    size = 2 ** votes.bit_length()  # more than there are votes
+    unit = 2**50 // size**3
+    return 2 * size**2 * unit, size * unit, unit
+
+
 class _Ballots:
     """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
@@ -281,10 +288,7 @@ class _Ballots:
         self.correct = numpy.zeros(len(numbers))
         self._answers = numpy.zeros((len(votes), 2), int)
         self._ballots = numpy.zeros((len(votes), 2))
-        size = 2 ** len(votes).bit_length()  # more than there are votes
-        self._unit = 2**50 // size**3
-        self._stated = size * self._unit
-        self._single = 2 * size * self._stated
+        self._single, self._stated, self._unit = _units(len(votes))
         for row, vote in reversed([*enumerate(votes)]):  # the first sample of an answer decides whether it is correct
             reply, program = numbers[vote.form], numbers[vote.computed]
             self.correct[program] = vote.is_computed_correct

@@ -33,6 +33,9 @@ from cerebrum_cli.library.hub import cache_directory, is_offline, list_repositor
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
 
 
+Questions = tuple[Question, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedTask:
     """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
@@ -42,13 +45,13 @@ class LoadedTask:
     """
 
     name: str
-    questions: tuple[Question, ...]
+    questions: Questions
     bad_rows: tuple[BadRow, ...]
     fingerprint: Mapping[str, Any]
     match: Match
     condition: Condition
     remarks: tuple[str, ...] = ()
-    examples: tuple[Question, ...] = ()
+    examples: Questions = ()
     stop: tuple[str, ...] = ()
 
 
@@ -68,13 +71,15 @@ def read_source(
     Raises UsageError, PullError.
     """
     task = _find_task(source)
-    condition = find_condition(preset, source) if preset else Condition(source)
+    condition = Condition(source)
+    if preset:
+        condition = find_condition(preset, source)
     match = _choose_match(task, match, run_code)
     asked = _as_asked(task, preset, template, bool(examples))
     parsed = parse_template(asked.template) if asked.template else None
     rows, digest, origin = load_dataset(task, progress, offline)
     found = read_questions(rows, parsed, task.convert)
-    shown: tuple[Question, ...] = ()
+    shown: Questions = ()
     shown_digest = None
     if examples:
         shown, shown_digest = _read_examples(examples, parsed)
@@ -85,16 +90,12 @@ def read_source(
         "task": task.name,
         "question file": digest,
         "template": asked.template or _default_template(found.questions),
-        "protocol": f"{task.name} {task.version}" if asked.follows else None,
+        "protocol": asked.protocol,
         "example file": shown_digest,
         "match": match,
         SCORING_RULES: rules_of(match),
     }
-    remarks = [origin, *_remarks(asked, preset, condition)]
-    if shown:
-        remarks.append(f"{format_count(len(shown), 'example')} before each question")
-    if match == "answer":
-        remarks.append(_remark_on_words(found.questions))
+    remarks = [origin, *_remarks(asked, preset, condition), *_remarks_on_questions(found.questions, shown, match)]
     return LoadedTask(
         name=task.name,
         questions=found.questions,
@@ -108,9 +109,11 @@ def read_source(
     )
 
 
-def _remark_on_words(questions: tuple[Question, ...]) -> str:
-    in_words = sum(map(is_in_words, questions))
-    return IN_WORDS if 2 * in_words > len(questions) else ""
+def _remarks_on_questions(questions: Questions, examples: Questions, match: Match) -> Iterator[str]:
+    if examples:
+        yield f"{format_count(len(examples), 'example')} before each question"
+    if match == "answer" and 2 * sum(map(is_in_words, questions)) > len(questions):
+        yield IN_WORDS
 
 
 def _as_asked(task: Task, preset: Preset | None, template: str | None, has_examples: bool) -> Task:
@@ -145,7 +148,7 @@ def _choose_match(task: Task, match: Match | None, run_code: bool) -> Match:
     return match or task.match
 
 
-def _read_examples(path: Path, template: Template | None) -> tuple[tuple[Question, ...], str]:
+def _read_examples(path: Path, template: Template | None) -> tuple[Questions, str]:
     """The examples in a question file, and its SHA-256. Raises UsageError for a row that cannot be read."""
     data, digest = _read_file(path)
     found = read_questions(split_lines(data), template)
@@ -154,9 +157,7 @@ def _read_examples(path: Path, template: Template | None) -> tuple[tuple[Questio
     return found.questions, digest
 
 
-def _read_shots(
-    task: Task, template: Template | None, progress: Progress, offline: bool
-) -> tuple[tuple[Question, ...], str]:
+def _read_shots(task: Task, template: Template | None, progress: Progress, offline: bool) -> tuple[Questions, str]:
     """The first training questions of a task, and the SHA-256 of their file."""
     rows, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
     return read_questions(rows, template).questions[: task.shots], digest

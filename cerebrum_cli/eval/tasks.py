@@ -57,6 +57,10 @@ class Task:
     convert: Convert | None = None
     files: int = 1
 
+    @property
+    def protocol(self) -> str | None:
+        return f"{self.name} {self.version}" if self.follows else None
+
 
 def complete_test(test: str, entry_point: str) -> str:
     """Complete a HumanEval test, which defines `check(candidate)`, with its call."""

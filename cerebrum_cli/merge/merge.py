@@ -15,6 +15,8 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.download_plan import DownloadPlanner
+from cerebrum_cli.library.fit import DownloadPlan
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.library.pull import Confirm, Puller, require_confirmation, require_free_name
@@ -222,7 +224,7 @@ def pull_merge(
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
-        plan = puller.planner.plan(reference, context)
+        plan = _plan(puller.planner, reference, context)
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
@@ -231,9 +233,7 @@ def pull_merge(
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    models = {}
-    for name_in_recipe, text in source_references(library, recipe.models, quantization).items():
-        models[name_in_recipe] = _find_source(inner, text, context, confirm)
+    models = _find_sources(inner, source_references(library, recipe.models, quantization), context, confirm)
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
         output=directory / spec.merged_name(label),
@@ -241,13 +241,28 @@ def pull_merge(
         title=spec.title,
         quantization=quantization,
     )
-    model, _ = write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
-    return model
+    return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))[0]
 
 
-def _find_source(puller: Puller, text: str, context: int | None, confirm: Confirm) -> InstalledModel:
-    """A model of a recipe, which is pulled if need be; a file is used as it is, and not registered."""
-    source = puller.library.parse(text)
-    if isinstance(source, Path):
-        return puller.library.find(source)
-    return puller.find_or_pull(source, None, context, confirm)
+def _plan(planner: DownloadPlanner, reference: ModelReference, context: int | None) -> DownloadPlan:
+    """Plan the download; offline and without a quantization in the reference, of one that is installed."""
+    plan = planner.plan(reference, context)
+    if planner.is_offline and not (plan.chosen.installed or reference.quantization):
+        for row in plan.candidates:
+            if row.installed:
+                return planner.plan(ModelReference(reference.name, row.quantization), context)
+    return plan
+
+
+def _find_sources(
+    puller: Puller, references: Mapping[str, str], context: int | None, confirm: Confirm
+) -> dict[str, InstalledModel]:
+    """The models of a recipe, which are pulled if need be; a file is used as it is, and not registered."""
+    models = {}
+    for name, text in references.items():
+        source = puller.library.parse(text)
+        if isinstance(source, Path):
+            models[name] = puller.library.find(source)
+        else:
+            models[name] = puller.find_or_pull(source, None, context, confirm)
+    return models
