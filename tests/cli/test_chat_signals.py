@@ -95,7 +95,7 @@ def test_chat_signal_ends_the_editor(open_chat: OpenTerminal, tmp_path: Path) ->
 
 def test_chat_signal_cancels_loading(open_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_chat(load=60)
-    person.type("One?\r", shows="loading ")
+    person.type("One?\r", shows=" 50%")
     person.kill(signal.SIGTERM)
     assert_ends(person, 143, tmp_path)
 
@@ -136,14 +136,14 @@ def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenTerminal
     before.type("One?\r", shows="Yes.")
     before.leave()
     person = open_chat("Yes.", "-c", load=60)
-    person.type("/prompt\r", shows="loading ")
+    person.type("/prompt\r", shows=" 50%")
     person.type("\x03", shows="interrupted: /prompt did not finish")
     person.leave()
 
 
 def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, new_user: CommandLine) -> None:
-    person = open_chat(load=2)
-    person.type("One?\r", shows="loading ")
+    person = open_chat(load=60, reload=0.1)
+    person.type("One?\r", shows=" 50%")
     person.type("\x03", shows="interrupted: before the reply began; /retry asks again")
     person.type("/retry\r", shows="Yes.")
     person.leave()
@@ -170,7 +170,7 @@ def test_slash_set_and_model_can_be_interrupted(open_chat: OpenTerminal, tmp_pat
         ("/set ctx 4096", "interrupted: /set did not finish"),
         ("/model other.gguf", "interrupted: /model did not finish"),
     ):
-        person.type(f"{line}\r", shows="loading ")
+        person.type(f"{line}\r", shows=" 50%")
         person.type("\x03", shows=message)
     person.type("Two?\r", shows="Yes.")
     person.leave()
