@@ -325,6 +325,6 @@ def test_saved_prompt_keeps_the_place_of_its_adapter(user: CommandLine, adapter:
     plain = answer(user, "hello", "--no-log")["text"]
     (user.home / "style.gguf").write_bytes(adapter.read_bytes())
     assert user.run("ask", "--save-prompt", "styled", "--lora", "style.gguf:0.9").code == 0
-    assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "config.toml").read_text()
+    assert f'lora = ["{user.home}/style.gguf:0.9"]' in (user.config / "prompts" / "styled.md").read_text()
     assert answer(user, "hello", "--no-log", "-p", "styled")["text"] != plain
     assert answer(user, "hello", "--no-log", "-p", "styled", "--lora", "none")["text"] == plain

@@ -171,7 +171,7 @@ def test_drafts_leave_reasoning_and_answer_as_they_are(new_user: CommandLine, mo
     command = ("ask", f"Hm. {plain} {plain}", "-m", models["own"], "--json", *constrained(new_user.home, OBJECT))
     answer = new_user.run(*command, "--set", "speculative=on").object
     assert (answer["reasoning"], answer["text"]) == ("Hm.", plain)
-    assert answer["timings"]["draft_n_accepted"] > 3
+    assert answer["timings"]["draft_n_accepted"] > 0
 
 
 GREEDY = ("--temperature", "0")
