@@ -32,8 +32,8 @@ from cerebrum_cli.engine.drafter import STEP_COSTS
 from cerebrum_cli.replies.interface import Model
 
 PARTS = ("prose", "edit", "plot")
-QUESTIONS, PROSE_TOKENS = 12, 160
-LINES, EDIT_TOKENS, CONTEXT = 120, 2048, 8192
+QUESTIONS, PROSE_TOKENS = 8, 96
+LINES, EDIT_TOKENS, CONTEXT = 60, 1024, 4096
 EDIT = "Rename fieldnames to field_names everywhere in this file. Write the whole file again, and nothing else.\n\n"
 PLOT = ROOT / "docs" / "explanation" / "drafts.png"
 
