@@ -89,7 +89,6 @@ class RemoteCompletions(Completions[RemoteSample]):
             for number in range(pooled.samples, pooled.samples + count)
         )
         pooled.samples += count
-        pooled.unfinished += count
         pooled.running |= {sample.id for sample in samples}
         self._live.update((sample.id, sample) for sample in samples)
         if pooled.request.stream:
@@ -97,10 +96,9 @@ class RemoteCompletions(Completions[RemoteSample]):
         return [PoolJob(pooled, samples)]
 
     def _end_sample(self, index: int) -> None:
-        if pooled := self._submitted.get(index):
-            pooled.unfinished -= 1
-            if not pooled.unfinished and pooled.samples >= max(pooled.request.n, pooled.request.max_n):
-                del self._submitted[index]
+        pooled = self._submitted.get(index)
+        if pooled and not pooled.running and pooled.samples >= max(pooled.request.n, pooled.request.max_n):
+            del self._submitted[index]
 
 
 class RemoteEngine(Engine):

@@ -57,7 +57,6 @@ class PooledRequest:
     emit: Callable[[Event | BaseException], None]
     server: object = None  # that has evaluated the prompt
     samples: int = 0
-    unfinished: int = 0
     running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
 
 
