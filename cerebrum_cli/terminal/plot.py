@@ -47,27 +47,33 @@ def draw_report(report: Report) -> Figure:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
-    tokens = {k: k * max(1.0, report.tokens_per_answer) for k in report.maj}  # 0 has no place on a log scale
-    majorities = [VoteCost(MAJORITY, k, report.maj[k], tokens[k]) for k in tokens]
-    by_kind = {kind: [vote for vote in report.votes or majorities if vote.kind == kind] for kind in STYLES}
-    for kind, votes in by_kind.items():
-        draw_votes(by_votes, kind, [vote.samples for vote in votes], votes)
-        draw_votes(by_tokens, kind, [max(1.0, vote.tokens) for vote in votes], votes)
+    votes = report.votes or majority_costs(report)
+    for kind in STYLES:
+        of_kind = [vote for vote in votes if vote.kind == kind]
+        draw_votes(by_votes, kind, [vote.samples for vote in of_kind], of_kind)
+        draw_votes(by_tokens, kind, [max(1.0, vote.tokens) for vote in of_kind], of_kind)
     for axes in (by_votes, by_tokens):
         if report.chance is not None:
             axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
         axes.spines[["top", "right"]].set_visible(False)
-    margin = max(0.5, 0.03 * max(tokens))
-    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, max(tokens) + margin))
+    most = max(report.maj)
+    margin = max(0.5, 0.03 * most)
+    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, most + margin))
     by_votes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     by_tokens.set(xlabel="tokens per question", xscale="log")
-    doublings = [count for k, count in tokens.items() if k & (k - 1) == 0]
+    doublings = [vote.tokens for vote in majority_costs(report) if vote.samples.bit_count() == 1]
     by_tokens.set_xticks(doublings, [f"{count:.0f}" for count in doublings])
     by_tokens.minorticks_off()
     title = f"{report.task}: {report.model}, {report.complete} questions"
     figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)
     figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
+
+
+def majority_costs(report: Report) -> list[VoteCost]:
+    """Majority votes of every size, by the tokens of their samples."""
+    per_sample = max(1.0, report.tokens_per_answer)  # 0 has no place on a log scale
+    return [VoteCost(MAJORITY, k, accuracy, k * per_sample, None) for k, accuracy in report.maj.items()]
 
 
 def draw_votes(axes: Axes, kind: str, x: Sequence[float], votes: Sequence[VoteCost]) -> None:

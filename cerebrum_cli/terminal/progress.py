@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import (
     StageEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.row_events import EvalProgress, RowEvent
+from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
 from cerebrum_cli.terminal.streams import Streams, strip_controls
@@ -88,15 +88,18 @@ class BatchProgress(Line):
     def close(self) -> None:
         self._status.close()
         super().close()
-        if not self._rows or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
+        if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
             return
         self.streams.write_line("", self._summary())
         if isinstance(self._rows, RowEvent):
-            counts = self._rows.counts
-            for message in counts.errors:
-                self.streams.write_line("  ", message)
-            if counts.errors and (more := counts.failed - len(counts.errors)):
-                self.streams.write_line("  ", f"and {more} more")
+            self._write_errors(self._rows.counts)
+
+    def _write_errors(self, counts: RowCounts) -> None:
+        for message in counts.errors:
+            self.streams.write_line("  ", message)
+        more = counts.failed - len(counts.errors)
+        if counts.errors and more:
+            self.streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -104,40 +107,49 @@ class BatchProgress(Line):
 
     def _summary(self) -> str:
         assert self._rows
-        speed = ""
-        tokens = self._all_tokens
-        seconds = self._latest - (self._started or self._latest)
-        if tokens and seconds:
-            rates = server_rates([server._replace(is_lost=False) for server in self._servers], seconds)
-            rate = f"{tokens / seconds:.1f} t/s" + (f": {rates}" if rates else "")
-            speed = f"{tokens} tokens in {seconds:.1f} s ({rate})"
         done, total = counter(self._rows)
         of = format_count(total, "question") if isinstance(self._rows, EvalProgress) else total
-        return ", ".join(filter(None, [f"{done} of {of} done", *exceptions(self._rows), speed]))
+        parts = [f"{done} of {of} done", *exceptions(self._rows)]
+        if self._started and self._all_tokens and self._latest > self._started:
+            parts.append(self._speed(self._latest - self._started))
+        return ", ".join(parts)
+
+    def _speed(self, seconds: float) -> str:
+        tokens = self._all_tokens
+        rate = f"{tokens / seconds:.1f} t/s"
+        if self._servers:
+            rate += f": {server_rates(self._servers, seconds, shows_lost=False)}"
+        return f"{tokens} tokens in {seconds:.1f} s ({rate})"
 
     def render(self, width: int) -> Iterator[Segment]:
         rows = self._rows
-        seconds = time.monotonic() - self._started if self._started else 0.0
         assert rows
-        done = answered(rows) - self._before
+        seconds = time.monotonic() - self._started if self._started else 0.0
         left = self._phase
-        if done:
+        if done := answered(rows) - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        speeds = []
-        if seconds > 1 and self._all_tokens:
-            speed, rates = f"{self._all_tokens / seconds:.1f} tokens/s", server_rates(self._servers, seconds)
-            speeds = [f"{speed} ({rates})", speed] if rates else [speed]
-        for texts in batch_texts(rows, speeds, left):
+        for texts in batch_texts(rows, self._speeds(seconds), left):
             done_text, clauses, tail = texts
             room = width - len(" ".join(filter(None, texts)))
             if room >= 0:
                 break
         yield f"{done_text} ", GREEN
         if room > MIN_BAR:
-            yield from (*bar(rows.done, rows.total, room - 1), (" ", ""))
-        yield f"{clauses} " if clauses else "", RED if isinstance(rows, RowEvent) else ""
+            yield from bar(rows.done, rows.total, room - 1)
+            yield " ", ""
+        if clauses:
+            yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
+
+    def _speeds(self, seconds: float) -> list[str]:
+        """Ways to state the speed, the longest first; none in the first second."""
+        if seconds <= 1 or not self._all_tokens:
+            return []
+        speed = f"{self._all_tokens / seconds:.1f} tokens/s"
+        if not self._servers:
+            return [speed]
+        return [f"{speed} ({server_rates(self._servers, seconds)})", speed]
 
 
 class StageProgress(Line):
@@ -164,7 +176,8 @@ class StageProgress(Line):
         yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
         if width >= BAR_COLUMNS:
             yield f"{format_duration(time.monotonic() - self._started)} ", ""
-            yield from (*bar(stage.done, stage.total, STAGE_BAR), (" ", ""))
+            yield from bar(stage.done, stage.total, STAGE_BAR)
+            yield " ", ""
         yield stage.stage, ""
 
 
@@ -189,21 +202,24 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         self._started.setdefault(stage, (now, done))
         last, shown = self._shown.get(stage, (now - LOG_EVERY_S, 0))
         is_end = done >= total > shown
+        is_due = is_end or now - last >= LOG_EVERY_S
         self._current = stage, done, total
-        if is_end and self.draws:
-            self.keep()
-        elif self.draws and done < total:
-            self.show()
-        elif not self.draws and (is_end or now - last >= LOG_EVERY_S):
-            self.streams.report(f"{stage}: {self._text()}")
-        if is_end or now - last >= LOG_EVERY_S:
+        if is_due:
             self._shown[stage] = now, done
+        if not self.draws:
+            if is_due:
+                self.streams.report(f"{stage}: {self._text()}")
+        elif is_end:
+            self.keep()
+        elif done < total:
+            self.show()
 
     def render(self, width: int) -> Iterator[Segment]:
         stage, done, total = self._current
         yield f"{stage:<8} ", ""
         if width >= BAR_COLUMNS:
-            yield from (*bar(done, total, STAGE_BAR), (" ", ""))
+            yield from bar(done, total, STAGE_BAR)
+            yield " ", ""
         yield self._text(), ""
 
     def _text(self) -> str:
@@ -215,8 +231,10 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         if done <= first or seconds <= 0:  # no speed yet
             return text
         speed = (done - first) / seconds
-        left = f", {format_duration((total - done) / speed)} left" if done < total else ""
-        return f"{text}, {format_size(int(speed))}/s{left}"
+        text += f", {format_size(int(speed))}/s"
+        if done < total:
+            text += f", {format_duration((total - done) / speed)} left"
+        return text
 
 
 def bar(done: int, total: int, width: int) -> Iterator[Segment]:
@@ -231,9 +249,13 @@ def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tup
     `speeds` are ways to state the speed, the longest first.
     """
     finished, total = counter(event)
-    done, clauses = f"{finished:{len(str(total))}}/{total}", list(exceptions(event))
-    yield from ((done, ", ".join(clauses), f"{speed} {left}") for speed in speeds)
-    yield from ((done, ", ".join(clauses[:count]), left) for count in range(len(clauses), 0, -1))
+    done = f"{finished:{len(str(total))}}/{total}"
+    clauses = list(exceptions(event))
+    for speed in speeds:
+        yield done, ", ".join(clauses), f"{speed} {left}"
+    while clauses:
+        yield done, ", ".join(clauses), left
+        clauses.pop()
     if isinstance(event, EvalProgress) and event.accuracy is not None:
         accuracy = f"accuracy {event.accuracy:.3f}"
         yield done, accuracy, left
@@ -242,7 +264,9 @@ def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tup
 
 
 def counter(event: Counts) -> tuple[int, int]:
-    return (event.questions, event.all_questions) if isinstance(event, EvalProgress) else (event.done, event.total)
+    if isinstance(event, EvalProgress):
+        return event.questions, event.all_questions
+    return event.done, event.total
 
 
 def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
@@ -252,27 +276,33 @@ def seconds_left(seconds: float, done: int, running: int, remaining: int) -> flo
 
 def answered(event: Counts) -> int:
     """The number of rows that took time: errors are mostly found before anything is generated."""
-    return event.done - (event.counts.failed if isinstance(event, RowEvent) else 0)
+    if isinstance(event, RowEvent):
+        return event.done - event.counts.failed
+    return event.done
 
 
 def exceptions(event: Counts) -> Iterator[str]:
     if isinstance(event, RowEvent):
         counts = event.counts
-        named = ((counts.failed, "failed"), (counts.truncated, "truncated"), (counts.undecided, "undecided"))
-        yield from (f"{count} {text}" for count, text in named if count)
+        named = {"failed": counts.failed, "truncated": counts.truncated, "undecided": counts.undecided}
+        for name, count in named.items():
+            if count:
+                yield f"{count} {name}"
         return
     if event.accuracy is not None and event.interval is not None:
         low, high = event.interval
         yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
-    for share, text in ((event.no_answer, "no answer"), (event.cut_off, "truncated")):
-        if share:
-            yield f"{share:.0%} {text}"
+    if event.no_answer:
+        yield f"{event.no_answer:.0%} no answer"
+    if event.cut_off:
+        yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
         yield f"{event.skipped} skipped"
 
 
-def server_rates(servers: Sequence[ServerTokens], seconds: float) -> str:
-    return ", ".join(
-        f"{strip_controls(name).rpartition('://')[2]} {'lost' if is_lost else f'{tokens / seconds:.1f}'}"
-        for name, tokens, is_lost in servers
-    )
+def server_rates(servers: Sequence[ServerTokens], seconds: float, shows_lost: bool = True) -> str:
+    rates = []
+    for name, tokens, is_lost in servers:
+        rate = "lost" if is_lost and shows_lost else f"{tokens / seconds:.1f}"
+        rates.append(f"{strip_controls(name).rpartition('://')[2]} {rate}")
+    return ", ".join(rates)

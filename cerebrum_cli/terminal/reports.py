@@ -20,6 +20,7 @@ from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, stri
 from cerebrum_cli.terminal.tables import (
     PIPE_WIDTH,
     Row,
+    column_value,
     excerpt,
     field_lines,
     model_name,
@@ -27,7 +28,6 @@ from cerebrum_cli.terminal.tables import (
     print_lines,
     print_table,
     sampling_text,
-    size_text,
     table_lines,
     table_width,
     updated,
@@ -36,7 +36,7 @@ from cerebrum_cli.terminal.tables import (
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison
-    from cerebrum_cli.eval.estimates import Interval
+    from cerebrum_cli.eval.estimates import Estimate, Interval
     from cerebrum_cli.eval.report import Report, VoteCost
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies import inspection
@@ -71,62 +71,91 @@ print_sessions = partial(
 
 def print_disagreements(streams: Streams, rows: Iterable[Row]) -> None:
     listed = list(rows)
-    columns: dict[str, Callable[[Row], str]] = {
-        key: partial(cell, key) for key in listed[0] if key not in ("sample", "text")
-    }
+    columns: dict[str, Callable[[Row], str]] = {}
+    for key in listed[0]:
+        if key not in ("sample", "text"):
+            columns[key] = partial(cell, key)
     columns["end of the reply"] = lambda row: one_line(row["text"][-ENDING:])
     print_columns(columns, streams, listed, shorten="end of the reply")
 
 
 def cell(key: str, row: Row) -> str:
     """A value on one line, shortened: a filter may extract whole sentences."""
-    return excerpt(one_line(str({True: "yes", False: "no", None: "none"}.get(row[key], row[key]))))
+    value = row[key]
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return excerpt(one_line(str(value)))
 
 
 def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:
     """Print the latest sessions of all, which come first: in a pipe all, and the latest last on a terminal."""
-    at_terminal = streams.out_is_terminal
-    listed = rows[: number or (LISTED if at_terminal else None)][:: -1 if at_terminal else 1]
-    if not listed:
+    if not rows:
         streams.report("no saved sessions; cerebrum ask and cerebrum chat create them")
-        return
-    print_sessions(streams, listed)
-    if at_terminal and number is None and len(listed) < len(rows):
-        streams.report(f"the latest {len(listed)} of {len(rows)}; cerebrum sessions list --all lists them all")
+    elif not streams.out_is_terminal:
+        print_sessions(streams, rows[:number])
+    else:
+        listed = rows[: number or LISTED]
+        print_sessions(streams, listed[::-1])
+        if number is None and len(listed) < len(rows):
+            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list --all lists them all")
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
     questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
-    title += "" if run.is_complete else "; the run is not complete"
-    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
-    estimates = {"accuracy": report.accuracy}
-    estimates |= {"accuracy, skipped as wrong": report.with_skipped} if report.with_skipped else {}
-    estimates |= {f"maj@{k}": estimate for k, estimate in report.maj.items() if k > 1 and not report.votes}
-    estimates |= {f"pass@{k}": estimate for k, estimate in report.pass_at.items() if k > 1}
-    by_check = {"checked": report.checked, "unchecked": report.unchecked}
-    estimates |= {f"{key} answers ({found.n})": found.accuracy for key, found in by_check.items() if found}
-    seconds = report.seconds_per_question
-    values = {
-        "random guessing": None if report.chance is None else f"{report.chance:.3f}",
-        "stated answers": None if report.stated is None else f"{report.stated:.3f}",
-        "guessed answers": None if report.guessed is None else f"{report.guessed:.3f}",
-        "no answer": f"{report.no_answer:.3f}",
-        "no answer (truncated)": f"{report.cut_off:.3f}",
-        "no program": f"{report.no_program:.3f}" if report.votes else None,
-        "tokens per sample": f"{report.tokens_per_answer:.0f}",
-        "seconds per question": None if seconds is None else f"{seconds:.2f}",
-        "invalid rows": run.record.notes.get("bad_rows") or None,
-        "samples skipped": skipped or None,
-    }
-    rows: list[Sequence[Any]] = [
-        (label, f"{estimate.value:.3f}", bounds(estimate.interval)) for label, estimate in estimates.items()
-    ]
-    rows += [(label, value, "") for label, value in values.items() if value is not None]
+    if not run.is_complete:
+        title += "; the run is not complete"
+    print_title(streams, title)
+    rows = [(label, f"{found.value:.3f}", bounds(found.interval)) for label, found in labeled_estimates(report)]
+    rows += [(label, value, "") for label, value in labeled_values(report)]
+    if bad_rows := run.record.notes.get("bad_rows"):
+        rows.append(("invalid rows", str(bad_rows), ""))
+    if skipped:
+        rows.append(("samples skipped", str(skipped), ""))
     print_table(streams, ESTIMATES, rows)
     if report.votes:
         streams.answer("\n")
         print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
+
+
+def print_title(streams: Streams, title: str) -> None:
+    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
+
+
+def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
+    yield "accuracy", report.accuracy
+    if report.with_skipped:
+        yield "accuracy, skipped as wrong", report.with_skipped
+    for k, found in report.maj.items():
+        if k > 1 and not report.votes:
+            yield f"maj@{k}", found
+    for k, found in report.pass_at.items():
+        if k > 1:
+            yield f"pass@{k}", found
+    if report.checked:
+        yield f"checked answers ({report.checked.n})", report.checked.accuracy
+    if report.unchecked:
+        yield f"unchecked answers ({report.unchecked.n})", report.unchecked.accuracy
+
+
+def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
+    shares = {
+        "random guessing": report.chance,
+        "stated answers": report.stated,
+        "guessed answers": report.guessed,
+        "no answer": report.no_answer,
+        "no answer (truncated)": report.cut_off,
+    }
+    if report.votes:
+        shares["no program"] = report.no_program
+    for label, share in shares.items():
+        if share is not None:
+            yield label, f"{share:.3f}"
+    yield "tokens per sample", f"{report.tokens_per_answer:.0f}"
+    if report.seconds_per_question is not None:
+        yield "seconds per question", f"{report.seconds_per_question:.2f}"
 
 
 def vote_row(vote: VoteCost) -> tuple[str, ...]:
@@ -136,17 +165,20 @@ def vote_row(vote: VoteCost) -> tuple[str, ...]:
 
 def print_comparison(streams: Streams, comparison: Comparison, before: Run, after: Run, differing: str) -> None:
     """Print two runs side by side; `differing` names what differs besides their models."""
-    models = before.model if before.model == after.model else f"{before.model} and {after.model}"
+    models = before.model
+    if before.model != after.model:
+        models += f" and {after.model}"
     title = f"{before.task}: {models}, {format_count(comparison.n, 'question')}"
     if differing:
         title += f"; the runs differ in {differing}"
-    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
-    of_votes = " (votes)" if max(before.samples_per_question, after.samples_per_question) > 1 else ""
+    print_title(streams, title)
+    is_of_votes = max(before.samples_per_question, after.samples_per_question) > 1
+    of_votes = " (votes)" if is_of_votes else ""
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
-        ("difference", f"{points(comparison.difference)} points", " to ".join(map(points, comparison.interval))),
-        ("at every look", "", " to ".join(map(points, comparison.sequential_interval))),
+        ("difference", f"{points(comparison.difference)} points", points_range(comparison.interval)),
+        ("at every look", "", points_range(comparison.sequential_interval)),
         (f"right to wrong{of_votes}", comparison.right_to_wrong, ""),
         (f"wrong to right{of_votes}", comparison.wrong_to_right, ""),
         (f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""),
@@ -162,13 +194,19 @@ def points(difference: float) -> str:
     return f"{100 * difference:+z.1f}"
 
 
+def points_range(interval: Interval | Sequence[float]) -> str:
+    return " to ".join(map(points, interval))
+
+
 def bounds(interval: Interval | Sequence[float]) -> str:
     low, high = interval
     return f"{low:.3f} to {high:.3f}"
 
 
-def with_error(row: Mapping[str, Any], key: str, error: str) -> str:
-    return f"{row[key]:.4f}" if row[error] is None else f"{row[key]:.4f} ± {row[error]:.4f}"
+def with_error(value: float, error: float | None) -> str:
+    if error is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ± {error:.4f}"
 
 
 print_published = partial(
@@ -176,8 +214,8 @@ print_published = partial(
     {
         "task": "task",
         "metric": "metric",
-        "this run": lambda row: with_error(row, "value", "stderr"),
-        "card": lambda row: with_error(row, "published", "published_stderr"),
+        "this run": lambda row: with_error(row["value"], row["stderr"]),
+        "card": lambda row: with_error(row["published"], row["published_stderr"]),
         "z": lambda row: None if row["z"] is None else f"{row['z']:+.1f}",
     },
     shorten="task",
@@ -200,58 +238,63 @@ print_runs = partial(
 
 
 def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
-    def offsets(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
-
-    rows = [row for _, run in groupby(merge["layers"], offsets) for row in source_rows(list(run), merge["models"])]
+    rows: list[tuple[str, str, str]] = []
+    for _, run in groupby(merge["layers"], source_offsets):
+        rows += source_rows(list(run), merge["models"])
     print_table(streams, ("layers", "model", "source layers"), rows)
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
+    size = format_size(merge["size"])
     copied = merge["copied"] / merge["size"]
+    to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
     facts = {
         "parameters": f"{merge['parameters']:,}",
         "tensors": f"{merge['tensors']} ({types})",
-        "size": f"{format_size(merge['size'])} ({merge['size']} bytes), {copied:.0%} copied unchanged",
+        "size": f"{size} ({merge['size']} bytes), {copied:.0%} copied unchanged",
         "KV cache": f"{merge['kv_bytes_per_token']:,} bytes per token",
-        "memory": f"{format_size(merge['memory_to_merge'])} to merge,"
-        f" {format_size(merge['memory'])} to run with a context of {merge['context']} tokens",
-        "disk": f"{format_size(merge['size'])} needed, {format_size(merge['free'])} free",
+        "memory": f"{format_size(merge['memory_to_merge'])} to merge, {to_run}",
+        "disk": f"{size} needed, {format_size(merge['free'])} free",
     }
     streams.answer(f"\n{field_lines(facts)}")
 
 
+def source_offsets(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sources of a layer by their distance from it: layers in a row that have the same are listed together."""
+    return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
+
+
 def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    first, last = run[0], run[-1]
-    for number, (begin, end) in enumerate(zip(first["sources"], last["sources"], strict=True)):
-        layers = span(first["layer"], last["layer"]) if number == 0 else ""
-        reference = models[begin["model"]]
-        name = Path(reference).stem if looks_like_path(reference) else reference
+    first = run[0]
+    last = run[-1]
+    layers = span(first["layer"], last["layer"])
+    for begin, end in zip(first["sources"], last["sources"], strict=True):
+        name = models[begin["model"]]
+        if looks_like_path(name):
+            name = Path(name).stem
         yield layers, name, span(begin["layer"], end["layer"])
+        layers = ""  # only once
 
 
 def span(first: int, last: int) -> str:
-    return str(first) if first == last else f"{first}-{last}"
+    if first == last:
+        return str(first)
+    return f"{first}-{last}"
 
 
 def print_uncertain(streams: Streams, tokens: Sequence[inspection.UncertainToken]) -> None:
     if not tokens:
         streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
         return
-    rows = [
-        (
-            token.position,
-            token.before,
-            quoted(token.given.text),
-            percentage(token.given),
-            ", ".join(f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives),
-        )
-        for token in tokens
-    ]
+    rows = []
+    for token in tokens:
+        others = ", ".join(f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives)
+        rows.append((token.position, token.before, quoted(token.given.text), percentage(token.given), others))
     print_table(streams, UNCERTAIN, rows, shorten="alternatives", drop=("position", "after"))
 
 
 def quoted(text: str) -> str:
-    shown = text if len(text) <= MAX_TOKEN_TEXT else f"{text[:MAX_TOKEN_TEXT]}…"
-    return json.dumps(shown, ensure_ascii=False)
+    if len(text) > MAX_TOKEN_TEXT:
+        text = f"{text[:MAX_TOKEN_TEXT]}…"
+    return json.dumps(text, ensure_ascii=False)
 
 
 def percentage(token: inspection.ScoredToken) -> str:
@@ -264,21 +307,24 @@ def check_terminal(streams: Streams) -> CheckResult:
 
     if not streams.out_is_terminal:
         return check_result("none: standard output is a pipe or a file; it gets UTF-8 without colors")
-    term, encoding = environment("TERM"), locale.getencoding()
-    is_dumb = term is None or term in DUMB_TERMINALS
-    modes = {"NO_COLOR": "no colors (NO_COLOR)", "ACCESSIBLE": "screen reader mode (ACCESSIBLE)"}
-    chosen = [text for name, text in modes.items() if environment(name) is not None]
-    detail = ", ".join([term or "TERM is not set", f"{columns(streams.out)} columns", encoding, *chosen])
+    term = environment("TERM")
+    encoding = locale.getencoding()
+    facts = [term or "TERM is not set", f"{columns(streams.out)} columns", encoding]
+    if environment("NO_COLOR") is not None:
+        facts.append("no colors (NO_COLOR)")
+    if environment("ACCESSIBLE") is not None:
+        facts.append("screen reader mode (ACCESSIBLE)")
     problems = []
-    if is_dumb:
+    if term is None or term in DUMB_TERMINALS:
         problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
     if encoding.lower().replace("-", "") != "utf8":
         problems.append(("some characters may be displayed incorrectly", "use a UTF-8 locale: export LANG=C.UTF-8"))
-    return check_result(detail, *problems)
+    return check_result(", ".join(facts), *problems)
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:
-    text = format_check_result(result, columns(streams.out) - 1 if streams.out_is_terminal else None)
+    width = columns(streams.out) - 1 if streams.out_is_terminal else 0
+    text = format_check_result(result, width)
     if streams.can_style and environment("NO_COLOR") is None:
         details = strip_controls(text.removeprefix(result.status))
         streams.answer(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}", is_styled=True)
@@ -286,29 +332,27 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
         streams.answer(text)
 
 
-def format_check_result(result: CheckResult, width: int | None) -> str:
-    """Format a result, wrapped between words to a width; without a width nothing is wrapped."""
+def format_check_result(result: CheckResult, width: int) -> str:
+    """Format a result, wrapped between words to a width; without room nothing is wrapped."""
     head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
-    texts = {"": result.detail, " " * len(HINT_PREFIX): HINT_PREFIX + result.hint if result.hint else ""}
-    lines = [text for text in texts.values() if text]
-    room = (width or 0) - len(head)
-    if room >= MIN_TEXT_WIDTH:
-        wrap = partial(textwrap.wrap, width=room, break_long_words=False, break_on_hyphens=False)
-        lines = [line for indent, text in texts.items() for line in wrap(text, subsequent_indent=indent)]
+    room = width - len(head)
+    lines = fold_text(result.detail, room)
+    if result.hint:
+        lines += fold_text(HINT_PREFIX + result.hint, room, " " * len(HINT_PREFIX))
     return head + f"\n{' ' * len(head)}".join(lines) + "\n"
 
 
+def fold_text(text: str, width: int, indent: str = "") -> list[str]:
+    if width < MIN_TEXT_WIDTH:
+        return [text] if text else []
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
+    """Print a table if the terminal is wide enough, otherwise two lines for each repository."""
     from rich.cells import cell_len
 
-    cells = [
-        [
-            f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
-            *(row["recommended"], size_text(row["size"]), row["fit"], row["license"], row["updated"]),
-            f"{row['downloads']:,}",
-        ]
-        for row in rows
-    ]
+    cells = [repository_cells(row) for row in rows]
     width = table_width(streams)
     whole = table_lines(FOUND_HEADINGS, cells, PIPE_WIDTH)
     if max(map(cell_len, whole)) <= width:
@@ -316,5 +360,15 @@ def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
         return
     names = table_lines(FOUND_HEADINGS[:1], [row[:1] for row in cells], width)
     details = table_lines(FOUND_HEADINGS[1:], [row[1:] for row in cells], width - len(FOUND_INDENT), drop=FOUND_DROP)
-    pairs = zip(names, details, strict=True)
-    print_lines(streams, (line for name, detail in pairs for line in (name, FOUND_INDENT + detail)), heads=2)
+    lines: list[str] = []
+    for name, detail in zip(names, details, strict=True):
+        lines += name, FOUND_INDENT + detail
+    print_lines(streams, lines, heads=2)
+
+
+def repository_cells(row: Row) -> list[Any]:
+    name = row["repo_id"]
+    if row["gated"]:
+        name += " (gated)"
+    keys = ("recommended", "size", "fit", "license", "updated")
+    return [name, *(column_value(row, key) for key in keys), f"{row['downloads']:,}"]

@@ -24,6 +24,7 @@ MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
+SIZES = ("size", "memory")  # columns of numbers of bytes
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
 OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
 WRAPPED = ("notes", "sampling")  # beginnings of the names of fields with long texts
@@ -40,8 +41,16 @@ PrintTable = Callable[[Streams, Iterable[Row]], None]
 def print_columns(
     columns: Mapping[str, Column], streams: Streams, rows: Iterable[Row], shorten: str = "", drop: Sequence[str] = ()
 ) -> None:
-    cells = [[row[column] if isinstance(column, str) else column(row) for column in columns.values()] for row in rows]
+    cells = [[column_value(row, column) for column in columns.values()] for row in rows]
     print_table(streams, tuple(columns), cells, shorten, drop)
+
+
+def column_value(row: Row, column: Column) -> Any:
+    if not isinstance(column, str):
+        return column(row)
+    if column in SIZES:
+        return size_text(row[column])
+    return row[column]
 
 
 def is_url(reference: str) -> bool:
@@ -50,15 +59,25 @@ def is_url(reference: str) -> bool:
 
 
 def _location(row: Row) -> str:
-    place = f"hf.co/{row['repo_id']}" if row["repo_id"] else without_home(row["path"])
+    place = without_home(row["path"])
+    if row["repo_id"]:
+        place = f"hf.co/{row['repo_id']}"
     if is_url(row["reference"]):
         return f"{place}, commit {row['revision'][:7]}"
-    return f"{place}, merged from {' and '.join(row['merged_from'])}" if row["merged_from"] else place
+    if row["merged_from"]:
+        return f"{place}, merged from {' and '.join(row['merged_from'])}"
+    return place
 
 
 def model_name(row: Row) -> str | None:
-    reference = row["model"]
-    return Path(reference).name if reference and Path(reference).is_absolute() else reference
+    reference: str | None = row["model"]
+    if reference and Path(reference).is_absolute():
+        return Path(reference).name
+    return reference
+
+
+def mark(is_marked: bool) -> str:
+    return "*" if is_marked else ""
 
 
 def excerpt(text: str) -> str:
@@ -72,10 +91,10 @@ def updated(row: Row) -> str:
 print_models = partial(
     print_columns,
     {
-        "": lambda row: "*" if row["default"] else "",
+        "": lambda row: mark(row["default"]),
         "name": "name",
         "quant": "quantization",
-        "size": lambda row: size_text(row["size"]),
+        "size": "size",
         "format": "format",
         "context": "context_size",
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
@@ -87,7 +106,7 @@ print_found = partial(
     {
         "model": "reference",
         "quant": "quantization",
-        "size": lambda row: size_text(row["size"]),
+        "size": "size",
         "context": "context_size",
         "registered as": lambda row: row["name"] or row["error"],
     },
@@ -100,8 +119,8 @@ print_catalogue = partial(
         "name": "name",
         "installed": "here",
         "best fit": "recommended",
-        "size": lambda row: size_text(row["size"]),
-        "memory": lambda row: size_text(row["memory"]),
+        "size": "size",
+        "memory": "memory",
         "fit": "fit",
         "good for": "good_for",
         "license": "license",
@@ -116,8 +135,8 @@ print_choices = partial(
         "": "number",
         "name": "name",
         "quant": "recommended",
-        "size": lambda row: size_text(row["size"]),
-        "memory": lambda row: size_text(row["memory"]),
+        "size": "size",
+        "memory": "memory",
         "good for": "good_for",
         "license": "license",
     },
@@ -126,7 +145,7 @@ print_choices = partial(
 )
 print_replies = partial(
     print_columns,
-    {"": lambda row: "*" if row["current"] else "", "reply": "reply", "begins with": lambda row: excerpt(row["text"])},
+    {"": lambda row: mark(row["current"]), "reply": "reply", "begins with": lambda row: excerpt(row["text"])},
     shorten="begins with",
 )
 print_prompts = partial(
@@ -138,27 +157,26 @@ print_prompts = partial(
 
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
-    on, off = ("\x1b[1m", "\x1b[0m") if streams.can_style else ("", "")
     for match in matches:
         pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
-        pieces[1::2] = [f"{on}{word}{off}" for word in pieces[1::2]]
-        streams.answer(f"{strip_controls(match['session'])}  {match['role']}: {''.join(pieces)}\n", is_styled=True)
+        if streams.can_style:
+            pieces[1::2] = map(bold, pieces[1::2])
+        head = f"{strip_controls(match['session'])}  {match['role']}"
+        streams.answer(f"{head}: {''.join(pieces)}\n", is_styled=True)
+
+
+def bold(text: str) -> str:
+    return f"\x1b[1m{text}\x1b[0m"
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{wrapped(streams, head)}\n\n")
-    rows = [
-        (
-            "*" if candidate.recommended else "",
-            candidate.quantization,
-            format_size(candidate.size),
-            format_size(candidate.needed),
-            candidate.fit,
-            "yes" if candidate.installed else "",
-        )
-        for candidate in plan.candidates
-    ]
+    rows = []
+    for candidate in plan.candidates:
+        sizes = format_size(candidate.size), format_size(candidate.needed)
+        installed = "yes" if candidate.installed else ""
+        rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, installed))
     print_table(streams, ("", "quant", "size", "memory", "fit", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 
@@ -174,36 +192,45 @@ def capacity_text(capacity: Capacity) -> str:
 
 
 def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
-    shown = {key: value for key, value in description.items() if key not in HIDDEN and (value or key not in OPTIONAL)}
-    fields = {key: _describe(key, value) for key, value in _by_mode(shown).items()}
-    indent = max(map(len, fields)) + 2
-    sentences = {key: wrapped(streams, text, indent) for key, text in fields.items() if key.startswith(WRAPPED)}
-    streams.answer(field_lines(fields | sentences))
-
-
-def _by_mode(description: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+    fields: dict[str, str] = {}
     for key, value in description.items():
-        if key != "sampling":
-            fields[key] = value
-            continue
-        for mode, samplers in value.items():
-            values = {name: sampler["value"] for name, sampler in samplers.items()}
-            origins = {name: sampler["origin"] for name, sampler in samplers.items()}
-            is_same = all(samplers == others for others in value.values())
-            fields[key if is_same else f"{key}, {mode.replace('_', ' ')}"] = sampling_text(values, origins)
+        if key == "sampling":
+            fields |= _sampling_by_mode(value)
+        elif key not in HIDDEN and (value or key not in OPTIONAL):
+            fields[key] = _describe(key, value)
+    indent = max(map(len, fields)) + 2
+    for key, text in fields.items():
+        if key.startswith(WRAPPED):
+            fields[key] = wrapped(streams, text, indent)
+    streams.answer(field_lines(fields))
+
+
+def _sampling_by_mode(modes: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
+    """A field for each mode of thinking, or one if both have the same settings."""
+    fields = {}
+    for mode, samplers in modes.items():
+        values = {name: sampler["value"] for name, sampler in samplers.items()}
+        origins = {name: sampler["origin"] for name, sampler in samplers.items()}
+        fields[f"sampling, {mode.replace('_', ' ')}"] = sampling_text(values, origins)
+    first, *others = modes.values()
+    if all(samplers == first for samplers in others):
+        return {"sampling": next(iter(fields.values()))}
     return fields
 
 
 def _describe(key: str, value: Any) -> str:
     if key == "size" and value is not None:
         return f"{format_size(value)} ({value} bytes)"
-    if key == "merged_from":
+    if isinstance(value, list):
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
-        items = {name: item if isinstance(item, (list, tuple)) else [item] for name, item in value.items()}
-        return ", ".join(f"{name} {strip_controls(' and '.join(map(str, item)))}" for name, item in items.items())
+        return ", ".join(f"{name} {_item_text(item)}" for name, item in value.items())
     return _cell(value)
+
+
+def _item_text(item: Any) -> str:
+    items = item if isinstance(item, (list, tuple)) else [item]
+    return strip_controls(" and ".join(map(str, items)))
 
 
 def print_table(
@@ -224,9 +251,9 @@ def table_width(streams: Streams) -> int:
 
 def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
     for number, line in enumerate(lines):
-        streams.answer(
-            f"\x1b[1m{line}\x1b[0m\n" if streams.can_style and number < heads else f"{line}\n", is_styled=True
-        )
+        if streams.can_style and number < heads:
+            line = bold(line)
+        streams.answer(f"{line}\n", is_styled=True)
 
 
 def table_lines(
@@ -240,25 +267,39 @@ def table_lines(
 
     Columns are left out in the order of `drop`, and after these from the last on.
     """
+    from rich.cells import cell_len
+
+    lines: list[Sequence[str]] = [headings]
+    for row in rows:
+        lines.append([_cell(value).translate(_ONE_LINE) for value in row])
+    columns = dict(zip(headings, zip(*lines, strict=True), strict=True))
+    widths = {heading: max(map(cell_len, cells)) for heading, cells in columns.items()}
+    _fit_widths(widths, width, shorten, drop)
+    padded = [[_fit_cell(cell, widths[heading]) for cell in columns[heading]] for heading in widths]
+    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+
+
+def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence[str]) -> None:
+    droppable = list(drop)
+    for heading in reversed(widths):
+        if heading not in (*drop, shorten):
+            droppable.append(heading)
+    excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
+    while droppable and len(widths) > MIN_COLUMNS:
+        if excess <= max(0, widths.get(shorten, 0) - MIN_SHORTENED):
+            break
+        excess -= widths.pop(droppable.pop(0)) + 2
+    if shorten in widths and excess > 0:
+        least = MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1
+        widths[shorten] = max(least, widths[shorten] - excess)
+
+
+def _fit_cell(cell: str, width: int) -> str:
     from rich.cells import cell_len, set_cell_size
 
-    columns = zip(headings, *([_cell(value).translate(_ONE_LINE) for value in row] for row in rows), strict=True)
-    table = dict(zip(headings, columns, strict=True))
-    order = [*drop, *(heading for heading in reversed(headings) if heading not in (*drop, shorten))]
-    widths = {heading: max(map(cell_len, cells)) for heading, cells in table.items()}
-    excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
-    while excess > max(0, widths.get(shorten, 0) - MIN_SHORTENED) and len(widths) > MIN_COLUMNS and order:
-        excess -= widths.pop(order.pop(0)) + 2
-    if shorten in widths and excess > 0:
-        widths[shorten] = max(MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1, widths[shorten] - excess)
-    padded = [
-        [
-            set_cell_size(cell, width) if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
-            for cell in table[heading]
-        ]
-        for heading, width in widths.items()
-    ]
-    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    if cell_len(cell) <= width:
+        return set_cell_size(cell, width)
+    return set_cell_size(cell, width - 1) + "…"
 
 
 def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
@@ -272,7 +313,9 @@ def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "-" if value is None else strip_controls(str(value))
+    if value is None:
+        return "-"
+    return strip_controls(str(value))
 
 
 def size_text(size: int | None) -> str | None:
@@ -287,15 +330,21 @@ def field_lines(fields: Mapping[str, str]) -> str:
 def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str] = MappingProxyType({})) -> str:
     texts = {key: _setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
-    return field_lines(
-        {key: f"{text:<{width}}  {origins[key]}" if key in origins else text for key, text in texts.items()}
-    ).rstrip("\n")
+    for key, text in texts.items():
+        if key in origins:
+            texts[key] = f"{text:<{width}}  {origins[key]}"
+    return field_lines(texts).rstrip("\n")
 
 
 def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
     """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
-    known = {} if origins is None else {key: f" ({origins.get(key, DEFAULT)})" for key in samplers}
-    return ", ".join(f"{key} {_setting_text(value)}{known.get(key, '')}" for key, value in samplers.items())
+    texts = []
+    for key, value in samplers.items():
+        text = f"{key} {_setting_text(value)}"
+        if origins is not None:
+            text += f" ({origins.get(key, DEFAULT)})"
+        texts.append(text)
+    return ", ".join(texts)
 
 
 def _setting_text(value: Any) -> str:
@@ -303,7 +352,9 @@ def _setting_text(value: Any) -> str:
         return ", ".join(repr(str(item)) for item in value) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "default" if value is None else str(value)
 
 
 def print_rows(
@@ -325,22 +376,21 @@ def print_rows(
 def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool | None, sampling: str) -> str:
     """Line printed by `--stats`; `repacks` is None where a server holds the weights."""
     timings = finish.timings
+    parts = [model, f"format {format_name}"]
+    if repacks is None:
+        parts.append("on a server")
+    else:
+        parts += f"load {timings.load_s:.2f} s", WEIGHTS[repacks]
     cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
-    drafts = f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted" if timings.draft_n else ""
-    return " | ".join(
-        (
-            model,
-            f"format {format_name}",
-            "on a server" if repacks is None else f"load {timings.load_s:.2f} s | {WEIGHTS[repacks]}",
-            f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}",
-            f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}{drafts}",
-            f"first token {timings.ttft_s:.2f} s",
-            f"context {finish.context_size or 'unknown'}",
-            sampling,
-            f"seed {finish.seed}",
-            f"finish reason {finish.reason}",
-        )
+    parts.append(
+        f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
     )
+    generated = f"generated {finish.completion_tokens} tokens{_rate(timings.tokens_per_second)}"
+    if timings.draft_n:
+        generated += f", {timings.draft_n_accepted} of {timings.draft_n} draft tokens accepted"
+    parts += generated, f"first token {timings.ttft_s:.2f} s", f"context {finish.context_size or 'unknown'}"
+    parts += sampling, f"seed {finish.seed}", f"finish reason {finish.reason}"
+    return " | ".join(parts)
 
 
 def _rate(tokens_per_second: float) -> str:
@@ -356,5 +406,8 @@ def result_text(event: TallyEvent) -> str:
     if not event.tally:
         return f"no final answer in {event.samples} samples"
     (winner, count), *behind = event.tally
-    runner_up = f"; runner-up {one_line(behind[0][0])}: {behind[0][1]}" if behind else ""
-    return f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%}){runner_up}"
+    text = f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%})"
+    if not behind:
+        return text
+    second, second_count = behind[0]
+    return f"{text}; runner-up {one_line(second)}: {second_count}"
