@@ -29,6 +29,8 @@ _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0
 _VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
+_LATER = "try again later"
+_LOG_IN = "run hf auth login, or set HF_TOKEN"
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -82,17 +84,24 @@ def is_offline() -> bool:
 
 def token_location() -> str | None:
     """Where the user's token is stored; None without one. Uses no network, not even to renew it. Raises PullError."""
-    location, text = _token_location(), environment("HF_TOKEN") or ""
+    location = _token_location()
+    text = environment("HF_TOKEN") or ""
     if not text:
         with contextlib.suppress(FileNotFoundError):
             text = read_small(Path(location)).decode(errors="surrogateescape")
     if not text.isascii() or len(text.split()) > 1:
-        raise PullError(f"invalid characters in the token from {location}", replace_token(location))
+        raise _invalid_token(location)
     return location if text.strip() else None
 
 
-def replace_token(location: str) -> str:
-    return "set it to a valid token, or unset it" if location == "HF_TOKEN" else "run hf auth login to replace it"
+def _invalid_token(location: str) -> HubError:
+    return HubError(f"invalid characters in the token from {location}", _replace_token(location))
+
+
+def _replace_token(location: str) -> str:
+    if location == "HF_TOKEN":
+        return "set it to a valid token, or unset it"
+    return "run hf auth login to replace it"
 
 
 def check_reachable() -> str:
@@ -118,7 +127,8 @@ def unreachable() -> str:
 
 def offline_if_unreachable() -> str:
     """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
-    if problem := unreachable():
+    problem = unreachable()
+    if problem:
         from huggingface_hub import constants
 
         constants.HF_HUB_OFFLINE = True
@@ -129,16 +139,11 @@ def _constants() -> ModuleType:
     """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
     for name in _VARIABLES:
         forget_empty_variable(name)
-    endpoint = _endpoint()
-    try:
-        parts = urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-            raise ValueError
-    except ValueError:
+    if not _is_url(_endpoint()):
         raise ConfigError(
-            f"HF_ENDPOINT={endpoint!r} is not a URL",
+            f"HF_ENDPOINT={_endpoint()!r} is not a URL",
             "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it",
-        ) from None
+        )
     try:
         from huggingface_hub import constants
     except ValueError as error:
@@ -146,31 +151,43 @@ def _constants() -> ModuleType:
     return constants
 
 
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
     """Request the GGUF files of a model, or all files of a dataset; the default revision is `main`.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
+    revision = revision or MAIN
     with _translated(repo_id, kind) as timeout:
         from huggingface_hub import HfApi
 
         api = HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
         request = api.model_info if kind == "model" else api.dataset_info
-        info = request(repo_id, revision=revision or MAIN, files_metadata=True, timeout=timeout)
-        files = tuple(
-            HubFile(
-                file.rfilename,
-                int(file.size or 0),
-                _matching(SHA256, file.lfs.sha256 if file.lfs else None),
-                _matching(COMMIT, file.blob_id) if kind == "dataset" and not file.lfs else None,
-            )
-            for file in info.siblings or ()
-            if (kind == "dataset" or file.rfilename.lower().endswith(".gguf")) and is_safe_path(file.rfilename)
-        )
+        info = request(repo_id, revision=revision, files_metadata=True, timeout=timeout)
+        files = []
+        for file in info.siblings or ():
+            is_wanted = kind == "dataset" or file.rfilename.lower().endswith(".gguf")
+            if is_wanted and is_safe_path(file.rfilename):
+                sha256 = file.lfs.sha256 if file.lfs else None
+                git_hash = file.blob_id if kind == "dataset" and not file.lfs else None
+                files.append(HubFile(file.rfilename, file.size or 0, _valid(sha256), _valid(git_hash)))
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    return Listing(repo_id, revision or MAIN, commit, files, kind)
+    return Listing(repo_id, revision, commit, tuple(files), kind)
+
+
+def _valid(digest: str | None) -> str | None:
+    if digest and (SHA256.fullmatch(digest) or COMMIT.fullmatch(digest)):
+        return digest
+    return None
 
 
 class FoundRepository(NamedTuple):
@@ -188,36 +205,32 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
 
     huggingface_hub's own search waits half a minute before it reports that there is no network.
     """
-    repositories: list[FoundRepository] = []
     query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
-    page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
     with _translated("cerebrum search") as timeout:
         from huggingface_hub import get_session
         from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import hf_raise_for_status
 
         headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
-        while page.startswith(f"{_endpoint()}/") and len(repositories) < limit:
-            response = get_session().get(page, headers=headers, timeout=timeout)
-            hf_raise_for_status(response)
-            repositories += [_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"])]
-            page = response.links.get("next", {}).get("url", "")
-    return tuple(repositories[:limit])
+        page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
+        response = get_session().get(page, headers=headers, timeout=timeout)
+        hf_raise_for_status(response)
+        return tuple(_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"]))
 
 
 def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
-    licenses = (tag.removeprefix("license:") for tag in item.get("tags") or () if tag.startswith("license:"))
+    license_name = None
+    for tag in item.get("tags") or ():
+        if tag.startswith("license:"):
+            license_name = tag.removeprefix("license:")
+            break
     return FoundRepository(
         repo_id=item["id"],
         downloads=int(item.get("downloads") or 0),
         updated=(item.get("lastModified") or "")[:10],
-        license=next(licenses, None),
+        license=license_name,
         gated=bool(item.get("gated")),
     )
-
-
-def _matching(pattern: re.Pattern[str], digest: str | None) -> str | None:
-    return digest if digest and pattern.fullmatch(digest) else None
 
 
 @contextlib.contextmanager
@@ -247,11 +260,13 @@ def open_file(
             with _translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        if response.status_code == 206:
-            content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-            if content_range is None or int(content_range[1]) != start:
-                raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
-        yield start if response.status_code == 206 else 0, chunks()
+        if response.status_code != 206:  # the server ignores ranges
+            yield 0, chunks()
+            return
+        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
+        if content_range is None or int(content_range[1]) != start:
+            raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
+        yield start, chunks()
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -268,12 +283,14 @@ def delete(paths: tuple[Path, ...], directory: Path) -> int:
     if len(files) < len(requested):
         raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
     incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
-    emptied = (revision for revision in revisions if revision.files <= files)
-    deletable = [revision for revision in emptied if revision.snapshot_path.parent.parent not in incomplete]
+    emptied = []
+    for revision in revisions:
+        if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete:
+            emptied.append(revision.commit_hash)
     strategy = cache.delete_files(*files)
     try:
         strategy.execute()
-        scan_cache_dir(directory).delete_revisions(*(revision.commit_hash for revision in deletable)).execute()
+        scan_cache_dir(directory).delete_revisions(*emptied).execute()
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
     return strategy.expected_freed_size
@@ -298,60 +315,75 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]
     except HfHubHTTPError as error:
         raise _response_error(subject, kind, error.response) from error
     except OfflineModeIsEnabled as error:
-        raise HubError(
-            f"{subject}: HF_HUB_OFFLINE is set", "unset it, or use an installed model (cerebrum list)"
-        ) from error
+        hint = "unset it, or use an installed model (cerebrum list)"
+        raise HubError(f"{subject}: HF_HUB_OFFLINE is set", hint) from error
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
         raise _connection_error(error.request.url, error) from error
     except UnicodeEncodeError as error:
-        location = _token_location()
-        raise HubError(f"invalid characters in the token from {location}", replace_token(location)) from error
+        raise _invalid_token(_token_location()) from error
     except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
-        if "socksio" in str(error):
-            problem = "SOCKS proxies need the package socksio, which is not installed"
-            raise HubError(problem, "install it in cerebrum's environment, or use an HTTP proxy") from error
-        raise HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE") from error
+        raise _local_error(error) from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_a_hub() from error
 
 
+def _local_error(error: ImportError | OSError) -> HubError:
+    if "socksio" in str(error):
+        problem = "SOCKS proxies need the package socksio, which is not installed"
+        return HubError(problem, "install it in cerebrum's environment, or use an HTTP proxy")
+    return HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE")
+
+
 def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
     """Error for an HTTP error response; `subject` begins with the id of the repository."""
-    from huggingface_hub import get_token
-
-    status, headers = response.status_code, response.headers
-    location, has_token = _token_location(), get_token() is not None
-    message, code = headers.get("X-Error-Message", ""), headers.get("X-Error-Code")
-    repo_id, later, log_in = "/".join(subject.split("/")[:2]), "try again later", "run hf auth login, or set HF_TOKEN"
-    page = f"{_endpoint()}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
-    accept = f"{page} with the account of the token in {location}" if has_token else f"{page}, then {log_in}"
-    private = "" if has_token else f"; for a private repository {log_in}"
-    access = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
+    status = response.status_code
+    code = response.headers.get("X-Error-Code")
+    repo_id = "/".join(subject.split("/")[:2])
+    page = f"{_endpoint()}/{repo_id}"
+    if kind == "dataset":
+        page = f"{_endpoint()}/datasets/{repo_id}"
+    if code == "RevisionNotFound":
+        return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
+    if code == "EntryNotFound":
+        return ModelNotFound(f"{subject} is not in this revision", f"see its files at {page}/tree/main")
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
     is_from_storage = bool(response.history) and response.url.netloc != response.history[0].url.netloc
-    is_expired = is_from_storage and status in (401, 403, 404)
-    is_rejected = status == 401 and "credentials in Authorization" in message
-    unknown = f"{repo_id}: no such repository on the Hub, or it is private"
-    is_down = status in (408, 429) or status >= 500
-    # Retries, None for what is not found, with problem and hint; the first match wins.
-    cases: tuple[tuple[bool, int | None, str, str], ...] = (
-        (code == "RevisionNotFound", None, f"{repo_id} has no such revision", f"see its branches at {page}/tree/main"),
-        (code == "EntryNotFound", None, f"{subject} is not in this revision", f"see its files at {page}/tree/main"),
-        (is_expired, 2, f"the Hub's storage rejected the download URL ({status})", later),
-        (code == "GatedRepo", 0, f"{repo_id} is gated: you must accept its terms first", f"accept them at {accept}"),
-        (is_rejected, 0, f"the Hub rejected the token in {location}", replace_token(location)),
-        (status in (401, 404), None, unknown, f"check the spelling{private}"),
-        (status == 403, 0, f"the Hub denied access to {subject}: {message or 'forbidden'}", access),
-        (status == 429, 5, "the Hub is rate-limiting requests (429)", later),
-        (is_down, 5, f"the Hub reported a server error ({status})", later),
-        (True, 0, f"the Hub responded {status} for {subject}", later),
-    )
-    retries, problem, hint = next(row[1:] for row in cases if row[0])
-    if retries is None:
-        return ModelNotFound(problem, hint)
-    return HubError(problem, hint, retries, _retry_after_s(headers) if is_down else None)
+    if is_from_storage and status in (401, 403, 404):
+        return HubError(f"the Hub's storage rejected the download URL ({status})", _LATER, retries=2)
+    if code == "GatedRepo" or status in (401, 403, 404):
+        return _access_error(subject, repo_id, page, response)
+    if status == 429:
+        problem = "the Hub is rate-limiting requests (429)"
+    elif status == 408 or status >= 500:
+        problem = f"the Hub reported a server error ({status})"
+    else:
+        return HubError(f"the Hub responded {status} for {subject}", _LATER)
+    return HubError(problem, _LATER, retries=5, wait_s=_retry_after_s(response.headers))
+
+
+def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:
+    """Error for a repository that needs a token, or another one, or does not exist."""
+    from huggingface_hub import get_token
+
+    location = _token_location()
+    has_token = get_token() is not None
+    message = response.headers.get("X-Error-Message", "")
+    if response.headers.get("X-Error-Code") == "GatedRepo":
+        hint = f"accept them at {page} with the account of the token in {location}"
+        if not has_token:
+            hint = f"accept them at {page}, then {_LOG_IN}"
+        return HubError(f"{repo_id} is gated: you must accept its terms first", hint)
+    if response.status_code == 403:
+        hint = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
+        return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
+    if response.status_code == 401 and "credentials in Authorization" in message:
+        return HubError(f"the Hub rejected the token in {location}", _replace_token(location))
+    hint = "check the spelling"
+    if not has_token:
+        hint += f"; for a private repository {_LOG_IN}"
+    return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float | None:
@@ -362,26 +394,34 @@ def _retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _connection_error(url: httpx2.URL, error: BaseException) -> HubError:
+    host = url.netloc.decode("ascii", "replace")
+    problem, hint, retries = _connection_problem(error)
+    if proxy := named_proxy(url.scheme, url.host):
+        host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
+        if "certificate" not in problem:
+            hint = "check the proxy settings (HTTPS_PROXY, ALL_PROXY)"
+    return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)
+
+
+def _connection_problem(error: BaseException) -> tuple[str, str, int]:
+    """The problem, the hint, and the number of retries."""
     import socket
     import ssl
 
-    host = url.netloc.decode("ascii", "replace")
-    if proxy := named_proxy(url.scheme, url.host):
-        host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
-
-    causes: tuple[tuple[type[BaseException], str, str, int], ...] = (  # the first match wins
-        (socket.gaierror, "cannot resolve the host name", "check the network, and HF_ENDPOINT if it is set", 1),
-        (ssl.SSLError, "cannot verify its certificate", "check the clock, or set SSL_CERT_FILE for a proxy", 0),
-        (TimeoutError, "timed out", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
-        (ConnectionRefusedError, "connection refused", "check the network, and HF_ENDPOINT if it is set", 1),
-        (BaseException, "connection lost", "check the network", 5),
-    )
-    chain: list[BaseException] = [error]
-    while cause := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(cause)
-    problem, hint, retries = next(row[1:] for row in causes if any(isinstance(link, row[0]) for link in chain))
-    hint = "check the proxy settings (HTTPS_PROXY, ALL_PROXY)" if proxy and "certificate" not in problem else hint
-    return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    check_network = "check the network, and HF_ENDPOINT if it is set"
+    known: dict[type[BaseException], tuple[str, str, int]] = {  # the first match wins
+        socket.gaierror: ("cannot resolve the host name", check_network, 1),
+        ssl.SSLError: ("cannot verify its certificate", "check the clock, or set SSL_CERT_FILE for a proxy", 0),
+        TimeoutError: ("timed out", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
+        ConnectionRefusedError: ("connection refused", check_network, 1),
+    }
+    for kind, problem in known.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            return problem
+    return "connection lost", "check the network", 5
 
 
 def _token_location() -> str:

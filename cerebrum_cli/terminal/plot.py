@@ -43,7 +43,6 @@ def plot_report(report: Report, path: Path) -> None:
 
 def draw_report(report: Report) -> Figure:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     by_votes, by_tokens = figure.subplots(1, 2, sharey=True)
@@ -56,24 +55,30 @@ def draw_report(report: Report) -> Figure:
         if report.chance is not None:
             axes.axhline(report.chance, color="black", linestyle=":", linewidth=1, label="guessing")
         axes.spines[["top", "right"]].set_visible(False)
-    most = max(report.maj)
-    margin = max(0.5, 0.03 * most)
-    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, most + margin))
-    by_votes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    by_tokens.set(xlabel="tokens per question", xscale="log")
-    doublings = [vote.tokens for vote in majority_costs(report) if vote.samples.bit_count() == 1]
-    by_tokens.set_xticks(doublings, [f"{count:.0f}" for count in doublings])
-    by_tokens.minorticks_off()
+    label_axes(by_votes, by_tokens, majority_costs(report))
     title = f"{report.task}: {report.model}, {report.complete} questions"
     figure.suptitle(title, fontsize="medium", parse_math=False, wrap=True)
     figure.legend(*by_votes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
+def label_axes(by_votes: Axes, by_tokens: Axes, majorities: Sequence[VoteCost]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    most = majorities[-1].samples
+    margin = max(0.5, 0.03 * most)
+    by_votes.set(xlabel="samples per vote", ylabel="accuracy", xlim=(1 - margin, most + margin))
+    by_votes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    by_tokens.set(xlabel="tokens per question", xscale="log")
+    doublings = [vote.tokens for vote in majorities if vote.samples.bit_count() == 1]
+    by_tokens.set_xticks(doublings, [f"{count:.0f}" for count in doublings])
+    by_tokens.minorticks_off()
+
+
 def majority_costs(report: Report) -> list[VoteCost]:
     """Majority votes of every size, by the tokens of their samples."""
     per_sample = max(1.0, report.tokens_per_answer)  # 0 has no place on a log scale
-    return [VoteCost(MAJORITY, k, accuracy, k * per_sample, None) for k, accuracy in report.maj.items()]
+    return [VoteCost(MAJORITY, k, accuracy, k * per_sample) for k, accuracy in report.maj.items()]
 
 
 def draw_votes(axes: Axes, kind: str, x: Sequence[float], votes: Sequence[VoteCost]) -> None:
