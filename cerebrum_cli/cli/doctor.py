@@ -84,4 +84,6 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
         terminal=lambda: check_terminal(app.streams),
         session_counts=check_integrity,
     )
-    return run_server_checks(context, endpoints) if endpoints else run_checks(context)
+    if endpoints:
+        return run_server_checks(context, endpoints)
+    return run_checks(context)

@@ -74,7 +74,8 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     turns = turns if is_request else _joined(turns)
     conversation = []
     for number, (role, content, reasoning) in enumerate(turns):
-        where, expected = f"{name}: message {number + 1 + len(messages) - len(turns)}", ROLES[number % 2]
+        where = f"{name}: message {number + 1 + len(messages) - len(turns)}"
+        expected = ROLES[number % 2]
         if role != expected:
             raise UsageError(
                 f"{where} has the role {role}, expected {expected}",
@@ -115,7 +116,9 @@ def _text_of(content: Any) -> str | None:
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
     strings = [text for text in texts if isinstance(text, str)]
-    return "".join(strings) if len(strings) == len(parts) else None
+    if len(strings) == len(parts):
+        return "".join(strings)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,9 @@ class TokenEvent:
 
 
 def answer_text(event: object) -> str:
-    return event.text if isinstance(event, TokenEvent) and event.channel == "answer" else ""
+    if isinstance(event, TokenEvent) and event.channel == "answer":
+        return event.text
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +173,16 @@ class Timings:
     @property
     def prompt_tokens_per_second(self) -> float:
         """Prefill speed; 0 if the whole prompt was cached."""
-        return self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0
+        if self.prefill_s:
+            return self.prefill_tokens / self.prefill_s
+        return 0.0
 
     @property
     def tokens_per_second(self) -> float:
         """Decode speed; 0 for a single token."""
-        return self.decode_steps / self.decode_s if self.decode_s else 0.0
+        if self.decode_s:
+            return self.decode_steps / self.decode_s
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,9 @@ def translate_os_errors(
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, (str, Path)) else path
-        fix = "free some disk space" if is_disk_full(error) else "check its permissions"
+        fix = "check its permissions"
+        if is_disk_full(error):
+            fix = "free some disk space"
         hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
 

@@ -23,13 +23,17 @@ def format_size(size: int) -> str:
 
 
 def format_count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    if count == 1:
+        return f"{count} {noun}"
+    return f"{count} {noun}s"
 
 
 def format_names(names: Sequence[str], most: int = 3) -> str:
     """Format names as a list, shortened to `most`: "a, b, c, and 2 more"."""
     shown = ", ".join(names[:most])
-    return f"{shown}, and {len(names) - most} more" if len(names) > most else shown
+    if len(names) > most:
+        return f"{shown}, and {len(names) - most} more"
+    return shown
 
 
 def enumeration(clauses: Sequence[str]) -> str:
@@ -42,7 +46,9 @@ def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float 
     from difflib import get_close_matches
 
     near = get_close_matches(name, known, count, cutoff)
-    return f"did you mean {' or '.join(near)}? " if near else ""
+    if near:
+        return f"did you mean {' or '.join(near)}? "
+    return ""
 
 
 def format_utc(seconds: float) -> str:
@@ -52,7 +58,9 @@ def format_utc(seconds: float) -> str:
 
 
 def truncate(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    if len(text) <= length:
+        return text
+    return f"{text[: length - 1]}…"
 
 
 def one_line(text: str) -> str:
@@ -67,7 +75,9 @@ def well_formed(text: str) -> str:
 def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{seconds:02}"
+    return f"{minutes}:{seconds:02}"
 
 
 def pip_install(arguments: str) -> str:

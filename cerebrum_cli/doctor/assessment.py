@@ -108,7 +108,9 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
 
 def assess_memory(free: int, total: int, machine: int) -> CheckResult:
     """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
-    limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}" if total < machine else ""
+    limit = ""
+    if total < machine:
+        limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}"
     too_little = (
         f"less than {format_size(MIN_MEMORY)} of memory is free",
         "close other programs, or choose a smaller quantization",

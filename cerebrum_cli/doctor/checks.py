@@ -208,7 +208,8 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
         return None
     if problem:
         return CheckResult("failure", f"skipped: {problem}", FIX_LLAMA_CPP)
-    threads, gpu_layers = context.settings.threads, "all" if on_gpu else "0"
+    threads = context.settings.threads
+    gpu_layers = "all" if on_gpu else "0"
     settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
     nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
     with open_source(ModelSource(context.installation, nano, settings)) as model:

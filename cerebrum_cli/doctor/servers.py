@@ -86,7 +86,8 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Iterator[str | 
 
 
 def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
-    kind, slots = info.kind, info.slots
+    kind = info.kind
+    slots = info.slots
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
     yield "served_model"
@@ -124,7 +125,9 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
         return
     if finish.completion_tokens:
         yield "speed"
-        cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)" if finish.cached_tokens else ""
+        cached = ""
+        if finish.cached_tokens:
+            cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)"
         rate = finish.timings.tokens_per_second
         yield check_result(
             f"first token after {finish.timings.ttft_s:.2f} s{cached}" + (f", then {rate:.1f} t/s" if rate else "")
@@ -155,10 +158,14 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
 
 
 def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
-    finish, text = reply.finish, server_text(reply.text or reply.reasoning or "")
+    finish = reply.finish
+    text = server_text(reply.text or reply.reasoning or "")
     shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-    prompt = f"prompt {finish.prompt_tokens} tokens, " if finish.prompt_tokens else ""
-    notice, problem = reply_notice(reply, larger_context), None
+    prompt = ""
+    if finish.prompt_tokens:
+        prompt = f"prompt {finish.prompt_tokens} tokens, "
+    notice = reply_notice(reply, larger_context)
+    problem = None
     if finish.reason == "cancelled":
         problem = f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW
     elif notice and finish.reason != "length":  # the limit of this check

@@ -113,7 +113,8 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
 
 def unsupported_kind(header: Header) -> str | None:
     """The kind of a model that cannot answer a prompt; None for one that can."""
-    name, metadata = header.architecture, header.metadata
+    name = header.architecture
+    metadata = header.metadata
     if kind := facts_of(name).unsupported:
         return kind
     if metadata.get(f"{name}.attention.causal") is False:

@@ -126,7 +126,9 @@ class Cursor:
         if whole:
             return tuple(self.string("string", len(self.data)) for _ in range(length))
         # the only loop that runs once per token and per merge (57 ns each)
-        unpack, data, end = struct.Struct("<Q").unpack_from, self.data, self.position
+        unpack = struct.Struct("<Q").unpack_from
+        data = self.data
+        end = self.position
         try:
             for _ in range(length):
                 end += 8 + unpack(data, end)[0]

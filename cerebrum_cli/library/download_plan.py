@@ -61,7 +61,8 @@ class DownloadPlanner:
         if isinstance(reference, Path) or spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), context)
         elif spec.package or spec.recipe or self.is_offline:
-            models, capacity = self.library.models(), self.library.capacity()
+            models = self.library.models()
+            capacity = self.library.capacity()
             plan = known_plan(spec, models, reference.quantization, context, capacity)
         else:
             plan = self._plan_spec(spec, reference.quantization, context)
@@ -158,12 +159,15 @@ class DownloadPlanner:
         name = spec.name if spec else listing.repo_id
         sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
         if (spec and spec.kv_bytes_per_token) or not reads_header:
-            layer_sizes, trained = spec_sizes(spec), spec.context_size if spec else None
+            layer_sizes = spec_sizes(spec)
+            trained = spec.context_size if spec else None
         else:
             header = self._installed_header(listing) or self.header(listing, listing.file(models[0].files[0]))
-            layer_sizes, trained = header.sizes, header.context_length
+            layer_sizes = header.sizes
+            trained = header.context_length
         installed = [model.quantization for model in models if self._is_cached(listing, model)]
-        context, capacity = planned_context(context, trained), self.library.capacity()
+        context = planned_context(context, trained)
+        capacity = self.library.capacity()
         candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
         return DownloadPlan(
             name,
@@ -205,7 +209,8 @@ def _variants(listing: Listing) -> tuple[Variant, ...]:
 
 def _read_header(listing: Listing, file: HubFile) -> bytes:
     """Read a header: the first bytes of the file, and more while it does not end within these."""
-    data, end = b"", FIRST_BYTES
+    data = b""
+    end = FIRST_BYTES
     while True:
         with open_file(listing, file.name, len(data), min(end, file.size)) as (start, chunks):
             data = data[:start]

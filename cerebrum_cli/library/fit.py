@@ -105,7 +105,8 @@ def assess_quantizations(
 ) -> tuple[QuantizationFit, ...]:
     """Assess quantizations by the bytes of their files, smallest first; `sizes` are those of any of them."""
     installed_names = tuple(installed)
-    candidates, comfortable = [], []
+    candidates = []
+    comfortable = []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         memory = fit_memory(sizes.with_weights(size), context, capacity)
         is_installed = any(same_quantization(name, quantization) for quantization in installed_names)
@@ -176,7 +177,9 @@ class DownloadPlan:
         names = () if self.capacity.devices else FAST_IN_BATCHES
         fast = [fit for fit in self.candidates if any(same_quantization(fit.quantization, name) for name in names)]
         is_larger = fast and fast[-1].size < self.chosen.size
-        return ModelReference(self.name, fast[-1].quantization) if is_larger else None
+        if is_larger:
+            return ModelReference(self.name, fast[-1].quantization)
+        return None
 
     @property
     def rank(self) -> tuple[int, bool]:

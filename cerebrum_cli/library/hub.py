@@ -376,7 +376,9 @@ def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Respon
             hint = f"accept them at {page}, then {_LOG_IN}"
         return HubError(f"{repo_id} is gated: you must accept its terms first", hint)
     if response.status_code == 403:
-        hint = f"allow the token in {location} to read it" if has_token else "set HF_TOKEN to one with access"
+        hint = "set HF_TOKEN to one with access"
+        if has_token:
+            hint = f"allow the token in {location} to read it"
         return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
     if response.status_code == 401 and "credentials in Authorization" in message:
         return HubError(f"the Hub rejected the token in {location}", _replace_token(location))
@@ -425,7 +427,9 @@ def _connection_problem(error: BaseException) -> tuple[str, str, int]:
 
 
 def _token_location() -> str:
-    return "HF_TOKEN" if environment("HF_TOKEN") else str(_constants().HF_TOKEN_PATH)
+    if environment("HF_TOKEN"):
+        return "HF_TOKEN"
+    return str(_constants().HF_TOKEN_PATH)
 
 
 def _endpoint() -> str:

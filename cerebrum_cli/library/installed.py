@@ -86,7 +86,9 @@ class Library:
 
     def resolve(self, text: str | None) -> InstalledModel:
         """The model of a reference, or the default model if None. Raises ModelNotFound."""
-        return self._default_model() if text is None else self.find(self.parse(text))
+        if text is None:
+            return self._default_model()
+        return self.find(self.parse(text))
 
     def resolve_vocabulary(self, text: str | None) -> InstalledModel:
         if text is None and (text := self.registry.default) is None:
@@ -123,7 +125,9 @@ class Library:
             if "://" in text:
                 raise
             raise self._unknown(text) from error
-        return as_path(text) if isinstance(reference, Path) else reference
+        if isinstance(reference, Path):
+            return as_path(text)
+        return reference
 
     def find(self, reference: Reference) -> InstalledModel:
         if isinstance(reference, Path):
@@ -184,14 +188,17 @@ class Library:
         return InstalledModel(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_of(self, reference: Reference) -> ModelSpec | None:
-        return None if isinstance(reference, Path) else self.spec_named(reference.name)
+        if isinstance(reference, Path):
+            return None
+        return self.spec_named(reference.name)
 
     def spec_named(self, name: str) -> ModelSpec | None:
         matches = (spec for spec in self.specs if spec.has_name(name))
         return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
-        name, repo_id = file.rpartition("/")[2], repo_id.lower()
+        name = file.rpartition("/")[2]
+        repo_id = repo_id.lower()
         pairs = ((spec, source) for spec in self.specs for source in spec.sources)
         rows = (spec for spec, source in pairs if source.repo_id.lower() == repo_id and source.matches(name))
         return next(rows, None)
@@ -211,7 +218,8 @@ class Library:
         """
         identities = [model.name] if model.is_served else []
         for path in () if model.is_served else model.paths:
-            stat, digest = path.stat(), self.registry.known_digest(path)
+            stat = path.stat()
+            digest = self.registry.known_digest(path)
             content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
             identities.append(f"{content} {stat.st_size}")
         return " ".join(identities) + (f"{ADAPTED}{model.adapter_identity}" if model.adapters else "")
@@ -241,7 +249,9 @@ class Library:
             size = adapter_size(path, model.paths)
             adapters.append(Adapter(path, scale, self.registry.digest(path).sha256, size))
         applied = tuple(adapter for adapter in adapters if adapter.scale)
-        return replace(model, adapters=applied) if applied != model.adapters else model
+        if applied != model.adapters:
+            return replace(model, adapters=applied)
+        return model
 
     def is_managed(self, model: InstalledModel) -> bool:
         """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
@@ -278,7 +288,9 @@ class Library:
         )
 
     def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
-        cached, revision, wanted = model.cached, reference.revision, reference.quantization
+        cached = model.cached
+        revision = reference.revision
+        wanted = reference.quantization
         if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
             return False
         if not reference.is_on_hub:
@@ -316,7 +328,8 @@ def served_model(name: str) -> InstalledModel:
 
 
 def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
-    seen, marked = set[str](), []
+    seen = set[str]()
+    marked = []
     for model in models:
         marked.append(replace(model, is_shadowed=model.reference in seen))
         seen.add(model.reference)
@@ -324,7 +337,9 @@ def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
 
 
 def _file_missing(model: InstalledModel) -> ModelNotFound:
-    name, spec, cached = model.name, model.spec, model.cached
+    name = model.name
+    spec = model.spec
+    cached = model.cached
     problem = f"{name}: {model.missing} no longer exists"
     source = f"PATH --name {name}  (PATH: where the file is now)"
     if name.startswith(STORE_PREFIXES):
@@ -353,4 +368,6 @@ def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> 
 
 def _file_hint(text: str) -> str:
     """Hint for referring to the file of this name, if there is one: a name never means a file."""
-    return f"; for a file of this name, use ./{text}" if is_file(Path(text)) else ""
+    if is_file(Path(text)):
+        return f"; for a file of this name, use ./{text}"
+    return ""

@@ -34,8 +34,11 @@ def describe(
     library: Library, model: InstalledModel, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
 ) -> dict[str, Any]:
     """Object of `show --json`, without the table of quantizations; `settings` are those of a question."""
-    header, spec, cached = model.header, model.spec, model.cached
-    format_name, context = settings.format or model.default_format, planned_context(settings.ctx, model.trained_context)
+    header = model.header
+    spec = model.spec
+    cached = model.cached
+    format_name = settings.format or model.default_format
+    context = planned_context(settings.ctx, model.trained_context)
     asked = {key: getattr(settings, key) for key in (*(spec.settings if spec else ()), *SHOWN) if key not in SAMPLERS}
     license_name = header.metadata.get("general.license")
     return {
@@ -187,7 +190,8 @@ def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
 
 
 def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
-    models, capacity = library.models(), library.capacity()
+    models = library.models()
+    capacity = library.capacity()
     plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
     return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))
 
@@ -256,7 +260,11 @@ def quantization_plan(library: Library, model: InstalledModel, context: int | No
 def source_of(model: InstalledModel) -> str:
     if model.is_vocabulary:
         return "vocabulary"
-    return model.file.source if model.file else "hub" if model.cached else "local"
+    if model.file:
+        return model.file.source
+    if model.cached:
+        return "hub"
+    return "local"
 
 
 def last_used(library: Library, model: InstalledModel) -> str | None:
@@ -269,4 +277,6 @@ def last_used(library: Library, model: InstalledModel) -> str | None:
 def metadata_json(value: Scalar | Array) -> Any:
     if not isinstance(value, Array):
         return value
-    return list(value.values) if value.values else {"type": value.item_type, "length": value.length}
+    if value.values:
+        return list(value.values)
+    return {"type": value.item_type, "length": value.length}

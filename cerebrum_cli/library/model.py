@@ -73,7 +73,9 @@ class InstalledModel:
     @cached_property
     def sizes(self) -> ModelSizes:
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        return sizes.with_adapters(sum(adapter.size for adapter in self.adapters)) if self.adapters else sizes
+        if self.adapters:
+            return sizes.with_adapters(sum(adapter.size for adapter in self.adapters))
+        return sizes
 
     @property
     def adapter_names(self) -> list[str]:
@@ -108,7 +110,8 @@ class InstalledModel:
     @property
     def is_verified(self) -> bool:
         """Whether its digest was compared with a published one, or we wrote it ourselves; unknown of several parts."""
-        file, is_whole = self.file, len(self.paths) == 1
+        file = self.file
+        is_whole = len(self.paths) == 1
         is_published = file is not None and file.source not in ("local", *STORES) and is_whole and file.is_current
         return self.is_bundled or is_published
 
@@ -120,7 +123,9 @@ class InstalledModel:
     @property
     def merged_from(self) -> tuple[str, ...]:
         sources = self.header.metadata.get(MERGE_SOURCES)
-        return tuple(sources.splitlines()) if isinstance(sources, str) else ()
+        if isinstance(sources, str):
+            return tuple(sources.splitlines())
+        return ()
 
     @property
     def display_name(self) -> str:
@@ -134,7 +139,9 @@ class InstalledModel:
 
     @property
     def quantization(self) -> str | None:
-        return self.cached.quantization if self.cached else self.header.quantization
+        if self.cached:
+            return self.cached.quantization
+        return self.header.quantization
 
     @property
     def reference(self) -> str:
@@ -168,7 +175,9 @@ class InstalledModel:
         if self.is_bundled:
             return "cerebrum"
         merged = self.header.metadata.get(MERGE_FORMAT)
-        return merged if isinstance(merged, str) and merged in PLAIN_FORMATS else None
+        if isinstance(merged, str) and merged in PLAIN_FORMATS:
+            return merged
+        return None
 
     @property
     def default_format(self) -> str | None:
@@ -218,7 +227,9 @@ def as_path(reference: str) -> Path:
 
 def absolute_reference(reference: str) -> str:
     """A reference that means the same in any directory: of a path, the absolute one."""
-    return str(absolute_path(as_path(reference))) if looks_like_path(reference) else reference
+    if looks_like_path(reference):
+        return str(absolute_path(as_path(reference)))
+    return reference
 
 
 def absolute_path(path: Path) -> Path:

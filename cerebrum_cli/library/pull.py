@@ -87,7 +87,9 @@ class Puller:
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
         plan = self._plan(reference, context, library.find_vocabulary)
-        return plan if isinstance(plan, InstalledModel) else self._download_vocabulary(plan)
+        if isinstance(plan, InstalledModel):
+            return plan
+        return self._download_vocabulary(plan)
 
     def _plan(
         self, reference: Reference, context: int | None, find: Callable[[Reference], InstalledModel]
@@ -118,12 +120,17 @@ class Puller:
 
         llama.cpp opens the other parts for their tensor tables.
         """
-        library, listing, variant = self.library, plan.listing, plan.variant
+        library = self.library
+        listing = plan.listing
+        variant = plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
-        cache, repo_id, commit = library.vocabulary_cache, listing.repo_id, listing.commit
+        cache = library.vocabulary_cache
+        repo_id = listing.repo_id
+        commit = listing.commit
         files = tuple(map(listing.file, variant.files))
         for file in files:
-            blob, header = cache.stored(repo_id, commit, file.name, file.digest), b""
+            blob = cache.stored(repo_id, commit, file.name, file.digest)
+            header = b""
             if not exists(blob):
                 header = self.planner.header_bytes(listing, file)
                 if file == files[0]:
@@ -144,7 +151,8 @@ class Puller:
         library = self.library
         if isinstance(reference, Path):
             return self._register_local(reference, name)
-        text, spec = str(reference), library.spec_of(reference)
+        text = str(reference)
+        spec = library.spec_of(reference)
         if text.startswith(STORE_PREFIXES):
             return self._register_found(find_in_store(text), name)
         if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
@@ -190,13 +198,16 @@ class Puller:
             if (listing := listing_of(cached.repo_id, revision)) is None:
                 return False
             newest = [file for file in listing.files if file.name in cached.names and file.sha256]
-            place, commit = self.library.cache.stored, listing.commit
+            place = self.library.cache.stored
+            commit = listing.commit
             return not all(exists(place(cached.repo_id, commit, file.name, file.digest)) for file in newest)
 
         return [model for model in self.library.models() if is_outdated(model)]
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
-        library, listing, variant = self.library, plan.listing, plan.variant
+        library = self.library
+        listing = plan.listing
+        variant = plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
         digests = [file.digest for file in files]  # of all, before a download
@@ -240,7 +251,8 @@ class Puller:
         if stored.needs_ollama:
             name = stored.name.replace(":", "-")
             similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
-            spec_name, model = next(similar, None), stored.name.partition(":")[0]
+            spec_name = next(similar, None)
+            model = stored.name.partition(":")[0]
             hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
             raise PullError(f"{stored.reference} is in a format that only Ollama can load", hint)
         hashed = self._hash(stored.path)
@@ -289,7 +301,8 @@ def require_free_name(
         raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
     if looks_like_path(name):
         raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
-    entry, named = library.registry.find(name), library.spec_named(name)
+    entry = library.registry.find(name)
+    named = library.spec_named(name)
     is_taken = entry and entry.sha256 != sha256 and path not in (entry.path, entry.path.parent)
     if (is_taken and entry and not is_missing(entry.path)) or (named and named is not spec):
         raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

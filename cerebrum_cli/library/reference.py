@@ -60,7 +60,9 @@ class ModelReference:
         if self.revision:
             return f"https://{HUB}/{self.name}/tree/{quote(self.revision, safe='')}{suffix}"
         plain = f"{self.name}{suffix}"
-        return f"hf.co/{plain}" if looks_like_path(plain) or _HUB_HOST.match(plain) else plain
+        if looks_like_path(plain) or _HUB_HOST.match(plain):
+            return f"hf.co/{plain}"
+        return plain
 
 
 Reference = ModelReference | Path
@@ -100,7 +102,8 @@ def _parse_url(text: str, endpoint: str | None) -> ModelReference:
     if scheme.lower() == "hf":
         return _parse_hub_path(text, address)
     try:
-        parts, own_host = urlsplit(text), urlsplit(endpoint or "").netloc.lower()
+        parts = urlsplit(text)
+        own_host = urlsplit(endpoint or "").netloc.lower()
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
     if scheme.lower() not in ("http", "https") or parts.netloc.lower() not in (*HUB_HOSTS, own_host):
@@ -217,7 +220,9 @@ def quantization_of(file: str) -> str:
     """Quantization in a file name, in capitals; else its stem in characters a reference allows."""
     stem = PurePosixPath(_parse_split(file)[0]).name
     label = _LABEL.search(stem) or _INNER_LABEL.search(stem)
-    return label[1].upper() if label else name_from_stem(stem) or "model"
+    if label:
+        return label[1].upper()
+    return name_from_stem(stem) or "model"
 
 
 def name_from_stem(stem: str) -> str:

@@ -148,7 +148,8 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
     """Compute the digest of a file. Raises ModelFileError for an unreadable one, and if it changes meanwhile."""
     import hashlib
 
-    digest, done = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    done = 0
     try:
         before = path.stat()
         with path.open("rb", buffering=0) as file:

@@ -46,7 +46,8 @@ def remove(library: Library, model: InstalledModel) -> str:
     if model.is_vocabulary:
         _delete(library, model)
         return f"deleted the vocabulary of {model.reference}"
-    was_default, other_names = library.is_default(model), _other_names(library, model)
+    was_default = library.is_default(model)
+    other_names = _other_names(library, model)
     if model.missing:
         kept = "; its other files are kept" if len(model.paths) > 1 else ""
         report = f"removed {model.reference} from the list; {model.missing} no longer exists{kept}"
@@ -67,7 +68,9 @@ def remove(library: Library, model: InstalledModel) -> str:
     successor = next(filter(library.is_managed, candidates), None)
     library.registry.set_default(successor.reference if successor else None)
     changed = successor is not None and successor.reference != model.reference
-    return f"{report}; the default model is now {successor.reference}" if successor and changed else report
+    if successor and changed:
+        return f"{report}; the default model is now {successor.reference}"
+    return report
 
 
 def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:

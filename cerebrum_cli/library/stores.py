@@ -133,7 +133,9 @@ def find_in_store(reference: str) -> FoundModel:
 
 def _ollama_directories() -> list[Path]:
     own = environment("OLLAMA_MODELS")
-    return [Path(own)] if own else [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+    if own:
+        return [Path(own)]
+    return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
 def _ollama_models() -> Iterator[FoundModel]:
@@ -163,7 +165,9 @@ def _lm_studio_models() -> Iterator[FoundModel]:
 def _lm_studio_directory() -> Path:
     home = Path.home() / ".lmstudio"
     chosen = _read_object(home / "settings.json").get("downloadsFolder")
-    return Path(chosen) if isinstance(chosen, str) and chosen else home / "models"
+    if isinstance(chosen, str) and chosen:
+        return Path(chosen)
+    return home / "models"
 
 
 def _files(directory: Path, pattern: str) -> list[Path]:

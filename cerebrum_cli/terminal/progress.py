@@ -108,7 +108,9 @@ class BatchProgress(Line):
     def _summary(self) -> str:
         assert self._rows
         done, total = counter(self._rows)
-        of = format_count(total, "question") if isinstance(self._rows, EvalProgress) else total
+        of = total
+        if isinstance(self._rows, EvalProgress):
+            of = format_count(total, "question")
         parts = [f"{done} of {of} done", *exceptions(self._rows)]
         if self._started and self._all_tokens and self._latest > self._started:
             parts.append(self._speed(self._latest - self._started))

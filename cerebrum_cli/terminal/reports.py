@@ -103,7 +103,8 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
-    questions, samples = format_count(report.n, "question"), format_count(report.samples, "sample")
+    questions = format_count(report.n, "question")
+    samples = format_count(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
     if not run.is_complete:
         title += "; the run is not complete"
@@ -299,7 +300,9 @@ def quoted(text: str) -> str:
 
 def percentage(token: inspection.ScoredToken) -> str:
     probability = exp(token.logprob)
-    return f"{probability:.0%}" if probability >= 0.01 else "<1%"
+    if probability >= 0.01:
+        return f"{probability:.0%}"
+    return "<1%"
 
 
 def check_terminal(streams: Streams) -> CheckResult:

@@ -246,7 +246,9 @@ def print_table(
 def table_width(streams: Streams) -> int:
     from rich.console import Console
 
-    return Console(file=streams.out).width if streams.out_is_terminal else PIPE_WIDTH
+    if streams.out_is_terminal:
+        return Console(file=streams.out).width
+    return PIPE_WIDTH
 
 
 def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
@@ -381,7 +383,9 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
         parts.append("on a server")
     else:
         parts += f"load {timings.load_s:.2f} s", WEIGHTS[repacks]
-    cached = f" ({finish.cached_tokens} cached)" if finish.cached_tokens else ""
+    cached = ""
+    if finish.cached_tokens:
+        cached = f" ({finish.cached_tokens} cached)"
     parts.append(
         f"prompt {finish.prompt_tokens or 'of unknown'} tokens{cached}{_rate(timings.prompt_tokens_per_second)}"
     )
@@ -394,7 +398,9 @@ def stats_line(finish: FinishEvent, model: str, format_name: str, repacks: bool 
 
 
 def _rate(tokens_per_second: float) -> str:
-    return f", {tokens_per_second:.1f} t/s" if tokens_per_second else ""
+    if tokens_per_second:
+        return f", {tokens_per_second:.1f} t/s"
+    return ""
 
 
 def context_text(used: int, size: int) -> str:

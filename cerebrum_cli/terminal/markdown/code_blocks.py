@@ -103,7 +103,8 @@ def parse_inline(text: str) -> list[Token]:
     for token in tokens:
         if token.type == "image":
             name = str(token.attrs.get("src", "")).strip("/").rpartition("/")[2]
-            token.type, token.content = "text", f"🌆 {token.content or name} "
+            token.type = "text"
+            token.content = f"🌆 {token.content or name} "
     return tokens
 
 

@@ -94,7 +94,8 @@ class MarkdownStream:
     def close(self) -> None:
         options = self._console.options
         self._show(options, render_rows(self._console, options, parse_units(self._text, self._preceding)), [])
-        self._text, self._preceding = "", Preceding()
+        self._text = ""
+        self._preceding = Preceding()
 
     def _draw(self, options: ConsoleOptions) -> None:
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
@@ -138,11 +139,13 @@ class MarkdownStream:
                 self._erase(options, same)
                 lines = [segment for row in rows[same:] for segment in (*row, Segment.line())]
                 self._console.print(Segments([*lines, FRAME_END]), end="")
-        self._drawn, self._drawn_width = rows[len(final) :], options.max_width
+        self._drawn = rows[len(final) :]
+        self._drawn_width = options.max_width
 
     def _erase(self, options: ConsoleOptions, same: int) -> None:
         """Erase the drawn rows from the first that changed; a narrower terminal has wrapped them."""
-        width, rows = options.max_width, self._drawn[same:]
+        width = options.max_width
+        rows = self._drawn[same:]
         row_count = len(rows)
         if width < self._drawn_width:
             row_count = sum(max(1, len(chop_cells(row_text(row), width))) for row in rows)
@@ -199,7 +202,9 @@ def limit_redraw(unit: Unit, max_rows: int) -> Unit:
     row_starts = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][
         -max(1, max_rows - TABLE_FRAME_ROWS) :
     ]
-    return unit._replace(tokens=tokens[: body + 1] + tokens[row_starts[0] :]) if row_starts else unit
+    if row_starts:
+        return unit._replace(tokens=tokens[: body + 1] + tokens[row_starts[0] :])
+    return unit
 
 
 def _without_padding(row: Row) -> Row:
