@@ -17,7 +17,7 @@ from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
 A, B = ".lora_a", ".lora_b"
-Factors = tuple[Tensor, Tensor]  # of the change to one tensor of a model
+Shape = tuple[int, ...]
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
@@ -46,49 +46,53 @@ def adapter_size(path: Path, model_paths: Iterable[Path]) -> int:
     adapter = read_tables(path, whole=True)
     parts = [read_tables(part) for part in model_paths]
     _check_metadata(path, adapter, str(parts[0].metadata.get("general.architecture")))
-    alpha = adapter.values.get(ALPHA, Value("FLOAT32", 0.0))
-    if alpha.type != "FLOAT32" or not math.isfinite(alpha.content):
-        raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha.content))} of type {alpha.type}")
     tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
-    pairs = _pairs(path, adapter.tensors)
-    for name, pair in pairs.items():
-        if problem := _misfit(name, pair, tensors):
+    size = 0
+    for name, a, b in _pairs(path, adapter.tensors):
+        if problem := _misfit(name, a, b, tensors):
             raise ModelFileError(path, problem, _HINT)
-    return sum(factor.size for pair in pairs.values() for factor in pair)
+        size += a.size + b.size
+    return size
 
 
 def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
     metadata = adapter.metadata
-    kind, made_for = (str(metadata.get(key)) for key in ("adapter.type", "general.architecture"))
-    activated = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
-    mismatch = f"made for the architecture {quoted(made_for)}, but the model's is {quoted(architecture)}"
-    for is_wrong, problem, hint in (
-        (metadata.get("general.type") != "adapter", "a model, not an adapter", _CONVERT),
-        (kind != "lora", f"an adapter of type {quoted(kind)}, not lora", _CONVERT),
-        (ACTIVATION in metadata, activated, "use an ordinary LoRA adapter"),
-        (made_for != architecture, mismatch, _HINT),
-    ):
-        if is_wrong:
-            raise ModelFileError(path, problem, hint)
+    if metadata.get("general.type") != "adapter":
+        raise ModelFileError(path, "a model, not an adapter", _CONVERT)
+    kind = str(metadata.get("adapter.type"))
+    if kind != "lora":
+        raise ModelFileError(path, f"an adapter of type {quoted(kind)}, not lora", _CONVERT)
+    if ACTIVATION in metadata:
+        problem = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
+        raise ModelFileError(path, problem, "use an ordinary LoRA adapter")
+    made_for = str(metadata.get("general.architecture"))
+    if made_for != architecture:
+        problem = f"made for the architecture {quoted(made_for)}, but the model's is {quoted(architecture)}"
+        raise ModelFileError(path, problem, _HINT)
+    alpha = adapter.values.get(ALPHA, Value("FLOAT32", 0.0))
+    if alpha.type != "FLOAT32" or not math.isfinite(alpha.content):
+        raise ModelFileError(path, f"damaged: its {ALPHA} is {quoted(str(alpha.content))} of type {alpha.type}")
 
 
-def _pairs(path: Path, tensors: Iterable[Tensor]) -> dict[str, Factors]:
-    factors: dict[str, dict[str, Tensor]] = {A: {}, B: {}}
+def _pairs(path: Path, tensors: Iterable[Tensor]) -> list[tuple[str, Tensor, Tensor]]:
+    """The names of the tensors of a model that an adapter changes, each with the two factors of the change."""
+    factors: dict[str, Tensor] = {}
     for tensor in tensors:
-        base = tensor.name[: -len(A)]
-        suffix = tensor.name[-len(A) :]
-        if suffix in factors:
-            factors[suffix][base] = tensor
+        if tensor.name.endswith((A, B)):
+            factors[tensor.name] = tensor
         elif not tensor.name.endswith(IGNORED):
             raise ModelFileError(path, f"the tensor {quoted(tensor.name)} is not part of a LoRA adapter", _CONVERT)
-    if alone := next(iter(sorted(factors[A].keys() ^ factors[B].keys())), None):
-        raise ModelFileError(path, f"incomplete: missing tensor {quoted(alone + (A if alone in factors[B] else B))}")
-    if not factors[A]:
+    if not factors:
         raise ModelFileError(path, "an adapter that changes no tensor", _CONVERT)
-    return {base: (tensor, factors[B][base]) for base, tensor in factors[A].items()}
+    names = sorted({name.removesuffix(A).removesuffix(B) for name in factors})
+    for name in names:
+        for factor in (name + A, name + B):
+            if factor not in factors:
+                raise ModelFileError(path, f"incomplete: missing tensor {quoted(factor)}")
+    return [(name, factors[name + A], factors[name + B]) for name in names]
 
 
-def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None:
+def _misfit(name: str, a: Tensor, b: Tensor, model: Mapping[str, Tensor]) -> str | None:
     tensor = model.get(name)
     if tensor is None:
         return f"it changes the tensor {quoted(name)}, which the model does not have"
@@ -96,15 +100,26 @@ def _misfit(name: str, pair: Factors, model: Mapping[str, Tensor]) -> str | None
         return f"it changes {quoted(name)}, which is not a matrix that llama.cpp can adapt"
     if name == EMBEDDING and HEAD not in model:
         return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
-    for factor in pair:
+    for factor in (a, b):
         if factor.kind.name in _NOT_MULTIPLIED or not factor.size:
             return f"the tensor {quoted(factor.name)} is of type {factor.kind.name}, which cannot be multiplied"
-    shape, a, b = ((*matrix.shape, *(1,) * (4 - len(matrix.shape))) for matrix in (tensor, *pair))
-    if name == EMBEDDING:  # llama.cpp multiplies other tensors by their factors, but looks embeddings up
-        is_fitting = a[0] == b[0] and shape[:2] == (b[1], a[1])
-    else:
-        is_fitting = a[1] == b[0] and shape[:2] == (a[0], b[1])
-    if not (is_fitting and shape[2:] == a[2:] == b[2:]):
-        shapes = " and ".join("×".join(map(str, factor.shape)) for factor in pair)
-        return f"it changes {quoted(name)} by {shapes}, but the model's is {'×'.join(map(str, tensor.shape))}"
+    if not _is_product(name, tensor.shape, a.shape, b.shape):
+        shapes = f"{_shape_text(a)} and {_shape_text(b)}"
+        return f"it changes {quoted(name)} by {shapes}, but the model's is {_shape_text(tensor)}"
     return None
+
+
+def _is_product(name: str, shape: Shape, a: Shape, b: Shape) -> bool:
+    """Whether factors of these shapes make a change of this shape; missing dimensions are 1."""
+    rows, columns, *others = (*shape, 1, 1)
+    a_rows, a_columns, *a_others = (*a, 1, 1, 1)
+    b_rows, b_columns, *b_others = (*b, 1, 1, 1)
+    if not others[:2] == a_others[:2] == b_others[:2]:
+        return False
+    if name == EMBEDDING:  # llama.cpp multiplies other tensors by their factors, but looks embeddings up
+        return a_rows == b_rows and (rows, columns) == (b_columns, a_columns)
+    return a_columns == b_rows and (rows, columns) == (a_rows, b_columns)
+
+
+def _shape_text(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape))

