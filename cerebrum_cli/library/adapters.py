@@ -110,15 +110,19 @@ def _misfit(name: str, a: Tensor, b: Tensor, model: Mapping[str, Tensor]) -> str
 
 
 def _is_product(name: str, shape: Shape, a: Shape, b: Shape) -> bool:
-    """Whether factors of these shapes make a change of this shape; missing dimensions are 1."""
-    rows, columns, *others = (*shape, 1, 1)
-    a_rows, a_columns, *a_others = (*a, 1, 1, 1)
-    b_rows, b_columns, *b_others = (*b, 1, 1, 1)
-    if not others[:2] == a_others[:2] == b_others[:2]:
+    """Whether factors of these shapes make a change of this shape."""
+    rows, columns, *others = _four_dimensions(shape)
+    a_rows, a_columns, *a_others = _four_dimensions(a)
+    b_rows, b_columns, *b_others = _four_dimensions(b)
+    if not others == a_others == b_others:
         return False
     if name == EMBEDDING:  # llama.cpp multiplies other tensors by their factors, but looks embeddings up
         return a_rows == b_rows and (rows, columns) == (b_columns, a_columns)
     return a_columns == b_rows and (rows, columns) == (a_rows, b_columns)
+
+
+def _four_dimensions(shape: Shape) -> Shape:
+    return (*shape, 1, 1, 1)[:4]
 
 
 def _shape_text(tensor: Tensor) -> str:

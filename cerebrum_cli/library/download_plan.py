@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 
@@ -18,10 +17,8 @@ from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
 from cerebrum_cli.library.fit import (
     DownloadPlan,
-    assess_quantizations,
-    choose_candidate,
+    PlanRequest,
     known_plan,
-    planned_context,
     spec_sizes,
 )
 from cerebrum_cli.library.hub import (
@@ -61,9 +58,8 @@ class DownloadPlanner:
         if isinstance(reference, Path) or spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), context)
         elif spec.package or spec.recipe or self.is_offline:
-            models = self.library.models()
-            capacity = self.library.capacity()
-            plan = known_plan(spec, models, reference.quantization, context, capacity)
+            request = PlanRequest(context, reference.quantization, self.library.capacity())
+            plan = known_plan(spec, self.library.models(), request)
         else:
             plan = self._plan_spec(spec, reference.quantization, context)
         if plan is None:
@@ -84,10 +80,7 @@ class DownloadPlanner:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
         repositories = RetryPolicy(self.progress).run(search_repositories, text, MOST_FOUND)
         listings = _list_repositories([repository.repo_id for repository in repositories])
-        return [
-            (repository, self._estimate(listing, context))
-            for repository, listing in zip(repositories, listings, strict=True)
-        ]
+        return [(repository, self._estimate(listings.get(repository.repo_id), context)) for repository in repositories]
 
     def _estimate(self, listing: Listing | None, context: int | None) -> DownloadPlan | None:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
@@ -112,9 +105,10 @@ class DownloadPlanner:
 
     def _installed_header(self, listing: Listing) -> Header | None:
         """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
-        models = (*self.library.cached_models(), *self.library.vocabularies())
-        installed = (model for model in models if model.cached and model.cached.repo_id == listing.repo_id)
-        return next((model.header for model in installed if model.is_readable), None)
+        for model in (*self.library.cached_models(), *self.library.vocabularies()):
+            if model.cached and model.cached.repo_id == listing.repo_id and model.is_readable:
+                return model.header
+        return None
 
     def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
         if not spec.sources:
@@ -123,7 +117,7 @@ class DownloadPlanner:
         for source in spec.sources:
             try:
                 listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
-                models = [model for model in _variants(listing) if source.matches(model.files[0].rpartition("/")[2])]
+                models = [model for model in _variants(listing) if source.matches(Path(model.files[0]).name)]
                 return self._plan_listing(spec, listing, models, quantization, context)
             except ModelNotFound as error:
                 errors.append(error)
@@ -133,12 +127,14 @@ class DownloadPlanner:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
-        models = [model for model in _variants(listing) if reference.file is None or reference.file in model.files]
-        if reference.file and not models:
-            raise ModelNotFound(
-                f"{repo_id} has no complete model {reference.file}",
-                f"list its models: cerebrum pull --dry-run {repo_id}",
-            )
+        models: Sequence[Variant] = _variants(listing)
+        if reference.file:
+            models = [model for model in models if reference.file in model.files]
+            if not models:
+                raise ModelNotFound(
+                    f"{repo_id} has no complete model {reference.file}",
+                    f"list its models: cerebrum pull --dry-run {repo_id}",
+                )
         return self._plan_listing(None, listing, models, reference.quantization, context)
 
     def _plan_listing(
@@ -153,11 +149,10 @@ class DownloadPlanner:
         """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files."""
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
-        if spec is None:
-            specs = (self.library.spec_in(listing.repo_id, model.files[0]) for model in models)
-            spec = next(filter(None, specs), None)
-        name = spec.name if spec else listing.repo_id
-        sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
+        spec = spec or self._spec_of(listing, models)
+        sizes = []
+        for model in models:
+            sizes.append((model.quantization, sum(listing.file(name).size for name in model.files)))
         if (spec and spec.kv_bytes_per_token) or not reads_header:
             layer_sizes = spec_sizes(spec)
             trained = spec.context_size if spec else None
@@ -166,28 +161,28 @@ class DownloadPlanner:
             layer_sizes = header.sizes
             trained = header.context_length
         installed = [model.quantization for model in models if self._is_cached(listing, model)]
-        context = planned_context(context, trained)
-        capacity = self.library.capacity()
-        candidates = assess_quantizations(sizes, installed, layer_sizes, context, capacity)
-        return DownloadPlan(
-            name,
-            candidates,
-            choose_candidate(name, candidates, quantization),
-            context,
-            capacity,
-            spec,
-            listing,
-            tuple(models),
-        )
+        request = PlanRequest(context, quantization, self.library.capacity())
+        name = spec.name if spec else listing.repo_id
+        plan = request.plan(name, sizes, installed, layer_sizes, trained, spec)
+        return replace(plan, listing=listing, variants=tuple(models))
+
+    def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
+        for model in models:
+            if spec := self.library.spec_in(listing.repo_id, model.files[0]):
+                return spec
+        return None
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        stored = partial(self.library.cache.stored, listing.repo_id, listing.commit)
-        digests = [(name, listing.file(name).sha256) for name in variant.files]
-        return all(digest and exists(stored(name, digest)) for name, digest in digests)
+        for file in map(listing.file, variant.files):
+            if file.sha256 is None:
+                return False
+            if not exists(self.library.cache.stored(listing.repo_id, listing.commit, file.name, file.sha256)):
+                return False
+        return True
 
 
-def _list_repositories(repo_ids: Sequence[str]) -> list[Listing | None]:
-    """Request listings at the same time; None for each that the Hub does not give at once."""
+def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
+    """Request listings at the same time, without those that the Hub does not give at once."""
     listings: dict[str, Listing] = {}
 
     def request(repo_id: str) -> None:
@@ -200,7 +195,7 @@ def _list_repositories(repo_ids: Sequence[str]) -> list[Listing | None]:
         thread.start()
     for thread in threads:
         thread.join()
-    return [listings.get(repo_id) for repo_id in repo_ids]
+    return listings
 
 
 def _variants(listing: Listing) -> tuple[Variant, ...]:

@@ -51,8 +51,11 @@ class Capacity:
     @property
     def usable_memory(self) -> int:
         """Bytes available to a model on the host and on GPUs with memory of their own."""
-        own = (device.free - HEADROOM for device in self.devices or () if not device.is_unified)
-        return self.host_memory + sum(max(0, free) for free in own)
+        memory = self.host_memory
+        for device in self.devices or ():
+            if not device.is_unified:
+                memory += max(0, device.free - HEADROOM)
+        return memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,19 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     devices = capacity.devices or ()
     plan = place(LoadOptions(GgufFile(Path(), context, sizes)), ContextOptions(context), devices)
     needed = plan.needs.total + HEADROOM
-    on_host = host_bytes(plan.needs, devices) + HEADROOM
-    available = capacity.host_memory
-    fit: Fit = "fits" if on_host <= TIGHT_FRACTION * available else "tight"
-    if on_host > available:
-        fit = "too big"
+    fit = _fit_on_host(host_bytes(plan.needs, devices) + HEADROOM, capacity.host_memory)
     is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
     if is_offloaded and not any(device.is_unified for device in devices):  # GPUs hold it
         return MemoryFit(needed, fit, fit == "fits")
-    return MemoryFit(needed, fit, needed <= COMFORTABLE_FRACTION * available)
+    return MemoryFit(needed, fit, needed <= COMFORTABLE_FRACTION * capacity.host_memory)
+
+
+def _fit_on_host(needed: int, available: int) -> Fit:
+    if needed > available:
+        return "too big"
+    if needed > TIGHT_FRACTION * available:
+        return "tight"
+    return "fits"
 
 
 def assess_quantizations(
@@ -109,12 +116,19 @@ def assess_quantizations(
     comfortable = []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         memory = fit_memory(sizes.with_weights(size), context, capacity)
-        is_installed = any(same_quantization(name, quantization) for quantization in installed_names)
-        candidates.append(QuantizationFit(name, size, memory.needed, memory.fit, is_installed))
+        is_installed = _is_among(name, installed_names)
+        candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed)
+        candidates.append(candidate)
         if memory.is_comfortable:
-            comfortable.append(candidates[-1])
-    best = recommend(candidates, comfortable) if candidates else None
-    return tuple(replace(candidate, recommended=candidate is best) for candidate in candidates)
+            comfortable.append(candidate)
+    if candidates:
+        best = candidates.index(recommend(candidates, comfortable))
+        candidates[best] = replace(candidates[best], recommended=True)
+    return tuple(candidates)
+
+
+def _is_among(quantization: str, names: Iterable[str]) -> bool:
+    return any(same_quantization(quantization, name) for name in names)
 
 
 def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
@@ -123,23 +137,31 @@ def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[Quant
     Without the preferred one, the nearest below it that fits takes its place, or else the nearest above it. If none
     fits, the smallest is chosen.
     """
-    quantized = [fit for fit in candidates if not _UNQUANTIZED.fullmatch(fit.quantization)] or list(candidates)
-    by_size = sorted(quantized, key=lambda fit: fit.size)
-    fitting = [option for option in by_size if option.fit == "fits"]
+    quantized = [fit for fit in candidates if not _UNQUANTIZED.fullmatch(fit.quantization)]
+    by_size = sorted(quantized or candidates, key=lambda fit: fit.size)
+    fitting = [candidate for candidate in by_size if candidate.fit == "fits"]
     if not fitting:
         return by_size[0]
-    preferred = [fit for fit in by_size if same_quantization(fit.quantization, PREFERRED_QUANTIZATION)]
-    if preferred and preferred[0] not in fitting:
-        return fitting[-1]
-    base = preferred[0] if preferred else min(fitting, key=lambda fit: (_distance(fit.quantization), -fit.size))
-    return max([base, *(fit for fit in fitting if fit in comfortable)], key=lambda fit: fit.size)
+    base = min(fitting, key=lambda fit: (_distance(fit.quantization), -fit.size))
+    for candidate in by_size:
+        if same_quantization(candidate.quantization, PREFERRED_QUANTIZATION):
+            if candidate.fit != "fits":
+                return fitting[-1]
+            base = candidate
+            break
+    for candidate in fitting:
+        if candidate in comfortable and candidate.size > base.size:
+            base = candidate
+    return base
 
 
 def _distance(quantization: str) -> tuple[bool, float]:
     """Distance from the preferred quantization by the bits in the name; those of more or of unusably few come last."""
     match = _BITS.search(quantization)
-    bits = int(match[1]) if match else 0
-    return not FEWEST_BITS <= bits <= PREFERRED_BITS, abs(math.log(bits / PREFERRED_BITS)) if bits else math.inf
+    if match is None:
+        return True, math.inf
+    bits = int(match[1])
+    return not FEWEST_BITS <= bits <= PREFERRED_BITS, abs(math.log(bits / PREFERRED_BITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +196,10 @@ class DownloadPlan:
     @property
     def fast_in_batches(self) -> ModelReference | None:
         """The largest quantization that answers batches faster than a larger chosen one on a CPU; None on GPUs."""
-        names = () if self.capacity.devices else FAST_IN_BATCHES
-        fast = [fit for fit in self.candidates if any(same_quantization(fit.quantization, name) for name in names)]
-        is_larger = fast and fast[-1].size < self.chosen.size
-        if is_larger:
+        if self.capacity.devices:
+            return None
+        fast = [fit for fit in self.candidates if _is_among(fit.quantization, FAST_IN_BATCHES)]
+        if fast and fast[-1].size < self.chosen.size:
             return ModelReference(self.name, fast[-1].quantization)
         return None
 
@@ -197,42 +219,77 @@ class DownloadPlan:
         return chosen[0]
 
 
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What a plan is made for: a context size and a quantization, if chosen, and the capacity of this machine."""
+
+    context: int | None
+    quantization: str | None
+    capacity: Capacity
+
+    def plan(
+        self,
+        name: str,
+        quantizations: Iterable[tuple[str, int]],
+        installed: Iterable[str],
+        sizes: ModelSizes,
+        trained_context: int | None,
+        spec: ModelSpec | None = None,
+    ) -> DownloadPlan:
+        """Plan with quantizations by the bytes of their files. Raises ModelNotFound without the requested one."""
+        context = planned_context(self.context, trained_context)
+        candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity)
+        chosen = choose_candidate(name, candidates, self.quantization)
+        return DownloadPlan(name, candidates, chosen, context, self.capacity, spec)
+
+
 def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
     matching = [fit for fit in candidates if quantization is None or same_quantization(quantization, fit.quantization)]
     if not matching:
         names = sorted({fit.quantization for fit in candidates})
         raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")
-    return next((fit for fit in matching if fit.recommended), matching[0])
+    for candidate in matching:
+        if candidate.recommended:
+            return candidate
+    return matching[0]
 
 
-def known_plan(
-    spec: ModelSpec | None,
-    models: Iterable[InstalledModel],
-    quantization: str | None,
-    context: int | None,
-    capacity: Capacity,
-) -> DownloadPlan | None:
-    """Plan with the quantizations of a catalog model, or, without a `spec`, of installed models; None without any.
+def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:
+    """Plan with the quantizations of a catalog model; None without any.
 
-    The sizes of installed files override those of the catalog. Raises ModelNotFound without the requested quantization.
+    The sizes of installed files override those of the catalog.
     """
-    own = [model for model in models if spec is None or (model.spec == spec and model.is_readable)]
-    preferred = spec.sources[0].quantizations if spec and spec.sources else ()
-    sizes = dict(preferred or (spec.quantizations if spec else ()))
+    own = [model for model in models if model.spec == spec and model.is_readable]
+    sizes = dict(spec.quantizations)
+    if spec.sources:
+        sizes = dict(spec.sources[0].quantizations or spec.quantizations)
     for model in own:
-        name = next((name for name in sizes if same_quantization(name, model.display_name)), model.display_name)
-        sizes[name] = model.size
+        _override(sizes, model)
     if not sizes:
         return None
-    name = spec.name if spec else own[0].name
-    layer_sizes = own[0].sizes if own or spec is None else spec_sizes(spec)
-    context = planned_context(context, own[0].trained_context if own or spec is None else spec.context_size)
-    candidates = assess_quantizations(
-        sizes.items(), [model.display_name for model in own], layer_sizes, context, capacity
-    )
-    return DownloadPlan(name, candidates, choose_candidate(name, candidates, quantization), context, capacity, spec)
+    installed = [model.display_name for model in own]
+    if own:
+        return request.plan(spec.name, sizes.items(), installed, own[0].sizes, own[0].trained_context, spec)
+    return request.plan(spec.name, sizes.items(), installed, spec_sizes(spec), spec.context_size, spec)
+
+
+def installed_plan(models: Sequence[InstalledModel], request: PlanRequest) -> DownloadPlan:
+    """Plan with the quantizations of a model outside the catalog, which are all installed."""
+    first = models[0]
+    sizes = {model.display_name: model.size for model in models}
+    return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
+
+
+def _override(sizes: dict[str, int], model: InstalledModel) -> None:
+    for name in sizes:
+        if same_quantization(name, model.display_name):
+            sizes[name] = model.size
+            return
+    sizes[model.display_name] = model.size
 
 
 def spec_sizes(spec: ModelSpec | None) -> ModelSizes:
-    kv_bytes_per_token = (spec and spec.kv_bytes_per_token) or ASSUMED_KV_BYTES
+    kv_bytes_per_token = ASSUMED_KV_BYTES
+    if spec and spec.kv_bytes_per_token:
+        kv_bytes_per_token = spec.kv_bytes_per_token
     return uniform_sizes(0, CATALOG_LAYERS, kv_bytes_per_token // 2)

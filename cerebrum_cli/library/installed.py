@@ -203,6 +203,13 @@ class Library:
         rows = (spec for spec, source in pairs if source.repo_id.lower() == repo_id and source.matches(name))
         return next(rows, None)
 
+    def spec_from(self, repo_id: str) -> ModelSpec | None:
+        """The catalog model that has a repository as a source."""
+        for spec in self.specs:
+            if any(source.repo_id.lower() == repo_id.lower() for source in spec.sources):
+                return spec
+        return None
+
     def require_not_refused(self, repo_id: str) -> None:
         """Raise PullError for a repository that the catalog lists as broken; the hint names a working one."""
         for spec in self.specs:

@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import DownloadPlan, known_plan, planned_context
+from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
 from cerebrum_cli.library.hub import FoundRepository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, absolute_path
@@ -37,10 +37,22 @@ def describe(
     header = model.header
     spec = model.spec
     cached = model.cached
-    format_name = settings.format or model.default_format
-    context = planned_context(settings.ctx, model.trained_context)
-    asked = {key: getattr(settings, key) for key in (*(spec.settings if spec else ()), *SHOWN) if key not in SAMPLERS}
+    settings_shown = (*(spec.settings if spec else ()), *SHOWN)
+    asked: dict[str, Any] = {
+        "format": settings.format or model.default_format,
+        "context": planned_context(settings.ctx, model.trained_context),
+    }
+    for key in settings_shown:
+        value = getattr(settings, key)
+        if key not in SAMPLERS and value is not None:
+            asked[key] = value
     license_name = header.metadata.get("general.license")
+    if not isinstance(license_name, str):
+        license_name = None
+    repo_id = cached.repo_id if cached else None
+    if spec:
+        license_name = spec.license or license_name
+        repo_id = repo_id or spec.repo_id
     return {
         "name": model.name,
         "reference": model.reference,
@@ -48,8 +60,7 @@ def describe(
         "size": model.size,
         "format": model.default_format,
         "context_size": model.trained_context,
-        "ask": {"format": format_name, "context": context}
-        | {key: value for key, value in asked.items() if value is not None},
+        "ask": asked,
         "sampling": sampling_object(by_mode(model)),
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
@@ -66,9 +77,9 @@ def describe(
         "chat_template": header.chat_template is not None,
         "source": source_of(model),
         "merged_from": list(model.merged_from),
-        "repo_id": cached.repo_id if cached else spec.repo_id if spec else None,
+        "repo_id": repo_id,
         "revision": cached.commit if cached else None,
-        "license": (spec and spec.license) or (license_name if isinstance(license_name, str) else None),
+        "license": license_name,
         "default": library.is_default(model),
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
@@ -78,10 +89,11 @@ def describe(
 
 
 def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
-    return {
-        mode: {key: {"value": value, "origin": settings.origin(key)} for key, value in settings.samplers.items()}
-        for mode, settings in by_mode.items()
-    }
+    described = {}
+    for mode, settings in by_mode.items():
+        samplers = settings.samplers.items()
+        described[mode] = {key: {"value": value, "origin": settings.origin(key)} for key, value in samplers}
+    return described
 
 
 def describe_available(
@@ -90,9 +102,7 @@ def describe_available(
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
     if isinstance(reference, Path):
         return None
-    repo_ids = ((spec, source.repo_id.lower()) for spec in library.specs for source in spec.sources)
-    in_catalog = (spec for spec, repo_id in repo_ids if repo_id == reference.name.lower())
-    spec = library.spec_named(reference.name) or next(in_catalog, None)
+    spec = library.spec_named(reference.name) or library.spec_from(reference.name)
     if spec is None:
         return None
     description = {
@@ -114,7 +124,8 @@ def describe_available(
         "notes": spec.notes,
         "metadata": None,
     }
-    return description, known_plan(spec, library.models(), reference.quantization, context, library.capacity())
+    request = PlanRequest(context, reference.quantization, library.capacity())
+    return description, known_plan(spec, library.models(), request)
 
 
 def row(library: Library, model: InstalledModel) -> dict[str, Any]:
@@ -184,16 +195,18 @@ def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]
 
 
 def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
-    fitting = [(spec, plan) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.fit == "fits"]
-    few = fitting[: SUGGESTIONS - 1] + sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[1].chosen.size)[:1]
-    return [_catalogue_row(spec, plan, False) for spec, plan in few]
+    fitting = [(plan, spec) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.fit == "fits"]
+    few = fitting[: SUGGESTIONS - 1]
+    few += sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[0].chosen.size)[:1]
+    return [_catalogue_row(spec, plan, False) for plan, spec in few]
 
 
 def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
+    """Plans of all catalog models, those that fit best first, and those without quantizations last."""
     models = library.models()
-    capacity = library.capacity()
-    plans = [(spec, known_plan(spec, models, None, context, capacity)) for spec in library.specs]
-    return sorted(plans, key=lambda pair: (0, *pair[1].rank) if pair[1] else (1, 0, False))
+    request = PlanRequest(context, None, library.capacity())
+    plans = [(spec, known_plan(spec, models, request)) for spec in library.specs]
+    return sorted(plans, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ()))
 
 
 def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> dict[str, Any]:
@@ -229,12 +242,14 @@ def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> dict[s
 
 
 def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
-    chosen = plan.chosen if plan else None
+    if plan is None:
+        return dict.fromkeys(("recommended", "size", "memory", "fit"))
+    chosen = plan.chosen
     return {
-        "recommended": chosen and chosen.quantization,
-        "size": chosen and chosen.size,
-        "memory": chosen and chosen.needed,
-        "fit": chosen and chosen.fit,
+        "recommended": chosen.quantization,
+        "size": chosen.size,
+        "memory": chosen.needed,
+        "fit": chosen.fit,
     }
 
 
@@ -250,11 +265,15 @@ def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
 
 
 def quantization_plan(library: Library, model: InstalledModel, context: int | None) -> DownloadPlan | None:
+    request = PlanRequest(context, model.display_name, library.capacity())
     others = [installed for installed in library.models() if installed.path != model.path]
-    if not model.spec:
-        uploads = [other for other in others if model.cached and other.cached and other.name == model.name]
-        others = [other for other in uploads if other.is_readable]
-    return known_plan(model.spec, [*others, model], model.display_name, context, library.capacity())
+    if model.spec:
+        return known_plan(model.spec, [*others, model], request)
+    uploads = []
+    for other in others:
+        if model.cached and other.cached and other.name == model.name and not other.spec and other.is_readable:
+            uploads.append(other)
+    return installed_plan([*uploads, model], request)
 
 
 def source_of(model: InstalledModel) -> str:

@@ -108,7 +108,7 @@ class BatchProgress(Line):
     def _summary(self) -> str:
         assert self._rows
         done, total = counter(self._rows)
-        of = total
+        of = str(total)
         if isinstance(self._rows, EvalProgress):
             of = format_count(total, "question")
         parts = [f"{done} of {of} done", *exceptions(self._rows)]
