@@ -10,6 +10,7 @@ from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
 from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, lacking, rebuild_command
+from cerebrum_cli.engine.memory import Device
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
@@ -35,14 +36,17 @@ class CheckResult:
     @property
     def recorded(self) -> dict[str, str]:
         values = {"name": self.name, **asdict(self)}
-        return {key: value for key, value in values.items() if value or key != "endpoint"}
+        if not self.endpoint:
+            del values["endpoint"]
+        return values
 
 
-def check_result(detail: str, *problems: tuple[str, str] | None) -> CheckResult:
+def check_result(detail: str, *problems: tuple[str, str]) -> CheckResult:
     """Result of a check: ok, or a warning if there are problems, each with its hint."""
-    warnings = [problem for problem in problems if problem]
-    details = "; ".join(filter(None, [detail, *(problem for problem, _ in warnings)]))
-    return CheckResult("warning" if warnings else "ok", details, "; ".join(hint for _, hint in warnings))
+    details = [detail] if detail else []
+    details += [problem for problem, _ in problems]
+    hints = "; ".join(hint for _, hint in problems)
+    return CheckResult("warning" if problems else "ok", "; ".join(details), hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,98 +61,95 @@ class DirectoryState:
 
 
 def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
-    detail = (
-        f"llama-cpp-python {build.version}, ggml {build.ggml}; backends {', '.join(build.backends) or 'none'};"
-        f" {'offload' if build.offloads else 'no offload'};"
-        f" CPU: {', '.join(build.cpu_features) or 'no features reported'}"
-    )
+    backends = ", ".join(build.backends) or "none"
+    features = ", ".join(build.cpu_features) or "no features reported"
+    offload = "offload" if build.offloads else "no offload"
+    version = f"llama-cpp-python {build.version}, ggml {build.ggml}"
+    detail = f"{version}; backends {backends}; {offload}; CPU: {features}"
     if unsupported := lacking(build.cpu_features, flags):
-        return CheckResult(
-            "failure",
-            f"{detail}; built for another CPU: this one lacks {', '.join(unsupported)}",
-            f"rebuild it on this machine: {rebuild_command()}",
-        )
+        problem = f"built for another CPU: this one lacks {', '.join(unsupported)}"
+        return CheckResult("failure", f"{detail}; {problem}", f"rebuild it on this machine: {rebuild_command()}")
     unused = [name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in build.cpu_features]
-    slow = f"slow: it does not use this CPU's {', '.join(unused)}", f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"
-    return check_result(detail, slow if unused else None)
+    if not unused:
+        return check_result(detail)
+    slow = f"slow: it does not use this CPU's {', '.join(unused)}"
+    return check_result(detail, (slow, f"rebuild it: {rebuild_command('-DGGML_NATIVE=on')}"))
 
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
-    if build.offloads and not build.devices:
+    if build.devices:
+        return check_result("; ".join(map(_device_text, build.devices)))
+    if build.offloads:
         problem = "llama.cpp was built for GPUs and finds none"
         return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
-    if likely_accelerator and not build.devices:
-        problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
-        command = rebuild_command(f"-DGGML_{likely_accelerator.upper()}=on")
-        return check_result(
-            "", (problem, f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})")
-        )
-    devices = (
-        f"{device.name} {device.description}: {format_size(device.free)} of {format_size(device.total)} free"
-        for device in build.devices
-    )
-    return check_result("; ".join(devices) or "none: everything runs on the CPU")
+    if likely_accelerator is None:
+        return check_result("none: everything runs on the CPU")
+    problem = "this machine seems to have a GPU, but llama.cpp was built without GPU support"
+    command = rebuild_command(f"-DGGML_{likely_accelerator.upper()}=on")
+    hint = f"rebuild it: {command}  (in a checkout: make setup ACCEL={likely_accelerator})"
+    return check_result("", (problem, hint))
+
+
+def _device_text(device: Device) -> str:
+    memory = f"{format_size(device.free)} of {format_size(device.total)} free"
+    return f"{device.name} {device.description}: {memory}"
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
-    slower = processors.cores - processors.performance_cores
-    detail = (
-        f"{format_count(requested or processors.threads, 'thread')};"
-        f" {format_count(processors.cores, 'core')} available"
-        + (f" ({slower} of them efficiency cores)" if slower else "")
-        + f", {processors.allowed} of {processors.logical} logical CPUs allowed, "
-        + ("no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}")
-    )
-    too_many = (
-        f"{requested} requested, but only {processors.usable} can run concurrently",
-        "lower CEREBRUM_THREADS or threads in config.toml",
-    )
-    return check_result(detail, too_many if requested and requested > processors.usable else None)
+    cores = f"{format_count(processors.cores, 'core')} available"
+    if slower := processors.cores - processors.performance_cores:
+        cores += f" ({slower} of them efficiency cores)"
+    quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
+    allowed = f"{processors.allowed} of {processors.logical} logical CPUs allowed"
+    threads = format_count(requested or processors.threads, "thread")
+    detail = f"{threads}; {cores}, {allowed}, {quota}"
+    if not requested or requested <= processors.usable:
+        return check_result(detail)
+    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
+    return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
 
 
 def assess_memory(free: int, total: int, machine: int) -> CheckResult:
     """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
-    limit = ""
+    detail = f"{format_size(free)} of {format_size(total)} free"
     if total < machine:
-        limit = f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}"
-    too_little = (
-        f"less than {format_size(MIN_MEMORY)} of memory is free",
-        "close other programs, or choose a smaller quantization",
-    )
-    return check_result(
-        f"{format_size(free)} of {format_size(total)} free{limit}", too_little if free < MIN_MEMORY else None
-    )
+        detail += f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}"
+    if free >= MIN_MEMORY:
+        return check_result(detail)
+    problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
+    return check_result(detail, (problem, "close other programs, or choose a smaller quantization"))
 
 
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
-    free = {directory.disk: directory.free for directory in directories}
-    uses = {disk: enumeration([item.use for item in directories if item.disk == disk]) for disk in free}
-    detail = "; ".join(f"{format_size(free[disk])} free for {uses[disk]}" for disk in free)
-    if data := next((item for item in directories if item.use == "data" and not item.writable), None):
-        return CheckResult(
-            "failure",
-            f"{detail}; {data.path} is not writable",
-            "make it writable, or set XDG_DATA_HOME to a writable directory",
-        )
-    full = (
-        f"less than {format_size(MIN_DISK)} free: a model may not fit",
-        "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk",
-    )
-    unwritable = [item.path for item in directories if item.use == "models" and not item.writable]
-    return check_result(
-        detail,
-        full if min(free.values()) < MIN_DISK else None,
-        (f"{unwritable[0]} is not writable", "make it writable, or set HF_HUB_CACHE") if unwritable else None,
-    )
+    free = {}
+    uses: dict[int, list[str]] = {}
+    unwritable = {}
+    for directory in directories:
+        free[directory.disk] = directory.free
+        uses.setdefault(directory.disk, []).append(directory.use)
+        if not directory.writable:
+            unwritable[directory.use] = f"{directory.path} is not writable"
+    detail = "; ".join(f"{format_size(free[disk])} free for {enumeration(uses[disk])}" for disk in free)
+    if problem := unwritable.get("data"):
+        hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
+        return CheckResult("failure", f"{detail}; {problem}", hint)
+    problems = []
+    if min(free.values()) < MIN_DISK:
+        ways = "remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
+        full = f"less than {format_size(MIN_DISK)} free: a model may not fit"
+        problems.append((full, f"free some space, {ways}"))
+    if problem := unwritable.get("models"):
+        problems.append((problem, "make it writable, or set HF_HUB_CACHE"))
+    return check_result(detail, *problems)
 
 
 def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit: float) -> CheckResult:
     """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
     if not limit:
         return check_result(f"off (cache_gb is 0); {format_size(size)} still on disk")
-    problem = f"{directory.path} is not writable, so no prompt can be cached", "make it writable, or set cache_gb to 0"
-    return check_result(
-        f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}",
-        None if directory.writable else problem,
-    )
+    detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
+    if directory.writable:
+        return check_result(detail)
+    problem = f"{directory.path} is not writable, so no prompt can be cached"
+    return check_result(detail, (problem, "make it writable, or set cache_gb to 0"))

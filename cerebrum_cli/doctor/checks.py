@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import disk_usage
@@ -35,7 +34,7 @@ from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.reply import Ask
+from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.source import ModelSource
 
 QUESTION = "What is 17 plus 25?"
@@ -107,14 +106,23 @@ def _check_catalogue(context: DoctorContext) -> CheckResult:
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
-    rows = [listing.row(context.installation.library, model) for model in context.installation.library.models()]
-    unreadable = [row for row in rows if row["error"]]
-    problems = [(row["error"], f"cerebrum rm {row['reference']}, or pull it again") for row in unreadable]
-    details = [f"{len(rows) - len(unreadable)} installed"] if rows else []
+    library = context.installation.library
+    details = []
+    problems = []
+    n_readable = 0
+    models = library.models()
+    for model in models:
+        row = listing.row(library, model)
+        if row["error"]:
+            problems.append((row["error"], f"cerebrum rm {row['reference']}, or pull it again"))
+        else:
+            n_readable += 1
+    if models:
+        details.append(f"{n_readable} installed")
     try:
-        details.append(f"default: {context.installation.library.resolve(context.settings.model).label}")
+        details.append(f"default: {library.resolve(context.settings.model).label}")
     except ModelNotFound as error:
-        if error.message not in (problem for problem, _ in problems):
+        if error.message not in dict(problems):
             problems.append((error.message, error.hint))
     return check_result("; ".join(details), *problems)
 
@@ -123,9 +131,9 @@ def _check_token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.library.hub import token_location
 
     location = token_location()
-    return check_result(
-        f"found in {location}" if location else "none; private and gated models need one: run hf auth login"
-    )
+    if location is None:
+        return check_result("none; private and gated models need one: run hf auth login")
+    return check_result(f"found in {location}")
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
@@ -138,17 +146,15 @@ def _check_network(context: DoctorContext) -> CheckResult:
     try:
         return check_result(f"{hub.check_reachable()} is reachable")
     except PullError as error:
-        return check_result(
-            "", (error.message, f"{error.hint.removesuffix(', then try again')}; installed models need no network")
-        )
+        hint = error.hint.removesuffix(", then try again")
+        return check_result("", (error.message, f"{hint}; installed models need no network"))
 
 
 def _check_prompt_cache(context: DoctorContext) -> CheckResult:
     directory = inspect_directory("prompt cache", context.installation.cache_directory / "states")
-    paths = [directory.path / name for name in list_names(directory.path) if name.endswith(STATE)]
-    return assess_prompt_cache(
-        directory, len(paths), sum(path.stat().st_size for path in paths), context.settings.cache_gb * 1e9
-    )
+    names = [name for name in list_names(directory.path) if name.endswith(STATE)]
+    size = sum((directory.path / name).stat().st_size for name in names)
+    return assess_prompt_cache(directory, len(names), size, context.settings.cache_gb * 1e9)
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
@@ -159,10 +165,9 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
     if not os.access(path, os.W_OK):
         return CheckResult("failure", f"{path} is not writable", "make it writable, or use --no-log")
     sessions, messages, version = contents
-    return check_result(
-        f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}, undamaged;"
-        f" {format_size(path.stat().st_size)}, version {version}"
-    )
+    counts = f"{format_count(sessions, 'session')}, {format_count(messages, 'message')}"
+    size = format_size(path.stat().st_size)
+    return check_result(f"{counts}, undamaged; {size}, version {version}")
 
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
@@ -200,27 +205,34 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
 
     With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
     """
-    problem = "llama.cpp cannot be loaded"
-    with suppress(EngineError):
-        unsupported = lacking(context.build().cpu_features, machine.processor_flags())
-        problem = f"this CPU lacks {', '.join(unsupported)}" if unsupported else ""
+    problem = _problem_of_build(context)
     if on_gpu and (problem or not context.build().devices):
         return None
     if problem:
         return CheckResult("failure", f"skipped: {problem}", FIX_LLAMA_CPP)
-    threads = context.settings.threads
     gpu_layers = "all" if on_gpu else "0"
-    settings = Settings(format="cerebrum", max_tokens=MAX_TOKENS, threads=threads, gpu_layers=gpu_layers)
-    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
-    with open_source(ModelSource(context.installation, nano, settings)) as model:
-        reply = model.respond(Ask(Conversation().user(QUESTION), settings)).wait()
+    settings = Settings(
+        format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
+    )
+    reply = _ask_nano(context, settings)
     if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
         timings = reply.finish.timings
         speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
         return check_result(f"{QUESTION} {reply.text} ({speed})")
     text = reply.text if reply.is_finished else ""
-    return CheckResult(
-        "failure",
-        f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}",
-        WITHOUT_GPU if on_gpu else REINSTALL,
-    )
+    problem = f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}"
+    return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
+
+
+def _problem_of_build(context: DoctorContext) -> str:
+    try:
+        unsupported = lacking(context.build().cpu_features, machine.processor_flags())
+    except EngineError:
+        return "llama.cpp cannot be loaded"
+    return f"this CPU lacks {', '.join(unsupported)}" if unsupported else ""
+
+
+def _ask_nano(context: DoctorContext, settings: Settings) -> Reply:
+    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
+    with open_source(ModelSource(context.installation, nano, settings)) as model:
+        return model.respond(Ask(Conversation().user(QUESTION), settings)).wait()

@@ -10,6 +10,7 @@ from threading import Timer
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, ModelNotFound
+from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
@@ -65,11 +66,10 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Iterator[str | 
     yield "vocabulary"
     try:
         is_served = info.kind.takes_messages
-        model = (
-            served_model(info.weights)
-            if is_served
-            else context.installation.library.resolve_vocabulary(context.settings.model)
-        )
+        if is_served:
+            model = served_model(info.weights)
+        else:
+            model = context.installation.library.resolve_vocabulary(context.settings.model)
     except ModelNotFound as error:
         yield check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
         return
@@ -91,21 +91,20 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
     yield "served_model"
-    yield check_result(
-        server_text(info.model) + (", whose weights are not those of the local file" if info.has_other_weights else "")
-    )
+    served = server_text(info.model)
+    if info.has_other_weights:
+        served += ", whose weights are not those of the local file"
+    yield check_result(served)
     if kind.takes_messages:  # it states neither its context nor its slots
         return
     yield "context"
-    shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
-    too_small = (
-        f"a chain of thought may need more than {MIN_CONTEXT}",
-        f"restart {kind.name} with a larger {kind.context_option}{shared}",
-    )
-    yield check_result(
-        f"{info.context_size} tokens for a prompt and its reply",
-        too_small if info.context_size < MIN_CONTEXT else None,
-    )
+    detail = f"{info.context_size} tokens for a prompt and its reply"
+    if info.context_size >= MIN_CONTEXT:
+        yield check_result(detail)
+    else:
+        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
+        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
+        yield check_result(detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
     yield "slots"
     if info.max_window > slots:
         yield check_result(f"not stated: {slots} replies at a time at first")
@@ -125,15 +124,9 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
         return
     if finish.completion_tokens:
         yield "speed"
-        cached = ""
-        if finish.cached_tokens:
-            cached = f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)"
-        rate = finish.timings.tokens_per_second
-        yield check_result(
-            f"first token after {finish.timings.ttft_s:.2f} s{cached}" + (f", then {rate:.1f} t/s" if rate else "")
-        )
+        yield check_result(_speed_text(finish))
     yield "token_ids"
-    samples = [_sample(model, settings)]
+    first = _sample(model, settings)
     if info.kind.takes_messages:
         yield check_result("none: prompts are sent as messages, and replies come as text")
     else:
@@ -142,37 +135,50 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
     if not info.has_seeds:
         yield check_result("", IGNORED_SEEDS)
         return
-    while len(samples) < SAMPLES:
-        latest = _sample(model, settings)
-        if (latest.sampled, latest.text) in [(sample.sampled, sample.text) for sample in samples]:
-            yield check_result(f"the same seed gives the same {latest.finish.completion_tokens} tokens")
-            return
-        samples.append(latest)
-    yield check_result(
-        "",
-        (
-            "the same seed gives different tokens, so sampled answers are not reproducible",
-            "try again when the server is idle",
-        ),
-    )
+    yield _assess_seeds(model, settings, first)
+
+
+def _speed_text(finish: FinishEvent) -> str:
+    text = f"first token after {finish.timings.ttft_s:.2f} s"
+    if finish.cached_tokens:
+        text += f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)"
+    if rate := finish.timings.tokens_per_second:
+        text += f", then {rate:.1f} t/s"
+    return text
+
+
+def _assess_seeds(model: Model, settings: Settings, first: Reply) -> CheckResult:
+    seen = [(first.sampled, first.text)]
+    while len(seen) < SAMPLES:
+        sample = _sample(model, settings)
+        if (sample.sampled, sample.text) in seen:
+            return check_result(f"the same seed gives the same {sample.finish.completion_tokens} tokens")
+        seen.append((sample.sampled, sample.text))
+    problem = "the same seed gives different tokens, so sampled answers are not reproducible"
+    return check_result("", (problem, "try again when the server is idle"))
 
 
 def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
     finish = reply.finish
-    text = server_text(reply.text or reply.reasoning or "")
-    shown = text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
-    prompt = ""
+    shown = server_text(reply.text or reply.reasoning or "")
+    if len(shown) > SHOWN_CHARACTERS:
+        shown = f"{shown[:SHOWN_CHARACTERS]}..."
+    lengths = f"reply {finish.completion_tokens} tokens"
     if finish.prompt_tokens:
-        prompt = f"prompt {finish.prompt_tokens} tokens, "
+        lengths = f"prompt {finish.prompt_tokens} tokens, {lengths}"
+    return check_result(f"{QUESTION} {shown} ({lengths})", *_problems_of(reply, larger_context))
+
+
+def _problems_of(reply: Reply, larger_context: str) -> list[tuple[str, str]]:
+    reason = reply.finish.reason
+    if reason == "cancelled":
+        return [(f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW)]
     notice = reply_notice(reply, larger_context)
-    problem = None
-    if finish.reason == "cancelled":
-        problem = f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW
-    elif notice and finish.reason != "length":  # the limit of this check
-        problem = notice.message, notice.hint
-    elif finish.reason == "stop" and ANSWER not in re.findall(r"\d+", reply.text):
-        problem = f"the answer is not {ANSWER}", WRONG
-    return check_result(f"{QUESTION} {shown} ({prompt}reply {finish.completion_tokens} tokens)", problem)
+    if notice and reason != "length":  # the limit of this check
+        return [(notice.message, notice.hint)]
+    if reason == "stop" and ANSWER not in re.findall(r"\d+", reply.text):
+        return [(f"the answer is not {ANSWER}", WRONG)]
+    return []
 
 
 def _sample(model: Model, settings: Settings) -> Reply:

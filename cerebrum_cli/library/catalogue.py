@@ -91,8 +91,8 @@ class ModelSpec:
 
     @property
     def recommended(self) -> tuple[Layer, ...]:
-        tables = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
-        return (SourcedLayer(self.settings, tables, origin=CATALOGUE),)
+        modes = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
+        return (SourcedLayer(self.settings, modes, origin=CATALOGUE),)
 
     @property
     def sources(self) -> tuple[Repository, ...]:
@@ -107,9 +107,12 @@ class ModelSpec:
         return bool(self.package or self.sources or self.recipe)
 
     def is_available_in(self, quantization: str | None) -> bool:
-        merged = self.quantizations if self.recipe else ()
-        known = (*merged, *(item for source in self.sources for item in source.quantizations))
-        return quantization is None or not known or any(same_quantization(quantization, name) for name, _ in known)
+        known = [name for source in self.sources for name, _ in source.quantizations]
+        if self.recipe:
+            known += [name for name, _ in self.quantizations]
+        if quantization is None or not known:
+            return True
+        return any(same_quantization(quantization, name) for name in known)
 
     def has_name(self, name: str) -> bool:
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
@@ -118,8 +121,9 @@ class ModelSpec:
         """Whether a file of this name is this model, in any quantization and from any source."""
         if self.package and filename.lower() == self.package.filename.lower():
             return True
-        merged = [Repository("", self.file)] if self.recipe and self.file else []
-        return any(source.matches(filename) for source in (*self.sources, *merged))
+        if self.recipe and self.file and Repository("", self.file).matches(filename):
+            return True
+        return any(source.matches(filename) for source in self.sources)
 
     def merged_name(self, quantization: str) -> str:
         return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)
@@ -145,13 +149,21 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
-            problem, *keys = error.args
-            raise ConfigError(f"{path}: {'.'.join(keys)}: {problem}", "edit the file") from error
+            raise ConfigError(f"{path}: {error.place}: {error.problem}", "edit the file") from error
     return tuple(specs.values())
 
 
 class _Invalid(ValueError):
     """An invalid value of a file: the problem, and the keys that lead to the value."""
+
+    def __init__(self, problem: str, *keys: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.keys = keys
+
+    @property
+    def place(self) -> str:
+        return ".".join(self.keys)
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
@@ -165,8 +177,7 @@ def _at(key: str, check: Check, value: object) -> Any:
     try:
         return check(value)
     except _Invalid as error:
-        problem, *keys = error.args
-        raise _Invalid(problem, key, *keys) from None
+        raise _Invalid(error.problem, key, *error.keys) from None
 
 
 def _dict(value: object) -> dict[str, Any]:

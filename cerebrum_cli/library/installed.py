@@ -160,22 +160,31 @@ class Library:
             raise ModelNotFound(
                 f"{path}: file not found", "check the path, or list installed models with cerebrum list"
             )
-        target = Path(os.path.realpath(path))
-        for model in self.vocabularies() if target.is_relative_to(self.vocabulary_cache.directory) else ():
-            if target in map(Path.resolve, model.paths):
-                raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {model.reference}")
-        resolved = absolute_path(path)
-        entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
-        if entry:
-            model = self.model_from_entry(entry)
-        else:
-            model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
+        if vocabulary := self._vocabulary_at(path):
+            raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
+        model = self._model_in(path)
         _ = model.header
         if model.missing:
             raise ModelNotFound(
                 f"{model.missing}: file not found", "put all files of the model in one directory, or download it again"
             )
         return model
+
+    def _vocabulary_at(self, path: Path) -> InstalledModel | None:
+        target = Path(os.path.realpath(path))
+        if not target.is_relative_to(self.vocabulary_cache.directory):
+            return None
+        for model in self.vocabularies():
+            if target in map(Path.resolve, model.paths):
+                return model
+        return None
+
+    def _model_in(self, path: Path) -> InstalledModel:
+        resolved = absolute_path(path)
+        for entry in self.registry.entries():
+            if entry.path == resolved:
+                return self.model_from_entry(entry)
+        return InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
 
     def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
         """Models of the cache that were uploaded under the names of this model's files before."""
@@ -193,15 +202,16 @@ class Library:
         return self.spec_named(reference.name)
 
     def spec_named(self, name: str) -> ModelSpec | None:
-        matches = (spec for spec in self.specs if spec.has_name(name))
+        matches = [spec for spec in self.specs if spec.has_name(name)]
         return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
 
     def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
         name = file.rpartition("/")[2]
-        repo_id = repo_id.lower()
-        pairs = ((spec, source) for spec in self.specs for source in spec.sources)
-        rows = (spec for spec, source in pairs if source.repo_id.lower() == repo_id and source.matches(name))
-        return next(rows, None)
+        for spec in self.specs:
+            for source in spec.sources:
+                if source.repo_id.lower() == repo_id.lower() and source.matches(name):
+                    return spec
+        return None
 
     def spec_from(self, repo_id: str) -> ModelSpec | None:
         """The catalog model that has a repository as a source."""
@@ -223,13 +233,20 @@ class Library:
 
         Otherwise its path and time take the place of the digest.
         """
-        identities = [model.name] if model.is_served else []
-        for path in () if model.is_served else model.paths:
-            stat = path.stat()
-            digest = self.registry.known_digest(path)
-            content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
-            identities.append(f"{content} {stat.st_size}")
-        return " ".join(identities) + (f"{ADAPTED}{model.adapter_identity}" if model.adapters else "")
+        identities = []
+        if model.is_served:
+            identities.append(model.name)
+        else:
+            identities += map(self._identity_of_file, model.paths)
+        if model.adapters:
+            identities[-1] += f"{ADAPTED}{model.adapter_identity}"
+        return " ".join(identities)
+
+    def _identity_of_file(self, path: Path) -> str:
+        stat = path.stat()
+        digest = self.registry.known_digest(path)
+        content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
+        return f"{content} {stat.st_size}"
 
     def file_identity(self, model: InstalledModel) -> str:
         return self.identity(replace(model, adapters=()))
@@ -268,16 +285,18 @@ class Library:
         return self.registry.default in model.references
 
     def _unknown(self, text: str) -> ModelNotFound:
-        names = {NANO_NAME, *(model.name for model in self.models()), *(spec.name for spec in self.specs)}
-        similar = did_you_mean(text.partition(":")[0], sorted(names), 3, 0.5)
+        name = text.partition(":")[0]
+        names = {NANO_NAME}
+        names.update(model.name for model in self.models())
+        names.update(spec.name for spec in self.specs)
+        similar = did_you_mean(name, sorted(names), 3, 0.5)
+        problem = f"unknown model {text!r}"
         if _OLLAMA_TAG.fullmatch(text) and not similar:
-            return ModelNotFound(
-                f"unknown model {text!r}",
-                f"if Ollama has it, run cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO",
-            )
-        search = f"to find others: cerebrum search {quote(text.partition(':')[0])}, then cerebrum pull OWNER/REPO"
-        hint = (similar or "see cerebrum list --available; ") + search + _file_hint(text)
-        return ModelNotFound(f"unknown model {text!r}", hint)
+            pull = f"cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
+            return ModelNotFound(problem, f"if Ollama has it, run {pull}")
+        search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
+        known = similar or "see cerebrum list --available; "
+        return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")
 
     def _default_model(self) -> InstalledModel:
         default = self.registry.default
@@ -303,30 +322,37 @@ class Library:
         if not reference.is_on_hub:
             return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
         cache = self.vocabulary_cache if model.is_vocabulary else self.cache
-        return (
-            cached is not None
-            and cached.repo_id.lower() == reference.name.lower()
-            and reference.file in (None, *cached.names)
-            and (revision is None or cache.commit(cached.repo_id, revision) == cached.commit)
-        )
+        if cached is None or cached.repo_id.lower() != reference.name.lower():
+            return False
+        if reference.file not in (None, *cached.names):
+            return False
+        return revision is None or cache.commit(cached.repo_id, revision) == cached.commit
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
-        from cerebrum_cli.library.fit import assess_quantizations, planned_context
-
-        matching = [model for model in models if not isinstance(reference, Path) and self._matches(reference, model)]
+        if isinstance(reference, Path):
+            return None
+        matching = [model for model in models if self._matches(reference, model)]
         readable = [model for model in matching if model.is_readable] or matching[:1]
-        chosen = next((model for model in readable if self.is_default(model)), None)
-        if chosen or len(readable) <= 1:
-            return chosen or next(iter(readable), None)
-        by_name = {model.display_name: model for model in reversed(readable)}
-        context = planned_context(None, readable[0].header.context_length)
-        quantizations = [(name, model.size) for name, model in by_name.items()]
-        candidates = assess_quantizations(quantizations, (), readable[0].sizes, context, self.capacity())
-        return by_name[next(candidate.quantization for candidate in candidates if candidate.recommended)]
+        for model in readable:
+            if self.is_default(model):
+                return model
+        if len(readable) > 1:
+            return self._recommended(readable)
+        return readable[0] if readable else None
+
+    def _recommended(self, models: list[InstalledModel]) -> InstalledModel:
+        from cerebrum_cli.library.fit import PlanRequest, installed_plan
+
+        first_by_name = {model.display_name: model for model in reversed(models)}
+        plan = installed_plan([models[0], *first_by_name.values()], PlanRequest(None, None, self.capacity()))
+        return first_by_name[plan.chosen.quantization]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
-        return next((spec for spec in self.specs if spec.matches(path.name)), None)
+        for spec in self.specs:
+            if spec.matches(path.name):
+                return spec
+        return None
 
 
 def served_model(name: str) -> InstalledModel:
@@ -346,18 +372,17 @@ def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
 def _file_missing(model: InstalledModel) -> ModelNotFound:
     name = model.name
     spec = model.spec
-    cached = model.cached
     problem = f"{name}: {model.missing} no longer exists"
-    source = f"PATH --name {name}  (PATH: where the file is now)"
     if name.startswith(STORE_PREFIXES):
-        source = f"{name}  (once it is back), or cerebrum rm {name}"
-    elif cached:
-        source = f"{cached.repo_id}:{cached.quantization} --name {name}"
-    elif spec and model.file and model.file.source in ("package", "merge"):
-        if spec.has_name(name.partition(":")[0]):
-            return ModelNotFound(problem, f"cerebrum pull {name}", name)
-        source = f"{spec.name} --name {name}"
-    return ModelNotFound(problem, f"cerebrum pull {source}")
+        return ModelNotFound(problem, f"cerebrum pull {name}  (once it is back), or cerebrum rm {name}")
+    if model.cached:
+        source = f"{model.cached.repo_id}:{model.cached.quantization}"
+        return ModelNotFound(problem, f"cerebrum pull {source} --name {name}")
+    if not (spec and model.file and model.file.source in ("package", "merge")):
+        return ModelNotFound(problem, f"cerebrum pull PATH --name {name}  (PATH: where the file is now)")
+    if spec.has_name(name.partition(":")[0]):
+        return ModelNotFound(problem, f"cerebrum pull {name}", name)
+    return ModelNotFound(problem, f"cerebrum pull {spec.name} --name {name}")
 
 
 def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:

@@ -119,9 +119,8 @@ def _parse_url(text: str, endpoint: str | None) -> ModelReference:
 
 
 def _parse_hub_path(text: str, path: str) -> ModelReference:
-    parts = path.rstrip("/").split("/", 4)
-    owner, repo, view, revision, file = parts + [""] * (5 - len(parts))
-    quantization = None
+    owner, repo, view, revision, file = f"{path.rstrip('/')}////".split("/", 4)
+    file = file.rstrip("/")
     if not view:
         repo, quantization = _split_quantization(repo)
     repo_id = f"{owner}/{repo}"
@@ -187,21 +186,21 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     for file in sorted(files):
         if is_model(file):
             models.setdefault(parts_of(file), {})[_parse_split(file)[1]] = file
-    return tuple(
-        Variant(quantization_of(parts[0]), parts) for parts, numbered in models.items() if len(numbered) == len(parts)
-    )
+    found = []
+    for parts, numbered in models.items():
+        if len(numbered) == len(parts):
+            found.append(Variant(quantization_of(parts[0]), parts))
+    return tuple(found)
 
 
 def is_model(file: str) -> bool:
     stem, part, total = _parse_split(file)
     stem = PurePosixPath(stem).name
-    is_auxiliary = _PART_OF_OTHERS.search(stem) or (_IMATRIX.search(stem) and not _LABEL.search(stem))
-    return (
-        file.lower().endswith(_SUFFIX)
-        and bool(stem)
-        and 1 <= part <= (1 if total is None else total)
-        and not is_auxiliary
-    )
+    if not stem or not file.lower().endswith(_SUFFIX) or not 1 <= part <= (total or 1):
+        return False
+    if _IMATRIX.search(stem) and not _LABEL.search(stem):
+        return False
+    return not _PART_OF_OTHERS.search(stem)
 
 
 def parts_of(name: str) -> tuple[str, ...]:

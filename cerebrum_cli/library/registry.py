@@ -66,18 +66,26 @@ class Registry:
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name; an exact match comes before one that ignores case."""
-        files, _ = self._read()
-        matches = [entry for entry in files if entry.name and entry.name.lower() == name.lower()]
-        return next((model for model in matches if model.name == name), matches[0] if matches else None)
+        similar = None
+        for entry in self.entries():
+            if entry.name == name:
+                return entry
+            if similar is None and entry.name.lower() == name.lower():
+                similar = entry
+        return similar
 
     def add(self, model: RegistryEntry) -> None:
         with self._locked() as (files, default):
-            self._write([*(other for other in files if other.name != model.name), model], default)
+            others = [other for other in files if other.name != model.name]
+            self._write([*others, model], default)
 
     def remove(self, name: str) -> None:
         """Remove a model's name; the digest of its file is still known."""
         with self._locked() as (files, default):
-            self._write([replace(model, name="") if model.name == name else model for model in files], default)
+            for index, model in enumerate(files):
+                if model.name == name:
+                    files[index] = replace(model, name="")
+            self._write(files, default)
 
     def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
         """Set the default model; with `replacing` only if the current default is one of those."""
@@ -87,10 +95,15 @@ class Registry:
 
     def known_digest(self, path: Path) -> RegistryEntry | None:
         """Digest of a file, if it need not be read: stored since its last change, or the name of the Hub's blob."""
-        if path.is_symlink() and (blob := path.readlink()).parent.name == "blobs" and SHA256.fullmatch(blob.name):
-            return RegistryEntry.of_file(path, blob.name)
+        if path.is_symlink():
+            blob = path.readlink()
+            if blob.parent.name == "blobs" and SHA256.fullmatch(blob.name):
+                return RegistryEntry.of_file(path, blob.name)
         files, _ = self._read()
-        return next((entry for entry in files if entry.path == path and entry.is_current), None)
+        for entry in files:
+            if entry.path == path and entry.is_current:
+                return entry
+        return None
 
     def digest(self, path: Path, on_progress: OnProgress | None = None) -> RegistryEntry:
         """Stored digest of a file, or else computed and stored. Raises ModelFileError for an unreadable file."""
@@ -134,8 +147,10 @@ class Registry:
                 value = read_small_json(path)
                 if value["version"] != _VERSION:
                     raise ValueError(f"version {value['version']!r}, not {_VERSION}")
-                rows = (*value["models"], *value["digests"])
-                return [RegistryEntry(**row | {"path": Path(row["path"])}) for row in rows], value["default"]
+                entries = []
+                for row in (*value["models"], *value["digests"]):
+                    entries.append(RegistryEntry(**row | {"path": Path(row["path"])}))
+                return entries, value["default"]
             return [], None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(

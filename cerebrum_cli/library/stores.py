@@ -68,12 +68,11 @@ class FoundModel:
             return False
         tables = read_tables(self.path)
         architecture = str(tables.metadata.get("general.architecture"))
-        names = {*tables.metadata, *(tensor.name for tensor in tables.tensors)}
-        return (
-            architecture in _OLLAMA_ARCHITECTURES
-            or not names.isdisjoint(_OLLAMA_NAMES.get(architecture, ()))
-            or any(tensor.name.startswith(_OLLAMA_PARTS) for tensor in tables.tensors)
-        )
+        names = [tensor.name for tensor in tables.tensors]
+        if architecture in _OLLAMA_ARCHITECTURES or any(name.startswith(_OLLAMA_PARTS) for name in names):
+            return True
+        foreign = _OLLAMA_NAMES.get(architecture, ())
+        return not {*tables.metadata, *names}.isdisjoint(foreign)
 
     def is_called(self, name: str) -> bool:
         """Whether a name in its store matches; LM Studio's may omit the publisher, `-GGUF` and the quantization."""
@@ -111,24 +110,25 @@ def unreadable_stores() -> dict[str, ModelNotFound]:
 
 def find_in_store(reference: str) -> FoundModel:
     store, _, name = reference.partition(":")
+    title = STORES[store]
     unreadable = unreadable_stores().get(store)
-    called = [model for model in found_models() if model.store == store and model.is_called(name)]
-    matches = {model.reference: model for model in reversed(called)}  # of equal names, the first
-    if len(matches) == 1:
-        [model] = matches.values()
-        if is_missing(model.path):
-            raise ModelNotFound(
-                f"{model.reference}: its file {model.path} is missing", f"pull it again in {STORES[store]}"
-            )
-        if unreadable and not is_file(model.path):
-            raise unreadable
-        return model
-    if matches:
-        raise ModelNotFound(
-            f"{STORES[store]} has several models that match {name}", f"choose one: {', '.join(sorted(matches))}"
-        )
-    hint = "list its models with cerebrum list --found"
-    raise unreadable or ModelNotFound(f"{STORES[store]} has no GGUF model {name}", hint)
+    matches: dict[str, FoundModel] = {}
+    for model in found_models():
+        if model.store == store and model.is_called(name):
+            matches.setdefault(model.reference, model)
+    if not matches:
+        hint = "list its models with cerebrum list --found"
+        raise unreadable or ModelNotFound(f"{title} has no GGUF model {name}", hint)
+    if len(matches) > 1:
+        choices = ", ".join(sorted(matches))
+        raise ModelNotFound(f"{title} has several models that match {name}", f"choose one: {choices}")
+    [model] = matches.values()
+    if is_missing(model.path):
+        problem = f"{model.reference}: its file {model.path} is missing"
+        raise ModelNotFound(problem, f"pull it again in {title}")
+    if unreadable and not is_file(model.path):
+        raise unreadable
+    return model
 
 
 def _ollama_directories() -> list[Path]:
@@ -141,16 +141,27 @@ def _ollama_directories() -> list[Path]:
 def _ollama_models() -> Iterator[FoundModel]:
     for directory in _ollama_directories():
         for manifest in _files(directory / "manifests", "*/*/*/*"):
-            host, namespace, model, tag = manifest.relative_to(directory / "manifests").parts
-            name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
-            if (host, namespace) != (_OLLAMA_HOST, _OLLAMA_LIBRARY):
-                name = f"{namespace}/{name}"
-            layers = _read_object(manifest).get("layers")
-            for layer in layers if isinstance(layers, list) else ():
-                if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
-                    digest = str(layer.get("digest")).removeprefix("sha256:")
-                    blob = directory / "blobs" / f"sha256-{digest}"
-                    yield FoundModel("ollama", name if host == _OLLAMA_HOST else f"{host}/{name}", blob, digest)
+            name = _ollama_name(*manifest.relative_to(directory / "manifests").parts)
+            for digest in _ollama_digests(manifest):
+                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}", digest)
+
+
+def _ollama_name(host: str, namespace: str, model: str, tag: str) -> str:
+    name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
+    if host != _OLLAMA_HOST:
+        return f"{host}/{namespace}/{name}"
+    if namespace != _OLLAMA_LIBRARY:
+        return f"{namespace}/{name}"
+    return name
+
+
+def _ollama_digests(manifest: Path) -> Iterator[str]:
+    layers = _read_object(manifest).get("layers")
+    if not isinstance(layers, list):
+        return
+    for layer in layers:
+        if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
+            yield str(layer.get("digest")).removeprefix("sha256:")
 
 
 def _lm_studio_models() -> Iterator[FoundModel]:
@@ -158,8 +169,9 @@ def _lm_studio_models() -> Iterator[FoundModel]:
         models = variants(file.name for file in folder.iterdir() if is_model(file.name))
         counts = Counter(model.quantization for model in models)
         for quantization, (first, *_) in models:
-            own = quantization if counts[quantization] == 1 else name_from_stem(Path(first).stem)
-            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{own}", folder / first)
+            if counts[quantization] > 1:
+                quantization = name_from_stem(Path(first).stem)
+            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{quantization}", folder / first)
 
 
 def _lm_studio_directory() -> Path:
@@ -182,4 +194,6 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = read_small_json(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    return value

@@ -18,18 +18,13 @@ from cerebrum_cli.library.reference import looks_like_path
 from cerebrum_cli.replies.inspection import CERTAIN
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, strip_controls
 from cerebrum_cli.terminal.tables import (
-    PIPE_WIDTH,
     Row,
-    column_value,
     excerpt,
     field_lines,
     model_name,
     print_columns,
-    print_lines,
     print_table,
     sampling_text,
-    table_lines,
-    table_width,
     updated,
     wrapped,
 )
@@ -50,9 +45,6 @@ STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 MIN_TEXT_WIDTH = 30  # columns; a terminal with room for less wraps the lines itself
 HINT_PREFIX = "hint: "
-FOUND_HEADINGS = ("repository", "best fit", "size", "fit", "license", "updated", "downloads")
-FOUND_DROP = ("downloads", "updated", "license", "best fit", "size")
-FOUND_INDENT = "  "
 ENDING = 60  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
 print_sessions = partial(
@@ -351,27 +343,21 @@ def fold_text(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
-def print_repositories(streams: Streams, rows: Iterable[Row]) -> None:
-    """Print a table if the terminal is wide enough, otherwise two lines for each repository."""
-    from rich.cells import cell_len
-
-    cells = [repository_cells(row) for row in rows]
-    width = table_width(streams)
-    whole = table_lines(FOUND_HEADINGS, cells, PIPE_WIDTH)
-    if max(map(cell_len, whole)) <= width:
-        print_lines(streams, whole)
-        return
-    names = table_lines(FOUND_HEADINGS[:1], [row[:1] for row in cells], width)
-    details = table_lines(FOUND_HEADINGS[1:], [row[1:] for row in cells], width - len(FOUND_INDENT), drop=FOUND_DROP)
-    lines: list[str] = []
-    for name, detail in zip(names, details, strict=True):
-        lines += name, FOUND_INDENT + detail
-    print_lines(streams, lines, heads=2)
+def repository_name(row: Row) -> str:
+    name: str = row["repo_id"]
+    return f"{name} (gated)" if row["gated"] else name
 
 
-def repository_cells(row: Row) -> list[Any]:
-    name = row["repo_id"]
-    if row["gated"]:
-        name += " (gated)"
-    keys = ("recommended", "size", "fit", "license", "updated")
-    return [name, *(column_value(row, key) for key in keys), f"{row['downloads']:,}"]
+print_repositories = partial(
+    print_columns,
+    {
+        "repository": repository_name,
+        "best fit": "recommended",
+        "size": "size",
+        "fit": "fit",
+        "license": "license",
+        "updated": "updated",
+        "downloads": lambda row: f"{row['downloads']:,}",
+    },
+    drop=("downloads", "updated", "license", "best fit", "size"),
+)

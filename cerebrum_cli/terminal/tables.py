@@ -240,7 +240,10 @@ def print_table(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> None:
-    print_lines(streams, table_lines(headings, rows, table_width(streams), shorten, drop))
+    lines = table_lines(headings, rows, table_width(streams), shorten, drop)
+    if streams.can_style:
+        lines[0] = bold(lines[0])
+    streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
 
 
 def table_width(streams: Streams) -> int:
@@ -249,13 +252,6 @@ def table_width(streams: Streams) -> int:
     if streams.out_is_terminal:
         return Console(file=streams.out).width
     return PIPE_WIDTH
-
-
-def print_lines(streams: Streams, lines: Iterable[str], heads: int = 1) -> None:
-    for number, line in enumerate(lines):
-        if streams.can_style and number < heads:
-            line = bold(line)
-        streams.answer(f"{line}\n", is_styled=True)
 
 
 def table_lines(
