@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
@@ -46,12 +46,17 @@ class Conversation:
     def assistant(
         self, content: str, tokens: tuple[int, ...] | None = None, reasoning: str | None = None
     ) -> Conversation:
-        return replace(self, messages=(*self.messages, Message("assistant", content, tokens, self.thinks, reasoning)))
+        message = Message("assistant", content, tokens, self.thinks, reasoning)
+        return replace(self, messages=(*self.messages, message))
 
     @property
     def openai_messages(self) -> list[dict[str, str]]:
-        head = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return head + [{"role": message.role, "content": message.content} for message in self.messages]
+        messages = []
+        if self.system_prompt is not None:
+            messages.append({"role": "system", "content": self.system_prompt})
+        for message in self.messages:
+            messages.append({"role": message.role, "content": message.content})
+        return messages
 
     @property
     def question(self) -> str:
@@ -69,37 +74,47 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
-    system = messages[0][1] if messages[0][0] == "system" else None
-    turns = messages[1:] if system is not None else messages
-    turns = turns if is_request else _joined(turns)
+    system = None
+    turns = messages
+    if messages[0].role == "system":
+        system = messages[0].content
+        turns = messages[1:]
+    if not is_request:
+        turns = _joined(turns)
     conversation = []
-    for number, (role, content, reasoning) in enumerate(turns):
+    for number, turn in enumerate(turns):
         where = f"{name}: message {number + 1 + len(messages) - len(turns)}"
         expected = ROLES[number % 2]
-        if role != expected:
+        if turn.role != expected:
             raise UsageError(
-                f"{where} has the role {role}, expected {expected}",
+                f"{where} has the role {turn.role}, expected {expected}",
                 "one system message may come first; then user and assistant alternate, starting with the user",
             )
-        if is_request and role == "user" and not content.strip():
+        if is_request and expected == "user" and not turn.content.strip():
             raise UsageError(f"{where} is empty", "a question must contain text")
-        conversation.append(Message(expected, content, reasoning=reasoning))
+        conversation.append(Message(expected, turn.content, reasoning=turn.reasoning))
     if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
     return Conversation(tuple(conversation), system)
 
 
-def _joined(turns: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str | None]]:
-    joined: list[tuple[str, str, str | None]] = []
-    for role, content, reasoning in turns:
-        if joined and role == joined[-1][0] == "user":
-            joined[-1] = role, f"{joined[-1][1]}\n\n{content}", None
+class _Turn(NamedTuple):
+    role: str
+    content: str
+    reasoning: str | None = None
+
+
+def _joined(turns: list[_Turn]) -> list[_Turn]:
+    joined: list[_Turn] = []
+    for turn in turns:
+        if joined and turn.role == joined[-1].role == "user":
+            joined[-1] = _Turn("user", f"{joined[-1].content}\n\n{turn.content}")
         else:
-            joined.append((role, content, reasoning))
+            joined.append(turn)
     return joined
 
 
-def _message(item: Any, where: str) -> tuple[str, str, str | None]:
+def _message(item: Any, where: str) -> _Turn:
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
         role = "system"
@@ -108,17 +123,24 @@ def _message(item: Any, where: str) -> tuple[str, str, str | None]:
     content = _text_of(item.get("content"))
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    reasoning = item.get("reasoning_content") if role == "assistant" else None
-    return role, well_formed(content), well_formed(reasoning) if isinstance(reasoning, str) and reasoning else None
+    reasoning = item.get("reasoning_content")
+    if role != "assistant" or not isinstance(reasoning, str) or not reasoning:
+        return _Turn(role, well_formed(content))
+    return _Turn(role, well_formed(content), well_formed(reasoning))
 
 
 def _text_of(content: Any) -> str | None:
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-    strings = [text for text in texts if isinstance(text, str)]
-    if len(strings) == len(parts):
-        return "".join(strings)
-    return None
+    """The text of a message, which may be in parts; None if it has other parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            return None
+        texts.append(part["text"])
+    return "".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +164,11 @@ PromptPart = Text | Tokens
 def join_parts(parts: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     out: list[PromptPart] = []
     for part in parts:
+        if part in (Tokens(()), Text(""), Text("", trusted=True)):
+            continue
         last = out[-1] if out else None
         if isinstance(part, Text) and isinstance(last, Text) and part.trusted == last.trusted:
             out[-1] = Text(last.value + part.value, last.trusted)
-        elif part != Tokens(()) and not (isinstance(part, Text) and not part.value):
+        else:
             out.append(part)
     return tuple(out)

@@ -60,18 +60,25 @@ class CodeBlock(NamedTuple):
 
 
 def code_blocks(text: str) -> list[CodeBlock]:
-    return [
-        CodeBlock(token.content.removesuffix("\n"), next(iter(token.info.split()), "") if token.markup else None)
-        for token in parse(text)
-        if token.type in CODE
-    ]
+    blocks = []
+    for token in parse(text):
+        if token.type in CODE:
+            language = next(iter(token.info.split()), "") if token.markup else None
+            blocks.append(CodeBlock(token.content.removesuffix("\n"), language))
+    return blocks
 
 
 def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
     """Text of the first or last fenced code block that is not blank, in a language if one is given."""
-    blocks = [block for block in code_blocks(text) if block.language is not None and block.text.strip()]
-    texts = [block.text for block in blocks if not language or is_same_language(block.language or "", language)]
-    return texts[-1 if last else 0] if texts else None
+    texts = []
+    for block in code_blocks(text):
+        if block.language is None or not block.text.strip():
+            continue
+        if not language or is_same_language(block.language, language):
+            texts.append(block.text)
+    if not texts:
+        return None
+    return texts[-1] if last else texts[0]
 
 
 def is_same_language(*languages: str) -> bool:
@@ -80,7 +87,9 @@ def is_same_language(*languages: str) -> bool:
 
     lexers = [Syntax("", language).lexer for language in languages]
     names = [lexer.name for lexer in lexers if lexer]
-    return len(set(names if len(names) == len(languages) else map(str.lower, languages))) == 1
+    if len(names) < len(languages):
+        names = [language.lower() for language in languages]
+    return len(set(names)) == 1
 
 
 def parse(text: str, preceding: Preceding = Preceding()) -> list[Token]:
@@ -109,14 +118,9 @@ def parse_inline(text: str) -> list[Token]:
 
 
 def parse_units(text: str, preceding: Preceding = Preceding()) -> list[Unit]:
-    tokens = parse(text, preceding)
     units: list[Unit] = []
-    start = 0
-    for end, last in enumerate(tokens, 1):
-        if last.level or last.nesting > 0:
-            continue
-        block = tokens[start:end]
-        is_continued = start == 0 and (preceding.list_item is not None or preceding.code_lines > 0)
+    is_continued = preceding.list_item is not None or preceding.code_lines > 0
+    for block in _top_level_blocks(parse(text, preceding)):
         items = [at for at, token in enumerate(block) if token.type == "list_item_open" and token.level == 1]
         first_number = int(block[0].attrs.get("start", 1))
         parts = pairwise((*items, len(block) - 1) if items else (0, len(block)))
@@ -124,12 +128,21 @@ def parse_units(text: str, preceding: Preceding = Preceding()) -> list[Unit]:
             part = block[begin:stop]
             line, *_ = part[0].map or [0]
             if items:  # a list of its own
-                part = [block[0].copy(attrs={"start": number}), *part, last]
+                part = [block[0].copy(attrs={"start": number}), *part, block[-1]]
+            list_item = number if items and is_continued else None
             blank_before = not is_continued and (bool(units) or preceding.any_text)
-            units.append(Unit(part, line, number if items and is_continued else None, blank_before))
+            units.append(Unit(part, line, list_item, blank_before))
             is_continued = True
-        start = end
+        is_continued = False
     return units
+
+
+def _top_level_blocks(tokens: list[Token]) -> Iterator[list[Token]]:
+    start = 0
+    for end, last in enumerate(tokens, 1):
+        if last.level == 0 and last.nesting <= 0:
+            yield tokens[start:end]
+            start = end
 
 
 def code_lines(token: Token) -> list[str]:

@@ -113,31 +113,40 @@ class MarkdownStream:
         *final, last = units
         rows = render_rows(self._console, options, final)
         if final:
-            numbers = [token.meta["number"] for unit in final for token in unit.tokens if token.type in CODE]
-            self._preceding = Preceding(True, max(numbers, default=self._preceding.code_count), last.list_item)
+            codes = [token for unit in final for token in unit.tokens if token.type in CODE]
+            code_count = codes[-1].meta["number"] if codes else self._preceding.code_count
+            self._preceding = Preceding(True, code_count, last.list_item)
             self._text = "\n".join(self._text.split("\n")[last.line :])
-        code = last.tokens[0]
-        if code.type in CODE:
-            line = max((end for _, end in highlight_chunks(len(code_lines(code)))), default=0)
-            if line > self._preceding.code_lines:
-                code.meta["lines"] = (self._preceding.code_lines, line)
-                rows += render_rows(self._console, options, [last])
-                self._preceding = replace(self._preceding, code_lines=line)
-        return rows
+        return rows + self._take_final_code(options, last)
+
+    def _take_final_code(self, options: ConsoleOptions, unit: Unit) -> list[Row]:
+        code = unit.tokens[0]
+        if code.type not in CODE:
+            return []
+        chunks = list(highlight_chunks(len(code_lines(code))))
+        printed = self._preceding.code_lines
+        if not chunks or chunks[-1][1] <= printed:
+            return []
+        line = chunks[-1][1]
+        code.meta["lines"] = (printed, line)
+        self._preceding = replace(self._preceding, code_lines=line)
+        return render_rows(self._console, options, [unit])
 
     def _show(self, options: ConsoleOptions, final: list[Row], changing: list[Row]) -> None:
         # A row of uncertain width must take one row to be erased.
-        single = ([AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(row_text(row)) else row for row in changing)
-        rows = [*final, *single]
+        rows = list(final)
+        for row in changing:
+            rows.append([AUTOWRAP_OFF, *row, AUTOWRAP_ON] if _CLUSTER.search(row_text(row)) else row)
         same = 0
         if options.max_width == self._drawn_width:
-            pairs = enumerate(zip(self._drawn, rows, strict=False))
-            same = next((at for at, (old, new) in pairs if old != new), min(len(self._drawn), len(rows)))
+            same = common_length(self._drawn, rows)
         if same < max(len(self._drawn), len(rows)):
             with self._console:  # one write
                 self._console.print(Segments([FRAME_BEGIN]), end="")
                 self._erase(options, same)
-                lines = [segment for row in rows[same:] for segment in (*row, Segment.line())]
+                lines: Row = []
+                for row in rows[same:]:
+                    lines += *row, Segment.line()
                 self._console.print(Segments([*lines, FRAME_END]), end="")
         self._drawn = rows[len(final) :]
         self._drawn_width = options.max_width
@@ -174,6 +183,16 @@ def row_text(row: Row) -> str:
     return "".join(segment.text for segment in row if not segment.control)
 
 
+def common_length(first: list[Row], second: list[Row]) -> int:
+    """Number of rows at the beginning that are the same."""
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
 # Units as rows, independent of the text before and after them.
 
 
@@ -198,13 +217,18 @@ def limit_redraw(unit: Unit, max_rows: int) -> Unit:
     for token in tokens:
         if token.type in CODE:
             token.meta["context_lines"] = MAX_LINES_ABOVE
-    body = max((at for at, token in enumerate(tokens) if token.type == "tbody_open"), default=len(tokens))
-    row_starts = [at for at in range(body, len(tokens)) if tokens[at].type == "tr_open"][
-        -max(1, max_rows - TABLE_FRAME_ROWS) :
-    ]
-    if row_starts:
-        return unit._replace(tokens=tokens[: body + 1] + tokens[row_starts[0] :])
-    return unit
+    body = len(tokens)
+    row_starts: list[int] = []
+    for at, token in enumerate(tokens):
+        if token.type == "tbody_open":
+            body = at + 1
+            row_starts.clear()
+        elif token.type == "tr_open" and at >= body:
+            row_starts.append(at)
+    shown = row_starts[-max(1, max_rows - TABLE_FRAME_ROWS) :]
+    if not shown:
+        return unit
+    return unit._replace(tokens=tokens[:body] + tokens[shown[0] :])
 
 
 def _without_padding(row: Row) -> Row:
