@@ -62,16 +62,6 @@ def test_pull_and_ask_accept_any_name_of_a_model(hub_user: HubUser) -> None:
     assert [each.part for each in hub_user.hub.log.requests()] == ["api"]
 
 
-@pytest.mark.slow
-def test_pull_downloads_an_old_commit_by_url(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
-    old, path = hub_user.commit(), hub_user.path(named("Q2_K"))
-    hub_user.hub.repositories[CATALOGUED].commit({named("Q2_K"): chatml_model})
-    address = f"https://huggingface.co/{CATALOGUED}/resolve/{old}/{named('Q2_K')}"
-    assert cleaned(hub_user.pull(address)) == f"installed cerebrum-7b:Q2_K: {path}\n"
-    assert path.read_bytes() == (tmp_path / "other.gguf").read_bytes()
-    assert hub_user.ask("-m", address)
-
-
 SCANNED = """[
     [[repo.repo_id, repo.nb_files, [[each.commit_hash, list(each.refs)] for each in repo.revisions]]
      for repo in scan_cache_dir().repos],

@@ -11,10 +11,8 @@ from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
-from cerebrum_cli.library.fit import Capacity
-from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.installed import CATALOGUE
 from cerebrum_cli.library.reference import quantization_of, same_quantization
-from cerebrum_cli.library.registry import Registry
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}
 SOURCES = [(spec, source) for spec in PACKAGED.values() for source in spec.sources]
@@ -153,14 +151,6 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
     assert spec.quantizations == (("Q6_K", 3),)
     assert not spec.has_name("cerebrum")
     assert [source.revision for source in spec.sources] == ["v2"]
-
-
-def test_library_name_takes_precedence_over_alias(tmp_path: Path) -> None:
-    path = written(tmp_path, '[models.cerebrum]\nrepo_id = "me/Mine"\nfile = "mine-{quant}.gguf"')
-    library = Library((CATALOGUE, path), Registry(tmp_path / "models"), lambda: Capacity(2**34))
-    meant = library.spec_named("cerebrum")
-    assert meant is not None
-    assert meant.name == "cerebrum"
 
 
 SHARE = "it must be a number from 0 to 1"

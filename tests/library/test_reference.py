@@ -211,24 +211,3 @@ def test_variants_model_paths_require_the_first_part(tmp_path: Path) -> None:
     assert caught.value.hint == f"use {first}"
     unsplit = tmp_path / "x-00001-of-00000.gguf"
     assert model_paths(unsplit) == (unsplit,)
-
-
-stems = st.builds(
-    "{}{}{}".format,
-    st.sampled_from(["", "a/", "Q4_0/", "a/b/"]),
-    st.sampled_from(["x", "y", "x-7b", "ä", "x-00001-of-00002-y"]),
-    st.sampled_from(["", "-Q4_0", ".Q4_K_M", "-UD-Q4_K_XL", "-f16"]),
-)
-split_stems = stems | stems.map("{}-00001-of-00003".format)
-whole = st.builds(parts, split_stems, st.integers(2, 4)) | stems.map(lambda stem: (f"{stem}.gguf",))
-others = st.sampled_from(["README.md", "mmproj-x-f16.gguf", "x.imatrix.gguf", "x.gguf.json"])
-
-
-@given(st.lists(whole, unique=True), st.lists(others), st.data())
-def test_variants_partition_complete_sets_in_any_order(
-    sets: list[tuple[str, ...]], beside: list[str], data: st.DataObject
-) -> None:
-    files = [*(name for names in sets for name in names), *beside]
-    found = variants(data.draw(st.permutations(files)))
-    assert sorted(each.files for each in found) == sorted(sets)
-    assert found == variants(files)

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from threading import Condition
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from loopback import ArmedFault, CountedFault, Loopback, LoopbackHandler, reset
 
@@ -343,7 +343,6 @@ class HubServer:
 
     def __init__(self, *, tokens: tuple[str, ...] = ()) -> None:
         self.tokens = tokens
-        self.page_size = 1000  # of a search
         self.log = Log()
         self.repositories: dict[str, Repository] = {}
         self.armed: list[Armed] = []
@@ -405,19 +404,16 @@ class HubServer:
             return refused.reply
 
     def _search(self, request: Request, query: dict[str, list[str]]) -> Reply:
-        """A page of the models whose name has a text, the most downloaded first, with the fields that are asked for."""
+        """The models whose name has a text, the most downloaded first, with the fields that are asked for."""
         assert (query["filter"], query["sort"]) == (["gguf"], ["downloads"]), query
         if request.token is not None and request.token not in self.tokens:
             raise Refused(WRONG_TOKEN)
         text = query.get("search", [""])[0].lower()
         found = [each for each in self.repositories.values() if text in each.repo_id.lower() and not each.private]
         found.sort(key=lambda each: -each.downloads)
-        start, size = int(query.get("cursor", ["0"])[0]), min(self.page_size, int(query["limit"][0]))
         fields = {"id", *query["expand"]}
-        page = [each.listed(each.branches["main"], blobs=False) for each in found[start : start + size]]
-        rest = urlencode({**query, "cursor": [start + size]}, doseq=True)
-        link = (("Link", f'<{self.url}{SEARCH}?{rest}>; rel="next"'),) if found[start + size :] else ()
-        return json_reply([{key: row[key] for key in row.keys() & fields} for row in page], link)
+        rows = [each.listed(each.branches["main"], blobs=False) for each in found[: int(query["limit"][0])]]
+        return json_reply([{key: row[key] for key in row.keys() & fields} for row in rows])
 
     def _readable(self, request: Request, repo_id: str) -> Repository:
         """The repository if the client may know of it, and read it if it wants a file."""

@@ -31,7 +31,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.terminal import interrupts, status_line
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.progress import FileProgress
-from cerebrum_cli.terminal.reports import print_repositories, print_sessions
+from cerebrum_cli.terminal.reports import print_sessions
 from cerebrum_cli.terminal.sinks import AnswerSink, render
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
@@ -331,24 +331,6 @@ def test_tables_on_a_narrow_terminal_drop_columns(columns: int, monkeypatch: pyt
         assert max(map(len, (head, row))) <= columns
     heads = ["name", "size", "memory", "fit", "good for", "license"]
     assert re.split(" {2,}", head) == (heads if columns == 80 else ["name", "size", "fit"])
-
-
-@pytest.mark.parametrize(("columns", "is_stacked"), [(120, False), (80, True), (40, True)])
-def test_search_results_take_two_lines_on_a_narrow_terminal(
-    columns: int, is_stacked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    streams, longest = shown(columns, 24), "unsloth/Qwen3.6-35B-A3B-Instruct-2607-i1-GGUF"
-    row = catalog_row(license="apache-2.0", updated="2026-01-02", downloads=2_000_000, gated=False)
-    print_repositories(streams, [{**row, "repo_id": longest}, {**row, "repo_id": "a/b", "gated": True}])
-    values = ["Q4_K_M", "4.37 GB", "tight", "apache-2.0", "2026-01-02", "2,000,000"]
-    table = [re.split(" {2,}", line.strip()) for line in lines(streams.out)]
-    if columns == 40:
-        assert table[2:5] == [[longest[:40]], [longest[40:]], values[:4]]
-    elif is_stacked:
-        assert table[2:] == [[longest], values, ["a/b (gated)"], values] and len(table[1]) == len(values)
-    else:
-        assert table[1:] == [[longest, *values], ["a/b (gated)", *values]]
 
 
 SESSION = {"name": "apples", "messages": 4, "updated": "2026-11-20T10:20:30", "model": "m", "first": "w " * 70}
