@@ -73,26 +73,28 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     """
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    messages = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
+    turns = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
     system = None
-    turns = messages
-    if messages[0].role == "system":
-        system = messages[0].content
-        turns = messages[1:]
+    first = 1  # number of the first turn
+    if turns[0].role == "system":
+        system = turns.pop(0).content
+        first = 2
     if not is_request:
+        before = len(turns)
         turns = _joined(turns)
+        first += before - len(turns)
     conversation = []
     for number, turn in enumerate(turns):
-        where = f"{name}: message {number + 1 + len(messages) - len(turns)}"
-        expected = ROLES[number % 2]
-        if turn.role != expected:
+        where = f"{name}: message {first + number}"
+        role = ROLES[number % 2]
+        if turn.role != role:
             raise UsageError(
-                f"{where} has the role {turn.role}, expected {expected}",
+                f"{where} has the role {turn.role}, expected {role}",
                 "one system message may come first; then user and assistant alternate, starting with the user",
             )
-        if is_request and expected == "user" and not turn.content.strip():
+        if is_request and role == "user" and not turn.content.strip():
             raise UsageError(f"{where} is empty", "a question must contain text")
-        conversation.append(Message(expected, turn.content, reasoning=turn.reasoning))
+        conversation.append(Message(role, turn.content, reasoning=turn.reasoning))
     if is_request and len(turns) % 2 == 0:
         raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
     return Conversation(tuple(conversation), system)

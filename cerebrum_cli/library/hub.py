@@ -341,9 +341,7 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     status = response.status_code
     code = response.headers.get("X-Error-Code")
     repo_id = "/".join(subject.split("/")[:2])
-    page = f"{_endpoint()}/{repo_id}"
-    if kind == "dataset":
-        page = f"{_endpoint()}/datasets/{repo_id}"
+    page = _page(repo_id, kind)
     if code == "RevisionNotFound":
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
     if code == "EntryNotFound":
@@ -361,6 +359,12 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     else:
         return HubError(f"the Hub responded {status} for {subject}", _LATER)
     return HubError(problem, _LATER, retries=5, wait_s=_retry_after_s(response.headers))
+
+
+def _page(repo_id: str, kind: RepositoryKind) -> str:
+    if kind == "dataset":
+        return f"{_endpoint()}/datasets/{repo_id}"
+    return f"{_endpoint()}/{repo_id}"
 
 
 def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:

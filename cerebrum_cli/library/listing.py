@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.header import unsupported_kind
+from cerebrum_cli.gguf.header import Header, unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
@@ -64,17 +64,7 @@ def describe(
         "sampling": sampling_object(by_mode(model)),
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
-        "tensor_types": dict(header.tensor_types),
-        "architecture": header.architecture,
-        "unsupported": unsupported_kind(header),
-        "parameters": header.parameters,
-        "layers": header.n_layers,
-        "heads": header.sizes.n_heads,
-        "kv_heads": header.n_kv_heads,
-        "embedding_length": header.sizes.embedding_length,
-        "vocabulary_size": header.sizes.vocabulary_size,
-        "kv_bytes_per_token": header.kv_bytes_per_token,
-        "chat_template": header.chat_template is not None,
+        **_header_object(header),
         "source": source_of(model),
         "merged_from": list(model.merged_from),
         "repo_id": repo_id,
@@ -85,6 +75,23 @@ def describe(
         "notes": spec.notes if spec else "",
         "files": [str(path) for path in model.paths],
         "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
+    }
+
+
+def _header_object(header: Header) -> dict[str, Any]:
+    sizes = header.sizes
+    return {
+        "tensor_types": dict(header.tensor_types),
+        "architecture": header.architecture,
+        "unsupported": unsupported_kind(header),
+        "parameters": header.parameters,
+        "layers": header.n_layers,
+        "heads": sizes.n_heads,
+        "kv_heads": header.n_kv_heads,
+        "embedding_length": sizes.embedding_length,
+        "vocabulary_size": sizes.vocabulary_size,
+        "kv_bytes_per_token": header.kv_bytes_per_token,
+        "chat_template": header.chat_template is not None,
     }
 
 

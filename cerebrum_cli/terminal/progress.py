@@ -132,10 +132,10 @@ class BatchProgress(Line):
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
         for texts in batch_texts(rows, self._speeds(seconds), left):
-            done_text, clauses, tail = texts
             room = width - len(" ".join(filter(None, texts)))
             if room >= 0:
                 break
+        done_text, clauses, tail = texts
         yield f"{done_text} ", GREEN
         if room > MIN_BAR:
             yield from bar(rows.done, rows.total, room - 1)

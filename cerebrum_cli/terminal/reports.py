@@ -166,21 +166,24 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         title += f"; the runs differ in {differing}"
     print_title(streams, title)
     is_of_votes = max(before.samples_per_question, after.samples_per_question) > 1
-    of_votes = " (votes)" if is_of_votes else ""
     rows: list[Sequence[Any]] = [
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", points_range(comparison.interval)),
         ("at every look", "", points_range(comparison.sequential_interval)),
-        (f"right to wrong{of_votes}", comparison.right_to_wrong, ""),
-        (f"wrong to right{of_votes}", comparison.wrong_to_right, ""),
-        (f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""),
-        (f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""),
+        *change_rows(comparison, " (votes)" if is_of_votes else ""),
     ]
     if comparison.smallest_difference is not None:
         rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
     # The interval is also in the verdict; truncated labels would hide which run is which.
     print_table(streams, ESTIMATES, rows, shorten="none")
+
+
+def change_rows(comparison: Comparison, of_votes: str) -> Iterator[tuple[str, str, str]]:
+    yield f"right to wrong{of_votes}", str(comparison.right_to_wrong), ""
+    yield f"wrong to right{of_votes}", str(comparison.wrong_to_right), ""
+    yield f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""
+    yield f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""
 
 
 def points(difference: float) -> str:
@@ -235,19 +238,21 @@ def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
     for _, run in groupby(merge["layers"], source_offsets):
         rows += source_rows(list(run), merge["models"])
     print_table(streams, ("layers", "model", "source layers"), rows)
+    streams.answer(f"\n{field_lines(merge_facts(merge))}")
+
+
+def merge_facts(merge: Mapping[str, Any]) -> dict[str, str]:
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     size = format_size(merge["size"])
-    copied = merge["copied"] / merge["size"]
     to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
-    facts = {
+    return {
         "parameters": f"{merge['parameters']:,}",
         "tensors": f"{merge['tensors']} ({types})",
-        "size": f"{size} ({merge['size']} bytes), {copied:.0%} copied unchanged",
+        "size": f"{size} ({merge['size']} bytes), {merge['copied'] / merge['size']:.0%} copied unchanged",
         "KV cache": f"{merge['kv_bytes_per_token']:,} bytes per token",
         "memory": f"{format_size(merge['memory_to_merge'])} to merge, {to_run}",
         "disk": f"{size} needed, {format_size(merge['free'])} free",
     }
-    streams.answer(f"\n{field_lines(facts)}")
 
 
 def source_offsets(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
