@@ -55,6 +55,61 @@ class CachedFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file of a commit is, or will be, in the directory of its repository; its digest names the blob."""
+
+    repository: Path
+    commit: str
+    name: str
+    digest: str
+
+    @property
+    def blob(self) -> Path:
+        return self.repository / "blobs" / self.digest
+
+    @property
+    def partial(self) -> Path:
+        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
+        return self.repository / "blobs" / f"{self.digest}.incomplete"
+
+    @property
+    def pointer(self) -> Path:
+        return self.repository / "snapshots" / self.commit / PurePosixPath(self.name)
+
+    @property
+    def lock(self) -> Path:
+        """The file that huggingface_hub locks while it downloads this blob."""
+        return self.repository.parent / ".locks" / self.repository.name / f"{self.digest}.lock"
+
+    @property
+    def stored(self) -> Path:
+        """Path of the bytes: the blob, or the file in the snapshot on a file system without links."""
+        pointer = self.pointer
+        if exists(pointer) and not pointer.is_symlink() and not exists(self.blob):
+            return pointer
+        return self.blob
+
+    def make_directories(self) -> None:
+        for path in (self.blob, self.pointer, self.lock):
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def link(self) -> Path:
+        pointer = self.pointer
+        if pointer.exists() and pointer.samefile(self.stored):
+            return pointer
+        temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(os.path.relpath(self.blob, pointer.parent))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
+                raise
+            temporary = self.blob  # the file system has no links: huggingface_hub moves it, too
+        temporary.replace(pointer)
+        return pointer
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """The cache in one directory: the repositories of one kind."""
 
@@ -73,7 +128,8 @@ class Cache:
             yield from unique.values()
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
-        paths = tuple(self.pointer(repo_id, commit, name) for name in variant.files)
+        snapshot = self.repository_directory(repo_id) / "snapshots" / commit
+        paths = tuple(snapshot / PurePosixPath(name) for name in variant.files)
         return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
 
     def model_at(self, path: Path) -> CachedModel | None:
@@ -106,54 +162,17 @@ class Cache:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def blob(self, repo_id: str, digest: str) -> Path:
-        return self.repository_directory(repo_id) / "blobs" / digest
-
-    def stored(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        """Where the bytes of a file are, or will be: in its blob, or in a snapshot on a file system without links."""
-        blob = self.blob(repo_id, digest)
-        pointer = self.pointer(repo_id, commit, name)
-        if exists(pointer) and not pointer.is_symlink() and not exists(blob):
-            return pointer
-        return blob
-
-    def partial(self, repo_id: str, digest: str) -> Path:
-        """Path of a partial download, by a name that `hf cache` knows as incomplete."""
-        return self.repository_directory(repo_id) / "blobs" / f"{digest}.incomplete"
-
-    def lock(self, repo_id: str, digest: str) -> Path:
-        """The file that huggingface_hub locks while it downloads this blob."""
-        return self.directory / ".locks" / self.repository_directory(repo_id).name / f"{digest}.lock"
-
-    def pointer(self, repo_id: str, commit: str, name: str) -> Path:
-        return self.repository_directory(repo_id) / "snapshots" / commit / PurePosixPath(name)
-
-    def make_directories(self, repo_id: str, commit: str, name: str, digest: str) -> None:
-        for path in (self.blob(repo_id, digest), self.pointer(repo_id, commit, name), self.lock(repo_id, digest)):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    def place(self, repo_id: str, commit: str, name: str, digest: str) -> Place:
+        return Place(self.repository_directory(repo_id), commit, name, digest)
 
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
-        if not COMMIT.fullmatch(revision) and self.commit(repo_id, revision) != commit:
-            reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished_file(reference, 0o666) as part:
-                part.path.write_text(commit)
-                part.path.replace(reference)
-
-    def link(self, repo_id: str, commit: str, name: str, digest: str) -> Path:
-        blob = self.blob(repo_id, digest)
-        pointer = self.pointer(repo_id, commit, name)
-        if not (pointer.exists() and pointer.samefile(self.stored(repo_id, commit, name, digest))):
-            temporary = pointer.with_name(f".{pointer.name}.{os.getpid()}")
-            temporary.unlink(missing_ok=True)
-            try:
-                temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
-                    raise
-                temporary = blob  # the file system has no links: huggingface_hub moves it, too
-            temporary.replace(pointer)
-        return pointer
+        if self.commit(repo_id, revision) in (commit, revision):
+            return
+        reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_file(reference, 0o666) as part:
+            part.path.write_text(commit)
+            part.path.replace(reference)
 
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Snapshots of a repository: the commit of `main` first, then newest first."""

@@ -118,30 +118,24 @@ class Download:
         return tuple(paths)
 
     def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
-        cache = self.cache
-        repo_id = self.listing.repo_id
-        commit = self.listing.commit
-        pointer = cache.pointer(repo_id, commit, file.name)
-        blob = self._stored(file)
-        if exists(pointer) and pointer.samefile(blob) and self._is_valid(blob, file):
-            return pointer
-        cache.make_directories(repo_id, commit, file.name, file.digest)
+        place = self.listing.place(self.cache, file)
+        blob = place.stored
+        if exists(place.pointer) and place.pointer.samefile(blob) and self._is_valid(blob, file):
+            return place.pointer
+        place.make_directories()
         report = self._report_other_process(file, on_download)
-        with lock_file(cache.lock(repo_id, file.digest), lambda: next(report), interval_s=_REPORT_S):
+        with lock_file(place.lock, lambda: next(report), interval_s=_REPORT_S):
             if exists(blob) and not self._is_valid(blob, file):
                 self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
                 blob.unlink()
             if not exists(blob):
-                partial_file = cache.partial(repo_id, file.digest)
-                self._complete(partial_file, file, on_download)
-                partial_file.replace(cache.blob(repo_id, file.digest))
-            return cache.link(repo_id, commit, file.name, file.digest)
-
-    def _stored(self, file: HubFile) -> Path:
-        return self.cache.stored(self.listing.repo_id, self.listing.commit, file.name, file.digest)
+                self._complete(place.partial, file, on_download)
+                place.partial.replace(place.blob)
+            return place.link()
 
     def _present_bytes(self, file: HubFile) -> int:
-        for path in (self._stored(file), self.cache.partial(self.listing.repo_id, file.digest)):
+        place = self.listing.place(self.cache, file)
+        for path in (place.stored, place.partial):
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
@@ -155,12 +149,9 @@ class Download:
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
             return False
-        digest = (
-            self.digest_of(blob, partial(self.progress.update, "verify")).sha256
-            if file.sha256
-            else git_hash(blob.read_bytes())
-        )
-        return digest == file.digest
+        if file.sha256 is None:
+            return git_hash(blob.read_bytes()) == file.git_hash
+        return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.sha256
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
         retry_policy = RetryPolicy(self.progress)

@@ -176,7 +176,7 @@ class DownloadPlanner:
         for file in map(listing.file, variant.files):
             if file.sha256 is None:
                 return False
-            if not exists(self.library.cache.stored(listing.repo_id, listing.commit, file.name, file.sha256)):
+            if not exists(listing.place(self.library.cache, file).stored):
                 return False
         return True
 

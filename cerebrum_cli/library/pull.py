@@ -122,27 +122,25 @@ class Puller:
         """
         library = self.library
         listing = plan.listing
-        variant = plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         cache = library.vocabulary_cache
-        repo_id = listing.repo_id
-        commit = listing.commit
-        files = tuple(map(listing.file, variant.files))
+        files = tuple(map(listing.file, plan.variant.files))
         for file in files:
-            blob = cache.stored(repo_id, commit, file.name, file.digest)
+            place = listing.place(cache, file)
             header = b""
-            if not exists(blob):
+            if not exists(place.stored):
                 header = self.planner.header_bytes(listing, file)
                 if file == files[0]:
-                    self._check(Path(repo_id, file.name), self.planner.header(listing, file))
+                    self._check(Path(listing.repo_id, file.name), self.planner.header(listing, file))
             with translate_os_errors(PullError, cache.directory, ", then try again"):
-                cache.make_directories(repo_id, commit, file.name, file.digest)
+                place.make_directories()
                 if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
-                    atomic_write(blob, header, file.size)
-                fsync_directory(cache.link(repo_id, commit, file.name, file.digest).parent)
-                cache.write_ref(repo_id, listing.revision, commit)
+                    atomic_write(place.stored, header, file.size)
+                fsync_directory(place.link().parent)
+                cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         self._remember_digests(cache, listing, files)
-        return replace(library.model_from_cache(cache.model_from_files(repo_id, commit, variant)), is_vocabulary=True)
+        stored = cache.model_from_files(listing.repo_id, listing.commit, plan.variant)
+        return replace(library.model_from_cache(stored), is_vocabulary=True)
 
     def find_or_pull(
         self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
@@ -211,10 +209,9 @@ class Puller:
 
     def _is_newest(self, cached: CachedModel, listing: Listing) -> bool:
         for file in listing.files:
-            if file.name in cached.names and file.sha256:
-                stored = self.library.cache.stored(cached.repo_id, listing.commit, file.name, file.sha256)
-                if not exists(stored):
-                    return False
+            is_part = file.name in cached.names and file.sha256
+            if is_part and not exists(listing.place(self.library.cache, file).stored):
+                return False
         return True
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
@@ -245,7 +242,7 @@ class Puller:
     def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
         registry = self.library.registry
         for file in files:
-            stored = cache.stored(listing.repo_id, listing.commit, file.name, file.digest)
+            stored = listing.place(cache, file).stored
             if registry.known_digest(stored) is None:
                 registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
 

@@ -237,9 +237,10 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
 
 def store(cache: Cache, model: Path) -> Path:
     name = "Thinker-Q4_K_M.gguf"
-    cache.make_directories(REPO, COMMIT, name, DIGEST)
-    cache.blob(REPO, DIGEST).write_bytes(model.read_bytes())
-    return cache.link(REPO, COMMIT, name, DIGEST)
+    place = cache.place(REPO, COMMIT, name, DIGEST)
+    place.make_directories()
+    place.blob.write_bytes(model.read_bytes())
+    return place.link()
 
 
 REFERENCES = ["thinker", "thinker:q4_k_m", REPO, f"https://huggingface.co/{REPO}/resolve/{COMMIT}/Thinker-Q4_K_M.gguf"]

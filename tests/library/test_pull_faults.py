@@ -222,7 +222,7 @@ def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.Mo
         download.require_space((file,))
     assert caught.value.message == f"{tmp_path}: not enough disk space: needs 4.06 GB; 1.00 GB is free"
     assert caught.value.hint == "free 3.06 GB, or set HF_HUB_CACHE to a directory on another disk"
-    left = cache.partial(REPO, "00" * 32)
+    left = listing.place(cache, file).partial
     left.parent.mkdir(parents=True)
     with left.open("wb") as sparse:
         sparse.truncate(3_900_000_000)
