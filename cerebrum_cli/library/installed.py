@@ -388,11 +388,6 @@ def _file_missing(model: InstalledModel) -> ModelNotFound:
 def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:
     if spec and not spec.is_obtainable:
         return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
-    if spec and not spec.is_available_in(reference.quantization):
-        return ModelNotFound(
-            f"{reference} is not installed, and the catalog lists no such quantization",
-            f"list quantizations: cerebrum pull --dry-run {spec.name}",
-        )
     return ModelNotFound(
         f"{reference} is not downloaded", f"cerebrum pull {reference}{_file_hint(str(reference))}", str(reference)
     )

@@ -20,7 +20,7 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, absolute_path
 from cerebrum_cli.library.reference import Reference
 from cerebrum_cli.library.registry import USED, OnProgress
-from cerebrum_cli.library.stores import found_models
+from cerebrum_cli.library.stores import FoundModel, found_models
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
@@ -136,33 +136,37 @@ def describe_available(
 
 
 def row(library: Library, model: InstalledModel) -> dict[str, Any]:
-    description: dict[str, Any] = {
+    cached = model.cached
+    return {
         "name": model.name,
         "reference": model.reference,
         "path": str(model.path),
         "default": library.is_default(model),
         "source": source_of(model),
-        "merged_from": [],
-        "repo_id": model.cached.repo_id if model.cached else None,
-        "revision": model.cached.commit if model.cached else None,
+        "repo_id": cached.repo_id if cached else None,
+        "revision": cached.commit if cached else None,
         "last_used": last_used(library, model),
-        "quantization": None,
-        "size": model.file.size if model.file else None,
-        "format": None,
-        "context_size": None,
-        "error": None,
+        **_facts_of_file(model),
     }
+
+
+def _facts_of_file(model: InstalledModel) -> dict[str, Any]:
     try:
-        return description | {
+        return {
             "quantization": model.quantization,
             "size": model.size,
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
+            "error": None,
         }
-    except (ModelFileError, OSError) as error:
-        problem = error.message if isinstance(error, ModelFileError) else f"{model.path}: {error.strerror}"
-        return description | {"error": problem}
+    except ModelFileError as error:
+        problem = error.message
+    except OSError as error:
+        problem = f"{model.path}: {error.strerror}"
+    size = model.file.size if model.file else None
+    unknown = dict.fromkeys(("quantization", "format", "context_size"))
+    return {**unknown, "size": size, "merged_from": [], "error": problem}
 
 
 def found_rows(library: Library) -> list[dict[str, Any]]:
@@ -170,29 +174,25 @@ def found_rows(library: Library) -> list[dict[str, Any]]:
     names = {entry.path: entry.name for entry in library.registry.entries()}
     rows = []
     for stored in found_models():
-        description: dict[str, Any] = {
-            "reference": stored.reference,
-            "path": str(stored.path),
-            "name": names.get(absolute_path(stored.path)),
-            "architecture": None,
-            "quantization": None,
-            "size": None,
-            "context_size": None,
-            "error": None,
-        }
-        try:
-            model = library.model_at(stored.path)
-            description |= {
-                "architecture": model.header.architecture,
-                "quantization": model.quantization,
-                "size": model.size,
-                "context_size": model.header.context_length,
-                "error": "only Ollama can load it" if stored.needs_ollama else unsupported_kind(model.header),
-            }
-        except (ModelFileError, ModelNotFound, OSError) as error:
-            description["error"] = str(error)
-        rows.append(description)
+        name = names.get(absolute_path(stored.path))
+        named = {"reference": stored.reference, "path": str(stored.path), "name": name}
+        rows.append(named | _facts_of_stored(library, stored))
     return rows
+
+
+def _facts_of_stored(library: Library, stored: FoundModel) -> dict[str, Any]:
+    try:
+        model = library.model_at(stored.path)
+        return {
+            "architecture": model.header.architecture,
+            "quantization": model.quantization,
+            "size": model.size,
+            "context_size": model.header.context_length,
+            "error": "only Ollama can load it" if stored.needs_ollama else unsupported_kind(model.header),
+        }
+    except (ModelFileError, ModelNotFound, OSError) as error:
+        unknown = dict.fromkeys(("architecture", "quantization", "size", "context_size"))
+        return {**unknown, "error": str(error)}
 
 
 def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:
