@@ -141,6 +141,9 @@ class Cursor:
         problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
         return HeaderTruncated(self.path, problem)
 
+    def damaged_tensor(self, name: str, problem: str) -> ModelFileError:
+        return self.damaged(f"the tensor {quoted(name)} {problem}")
+
     def damaged(self, problem: str) -> ModelFileError:
         return ModelFileError(self.path, f"damaged: {problem}")
 
@@ -283,10 +286,10 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
     for _ in range(count):
         tensor = _read_tensor(cursor)
         if tensor.name in tensors:
-            raise cursor.damaged(f"the tensor {quoted(tensor.name)} is duplicated")
+            raise cursor.damaged_tensor(tensor.name, "is duplicated")
         if expected not in (None, tensor.offset):
             place = f"begins at byte {tensor.offset:,} of the data, not {expected:,}"
-            raise cursor.damaged(f"the tensor {quoted(tensor.name)} {place}")
+            raise cursor.damaged_tensor(tensor.name, place)
         tensors[tensor.name] = tensor
         expected = None
         if tensor.type in TENSOR_TYPES:
@@ -298,17 +301,17 @@ def _read_tensor(cursor: Cursor) -> Tensor:
     name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
     [n_dims] = cursor.unpack("I")
     if n_dims > _TENSOR_DIMENSIONS:
-        raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
+        raise cursor.damaged_tensor(name, f"has {n_dims:,} dimensions")
     *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
     n_weights = math.prod(shape)
     if n_weights >= 1 << 63:
-        raise cursor.damaged(f"the tensor {quoted(name)} has {n_weights:,} weights")
+        raise cursor.damaged_tensor(name, f"has {n_weights:,} weights")
     tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
-    name, block_size, _ = tensor.kind
+    kind = tensor.kind
     row = shape[0] if shape else 1
-    if row % block_size:
-        blocks = f"blocks of {block_size} ({name})"
-        raise cursor.damaged(f"the tensor {quoted(tensor.name)} has rows of {row:,} weights in {blocks}")
+    if row % kind.block_size:
+        problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
+        raise cursor.damaged_tensor(name, problem)
     return tensor
 
 

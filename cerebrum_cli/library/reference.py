@@ -196,7 +196,9 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
 def is_model(file: str) -> bool:
     stem, part, total = _parse_split(file)
     stem = PurePosixPath(stem).name
-    if not stem or not file.lower().endswith(_SUFFIX) or not 1 <= part <= (total or 1):
+    if total is None:
+        total = 1
+    if not stem or not file.lower().endswith(_SUFFIX) or not 1 <= part <= total:
         return False
     if _IMATRIX.search(stem) and not _LABEL.search(stem):
         return False

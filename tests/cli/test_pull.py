@@ -12,7 +12,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from command_line import assert_error
 from hub_server import Fault
 from hub_user import CATALOGUED, READER, HubUser, cleaned, named
 from scripted_command import app_for
@@ -148,13 +147,6 @@ def test_pull_downloads_all_parts_of_a_split_model(
     hub_user.hub.repository("owner/other", dict(parts))
     hub_user.pull(f"https://huggingface.co/owner/other/resolve/main/{list(parts)[1]}")  # one part
     assert len(hub_user.blobs("owner/other")) == 3
-
-
-def test_pull_ignores_incomplete_split_models(hub_user: HubUser, parts: dict[str, Path]) -> None:
-    last = list(parts)[-1]
-    hub_user.hub.repository("owner/split", {name: path for name, path in parts.items() if name != last})
-    done = hub_user.run("pull", "owner/split")
-    assert_error(done, 3, "owner/split has no GGUF model", "see its page on the Hub")
 
 
 def test_pull_names_a_next_command_that_works(tmp_path: Path) -> None:

@@ -146,20 +146,6 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
 
 
 @pytest.mark.slow
-def test_models_of_lm_studio_in_one_folder_have_different_names(new_user: CommandLine, chatml_model: Path) -> None:
-    folder = new_user.home / ".lmstudio/models/someone/Two"
-    folder.mkdir(parents=True)
-    for name in ("A-Q8_0", "B-Q8_0", "B-Q4_0"):
-        shutil.copy(chatml_model, folder / f"{name}.gguf")
-    names = [f"lmstudio:someone/Two:{each}" for each in ("A-Q8_0", "Q4_0", "B-Q8_0")]
-    assert list(found(new_user)) == names
-    done = new_user.run("pull", "lmstudio:Two:Q8_0")
-    assert_error(done, 3, "LM Studio has several models that match Two:Q8_0", f"{names[0]}, {names[2]}")
-    assert new_user.run("pull", names[2]).err.endswith(f"installed {names[2]}: {folder / 'B-Q8_0.gguf'}\n")
-    assert new_user.run("show", "lmstudio:two:b-q8_0").code == 0
-
-
-@pytest.mark.slow
 def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
     new_user: CommandLine, ollama: Put, tmp_path: Path
 ) -> None:

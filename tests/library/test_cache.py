@@ -111,22 +111,6 @@ def test_cache_ignores_other_files(cache: Cache) -> None:
     assert found(cache) == [("o/r", "1", "Q4_0")]
 
 
-@pytest.mark.parametrize("place", [".", "snapshots", f"snapshots/{OLD}", "blobs", "refs"])
-def test_cache_skips_unreadable_directories(cache: Cache, place: str) -> None:
-    snapshot(cache, OLD, {"x-Q4_0": "a"}, "p/r")
-    refer(cache, "main", OLD, "p/r")
-    readable = [("p/r", "1", "Q4_0")] if place == "refs" else []
-    snapshot(cache, OLD, {"x-Q4_0": "a"})
-    locked = cache.repository_directory("p/r") / place
-    locked.chmod(0)
-    try:
-        if os.access(locked, os.R_OK):
-            pytest.skip("this user may read everything")
-        assert found(cache) == [("o/r", "1", "Q4_0"), *readable]
-    finally:
-        locked.chmod(0o700)
-
-
 def test_cache_commit_of_a_revision(cache: Cache) -> None:
     refer(cache, "main", NEW)
     refer(cache, "refs/pr/1", OLD)

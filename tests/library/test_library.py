@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.fit import Capacity
 from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.listing import catalogue_rows, row
+from cerebrum_cli.library.listing import row
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
@@ -137,12 +137,6 @@ def test_library_keeps_the_name_of_a_link(library: Library, other: Path, tmp_pat
     assert (model.name, model.path) == ("Thinker-Q4_K_M", link)
     assert model.spec is not None
     assert model.spec.name == "thinker"
-
-
-def test_library_recognizes_the_file_of_a_package(library: Library, packed: Path) -> None:
-    assert pulled(library, str(packed)).name == "Packed.Q4_1"
-    assert library.resolve("packed").path == packed
-    assert next(library_row for library_row in catalogue_rows(library, None) if library_row["name"] == "packed")["here"]
 
 
 def test_library_names_are_valid_and_unique(library: Library, other: Path, chatml_model: Path) -> None:

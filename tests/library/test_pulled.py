@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hub_server import UNAVAILABLE, Fault, Refusal
+from hub_server import UNAVAILABLE, Fault
 from hub_user import CATALOGUED, OFFLINE, HubUser, cleaned, named
 from tiny_models import write_chatml
 
@@ -224,13 +224,3 @@ def test_list_survives_a_missing_or_damaged_file(hub_user: HubUser, chatml_model
     assert hub_user.ask("-m", "cerebrum-7b")
     errors = [line for line in hub_user.run("list").err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2
-
-
-@pytest.mark.slow
-def test_interrupted_update_keeps_the_installed_model(hub_user: HubUser, mistral_model: Path) -> None:
-    hub_user.pull("cerebrum-7b:Q4_K_M")
-    hub_user.hub.repositories[CATALOGUED].commit({named("Q4_K_M"): mistral_model})
-    hub_user.hub.arm(Fault(part="cdn", times=None, refusal=Refusal(403, "Not you.")))
-    assert hub_user.run("pull", "cerebrum-7b:Q4_K_M").code == 1
-    address = f"https://huggingface.co/{CATALOGUED}/resolve/main/{named('Q4_K_M')}"
-    assert hub_user.ask("-m", address, "--offline")
