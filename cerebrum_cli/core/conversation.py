@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -83,7 +84,14 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
         before = len(turns)
         turns = _joined(turns)
         first += before - len(turns)
-    conversation = []
+    conversation = tuple(_checked(turns, name, first, is_request))
+    if is_request and len(turns) % 2 == 0:
+        raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
+    return Conversation(conversation, system)
+
+
+def _checked(turns: list[_Turn], name: str, first: int, is_request: bool) -> Iterator[Message]:
+    """Yield the turns, which must alternate, as messages; `first` is the number of the first one."""
     for number, turn in enumerate(turns):
         where = f"{name}: message {first + number}"
         role = ROLES[number % 2]
@@ -94,10 +102,7 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
             )
         if is_request and role == "user" and not turn.content.strip():
             raise UsageError(f"{where} is empty", "a question must contain text")
-        conversation.append(Message(role, turn.content, reasoning=turn.reasoning))
-    if is_request and len(turns) % 2 == 0:
-        raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
-    return Conversation(tuple(conversation), system)
+        yield Message(role, turn.content, reasoning=turn.reasoning)
 
 
 class _Turn(NamedTuple):

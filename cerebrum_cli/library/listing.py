@@ -37,15 +37,6 @@ def describe(
     header = model.header
     spec = model.spec
     cached = model.cached
-    settings_shown = (*(spec.settings if spec else ()), *SHOWN)
-    asked: dict[str, Any] = {
-        "format": settings.format or model.default_format,
-        "context": planned_context(settings.ctx, model.trained_context),
-    }
-    for key in settings_shown:
-        value = getattr(settings, key)
-        if key not in SAMPLERS and value is not None:
-            asked[key] = value
     license_name = header.metadata.get("general.license")
     if not isinstance(license_name, str):
         license_name = None
@@ -60,7 +51,7 @@ def describe(
         "size": model.size,
         "format": model.default_format,
         "context_size": model.trained_context,
-        "ask": asked,
+        "ask": _asked(model, settings),
         "sampling": sampling_object(by_mode(model)),
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
@@ -76,6 +67,20 @@ def describe(
         "files": [str(path) for path in model.paths],
         "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
     }
+
+
+def _asked(model: InstalledModel, settings: Settings) -> dict[str, Any]:
+    """Settings of a question, without those of samplers."""
+    asked: dict[str, Any] = {
+        "format": settings.format or model.default_format,
+        "context": planned_context(settings.ctx, model.trained_context),
+    }
+    recommended = model.spec.settings if model.spec else ()
+    for key in (*recommended, *SHOWN):
+        value = getattr(settings, key)
+        if key not in SAMPLERS and value is not None:
+            asked[key] = value
+    return asked
 
 
 def _header_object(header: Header) -> dict[str, Any]:
