@@ -55,7 +55,7 @@ class CachedFile(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CachePath:
     """Where a file of a commit is, or will be, in the directory of its repository; its digest names the blob."""
 
     repository: Path
@@ -162,8 +162,8 @@ class Cache:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def place(self, repo_id: str, commit: str, name: str, digest: str) -> Place:
-        return Place(self.repository_directory(repo_id), commit, name, digest)
+    def place(self, repo_id: str, commit: str, name: str, digest: str) -> CachePath:
+        return CachePath(self.repository_directory(repo_id), commit, name, digest)
 
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
         if self.commit(repo_id, revision) in (commit, revision):

@@ -14,7 +14,7 @@ from cerebrum_cli.core.environment import environment, forget_empty_variable, na
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import read_small
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.library.cache import COMMIT, Cache, Place
+from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
 from cerebrum_cli.library.registry import SHA256
 
@@ -73,7 +73,7 @@ class Listing:
     def file(self, name: str) -> HubFile:
         return next(file for file in self.files if file.name == name)
 
-    def place(self, cache: Cache, file: HubFile) -> Place:
+    def place(self, cache: Cache, file: HubFile) -> CachePath:
         """Where a file belongs in a cache. Raises PullError if the Hub lists no digest of it."""
         return cache.place(self.repo_id, self.commit, file.name, file.digest)
 
