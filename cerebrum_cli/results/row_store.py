@@ -23,7 +23,7 @@ from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.results.output_files import REPLACE, RESUME
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, flags_of, is_answer, to_json_line
 
-COMMIT_SHARE = 0.05  # of the time is spent in commits, at most, unless a row would wait longer than this:
+COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0
 TOKENS = "tokens"  # of an interrupted reply
 _READER_S = 60.0  # that a commit waits for a process that reads the rows

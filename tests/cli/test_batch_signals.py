@@ -37,7 +37,7 @@ class Job:
         """Lines of the finished rows."""
         return stored_lines(self.home / "out.partial")
 
-    def start(self, *arguments: str, pause: float = 0.004, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, pause: float = 0.02, around: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start the batch in a child process."""
         script = {**self.script, "backends": [], "pause": pause}
         process = start_scripted(script, self.home, *self.arguments, *arguments, around=around)
@@ -133,7 +133,7 @@ def test_batch_interrupted_restart_resumes_without_restart(job: Job) -> None:
 def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     answered = 0
     for more in (2, 6):
-        process = job.start()
+        process = job.start(pause=0.05)
         wait_until(lambda least=more: len(job.partial) >= least)  # type: ignore[misc]
         process.send_signal(signal.SIGKILL)
         process.wait()
