@@ -45,6 +45,8 @@ class Config:
 def read_config(path: Path) -> Config:
     """Read a config.toml; a missing file sets nothing. Raises ConfigError with file and key."""
     text = read_config_text(path)
+    if not text:  # importing what parses it takes some milliseconds
+        return Config()
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
     settings = read_settings(values, text, path, (ENDPOINTS,))

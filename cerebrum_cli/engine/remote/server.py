@@ -141,14 +141,21 @@ class Server:
         self._refusals = 0  # in turn
         self._first_reply_at = inf
         self._retry_at = 0.0
+        self._asked_at = 0.0  # when it was last asked something
         self._noticed = set[str]()  # hints of its notices
         self._window, self._most = window, most
         self._expected, self._timeouts = expected, timeouts
 
     async def open(self) -> None:
         """Find out what it serves. Raises LostServerError, BusyServerError, or EndpointError if it does not fit."""
-        info = await describe(self.client)
-        await self._expected.check(self.client, info)
+        self._asked_at = monotonic()
+        limit = self._timeouts.health if self.is_reached else None
+        try:
+            async with asyncio.timeout(limit):
+                info = await describe(self.client)
+                await self._expected.check(self.client, info)
+        except TimeoutError as error:
+            raise LostServerError(f"no sign of life for {monotonic() - self.heard_at:.0f} s") from error
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
         self.window = self._limit = min(self._window or info.slots, info.max_window, self._most)
         self.is_known = self.is_reached = True
@@ -161,8 +168,14 @@ class Server:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to ask it what it is."""
-        return not self.is_reached and self.reaching is None and monotonic() >= self._retry_at
+        """Whether it is time to ask it what it is: after it was lost, or while a reply that streams stands still."""
+        if self.reaching:
+            return False
+        if not self.is_reached:
+            return monotonic() >= self._retry_at
+        is_streaming = any(job.request.stream for job in self.running)
+        silent_since = max(self.heard_at, self._asked_at)
+        return is_streaming and monotonic() - silent_since >= self._timeouts.silence
 
     @property
     def is_noteworthy(self) -> bool:
@@ -186,7 +199,7 @@ class Server:
         origin = Origin(self.alias, self.info.weights)
         size = self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
-        job.start = monotonic()
+        job.start = self._asked_at = monotonic()
         self.running[job] = None
         self.outstanding += len(job.samples)
         job.task = asyncio.create_task(self.answer(job))
