@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.files import commit_file, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.parser import Tensor, aligned
 from cerebrum_cli.library.registry import OnProgress
-from cerebrum_cli.merge.methods import Slerp, Sum, Term, input_tensors, offset_sum, slerp_coefficients
+from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor, Plan
 
 if TYPE_CHECKING:
@@ -41,6 +41,16 @@ EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
 COPY_BYTES = 1 << 20  # size of a copied chunk
 PENDING_PER_THREAD = 3  # chunks computed or queued per thread
 CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
+# Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
+# weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
+SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
 
 CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
@@ -66,24 +76,27 @@ class TensorEvaluator(contextlib.ExitStack):
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
         for tensor in input_tensors(output.op):
             self._open_file(tensor.path)  # here, before threads read it
-        if output.is_copy:
-            yield from self._copied(input_tensors(output.op)[0])
-        elif isinstance(output.op, Sum):
-            yield from self._computed(output, output.op)
+        if isinstance(output.op, Sum):
+            yield from self._summed(output, output.op)
         elif len(output.shape) > 2 and EXPERTS in output.name:
             for number in range(prod(output.shape[2:])):
                 expert = expert_of(output.op, number)
-                yield from self._computed(output, self._slerp_as_sum(expert), output.shape[:2])
+                yield from self._summed(output, self._slerp_as_sum(expert), output.shape[:2])
         else:
-            yield from self._computed(output, self._slerp_as_sum(output.op))
+            yield from self._summed(output, self._slerp_as_sum(output.op))
 
-    def _copied(self, tensor: Tensor) -> Iterator[bytes]:
-        for begin in range(0, tensor.size, COPY_BYTES):
-            yield self._read(tensor, begin, min(COPY_BYTES, tensor.size - begin))
-
-    def _computed(self, output: OutputTensor, op: Sum, shape: Shape | None = None) -> Iterator[bytes]:
+    def _summed(self, output: OutputTensor, op: Sum, shape: Shape | None = None) -> Iterator[bytes]:
+        if keeps_blocks(op, output):
+            return self._scaled(op.terms[0])
         task = partial(self._sum, self._codec, op, output)
         return self._run_in_order(partial(task, rows) for rows in row_ranges(shape or output.shape))
+
+    def _scaled(self, term: Term) -> Iterator[bytes]:
+        tensor, factor = term
+        step = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
+        for begin in range(0, tensor.size, step):
+            data = self._read(tensor, begin, min(step, tensor.size - begin))
+            yield data if factor == 1 else scale_blocks(data, term)
 
     @cached_property
     def _codec(self) -> Codec:
@@ -172,6 +185,31 @@ def expert_of(op: Slerp, number: int) -> Slerp:
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:
     size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
     return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
+
+
+def keeps_blocks(op: TensorOp, output: OutputTensor) -> bool:
+    """Whether a tensor has the blocks of its only source, copied or with other scales."""
+    if not isinstance(op, Sum) or len(op.terms) > 1 or op.constant:
+        return False
+    [(tensor, factor)] = op.terms
+    return tensor.type == output.type and (factor == 1 or output.kind.name in SCALE_OFFSETS)
+
+
+def scale_blocks(data: bytes, term: Term) -> bytes:
+    """Multiply the scales of blocks. Raises MergeError on overflow."""
+    tensor, factor = term
+    blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.kind.block_bytes)
+    for offset in SCALE_OFFSETS[tensor.kind.name]:
+        scales = blocks[:, offset : offset + 2].copy().view("<f2").astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scales = (scales * np.float32(factor)).astype("<f2")
+        if not np.isfinite(scales).all():
+            raise MergeError(
+                f"{tensor.name} times {factor:g} overflows its type",
+                "use a smaller scale, or another type with --type",
+            )
+        blocks[:, offset : offset + 2] = scales.view(np.uint8)
+    return blocks.tobytes()
 
 
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
@@ -267,7 +305,7 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
 
 def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
     """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
-    computed = [tensor for tensor in plan.tensors if not tensor.is_copy]
+    computed = [tensor for tensor in plan.tensors if not keeps_blocks(tensor.op, tensor)]
     if not computed:
         return
     instance = codec()

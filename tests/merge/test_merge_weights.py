@@ -1,4 +1,4 @@
-"""Bytes of a merge's tensors: ordered chunks of several threads, bounded memory, damaged sources."""
+"""Bytes of a merge's tensors: block scales, ordered chunks of several threads, bounded memory, damaged sources."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES
 from cerebrum_cli.merge import execute as weights_module
 from cerebrum_cli.merge.execute import (
     PENDING_PER_THREAD,
+    SCALE_OFFSETS,
     Floats,
     TensorEvaluator,
     execute,
@@ -57,6 +58,57 @@ def output(tensor: Tensor, op: TensorOp, kind: str | None = None) -> OutputTenso
 def evaluate(tensor: OutputTensor, threads: int = 2) -> bytes:
     with TensorEvaluator(lambda: CODEC, threads) as weights:
         return b"".join(weights.chunks(tensor))
+
+
+# Block scales.
+
+BLOCKS = 24
+
+
+def random_blocks(name: str) -> Bytes:
+    random = np.random.default_rng(TYPE_NUMBERS[name])
+    blocks = random.integers(0, 256, (BLOCKS, TENSOR_TYPES[TYPE_NUMBERS[name]].block_bytes), np.uint8)
+    for offset in SCALE_OFFSETS[name]:
+        scales = (random.standard_normal(BLOCKS) * 10.0 ** random.integers(-6, 1, BLOCKS)).astype("<f2")
+        blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
+    return blocks
+
+
+def scales(blocks: Bytes, offset: int) -> NDArray[np.float64]:
+    return np.ascontiguousarray(blocks[:, offset : offset + 2]).view("<f2").astype(np.float64)
+
+
+def dequantized(blocks: Bytes, name: str) -> NDArray[np.float64]:
+    return np.asarray(gguf.dequantize(blocks, gguf.GGMLQuantizationType[name]), np.float64)
+
+
+def with_scales(blocks: Bytes, name: str, one: int) -> Bytes:
+    blocks = blocks.copy()
+    for offset in SCALE_OFFSETS[name]:
+        blocks[:, offset : offset + 2] = np.array([offset == one], "<f2").view(np.uint8)
+    return blocks
+
+
+@pytest.mark.parametrize("name", SCALE_OFFSETS)
+def test_merge_weights_scales_quantized_blocks(name: str, tmp_path: Path) -> None:
+    before = random_blocks(name)
+    weights = BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size
+    tensor = store(tmp_path / "model", before.tobytes(), name, (weights,))
+    for factor in (0.5, -1.25, 3.0, 0.01, 0.0, -0.0, 1 / 3):
+        with TensorEvaluator(no_codec, 1) as opened:
+            data = b"".join(opened.chunks(output(tensor, Sum((Term(tensor, factor),)))))
+        after = np.frombuffer(data, np.uint8).reshape(before.shape)
+        rounding = np.zeros((BLOCKS, 1))
+        for offset in SCALE_OFFSETS[name]:
+            old, new = scales(before, offset), scales(after, offset)
+            assert (np.abs(new - factor * old) <= np.maximum(2.0**-11 * np.abs(factor * old), 2.0**-25)).all()
+            units = np.abs(dequantized(with_scales(before, name, offset), name)).max(axis=-1, keepdims=True)
+            rounding = rounding + units * np.abs(new - factor * old)
+        expected = factor * dequantized(before, name)
+        error = np.abs(dequantized(after, name) - expected)
+        assert (error <= rounding + 1e-6 * np.abs(expected).max(axis=-1, keepdims=True)).all()
+        unchanged = [each for each in range(before.shape[1]) if not {each, each - 1} & {*SCALE_OFFSETS[name]}]
+        assert (after[:, unchanged] == before[:, unchanged]).all()
 
 
 # Damaged sources.
@@ -98,7 +150,7 @@ def test_merge_weights_reports_the_tensor_with_infinite_weights(bad: float, meth
 def test_merge_weights_overflow_raises_without_warnings(
     kind: str, values: tuple[float, ...], factors: tuple[float, ...], tmp_path: Path
 ) -> None:
-    problem = "would have infinite or NaN weights"
+    problem = "would have infinite or NaN weights" if kind == "F32" else "overflows its type"
     blocks = [np.full(32, each, np.float32) if kind == "F32" else np.array([each, *[0] * 16], "<f2") for each in values]
     tensors = [store(tmp_path / "model", each.tobytes(), kind, (32,)) for each in blocks]
     with pytest.raises(MergeError, match=problem):
@@ -255,8 +307,11 @@ def test_merge_weights_copies_any_type_without_a_codec(kind: Any, tmp_path: Path
     with TensorEvaluator(no_codec, 1) as weights:
         assert b"".join(weights.chunks(copy)) == data
     scaled = Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ())
-    with pytest.raises(AssertionError, match="is not needed here"):
+    if kind.name in SCALE_OFFSETS:
         require_supported_types(scaled, no_codec)
+    else:
+        with pytest.raises(AssertionError, match="is not needed here"):
+            require_supported_types(scaled, no_codec)
 
 
 # Experts.
