@@ -65,7 +65,7 @@ def split_lines(data: bytes) -> Iterator[Row]:
 def read_questions(
     rows: Iterable[Row], template: Template | None = None, convert: Convert | None = None
 ) -> QuestionSet:
-    """Read the questions of a source. Raises UsageError if none can be scored.
+    """Read the questions of a source. Raises UsageError if none can be scored, or if answers count choices from 1.
 
     A `template` gets the row's fields, with `choices` as lines. Without it, a question has QUESTION_TEMPLATE, and one
     with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
@@ -110,7 +110,7 @@ def _read_row(number: int, row: Fields, template: Template | None) -> Question:
     choices = _choices(row.get("choices"))
     prompt = _prompt(row, choices.texts, template)
     if choices.texts:
-        solution, reference = "", _correct_choice(row, choices)
+        solution, reference = "", _correct_choice(row, choices, number)
     else:
         solution = _required(row, "answer")
         reference = _final_answer(solution)
@@ -214,8 +214,11 @@ def _final_answer(answer: str) -> str:
     return final[1].strip()
 
 
-def _correct_choice(row: Fields, choices: Choices) -> str:
-    """Letter of the choice that `answer` names by its label, its text, or its index from 0."""
+def _correct_choice(row: Fields, choices: Choices, line: int) -> str:
+    """Letter of the choice that `answer` names by its label, its text, or its index from 0.
+
+    Raises UsageError for the index after the last: the file's other indices probably count from 1, too.
+    """
     text = _required(row, "answer")
     answer = row["answer"]
     count = len(choices.texts)
@@ -232,6 +235,11 @@ def _correct_choice(row: Fields, choices: Choices) -> str:
         return LETTERS[places.pop()]
     if is_index:
         return LETTERS[int(text)]
+    if text == str(count):
+        raise UsageError(
+            f"line {line}: the index {count} equals the number of choices: this file seems to count from 1",
+            "count from 0, or answer with letters or the texts of choices",
+        )
     raise Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
 
 

@@ -95,6 +95,12 @@ def test_choices_are_answered_by_index_from_0(row: dict[str, Any], letter: str) 
     assert references(row) == [letter]
 
 
+@pytest.mark.parametrize("last", [4, "4"])
+def test_choices_counted_from_1_are_refused(last: int | str) -> None:
+    with pytest.raises(UsageError, match=r"^line 2: the index 4 equals the number of choices"):
+        references({"answer": 1}, {"answer": last}, {"answer": 2})
+
+
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
@@ -116,7 +122,7 @@ def test_choices_are_answered_by_index_from_0(row: dict[str, Any], letter: str) 
         ({**GOOD, "choices": ["2"]}, "`choices` must have 2 to 26 items, not 1"),
         ({**GOOD, "choices": {"text": ["2", "3"], "label": ["A"]}}, "`choices` must be a list of texts, or {"),
         ({**GOOD, "choices": COLORS, "answer": "E"}, "invalid `answer`: 'E' is none of the 4 choices"),
-        ({**GOOD, "choices": COLORS, "answer": 4}, "invalid `answer`: 4 is none of the 4 choices"),
+        ({**GOOD, "choices": COLORS, "answer": 5}, "invalid `answer`: 5 is none of the 4 choices"),
         ({**GOOD, "choices": ["B", "A"], "answer": "A"}, "ambiguous `answer`: 'A' may mean choice A or B"),
         ({**GOOD, "choices": ["x", "x"], "answer": "x"}, "ambiguous `answer`: 'x' may mean choice A or B"),
     ],
