@@ -46,7 +46,7 @@ FROM_TEMPLATE = -1
 Piece = tuple[int, str]
 """Part of a render: the index of its text, or FROM_TEMPLATE, and the text. The two kinds alternate.
 
-A message has two texts: its content, with twice the index of the message, and the reasoning of a reply.
+A turn has two texts: its content, with the index of the turn, and its reasoning. Those follow the contents of all.
 """
 
 
@@ -64,14 +64,15 @@ class Placeholders:
 
     def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
         """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
-        texts, indexes = [""], list[int]()
-        for at, part in enumerate(rendered.split(self._start)):
+        first, *parts = rendered.split(self._start)
+        texts, indexes = [first], list[int]()
+        for part in parts:
             index, end, text = part.partition("\ue001")
-            if at and end and index.isdecimal():
+            if end and index.isdecimal():
                 indexes.append(int(index))
                 texts.append(text)
-            else:  # before the first, or what a template has left of one
-                texts[-1] += (self._start if at else "") + part
+            else:  # what a template has left of one
+                texts[-1] += self._start + part
         return texts[0], list(zip(indexes, texts[1:], strict=True))
 
 
@@ -97,7 +98,7 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def has_switch(self) -> bool:
-        return self._is_fixed or self._switch is not None
+        return self.is_fixed or self.switch is not None
 
     @property
     def efforts(self) -> tuple[str, ...]:
@@ -105,45 +106,9 @@ class EmbeddedFormat(PromptFormat):
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
-        thinks = conversation.thinks
-        values = self._values(conversation, thinks)
-        placeholders = Placeholders()
-        write, keeps_tokens = self._history(conversation, values)
-        turns = conversation.openai_messages
-        offset = len(turns) - len(conversation.messages)
-        messages = dict(enumerate(conversation.messages, offset))
-        fixed = {
-            index: part for index, message in messages.items() if (part := self._fixed_part(message, keeps_tokens))
-        }
-        contents = [placeholders.text(at) if at in fixed else turn["content"] for at, turn in enumerate(turns)]
-        reasonings = ["" if at in fixed else message.reasoning or "" for at, message in messages.items()]
-        real = [*contents, *[""] * offset, *reasonings]
-        placed = [placeholders.text(index) if text.strip() else text for index, text in enumerate(real)]
+        return join_parts(Rendering(self, conversation).parts())
 
-        def fill(texts: Sequence[str], values: Mapping[str, Any]) -> str:
-            return run_template(self.source, {**values, "messages": _messages(turns, texts, write)})
-
-        pieces = self._pieces(fill(real, values), fill(placed, values), real, placeholders)
-
-        def header(thinks: bool | None) -> str:
-            """Text that follows the last question, or would follow it in another conversation."""
-            text = pieces[-1][1]
-            if thinks != conversation.thinks and self._switch:
-                _, parts = placeholders.split(fill(placed, self._values(conversation, thinks)))
-                text = parts[-1][1] if parts else text
-            return self._closed(text) if thinks is False and not self._is_fixed else text
-
-        sampled = {index: part.ids for index, part in fixed.items() if isinstance(part, Tokens)}
-        headers = {state: header(state) for state in {thinks, *(messages[index].thinks for index in sampled)}}
-        before = {
-            index: headers[messages[index].thinks] if ids else self._closed(headers[messages[index].thinks])
-            for index, ids in sampled.items()
-        }
-        out = [*_restore_headers(pieces, before, len(turns) - 1)[:-1], (FROM_TEMPLATE, headers[thinks])]
-        parts = (fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in out)
-        return join_parts(tuple(parts))
-
-    def _fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
+    def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
 
         Templates search replies for markup, and would truncate such a reply, or reject it.
@@ -152,17 +117,18 @@ class EmbeddedFormat(PromptFormat):
             return None
         if keeps_tokens:
             return Tokens(message.tokens)
-        markers = (
-            text for markup in self.markups for text in (markup.open, markup.close, markup.header, markup.final) if text
-        )
-        texts = message.content, message.reasoning or ""
-        return Text(message.content) if any(marker in text for marker in markers for text in texts) else None
+        texts = f"{message.content}\n{message.reasoning}"
+        for markup in self.markups:
+            for marker in (markup.open, markup.close, markup.header, markup.final):
+                if marker and marker in texts:
+                    return Text(message.content)
+        return None
 
-    def _closed(self, prompt_end: str) -> str:
+    def closed(self, prompt_end: str) -> str:
         markup = open_markup(prompt_end, self.markups)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
-    def _history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
+    def history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
         """The function that gives earlier replies to the template, and whether they keep known tokens."""
         keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
@@ -170,62 +136,102 @@ class EmbeddedFormat(PromptFormat):
         write, is_dropped = find_writer(self.source, values, self.markups)
         return write, bool(keeps) or not is_dropped
 
-    def _pieces(self, prompt: str, skeleton: str, real: list[str], placeholders: Placeholders) -> list[Piece]:
-        pieces = _align(*placeholders.split(skeleton), prompt, real)
-        if pieces is not None:
-            return pieces
-        if self.special_tokens(prompt) != self.special_tokens(skeleton):
-            raise FormatError(
-                "the chat template would turn message text into special tokens",
-                "remove text that looks like markup, or choose another --format",
-            )
-        first, replies = placeholders.split(prompt)
-        pieces = [(FROM_TEMPLATE, first)]
-        for index, literal in replies:  # those whose tokens are known
-            pieces += [(index, placeholders.text(index)), (FROM_TEMPLATE, literal)]
-        return pieces
+    @property
+    def is_fixed(self) -> bool:
+        return bool(self.options.keys() & SWITCHES)
 
     @property
-    def _is_fixed(self) -> bool:
-        return any(name in self.options for name in SWITCHES)
-
-    @property
-    def _switch(self) -> str | None:
+    def switch(self) -> str | None:
         """The variable that turns reasoning on and off; None without one, and where the user has set it."""
-        return None if self._is_fixed else find_switch(self.source, self.bos, self.eos)
+        return None if self.is_fixed else find_switch(self.source, self.bos, self.eos)
 
-    def _values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
+    def values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
         effort, _ = find_efforts(self.source, self.bos, self.eos)
-        switches = {self._switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_reasoning}
+        switches = {self.switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_reasoning}
         set_by_conversation = {name: value for name, value in switches.items() if name and value is not None}
         return {**variables(self.bos, self.eos, datetime.now()), **set_by_conversation, **self.options}
 
 
-def try_template(path: Path) -> None:
-    """Render some conversations with a chat template of unknown origin, in a process with limits.
+class Rendering:
+    """One rendering of a conversation: the texts of its turns, and what the template makes of them.
 
-    The file is a model, or holds nothing but a template. Raises MemoryError if memory does not suffice; a template that
-    fails in another way is harmless.
+    `fixed` are the replies, by the index of their turn, that the template gets only as placeholders, in both renders.
     """
-    with path.open("rb") as file:
-        is_model = file.read(4) == b"GGUF"
-    source = (read_header(path).chat_template or "") if is_model else path.read_text(encoding="utf-8-sig")
-    for roles in TRIAL_ROLES:
-        messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
-        try:
-            run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages})
-        except FormatError as error:
-            if isinstance(error.__cause__, MemoryError):
-                raise error.__cause__ from None
 
+    def __init__(self, chat: EmbeddedFormat, conversation: Conversation) -> None:
+        self.chat, self.conversation = chat, conversation
+        self.values = chat.values(conversation, conversation.thinks)
+        self.write, keeps_tokens = chat.history(conversation, self.values)
+        self.turns = conversation.openai_messages
+        self.messages = dict(enumerate(conversation.messages, len(self.turns) - len(conversation.messages)))
+        self.placeholders = Placeholders()
+        self.fixed: dict[int, PromptPart] = {}
+        self.headers: dict[bool | None, str] = {}
+        self.texts = [turn["content"] for turn in self.turns] + [""] * len(self.turns)
+        for index, message in self.messages.items():
+            part = chat.fixed_part(message, keeps_tokens)
+            if part:
+                self.fixed[index] = part
+                self.texts[index] = self.placeholders.text(index)
+            elif message.reasoning:
+                self.texts[index + len(self.turns)] = message.reasoning
 
-def _messages(turns: list[dict[str, str]], texts: Sequence[str], write: WriteReply) -> list[Turn]:
-    """The messages of a template, with other texts: the contents of all, then the reasoning of each."""
-    written = zip(turns, texts[: len(turns)], texts[len(turns) :], strict=True)
-    return [
-        write(content, reasoning or None) if turn["role"] == "assistant" else {**turn, "content": content}
-        for turn, content, reasoning in written
-    ]
+    def parts(self) -> tuple[PromptPart, ...]:
+        self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
+        pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
+        self.end = pieces[-1][1]
+        if len(pieces) > 1 and pieces[-2][0] == len(self.turns) - 1:
+            self._restore_headers(pieces)
+        pieces[-1] = FROM_TEMPLATE, self._header(self.conversation.thinks)
+        return tuple(self.fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in pieces)
+
+    def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
+        """Render the template with these texts of the turns."""
+        messages: list[Turn] = []
+        for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False):
+            if turn["role"] == "assistant":
+                messages.append(self.write(content, reasoning or None))
+            else:
+                messages.append({**turn, "content": content})
+        return run_template(self.chat.source, {**values, "messages": messages})
+
+    def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
+        pieces = _align(*self.placeholders.split(skeleton), prompt, self.texts)
+        if pieces is not None:
+            return pieces
+        if self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
+            raise FormatError(
+                "the chat template would turn message text into special tokens",
+                "remove text that looks like markup, or choose another --format",
+            )
+        first, replies = self.placeholders.split(prompt)
+        pieces = [(FROM_TEMPLATE, first)]
+        for index, literal in replies:  # fixed ones
+            pieces += [(index, ""), (FROM_TEMPLATE, literal)]
+        return pieces
+
+    def _restore_headers(self, pieces: list[Piece]) -> None:
+        """Put the text that follows a question before each earlier reply with known tokens, too.
+
+        For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
+        """
+        for at in range(3, len(pieces), 2):
+            question, reply = pieces[at - 2][0], pieces[at][0]
+            part = self.fixed.get(reply)
+            if isinstance(part, Tokens) and question == reply - 1:
+                header = self._header(self.messages[reply].thinks)
+                pieces[at - 1] = FROM_TEMPLATE, header if part.ids else self.chat.closed(header)
+
+    def _header(self, thinks: bool | None) -> str:
+        """Text that follows the last question, or would follow it in another conversation."""
+        if thinks not in self.headers:
+            text = self.end
+            if thinks != self.conversation.thinks and self.chat.switch:
+                _, parts = self.placeholders.split(self._fill(self.placed, self.chat.values(self.conversation, thinks)))
+                text = parts[-1][1] if parts else text
+            is_closed = thinks is False and not self.chat.is_fixed
+            self.headers[thinks] = self.chat.closed(text) if is_closed else text
+        return self.headers[thinks]
 
 
 def _align(first: str, placed: list[tuple[int, str]], real: str, texts: Sequence[str]) -> list[Piece] | None:
@@ -246,16 +252,19 @@ def _align(first: str, placed: list[tuple[int, str]], real: str, texts: Sequence
     return pieces if at == len(real) else None
 
 
-def _restore_headers(pieces: list[Piece], headers: Mapping[int, str], last: int) -> list[Piece]:
-    """Put the text that follows a question before each earlier reply with known tokens, too.
+def try_template(path: Path) -> None:
+    """Render some conversations with a chat template of unknown origin, in a process with limits.
 
-    For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
+    The file is a model, or holds nothing but a template. Raises MemoryError if memory does not suffice; a template that
+    fails in another way is harmless.
     """
-    out = list(pieces)
-    if len(pieces) < 3 or pieces[-2][0] != last:
-        return out
-    for at in range(3, len(pieces), 2):
-        question, reply = pieces[at - 2][0], pieces[at][0]
-        if reply in headers and question == reply - 1:
-            out[at - 1] = (FROM_TEMPLATE, headers[reply])
-    return out
+    with path.open("rb") as file:
+        is_model = file.read(4) == b"GGUF"
+    source = (read_header(path).chat_template or "") if is_model else path.read_text(encoding="utf-8-sig")
+    for roles in TRIAL_ROLES:
+        messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
+        try:
+            run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages})
+        except FormatError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
