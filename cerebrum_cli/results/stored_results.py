@@ -19,6 +19,7 @@ from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfini
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.results.output_files import (
     REPLACE,
+    RESUME,
     BatchRecord,
     Identity,
     OutputPaths,
@@ -196,7 +197,8 @@ class StoredResults(Results):
             return
         self._store.flush()
         paths = self._paths
-        with output_errors(paths.output), unfinished_file(paths.output, 0o666) as part:
+        then = f"{RESUME}; all rows are saved in {paths.partial}"
+        with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
             result = write_result(part.file, self._lines())
             record = self._record.completed(result, self.counts)
             write_record(paths, record)
@@ -211,7 +213,10 @@ class StoredResults(Results):
         self.close()
 
     def how_to_resume(self, unit: str, again: str) -> str:
-        return f"{len(self.finished)} of {len(self.rows)} {unit} done; run it again{again} to resume"
+        done = f"{len(self.finished)} of {len(self.rows)} {unit} done"
+        if self.finished or self.unfinished:
+            done += f", saved in {self._paths.partial}"
+        return f"{done}; run it again{again} to resume"
 
     def close(self) -> None:
         """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""

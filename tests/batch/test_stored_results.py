@@ -607,7 +607,7 @@ def test_full_disk_without_room_for_the_result_keeps_all_rows(output: Path) -> N
     with full_disk(len(complete_result()) - 1):
         message, hint = batch_error(lambda: run(output))
     assert message.startswith(f"{output}")
-    assert hint == FREE_SPACE
+    assert hint == f"{FREE_SPACE}; all rows are saved in {output}.partial"
     assert names(output.parent) == IN_PROGRESS
     assert run(output) == []
     assert output.read_bytes() == complete_result()

@@ -87,7 +87,7 @@ def test_batch_interrupted_prints_how_to_resume_and_resumes(job: Job, number: si
     assert 2 <= done < ROWS
     *_, what, do = err.decode().splitlines()
     assert what == "error: interrupted"
-    assert do == f" hint: {done} of {ROWS} rows done; run it again to resume"
+    assert do == f" hint: {done} of {ROWS} rows done, saved in out.partial; run it again to resume"
     assert "Traceback" not in err.decode()
     assert not (job.home / "out").exists()
     assert job.finish() == ROWS - done

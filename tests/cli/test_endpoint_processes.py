@@ -108,7 +108,8 @@ def test_endpoint_ended_batch_asks_for_nothing_finished_again(
     finished = partial(new_user)
     assert process.returncode == code
     if number != signal.SIGKILL:
-        assert err.decode().splitlines()[-1] == f" hint: {len(finished)} of {ROWS} rows done; run it again to resume"
+        saved = f"{len(finished)} of {ROWS} rows done, saved in out.partial"
+        assert err.decode().splitlines()[-1] == f" hint: {saved}; run it again to resume"
     server.wait_for(lambda: all(asked.is_left or asked.is_answered for asked in server.asked))
     stuck.disarm()
     before = len(server.completions())

@@ -145,7 +145,7 @@ def test_interrupted_eval_tells_how_to_resume(command: CommandLine, sums: Path, 
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
-    assert b"of 2560 samples done; run it again to resume" in err
+    assert f"of 2560 samples done, saved in {run}.partial; run it again to resume" in err.decode()
     saved = [json.loads(line) for line in stored_lines(Path(f"{run}.partial"))]
     assert {sample["finish_reason"] for sample in saved} == {"stop"}  # none that the signal has cut off
     assert record_of(run)["notes"]["timed_samples"] == len(saved)

@@ -94,7 +94,7 @@ def test_batch_ctrl_c_erases_the_bar_and_prints_how_to_resume(start: OpenTermina
     *_, summary, _, what, do = person.screen.lines
     assert summary.startswith(f"{len(partial)} of 40 done, 1 failed")
     assert what == "error: interrupted"
-    assert do == f" hint: {len(partial)} of 40 rows done; run it again to resume"
+    assert do == f" hint: {len(partial)} of 40 rows done, saved in out.partial; run it again to resume"
     assert 0 < len(partial) < 40
     assert not person.screen.cursor_hidden
     assert not any("━" in line for line in person.screen.lines)
