@@ -1,7 +1,5 @@
 """Fixtures of several test modules: tiny real models, users, terminals, chats and stores."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -32,8 +30,10 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.library import download
+from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.terminal.markdown import renderer
 
 settings.register_profile("test", derandomize=True, deadline=None, max_examples=100)  # the same cases everywhere
@@ -110,6 +110,14 @@ def starter(pytestconfig: pytest.Config) -> Path:
     pulled = owner.run("pull", "starter", "--quiet")
     assert pulled.code == 0, pulled.err
     return Path(owner.run("show", "starter", "--json").object["path"])
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    try:
+        return require_sandbox()
+    except UsageError as error:
+        pytest.skip(error.message)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names."""
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Iterator, Mapping
 from functools import cache

@@ -1,7 +1,5 @@
 """The benchmarks' own rules: what a pair is, which peer counts, what is timed."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

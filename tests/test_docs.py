@@ -1,7 +1,5 @@
 """The generated documentation is current, and links lead somewhere."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex

@@ -1,7 +1,5 @@
 """Examples of the README and of pages run as printed, on tiny models, and on stand-ins for the Hub and for servers."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The library: `open_model` and its replies; the examples of its page run as printed, also beside an event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import signal

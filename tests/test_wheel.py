@@ -1,7 +1,5 @@
 """The package as it is installed: what the wheel contains, and that it runs where nothing else is installed."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import json
 import os

@@ -1,7 +1,5 @@
 """Final answers are extracted from chains of thought, in linear time."""
 
-from __future__ import annotations
-
 import json
 import time
 from fractions import Fraction

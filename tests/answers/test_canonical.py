@@ -1,7 +1,5 @@
 """Canonical forms: equivalent answers share one form, others do not; for any text, in linear time."""
 
-from __future__ import annotations
-
 import json
 import re
 import time

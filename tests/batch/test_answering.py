@@ -1,7 +1,5 @@
 """Rows that cannot be asked, whose errors are written and hold no memory, and rows after a cancel."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,7 +1,5 @@
 """Reading the rows of a batch from txt, jsonl, csv and tsv; an invalid row is an error row."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Stored results: rows are on disk once they are committed, and the output is whole, whatever ends the process."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -169,17 +167,6 @@ def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
     written = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert [row["text"] for row in written] == ["0", '1, "row": 0}', "2", '3, "row": 0}', "4"]
     assert all(tuple(row) == OUTPUT_KEYS for row in written)
-
-
-def test_file_that_is_not_a_store_is_refused(output: Path) -> None:
-    run_some(output, 0)
-    partial = output_paths(output).partial
-    partial.write_bytes(b"mine" * 1000)
-    message, hint = batch_error(lambda: open_batch(output))
-    assert message == f"{partial} is damaged: file is not a database"
-    assert "use --restart to start over" in hint
-    assert partial.read_bytes() == b"mine" * 1000
-    assert run(output, restart=True) == list(ORDER)
 
 
 @pytest.mark.slow

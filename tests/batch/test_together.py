@@ -1,7 +1,5 @@
 """Concurrent sequences in the real llama.cpp with the trained nano model: each reply matches its single run."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Chat: moving through the session's tree, saving every turn, and evaluating each prefix only once."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Exports: formats parse back unchanged, malformed input is reported in one line, and files are complete or absent."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

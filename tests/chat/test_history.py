@@ -1,7 +1,5 @@
 """History: exchanges are saved as new sessions or appended to the one they continue."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -1,7 +1,5 @@
 """Chats with models that reason: what earlier turns are in a prompt, and what is evaluated of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path

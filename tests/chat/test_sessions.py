@@ -1,7 +1,5 @@
 """The session database: a tree of messages in one file, safe under concurrent use and killed processes."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import subprocess

@@ -3,8 +3,6 @@
 The suite runs eight architectures, `make fuzz` all of llama.cpp's.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager

@@ -1,7 +1,5 @@
 """`cerebrum ask`: its inputs, what it writes to each stream, its exit codes and its settings."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

@@ -1,7 +1,5 @@
 """`cerebrum list --available` and `cerebrum pull` without a name: what fits this machine comes first."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

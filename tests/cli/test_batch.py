@@ -1,7 +1,5 @@
 """`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
 
-from __future__ import annotations
-
 import json
 import sys
 from datetime import date

@@ -1,7 +1,5 @@
 """Interrupted and killed batches keep their finished rows, and the same command resumes them."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Ctrl-C, SIGTERM and SIGHUP at every stage of a chat: replies are saved, and the terminal is restored."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A chat template from a file, instead of the one that is embedded in the model's file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

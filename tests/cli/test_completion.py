@@ -1,7 +1,5 @@
 """Completion in shells (models, formats, sessions, saved prompts) and of slash commands in a chat."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

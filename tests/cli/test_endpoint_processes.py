@@ -1,7 +1,5 @@
 """`--endpoint` in processes and terminals of their own: Ctrl-C, kill -9, chats, and the real vocabulary."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

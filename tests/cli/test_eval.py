@@ -1,7 +1,5 @@
 """`cerebrum eval` and `cerebrum runs` on the model in the package: reports, growth, kills, refusals and comparisons."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

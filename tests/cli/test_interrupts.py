@@ -1,7 +1,5 @@
 """Signals: in an interruptible block, at startup, and from a shell with job control (Ctrl-Z and `fg`)."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

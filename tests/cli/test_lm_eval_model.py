@@ -1,7 +1,5 @@
 """The model for lm-evaluation-harness: exact tokens, scores against a plain loop, generation, and its cache."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`cerebrum merge` with small models: its output, its files, and the models it registers."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -1,7 +1,5 @@
 """`--endpoint` on servers of chat completions, such as Ollama and LM Studio, without any local model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`list --outdated` asks the Hub for newer uploads of installed files, and `pull` of the same name gets them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

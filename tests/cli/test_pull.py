@@ -1,7 +1,5 @@
 """A model comes from the Hub by any of its names, into the cache that every tool of the Hub shares."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

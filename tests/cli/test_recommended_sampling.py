@@ -1,7 +1,5 @@
 """Sampling that a model's file and its row in models.toml recommend: which value wins, and where it is reported."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

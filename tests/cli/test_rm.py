@@ -1,7 +1,5 @@
 """What is removed is gone from the disk, and nothing else is."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stored runs: names, damaged files, what can be compared, and scoring again."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -28,7 +26,6 @@ from cerebrum_cli.eval.rescoring import (
 )
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
-from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.results import output_files
 from cerebrum_cli.results.output_files import output_paths
 from cerebrum_cli.results.schema import ResultRows
@@ -370,11 +367,8 @@ def test_saved_scores_are_old_or_new_after_a_kill(tmp_path: Path, questions: int
     assert found == [OLDER, *[None] * unscored, NOW, NOW]
 
 
+@pytest.mark.usefixtures("sandbox")
 def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
-    try:
-        require_sandbox()
-    except UsageError as error:
-        pytest.skip(error.message)
     test = "def check(f):\n    assert f() == 7\n\ncheck(f)\n"
     code = 'def f():\n    """Return 7.\n\n    ```\n    f()\n    ```\n    """\n    return 7'
     program = replace(sample(1), answer=code, reference=test, correct=False)

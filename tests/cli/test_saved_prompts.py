@@ -1,7 +1,5 @@
 """Files of saved prompts, and `cerebrum prompts edit`."""
 
-from __future__ import annotations
-
 import os
 import stat
 import sys

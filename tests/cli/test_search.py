@@ -1,7 +1,5 @@
 """`cerebrum search`: GGUF repositories on the Hub, the most downloaded first, and what of each fits this machine."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
 
-from __future__ import annotations
-
 import sqlite3
 from contextlib import closing
 from pathlib import Path

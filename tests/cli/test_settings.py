@@ -1,7 +1,5 @@
 """Settings: layers of partial values, folded into one validated value; config.toml and `--set KEY=VALUE` are two."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

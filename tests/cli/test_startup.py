@@ -1,7 +1,5 @@
 """Fast startup: a command imports only what it needs."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

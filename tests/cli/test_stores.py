@@ -1,7 +1,5 @@
 """Models in the stores of Ollama and LM Studio: found, registered in place, and missed when the other tool is done."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Reasoning that is turned on or off by the chat template."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A model that really thinks, through the command line: budgets, schemas after reasoning, and histories of turns."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

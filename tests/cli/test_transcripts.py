@@ -14,8 +14,6 @@ Below a command is its standard output, then its standard error after `! `, then
 stands for any text. With WRITE_TRANSCRIPTS=1 in the environment, transcripts that differ are rewritten.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Random templates and grammars: no native abort, traceback, endless case, or use of 2 GB."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

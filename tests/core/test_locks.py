@@ -1,7 +1,5 @@
 """Locks and unfinished files: they end with their process, and leftovers of processes that are gone are removed."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import signal

@@ -1,7 +1,5 @@
 """`cerebrum doctor`: independent checks with hints, and the self-test."""
 
-from __future__ import annotations
-
 import _ctypes
 import math
 import sqlite3

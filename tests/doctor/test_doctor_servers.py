@@ -1,7 +1,5 @@
 """`cerebrum doctor --endpoint`: what a server is, its vocabulary, and its replies."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from itertools import count

@@ -1,7 +1,5 @@
 """Batch invariance in the real llama.cpp: the log probabilities of a row, bit for bit, whatever runs beside it."""
 
-from __future__ import annotations
-
 import json
 from itertools import product
 from pathlib import Path

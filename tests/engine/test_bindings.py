@@ -1,7 +1,5 @@
 """What is relied on of llama-cpp-python beyond its documentation; CONTRIBUTING.md says when to look at it again."""
 
-from __future__ import annotations
-
 import ctypes
 import re
 import tomllib

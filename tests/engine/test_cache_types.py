@@ -1,7 +1,5 @@
 """Types of the KV cache and flash attention: what is refused, what they are part of, and what they override."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Returning to earlier tokens, and moving to longer slots."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

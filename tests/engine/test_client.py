@@ -1,7 +1,5 @@
 """The HTTP client of servers, against hostile ones in the same event loop: bounds, connections, streams and proxies."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import socket

@@ -1,7 +1,5 @@
 """The codec on the real ggml: it agrees with the `gguf` package, and no call aborts the process."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Completions: samples that are added, aborted or cancelled while others run, and engines that fail or are closed."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time

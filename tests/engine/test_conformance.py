@@ -1,7 +1,5 @@
 """What every engine does alike: on a scripted backend, on llama.cpp, and on servers that stand in for real ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace

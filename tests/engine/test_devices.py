@@ -1,7 +1,5 @@
 """GPUs from recorded lists of llama.cpp's devices: which are used, and whose memory is that of the host."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Speculative decoding on architectures whose rejected tokens are not only in a KV cache: recurrent states, experts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path

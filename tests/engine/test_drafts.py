@@ -1,7 +1,5 @@
 """Speculative decoding: draft tokens from earlier text, how long they are, and that they change no reply."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

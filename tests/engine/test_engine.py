@@ -1,7 +1,5 @@
 """The engine: replies, samples, reuse of evaluated tokens, seeds, memory and timings."""
 
-from __future__ import annotations
-
 import pytest
 from asking import ask, collect_replies, running_engine
 from scripted_backend import MARK, ScriptedBackend, replies, tokens

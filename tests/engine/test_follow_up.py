@@ -1,7 +1,5 @@
 """Follow-ups: a second prompt continues each sample that ends by itself, in its slot."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import replace

@@ -3,8 +3,6 @@
 `make fuzz` tries many more of the mutated files.
 """
 
-from __future__ import annotations
-
 import json
 import random
 import resource

@@ -1,7 +1,5 @@
 """The engine on the real llama.cpp and tiny models; `cli/test_architectures.py` compares what is reused and resumed."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

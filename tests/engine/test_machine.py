@@ -1,7 +1,5 @@
 """The machine and the build of llama.cpp: cached GPUs, memory limits of cgroups, and fingerprints."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

@@ -1,7 +1,5 @@
 """Planned memory: against the buffers that llama.cpp logs, and against totals for known machines worked out by hand."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping

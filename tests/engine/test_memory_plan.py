@@ -1,7 +1,5 @@
 """Load plans of models that people have, on machines that people have: everything planned fits in free memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model that ships with cerebrum: its replies end and follow up, votes improve on them. And one that reasons."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Generation on llama-servers: the same events as from a model on this machine, and what happens when servers fail."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -42,6 +40,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote import client
+from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.terminal.progress import server_rates
@@ -263,7 +262,19 @@ def test_remote_row_that_the_only_server_refuses_first_is_the_only_one_without_a
     assert not notices(events) and isinstance(alone[-1], RefusedEvent)
 
 
-# What ends everything.
+def test_remote_server_is_tried_less_often_within_a_short_patience() -> None:
+    timeouts = ServerTimeouts()
+    assert [timeouts.retry_delay(failures) for failures in range(9)] == [1, 2, 4, 8, 15, 30, 60, 60, 60]
+    assert ServerTimeouts(patience=0.0).retry_delay(6) == 1
+
+
+def test_remote_server_that_is_lost_often_has_one_notice_besides_its_recovery() -> None:
+    requests = [request_of(f"Q{at}") for at in range(40)]
+    with serving(random_model) as [server], connected(server, timeouts=replace(QUICK, notices=300.0)) as engine:
+        for count in (5, 20):
+            server.arm(reset_after=0, times=8, let_through=count)
+        events = events_of(engine, *requests)
+    assert notices(events) == [f"{server.url} is unavailable: connection lost", f"{server.url} is available again"]
 
 
 def test_remote_server_of_different_weights_is_left_out() -> None:

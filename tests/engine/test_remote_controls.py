@@ -1,7 +1,5 @@
 """Controls of replies that servers and nodes generate: the same replies as here, and what is asked of a server."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

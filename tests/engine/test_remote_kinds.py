@@ -1,7 +1,5 @@
 """vLLM and SGLang beside llama-server: the same replies from all, what each is asked, and how they refuse and fail."""
 
-from __future__ import annotations
-
 import json
 from contextlib import closing
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Penalties, DRY, logit biases, top-n-sigma and typical-p on the real llama.cpp."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import re

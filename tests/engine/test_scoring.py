@@ -1,7 +1,5 @@
 """Scores of given texts: sums, shared prefixes, memory, cancelling, and other work at the same time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace

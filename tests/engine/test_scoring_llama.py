@@ -1,7 +1,5 @@
 """Scores on the real llama.cpp: against a loop over single tokens, in any order, and for each kind of memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Faults of servers, and what users see then: one table for replies, one for streams, one for connecting."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence

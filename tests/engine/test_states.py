@@ -1,7 +1,5 @@
 """The prompt cache on disk: states are found, verified and evicted; engines restore and save them."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Saved states of the real llama.cpp: replies after restoring match an uninterrupted conversation."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

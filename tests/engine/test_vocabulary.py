@@ -1,7 +1,5 @@
 """Tokenization with real vocabularies: lossless, and untrusted text never becomes markup."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

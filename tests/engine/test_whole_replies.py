@@ -1,7 +1,5 @@
 """A reply that arrives whole equals the same reply token by token, wherever it is ended, continued or broken."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The built-in prompt formats: exact prompts and token ids; each prompt extends the one before."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The reader of a reply: its channels, stop strings and characters, however the stream is cut into pieces."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from itertools import pairwise

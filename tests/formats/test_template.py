@@ -1,7 +1,5 @@
 """Chat templates embedded in GGUF files, and replies that keep their tokens."""
 
-from __future__ import annotations
-
 import datetime
 import itertools
 import json

@@ -1,7 +1,5 @@
 """GGUF files: what they state, errors for damaged ones, and metadata read and written byte for byte."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

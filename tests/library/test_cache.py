@@ -1,7 +1,5 @@
 """The shared cache of the Hugging Face Hub: whoever wrote it, its models are found; what we write, others can read."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The packaged models.toml says what is known of each model; rows of the user's own add to it and correct it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Every row of models.toml finds its files in a listing of the Hub, and is planned for machines of three sizes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """`make catalogue` reads sizes and revisions of models.toml from the Hub, and keeps everything else."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which quantisation is recommended: bytes against bytes, for machines from 8 GiB to those with a large GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

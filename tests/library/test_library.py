@@ -1,7 +1,5 @@
 """Which model a name means: what is registered, what lies at a path, what the catalogue knows, and what is near."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

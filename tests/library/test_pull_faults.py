@@ -1,7 +1,5 @@
 """Whatever happens to a pull, the next one goes on from there, and no wrong byte gets into the cache."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

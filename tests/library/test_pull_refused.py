@@ -1,7 +1,5 @@
 """What cannot be pulled is refused with a line that says why and one that says what to do, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import struct
 from pathlib import Path

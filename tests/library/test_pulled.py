@@ -1,7 +1,5 @@
 """What was pulled is listed, shown and asked without a network; a pull says what is new."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Model references, and the files of a repository as models: what names state, and what is none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Which models are here: kept in one file, whoever else changes it at the same time."""
 
-from __future__ import annotations
-
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`cerebrum pull --vocabulary` downloads a model's header alone, from which llama.cpp reads the vocabulary."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """LoRA adapters on real tiny models: their effect, what is refused before loading, and what they are part of."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

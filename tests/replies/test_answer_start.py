@@ -1,7 +1,5 @@
 """Grammars and stop strings that apply once the answer starts: after reasoning, its markup, and white space."""
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import nullcontext

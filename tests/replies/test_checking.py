@@ -1,7 +1,5 @@
 """`--check python`: each sample of a vote is asked for a program, whose output votes, too."""
 
-from __future__ import annotations
-
 import json
 import signal
 import time
@@ -16,8 +14,7 @@ from command_line import Finished, assert_error
 from scripted_command import run_here, start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, require_sandbox
+from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.tally import Program
 
@@ -144,11 +141,9 @@ def test_check_refuses_what_it_cannot_do(
     assert_error(run(tmp_path, chatml_model, *arguments), 2, part)
 
 
-def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        sandbox: Sandbox = require_sandbox()
-    except UsageError as error:
-        pytest.skip(error.message)
+def test_program_runs_in_the_sandbox(
+    tmp_path: Path, chatml_model: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(checking, "require_sandbox", lambda: sandbox)
     programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
@@ -156,13 +151,10 @@ def test_program_runs_in_the_sandbox(tmp_path: Path, chatml_model: Path, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_check_ends_with_its_command(tmp_path: Path, chatml_model: Path, signum: signal.Signals, code: int) -> None:
     """A program that would run for five seconds ends at once, and is not counted as one that failed."""
-    try:
-        require_sandbox()
-    except UsageError as error:
-        pytest.skip(error.message)
     script = {"rows": {f"{answer(4)}{BETWEEN}": program("while True: pass")}, "seeds": [answer(4)]}
     options = ("--votes", "2", "--check", "python", "--json", "-m", str(chatml_model))
     with start_scripted(script, tmp_path, "ask", "q", *options) as process:
@@ -221,11 +213,9 @@ HOSTILE = (  # programs, and what they print at most
 
 
 @pytest.mark.slow
-def test_hostile_programs_print_nothing_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        sandbox = require_sandbox()
-    except UsageError as error:
-        pytest.skip(error.message)
+def test_hostile_programs_print_nothing_and_leave_nothing(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(2) as threads:
         results = list(threads.map(lambda case: run_text(sandbox, case[0]).output, HOSTILE))
@@ -235,11 +225,7 @@ def test_hostile_programs_print_nothing_and_leave_nothing(tmp_path: Path, monkey
 
 
 @pytest.mark.slow
-def test_program_with_a_main_guard_or_classes_prints_its_answer() -> None:
-    try:
-        sandbox = require_sandbox()
-    except UsageError as error:
-        pytest.skip(error.message)
+def test_program_with_a_main_guard_or_classes_prints_its_answer(sandbox: Sandbox) -> None:
     guarded = "def main():\n    print('steps')\n    print(6 * 7)\n\nif __name__ == '__main__':\n    main()"
     classes = "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\nprint(A(42).x)"
     assert [run_text(sandbox, code).output for code in (guarded, classes)] == ["42", "42"]

@@ -1,7 +1,5 @@
 """Control sequences are stripped from text, however it is split into chunks."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Choosing the prompt format of a model: requested, known or embedded, and never guessed."""
 
-from __future__ import annotations
-
 import pytest
 from tiny_models import CHATML_TEMPLATE
 from vocabularies import MARKS, text_of

@@ -1,7 +1,5 @@
 """The least certain tokens of a reply: `ask --top-logprobs`, `/why`, and the evaluation behind them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Loading: planned context, layers and slots; progress, logs and errors of llama.cpp."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys

@@ -1,7 +1,5 @@
 """The loop check: it finds exact cycles, soon, in nothing else, and ends replies on every kind of engine."""
 
-from __future__ import annotations
-
 import json
 import sysconfig
 from collections.abc import Iterator, Sequence

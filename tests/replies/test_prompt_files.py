@@ -1,7 +1,5 @@
 """Files of a prompt: named ones, and those that directories and patterns lead to."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Mapping

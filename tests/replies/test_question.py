@@ -1,7 +1,5 @@
 """Reading a question from the argument, files and a pipe, or a conversation from a messages list."""
 
-from __future__ import annotations
-
 import json
 from io import BytesIO
 from pathlib import Path
@@ -114,14 +112,9 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
     [
         ([USER], Conversation().user("Why?")),
         ([SYSTEM, USER], Conversation((), "Be brief.").user("Why?")),
-        ([{**SYSTEM, "role": "developer"}, USER], Conversation((), "Be brief.").user("Why?")),
         ([USER, ASSISTANT, USER], Conversation().user("Why?").assistant("So.").user("Why?")),
         ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
         ([{**USER, "name": "x"}], Conversation().user("Why?")),
-        (
-            [{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}],
-            Conversation().user("a b"),
-        ),
         ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
     ],
 )
@@ -136,14 +129,10 @@ NOT_A_LIST = "m.json has no messages"
     ("messages", "what"),
     [
         ([], NOT_A_LIST),
-        ({}, NOT_A_LIST),
         (["Why?"], "m.json: message 1 has the role None"),
-        ([USER, {"role": "tool", "content": "a"}], "m.json: message 2 has the role 'tool'"),
         ([{"role": "user"}], "m.json: message 1 has no text content"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
         ([USER, USER], "m.json: message 2 has the role user, expected assistant"),
-        ([ASSISTANT, USER], "m.json: message 1 has the role assistant, expected user"),
-        ([SYSTEM, SYSTEM, USER], "m.json: message 2 has the role system, expected user"),
         ([USER, ASSISTANT], "m.json: no question to answer"),
         ([{"role": "user", "content": " \n"}], "m.json: message 1 is empty"),
     ],

@@ -1,7 +1,5 @@
 """Reasoning that is ended after a number of tokens, or when the user asks for the answer."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import partial

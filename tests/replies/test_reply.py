@@ -1,7 +1,5 @@
 """Asking for a reply, collecting it from its events, and the objects that --json prints."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

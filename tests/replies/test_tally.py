@@ -1,7 +1,5 @@
 """Majority votes: the tally of samples, its winner, and when a vote is decided."""
 
-from __future__ import annotations
-
 from collections import Counter
 from fractions import Fraction
 from itertools import product

@@ -1,7 +1,5 @@
 """Text of messages never becomes a special token, whatever a template does with it."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

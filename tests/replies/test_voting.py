@@ -1,7 +1,5 @@
 """`--votes` of `ask` and `batch`: several samples of one prompt, the majority answer, and early stopping."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LoRA adapters with random weights for tiny models."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ llama.cpp itself lists the tensors of an architecture: of ten by `llama_model_in
 all by its program `test-llama-archs`, which `make peers` builds.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import re

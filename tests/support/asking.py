@@ -1,7 +1,5 @@
 """Run requests on an engine, and collect the reply of each sequence."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

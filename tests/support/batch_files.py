@@ -1,7 +1,5 @@
 """A small batch and its journal."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,7 +1,5 @@
 """Chats with scripted models, for tests of `Chat`."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing

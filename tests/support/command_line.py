@@ -1,7 +1,5 @@
 """Run `cerebrum` with its own home directory, in this process or in a child process."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -1,7 +1,5 @@
 """Files of datasets, and the Hugging Face cache that contains them."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path

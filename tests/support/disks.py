@@ -1,7 +1,5 @@
 """Disks without space, in this process or around a command."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 A case may end with one of this project's errors, in one line; with anything else the process fails.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """Small GGUF files: written by the `gguf` package, or byte by byte so that they can be damaged in any way."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user of `cerebrum` before the Hub of the tests: a home, a Hugging Face cache in it, and no other network."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

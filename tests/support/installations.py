@@ -1,7 +1,5 @@
 """Installations whose models are opened in other ways than a user's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any

@@ -1,7 +1,5 @@
 """Engines on the real llama.cpp and tiny models."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path

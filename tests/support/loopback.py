@@ -1,7 +1,5 @@
 """A server on a loopback port: a thread serves each connection, and stopping closes them all."""
 
-from __future__ import annotations
-
 import socket
 import struct
 import sys

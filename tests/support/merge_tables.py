@@ -1,7 +1,5 @@
 """Tables of models in memory, recipes that merge them, and the plans of these merges."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Merges of small real models: write them, read their tensors, and run `cerebrum merge` in a home directory."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 What is not imitated: slots, other routes, a log.
 """
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from codecs import getincrementaldecoder

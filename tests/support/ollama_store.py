@@ -1,7 +1,5 @@
 """Models in a directory laid out as Ollama's store."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A user at a terminal: types into a program and reads its screen."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A Ray cluster on this machine, as a program: a node with another version of this program, and two good ones."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """Engines on servers that stand in for real ones, and what a model on this machine replies to the same requests."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A terminal emulator: its screen with the scrollback."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from io import StringIO
 from typing import Any

@@ -6,8 +6,6 @@ maps the ends of prompts to replies, `seeds` lists replies to all other prompts 
 and `cells` the number of tokens that fit in memory.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A user of two servers of a scripted model, and of the same model on this machine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

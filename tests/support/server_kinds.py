@@ -1,7 +1,5 @@
 """llama-server b1-0c1e570, vLLM 0.32.0 and SGLang 0.5.23 as recorded; Ollama and LM Studio as documented."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Mapping
 from typing import Any
 

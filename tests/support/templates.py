@@ -1,7 +1,5 @@
 """Chat templates for tests, most of them like those of a model family, and a format built from one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Scripted replies that reason, and the control that ends their reasoning, for tokens that are bytes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Vocabularies of tiny models, loaded by the real llama.cpp without weights; strategies and helpers for them."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Wait for other threads and processes, with a limit."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Sequence
