@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
@@ -164,14 +164,3 @@ def render(
             events.close()
             for sink in sinks:
                 sink.close()
-
-
-def render_stages(events: Generator[Event, None, T], sink: Sink) -> T:
-    try:
-        while True:
-            try:
-                sink.emit(next(events))
-            except StopIteration as stopped:
-                return cast("T", stopped.value)
-    finally:
-        sink.close()

@@ -176,10 +176,6 @@ class LlamaContext:
         if self._n_streams > 1:
             self.pending_copies |= {source, target}
 
-    def share_cells(self, source: int, target: int) -> None:
-        """Let a slot use the cells of another one too, even at positions of its own; only in a unified KV cache."""
-        llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-
     def trim_limit(self, slot: int) -> float:
         if slot in self._invalid:
             return inf
