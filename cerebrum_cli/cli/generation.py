@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
-from cerebrum_cli.core.errors import GrammarError, Interrupted, UsageError
+from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
@@ -142,13 +142,20 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
 
 @contextmanager
 def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
-    """Complete results at the end, and close them. Raises Interrupted with how to resume."""
+    """Complete results at the end, and close them. Raises Interrupted with how to resume.
+
+    The hint of a server or engine that failed gets the name of the file with the finished rows.
+    """
     try:
         yield
         results.complete()
     except Interrupted as error:
         again = " without --restart" if restart else ""
         raise Interrupted(error.exit_code - 128, results.how_to_resume(unit, again)) from error
+    except (EndpointError, EngineError) as error:
+        hints = error.hint, results.what_is_saved(unit)
+        error.hint = "; ".join(filter(None, hints))
+        raise
     finally:
         results.close()
 

@@ -77,6 +77,10 @@ class Results:
         """The hint after an interrupt, with the number of finished rows; empty if the result cannot be resumed."""
         return ""
 
+    def what_is_saved(self, unit: str) -> str:  # noqa: ARG002
+        """The number of finished rows and the file that has them; empty if nothing is saved."""
+        return ""
+
     def close(self) -> None:
         """Free what the result holds."""
 

@@ -213,10 +213,13 @@ class StoredResults(Results):
         self.close()
 
     def how_to_resume(self, unit: str, again: str) -> str:
-        done = f"{len(self.finished)} of {len(self.rows)} {unit} done"
-        if self.finished or self.unfinished:
-            done += f", saved in {self._paths.partial}"
+        done = self.what_is_saved(unit) or f"0 of {len(self.rows)} {unit} done"
         return f"{done}; run it again{again} to resume"
+
+    def what_is_saved(self, unit: str) -> str:
+        if not (self.finished or self.unfinished):
+            return ""
+        return f"{len(self.finished)} of {len(self.rows)} {unit} done, saved in {self._paths.partial}"
 
     def close(self) -> None:
         """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""

@@ -34,7 +34,8 @@ from disks import full_disk
 from waiting import wait_until
 
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
-from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.cli.generation import resumable
+from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
 from cerebrum_cli.results.output_files import output_paths
 from cerebrum_cli.results.results import StreamedResults
 from cerebrum_cli.results.row_store import read_objects
@@ -539,6 +540,14 @@ def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
             assert results.notes == {"seconds": 1.5}
             assert [object["id"] for object in results.objects()] == [row.id for row in ROWS[:finished]]
         grow(output, 3)
+
+
+def test_error_of_a_server_names_the_file_with_the_finished_rows(output: Path) -> None:
+    results = open_batch(output)
+    with pytest.raises(NoServerError) as caught, resumable(results, "rows", restart=False):
+        results.write(0, answer(ROWS[0]))
+        raise NoServerError("no server answers", "start one")
+    assert caught.value.hint == f"start one; 1 of {len(ROWS)} rows done, saved in {output}.partial"
 
 
 # Full disks.
