@@ -82,11 +82,16 @@ def pad_step(rows: Sequence[TokenRow], slots: int, length: Callable[[int], int])
         padding = [TokenRow(slot, end + index, rows[0].token, False) for index in range(depth - len(own))]
         batch_indices += range(len(padded), len(padded) + len(own))
         padded += own + padding
-    outputs = [index for index, row in enumerate(padded) if row.output]
-    if outputs:
-        start = min(outputs[0], len(padded) - MIN_ROWS) // ROW_GROUP * ROW_GROUP
-        padded[start:] = [row._replace(output=True) for row in padded[start:]]
+    _mark_outputs(padded)
     return padded, batch_indices
+
+
+def _mark_outputs(rows: list[TokenRow]) -> None:
+    """Compute the logits of a stable number of rows: of the last ones, from the first whose logits are wanted."""
+    outputs = [index for index, row in enumerate(rows) if row.output]
+    if outputs:
+        start = min(outputs[0], len(rows) - MIN_ROWS) // ROW_GROUP * ROW_GROUP
+        rows[start:] = [row._replace(output=True) for row in rows[start:]]
 
 
 @cache
