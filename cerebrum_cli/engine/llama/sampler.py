@@ -68,17 +68,25 @@ def _samplers(vocab: Any, params: SamplingParams, seed: int, prototypes: Prototy
             size, PENALTY_WINDOW, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
         )
     if params.has_dry:
-        numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
-        texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
-        breakers = (ctypes.c_char_p * len(texts))(*texts)
-        yield prototypes.clone(
-            "dry",
-            (*numbers, *texts),
-            lambda: llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts)),
-        )
-    if params.temperature <= 0:
+        yield _dry_sampler(vocab, params, prototypes)
+    if params.temperature > 0:
+        yield from _random_samplers(params, seed)
+    else:
         yield llama.llama_sampler_init_greedy()
-        return
+
+
+def _dry_sampler(vocab: Any, params: SamplingParams, prototypes: Prototypes) -> Any:
+    numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
+    texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
+    breakers = (ctypes.c_char_p * len(texts))(*texts)
+    return prototypes.clone(
+        "dry",
+        (*numbers, *texts),
+        lambda: llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts)),
+    )
+
+
+def _random_samplers(params: SamplingParams, seed: int) -> Iterator[Any]:
     if params.top_n_sigma > 0:
         yield llama.llama_sampler_init_top_n_sigma(params.top_n_sigma)
     yield llama.llama_sampler_init_top_k(params.top_k)
