@@ -18,28 +18,29 @@ def accelerators() -> tuple[Device, ...]:
     """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
     if not llama.llama_supports_gpu_offload():
         return ()
-    pointer = ctypes.c_void_p
-    count, get, kind, memory, name, describe = (
-        bind(f"ggml_backend_dev_{symbol}", result, arguments)
-        for symbol, result, arguments in (
-            ("count", ctypes.c_size_t, ()),
-            ("get", pointer, (ctypes.c_size_t,)),
-            ("type", ctypes.c_int, (pointer,)),
-            ("memory", None, (pointer, pointer, pointer)),
-            ("name", ctypes.c_char_p, (pointer,)),
-            ("description", ctypes.c_char_p, (pointer,)),
-        )
-    )
     found: dict[int, list[Device]] = {GPU: [], INTEGRATED_GPU: []}
-    for device in map(get, range(count())):
-        devices = found.get(kind(device))
-        if devices is not None:
-            free, total, label = ctypes.c_size_t(), ctypes.c_size_t(), name(device).decode()
-            memory(device, ctypes.byref(free), ctypes.byref(total))
-            # With GGML_CUDA_ENABLE_UNIFIED_MEMORY, free memory is the host's, and may be more than there is in all.
-            is_unified = kind(device) == INTEGRATED_GPU or label.startswith(UNIFIED) or free.value > total.value
-            devices.append(Device(label, describe(device).decode(), free.value, total.value, is_unified))
+    count = bind("ggml_backend_dev_count", ctypes.c_size_t, ())
+    get = bind("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    for handle in map(get, range(count())):
+        kind = _ask_device("type", ctypes.c_int, handle)
+        if kind in found:
+            found[kind].append(_describe_device(handle, kind == INTEGRATED_GPU))
     return tuple(found[GPU] or found[INTEGRATED_GPU])
+
+
+def _describe_device(handle: Any, is_integrated: bool) -> Device:
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    _ask_device("memory", None, handle, ctypes.byref(free), ctypes.byref(total))
+    name = _ask_device("name", ctypes.c_char_p, handle).decode()
+    description = _ask_device("description", ctypes.c_char_p, handle).decode()
+    # With GGML_CUDA_ENABLE_UNIFIED_MEMORY, free memory is the host's, and may be more than there is in all.
+    is_unified = is_integrated or name.startswith(UNIFIED) or free.value > total.value
+    return Device(name, description, free.value, total.value, is_unified)
+
+
+def _ask_device(symbol: str, result: Any, *pointers: Any) -> Any:
+    """Call one of the functions whose arguments are a device and what they write to."""
+    return bind(f"ggml_backend_dev_{symbol}", result, (ctypes.c_void_p,) * len(pointers))(*pointers)
 
 
 def free_memory() -> FreeMemory:
