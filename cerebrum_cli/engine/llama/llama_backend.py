@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import groupby
 from math import inf
 from operator import itemgetter
@@ -56,10 +57,10 @@ class LlamaBackend(LlamaVocabulary):
         count = ctypes.c_int32()
         suppressed = llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
         self._suppressed = tuple(suppressed[: count.value])  # the model must never generate these
-        self._candidates: Candidates | None = None
         self._model = model
         self._stop = stop
-        self._sizes, self._offloaded = plan.sizes, plan.offloaded
+        self._sizes = plan.sizes
+        self._offloaded = plan.offloaded
         self._adapters = adapters
         self.trimmable_length = 0 if has_recurrent_state(model) else llama.llama_model_n_swa(model) or inf
         self._mapped_bytes = mapped_bytes
@@ -71,11 +72,11 @@ class LlamaBackend(LlamaVocabulary):
         self._options = self._made_with = options
         self._batch_invariant = options.batch_invariant
         self._room = batch_invariance.PADDING_ROOM if options.pad_steps else 0
-        self.context_size: int = max(1, options.length - self._room)
-        self.slots: int = options.slots
+        self.context_size = max(1, options.length - self._room)
+        self.slots = options.slots
         self.kv_unified = options.kv_unified
-        self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(self._model)
-        self.batch_size: int = options.n_ubatch
+        self.shares_rows = options.kv_unified and not llama.llama_model_is_recurrent(model)
+        self.batch_size = options.n_ubatch
 
     def _close_context(self) -> None:
         if self.capacity:
@@ -176,35 +177,46 @@ class LlamaBackend(LlamaVocabulary):
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
     ) -> Sampler:
-        is_greedy = params.is_argmax and self._options.n_streams > 1
+        params = replace(
+            params, dry_penalty_last_n=min(params.dry_penalty_last_n, self.context_size)
+        )  # it takes memory
         sorts_few = params.temperature == 0 or params.top_k > 0
-        dry_penalty_last_n = min(params.dry_penalty_last_n, self.context_size)  # it takes memory
-        params = replace(params, dry_penalty_last_n=dry_penalty_last_n)
-        if constraint is None and self._options.n_streams == 1 and sorts_few:
+        is_single = self._options.n_streams == 1
+        if constraint is None and is_single and sorts_few:
             suppressed = (TokenBias(token, -inf) for token in self._suppressed)
             params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
             chain = create_chain(self._vocab, params, seed, prompt, self._prototypes)
             return LlamaSampler(chain, self.batch_position)
-        from cerebrum_cli.engine.llama.grammar import parse_grammar
-        from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler, GrammarSampler, GreedySampler
+        from cerebrum_cli.engine.llama.logits import ChainSampler, GrammarSampler, GreedySampler
 
-        greedy = GreedySampler(self._allowed_logits)
-        if constraint is None and is_greedy:
-            return greedy
-        if constraint:
-            text = constraint.grammar
-            if max(line.count("|") for line in text.splitlines() or [""]) > MAX_CLONED_ALTERNATIVES:
-                grammar = parse_grammar(self._vocab, text)
-            else:
-                grammar = self._prototypes.clone("grammar", text, lambda: parse_grammar(self._vocab, text))
-        self._candidates = self._candidates or Candidates(self.size)
-        narrowed = None if params.changes_logits or sorts_few else params
-        params = replace(params, top_p=1.0) if narrowed else params
+        greedy = None
+        if params.is_argmax and not is_single:
+            greedy = GreedySampler(self._allowed_logits)
+            if constraint is None:
+                return greedy
+        grammar = self._grammar_sampler(constraint.grammar) if constraint else None
+        narrowed = None
+        if not (params.changes_logits or sorts_few):
+            narrowed = params
+            params = replace(params, top_p=1.0)
         native = create_chain(self._vocab, params, seed, prompt, self._prototypes)
         chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
         if constraint is None:
             return chain
-        return GrammarSampler(chain, grammar, self, constraint, greedy if is_greedy else None)
+        return GrammarSampler(chain, grammar, self, constraint, greedy)
+
+    def _grammar_sampler(self, grammar: str) -> Any:
+        from cerebrum_cli.engine.llama.grammar import parse_grammar
+
+        if any(line.count("|") > MAX_CLONED_ALTERNATIVES for line in grammar.splitlines()):
+            return parse_grammar(self._vocab, grammar)
+        return self._prototypes.clone("grammar", grammar, lambda: parse_grammar(self._vocab, grammar))
+
+    @cached_property
+    def _candidates(self) -> Candidates:
+        from cerebrum_cli.engine.llama.logits import Candidates
+
+        return Candidates(self.size)
 
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
         row_logits, token = llama.llama_get_logits_ith(*self.batch_position(row)), int(bias.token)
