@@ -135,22 +135,30 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
         models = {str(entry["id"]): entry for entry in listed["data"] or ()}
-        takes_messages = not any(str(entry.get("owned_by")) in KINDS for entry in models.values())
+        is_exact = any(str(entry.get("owned_by")) in KINDS for entry in models.values())
     except DAMAGE as error:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
-    named, option = endpoint.served_model, "--set served_model_name=NAME"
-    if takes_messages:
-        named, option = endpoint.named_model or named, "-m NAME"
-    names = format_names([server_text(name) for name in models], SHOWN_MODELS)
-    if named is None and len(models) > 1:
-        raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
-    if named is None:
-        [chosen] = models.values()
-    else:
-        chosen = models.get(named) or models.get(f"{named}:latest")
-    if chosen is None:
-        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
+    named = endpoint.served_model
+    option = "--set served_model_name=NAME"
+    if not is_exact:
+        named = endpoint.named_model or named
+        option = "-m NAME"
+    chosen = _find_model(models, named, option, endpoint.name)
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
     return {**base, **{key: value for key, value in chosen.items() if value is not None}}
+
+
+def _find_model(
+    models: Mapping[str, Mapping[str, Any]], named: str | None, option: str, server: str
+) -> Mapping[str, Any]:
+    names = format_names([server_text(name) for name in models], SHOWN_MODELS)
+    if named is None:
+        if len(models) > 1:
+            raise EndpointError(f"{server} serves several models", f"choose one with {option}: {names}")
+        [named] = models
+    chosen = models.get(named) or models.get(f"{named}:latest")
+    if chosen is None:
+        raise EndpointError(f"{server} does not serve the model {named!r}", f"it serves {names}")
+    return chosen
