@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from math import inf
@@ -143,12 +143,9 @@ class ScoreJob:
         for index, request in enumerate(requests):
             if error := refusal(request, context_size):
                 emit(RefusedEvent(SequenceId(index), error))
-                continue
-            texts += [(request.context, text) for text in request.continuations]
-            self._scores[index] = [Score(0.0, True, len(text)) for text in request.continuations]
-            self._pending[index] = sum(map(len, request.continuations))
-            self._places += [(index, place) for place in range(len(request.continuations))]
-            self._report_if_done(index)
+            else:
+                texts += [(request.context, text) for text in request.continuations]
+                self._add(index, [len(text) for text in request.continuations])
         self._paths = build_paths(texts)
         self._nodes = sum(len(path.tokens) - path.shared for path in self._paths)
         self._evaluated = 0  # of these
@@ -156,6 +153,13 @@ class ScoreJob:
         self._open: deque[TriePath] = deque()
         self._free_slots: list[int] = []
         self._backend: Backend | None = None  # once memory is reserved
+
+    def _add(self, index: int, lengths: list[int]) -> None:
+        """Expect the scores of a request's continuations, of these lengths."""
+        self._scores[index] = [Score(0.0, True, length) for length in lengths]
+        self._pending[index] = sum(lengths)
+        self._places += [(index, place) for place in range(len(lengths))]
+        self._report_if_done(index)
 
     def step(self, backend: Backend) -> bool:
         """Execute the next step; False, and the job ends, if none is left.
@@ -226,22 +230,30 @@ class ScoreJob:
         """
         self._open_paths(backend)
         step: list[StepRow] = []
-        room, outputs = min(backend.batch_size, backend.capacity - self._open[0].evaluated), backend.max_outputs
-        branch = self._paths[self._opened].shared if self._opened < len(self._paths) else inf
+        room = min(backend.batch_size, backend.capacity - self._open[0].evaluated)
+        outputs = backend.max_outputs
+        least = inf  # position from which the last open path must be copied before it goes on
+        if self._opened < len(self._paths):
+            least = max(self._paths[self._opened].shared, backend.trimmable_length)
+        for row, paths in self._next_rows():
+            needs_copy = row.position >= least and paths[-1] is self._open[-1]
+            if len(step) == room or (row.output and not outputs) or (needs_copy and step):
+                break
+            if row.output:
+                outputs -= 1
+            step.append((row, paths))
+        return step
+
+    def _next_rows(self) -> Iterator[StepRow]:
+        """All rows of the open paths that are left, and the paths that share each."""
         ends = {path.slot: path.evaluated for path in self._open}
         for number, path in enumerate(self._open):
             for position in range(ends[path.slot], len(path.tokens)):
                 paths = self._sharing(number, position)
-                is_output = position >= path.unread and position in path.by_position
-                needs_copy = paths[-1] is self._open[-1] and branch <= position >= backend.trimmable_length
-                if len(step) == room or (is_output and not outputs) or (needs_copy and step):
-                    return step
-                outputs -= 1 if is_output else 0
                 slots = [sharing.slot for sharing in paths]
                 ends.update(dict.fromkeys(slots, position + 1))
-                row = TokenRow(path.slot, position, path.tokens[position], is_output, tuple(slots[1:]))
-                step.append((row, paths))
-        return step
+                is_output = position >= path.unread and position in path.by_position
+                yield TokenRow(path.slot, position, path.tokens[position], is_output, tuple(slots[1:])), paths
 
     def _sharing(self, number: int, position: int) -> list[TriePath]:
         """The open path with this number, and those after it that a row at this position is evaluated for too."""
