@@ -59,9 +59,7 @@ def require_loads(
         return
     code, lines = _run_child([sys.executable, "-P", "-m", __name__, check, str(model or path), kind, str(path)], stop)
     if code in CRASHES:
-        reason = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
-        reason = reason.rpartition("/")[2].replace("what():", "").strip()
-        raise ModelFileError(path, f"llama.cpp crashes on it: {reason}", TRUSTED)
+        raise ModelFileError(path, f"llama.cpp crashes on it: {_crash_reason(code, lines)}", TRUSTED)
     if check and code in CHECK_FAILURES:
         raise ModelFileError(path, f"its chat template {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
@@ -100,6 +98,11 @@ def _run_child(command: list[str], stop: StopFlag) -> tuple[int, list[str]]:
             child.wait()
         log.seek(0)
         return code, log.read().decode("utf-8", "replace").splitlines()
+
+
+def _crash_reason(code: int, lines: list[str]) -> str:
+    last = next((line for line in reversed(lines) if line.strip()), f"signal {-code}")
+    return last.rpartition("/")[2].replace("what():", "").strip()
 
 
 def limit_resources() -> None:
