@@ -54,7 +54,7 @@ def check_schema(schema: Any) -> tuple[str, ...]:
                 if key == "type" and (unknown := [name for name in types if name not in TYPES]):
                     raise ValueError(f"unknown type {unknown[0]!r}; types are {', '.join(TYPES)}")
                 if (key in LIMITS and isinstance(inner, int) and inner > MAX_REPETITIONS) or (
-                    key == "pattern" and re.search(_MANY, str(inner))
+                    key == "pattern" and _MANY.search(str(inner))
                 ):
                     raise ValueError(f"more than {MAX_REPETITIONS:,} repetitions: {key} {shorten(str(inner), 60)}")
                 if key in KNOWN_KEYWORDS and key not in ("enum", "const", "default", "examples"):
@@ -100,8 +100,12 @@ def check_grammar(grammar: str) -> None:
         mark, least, most = match.group("mark", "least", "most")
         if mark is None:
             continue
-        depth = depth + 1 if mark == "(" else depth - (mark == ")")
-        rules += mark == "::="
+        if mark == "(":
+            depth += 1
+        elif mark == ")":
+            depth -= 1
+        elif mark == "::=":
+            rules += 1
         if depth > MAX_DEPTH:
             problem = f"more than {MAX_DEPTH} nested groups"
         elif rules > MAX_RULES:
