@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.questions import Sample
@@ -107,7 +107,6 @@ def print_run(
 ) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
-    from cerebrum_cli.eval.scorers import comparison_of
     from cerebrum_cli.eval.stored_runs import report_of
     from cerebrum_cli.results.results import CONDITIONS
     from cerebrum_cli.terminal.reports import print_report
@@ -136,13 +135,20 @@ def print_run(
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:
-        for remark in (
-            *notes.get("remarks", ()),
-            *(", ".join(f"{key} {value}" for key, value in record.items()) for record in notes.get(CONDITIONS, ())),
-            *([comparison_of(scored_by)] if run.match == "math" else []),
-        ):
+        for remark in run_remarks(run, scored_by):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
+
+
+def run_remarks(run: Run, scored_by: str | None) -> Iterator[str]:
+    from cerebrum_cli.eval.scorers import comparison_of
+    from cerebrum_cli.results.results import CONDITIONS
+
+    yield from run.record.notes.get("remarks", ())
+    for record in run.record.notes.get(CONDITIONS, ()):
+        yield ", ".join(f"{key} {value}" for key, value in record.items())
+    if run.match == "math":
+        yield comparison_of(scored_by)
 
 
 @subcommand(group, short_help="Compare two runs of the same questions.")
