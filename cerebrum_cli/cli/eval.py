@@ -302,26 +302,23 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
-    from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
-    from cerebrum_cli.replies.interface import open_source
-    from cerebrum_cli.replies.reply import Ask
 
     evaluation = prepared.evaluation
-    question, settings = evaluation.questions[0], evaluation.settings
-    asked = Ask(evaluation.conversation(question), settings)
-    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        prompt, token_ids = loaded.preview(asked.conversation, settings)
+    prompt, token_ids = first_prompt(prepared)
     samples = missing = len(evaluation.rows)
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
     pace, basis = seconds_per_sample(app, prepared)
-    seconds, missing_seconds = (None if pace is None else pace * count for count in (samples, missing))
+    seconds = missing_seconds = None
+    if pace is not None:
+        seconds = pace * samples
+        missing_seconds = pace * missing
     if options.json:
         preview = {
             "prompt": prompt,
             "prompt_tokens": len(token_ids),
-            "reference": question.reference,
+            "reference": evaluation.questions[0].reference,
             "questions": len(evaluation.questions),
             "bad_rows": len(prepared.task.bad_rows),
             "total_samples": samples,
@@ -336,6 +333,18 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         describe_run(app.streams, prepared)
         duration = basis if seconds is None else f"about {format_duration(seconds)} for the whole run, {basis}"
         describe_progress(app.streams, samples, missing, duration, missing_seconds)
+
+
+def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:
+    """Text and token ids of the prompt of the first question."""
+    from cerebrum_cli.engine.memory import SINGLE
+    from cerebrum_cli.replies.interface import open_source
+    from cerebrum_cli.replies.reply import Ask
+
+    evaluation = prepared.evaluation
+    asked = Ask(evaluation.conversation(evaluation.questions[0]), evaluation.settings)
+    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
+        return loaded.preview(asked.conversation, asked.settings)
 
 
 def describe_progress(streams: Streams, samples: int, missing: int, duration: str, seconds: float | None) -> None:
