@@ -154,15 +154,20 @@ class Distribution:
                 raise EndpointError(f"no worker could start ({report.host}: {report.problem})", report.hint)
             yield NoticeEvent(f"{report.host} is not used: {report.problem}", report.hint)
             return
-        models = {record.get("model"): ready.host for ready in self._reports.values() for record in ready.records}
-        if len(models) > 1 and not (self.job.source.servers and self.job.source.servers.may_differ):
-            (model, host), (other, there), *_ = models.items()
-            problem = f"the servers differ: {there} has {other}, {host} has {model}"
-            raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
+        servers = self.job.source.servers
+        if not (servers and servers.may_differ):
+            self._require_one_model()
         if is_restart:
             yield NoticeEvent(f"{report.host}: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
         self.work.run.note(SERVERS, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
+
+    def _require_one_model(self) -> None:
+        models = {record.get("model"): ready.host for ready in self._reports.values() for record in ready.records}
+        if len(models) > 1:
+            (model, host), (other, there), *_ = models.items()
+            problem = f"the servers differ: {there} has {other}, {host} has {model}"
+            raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
 
     def _write(self, answer: bytes) -> Iterator[Event]:
         host, objects, tokens, notices = pickle.loads(answer)
