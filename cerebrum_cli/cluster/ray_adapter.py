@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle, islice
 from math import inf
@@ -171,14 +171,11 @@ class Place(NamedTuple):
 def find_places(workers: int, uses_gpus: bool) -> list[Place]:
     """Places on the nodes with GPUs, or on all if none has any; for 0, one on each free GPU or node."""
     import ray
-    from ray._private.state import available_resources_per_node
 
     alive = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     resources_of = {node["NodeID"]: node["Resources"] for node in alive}
     nodes = {node: resources for node, resources in resources_of.items() if resources.get("GPU")} or resources_of
-    free = available_resources_per_node()
-    counts = {node: int(free.get(node, {}).get("GPU", 0)) if uses_gpus else 0 for node in nodes}
-    on_gpus = [node for turn in range(max(counts.values(), default=0)) for node in nodes if turn < counts[node]]
+    on_gpus = _free_gpus(nodes) if uses_gpus else []
     if uses_gpus and not on_gpus and any(resources.get("GPU") for resources in nodes.values()):
         raise EndpointError("no GPU of the Ray cluster is free", "wait for its other jobs: see ray status")
     chosen = on_gpus[: workers or None] or list(islice(cycle(nodes), workers or len(nodes)))
@@ -186,6 +183,15 @@ def find_places(workers: int, uses_gpus: bool) -> list[Place]:
         raise EndpointError("no node of the Ray cluster has CPUs", "check the nodes with ray status")
     threads = {node: max(1, int(nodes[node]["CPU"]) // chosen.count(node)) for node in chosen}
     return [Place(node, threads[node], "num_gpus" if on_gpus else "num_cpus") for node in chosen]
+
+
+def _free_gpus(nodes: Iterable[str]) -> list[str]:
+    """The node of each free GPU, in an order that takes one of each node in turn."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    counts = {node: int(free.get(node, {}).get("GPU", 0)) for node in nodes}
+    return [node for turn in range(max(counts.values(), default=0)) for node in counts if turn < counts[node]]
 
 
 def answer_in_places(pipe: Connection, places: Sequence[Place], job: bytes, concurrency: int) -> None:
