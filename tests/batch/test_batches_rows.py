@@ -43,9 +43,6 @@ def prompts(rows: tuple[InputRow, ...]) -> list[tuple[int, str | None]]:
     return [(row.number, row.prompt) for row in rows]
 
 
-# Txt.
-
-
 def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
     rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
     assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
@@ -68,9 +65,6 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
         assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
     assert prompts(rows_in(b"# caf\xe9\nok")) == [(2, "ok")]
-
-
-# JSON.
 
 
 @pytest.mark.parametrize(
@@ -129,45 +123,6 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
     assert json_row({"prompt": "a", "max_completion_tokens": 8, "max_tokens": 9}).settings == {"max_tokens": 8}
 
 
-@pytest.mark.parametrize(
-    ("value", "type", "message"),
-    [
-        ("[1]", "invalid_request", 'a row must be an object like {"prompt": "..."}'),
-        ("Why?", "invalid_json", "not JSON: Expecting value (character 1)"),
-        ('{"prompt": "a', "invalid_json", "not JSON: Unterminated string starting at (character 12)"),
-        ("{}", "no_prompt", "neither `prompt` nor `messages` is given; the fields are: none"),
-        ({"text": "a", "n": 1}, "no_prompt", "neither `prompt` nor `messages` is given; the fields are: text, n"),
-        ({"prompt": " \n"}, "no_prompt", "the prompt is empty"),
-        ({"prompt": "a", "messages": [USER]}, "invalid_request", "`prompt` and `messages` cannot be used together"),
-        ({"prompt": ["a"]}, "invalid_request", "invalid `prompt`: ['a']; it must be text"),
-        ({"prompt": "a", "system": 5}, "invalid_request", "invalid `system`: 5; it must be text"),
-        ({"messages": [SYSTEM, USER], "system": "b"}, "invalid_request", "`system` and a system"),
-        ({"prompt": "a", "id": 1.5}, "invalid_request", "invalid `id`: 1.5; it must be text or an integer"),
-        ({"messages": [{"role": "tool"}]}, "invalid_messages", "the row: message 1 has the role 'tool'; roles are"),
-        ({"prompt": "a", "n": 3}, "invalid_request", "invalid `n`: 3; use --votes"),
-        ({"prompt": "a", "tools": [{}]}, "invalid_request", "`tools` is not supported"),
-        ({"prompt": "a", "lora": "a.gguf"}, "invalid_request", "`lora` is not supported: adapters apply to all rows"),
-        ({"prompt": "a", "response_format": {"type": "json_object"}}, "invalid_request", "`response_format` is not"),
-        ({"body": {"prompt": "a"}, "url": "/v1/embeddings"}, "invalid_request", "invalid `url`: '/v1/embeddings';"),
-        ({"body": {"prompt": "a"}, "method": "GET"}, "invalid_request", "invalid `method`: 'GET'; it must be POST"),
-        ({"prompt": "a", "temperature": -1}, "invalid_setting", "invalid `temperature`: -1; it must be a number of 0"),
-        ('{"prompt": "a", "score": NaN}', "invalid_json", "not JSON: NaN is not a finite number"),
-        ('{"prompt": "a", "score": 1e999}', "invalid_json", "not JSON: 1e999 is not a finite number"),
-        ({"body": {"prompt": "a", "logprobs": 0}}, "invalid_request", "`logprobs` is not supported: remove the key"),
-        ({"prompt": "a", "stream": True}, "invalid_request", "`stream` is not supported: remove the key"),
-        ({"prompt": "a", "max_completion_tokens": 0}, "invalid_setting", "invalid `max_completion_tokens`: 0; it"),
-        ({"prompt": "a", "logit_bias": {"1": "x"}}, "invalid_setting", "invalid `logit_bias`: {'1': 'x'}; it must"),
-        ({"prompt": "a", "stop": [""]}, "invalid_setting", "invalid `stop`: ''; it must be non-empty text"),
-        ('{"x": ' + "9" * 5000 + "}", "invalid_json", "not JSON: Exceeds the limit (4300 digits)"),
-    ],
-)
-def test_invalid_json_row_names_the_problem(value: Any, type: str, message: str) -> None:
-    row = json_row(value)
-    assert problem(row)[0] == type
-    assert problem(row)[1].startswith(message)
-    assert "\n" not in problem(row)[1]
-
-
 @pytest.mark.parametrize("depth", [900, 990, 100_000])
 def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
@@ -176,6 +131,7 @@ def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
         assert problem(first)[0] in ("invalid_json", "invalid_request", "invalid_setting")
         assert second.prompt == "b"
     rows_in(f'{{"a": {nested}}}', "jsonl", template="{a}")
+    assert problem(json_row('{"x": ' + "9" * 5000 + "}"))[0] == "invalid_json"
 
 
 def test_error_row_has_the_known_id_and_prompt_and_a_short_message() -> None:
@@ -184,9 +140,6 @@ def test_error_row_has_the_known_id_and_prompt_and_a_short_message() -> None:
     message = problem(json_row({"prompt": ["x" * 1_000_000]}))[1]
     assert len(message) == 400
     assert message.endswith("x…")
-
-
-# Tables.
 
 
 def test_csv_prompts_are_in_a_column() -> None:
@@ -222,32 +175,6 @@ def test_record_of_another_length_is_an_error_row() -> None:
 def test_csv_field_may_be_large() -> None:
     (row,) = rows_in("prompt\n" + "x" * 300_000, "csv")
     assert row.prompt == "x" * 300_000
-
-
-QUOTING, DOUBLE_THEM = "invalid quoting in the input", 'double the quotes in a quoted field: "like ""this"""'
-COMMAS = "separate fields with commas, not semicolons"
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "what", "do"),
-    [
-        (b"a,b\n1,2", {"template": "{c}"}, "the input has no column `c`", "the columns are: a, b"),
-        (b"a,b\n1,2", {}, "the input has no column `prompt`", 'use --template "{NAME}"; the columns are: a, b'),
-        (b"a,a\n1,2", {"template": "{a}"}, "the input has more than one column `a`", "the columns are: a, a"),
-        (b"a\nb\ncaf\xe9", {"template": "{a}"}, "the input is not UTF-8 text (line 3)", "convert it to UTF-8"),
-        (b'a\nx\n"y\nz\n', {"template": "{a}"}, f"{QUOTING}: unexpected end of data (row at line 3)", DOUBLE_THEM),
-        (b'a\n"y" z\n', {"template": "{a}"}, f"{QUOTING}: ',' expected after '\"' (row at line 2)", DOUBLE_THEM),
-        (b"prompt;b\n1;2", {}, "the input has no column `prompt`", f"{COMMAS}; the columns are: prompt;b"),
-        (b"a\n", {"template": "{a}"}, "the input has no prompts", ""),
-    ],
-)
-def test_invalid_table_is_a_usage_error(data: bytes, options: dict[str, Any], what: str, do: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        rows_in(data, "csv", **options)
-    assert (caught.value.message, caught.value.hint) == (what, do)
-
-
-# Templates.
 
 
 @pytest.mark.parametrize(
@@ -287,27 +214,6 @@ def test_template_reads_only_fields() -> None:
     assert row.id == 4
     assert problem(json_row({}, template="{text}"))[1] == "no field `text`; the fields are: none"
     assert problem(json_row({"text": " "}, template="{text}")) == ("no_prompt", "the prompt is empty")
-
-
-@pytest.mark.parametrize(
-    ("template", "what"),
-    [
-        ("Sum up: {text", "unmatched { in the template, at character 9"),
-        ("a}", "unmatched } in the template, at character 2"),
-        ("{a{b}", "unmatched { in the template, at character 1"),
-        ("{text} {}", "field without a name in the template, at character 8"),
-        ("Why? {{text}}", "the template has no field, so all prompts would be the same"),
-        ("{question}", "a line of text has no field `question`"),
-    ],
-)
-def test_invalid_template_is_a_usage_error(template: str, what: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        rows_in("a", template=template)
-    assert caught.value.message == what
-    assert caught.value.hint
-
-
-# Whole inputs.
 
 
 @pytest.mark.parametrize(

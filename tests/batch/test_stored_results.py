@@ -71,9 +71,6 @@ COMPLETE = {"out.jsonl", "out.jsonl.meta.json"}
 IN_PROGRESS = {"out.jsonl.partial", "out.jsonl.meta.json"}
 
 
-# Complete runs.
-
-
 def test_result_is_in_input_order_with_a_record_beside_it(output: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -126,9 +123,6 @@ def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path:
     assert run(link) == []
     run(link, restart=True, text="Again.")
     assert output.read_bytes() == complete_result("Again.")
-
-
-# Resuming.
 
 
 @pytest.mark.slow
@@ -189,9 +183,6 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert set(results.finished) == {0}
         assert names(output.parent) == IN_PROGRESS
     assert run(output) == [2, 3, 1]
-
-
-# Changed inputs.
 
 
 def texts_by_row(output: Path) -> list[tuple[int, str, str]]:
@@ -303,9 +294,6 @@ def test_changed_input_on_a_full_disk_is_an_error(output: Path) -> None:
     assert hint == "free some disk space, then run it again without --restart to resume"
     assert list(read_objects(partial)) == rows
     assert answer_missing(output, "Why?\nWhen?\n", "Third.") == [1]
-
-
-# Errors.
 
 
 @pytest.mark.parametrize(
@@ -442,9 +430,6 @@ def test_output_must_not_overwrite_the_input(output: Path, tmp_path: Path) -> No
     assert output_paths(output, Path("-")).output == output
 
 
-# Killed processes.
-
-
 @pytest.mark.parametrize("torn", [False, True])
 def test_batch_killed_at_any_call_resumes_without_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bool
@@ -550,9 +535,6 @@ def test_error_of_a_server_names_the_file_with_the_finished_rows(output: Path) -
     assert caught.value.hint == f"start one; 1 of {len(ROWS)} rows done, saved in {output}.partial"
 
 
-# Full disks.
-
-
 def test_full_disk_without_room_for_the_record_leaves_no_files(output: Path) -> None:
     with full_disk(0):
         _, hint = batch_error(lambda: run(output))
@@ -638,9 +620,6 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
         assert list(read_objects(output_paths(output).partial)) == list(map(answer, ROWS))
     results.complete()
     assert (output.read_bytes(), names(output.parent)) == (complete_result(), COMPLETE)
-
-
-# Streamed results.
 
 
 def test_streamed_result_writes_in_input_order() -> None:

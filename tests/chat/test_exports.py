@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from installations import source_of
@@ -74,31 +73,9 @@ USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content":
 SYSTEM = {"role": "system", "content": "c"}
 
 
-MALFORMED: dict[str, list[Any]] = {
-    " holds no conversation": [7, [], {}, {"messages": 7}, {"conversations": 7}],
-    " has no messages": [[{"conversations": []}]],
-    " holds no turns": [[SYSTEM]],
-    ": message 2 has the role None": [[USER, [REPLY]], [USER, {}], [USER, {"content": "b"}]],
-    ": message 2 has the role 'tool'": [[USER, {**REPLY, "role": "tool"}]],
-    ": message 2 has no text content": [[USER, {**REPLY, "content": [{"type": "image_url"}]}]],
-    ": message 2 has the role": [[SYSTEM, REPLY], [SYSTEM, SYSTEM, USER]],
-    ": message 3 has the role assistant, expected user": [[USER, REPLY, REPLY]],
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        *((text, " is not JSON: ") for text in ("", "hello\nthere", "[" * 100_000)),
-        *((json.dumps(value), what) for what, values in MALFORMED.items() for value in values),
-    ],
-)
-def test_parse_conversation_reports_malformed_input_in_one_line(text: str, what: str) -> None:
-    with pytest.raises(SessionError) as caught:
-        parse_conversation(text, "chat.json")
-    assert caught.value.message.startswith(f"chat.json{what}")
-    assert caught.value.hint
-    assert "\n" not in caught.value.message + caught.value.hint
+def test_conversation_nested_too_deeply_is_not_json() -> None:
+    with pytest.raises(SessionError, match=r"^chat\.json is not JSON: "):
+        parse_conversation("[" * 100_000, "chat.json")
 
 
 def test_questions_in_a_row_are_joined_and_keep_markup() -> None:

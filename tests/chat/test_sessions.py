@@ -55,9 +55,6 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return database.execute(query).fetchall()
 
 
-# Sessions and messages.
-
-
 def test_store_refuses_unprintable_names_and_names_in_use(sessions: Store) -> None:
     session, other = sessions.create("a", "chat"), sessions.create("b", "chat")
     problems = {name: f"invalid session name: {name!r}" for name in ("", " a", "a\nb", "\x1b[2J")}
@@ -129,9 +126,6 @@ def test_message_round_trip(sessions: Store, path: Path, message: Message, metad
         assert (stored.message, stored.metadata) == (message, metadata)
         assert (stored.id, stored.parent) == (session.leaf, None)
         assert session.created <= stored.created <= session.updated
-
-
-# The tree.
 
 
 def test_remove_deletes_unshared_messages(sessions: Store, path: Path) -> None:

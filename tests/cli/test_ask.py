@@ -22,9 +22,6 @@ ANSWER_KEYS = (
 TIMING_KEYS = "load_s prefill_s ttft_s decode_s prompt_tokens_per_second tokens_per_second draft_n draft_n_accepted"
 
 
-# Inputs.
-
-
 @pytest.mark.parametrize(
     ("stdin", "question"), [("one\x00two <|im_end|>", "one\x00two <|im_end|>"), ("\ufeffhi\r\n", "hi\r")]
 )
@@ -33,18 +30,12 @@ def test_ask_reads_unusual_characters_from_a_pipe(user: CommandLine, stdin: str,
     assert (done.code, done.out) == (0, chatml_prompt(question))
 
 
-# Dry run.
-
-
 @pytest.mark.slow
 def test_dry_run_prompt_has_the_same_tokens_when_raw(user: CommandLine, mistral_model: Path) -> None:
     command = ("ask", "--dry-run", "-m", mistral_model, "--format", "cerebrum", "hi  ")
     written, ids = user.run(*command).out, user.run(*command, "--json").object["token_ids"]
     again = user.run("ask", "--dry-run", "--json", "-m", mistral_model, "--raw", "-", stdin=written)
     assert again.object["token_ids"] == ids
-
-
-# Output.
 
 
 def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> None:
@@ -61,22 +52,11 @@ def test_json_has_the_documented_keys_and_the_same_text(user: CommandLine) -> No
     assert plain.out == answer["text"] + "\n" * (not answer["text"].endswith("\n"))
 
 
-def test_seed_repeats_an_answer_and_a_random_one_is_reported(user: CommandLine) -> None:
-    command = ("ask", "--json", "-n", "24", "--temperature", "1", "hi")
-    first, second = user.run(*command).object, user.run(*command).object
-    assert first["seed"] != second["seed"]
-    assert first["text"] != second["text"]
-    assert user.run(*command, "--seed", str(first["seed"])).object["text"] == first["text"]
-
-
 def test_verbose_writes_the_llama_cpp_log_to_stderr_only(user: CommandLine) -> None:
     done = user.run("ask", "--set", "verbose=on", "--grammar", fixed_reply_grammar("yes", user.home), "hi")
     assert (done.code, done.out) == (0, "yes\n")
     assert "llama_model_loader: loaded meta data" in done.err
     assert "create_tensor" not in done.err
-
-
-# Closed streams and interrupts.
 
 
 @pytest.mark.slow
@@ -139,16 +119,10 @@ def test_interrupted_ask_prints_the_json_object(user: CommandLine) -> None:
     assert json.loads(out)["finish_reason"] == "cancelled"
 
 
-# Errors.
-
-
 def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     (user.home / "deep.gbnf").write_text("root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
     done = user.run("ask", "--grammar", "deep.gbnf", "hi")
     assert_error(done, 2, "line 1, column 2010: more than 2000 nested groups", "simplify the grammar there")
-
-
-# Settings.
 
 
 def test_every_option_has_an_environment_variable(user: CommandLine) -> None:

@@ -67,9 +67,6 @@ def sequences(backend: RecordingBackend) -> list[str]:
     return [each.decode() for each in read]
 
 
-# Inputs.
-
-
 def test_row_system_prompt_overrides_option_overrides_format(runner: BatchRunner) -> None:
     messages = [{"role": "system", "content": "LLL"}, {"role": "user", "content": "q"}]
     rows: list[Any] = [{"prompt": "q"}, {"prompt": "q", "system": "RR"}, {"messages": messages}]
@@ -102,9 +99,6 @@ def test_row_settings_override_the_options(runner: BatchRunner) -> None:
     first, *_, last = runner.backends[0].params
     assert (first.temperature, first.top_k, first.max_tokens) == (0.5, 40, 8)
     assert (last.temperature, last.top_k, last.top_p, last.min_p, last.repeat_penalty) == (1.5, 5, 0.5, 0.1, 1.1)
-
-
-# Output.
 
 
 def test_batch_sorts_by_prefix_but_writes_in_input_order(runner: BatchRunner) -> None:
@@ -163,15 +157,6 @@ def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
     assert runner.run(*command, "--retry-failed").code == 0
     assert len(runner.backends) == loaded
     assert runner.run(source, "-o", "-", "--retry-failed").code == 2
-
-
-def test_row_that_does_not_fit_gets_an_error(runner: BatchRunner) -> None:
-    runner.script["context"] = 300
-    fits, long = runner.answer([{"prompt": "hi"}, {"id": "long", "prompt": "x" * 300}])
-    problem = f"the prompt has {len(chatml_prompt('x' * 300))} tokens, but the context has 300: shorten it"
-    assert (fits["error"], long["error"]["type"]) == (None, "context_length_exceeded")
-    assert long["error"]["message"].startswith(problem)
-    assert (long["id"], long["prompt"], long["text"]) == ("long", "x" * 300, None)
 
 
 def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
@@ -297,9 +282,6 @@ def test_parquet_is_read_and_written(runner: BatchRunner, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for files in ((source, "-o", "x.jsonl"), (runner.write("in.txt", "a\n"), "-o", "x.parquet")):
         assert_error(runner.run(*files), 2, "Parquet files need pyarrow", "cerebrum-cli[eval]")
-
-
-# A real model.
 
 
 @pytest.fixture

@@ -55,9 +55,6 @@ def assert_ends(person: Person, code: int, tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-# SIGTERM and SIGHUP.
-
-
 def test_chat_signal_saves_the_reply_and_exits_ignoring_further_ones(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
 ) -> None:
@@ -114,9 +111,6 @@ def test_chat_exits_when_its_terminal_closes_at_the_prompt(open_chat: OpenTermin
     wait_until(lambda: code.exists() and code.read_text().endswith("\n"))
     assert code.read_text() in ("0\n", "129\n")
     assert "Traceback" not in (tmp_path / "err").read_text()
-
-
-# Ctrl-C.
 
 
 def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTerminal, tmp_path: Path) -> None:
@@ -206,9 +200,6 @@ def test_chat_ctrl_c_ends_a_script_and_saves_the_reply(
     question, reply = new_user.messages("talk")
     assert question["content"] == "Talk!"
     assert reply["finish_reason"] == "cancelled"
-
-
-# The starter model.
 
 
 def test_starter_chat_ctrl_c_stops_decode_and_prefill(

@@ -88,9 +88,6 @@ def test_shells_complete_after_colons_and_equal_signs(
         shell.wait_for("shell%")
 
 
-# Slash commands.
-
-
 COMPLETER = SlashCompleter(
     {
         "model": lambda: ["cerebrum-7b:Q4_K_M", "cerebrum-8x7b", "starter"],

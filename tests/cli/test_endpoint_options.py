@@ -61,9 +61,6 @@ def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.Mo
     assert_error(served.run_alone("ask", "--endpoint", "small", "hi"), 2, "unknown endpoint 'small'", "big")
 
 
-# Several servers.
-
-
 @pytest.mark.slow
 def test_endpoint_servers_of_different_models_need_consent(served: Served) -> None:
     served.servers[1].models = ("other.gguf",)
@@ -117,9 +114,6 @@ def test_endpoint_row_that_takes_too_long_is_asked_elsewhere(served: Served) -> 
     done = served.run("batch", served.questions(4), "-q", "-o", "-", "--set", "row_timeout=1", servers=2)
     stuck.disarm()
     assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
-
-
-# Keys and proxies.
 
 
 def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,9 +126,6 @@ def test_endpoint_ended_batch_asks_for_nothing_finished_again(
     assert [row["id"] for row in rows] == list(range(1, ROWS + 1)) and not any(row["error"] for row in rows)
 
 
-# Chats.
-
-
 @pytest.fixture
 def chat(open_terminal: OpenTerminal, arguments: list[str]) -> Person:
     """A chat on the server, in a terminal."""
@@ -175,9 +172,6 @@ def test_endpoint_chat_interrupted_reply_is_saved(chat: Person, server: LlamaSer
     *_, partial, question, answer = new_user.contents("one")
     assert CHAT["rows"]["Three?"].startswith(partial)
     assert (question, answer) == ("Two?", "Zwölf 🙂.")
-
-
-# The real vocabulary.
 
 
 @pytest.fixture(scope="module")

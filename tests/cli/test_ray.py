@@ -216,9 +216,6 @@ def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPa
         list(ray_cluster.answer_blocks("", None, False, lambda _: (iter(()), cast("Any", None), 1)))
 
 
-# On real nodes.
-
-
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("ray")

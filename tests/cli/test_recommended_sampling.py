@@ -65,9 +65,6 @@ def user(tmp_path: Path, thinker: Path, monkeypatch: pytest.MonkeyPatch) -> User
     return User(tmp_path, thinker)
 
 
-# Which value wins.
-
-
 def test_question_is_sampled_as_the_model_recommends(user: User, chatml_model: Path) -> None:
     assert user.sampled("Q") == user.sampled("Q", "--think", "on") == user.sampled("Q", "--think", "9") == [ON]
     assert user.sampled("Q", "--think", "off") == [OFF]
@@ -92,9 +89,6 @@ def test_recommended_think_is_no_error_in_a_format_without_reasoning(user: User,
     assert user.sampled("Q", *arguments) == [OFF]
 
 
-# Votes.
-
-
 @pytest.mark.parametrize(("recommended", "used"), [("1.0", 1.0), ("0", 0.7)])
 def test_vote_uses_a_recommended_temperature_above_0(user: User, recommended: str, used: float) -> None:
     user.row(ROW.replace("temperature = 1.0", f"temperature = {recommended}"))
@@ -102,9 +96,6 @@ def test_vote_uses_a_recommended_temperature_above_0(user: User, recommended: st
     origin = "catalog" if used == 1.0 else "--votes"
     assert user.stats("--votes", "2").startswith(f"temperature {used:g} ({origin}), top_k 64 (model file)")
     assert user.sampled("-q", typed="Q\n/votes 2\n", command="chat")[1:] == 2 * [ON | {"temperature": used}]
-
-
-# Batches.
 
 
 def batch(user: User, *rows: dict[str, Any], options: tuple[str, ...] = ()) -> tuple[Finished, list[dict[str, Any]]]:
@@ -143,9 +134,6 @@ def test_batch_is_not_resumed_with_other_recommendations(user: User) -> None:
         done, sampled = batch(user, {})
         assert (done.code, sampled) == (1, [])
         assert "out.jsonl was made with another " in done.err
-
-
-# Chats.
 
 
 def test_think_switches_the_recommended_sampling(user: User) -> None:

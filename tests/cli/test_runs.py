@@ -103,9 +103,6 @@ def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, ob
     return open_results(path, condition, rows, extent={"questions": questions, "samples": k})
 
 
-# Names and paths.
-
-
 def test_run_has_a_name_of_its_task_and_model(store: RunStore) -> None:
     condition = {**CONDITION, "task": "a/b c: ü?", "model": "tiny:Q4_K_M"}
     path, _ = store.path_for(condition)
@@ -191,9 +188,6 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-# Versions.
-
-
 def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     write_run(path, [sample(1), sample(2)], 2)
@@ -212,9 +206,6 @@ def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStor
     ):
         _, why_new = store.path_for({**newer, **changed})
         assert why_new == f"sums-tiny-2 was made with {words}; this is a new run, sums-tiny-3"
-
-
-# Comparing.
 
 
 def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: Path) -> None:
@@ -280,9 +271,6 @@ def test_comparison_leaves_out_what_one_run_lacks(tmp_path: Path) -> None:
     none = write_run(tmp_path / "c.jsonl", [skipped(1), sample(2)], 4, 2)
     with pytest.raises(UsageError, match="no finished question in common"):
         compare_runs(first, none)
-
-
-# Reports and scoring again.
 
 
 def test_report_takes_time_from_the_samples_that_have_one(tmp_path: Path) -> None:

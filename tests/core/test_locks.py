@@ -70,9 +70,6 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-# Locks.
-
-
 def test_lock_is_refused_until_its_holder_closes_it(tmp_path: Path) -> None:
     first = lock_file(tmp_path / "file", BUSY)
     with pytest.raises(CerebrumError, match="another process is writing it"):
@@ -130,9 +127,6 @@ def test_lock_that_another_process_takes_first_is_refused(tmp_path: Path, before
         lock_file(path, BUSY)
 
 
-# A file system without locks.
-
-
 @pytest.mark.usefixtures("no_locks")
 def test_missing_locks_are_one_line_with_another_place_as_hint(tmp_path: Path) -> None:
     for on_busy in (BUSY, lambda: None):
@@ -151,9 +145,6 @@ def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Pat
     with pytest.raises(OSError, match="no file locks"), work_directory(tmp_path, "work", is_required=True):
         pytest.fail("nobody could tell whether it is used")
     assert names(tmp_path) == [".file.0.part", "file"]
-
-
-# Unfinished files.
 
 
 @pytest.mark.slow

@@ -69,22 +69,6 @@ def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
     assert allowed.context.flash_attention is False
 
 
-def test_refused_cache_type_ends_each_command_before_it_loads(user: CommandLine) -> None:
-    (user.home / "in.txt").write_text("one\n")
-    (user.home / "exam.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
-    for command in (
-        *(("ask", "hello"), ("chat", "small", "hello"), ("batch", "in.txt", "-o", "out.jsonl")),
-        ("eval", "exam.jsonl", "--dry-run"),
-    ):
-        done = user.run(*command, "--set", "cache_type_v=q8_0", *(() if "small" in command else ("-m", "small")))
-        assert (done.code, done.out) == (2, ""), command
-        assert done.err.startswith("error: cache_type_v=q8_0 needs heads with a multiple of 32 elements"), command
-    assert not (user.home / "out.jsonl.meta.json").exists()
-
-
-# What is computed.
-
-
 def test_cache_types_change_the_memory_and_little_else(wide: Path) -> None:
     def logits(**types: str) -> Any:
         plain = options(wide)

@@ -107,9 +107,6 @@ def small_replies(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client_module, name, LIMIT)
 
 
-# Bounds.
-
-
 @pytest.mark.parametrize("ask", ASKS.values(), ids=ASKS.keys())
 @pytest.mark.parametrize(
     ("reply", "repeated", "reason"),
@@ -151,9 +148,6 @@ def test_client_does_not_wait_for_the_message_of_an_error(monkeypatch: pytest.Mo
     server = Server(b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n", b" ", pause_s=0.005)
     with pytest.raises(RequestError, match="status 404"):
         asked(server, ASKS["reply"])
-
-
-# Connections.
 
 
 def test_client_asks_a_vanished_server_for_a_sign_of_life() -> None:
@@ -226,9 +220,6 @@ def test_client_has_as_many_connections_as_requests() -> None:
     asked(server, ask)
 
 
-# Streams.
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -241,9 +232,6 @@ def test_client_reads_events_however_they_are_split(content: bytes) -> None:
     whole = OK + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
     for reply in (whole, CHUNKED + chunks + b"0\r\n\r\n"):
         assert asked(Server(reply), stream) == [{"a": 1}, {"b": 2}]
-
-
-# Proxies.
 
 
 class Proxy(Server):

@@ -29,9 +29,6 @@ def drafts_after(prompt: str, reply: str) -> str:
     return "".join(map(chr, drafter.draft(generated, MAX_DRAFT)))
 
 
-# Drafts.
-
-
 def test_drafter_continues_a_long_match() -> None:
     text = "a long text in the prompt, which the reply repeats"
     assert drafts_after(text, text[:12]) == ""
@@ -63,9 +60,6 @@ def test_drafter_drafts_numbers_of_rows_that_pay(limit: int, length: int) -> Non
         drafter.draft(generated, MAX_DRAFT)
         generated.append(token)
     assert len(drafter.draft(generated, limit)) == length
-
-
-# The engine.
 
 
 def drafted(reply: Reply) -> tuple[int, int]:

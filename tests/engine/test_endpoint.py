@@ -32,9 +32,6 @@ def assert_local_rows(remote: str, local: str, origins: set[tuple[str, str]]) ->
     assert [list(row.items()) for row in rows] == [list(row.items()) for row in rows_of(local)]
 
 
-# The same answers.
-
-
 @pytest.mark.parametrize("votes", ["5", "auto:2..7"])
 def test_endpoint_vote_has_the_local_tally_in_one_request(served: Served, votes: str) -> None:
     arguments = ("ask", "--json", "--votes", votes, "--seed", "1", "--no-log", "What is 2 + 2?")

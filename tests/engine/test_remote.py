@@ -138,9 +138,6 @@ def test_remote_source_is_read_ahead() -> None:
             assert stuck.is_hanging.wait(TIMEOUT_S)
 
 
-# Servers that fail.
-
-
 class BrokenControl(LoopCheck):
     def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
         raise RuntimeError("a bug")
@@ -285,9 +282,6 @@ def test_remote_server_of_different_weights_is_left_out() -> None:
         told = [each for each in notices(events) if "serves" in each]
         assert len(told) <= 1 and len(second.completions()) <= 3 + second.slots
     assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
-
-
-# Connecting and closing.
 
 
 @pytest.mark.parametrize("is_loading", [False, True])

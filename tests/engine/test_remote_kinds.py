@@ -219,9 +219,6 @@ def test_kinds_window_is_what_a_busy_server_has_accepted() -> None:
         wait_until(lambda: engine.pool.known[0].window == 2)
 
 
-# Requests that they refuse.
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
     requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]

@@ -212,9 +212,6 @@ def test_server_that_is_frozen_costs_no_row(kind: type[ModelServer]) -> None:
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
-# One streamed reply.
-
-
 def error_event(kind: type[ModelServer], code: int) -> dict[str, Any]:
     """An error in a stream; of SGLang, a request that its scheduler gives up."""
     if kind is not SglangServer:

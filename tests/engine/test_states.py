@@ -256,9 +256,6 @@ def test_cache_never_changes_replies(
                     engine.save_prompt_cache(1)
 
 
-# Engines that save idle slots.
-
-
 def test_saving_skips_what_is_saved_already_too_short_or_too_large(tmp_path: Path) -> None:
     fill_cache(tmp_path, least=len(FIRST + "one. ") + 1)
     fill_cache(tmp_path, limit=100)

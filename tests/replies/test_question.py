@@ -104,9 +104,6 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
     assert question_text("\ud83d\ude00\udcff", raw=True) == "😀\ufffd"
 
 
-# Messages lists.
-
-
 @pytest.mark.parametrize(
     ("messages", "expected"),
     [
@@ -122,42 +119,10 @@ def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
     assert parse_messages(json.dumps(messages), "m.json") == expected
 
 
-NOT_A_LIST = "m.json has no messages"
-
-
-@pytest.mark.parametrize(
-    ("messages", "what"),
-    [
-        ([], NOT_A_LIST),
-        (["Why?"], "m.json: message 1 has the role None"),
-        ([{"role": "user"}], "m.json: message 1 has no text content"),
-        ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "m.json: message 1 has no text content"),
-        ([USER, USER], "m.json: message 2 has the role user, expected assistant"),
-        ([USER, ASSISTANT], "m.json: no question to answer"),
-        ([{"role": "user", "content": " \n"}], "m.json: message 1 is empty"),
-    ],
-)
-def test_invalid_messages_list_is_a_one_line_error(messages: Any, what: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_messages(json.dumps(messages), "m.json")
-    assert caught.value.message == what
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "Expecting value: line 1 column 1 (char 0)"),
-        ("[{]", "Expecting property name enclosed in double quotes: line 1 column 3 (char 2)"),
-        ("[" * 100_000, ""),
-        ("9" * 5000, "Exceeds the limit (4300 digits)"),
-    ],
-)
-def test_messages_that_are_not_json_are_an_error(text: str, reason: str) -> None:
-    with pytest.raises(UsageError) as caught:
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
+def test_messages_that_python_cannot_parse_are_not_json(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^m\.json is not JSON: "):
         parse_messages(text, "m.json")
-    assert caught.value.message.startswith(f"m.json is not JSON: {reason}")
-    assert "\n" not in caught.value.message
 
 
 def test_configured_system_prompt_does_not_change_messages() -> None:
@@ -168,27 +133,9 @@ def test_configured_system_prompt_does_not_change_messages() -> None:
     assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
 
 
-@pytest.mark.parametrize(("sources", "raw"), [(("Why?",), False), ((None, Path("a")), False), ((), True)])
-def test_messages_exclude_other_sources(sources: Any, raw: bool) -> None:
-    with pytest.raises(UsageError, match="--messages cannot be combined"):
-        ask(*sources, messages=Path("m.json"), raw=raw)
-
-
-# Template options.
-
-
 def test_template_options_are_json_or_text() -> None:
     nested = "[" * 100_000
     values = {"true": True, "1": 1, "x=y": "x=y", '"1"': "1", "": "", '{"g": [null]}': {"g": [None]}, "[": "["}
     for text, value in {**values, nested: nested}.items():
         assert template_options(["a=last", "b=2", f"a={text}"]) == {"a": value, "b": 2}
     assert template_options(()) == {}
-
-
-@pytest.mark.parametrize("pair", ["a", "", "=x", "a b=c", "1=2", "a-b=c"])
-def test_template_option_must_be_key_and_value(pair: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        template_options(["a=1", pair])
-    assert (caught.value.message, caught.value.hint) == (f"invalid template_arg: {pair!r}", "it must be KEY=VALUE")
-    with pytest.raises(UsageError, match="would replace the conversation"):
-        template_options(["messages=[]"])

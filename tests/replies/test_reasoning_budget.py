@@ -137,9 +137,6 @@ def test_eval_samples_state_where_reasoning_was_ended(models: dict[str, Path], t
     assert (sample["correct"], sample["reasoning_closed_at"]) == (True, len(SENTENCE))
 
 
-# The tokens that end reasoning.
-
-
 def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
     endings = plan_endings(chatml, REASONING_MARKUPS)
     [close] = chatml.special_token_ids(["</think>"])
@@ -180,9 +177,6 @@ def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(models: dict[str, 
     answer = ask(model, tmp_path, reply, LIMIT, "--json").object
     assert (answer["reasoning"], answer["text"]) == (f"Let me see.\n\n{sentence}", "Yes.")
     assert closing_sentence("qwen35moe") == sentence and closing_sentence("llama") == ""
-
-
-# The engine.
 
 
 @pytest.mark.parametrize(("limit", "context", "reason"), [(26, 400, "length"), (None, 28, "context")])

@@ -71,9 +71,6 @@ def runner(tmp_path: Path, chatml_model: Path) -> VoteRunner:
 SPLIT_VOTE = [reply(4, "zz "), reply("4.0", "yyyyyyyy "), reply(5), "no idea", reply(4)]
 
 
-# Output.
-
-
 def test_vote_prints_the_winning_sample_or_answer_and_tally(runner: VoteRunner) -> None:
     done = runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
     assert (done.code, done.out, done.err) == (0, "zz The answer is 4.\n", "")  # the first of three
@@ -197,9 +194,6 @@ def test_vote_counts_a_failed_sample_as_one_without_an_answer(
     assert done.err.endswith("no token is allowed\n hint: check the grammar\n")
 
 
-# Early stopping.
-
-
 def test_vote_stops_samples_that_cannot_change_the_outcome(runner: VoteRunner) -> None:
     replies = [reply(4), reply(4), reply(4), reply(5, LONG), reply(5, LONG)]
     early = runner.vote("5", replies=replies)
@@ -215,9 +209,6 @@ def test_adaptive_vote_stops_when_the_lead_is_sure(runner: VoteRunner) -> None:
         votes = done.object["votes"]
         assert (done.code, votes["sample_count"]) == (code, samples)
         assert [sample["seed"] for sample in votes["samples"]] == list(range(samples))
-
-
-# Temperature.
 
 
 def test_vote_temperature_defaults_to_0_7(runner: VoteRunner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,9 +254,6 @@ def test_chat_vote_refuses_a_chosen_temperature_of_0(runner: VoteRunner) -> None
     assert {params.temperature for params in runner.backend.params} == {0.7}
 
 
-# Sessions.
-
-
 def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
     runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
     shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
@@ -275,9 +263,6 @@ def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> N
     again = runner.run("-c", "and then?", "--votes", "3", "--json", replies=[reply(8)])
     assert again.object["final_answer"] == "8"
     assert runner.run("-c", "x", "--dry-run").out.count("<|im_start|>user") == 3
-
-
-# Batches.
 
 
 def test_batch_votes_on_every_row(runner: VoteRunner) -> None:
@@ -317,9 +302,6 @@ def test_batch_counts_undecided_votes(
     assert (done.code, len(rows), "2 of 2 done, 2 undecided" in done.err) == (6, 2, True)
     for row in rows:
         assert (row["final_answer"], row["error"], row["votes"]["sample_count"]) == (answer, None, samples)
-
-
-# Events.
 
 
 def events_of(
