@@ -236,27 +236,6 @@ def test_input_type_is_given_or_from_the_name_or_the_bytes(
     assert detect_shape(Path(name), given, data) == shape
 
 
-def test_unknown_input_type_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"a\.xlsx: unsupported file type \.xlsx"):
-        detect_shape(Path("a.xlsx"), None, b"{")
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_input_without_prompts_is_refused(shape: Shape) -> None:
-    for data in (b"", b"\xef\xbb\xbf\r\n", *([b"# a"] if shape == "txt" else [])):
-        with pytest.raises(UsageError, match="the input has no prompts"):
-            rows_in(data, shape)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_input_that_is_not_utf_8_text_is_refused(shape: Shape) -> None:
-    for data in ("\ufeffprompt\na".encode("utf-16"), "\ufeffprompt\na".encode("utf-16-be")):
-        with pytest.raises(UsageError, match="the input is UTF-16, not UTF-8"):
-            rows_in(data, shape)
-    with pytest.raises(UsageError, match="the input is not text: it has NUL bytes"):
-        rows_in(b"\x7fELF\x02\0\0\n\n", shape)
-
-
 INPUTS: list[tuple[Shape, str]] = [
     ("txt", "\ufeff\n# one\na\r\n\n  b é\n#\nc"),
     ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),

@@ -40,35 +40,6 @@ def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
         assert all(isinstance(age, int) for age in value["ages"])
 
 
-@pytest.mark.parametrize(
-    ("grammar", "reason"),
-    [
-        ('root ::= "a"\nfoo = 3\nbar ::= "b"', "cannot parse the grammar: line 2: expecting ::= at = 3"),
-        ("root ::= foo", "cannot parse the grammar: Undefined rule identifier 'foo'"),
-        ('rot ::= "a"', "cannot parse the grammar: grammar does not contain a 'root' symbol"),
-        ('root ::= root "a"', "cannot parse the grammar: unsupported grammar, left recursion detected"),
-        (" \n", "the grammar is empty"),
-        (
-            "root ::= a\na ::= " + "(" * 20_000 + '"a"' + ")" * 20_000,
-            "cannot parse the grammar: line 2, column 2007: more than",
-        ),
-        ('root ::= "a"{5,2}', "cannot parse the grammar: line 1, column 13: invalid repetition {5,2}"),
-        ('root ::= "a"\nb ::= "b\0"', "cannot parse the grammar: line 2, column 9: NUL character"),
-        ("root ::= <[0]>", "the grammar rejects every possible next token"),
-    ],
-    ids=range(9),
-)
-def test_grammar_errors_are_one_line_and_print_nothing(
-    chatml_model: Path, capfd: pytest.CaptureFixture[str], grammar: str, reason: str
-) -> None:
-    with open_engine(chatml_model) as engine:
-        with pytest.raises(GrammarError) as caught:
-            ask(engine, "a", grammar=grammar)
-        assert ask(engine, "a", grammar='root ::= "yes"')[0].text == "yes"
-    assert caught.value.message.startswith(reason) and "\n" not in caught.value.message
-    assert capfd.readouterr() == ("", "")
-
-
 def test_schema_errors_are_one_line_and_unenforced_keywords_are_reported() -> None:
     integer = {"minimum": {"type": "integer", "minimum": 5}, "list": {"type": "array", "uniqueItems": True}}
     schema = {"type": "object", "properties": integer, "default": {"maximum": 1}}

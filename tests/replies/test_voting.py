@@ -228,32 +228,6 @@ def test_vote_temperature_defaults_to_0_7(runner: VoteRunner, monkeypatch: pytes
     assert runner.backend.params[0].temperature == 0.3
 
 
-REFUSED = "error: --votes needs a temperature above 0: at 0 all samples are the same\n hint: "
-
-
-@pytest.mark.parametrize("command", ["ask", "batch"])
-def test_vote_refuses_a_chosen_temperature_of_0(runner: VoteRunner, command: str) -> None:
-    (runner.home / "in.txt").write_text("q\n")
-    prompt = ("q",) if command == "ask" else (runner.home / "in.txt", "-o", runner.home / "out")
-    given = runner.run(*prompt, "--votes", "3", "--temperature", "0", replies=[reply(4)], command=command)
-    assert given.code == 2
-    assert given.err == f"{REFUSED}leave temperature unset, or set it above 0\n"
-    (CommandLine(runner.home).config / "config.toml").write_text("temperature = 0\n")
-    configured = runner.run(*prompt, "--votes", "3", command=command)
-    assert configured.code == 2
-    assert configured.err == f"{REFUSED}set temperature above 0; config.toml sets 0\n"
-    assert not runner.script["backends"]
-    assert not list(runner.home.glob("out*"))
-
-
-def test_chat_vote_refuses_a_chosen_temperature_of_0(runner: VoteRunner) -> None:
-    runner.script["seeds"] = [reply(1)]
-    lines = b"/set temperature 0\n/votes 2 Why?\n/set temperature\n/votes 2 Why?\n"
-    done = run_here(runner.script, runner.home, "chat", "-m", runner.model, piped=lines)
-    assert "error: /votes needs a temperature above 0: at 0 all samples are the same\n" in done.err
-    assert {params.temperature for params in runner.backend.params} == {0.7}
-
-
 def test_session_saves_and_continues_the_winning_sample(runner: VoteRunner) -> None:
     runner.run("q", "--votes", "5", replies=SPLIT_VOTE)
     shown = run_here(runner.script, runner.home, "sessions", "show", "--json", "q")
