@@ -87,8 +87,9 @@ def show(app: App, name: Name, options: RunOptions) -> None:
     from cerebrum_cli.eval.rescoring import rescored, save_scores
     from cerebrum_cli.eval.scorers import rules_of
 
-    if needless := next((name for name in ("save", "run_code") if getattr(options, name) and not options.rescore), ""):
-        raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
+    for needless in ("save", "run_code"):
+        if getattr(options, needless) and not options.rescore:
+            raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
     run = app.runs.find(name)
     samples, scored_by = run.samples(), run.scored_by
     if options.rescore:
