@@ -55,7 +55,8 @@ def distribute(
     source: ModelSource, work: Work, address: str, workers: int | None = None, patience: float | None = None
 ) -> Distribution:
     """The missing rows of some work, to be answered on the cluster that `--ray` names. Raises UsageError."""
-    model, servers = source.model, source.servers
+    model = source.model
+    servers = source.servers
     slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
     if servers:
         servers = replace(servers, earlier=work.run.servers)
@@ -211,7 +212,8 @@ class NodeJob:
         from cerebrum_cli.engine.llama.devices import build, hardware
         from cerebrum_cli.engine.machine import thread_count
 
-        installation, settings = Installation.of_user(), self.source.settings
+        installation = Installation.of_user()
+        settings = self.source.settings
         if settings.threads is None and threads < thread_count():
             settings = replace(settings, threads=threads)
         model = find_file(installation.library, self)

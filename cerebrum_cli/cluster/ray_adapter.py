@@ -111,7 +111,8 @@ def main() -> None:
     set_environment_default("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    pipe, directory = Connection(int(sys.argv[1])), None
+    pipe = Connection(int(sys.argv[1]))
+    directory = None
     with contextlib.suppress(EOFError, OSError):  # the command has ended
         try:
             address, workers, uses_gpus = pipe.recv()
