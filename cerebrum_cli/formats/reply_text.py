@@ -200,7 +200,8 @@ class ReplyText:
     def _read_reasoning(self, close: str) -> bool:
         reasoning, closed, after = self._held.partition(close)
         if closed:
-            self.stage, self.open_markup = "undecided", None
+            self.stage = "undecided"
+            self.open_markup = None
         else:
             cut = len(reasoning) - partial_marker_length(reasoning, (close,))
             reasoning, after = reasoning[:cut], reasoning[cut:]
@@ -219,17 +220,21 @@ class ReplyText:
         found = max(filter(text.startswith, markers), key=len, default="")
         if not found and any(marker.startswith(text) for marker in markers):
             return False  # it may still be one
-        self._held, self._has_special = text.removeprefix(found), False
+        self._held = text.removeprefix(found)
+        self._has_special = False
         self._footer = footers.get(found, "")
         self.stage = "answer"
         if found in opening:
-            self.stage, self.open_markup = "thinking", opening[found]
+            self.stage = "thinking"
+            self.open_markup = opening[found]
         return True
 
     def _read_answer(self, text: str) -> None:
         if not self._has_answer:
-            text, self._held = (self._held + text).lstrip(), ""
-            self._has_answer, self.overhang = bool(text), text
+            text = (self._held + text).lstrip()
+            self._held = ""
+            self._has_answer = bool(text)
+            self.overhang = text
         if not self.rules.stops_anywhere:
             text = self._stops.feed(text)
         if self._footer:
@@ -244,7 +249,8 @@ class ReplyText:
             return
         space = self._spaces.get(channel)
         if space is None:
-            text, space = text.lstrip(), ""
+            text = text.lstrip()
+            space = ""
         body = text.rstrip()
         if body:
             self._pieces.append((channel, space + body))
@@ -271,14 +277,16 @@ class StopStrings:
         found = [stop for stop in self._stop if stop in text]
         if found:
             first = min(found, key=lambda stop: (text.index(stop) + len(stop), -len(stop)))
-            self.is_found, self._held = True, ""
+            self.is_found = True
+            self._held = ""
             return text[: text.index(first)]
         cut = len(text) - partial_marker_length(text, self._stop)
         self._held = text[cut:]
         return text[:cut]
 
     def flush(self) -> str:
-        rest, self._held = self._held, ""
+        rest = self._held
+        self._held = ""
         return rest
 
 

@@ -65,7 +65,8 @@ class Placeholders:
     def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
         """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
         first, *parts = rendered.split(self._start)
-        texts, indexes = [first], list[int]()
+        texts = [first]
+        indexes = list[int]()
         for part in parts:
             index, end, text = part.partition("\ue001")
             if end and index.isdecimal():
@@ -159,7 +160,8 @@ class Rendering:
     """
 
     def __init__(self, chat: EmbeddedFormat, conversation: Conversation) -> None:
-        self.chat, self.conversation = chat, conversation
+        self.chat = chat
+        self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
         self.write, keeps_tokens = chat.history(conversation, self.values)
         self.turns = conversation.openai_messages
@@ -216,7 +218,8 @@ class Rendering:
         For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
         """
         for at in range(3, len(pieces), 2):
-            question, reply = pieces[at - 2][0], pieces[at][0]
+            question = pieces[at - 2][0]
+            reply = pieces[at][0]
             part = self.fixed.get(reply)
             if isinstance(part, Tokens) and question == reply - 1:
                 header = self._header(self.messages[reply].thinks)

@@ -155,7 +155,8 @@ def write_inline(markup: ReasoningMarkup, answer: str, reasoning: str | None) ->
 @cache
 def shows_fields(source: str, bos: str, eos: str) -> bool:
     """Whether a template shows the reasoning of a last reply that has it in a field of its own."""
-    switch, messages = find_switch(source, bos, eos), _conversation(write_fields)[:-1]
+    switch = find_switch(source, bos, eos)
+    messages = _conversation(write_fields)[:-1]
     values = {**variables(bos, eos, datetime.now()), "add_generation_prompt": False, "messages": messages}
     with suppress(FormatError):
         return REASONING in run_template(source, {**values, **({switch: True} if switch else {})})
