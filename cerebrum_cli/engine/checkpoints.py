@@ -54,7 +54,8 @@ class Checkpoints:
 
     def rewind(self, slot: Slot, length: int, checkpoints: Iterable[Checkpoint]) -> int:
         """Shorten what llama.cpp holds in a slot to `length` tokens, or to a checkpoint before; the number left."""
-        backend, held = self._backend, self._backend.context.length(slot.index)
+        backend = self._backend
+        held = backend.context.length(slot.index)
         if length and held and (held <= length or backend.context.trim(slot.index, length)):
             return length
         usable = (checkpoint for checkpoint in checkpoints if checkpoint.length <= length)
@@ -72,10 +73,12 @@ class Checkpoints:
 
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
-        backend, sequence.checkpoint_at = self._backend, None
+        backend = self._backend
+        sequence.checkpoint_at = None
         if sequence.generated:
             return
-        slot, end = self._scheduler.slot_of(sequence), sequence.first_output + 1 - sequence.request.opening
+        slot = self._scheduler.slot_of(sequence)
+        end = sequence.first_output + 1 - sequence.request.opening
         if backend.checkpoint_budget:
             if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)
@@ -90,7 +93,8 @@ class Checkpoints:
         """Load the snapshot into a free slot, where admission finds it, if it holds more of a prompt than any slot."""
         if self._backend.checkpoint_budget or sequence.generated:
             return
-        slots, prompt = self._scheduler.slots, sequence.tokens[: sequence.first_output]
+        slots = self._scheduler.slots
+        prompt = sequence.tokens[: sequence.first_output]
         shared = common_prefixes(slots, prompt)
         self._shared = max(shared)
         tokens, checkpoint = self._scheduler.snapshot or (array("i"), None)
@@ -102,7 +106,8 @@ class Checkpoints:
             slot.extend(tokens)
 
     def after_step(self, sequence: Sequence) -> None:
-        backend, slot = self._backend, self._scheduler.slot_of(sequence)
+        backend = self._backend
+        slot = self._scheduler.slot_of(sequence)
         if backend.checkpoint_budget:
             self._take(slot)
         elif (
@@ -133,7 +138,8 @@ class Checkpoints:
 
         False if the file has no such state. Nothing is loaded if a copy to or from each free slot is pending.
         """
-        slot, context = self.slot_to_load(), self._backend.context
+        slot = self.slot_to_load()
+        context = self._backend.context
         if slot is None:
             return True
         if context.load_state(slot.index, state) and min_length <= context.length(slot.index) <= len(tokens):
@@ -158,7 +164,8 @@ class PromptCache:
         With `needs_memory`, memory is about to be allocated and can be of any size. Otherwise the state must fit:
         growing the memory would empty the slots of others.
         """
-        backend, prompt = self.backend, sequence.prompt[: sequence.first_output]
+        backend = self.backend
+        prompt = sequence.prompt[: sequence.first_output]
         max_length = backend.context_size if needs_memory else backend.capacity
         slots = [] if needs_memory else self.scheduler.slots
         held = max(common_prefixes(slots, prompt, self.checkpoints.reusable), default=0)
@@ -217,15 +224,18 @@ class PromptCache:
 
     def _count_unsaved(self, tokens: Many[int]) -> int:
         """Number of tokens that no state holds which fits the largest context and can be trimmed to these."""
-        longest, kind = self.backend.context_size, self.backend.state_kind or ""
+        longest = self.backend.context_size
+        kind = self.backend.state_kind or ""
         return len(tokens) - self.store.stored_prefix(
             tokens, kind, lambda length, shared: length <= longest and self._is_trimmable(length, shared)
         )
 
     def _write(self, slot: Slot, is_prefix: bool = False) -> None:
-        context, kind = self.backend.context, self.backend.state_kind
+        context = self.backend.context
+        kind = self.backend.state_kind
         if kind and slot.tokens:
-            size, save = context.state_size(slot.index), partial(context.save_state, slot.index)
+            size = context.state_size(slot.index)
+            save = partial(context.save_state, slot.index)
             self.store.write(slot.tokens, kind, size, save, is_prefix)
 
     def _is_trimmable(self, length: int, shared: int) -> bool:

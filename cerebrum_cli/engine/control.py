@@ -102,7 +102,8 @@ def recurs(tokens: array[int], length: int) -> bool:
 def ends_in_cycle(tokens: array[int], length: int) -> bool:
     window = tokens[max(0, length - MAX_PERIOD * MIN_REPEATS) : length].tobytes()
     start = len(window) - PROBE * TOKEN_BYTES
-    probe, at = window[start:], start
+    probe = window[start:]
+    at = start
     first = max(0, start - MAX_PERIOD * TOKEN_BYTES)
     while (at := window.rfind(probe, first, at + len(probe) - 1)) >= 0:
         period = start - at

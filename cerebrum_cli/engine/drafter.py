@@ -88,7 +88,8 @@ class Drafter:
         return None
 
     def _matching_before(self, place: int) -> int:
-        tokens, end = self._tokens, len(self._tokens)
+        tokens = self._tokens
+        end = len(self._tokens)
         length = 0
         while length < min(place, MAX_MATCH) and tokens[place - 1 - length] == tokens[end - 1 - length]:
             length += 1
@@ -96,7 +97,8 @@ class Drafter:
 
     def _best_length(self, limit: int) -> int:
         probability, expected = 1.0, 1.0  # of the next token; tokens that the step gives
-        best_length, best_value = 0, MIN_GAIN
+        best_length = 0
+        best_value = MIN_GAIN
         for length in range(1, limit + 1):
             probability *= self._acceptance(self._match + length - 1)
             if probability < MIN_PROBABILITY:
@@ -104,7 +106,8 @@ class Drafter:
             expected += probability
             value = expected / STEP_COSTS.get(1 + length, inf)
             if value > best_value:
-                best_length, best_value = length, value
+                best_length = length
+                best_value = value
         return best_length
 
     def _acceptance(self, match: int) -> float:

@@ -186,7 +186,8 @@ class Engine(ABC):
 
     def cancel(self) -> None:
         """Cancel everything, loading included; streams end with the finish reason `cancelled`."""
-        scope, self.cancel_scope = self.cancel_scope, CancelScope()
+        scope = self.cancel_scope
+        self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
     def save_prompt_cache(  # noqa: B027

@@ -134,7 +134,8 @@ class LocalCompletions(Completions[Sequence]):
         self._submit(self._create(index, count), first=True)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
-        prompt, new = tuple(self._requests[index].prompt_tokens), list[Sequence]()
+        prompt = tuple(self._requests[index].prompt_tokens)
+        new = list[Sequence]()
         for sample, tokens in replies.items():
             new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
         is_sent = self._commands.send(submission(new, self._scope, first=True))
@@ -201,7 +202,8 @@ class LocalEngine(Engine):
 
     def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
         # Memory is allocated for the longest sequence of those submitted together.
-        backend, requests = self.backend, list(requests)
+        backend = self.backend
+        requests = list(requests)
         lengths: list[int] = []
         samples: list[int] = []
         for request in requests:

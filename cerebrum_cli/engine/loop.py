@@ -79,7 +79,8 @@ class Loop:
 
         While texts wait to be scored, no sequence is admitted; they are scored once none is running.
         """
-        scheduler, backend = self._scheduler, self._backend
+        scheduler = self._scheduler
+        backend = self._backend
         try:
             # make room
             self._preempt_full()
@@ -100,7 +101,8 @@ class Loop:
             if self._may_draft(step):
                 drafted = [with_draft(step[0], backend)]
                 if scheduler.has_cells(len(rows_of(drafted)), backend.capacity):
-                    step, rows = drafted, rows_of(drafted)
+                    step = drafted
+                    rows = rows_of(drafted)
             if not step:
                 return
             # decode
@@ -135,7 +137,8 @@ class Loop:
 
         Otherwise only the full ones are preempted, to the end of the queue, while the others finish.
         """
-        scheduler, backend = self._scheduler, self._backend
+        scheduler = self._scheduler
+        backend = self._backend
         full = [sequence for sequence in scheduler.running if sequence.length >= backend.capacity]
         if not full:
             return
@@ -169,7 +172,8 @@ class Loop:
 
     def _needs_memory(self, sequence: Sequence) -> bool:
         """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
-        scheduler, backend = self._scheduler, self._backend
+        scheduler = self._scheduler
+        backend = self._backend
         if self._is_for_scores or self._required_length(sequence) > backend.capacity:
             return True
         if scheduler.running or len(scheduler.waiting) <= backend.slots:
@@ -183,7 +187,8 @@ class Loop:
 
     def _restore(self, sequence: Sequence, needs_memory: bool) -> None:
         """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""
-        backend, cache = self._backend, self.prompt_cache
+        backend = self._backend
+        cache = self.prompt_cache
         if cache is None or cache.store.is_empty:
             if needs_memory:
                 self._reserve()
@@ -199,13 +204,15 @@ class Loop:
 
     def _required_length(self, sequence: Sequence) -> int:
         """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
-        request, context_size = sequence.request, self._backend.context_size
+        request = sequence.request
+        context_size = self._backend.context_size
         if self._reserves_max:
             return request.max_length(context_size)
         return request.expected_length(context_size, len(sequence.generated))
 
     def _plan_cache(self) -> tuple[int, int]:
-        waiting, backend = self._scheduler.waiting, self._backend
+        waiting = self._scheduler.waiting
+        backend = self._backend
         if self._reserves_max:
             return max(map(self._required_length, waiting)), self._max_slots
         return plan_cache(waiting, backend.context_size, self._max_slots, backend.slots_for)
@@ -228,7 +235,8 @@ class Loop:
 
     def _compact(self) -> None:
         """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
-        scheduler, backend = self._scheduler, self._backend
+        scheduler = self._scheduler
+        backend = self._backend
         if backend.kv_unified or (scheduler.waiting and scheduler.free_slots):
             return
         while hole := scheduler.hole():
@@ -242,7 +250,8 @@ class Loop:
     def _place(self, admission: Admission) -> None:
         """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
         sequence, slot, source, length = admission
-        backend, request = self._backend, sequence.request
+        backend = self._backend
+        request = sequence.request
         if sequence.sampler is None and not request.inspected:
             sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
         if length < len(sequence.prompt):
@@ -298,7 +307,8 @@ class Loop:
 
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
         """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
-        scheduler, slot = self._scheduler, self._scheduler.slot_of(sequence)
+        scheduler = self._scheduler
+        slot = self._scheduler.slot_of(sequence)
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
@@ -325,7 +335,8 @@ class Loop:
         Forced tokens of the only sequence follow at once, so that the next step evaluates all of them; those of others
         share the steps of the rest. They are accepted instead of sampled, so that penalties count them.
         """
-        backend, request = self._backend, sequence.request
+        backend = self._backend
+        request = sequence.request
         while True:
             is_forced = bool(sequence.pending)
             try:
@@ -368,7 +379,8 @@ class Loop:
         for event in sequence.last_events(is_truncated=reason != "stop"):
             sequence.emit(event)
         self._release(sequence)
-        size, follow_up = self._backend.context_size, None
+        size = self._backend.context_size
+        follow_up = None
         if sequence.text.is_stopped:
             reason = "stop"
         elif reason == "stop":

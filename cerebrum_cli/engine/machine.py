@@ -60,10 +60,12 @@ LISTED_BY = {
 }
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
-CPUINFO, DEVICES = Path("/proc/cpuinfo"), Path("/sys/devices")
+CPUINFO = Path("/proc/cpuinfo")
+DEVICES = Path("/sys/devices")
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
 MEMORY_USED = ("memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
-CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,8 @@ def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Pat
     capacities = {cpu: _integer(folder / f"cpu{cpu}", "cpu_capacity") for cpu in fast}
     least = MIN_CAPACITY * max(capacities.values())
     fast = {cpu for cpu, capacity in capacities.items() if capacity >= least}
-    cores, performance_cores = count_cores(allowed, folder), count_cores(fast, folder)
+    cores = count_cores(allowed, folder)
+    performance_cores = count_cores(fast, folder)
     return Processors(logical, len(allowed), cores, performance_cores, quota)
 
 
@@ -148,7 +151,8 @@ def _sysctl(name: str) -> int:
     """Number that macOS reports by this name; 0 if it knows none."""
     import ctypes
 
-    value, size = ctypes.c_int64(), ctypes.c_size_t(8)
+    value = ctypes.c_int64()
+    size = ctypes.c_size_t(8)
     library = ctypes.CDLL(None)
     failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
     return 0 if failed else value.value
@@ -271,7 +275,8 @@ def total_memory() -> int:
 
 def cgroup_memory(root: Path) -> float:
     """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
-    used, limit = _integer(root, *MEMORY_USED), _integer(root, *MEMORY_LIMITS)
+    used = _integer(root, *MEMORY_USED)
+    limit = _integer(root, *MEMORY_LIMITS)
     if math.inf in (used, limit):
         return math.inf
     statistics = _text(root, "memory.stat", "memory/memory.stat")

@@ -99,7 +99,8 @@ class ContextOptions:
         return max(self.slots, min(self.n_ubatch, max(MIN_OUTPUTS, scored)))
 
     def token_bytes(self, layer: LayerSizes) -> float:
-        keys, values = CACHE_ELEMENT_SIZE[self.cache_type_k], CACHE_ELEMENT_SIZE[self.cache_type_v]
+        keys = CACHE_ELEMENT_SIZE[self.cache_type_k]
+        values = CACHE_ELEMENT_SIZE[self.cache_type_v]
         return layer.key_length * keys + layer.value_length * values
 
 
@@ -127,7 +128,8 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
 
     `offloaded` is the number of layers on each GPU. llama.cpp offloads the last layers, the output layer after them.
     """
-    weights, others = weight_needs(sizes, offloaded), context_needs(sizes, context, offloaded)
+    weights = weight_needs(sizes, offloaded)
+    others = context_needs(sizes, context, offloaded)
     devices = (sum(pair) for pair in zip(weights.devices, others.devices, strict=True))
     return MemoryNeeds(weights.host + others.host, tuple(devices))
 
@@ -158,7 +160,8 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
 
 def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of the compute buffer, measured on several architectures: the largest of a layer's phases or the logits."""
-    embedding, state = sizes.embedding_length, max((layer.state_bytes for layer in sizes.layers), default=0)
+    embedding = sizes.embedding_length
+    state = max((layer.state_bytes for layer in sizes.layers), default=0)
     outputs = min(context.n_ubatch, context.n_outputs_max(sizes.vocabulary_size))
     logits = 4 * (outputs * sizes.vocabulary_size + 2 * context.n_ubatch * embedding)
     feed_forward = 4 * context.n_ubatch * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)

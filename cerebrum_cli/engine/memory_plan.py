@@ -163,7 +163,8 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     In a unified cache, slots cost no more than recurrent states, which leave the weights on the GPUs. Sliding windows
     allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
-    sizes, most = options.file.sizes, context.slots
+    sizes = options.file.sizes
+    most = context.slots
     if context.kv_unified:
         if sizes.has_windows and not context.swa_full:
             return 1
@@ -352,7 +353,8 @@ def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> li
     counts = sorted(Counter(map(pad_length, lengths)).items())
     cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
     for end, (length, _) in enumerate(counts, 1):
-        slots, count = slots_for(length), 0
+        slots = slots_for(length)
+        count = 0
         candidates = []
         for start in range(end - 1, -1, -1):
             count += counts[start][1]

@@ -111,9 +111,11 @@ def option_notices(
     options: LoadOptions, offloads: Callable[[], bool], devices: tuple[Device, ...]
 ) -> Iterator[NoticeEvent]:
     """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
-    trained, length = options.file.trained_context, options.context.length
+    trained = options.file.trained_context
+    length = options.context.length
     if options.gpu_layers not in ("auto", "0") and not devices:
-        reason, hint = "no GPU found", "check the driver, or omit --gpu-layers"
+        reason = "no GPU found"
+        hint = "check the driver, or omit --gpu-layers"
         if not offloads():
             reason = "llama.cpp was built without GPU support"
             hint = f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)"

@@ -70,7 +70,8 @@ class Slot:
             self.truncate(length)
             return
         self.truncate(0)
-        self.tokens, self.cells = source.tokens[:length], source.cells[:length]
+        self.tokens = source.tokens[:length]
+        self.cells = source.cells[:length]
         if self.uses is not None:
             self.uses.update(self.cells)
         self.checkpoints = [checkpoint for checkpoint in source.checkpoints if checkpoint.length <= length]
@@ -217,7 +218,8 @@ class Scheduler:
 
     def sibling_samples(self, evaluated: Sequence) -> list[Admission]:
         """Choose slots, as far as they are free, for samples of the prompt just evaluated: they reuse all of it."""
-        source, request = self.slot_of(evaluated), evaluated.request
+        source = self.slot_of(evaluated)
+        request = evaluated.request
         siblings = takewhile(lambda waiting: waiting.request is request and not waiting.generated, self.waiting)
         pairs = zip(siblings, self.free_slots, strict=False)
         return [Admission(sibling, slot, source, len(evaluated.prompt)) for sibling, slot in pairs]
@@ -247,8 +249,10 @@ class Scheduler:
         assert source.sequence is not None
         target.copy_prefix(source, len(source.tokens))
         source.truncate(0)
-        target.sequence, source.sequence = source.sequence, None
-        target.sequence.slot, target.last_used = target.index, source.last_used
+        target.sequence = source.sequence
+        source.sequence = None
+        target.sequence.slot = target.index
+        target.last_used = source.last_used
 
     def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> list[Share]:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
@@ -265,7 +269,8 @@ class Scheduler:
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
             self._prefilled = 0
             return decoding
-        evaluated, checkpoint_at = prefilling.evaluated, prefilling.checkpoint_at or 0
+        evaluated = prefilling.evaluated
+        checkpoint_at = prefilling.checkpoint_at or 0
         before_outputs = prefilling.first_output - evaluated
         size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
         if evaluated < checkpoint_at:

@@ -209,7 +209,8 @@ class ScoreJob:
                 self._free_slots.append(self._open.pop().slot)
             if not self._free_slots:
                 return
-            slot, held = self._free_slots.pop(), source.evaluated if source else 0
+            slot = self._free_slots.pop()
+            held = source.evaluated if source else 0
             length = min(held, path.shared)
             if length < held and held > backend.trimmable_length:
                 length = 0
@@ -257,7 +258,8 @@ class ScoreJob:
 
     def _sharing(self, number: int, position: int) -> list[TriePath]:
         """The open path with this number, and those after it that a row at this position is evaluated for too."""
-        path, after = self._open[number], islice(self._open, number + 1, None)
+        path = self._open[number]
+        after = islice(self._open, number + 1, None)
         sharing = takewhile(lambda other: other.shared > position, after)
         return [path, *(other for other in sharing if other.evaluated == path.evaluated)]
 

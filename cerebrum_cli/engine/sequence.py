@@ -149,7 +149,8 @@ class ReplySample:
         """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
         for channel, text in pieces[:-1]:
             yield TokenEvent(self.id, text, channel)
-        channel, text = self.text.channel, ""
+        channel = self.text.channel
+        text = ""
         if pieces:
             channel, text = pieces[-1]
         yield TokenEvent(self.id, text, channel, tokens, logprobs)
@@ -278,7 +279,8 @@ class Sequence(ReplySample):
 
     def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
-        request, likeliest = self.request, tuple[TokenLogprob, ...]()
+        request = self.request
+        likeliest = tuple[TokenLogprob, ...]()
         for row in rows:
             token = request.inspected[self.inspected]
             given = TokenLogprob(token, backend.logprob(row, token))
@@ -289,7 +291,8 @@ class Sequence(ReplySample):
 
     def tokens_from(self, position: int, count: int) -> Tokens:
         """Up to `count` token ids of prompt and reply from a position."""
-        prompt, end = self.prompt, position + count
+        prompt = self.prompt
+        end = position + count
         if end <= len(prompt):
             return prompt[position:end]
         start = max(0, position - len(prompt))
@@ -308,7 +311,8 @@ class Sequence(ReplySample):
         first = last = perf_counter()
         admitted = self.admitted_at or first
         if self.sampled_at:
-            first, last = self.sampled_at[0], self.sampled_at[-1]
+            first = self.sampled_at[0]
+            last = self.sampled_at[-1]
         timings = Timings(
             load_s=load_s,
             prefill_s=first - admitted,
@@ -340,7 +344,8 @@ def create_sequences(
 
 def common_tokens(a: bytes, b: bytes) -> int:
     """Length of the common prefix of two packed token sequences, by bisection."""
-    same, different = 0, min(len(a), len(b))
+    same = 0
+    different = min(len(a), len(b))
     if a[:different] == b[:different]:
         return different // TOKEN_BYTES
     while different - same > 1:

@@ -105,7 +105,8 @@ class StateStore:
         """
         if size > self.limit:
             return
-        identity, data = self._identity(kind), pack_tokens(tokens)
+        identity = self._identity(kind)
+        data = pack_tokens(tokens)
         path = self.directory / f"{digest(identity)}-{digest(data)}{PREFIX if is_prefix else ''}{STATE}"
         try:
             self.directory.mkdir(0o700, parents=True, exist_ok=True)  # conversations are private
@@ -198,7 +199,8 @@ def read_record(path: Path, file: FileIO, identity: bytes | None = None) -> Stat
         return None
     file.seek(body)
     record = file.read(length)
-    tokens, found = record[: count * TOKEN_BYTES], record[count * TOKEN_BYTES :]
+    tokens = record[: count * TOKEN_BYTES]
+    found = record[count * TOKEN_BYTES :]
     if identity not in (None, found) or crc32(footer[:-TAIL_BYTES], crc32(record)) != record_sum:
         return None
     return State(path, tokens, body, body_sum)

@@ -49,7 +49,8 @@ def pad_single_rows(
     padded: list[TokenRow] = []
     batch_indices: list[int] = []
     for row in rows:
-        above, below = row.slot + 1, row.slot - 1
+        above = row.slot + 1
+        below = row.slot - 1
         is_single = counts[row.slot] == 1 and not counts[above] and not counts[below]
         is_alone = is_single and not (padded and padded[-1].slot == below)  # no padding of another row is below
         beside = (above, below) if is_alone and row.position >= PAD_FROM_POSITION else ()
@@ -71,7 +72,8 @@ def pad_step(rows: Sequence[TokenRow], slots: int, length: Callable[[int], int])
     by_slot: dict[int, list[TokenRow]] = {}
     for row in rows:
         by_slot.setdefault(row.slot, []).append(row)
-    first, last = min(by_slot), max(by_slot)
+    first = min(by_slot)
+    last = max(by_slot)
     width, depth = _stable_shape(last - first + 1, max(map(len, by_slot.values())), slots)
     first = min(first, slots - width)
     padded: list[TokenRow] = []

@@ -55,7 +55,8 @@ class LlamaCodec:
 
         Raises EngineError for an unsupported type, and if the number of bytes does not match the array.
         """
-        kind, read = TENSOR_TYPES.get(type), self._readers.get(type)
+        kind = TENSOR_TYPES.get(type)
+        read = self._readers.get(type)
         if kind is None or read is None:
             raise EngineError(f"cannot read weights of type {type_name(type)}", "use a file of another type")
         if out.size > MAX_WEIGHTS or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):

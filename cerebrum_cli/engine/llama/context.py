@@ -45,7 +45,8 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params.n_batch = params.n_ubatch = options.n_ubatch
     params.n_outputs_max = options.n_outputs_max(vocabulary_size)
     params.n_threads = params.n_threads_batch = options.n_threads
-    params.type_k, params.type_v = CACHE_TYPES[options.cache_type_k], CACHE_TYPES[options.cache_type_v]
+    params.type_k = CACHE_TYPES[options.cache_type_k]
+    params.type_v = CACHE_TYPES[options.cache_type_v]
     if options.flash_attention is not None:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
@@ -209,7 +210,8 @@ class LlamaContext:
         flags = WHOLE if is_whole else PARTIAL
         if is_whole:
             self.clear(slot)
-        state, length = checkpoint.state, checkpoint.length
+        state = checkpoint.state
+        length = checkpoint.length
         is_read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
         self._set_valid(slot)
         if is_read and llama.llama_memory_seq_rm(self._memory, slot, length, -1) and self.length(slot) == length:

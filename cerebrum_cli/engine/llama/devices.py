@@ -29,7 +29,8 @@ def accelerators() -> tuple[Device, ...]:
 
 
 def _describe_device(handle: Any, is_integrated: bool) -> Device:
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    free = ctypes.c_size_t()
+    total = ctypes.c_size_t()
     _ask_device("memory", None, handle, ctypes.byref(free), ctypes.byref(total))
     name = _ask_device("name", ctypes.c_char_p, handle).decode()
     description = _ask_device("description", ctypes.c_char_p, handle).decode()
@@ -64,7 +65,8 @@ def expert_overrides(layers: int) -> Any:
 def bind(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
     """Declare the types of a function of llama.cpp's library that its bindings omit."""
     function = getattr(llama._lib, symbol)
-    function.restype, function.argtypes = result, arguments
+    function.restype = result
+    function.argtypes = arguments
     return function
 
 

@@ -135,7 +135,8 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
 
     params = llama.llama_model_default_params()
     no_devices = (ctypes.c_void_p * 1)()  # drivers of GPUs may need more memory than the limit
-    params.devices, params.use_extra_bufts = ctypes.cast(no_devices, ctypes.c_void_p), False
+    params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+    params.use_extra_bufts = False
     with suppress_log():
         # With the vocabulary only and without, loading gets as far as it does not in the other way.
         for params.vocab_only in (True,) if kind == "vocabulary" else (True, False):

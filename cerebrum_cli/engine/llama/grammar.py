@@ -116,7 +116,8 @@ def check_grammar(grammar: str) -> None:
             problem = "NUL character"
         else:
             continue
-        line, start = 1 + grammar.count("\n", 0, match.start()), grammar.rfind("\n", 0, match.start())
+        line = 1 + grammar.count("\n", 0, match.start())
+        start = grammar.rfind("\n", 0, match.start())
         problem = f"cannot parse the grammar: line {line}, column {match.start() - start}: {problem}"
         raise GrammarError(problem, "simplify the grammar there")
 

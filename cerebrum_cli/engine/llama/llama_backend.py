@@ -86,7 +86,8 @@ class LlamaBackend(LlamaVocabulary):
     def slots_for(self, length: int) -> int:
         if self._options.n_streams == 1:
             return self._options.slots
-        options, free = replace(self._options, length=length + self._room), self._free or self._measure_memory()
+        options = replace(self._options, length=length + self._room)
+        free = self._free or self._measure_memory()
         return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
 
     def _measure_memory(self) -> FreeMemory:
@@ -164,7 +165,8 @@ class LlamaBackend(LlamaVocabulary):
         if not self._batch_invariant:
             self._batch_indices = range(len(rows))
             return self.context.decode(rows)
-        slots, length = self._made_with.slots, self.context.length
+        slots = self._made_with.slots
+        length = self.context.length
         if self._options.pad_steps:
             padded, self._batch_indices = batch_invariance.pad_step(rows, slots, length)
         else:
@@ -219,7 +221,8 @@ class LlamaBackend(LlamaVocabulary):
         return Candidates(self.size)
 
     def sample(self, sampler: Sampler, row: int, bias: TokenBias) -> int:
-        row_logits, token = llama.llama_get_logits_ith(*self.batch_position(row)), int(bias.token)
+        row_logits = llama.llama_get_logits_ith(*self.batch_position(row))
+        token = int(bias.token)
         unbiased = row_logits[token]
         row_logits[token] += bias.bias
         try:

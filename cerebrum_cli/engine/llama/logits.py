@@ -68,7 +68,8 @@ class Candidates:
     def fill(self, row_logits: Any, tokens: Any = None, is_sorted: bool = False) -> Any:
         """llama.cpp's array of some tokens, or of all."""
         if tokens is None:
-            tokens, token_logits = self._tokens, row_logits
+            tokens = self._tokens
+            token_logits = row_logits
         else:
             token_logits = row_logits[tokens]
         size = len(tokens)
@@ -117,7 +118,8 @@ class ChainSampler:
 
     def draw(self, row_logits: Any) -> int:
         """Choose a token, without accepting it."""
-        params, candidates = self.params, self.candidates
+        params = self.params
+        candidates = self.candidates
         array = candidates.likeliest(row_logits, params) if params else candidates.fill(row_logits)
         llama.llama_sampler_apply(self.chain, ctypes.byref(array))
         return int(array.data[array.selected].id)

@@ -22,5 +22,6 @@ def save_state(handle: Any, slot: int, path: Path) -> None:
 
 def load_state(handle: Any, slot: int, path: Path) -> bool:
     """Load a state into a slot of a context; False if it is rejected or gone."""
-    no_tokens, count = (llama.llama_token * 1)(), ctypes.byref(ctypes.c_size_t())
+    no_tokens = (llama.llama_token * 1)()
+    count = ctypes.byref(ctypes.c_size_t())
     return bool(llama.llama_state_seq_load_file(handle, os.fsencode(path), slot, no_tokens, 0, count))

@@ -101,7 +101,8 @@ class LlamaVocabulary:
     def _split_controls(self, text: str) -> list[PromptPart]:
         """Split trusted text at its first and last control token; what is between them is tokenized."""
         ids: list[int] = []
-        first, at = "", 0
+        first = ""
+        at = 0
         for token in self._tokenize_raw(text, parse_special=True):
             attribute = llama.llama_vocab_get_attr(self._vocab, token)
             if not attribute & CONTROL:

@@ -244,9 +244,11 @@ class Client:
         """Send a request; again if a kept connection breaks immediately: a busy vLLM may have closed it meanwhile."""
         import aiohttp
 
-        clock, broken = asyncio.get_running_loop().time, None
+        clock = asyncio.get_running_loop().time
+        broken = None
         while True:
-            kept, sent_at = set[str](), clock()
+            kept = set[str]()
+            sent_at = clock()
             try:
                 return await self._session.request(
                     method, self._base_url + path + self._query, trace_request_ctx=kept, **content
@@ -290,7 +292,8 @@ def _require_success(reply: Any) -> Any:
     """A reply or an event, unless it states an error although its status is 200."""
     if not isinstance(reply, dict) or reply.get("error") is None:
         return reply
-    error, status = reply["error"], 500
+    error = reply["error"]
+    status = 500
     if isinstance(error, dict) and isinstance(error.get("code"), int):
         status = error["code"]
     raise failure(status, reply)

@@ -52,7 +52,8 @@ class ExpectedModel:
     @cached_property
     def probe(self) -> tuple[int, ...]:
         """The tokens of a text, without BOS: other kinds of servers may add one where llama.cpp does not."""
-        tokens, bos = self.vocabulary.tokenize((Text(PROBE),)), self.vocabulary.special_token_text("bos")
+        tokens = self.vocabulary.tokenize((Text(PROBE),))
+        bos = self.vocabulary.special_token_text("bos")
         return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
 
     async def check(self, client: Client, info: ServerInfo) -> None:

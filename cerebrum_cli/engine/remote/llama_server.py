@@ -55,7 +55,8 @@ class LlamaServer(ServerKind):
     context_option = "-c"
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
-        model, meta = str(entry["id"]), entry.get("meta", {})
+        model = str(entry["id"])
+        meta = entry.get("meta", {})
         weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
         if "size" in meta:
             weights += f" ({int(meta['size'])} bytes)"
@@ -73,7 +74,8 @@ class LlamaServer(ServerKind):
         )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
-        params, typical_p = request.params, request.params.typical_p
+        params = request.params
+        typical_p = params.typical_p
         if not params.temperature:  # it might drop the likeliest token
             typical_p = 1.0
         return {
@@ -120,7 +122,8 @@ class LlamaServer(ServerKind):
                 yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
                 return
             else:
-                total, text = int(event["tokens_predicted"]), well_formed(event.get("content", ""))
+                total = int(event["tokens_predicted"])
+                text = well_formed(event.get("content", ""))
                 yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
 
 

@@ -64,7 +64,8 @@ class _SharedFields(ServerKind):
         return fields
 
     def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        params, differences = request.params, list[tuple[str, str]]()
+        params = request.params
+        differences = list[tuple[str, str]]()
         if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
             problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
             differences.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
@@ -130,7 +131,8 @@ class Vllm(_SharedFields):
         return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
-        last, usage = dict[str, Any](), dict[str, Any]()
+        last = dict[str, Any]()
+        usage = dict[str, Any]()
         async for event in events:
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
@@ -152,7 +154,8 @@ class Sglang(_SharedFields):
 
     def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
         """Description of a server; seeds have an effect only with deterministic inference."""
-        is_adapter, stated = bool(entry.get("parent")), answer.get("max_running_requests")
+        is_adapter = bool(entry.get("parent"))
+        stated = answer.get("max_running_requests")
         return ServerInfo(
             self,
             build=server_text(str(answer["version"])),
@@ -206,7 +209,8 @@ class OpenAIServer(ServerKind):
         return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
-        conversation, params = request.conversation, request.params
+        conversation = request.conversation
+        params = request.params
         assert conversation, "prompts of token ids are refused before"
         optional: dict[str, Any] = {"max_tokens": params.max_tokens, "stop": list(request.stop_anywhere)}
         optional["reasoning_effort"] = conversation.effort
@@ -241,9 +245,11 @@ class OpenAIServer(ServerKind):
                 finish = choice.get("finish_reason") or finish
                 reasoning, text = _texts(choice.get("delta") or {})
                 if reasoning and not is_reasoning:
-                    reasoning, is_reasoning = OPEN + reasoning, True
+                    reasoning = OPEN + reasoning
+                    is_reasoning = True
                 if text and is_reasoning:
-                    text, is_reasoning = CLOSE + text, False
+                    text = CLOSE + text
+                    is_reasoning = False
                 if reasoning or text:
                     parts += 1
                     yield ReplyChunk(text=reasoning + text)

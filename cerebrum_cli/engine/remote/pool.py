@@ -317,10 +317,12 @@ class Pool:
 
     def _note(self, server: Server, hint: str) -> None:
         """Note why a server is not usable, once until it is, and once within `notices` seconds."""
-        now, problem = monotonic(), server.problem
+        now = monotonic()
+        problem = server.problem
         if server.is_noted or now - server.noted_at < self._timeouts.notices or not self._is_read:
             return
-        server.is_noted, server.noted_at = True, now
+        server.is_noted = True
+        server.noted_at = now
         if isinstance(problem, EndpointError):
             self._emit(NoticeEvent(problem.message, problem.hint))
         else:

@@ -192,14 +192,16 @@ class RemoteEngine(Engine):
         finally:
             self._pool = None
             if self._backend:
-                backend, self._backend = self._backend, None
+                backend = self._backend
+                self._backend = None
                 backend.close()
 
     async def _serve(self) -> None:
         """Connect, and keep the event loop running until the engine is closed."""
         if self._stop:
             raise EngineError("loading interrupted")
-        self._serving, pool = asyncio.current_task(), None
+        self._serving = asyncio.current_task()
+        pool = None
         expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ, self._messages)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
         try:

@@ -51,7 +51,8 @@ class RemoteSample(ReplySample):
     def __post_init__(self) -> None:
         super().__post_init__()
         request = self.request
-        self.tokens, self.has_all_tokens = 0, True
+        self.tokens = 0
+        self.has_all_tokens = True
         self._takes_messages = request.conversation is not None
         self._started_at = perf_counter()
         self._first_at: float | None = None
@@ -73,9 +74,11 @@ class RemoteSample(ReplySample):
 
     def take_turn(self) -> Request:
         """The next request: for the reply, for its reasoning, or for what is left of it."""
-        request, params = self.request, self.request.params
+        request = self.request
+        params = request.params
         is_first = self._turns == 0
-        limit, rules = params.max_tokens, request.rules
+        limit = params.max_tokens
+        rules = request.rules
         if rules.reasoning_end and is_first and not request.stream:
             limit = min(limit or rules.reasoning_end, rules.reasoning_end)
         if limit is not None:
@@ -96,7 +99,8 @@ class RemoteSample(ReplySample):
 
     def _begin_turn(self, turn: Request) -> None:
         self.needs_turn = False
-        self._turn, self._turn_start = turn, self.tokens
+        self._turn = turn
+        self._turn_start = self.tokens
         self._is_over = False  # no further token is part of the turn
         self._end_token: tuple[int, ...] = ()
         self._intervention: EndReply | Force | None = None
@@ -146,7 +150,8 @@ class RemoteSample(ReplySample):
             yield from self._read(chunk.tokens, chunk.logprobs)
         elif chunk.text or chunk.end:
             text = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
-            self._unsent, self.has_all_tokens = b"", False
+            self._unsent = b""
+            self.has_all_tokens = False
             yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
             self.tokens = total
 
@@ -159,7 +164,8 @@ class RemoteSample(ReplySample):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
             if self._is_end(token):
-                self._is_over, self._end_token = True, (token,)
+                self._is_over = True
+                self._end_token = (token,)
                 return
             is_constrained = self.is_constrained
             yield from self._add((token,), logprobs[at : at + 1])
@@ -184,7 +190,8 @@ class RemoteSample(ReplySample):
         """Add all of a turn that nothing but its own end, or a loop, can end."""
         for at, token in enumerate(tokens):
             if self._is_end(token):
-                self._is_over, self._end_token = True, (token,)
+                self._is_over = True
+                self._end_token = (token,)
                 tokens = tokens[:at]
                 break
         if not self.is_constrained:
@@ -376,8 +383,10 @@ class RemoteSample(ReplySample):
     @property
     def _measured_timings(self) -> Timings:
         """The server's times, or those measured here where it states none, and with several turns."""
-        now, stated = perf_counter(), self._timings
-        first, steps = self._first_at or now, max(0, self.tokens - 1)
+        now = perf_counter()
+        stated = self._timings
+        first = self._first_at or now
+        steps = max(0, self.tokens - 1)
         ttft_s = first - self._started_at
         if stated.decode_s:
             ttft_s = ttft_s if self.request.stream else stated.prefill_s

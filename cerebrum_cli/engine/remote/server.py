@@ -143,8 +143,10 @@ class Server:
         self._retry_at = 0.0
         self._asked_at = 0.0  # when it was last asked something
         self._noticed = set[str]()  # hints of its notices
-        self._window, self._most = window, most
-        self._expected, self._timeouts = expected, timeouts
+        self._window = window
+        self._most = most
+        self._expected = expected
+        self._timeouts = timeouts
 
     async def open(self) -> None:
         """Find out what it serves. Raises LostServerError, BusyServerError, or EndpointError if it does not fit."""
@@ -277,7 +279,8 @@ class Server:
         return RefusedRequestError(_explain(error, job.request, self.alias))
 
     async def _receive(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
-        request, info = job.request, self.info
+        request = job.request
+        info = self.info
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
         job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
