@@ -11,8 +11,6 @@ import stored_rows
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
-
 
 def test_benchmark_pairs_swap_their_order() -> None:
     order: list[str] = []

@@ -123,7 +123,6 @@ flags\t\t: fpu vme de pse : tsc
 processor\t: 1
 model name\t: another
 """
-GPUS = tuple(Device(name, "NVIDIA H200", 1, 2) for name in ("CUDA0", "CUDA1"))
 
 
 def test_processor_name_is_that_of_the_first_core_or_the_platform(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, assert_error
 
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -211,13 +210,6 @@ def test_prompt_files_skip_what_cannot_be_read(folder: Path) -> None:
             read("in/c")
     finally:
         (folder / "in/c").chmod(0o700)
-
-
-def test_missing_prompt_file_is_reported_before_a_missing_model(new_user: CommandLine) -> None:
-    (new_user.home / "a[b].txt").write_text("text")
-    assert_error(new_user.run("ask", "-f", "nowhere", "hi"), 2, "nowhere: No such file or directory")
-    assert_error(new_user.run("ask", "-f", str(new_user.home / "a[b].txt"), "hi"), 3, "no model is installed")
-    assert_error(new_user.run("ask", "-f", str(new_user.home / "a*"), "hi"), 3, "no model is installed")
 
 
 def test_prompt_files_have_a_limit_in_total(folder: Path) -> None:
