@@ -253,6 +253,15 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
         assert turn(chat, "So?").cached_tokens >= third.prompt_tokens - length - 1
 
 
+@pytest.mark.parametrize("owner", KINDS, indirect=True)
+def test_vote_evaluates_its_prompt_once(owner: Owner, count_rows: Callable[[Iterator[Event]], int]) -> None:
+    with replace(owner, is_exact=False).chat() as chat:
+        settings = replace(chat.settings, temperature=0.8)
+        rows = count_rows(chat.send(LONG, settings, MajorityVote(Votes(8, 8))))
+    prompt = owner.ask(LONG, "-n", "1")["prompt_tokens"]
+    assert rows <= prompt + 8 * LENGTH + MAX_REEVALUATED
+
+
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", all_architectures())
 def test_fuzzed_architecture_gives_the_same_reply_in_every_way(name: str, tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
     assert runner.run(source, "-o", "-", "--retry-failed").code == 2
 
 
+def test_row_that_does_not_fit_gets_an_error(runner: BatchRunner) -> None:
+    runner.script["context"] = 300
+    fits, long = runner.answer([{"prompt": "hi"}, {"id": "long", "prompt": "x" * 300}])
+    problem = f"the prompt has {len(chatml_prompt('x' * 300))} tokens, but the context has 300: shorten it"
+    assert (fits["error"], long["error"]["type"]) == (None, "context_length_exceeded")
+    assert long["error"]["message"].startswith(problem)
+    assert (long["id"], long["prompt"], long["text"]) == ("long", "x" * 300, None)
+
+
 def test_each_row_has_its_own_seed(runner: BatchRunner) -> None:
     runner.script["seeds"] = ["zero", "one", "two", "three", "four"]
     rows = [{"prompt": "same"}] * 5

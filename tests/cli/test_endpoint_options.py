@@ -47,6 +47,15 @@ def test_endpoint_url_may_have_a_version_and_a_slash(served: Served, monkeypatch
         assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
 
 
+def test_endpoint_refuses_a_key_that_is_no_header(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("two\nlines", "schlüssel", "tab\t"):
+        monkeypatch.setenv("CEREBRUM_API_KEY", key)
+        done = served.run("ask", "hi")
+        assert_error(done, 2, "API key")
+        assert key not in done.err
+    assert served.asked() == []
+
+
 def test_endpoint_name_stands_for_a_table(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     [server, _] = served.servers
     server.key, server.models = "sesame", ("a.gguf", "b.gguf")
