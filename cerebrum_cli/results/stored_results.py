@@ -201,7 +201,7 @@ class StoredResults(Results):
         with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
             result = write_result(part.file, self._lines())
             record = self._record.completed(result, self.counts)
-            write_record(paths, record)
+            write_record(paths, record, then)
             if identify(paths.output) != self._replaced:
                 raise BatchError(
                     f"{paths.output} was changed while the batch ran",

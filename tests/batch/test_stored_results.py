@@ -615,7 +615,8 @@ def test_failed_completion_can_be_retried(output: Path, monkeypatch: pytest.Monk
             patched.setattr(os, call, failing)
             message, hint = batch_error(results.complete)
             assert message.startswith(f"{output}") and message.endswith(": Input/output error")
-            assert hint == "check its permissions, then run it again without --restart to resume"
+            assert hint.startswith("check its permissions, then run it again without --restart to resume")
+            assert hint.endswith(f"; all rows are saved in {output_paths(output).partial}")
         assert not output.exists()
         assert list(read_objects(output_paths(output).partial)) == list(map(answer, ROWS))
     results.complete()
