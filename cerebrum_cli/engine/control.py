@@ -82,11 +82,11 @@ class LoopCheck:
         return EndReply("repetition") if self._may_end and ends_in_cycle(tokens, len(tokens)) else None
 
 
-def cycle_end(tokens: array[int]) -> int | None:
-    """Number of tokens after which LoopCheck ends a whole reply; None if it does not."""
-    if not any(recurs(tokens, place) for place in range(PROBE, len(tokens) + 1, PROBE)):
+def cycle_end(tokens: array[int], checked: int = 0) -> int | None:
+    """Number of tokens after which LoopCheck ends a reply, more than the `checked` ones; None if it does not."""
+    if not any(recurs(tokens, place) for place in range(checked - checked % PROBE, len(tokens) + 1, PROBE)):
         return None
-    for length in range(1, len(tokens) + 1):
+    for length in range(checked + 1, len(tokens) + 1):
         if recurs(tokens, length - length % PROBE) and ends_in_cycle(tokens, length):
             return length
     return None

@@ -2,6 +2,7 @@
 
 import json
 import sysconfig
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopCheck
+from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, LoopCheck, cycle_end
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
@@ -76,6 +77,21 @@ def test_loop_check_finds_cycles_of_every_period(before: str) -> None:
         late.append(end - rule)
     assert len(periods) >= 50
     assert max(late) <= 0
+
+
+@pytest.mark.parametrize("size", [1, 7, PROBE, 300])
+def test_loop_check_of_parts_ends_a_reply_where_tokens_do(size: int) -> None:
+    random = Random(size)
+    for period in (1, 3, 31, 64, 200):
+        unit = [random.randrange(9) for _ in range(period)]
+        reply = [random.randrange(200) for _ in range(150)] + unit * (600 // period)
+        read = array("i")
+        end = None
+        while end is None and len(read) < len(reply):
+            checked = len(read)
+            read.extend(reply[checked : checked + size])
+            end = cycle_end(read, checked)
+        assert end == found_at(reply)
 
 
 def test_loop_check_leaves_what_the_rule_leaves() -> None:

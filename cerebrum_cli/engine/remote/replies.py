@@ -134,8 +134,9 @@ class RemoteSample(ReplySample):
         if chunk.text:
             self.tokens += 1
             yield from self._emit(self.text.feed_text(chunk.text))
+            checked = len(self._characters)
             self._characters.extend(map(ord, chunk.text))
-            self._check_loop(self._characters)
+            self._check_loop(self._characters, checked)
         if chunk.total is not None:
             self.tokens = chunk.total
 
@@ -198,9 +199,9 @@ class RemoteSample(ReplySample):
             tokens = tokens[: self._check_loop(array("i", tokens))]
         yield from self._add(tokens, logprobs[: len(tokens)])
 
-    def _check_loop(self, tokens: array[int]) -> int:
-        """The number of tokens after which they repeat themselves, or of all."""
-        end = cycle_end(tokens) if LoopCheck in self.request.controls else None
+    def _check_loop(self, tokens: array[int], checked: int = 0) -> int:
+        """The number of tokens after which they repeat themselves, or of all; the first `checked` do not."""
+        end = cycle_end(tokens, checked) if LoopCheck in self.request.controls else None
         if end is None:
             return len(tokens)
         self._intervention = EndReply("repetition")
