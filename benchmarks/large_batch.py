@@ -9,15 +9,17 @@ reply of 300 tokens, their ids, and the fields that llama-server sends.
 
 cpu     CPU time of `cerebrum batch` for N rows less that for N / 10 rows, by the difference in rows.
 memory  Peak memory likewise.
-resume  A process is killed with SIGKILL when nine tenths of the rows are done. Seconds from the start of the next one
-        to its first new answer, against the seconds in which the killed one had written its rows. Every row it had
-        written must be in the result as it was, and no row may have been answered twice.
+resume  The servers fall silent after nine tenths of the rows, and the process is killed with SIGKILL once these are
+        committed. Seconds from the start of the next one to its first new answer, against the seconds of the killed one
+        up to the last answer. Every row it had written must be in the result as it was, and no row may have been
+        answered twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import tempfile
 import time
@@ -36,13 +38,14 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.remote.description import PROBE
 from cerebrum_cli.results.output_files import output_paths
-from cerebrum_cli.results.row_store import read_objects
+from cerebrum_cli.results.row_store import MAX_WAIT_S, read_objects
 
 ROWS = 200_000
 PARTS = 10
 SERVERS, SLOTS, CONTEXT = 2, 64, 8192
 MOST_MS, MOST_BYTES = 0.7, 100  # a row
-POLL_S = 0.002
+COMMIT_S = MAX_WAIT_S + 1
+TIMEOUT_S = 600
 HOST = "127.0.0.1"
 HEADERS_END = b"\r\n\r\n"
 QUESTION = """{}: A train leaves at {} o'clock, covers 120 km in 1.5 hours, and stops for a quarter of an hour. It
@@ -74,10 +77,11 @@ def measure(directory: Path, rows: int, model: Path) -> Iterator[Row]:
     batch = Batch(directory, model)
     first, second = in_subprocess(speeches, model, ["First", "Second"])
     label = f"batch of {rows:,} rows, {SERVERS} servers that answer at once with {len(first.tokens)} tokens"
-    with running_servers(first) as urls:
-        few = run(batch.command(small, "few", urls), environment=batch.environment)
-        many = run(batch.command(large, "many", urls), environment=batch.environment)
-        seconds = kill(batch, large, urls)
+    with running_servers(first) as servers:
+        few = run(batch.command(small, "few", servers.urls), environment=batch.environment)
+        many = run(batch.command(large, "many", servers.urls), environment=batch.environment)
+    with running_servers(first, replies=rows * (PARTS - 1) // PARTS) as servers:
+        seconds = kill(batch, large, servers)
     more = rows - rows // PARTS
     cpu_ms, size = (many.cpu_s - few.cpu_s) / more * 1e3, (many.peak_mib - few.peak_mib) * 2**20 / more
     print(
@@ -85,30 +89,28 @@ def measure(directory: Path, rows: int, model: Path) -> Iterator[Row]:
     )
     yield Row(f"{label}: CPU time a row", f"{cpu_ms:.2f} ms", f"{MOST_MS} ms", cpu_ms / MOST_MS, "<= 1")
     yield Row(f"{label}: memory a row", f"{size:.0f} bytes", f"{MOST_BYTES} bytes", size / MOST_BYTES, "<= 1")
-    with running_servers(second) as urls:
-        yield resume_row(label, batch, large, urls, rows, seconds)
+    with running_servers(second) as servers:
+        yield resume_row(label, batch, large, servers, rows, seconds)
 
 
-def kill(batch: Batch, source: Path, urls: Sequence[str]) -> float:
-    """Kill a batch when nine tenths of its rows are done; return the seconds until then."""
-    whole, partial = batch.output("many").stat().st_size, output_paths(batch.output("killed")).partial
-    start = time.perf_counter()
-    with batch.process(source, "killed", urls) as killed:
-        wait_until_larger(partial, whole * (PARTS - 1) // PARTS, killed)
-        seconds = time.perf_counter() - start
+def kill(batch: Batch, source: Path, servers: Servers) -> float:
+    """Kill a batch when its servers have sent all replies they send; return the seconds until then."""
+    start = time.monotonic()
+    with batch.process(source, "killed", servers.urls) as killed:
+        servers.reply_time()
+        end = servers.reply_time()
+        time.sleep(COMMIT_S)
         killed.kill()
-    return seconds
+    return end - start
 
 
-def resume_row(label: str, batch: Batch, source: Path, urls: Sequence[str], rows: int, before: float) -> Row:
+def resume_row(label: str, batch: Batch, source: Path, servers: Servers, rows: int, before: float) -> Row:
     """Run a killed batch again, and check the result."""
     output = batch.output("killed")
-    partial = output_paths(output).partial
-    written, size = sum(1 for _ in read_objects(partial)), partial.stat().st_size
-    start = time.perf_counter()
-    with batch.process(source, "killed", urls) as resumed:
-        wait_until_larger(partial, size, resumed)
-        seconds = time.perf_counter() - start
+    written = sum(1 for _ in read_objects(output_paths(output).partial))
+    start = time.monotonic()
+    with batch.process(source, "killed", servers.urls):
+        seconds = servers.reply_time() - start
     with output.open("rb") as lines:
         found = [json.loads(line) for line in lines]
     names = Counter(each["text"].partition(".")[0] for each in found)
@@ -127,14 +129,6 @@ def write_input(path: Path, rows: int) -> Path:
 
 def row_ids(rows: int) -> list[str]:
     return [f"row-{number}" for number in range(rows)]
-
-
-def wait_until_larger(path: Path, size: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a file has more bytes than this; RuntimeError if a process ends before."""
-    while not path.exists() or path.stat().st_size <= size:
-        if process.poll() is not None:
-            raise RuntimeError(f"the batch ended with exit code {process.returncode}")
-        time.sleep(POLL_S)
 
 
 class Batch:
@@ -181,15 +175,29 @@ def speeches(model: Path, names: Sequence[str]) -> list[Speech]:
         return [Speech(probe, (*vocabulary.tokenize((Text(text),)), end), text) for text in texts]
 
 
+class Servers(NamedTuple):
+    """Servers that run in another process, which sends the times of the first reply and of the last."""
+
+    urls: list[str]
+    times: Connection
+
+    def reply_time(self) -> float:
+        """Wait for the next of these times, of the monotonic clock."""
+        if not self.times.poll(TIMEOUT_S):
+            raise RuntimeError("no reply was asked for")
+        seconds: float = self.times.recv()
+        return seconds
+
+
 @contextmanager
-def running_servers(said: Speech) -> Iterator[list[str]]:
-    """Run servers in another process, and yield their URLs."""
+def running_servers(said: Speech, replies: float = math.inf) -> Iterator[Servers]:
+    """Run servers that fall silent after so many replies."""
     spawning = get_context("spawn")
     ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=serve, args=(said, theirs), daemon=True)
+    process = spawning.Process(target=serve, args=(said, replies, theirs), daemon=True)
     process.start()
     try:
-        yield [f"http://{HOST}:{port}" for port in ours.recv()]
+        yield Servers([f"http://{HOST}:{port}" for port in ours.recv()], ours)
     finally:
         process.kill()
         process.join()
@@ -198,16 +206,33 @@ def running_servers(said: Speech) -> Iterator[list[str]]:
 # In the process of the servers.
 
 
-def serve(said: Speech, ports: Connection) -> None:
+def serve(said: Speech, replies: float, pipe: Connection) -> None:
     """Send the ports, and serve until the process is killed."""
+    counter = ReplyCounter(replies, pipe)
 
     async def listen() -> None:
         loop = asyncio.get_running_loop()
-        servers = [await loop.create_server(lambda: StandIn(said), HOST, 0) for _ in range(SERVERS)]
-        ports.send([server.sockets[0].getsockname()[1] for server in servers])
+        servers = [await loop.create_server(lambda: Counted(said, counter), HOST, 0) for _ in range(SERVERS)]
+        pipe.send([server.sockets[0].getsockname()[1] for server in servers])
         await asyncio.Event().wait()
 
     asyncio.run(listen())
+
+
+class ReplyCounter:
+    """Counts the replies of all servers, and sends the times of the first and of the last."""
+
+    def __init__(self, most: float, times: Connection) -> None:
+        self._most = most
+        self._times = times
+        self._asked = 0
+
+    def may_reply(self) -> bool:
+        """Whether one more reply may be sent."""
+        self._asked += 1
+        if self._asked in (1, self._most):
+            self._times.send(time.monotonic())
+        return self._asked <= self._most
 
 
 class StandIn(asyncio.Protocol):
@@ -242,6 +267,18 @@ class StandIn(asyncio.Protocol):
         if path == "/completion":
             return f'{self._completion},"tokens_evaluated":{len(json.loads(body)["prompt"])}}}'
         return json.dumps(ANSWERS[path]) if path in ANSWERS else self._probe
+
+
+class Counted(StandIn):
+    """A connection whose completions are counted."""
+
+    def __init__(self, said: Speech, counter: ReplyCounter) -> None:
+        super().__init__(said)
+        self._counter = counter
+
+    def answer(self, path: str, body: bytes) -> None:
+        if path != "/completion" or self._counter.may_reply():
+            super().answer(path, body)
 
 
 ANSWERS: dict[str, Any] = {
