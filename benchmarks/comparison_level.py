@@ -16,7 +16,7 @@ from random import Random
 
 from harness import argument_parser, record_section
 
-from cerebrum_cli.eval.comparison import Outcome, compare
+from cerebrum_cli.eval.comparison import QuestionResult, compare
 
 TRIALS = 2000
 CLUSTERS, SAMPLES, QUESTIONS = (2, 3, 5, 8, 12, 20), (1, 8), (6, 12, 30, 120)
@@ -36,7 +36,7 @@ def rate(clusters: int, samples: int, questions: int) -> float:
 def is_significant(random: Random, clusters: int, samples: int, questions: int) -> bool:
     spread = 0.0 if clusters == questions else 0.7
     effects = [[random.gauss(0, 1), random.gauss(0, spread), random.gauss(0, spread)] for _ in range(clusters)]
-    runs: tuple[list[Outcome], list[Outcome]] = [], []
+    runs: tuple[list[QuestionResult], list[QuestionResult]] = [], []
     for question in range(questions):
         difficulty, *advantages = effects[question % clusters]
         difficulty += random.gauss(0, 1)
@@ -44,7 +44,7 @@ def is_significant(random: Random, clusters: int, samples: int, questions: int) 
             chance = 1 / (1 + exp(difficulty - advantage - random.gauss(0, 0.5)))
             correct = [random.random() < chance for _ in range(samples)]
             is_right = 2 * sum(correct) > samples
-            run.append(Outcome(sum(correct) / samples, str(is_right), is_right, question % clusters))
+            run.append(QuestionResult(sum(correct) / samples, str(is_right), is_right, question % clusters))
     return compare(*runs).is_significant
 
 

@@ -21,7 +21,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
@@ -90,12 +90,12 @@ def answer_rows(
     yield progress(len(results.finished), counts=results.counts)
     asked = rows_to_ask(model, rows, options, results)
     for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
-        if not isinstance(event, RowOutcome):
+        if not isinstance(event, Outcome):
             yield event
-        elif is_cancelled(event.outcome):
+        elif is_cancelled(event.result):
             keep_tokens(model, event, results)
         else:
-            position, _ = event.row.id
+            position, _ = event.row.key
             results.write(position, row_object(event, options, model.engine.larger_context))
             yield progress(len(results.finished), counts=results.counts)
 
@@ -145,24 +145,24 @@ def is_cancelled(outcome: Reply | MajorityVote | RefusedEvent) -> bool:
     return isinstance(outcome, Reply) and outcome.finish_reason == "cancelled"
 
 
-def keep_tokens(model: LoadedModel, event: RowOutcome, results: Results) -> None:
+def keep_tokens(model: LoadedModel, event: Outcome, results: Results) -> None:
     """Keep the tokens of an interrupted reply, which the next run continues.
 
     Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
     """
-    reply, request = event.outcome, event.row.request
+    reply, request = event.result, event.row.request
     assert isinstance(reply, Reply) and isinstance(request, Ask)
     if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar:
         return
     if request.settings.reasoning_limit is None and request.settings.seed is None:
-        position, _ = event.row.id
+        position, _ = event.row.key
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
-def row_object(event: RowOutcome, options: BatchOptions, larger_context: str) -> dict[str, Any]:
+def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> dict[str, Any]:
     """The output object of a row that is finished."""
-    _, row = event.row.id
-    outcome, request = event.outcome, event.row.request
+    _, row = event.row.key
+    outcome, request = event.result, event.row.request
     if isinstance(outcome, MajorityVote):
         reply: Reply | RefusedEvent = outcome.reply or outcome.refusals[0]
     else:

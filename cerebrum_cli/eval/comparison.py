@@ -28,7 +28,7 @@ MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class QuestionResult:
     """A question in one run: the share of its samples that are correct, and the majority vote of all.
 
     `form` is the normal form of the winning answer, None if no sample has one.
@@ -65,16 +65,16 @@ class Comparison:
     is_significant: bool
 
 
-def outcomes(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, Outcome]:
+def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, QuestionResult]:
     found = {}
     for id, question in questions.items():
         form, correct = winner(votes_of(question)) or (None, False)
-        found[id] = Outcome(accuracy_of(question), form, correct, question[0].cluster_key)
+        found[id] = QuestionResult(accuracy_of(question), form, correct, question[0].cluster_key)
     return found
 
 
-def compare(a: Sequence[Outcome], b: Sequence[Outcome]) -> Comparison:
-    """Compare two runs, given the outcomes of the same questions in the same order.
+def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Comparison:
+    """Compare two runs, given the results of the same questions in the same order.
 
     The difference is significant if its interval excludes 0 and there are enough questions to show a difference at all.
     McNemar's exact test may disagree where few answers changed: it finds fewer than 5% of equal runs different.

@@ -26,7 +26,7 @@ from cerebrum_cli.eval.questions import (
 )
 from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
-from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.results.results import Results
@@ -115,13 +115,13 @@ class SampleWriter:
         for object in run.objects():
             self.score.add(parse_sample(object))
 
-    def take(self, event: RowOutcome) -> Iterator[Event]:
+    def take(self, event: Outcome) -> Iterator[Event]:
         """Begin to score a reply, or write what is skipped: a sample, or all of a question that cannot be asked.
 
         The samples have the reason as their text. Yield the first notices, and the progress.
         """
-        position, first = event.row.id
-        outcome = event.outcome
+        position, first = event.row.key
+        outcome = event.result
         question = self._evaluation.questions[position]
         sample = first + event.sample
         if isinstance(outcome, Reply) and outcome.finish_reason != "cancelled":
@@ -200,7 +200,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Genera
         writer = SampleWriter(evaluation, run, scorer)
         yield writer.score.event
         for event in run_rows(model, rows, scope, sorts=False):  # the score so far is that of a random sample
-            if isinstance(event, RowOutcome):
+            if isinstance(event, Outcome):
                 yield from writer.take(event)
             else:
                 yield event

@@ -11,7 +11,7 @@ from typing import Any
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.text import enumeration, format_count, format_names
-from cerebrum_cli.eval.comparison import Comparison, Outcome, compare, outcomes
+from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
 from cerebrum_cli.eval.questions import Match, Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
@@ -22,7 +22,7 @@ from cerebrum_cli.results.schema import to_json_line
 NOT_NAMED = ("model", *MADE_BY, SCORING_RULES, "task", "dataset")
 OF_A_FORMAT = ("prompt", "chat template")
 QUESTION_FILE = "question file"
-Outcomes = dict[QuestionId, Outcome]
+QuestionResults = dict[QuestionId, QuestionResult]
 
 
 def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) -> tuple[list[Sample], int]:
@@ -93,18 +93,18 @@ def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:
             f"{before.name} and {after.name} cannot be compared: their questions differ",
             "evaluate the same task or the same file",
         )
-    first, second = outcomes(before.finished_questions()), outcomes(after.finished_questions())
+    first, second = question_results(before.finished_questions()), question_results(after.finished_questions())
     notes = [*_left_out(before, first, after, second), *_left_out(after, second, before, first)]
     if not first:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish both runs")
     return compare([*first.values()], [second[id] for id in first]), notes
 
 
-def _left_out(run: Run, outcomes: Outcomes, other: Run, others: Outcomes) -> Iterator[str]:
-    """Remove the outcomes of a run that another lacks, and yield a note that names them."""
-    unpaired = [id for id in outcomes if id not in others]
+def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionResults) -> Iterator[str]:
+    """Remove the results of a run that another lacks, and yield a note that names them."""
+    unpaired = [id for id in results if id not in others]
     for id in unpaired:
-        del outcomes[id]
+        del results[id]
     if unpaired:
         count, names = format_count(len(unpaired), "question"), format_names([*map(str, unpaired)])
         yield f"left out {count} of {run.name} without a result in {other.name}: {names}"

@@ -44,11 +44,11 @@ class Continuation(NamedTuple):
 class Row:
     """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
 
-    `id` is for the caller. A row that cannot be asked has an `error` in place of a request. If it `checks`, or its vote
+    `key` is for the caller. A row that cannot be asked has an error in place of a request. If it `checks`, or its vote
     does, the model is asked for a program after each sample.
     """
 
-    id: Any
+    key: Any
     request: Ask | Continuation | CerebrumError
     vote: MajorityVote | None = None
     checks: bool = False
@@ -58,12 +58,12 @@ class Row:
         return self.checks or (self.vote is not None and self.vote.tally.votes.checks)
 
 
-class RowOutcome(NamedTuple):
+class Outcome(NamedTuple):
     """A sample of a row has finished, or the whole row, by a vote or a refusal; a cancelled reply is one, too."""
 
     row: Row
     sample: int
-    outcome: Reply | MajorityVote | RefusedEvent
+    result: Reply | MajorityVote | RefusedEvent
     is_whole_row: bool = False
 
 
@@ -86,7 +86,7 @@ class PendingRow:
             return self.row.vote.is_over
         return self.samples == 0
 
-    def add_event(self, event: SampleEvent, completions: Completions[Any]) -> Iterator[Event | RowOutcome]:
+    def add_event(self, event: SampleEvent, completions: Completions[Any]) -> Iterator[Event | Outcome]:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:
@@ -99,13 +99,13 @@ class PendingRow:
             yield from self._count(vote, vote.add(sequence, outcome, completions))
             return
         self.samples -= 1
-        yield RowOutcome(self.row, sequence.sample, outcome)
+        yield Outcome(self.row, sequence.sample, outcome)
 
-    def _count(self, vote: MajorityVote, has_changed: bool) -> Iterator[Event | RowOutcome]:
+    def _count(self, vote: MajorityVote, has_changed: bool) -> Iterator[Event | Outcome]:
         if has_changed:
             yield vote.tally_event
         if vote.is_over:
-            yield RowOutcome(self.row, 0, vote, is_whole_row=True)
+            yield Outcome(self.row, 0, vote, is_whole_row=True)
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
@@ -153,8 +153,8 @@ def run_rows(
     scope: CancelScope | None = None,
     in_order: bool = False,
     sorts: bool = True,
-) -> Generator[Event | RowOutcome, None, None]:
-    """Answer rows; yield all events of loading and generating, and a RowOutcome for all that finishes.
+) -> Generator[Event | Outcome, None, None]:
+    """Answer rows; yield all events of loading and generating, and an Outcome for all that finishes.
 
     Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes one
     of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. After a
@@ -189,7 +189,7 @@ class _Run:
         self.scope = scope
         self._model = model
         self._check: Check | None = None  # once a row needs it
-        self._refused: list[RowOutcome] = []
+        self._refused: list[Outcome] = []
 
     def prepared(self, rows: Iterable[Row]) -> Iterator[PendingRow]:
         for row in rows:
@@ -206,7 +206,7 @@ class _Run:
         except CerebrumError as error:
             error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
-            self._refused.append(RowOutcome(row, 0, refused, is_whole_row=True))
+            self._refused.append(Outcome(row, 0, refused, is_whole_row=True))
             return None
         return PendingRow(row, request.compact(), request.n, self._check)
 
@@ -226,11 +226,11 @@ class _Run:
         self._check = self._check or create_check(self.scope)
         return with_check(self._model, request, asked)
 
-    def take_refused(self) -> list[RowOutcome]:
+    def take_refused(self) -> list[Outcome]:
         refused, self._refused = self._refused, []
         return refused
 
-    def answer(self, rows: Iterable[PendingRow]) -> Iterator[Event | RowOutcome]:
+    def answer(self, rows: Iterable[PendingRow]) -> Iterator[Event | Outcome]:
         pending: dict[int, PendingRow] = {}
         requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
         with closing(self._model.engine.complete(requests, self.scope)) as completions:
@@ -269,10 +269,10 @@ def vote_events(model: LoadedModel, request: Ask, vote: MajorityVote) -> Generat
     """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
     with closing(run_rows(model, [Row(0, request, vote)])) as events:
         for event in events:
-            if not isinstance(event, RowOutcome):
+            if not isinstance(event, Outcome):
                 yield event
-            elif isinstance(event.outcome, RefusedEvent):
-                raise event.outcome.error
+            elif isinstance(event.result, RefusedEvent):
+                raise event.result.error
     if vote.refusals:
         error = vote.refusals[0].error
         if not vote.replies:

@@ -83,7 +83,7 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
         others are done.
         """
-        from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+        from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
         from cerebrum_cli.replies.tally import parse_votes
         from cerebrum_cli.replies.voting import MajorityVote
 
@@ -98,14 +98,14 @@ class Model(LoadedModel):
         rows = (Row(index, request, MajorityVote(votes) if votes else None) for index, request in enumerate(requests))
         error: CerebrumError | None = None
         with closing(run_rows(self, rows)) as events:
-            for row, _, outcome, _ in (event for event in events if isinstance(event, RowOutcome)):
-                if isinstance(outcome, RefusedEvent):
-                    error = error or outcome.error
-                elif isinstance(outcome, MajorityVote) and outcome.reply is None:
-                    error = error or outcome.refusals[0].error
+            for row, _, result, _ in (event for event in events if isinstance(event, Outcome)):
+                if isinstance(result, RefusedEvent):
+                    error = error or result.error
+                elif isinstance(result, MajorityVote) and result.reply is None:
+                    error = error or result.refusals[0].error
                 else:
-                    outcome.index = row.id
-                    yield outcome
+                    result.index = row.key
+                    yield result
         if error:
             raise error
 

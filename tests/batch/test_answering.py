@@ -16,7 +16,7 @@ from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.replies.concurrent_rows import Row, RowOutcome, run_rows
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Ask
@@ -56,7 +56,7 @@ def test_errors_of_a_cancelled_batch_are_written(model: Model) -> None:
 
 def test_refused_rows_keep_no_tokens(model: Model) -> None:
     rows = [Row(0, Ask(Conversation().user(TOO_LONG), Settings()))]
-    [refused] = [event.outcome for event in run_rows(model, rows) if isinstance(event, RowOutcome)]
+    [refused] = [event.result for event in run_rows(model, rows) if isinstance(event, Outcome)]
     assert isinstance(refused, RefusedEvent)
     assert refused.error.__traceback__ is None and refused.error.__context__ is None
 
@@ -65,6 +65,6 @@ def test_cancelled_rows_are_no_longer_read(model: Model, monkeypatch: pytest.Mon
     monkeypatch.setattr("cerebrum_cli.replies.concurrent_rows.SORT_WINDOW", 4)
     rows = iter([Row(number, Ask(Conversation().user("q"), Settings())) for number in range(10)])
     for event in run_rows(model, rows, in_order=True):
-        if isinstance(event, RowOutcome):
+        if isinstance(event, Outcome):
             model.cancel()
-    assert next(rows).id == 4
+    assert next(rows).key == 4

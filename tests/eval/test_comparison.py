@@ -14,29 +14,29 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from cerebrum_cli.eval.comparison import (
-    Outcome,
+    QuestionResult,
     compare,
     conclusion,
     mcnemar,
-    outcomes,
     paired_interval,
+    question_results,
     smallest_difference,
 )
 from cerebrum_cli.eval.estimates import student_t, wilson
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 
-RIGHT = Outcome(1.0, "right", True, 0)
-WRONG, OTHER, SILENT = (Outcome(0.0, form, False, 0) for form in ("wrong", "other", None))
+RIGHT = QuestionResult(1.0, "right", True, 0)
+WRONG, OTHER, SILENT = (QuestionResult(0.0, form, False, 0) for form in ("wrong", "other", None))
 
 
-def run(*groups: tuple[int, Outcome]) -> list[Outcome]:
-    """Outcomes of numbered questions, from counts."""
+def run(*groups: tuple[int, QuestionResult]) -> list[QuestionResult]:
+    """Results of numbered questions, from counts."""
     kinds = [kind for count, kind in groups for _ in range(count)]
     return [replace(kind, cluster=index) for index, kind in enumerate(kinds)]
 
 
-def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[Outcome], list[Outcome]]:
+def pair(both: int, lost: int, won: int, neither: int = 0) -> tuple[list[QuestionResult], list[QuestionResult]]:
     """Two runs of single samples: questions both have right, only the first, only the second, neither."""
     a = run((both + lost, RIGHT), (won + neither, WRONG))
     b = run((both, RIGHT), (lost, WRONG), (won, RIGHT), (neither, WRONG))
@@ -132,7 +132,7 @@ def test_smallest_difference_grows_with_clusters() -> None:
 
 
 def test_compare_counts_changes_and_flips() -> None:
-    percent = Outcome(1.0, "3/5", True, 0)  # another spelling of a right answer is no flip
+    percent = QuestionResult(1.0, "3/5", True, 0)  # another spelling of a right answer is no flip
     a = run((5, RIGHT), (1, RIGHT), (2, WRONG), (1, WRONG), (1, WRONG), (1, SILENT), (1, WRONG), (1, RIGHT))
     b = run((5, RIGHT), (1, WRONG), (2, RIGHT), (1, WRONG), (1, OTHER), (1, SILENT), (1, SILENT), (1, percent))
     found = compare(a, b)
@@ -152,7 +152,7 @@ def test_compare_goes_by_the_interval() -> None:
 
 
 def test_equal_runs_differ_significantly_in_five_percent_of_cases() -> None:
-    """Of all outcomes of 60 questions, of which a fifth change, one in 20 is significant."""
+    """Of all results of 60 questions, of which a fifth change, one in 20 is significant."""
     share = 0.0
     for changes, won in ((total, won) for total in range(35) for won in range(total + 1)):
         if compare(*pair(60 - changes, changes - won, won)).is_significant:
@@ -175,7 +175,7 @@ def test_sequential_interval_holds_at_every_look() -> None:
 
 
 def test_compare_of_several_samples_uses_their_averages() -> None:
-    a = [Outcome(0.25 + 0.01 * (index % 5), "wrong", False, index) for index in range(40)]
+    a = [QuestionResult(0.25 + 0.01 * (index % 5), "wrong", False, index) for index in range(40)]
     b = [replace(each, accuracy=each.accuracy + 0.1 + 0.02 * (index % 3)) for index, each in enumerate(a)]
     found = compare(a, b)
     assert (found.right_to_wrong, found.wrong_to_right, found.flips, found.p_value) == (0, 0, 0, 1.0)
@@ -183,7 +183,7 @@ def test_compare_of_several_samples_uses_their_averages() -> None:
 
 
 def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
-    a = [Outcome(0.2 + 0.01 * index, "wrong", False, index) for index in range(5)]
+    a = [QuestionResult(0.2 + 0.01 * index, "wrong", False, index) for index in range(5)]
     found = compare(a, [replace(each, accuracy=0.9) for each in a])
     assert found.interval.low > 0.6
     assert not found.is_significant and found.smallest_difference is None
@@ -192,12 +192,12 @@ def test_compare_of_fewer_than_six_questions_shows_nothing() -> None:
 def test_outcomes_vote_and_average_the_samples_of_a_question() -> None:
     first = [sample(1, 2, "8", False), sample(1, 0, "7", True), sample(1, 1, "7", True)]
     samples = [*first, sample(2, 0, None, False), sample(3, 0, "8", False, "text")]
-    assert outcomes(group_by_question(samples)) == {
-        1: Outcome(2 / 3, "7", True, (1,)),
-        2: Outcome(0.0, None, False, (2,)),
-        3: Outcome(0.0, "8", False, "text"),
+    assert question_results(group_by_question(samples)) == {
+        1: QuestionResult(2 / 3, "7", True, (1,)),
+        2: QuestionResult(0.0, None, False, (2,)),
+        3: QuestionResult(0.0, "8", False, "text"),
     }
-    plain = outcomes({id: [sample(id, 0, "7", True)] for id in (4, 9)})
+    plain = question_results({id: [sample(id, 0, "7", True)] for id in (4, 9)})
     assert [each.cluster for each in plain.values()] == [(4,), (9,)]
 
 

@@ -27,7 +27,7 @@ from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.formats.thinking import ReasoningMarkup
-from cerebrum_cli.replies.concurrent_rows import Continuation, Row, RowOutcome, run_rows
+from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 
@@ -179,10 +179,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         texts = [""] * len(requests)
         done = answered = unfinished = 0
         for event in run_rows(self._model, rows):
-            if not isinstance(event, RowOutcome):
+            if not isinstance(event, Outcome):
                 self.on_event(event)
                 continue
-            key, positions = event.row.id
+            key, positions = event.row.key
             prompt = event.row.request
             assert isinstance(prompt, Continuation)
             answer = self._answer_of(event, prompt)
@@ -202,11 +202,11 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
 
-    def _answer_of(self, event: RowOutcome, prompt: Continuation) -> str | None:
-        if isinstance(event.outcome, RefusedEvent):
-            raise event.outcome.error
-        assert isinstance(event.outcome, Reply)
-        return answer_of(event.outcome, self._model.controls.own_markups(prompt.settings.system))
+    def _answer_of(self, event: Outcome, prompt: Continuation) -> str | None:
+        if isinstance(event.result, RefusedEvent):
+            raise event.result.error
+        assert isinstance(event.result, Reply)
+        return answer_of(event.result, self._model.controls.own_markups(prompt.settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
         """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.
