@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,14 +14,9 @@ from cerebrum_cli.core.files import exists, is_directory, read_small
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
-    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-MAX_PATTERN = 4096  # characters of a line in .gitignore: no path is longer
 ANY_DIRECTORIES = "**"  # a part of a pattern; at its end, everything in these directories
 SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
-STAR, ANY_BELOW = "[^/]*", "(?:/.+)?"  # what pathspec makes of `*` and of `**` between slashes
-ITEM = r"\\.|\[\^/\](?!\*)|\[(?!\^/\])\^?(?:\\.|[^\]\\])+\]|[^\\/()\[]"  # one character of a name
-INNER_STAR = re.compile(rf"{re.escape(STAR)}((?:{ITEM})*+)(?={re.escape(STAR)})")
 
 Skipped = tuple[Path, str]
 """A file or directory that is left out of a prompt, and why."""
@@ -38,54 +33,41 @@ class FileSearch(NamedTuple):
 
     def find(self, skipped: list[Skipped]) -> list[Path]:
         """Find the files, sorted. Adds unreadable directories to `skipped`; raises OSError if the base is one."""
+        from pathspec import GitIgnoreSpec
 
         def leave_out(error: OSError) -> None:
             if Path(error.filename) == self.base:
                 raise error
             skipped.append((Path(error.filename), error.strerror or "unreadable"))
 
+        meant = GitIgnoreSpec.from_lines(["/" + "/".join(self.parts or (ANY_DIRECTORIES,))])
         location = self.base.resolve()
-        # Of each directory that is still to be read: the rules in it, and how many parts of the pattern lead to it.
-        pending = {self.base: (rules_of(location), self._entered({0}))}
+        rules = {self.base: rules_of(location)}  # of each directory that is still to be read
         found = []
         for name, directories, files in os.walk(self.base, onerror=leave_out):
             folder = Path(name)
-            place = location / folder.relative_to(self.base)
-            rules, states = pending.pop(folder)
+            below = folder.relative_to(self.base)
+            here = rules.pop(folder)
             for file in files:
                 path = folder / file
-                if self._means(path, states) and not ignores(rules, place / file, False):
+                if not self._may_lead_to(below / file) or ignores(here, location / below / file, False):
+                    continue
+                if meant.match_file((below / file).as_posix()) and path.is_file() and not path.is_symlink():
                     found.append(path)
             for directory in tuple(directories):
-                after, below = self._after(states, directory), place / directory
-                if not after or directory == ".git" or ignores(rules, below, True):
-                    directories.remove(directory)
+                place = location / below / directory
+                if directory != ".git" and self._may_lead_to(below / directory) and not ignores(here, place, True):
+                    rules[folder / directory] = (*read_rules(place), *here)
                 else:
-                    pending[folder / directory] = (*read_rules(below), *rules), self._entered(after)
+                    directories.remove(directory)
         return sorted(found)
 
-    def _means(self, path: Path, states: set[int]) -> bool:
-        """Whether a path is a file at the end of the pattern, of which `states` lead to its directory."""
-        return len(self.parts) in self._after(states, path.name) and path.is_file() and not path.is_symlink()
-
-    def _after(self, states: Iterable[int], name: str) -> set[int]:
-        """The numbers of parts that lead to a name in a directory; all parts lead to what is below a match, too."""
-        after = set()
-        for state in states:
-            part = self.parts[state] if state < len(self.parts) else ANY_DIRECTORIES
-            if name.startswith(".") and not part.startswith("."):
-                continue
-            if part == ANY_DIRECTORIES:
-                after.add(state)
-            elif fnmatchcase(name, part):
-                after.add(state + 1)
-        return after
-
-    def _entered(self, states: set[int]) -> set[int]:
-        for number, part in enumerate(self.parts):
-            if part == ANY_DIRECTORIES and number in states:
-                states.add(number + 1)
-        return states
+    def _may_lead_to(self, path: Path) -> bool:
+        """Whether the pattern may match a path or something below it; hidden ones only if a part of it begins so."""
+        if path.name.startswith(".") and not any(part.startswith(".") for part in self.parts):
+            return False
+        fixed = takewhile(lambda part: part != ANY_DIRECTORIES, self.parts)
+        return all(map(fnmatchcase, path.parts, fixed))
 
 
 def search_of(path: Path) -> FileSearch | None:
@@ -130,27 +112,10 @@ def read_rules(directory: Path) -> Rules:
     except OSError:
         return ()
     from pathspec import GitIgnoreSpec
-    from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
-    patterns: list[GitIgnoreSpecPattern] = []
+    valid = []
     for line in data.decode("utf-8-sig", "surrogateescape").splitlines():
         with suppress(ValueError, re.error):
-            found = GitIgnoreSpec.from_lines([line] if len(line) <= MAX_PATTERN else []).patterns
-            patterns += [
-                GitIgnoreSpecPattern(linear(pattern.regex.pattern), pattern.include)
-                for pattern in found
-                if pattern.regex
-            ]
-    return ((directory, GitIgnoreSpec(patterns)),)
-
-
-def linear(regex: str) -> re.Pattern[str]:
-    """A pattern's regular expression, without the choices that take exponential time.
-
-    What follows `*` in a name or `**` in a path has one length, so that its first match is as good as any other.
-    """
-    first, *others = INNER_STAR.sub(rf"(?>{STAR}?\1)", regex).split(ANY_BELOW)
-    if not others:
-        return re.compile(first)
-    inner = "".join(rf"(?>(?:/.+?)??{part}(?=/))" for part in others[:-1])
-    return re.compile(rf"(?>{first.replace('(?:.+/)?', '(?:.+?/)??')}(?=/)){inner}{ANY_BELOW}{others[-1]}")
+            GitIgnoreSpec.from_lines([line])
+            valid.append(line)
+    return ((directory, GitIgnoreSpec.from_lines(valid)),)

@@ -153,12 +153,11 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     seen = {os.path.realpath(path) for path, search in searches.items() if search is None}
     files: list[tuple[str, str]] = []
     skipped: list[Skipped] = []
-    for path in paths:
+    for path, search in searches.items():
         if path == STANDARD_INPUT:
             raise UsageError("- is not a file", "piped text is added to the prompt without -f")
-        search = searches[path]
         if search:
-            files += search_files(path, search, seen, skipped)
+            files += read_found(path, search, seen, skipped)
         else:
             files.append((well_formed(str(path)), read_text(path, MAX_PROMPT_BYTES, PromptTooLong)))
     if skipped:
@@ -166,50 +165,54 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     return files
 
 
-def search_files(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[tuple[str, str]]:
-    """Read the files that a directory or pattern leads to, other than those already `seen`; adds to both collections.
+def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[tuple[str, str]]:
+    """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
 
-    Raises UsageError if it leads to no text file.
+    Raises UsageError if it leads to no text file, and PromptTooLong.
     """
-    left_out: list[Skipped] = []
     try:
-        matches = {os.path.realpath(match): match for match in search.find(left_out)}
+        matches = search.find(skipped)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-    texts = read_found(path, [match for real, match in matches.items() if real not in seen], left_out)
-    if not texts and seen.isdisjoint(matches):
-        hint = "hidden files and those in .gitignore are left out"
-        raise UsageError(f"{path}: no text files found", skipped_notice(left_out).message if left_out else hint)
-    seen.update(matches)
-    skipped += left_out
-    return texts
-
-
-def read_found(source: Path, paths: Sequence[Path], skipped: list[Skipped]) -> list[tuple[str, str]]:
-    """The files that are text, as names and texts; adds the others to `skipped`. Raises PromptTooLong."""
-    texts, size = [], 0
-    for match in paths:
+    texts = []
+    size = 0
+    is_known = False
+    for match in matches:
+        real = os.path.realpath(match)
+        if real in seen:
+            is_known = True
+            continue
+        seen.add(real)
         is_below = match.is_absolute() and match.is_relative_to(Path.cwd())
-        path = match.relative_to(Path.cwd()) if is_below else match
-        try:
-            data = read_at_most(path, MAX_FOUND_BYTES)
-            text = None if data is None else data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            skipped.append((path, "binary"))
+        shown = match.relative_to(Path.cwd()) if is_below else match
+        text, reason = found_text(match)
+        if reason:
+            skipped.append((shown, reason))
             continue
-        except OSError as error:
-            skipped.append((path, error.strerror or "unreadable"))
-            continue
-        if text is None or "\0" in text:
-            skipped.append((path, TOO_LARGE if text is None else "binary"))
-            continue
+        texts.append((well_formed(str(shown)), text))
         size += len(text)
         if size > MAX_PROMPT_BYTES:
-            raise PromptTooLong(
-                f"the files in {source} exceed {format_size(MAX_PROMPT_BYTES)} in total", "name fewer files"
-            )
-        texts.append((well_formed(str(path)), text))
+            problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
+            raise PromptTooLong(problem, "name fewer files")
+    if not texts and not is_known:
+        raise UsageError(
+            f"{path}: no text files found", "binary files, hidden ones and those in .gitignore are left out"
+        )
     return texts
+
+
+def found_text(path: Path) -> tuple[str, str]:
+    """The text of a file, and why it is left out, if it is."""
+    try:
+        data = read_at_most(path, MAX_FOUND_BYTES)
+        if data is None:
+            return "", TOO_LARGE
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "", "binary"
+    except OSError as error:
+        return "", error.strerror or "unreadable"
+    return text, "binary" if "\0" in text else ""
 
 
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
