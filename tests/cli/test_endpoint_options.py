@@ -120,7 +120,7 @@ def test_endpoint_patience_is_a_setting(served: Served) -> None:
 @pytest.mark.slow
 def test_endpoint_row_that_takes_too_long_is_asked_elsewhere(served: Served) -> None:
     stuck = served.servers[0].arm(hang_after=0, times=1)
-    done = served.run("batch", served.questions(4), "-q", "-o", "-", "--set", "row_timeout=1", servers=2)
+    done = served.run("batch", served.questions(4), "-q", "-o", "-", servers=2)
     stuck.disarm()
     assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
 
