@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from cerebrum_cli.engine.memory import Device
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
+DATA = "data"  # the use of the directory of chats
 
 
 Status = Literal["ok", "warning", "failure"]
@@ -51,9 +52,13 @@ def check_result(detail: str, *problems: tuple[str, str]) -> CheckResult:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryState:
-    """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes."""
+    """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes.
+
+    The environment variable moves it elsewhere.
+    """
 
     use: str
+    variable: str
     path: Path
     writable: bool
     disk: int
@@ -121,35 +126,22 @@ def assess_memory(free: int, total: int, machine: int) -> CheckResult:
 
 
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
-    """Assess free space by disk. Only a data directory that is not writable fails: chats could not be saved."""
+    """Assess free space by disk, and directories that are not writable."""
     free = {}
     uses: dict[int, list[str]] = {}
-    unwritable = {}
+    problems = []
     for directory in directories:
         free[directory.disk] = directory.free
         uses.setdefault(directory.disk, []).append(directory.use)
         if not directory.writable:
-            unwritable[directory.use] = f"{directory.path} is not writable"
+            hint = f"make it writable, or set {directory.variable}"
+            problems.append((f"{directory.path} is not writable", hint))
     detail = "; ".join(f"{format_size(free[disk])} free for {enumeration(uses[disk])}" for disk in free)
-    if problem := unwritable.get("data"):
-        hint = "make it writable, or set XDG_DATA_HOME to a writable directory"
-        return CheckResult("failure", f"{detail}; {problem}", hint)
-    problems = []
     if min(free.values()) < MIN_DISK:
         ways = "remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
         full = f"less than {format_size(MIN_DISK)} free: a model may not fit"
         problems.append((full, f"free some space, {ways}"))
-    if problem := unwritable.get("models"):
-        problems.append((problem, "make it writable, or set HF_HUB_CACHE"))
-    return check_result(detail, *problems)
-
-
-def assess_prompt_cache(directory: DirectoryState, files: int, size: int, limit: float) -> CheckResult:
-    """Assess the prompt cache on disk; sizes are in bytes, and a limit of 0 turns it off."""
-    if not limit:
-        return check_result(f"off (cache_gb is 0); {format_size(size)} still on disk")
-    detail = f"{format_count(files, 'file')}, {format_size(size)} of at most {format_size(int(limit))}"
-    if directory.writable:
-        return check_result(detail)
-    problem = f"{directory.path} is not writable, so no prompt can be cached"
-    return check_result(detail, (problem, "make it writable, or set cache_gb to 0"))
+    result = check_result(detail, *problems)
+    if any(directory.use == DATA and not directory.writable for directory in directories):  # chats could not be saved
+        return replace(result, status="failure")
+    return result

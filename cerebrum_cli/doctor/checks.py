@@ -16,19 +16,18 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.doctor.assessment import (
+    DATA,
     CheckResult,
     DirectoryState,
     assess_build,
     assess_devices,
     assess_disk,
     assess_memory,
-    assess_prompt_cache,
     assess_threads,
     check_result,
 )
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.machine import Build, lacking, rebuild_command
-from cerebrum_cli.engine.state_store import STATE, list_names
 from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
@@ -82,9 +81,9 @@ def _check_devices(context: DoctorContext) -> CheckResult:
 def _check_disk(context: DoctorContext) -> CheckResult:
     return assess_disk(
         [
-            inspect_directory("models", context.installation.library.cache.directory),
-            inspect_directory("prompt cache", context.installation.cache_directory),
-            inspect_directory("data", context.installation.data_directory),
+            inspect_directory("models", "HF_HUB_CACHE", context.installation.library.cache.directory),
+            inspect_directory("prompt cache", "XDG_CACHE_HOME", context.installation.cache_directory),
+            inspect_directory(DATA, "XDG_DATA_HOME", context.installation.data_directory),
         ]
     )
 
@@ -99,15 +98,9 @@ def _check_config(context: DoctorContext) -> CheckResult:
     return check_result(f"{path} sets {', '.join(keys) or 'nothing'}; {saved}")
 
 
-def _check_catalogue(context: DoctorContext) -> CheckResult:
-    *_, own = context.installation.library.catalogue_paths
-    source = f", including those of {own}" if own.exists() else ""
-    return check_result(format_count(len(context.installation.library.specs), "model") + source)
-
-
 def _check_models(context: DoctorContext) -> CheckResult:
     library = context.installation.library
-    details = []
+    details = [f"{len(library.specs)} in the catalog"]
     problems = []
     n_readable = 0
     models = library.models()
@@ -150,13 +143,6 @@ def _check_network(context: DoctorContext) -> CheckResult:
         return check_result("", (error.message, f"{hint}; installed models need no network"))
 
 
-def _check_prompt_cache(context: DoctorContext) -> CheckResult:
-    directory = inspect_directory("prompt cache", context.installation.cache_directory / "states")
-    names = [name for name in list_names(directory.path) if name.endswith(STATE)]
-    size = sum((directory.path / name).stat().st_size for name in names)
-    return assess_prompt_cache(directory, len(names), size, context.settings.cache_gb * 1e9)
-
-
 def _check_sessions(context: DoctorContext) -> CheckResult:
     path = context.installation.data_directory / "sessions" / "sessions.db"
     contents = context.session_counts(path)
@@ -178,11 +164,9 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory()),
     "disk": _check_disk,
     "config": _check_config,
-    "catalog": _check_catalogue,
     "models": _check_models,
     "token": _check_token,
     "network": _check_network,
-    "prompt_cache": _check_prompt_cache,
     "sessions": _check_sessions,
     "terminal": lambda context: context.terminal(),
     "self_test": lambda context: _run_self_test(context, on_gpu=False),
@@ -190,14 +174,14 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
 }
 
 
-def inspect_directory(use: str, path: Path) -> DirectoryState:
+def inspect_directory(use: str, variable: str, path: Path) -> DirectoryState:
     """Disk and permissions of a directory, or of its nearest existing ancestor, where it would be created.
 
     Writes nothing.
     """
     existing = next(ancestor for ancestor in (path, *path.parents) if ancestor.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-    return DirectoryState(use, path, writable, existing.stat().st_dev, disk_usage(existing).free)
+    return DirectoryState(use, variable, path, writable, existing.stat().st_dev, disk_usage(existing).free)
 
 
 def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:

@@ -14,12 +14,10 @@ from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
-from cerebrum_cli.engine.remote.openai_servers import IGNORED_SEEDS
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
@@ -33,8 +31,6 @@ WRONG = "a small model may be wrong; otherwise check that -m names the model of 
 SLOW = "the server is slow or busy: check its log"
 SHOWN_CHARACTERS = 80  # of the reply
 SAMPLED_TOKENS = 16
-SEED = 1
-SAMPLES = 3  # with the same seed: the first may differ in its last bits, as its prompt is not cached
 MIN_CONTEXT = 4096  # tokens; a chain of thought takes thousands
 
 
@@ -91,10 +87,7 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
     yield "served_model"
-    served = server_text(info.model)
-    if info.has_other_weights:
-        served += ", whose weights are not those of the local file"
-    yield check_result(served)
+    yield check_result(server_text(info.model))
     if kind.takes_messages:  # it states neither its context nor its slots
         return
     yield "context"
@@ -126,16 +119,11 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
         yield "speed"
         yield check_result(_speed_text(finish))
     yield "token_ids"
-    first = _sample(model, settings)
+    _require_whole_reply(model)
     if info.kind.takes_messages:
         yield check_result("none: prompts are sent as messages, and replies come as text")
     else:
         yield check_result("prompts are sent as token ids, and replies include theirs")
-    yield "seeds"
-    if not info.has_seeds:
-        yield check_result("", IGNORED_SEEDS)
-        return
-    yield _assess_seeds(model, settings, first)
 
 
 def _speed_text(finish: FinishEvent) -> str:
@@ -145,17 +133,6 @@ def _speed_text(finish: FinishEvent) -> str:
     if rate := finish.timings.tokens_per_second:
         text += f", then {rate:.1f} t/s"
     return text
-
-
-def _assess_seeds(model: Model, settings: Settings, first: Reply) -> CheckResult:
-    seen = [(first.sampled, first.text)]
-    while len(seen) < SAMPLES:
-        sample = _sample(model, settings)
-        if (sample.sampled, sample.text) in seen:
-            return check_result(f"the same seed gives the same {sample.finish.completion_tokens} tokens")
-        seen.append((sample.sampled, sample.text))
-    problem = "the same seed gives different tokens, so sampled answers are not reproducible"
-    return check_result("", (problem, "try again when the server is idle"))
 
 
 def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
@@ -181,16 +158,12 @@ def _problems_of(reply: Reply, larger_context: str) -> list[tuple[str, str]]:
     return []
 
 
-def _sample(model: Model, settings: Settings) -> Reply:
-    settings = replace(settings, max_tokens=SAMPLED_TOKENS, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=SEED)
-    request = Ask(Conversation().user(QUESTION), settings, ignore_eos=True)
-    sample = Reply()
-    with closing(model.engine.complete([model.prepare_reply(request)])) as events, _time_limit(model):
-        for event in raise_refusals(events):
-            sample.emit(event)
-    if _finished(sample).finish.reason == "cancelled":
-        raise EndpointError(f"no reply within {REPLY_TIMEOUT_S:g} s", SLOW)
-    return sample
+def _require_whole_reply(model: Model) -> None:
+    """Ask for a reply that does not stream. Raises CerebrumError."""
+    with _time_limit(model):
+        for reply in model.replies([QUESTION], max_tokens=SAMPLED_TOKENS):
+            if isinstance(reply, Reply) and reply.finish_reason == "cancelled":
+                raise EndpointError(f"no reply within {REPLY_TIMEOUT_S:g} s", SLOW)
 
 
 def _finished(reply: Reply) -> Reply:

@@ -26,7 +26,6 @@ from cerebrum_cli.doctor.assessment import (
     assess_devices,
     assess_disk,
     assess_memory,
-    assess_prompt_cache,
     assess_threads,
 )
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
@@ -119,7 +118,7 @@ def test_doctor_only_warns_a_new_user_and_writes_the_list_of_devices(tmp_path: P
 def test_doctor_prints_plain_lines_and_quiet_hides_ok(tmp_path: Path) -> None:
     lines = scripted(tmp_path).out.splitlines()
     assert lines[0].startswith("ok       cerebrum            cerebrum ")
-    warning = lines.index("warning  models              no model is installed")
+    warning = next(at for at, line in enumerate(lines) if line.startswith("warning  models "))
     assert lines[warning + 1].startswith(" " * 29 + "hint: ")
     quiet = scripted(tmp_path, "-q")
     assert (quiet.code, quiet.err, {line[:7] for line in quiet.out.splitlines()}) == (0, "", {"warning", " " * 7})
@@ -130,7 +129,7 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     before = content(sessions.parent)
     done = doctor(tmp_path, "--json", HF_TOKEN=TOKEN)
     results = by_name(done)
-    assert results["models"]["detail"] == "1 installed; default: chatml"
+    assert results["models"]["detail"].endswith(" in the catalog; 1 installed; default: chatml")
     assert results["sessions"]["detail"].startswith("1 session, 1 message, undamaged; ")
     assert (results["token"]["status"], results["token"]["detail"]) == ("ok", "found in HF_TOKEN")
     assert TOKEN not in done.out
@@ -202,7 +201,7 @@ def test_sessions_check_fails_for_an_unusable_database(
         ("data/cerebrum/models/registry.json", "{", {"models"}),
         ("config/cerebrum/config.toml", "threads = [", {"config"}),
         ("config/cerebrum/config.toml", "treads = 2", {"config"}),
-        ("config/cerebrum/models.toml", "[models.mine]\nsize = 1", {"catalog"}),
+        ("config/cerebrum/models.toml", "[models.mine]\nsize = 1", {"models"}),
         ("data/cerebrum", "not a directory", {"disk", "models"}),
     ],
 )
@@ -279,7 +278,7 @@ LIMITED = replace(PROCESSORS, quota=1.5)
 HYBRID = replace(PROCESSORS, allowed=4, cores=3, performance_cores=1)
 CORES, ALLOWED = "8 cores available", "16 of 16 logical CPUs allowed"
 WITHOUT_DRIVER = replace(WITH_GPU, devices=())
-MODELS = DirectoryState("models", Path("/m"), True, disk=1, free=9 * GB)
+MODELS = DirectoryState("models", "HF_HUB_CACHE", Path("/m"), True, disk=1, free=9 * GB)
 CACHE, DATA = replace(MODELS, use="prompt cache"), replace(MODELS, use="data", disk=2, free=6 * GB)
 SEEMS = "this machine seems to have a GPU"
 
@@ -308,9 +307,6 @@ SEEMS = "this machine seems to have a GPU"
         (assess_disk([replace(MODELS, free=4 * GB), DATA]), "warning", "", ""),
         (assess_disk([replace(MODELS, writable=False), DATA]), "warning", "/m is not writable", "HF_HUB_CACHE"),
         (assess_disk([MODELS, replace(DATA, writable=False)]), "failure", "", ""),
-        (assess_prompt_cache(CACHE, 0, 0, 4e9), "ok", "0 files, 0 kB of at most 4.00 GB", ""),
-        (assess_prompt_cache(CACHE, 2, GB, 0), "ok", "off (cache_gb is 0); 1.00 GB still on disk", ""),
-        (assess_prompt_cache(replace(CACHE, writable=False), 0, 0, 4e9), "warning", "", ""),
     ],
 )
 def test_assessment_of_what_was_found(result: CheckResult, status: str, detail: str, hint: str) -> None:

@@ -53,7 +53,6 @@ class ServerInfo:
     max_window: int = MAX_WINDOW  # of sequences, if a user asks for more
     vocabulary_size: int | None = None
     has_seeds: bool = True  # the same seed gives the same sample
-    has_other_weights: bool = False  # than those of a GGUF file
     is_adapter: bool = False  # of another model there
     end_tokens: tuple[int, ...] = ()  # of a reply here; the server's own files may name fewer
 

@@ -100,7 +100,6 @@ class Vllm(_SharedFields):
             context_size=int(entry["max_model_len"]),
             slots=SEQUENCES,
             max_samples=MAX_SAMPLES,
-            has_other_weights=True,
         )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
@@ -164,7 +163,6 @@ class Sglang(_SharedFields):
             slots=int(stated or SEQUENCES),
             max_window=int(stated or MAX_WINDOW),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
-            has_other_weights=answer.get("load_format") != "gguf",
             is_adapter=is_adapter,
         )
 
