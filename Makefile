@@ -28,6 +28,8 @@ MODEL ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Without bytecode, each of the hundreds of processes of the tests would compile the package.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
 
 .PHONY: setup demo test test-wheel wheels quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
