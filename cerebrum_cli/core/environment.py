@@ -13,12 +13,6 @@ def environment_names() -> tuple[str, ...]:
     return tuple(os.environ)
 
 
-def forget_empty_variable(name: str) -> None:
-    """Unset a variable that is empty, for libraries that take the empty text for a value."""
-    if os.environ.get(name) == "":
-        del os.environ[name]
-
-
 def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 

@@ -139,8 +139,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
     try:
         return check_result(f"{hub.check_reachable()} is reachable")
     except PullError as error:
-        hint = error.hint.removesuffix(", then try again")
-        return check_result("", (error.message, f"{hint}; installed models need no network"))
+        return check_result("", (error.message, f"{error.hint}; installed models need no network"))
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
-from cerebrum_cli.core.environment import environment, forget_empty_variable, named_proxy
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
-from cerebrum_cli.core.files import read_small
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
@@ -26,12 +26,11 @@ if TYPE_CHECKING:
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
 
 _RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
-_VARIABLES = ("HF_ENDPOINT", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")  # empty counts as unset
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_CHECK_NETWORK = "check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT"
 
 
 class HubError(PullError):
@@ -87,25 +86,11 @@ def is_offline() -> bool:
 
 
 def token_location() -> str | None:
-    """Where the user's token is stored; None without one. Uses no network, not even to renew it. Raises PullError."""
-    location = _token_location()
-    text = environment("HF_TOKEN") or ""
-    if not text:
-        with contextlib.suppress(FileNotFoundError):
-            text = read_small(Path(location)).decode(errors="surrogateescape")
-    if not text.isascii() or len(text.split()) > 1:
-        raise _invalid_token(location)
-    return location if text.strip() else None
-
-
-def _invalid_token(location: str) -> HubError:
-    return HubError(f"invalid characters in the token from {location}", _replace_token(location))
-
-
-def _replace_token(location: str) -> str:
-    if location == "HF_TOKEN":
-        return "set it to a valid token, or unset it"
-    return "run hf auth login to replace it"
+    """Where the user's token is: in a variable or a file; None without one."""
+    if environment("HF_TOKEN"):
+        return "HF_TOKEN"
+    path = str(_constants().HF_TOKEN_PATH)
+    return path if exists(path) else None
 
 
 def check_reachable() -> str:
@@ -141,26 +126,11 @@ def offline_if_unreachable() -> str:
 
 def _constants() -> ModuleType:
     """Values that huggingface_hub reads from the environment. Raises ConfigError for invalid ones."""
-    for name in _VARIABLES:
-        forget_empty_variable(name)
-    if not _is_url(_endpoint()):
-        raise ConfigError(
-            f"HF_ENDPOINT={_endpoint()!r} is not a URL",
-            "set HF_ENDPOINT to a URL such as https://huggingface.co, or unset it",
-        )
     try:
         from huggingface_hub import constants
     except ValueError as error:
         raise ConfigError(f"invalid HF_ environment variable: {error}", "correct it, or unset it") from error
     return constants
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
@@ -212,14 +182,19 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
     query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
     with _translated("cerebrum search") as timeout:
         from huggingface_hub import get_session
-        from huggingface_hub.utils._headers import build_hf_headers
         from huggingface_hub.utils._http import hf_raise_for_status
 
-        headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
+        headers = _request_headers()
         page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
         response = get_session().get(page, headers=headers, timeout=timeout)
         hf_raise_for_status(response)
         return tuple(_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"]))
+
+
+def _request_headers() -> dict[str, str]:
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    return build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
 
 
 def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
@@ -249,11 +224,9 @@ def open_file(
     with contextlib.ExitStack() as stack:
         with _translated(subject, listing.kind) as timeout:
             from huggingface_hub import get_session, hf_hub_url
-            from huggingface_hub.utils._headers import build_hf_headers
             from huggingface_hub.utils._http import hf_raise_for_status
 
-            headers = build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
-            headers["Accept-Encoding"] = "identity"
+            headers = _request_headers() | {"Accept-Encoding": "identity"}
             if start or end is not None:
                 headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
             url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
@@ -264,13 +237,8 @@ def open_file(
             with _translated(subject, listing.kind):
                 yield from response.iter_raw()
 
-        if response.status_code != 206:  # the server ignores ranges
-            yield 0, chunks()
-            return
-        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-        if content_range is None or int(content_range[1]) != start:
-            raise HubError("the server sent the wrong part of the file", "try again later", retries=2)
-        yield start, chunks()
+        is_part = response.status_code == 206  # otherwise the server ignores ranges
+        yield start if is_part else 0, chunks()
 
 
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
@@ -324,20 +292,14 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]
     except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
-        raise _connection_error(error.request.url, error) from error
+        raise _connection_error(error) from error
     except UnicodeEncodeError as error:
-        raise _invalid_token(_token_location()) from error
+        raise HubError(f"invalid characters in the token from {token_location()}", _LOG_IN) from error
     except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
-        raise _local_error(error) from error
+        problem = f"cannot use the network: {error}"
+        raise HubError(problem, "check the proxy, the token and SSL_CERT_FILE") from error
     except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _not_a_hub() from error
-
-
-def _local_error(error: ImportError | OSError) -> HubError:
-    if "socksio" in str(error):
-        problem = "SOCKS proxies need the package socksio, which is not installed"
-        return HubError(problem, "install it in cerebrum's environment, or use an HTTP proxy")
-    return HubError(f"cannot use the network: {error}", "check the proxy, the token and SSL_CERT_FILE")
 
 
 def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
@@ -348,21 +310,16 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     page = _page(repo_id, kind)
     if code == "RevisionNotFound":
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
-    if code == "EntryNotFound":
-        return ModelNotFound(f"{subject} is not in this revision", f"see its files at {page}/tree/main")
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
     is_from_storage = bool(response.history) and response.url.netloc != response.history[0].url.netloc
     if is_from_storage and status in (401, 403, 404):
         return HubError(f"the Hub's storage rejected the download URL ({status})", _LATER, retries=2)
     if code == "GatedRepo" or status in (401, 403, 404):
         return _access_error(subject, repo_id, page, response)
-    if status == 429:
-        problem = "the Hub is rate-limiting requests (429)"
-    elif status == 408 or status >= 500:
-        problem = f"the Hub reported a server error ({status})"
-    else:
-        return HubError(f"the Hub responded {status} for {subject}", _LATER)
-    return HubError(problem, _LATER, retries=5, wait_s=_retry_after_s(response.headers))
+    retries = 5 if status in (408, 429) or status >= 500 else 0
+    limit = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+    wait_s = float(limit[1]) if limit else None
+    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
 
 
 def _page(repo_id: str, kind: RepositoryKind) -> str:
@@ -373,71 +330,36 @@ def _page(repo_id: str, kind: RepositoryKind) -> str:
 
 def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:
     """Error for a repository that needs a token, or another one, or does not exist."""
-    from huggingface_hub import get_token
-
-    location = _token_location()
-    has_token = get_token() is not None
     message = response.headers.get("X-Error-Message", "")
     if response.headers.get("X-Error-Code") == "GatedRepo":
-        hint = f"accept them at {page} with the account of the token in {location}"
-        if not has_token:
-            hint = f"accept them at {page}, then {_LOG_IN}"
+        hint = f"accept them at {page}, then {_LOG_IN}"
         return HubError(f"{repo_id} is gated: you must accept its terms first", hint)
     if response.status_code == 403:
-        hint = "set HF_TOKEN to one with access"
-        if has_token:
-            hint = f"allow the token in {location} to read it"
+        hint = "use a token with access: set HF_TOKEN"
         return HubError(f"the Hub denied access to {subject}: {message or 'forbidden'}", hint)
     if response.status_code == 401 and "credentials in Authorization" in message:
-        return HubError(f"the Hub rejected the token in {location}", _replace_token(location))
-    hint = "check the spelling"
-    if not has_token:
-        hint += f"; for a private repository {_LOG_IN}"
+        return HubError(f"the Hub rejected the token in {token_location()}", _LOG_IN)
+    hint = f"check the spelling; for a private repository {_LOG_IN}"
     return ModelNotFound(f"{repo_id}: no such repository on the Hub, or it is private", hint)
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    if limit := _RATE_LIMIT.search(headers.get("RateLimit", "")):
-        return float(limit[1])
-    text = headers.get("Retry-After", "").strip()
-    return float(text) if text.isdecimal() else None
-
-
-def _connection_error(url: httpx2.URL, error: BaseException) -> HubError:
-    host = url.netloc.decode("ascii", "replace")
-    problem, hint, retries = _connection_problem(error)
-    if proxy := named_proxy(url.scheme, url.host):
-        host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
-        if "certificate" not in problem:
-            hint = "check the proxy settings (HTTPS_PROXY, ALL_PROXY)"
-    return HubError(f"{host}: {problem}", f"{hint}, then try again", retries=retries)
-
-
-def _connection_problem(error: BaseException) -> tuple[str, str, int]:
-    """The problem, the hint, and the number of retries."""
+def _connection_error(error: httpx2.TransportError) -> HubError:
     import socket
     import ssl
 
-    causes = [error]
+    causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
-    check_network = "check the network, and HF_ENDPOINT if it is set"
-    known: dict[type[BaseException], tuple[str, str, int]] = {  # the first match wins
-        socket.gaierror: ("cannot resolve the host name", check_network, 1),
-        ssl.SSLError: ("cannot verify its certificate", "check the clock, or set SSL_CERT_FILE for a proxy", 0),
-        TimeoutError: ("timed out", "check the network, or raise HF_HUB_DOWNLOAD_TIMEOUT", 5),
-        ConnectionRefusedError: ("connection refused", check_network, 1),
+    known: dict[type[BaseException], tuple[str, int]] = {  # the problem and the number of retries; the first match wins
+        socket.gaierror: ("cannot resolve the host name", 1),
+        ssl.SSLError: ("cannot verify its certificate", 0),
+        TimeoutError: ("timed out", 5),
+        ConnectionRefusedError: ("connection refused", 1),
+        Exception: ("connection lost", 5),
     }
-    for kind, problem in known.items():
-        if any(isinstance(cause, kind) for cause in causes):
-            return problem
-    return "connection lost", "check the network", 5
-
-
-def _token_location() -> str:
-    if environment("HF_TOKEN"):
-        return "HF_TOKEN"
-    return str(_constants().HF_TOKEN_PATH)
+    problem, retries = next(known[kind] for kind in known if any(isinstance(cause, kind) for cause in causes))
+    host = error.request.url.netloc.decode("ascii", "replace")
+    return HubError(f"{host}: {problem}", _CHECK_NETWORK, retries)
 
 
 def _endpoint() -> str:

@@ -136,13 +136,12 @@ def test_doctor_reports_models_sessions_and_the_token(tmp_path: Path, chatml_mod
     assert content(sessions.parent) == before
 
 
-@pytest.mark.parametrize(("text", "status"), [(TOKEN, "ok"), (f"{TOKEN} {TOKEN}", "failure")])
-def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path, text: str, status: str) -> None:
+def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
-    path.write_text(f"{text}\n")
+    path.write_text(f"{TOKEN}\n")
     done = doctor(tmp_path, "--json", "--offline", HF_TOKEN_PATH=str(path))
-    assert by_name(done)["token"]["status"] == status and TOKEN not in done.out + done.err
-    assert status == "failure" or by_name(done)["token"]["detail"] == f"found in {path}"
+    assert TOKEN not in done.out + done.err
+    assert by_name(done)["token"]["detail"] == f"found in {path}"
 
 
 @pytest.mark.slow
