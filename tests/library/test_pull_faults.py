@@ -123,11 +123,10 @@ def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
 
 
-@pytest.mark.parametrize("more", [0, 5_000_000])
-def test_pull_accepts_a_complete_or_oversized_partial_file(hub_user: HubUser, mistral_model: Path, more: int) -> None:
-    partial(hub_user).write_bytes(mistral_model.read_bytes() + bytes(more))
+def test_pull_accepts_a_complete_partial_file(hub_user: HubUser, mistral_model: Path) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes())
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
-    assert len(hub_user.downloads()) == (1 if more else 0)
+    assert not hub_user.downloads()
 
 
 @pytest.mark.slow
@@ -142,20 +141,6 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
 
 
-@pytest.mark.slow
-def test_pull_asks_for_bounded_ranges_of_large_files(
-    hub_user: HubUser, mistral_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
-    monkeypatch.setattr(download, "RANGE_BYTES", 2_000_000)
-    hub_user.pull(REPO)
-    here(hub_user)
-    size = mistral_model.stat().st_size
-    ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
-    starts = [0, 2_000_000, 4_000_000, 4_600_000, *range(6_600_000, size, 2_000_000)]
-    assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
-
-
 @pytest.mark.usefixtures("no_locks")
 def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -> None:
     hint = "set HF_HUB_CACHE to a directory on another disk"
@@ -163,25 +148,24 @@ def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -
     assert hub_user.blobs(REPO) == {}
 
 
-@pytest.mark.parametrize(("header", "value"), [("Retry-After", "3600"), ("RateLimit", '"api";r=0;t=3600')])
-def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str, value: str) -> None:
-    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
+def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser) -> None:
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.resetting_after(3600)))
     done = hub_user.run("pull", REPO)
-    said = "error: the Hub is rate-limiting requests (429) and asks to wait 60 minutes\n hint: try again after that\n"
+    said = "error: the Hub responded 429 Too Many Requests\n hint: try again later\n"
     assert (done.code, done.out, done.err) == (1, "", said)
 
 
 @pytest.mark.slow
 def test_pull_retries_server_errors_a_few_times(hub_user: HubUser) -> None:
-    refusal = SERVER_ERROR.with_header("Retry-After", "0")
+    refusal = SERVER_ERROR.resetting_after(0)
     for fault in (Fault(part="api", refusal=refusal), Fault(part="cdn", let_through=1, refusal=refusal)):
         hub_user.hub.arm(fault)
-    trouble = "note: the Hub reported a server error (500): retrying in 0 s\n"
+    trouble = "note: the Hub responded 500 Internal Server Error: retrying in 0 s\n"
     assert cleaned(hub_user.pull(REPO)) == f"{trouble * 2}{here(hub_user)}"
-    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.with_header("Retry-After", "0")))
+    hub_user.hub.arm(Fault(part="api", times=None, refusal=UNAVAILABLE.resetting_after(0)))
     done = hub_user.run("pull", f"{REPO}:Q2_K")
-    tried = "note: the Hub reported a server error (503): retrying in 0 s\n" * 5
-    given_up = "error: the Hub reported a server error (503)\n hint: try again later\n"
+    tried = "note: the Hub responded 503 Service Unavailable: retrying in 0 s\n" * 5
+    given_up = "error: the Hub responded 503 Service Unavailable\n hint: try again later\n"
     assert (done.code, done.out, done.err) == (1, "", tried + given_up)
 
 

@@ -88,6 +88,9 @@ class Refusal:
     def with_header(self, name: str, value: str) -> Refusal:
         return replace(self, headers=(*self.headers, (name, value)))
 
+    def resetting_after(self, seconds: int) -> Refusal:
+        return self.with_header("RateLimit", f'"api";r=0;t={seconds}')
+
     def reply(self, subject: str = "{}") -> Reply:
         message = self.message.replace("{}", subject)
         code = () if self.code is None else (("X-Error-Code", self.code),)
