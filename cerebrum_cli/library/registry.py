@@ -65,14 +65,8 @@ class Registry:
         return tuple(entry for entry in files if entry.name)
 
     def find(self, name: str) -> RegistryEntry | None:
-        """The model with this name; an exact match comes before one that ignores case."""
-        similar = None
-        for entry in self.entries():
-            if entry.name == name:
-                return entry
-            if similar is None and entry.name.lower() == name.lower():
-                similar = entry
-        return similar
+        """The model with this name, in any case."""
+        return next((entry for entry in self.entries() if entry.name.lower() == name.lower()), None)
 
     def add(self, model: RegistryEntry) -> None:
         with self._locked() as (files, default):
@@ -87,11 +81,9 @@ class Registry:
                     files[index] = replace(model, name="")
             self._write(files, default)
 
-    def set_default(self, reference: str | None, replacing: tuple[str | None, ...] | None = None) -> None:
-        """Set the default model; with `replacing` only if the current default is one of those."""
-        with self._locked() as (files, default):
-            if replacing is None or default in replacing:
-                self._write(files, reference)
+    def set_default(self, reference: str | None) -> None:
+        with self._locked() as (files, _):
+            self._write(files, reference)
 
     def known_digest(self, path: Path) -> RegistryEntry | None:
         """Digest of a file, if it need not be read: stored since its last change, or the name of the Hub's blob."""
@@ -160,7 +152,7 @@ class Registry:
 
 
 def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntry:
-    """Compute the digest of a file. Raises ModelFileError for an unreadable one, and if it changes meanwhile."""
+    """Compute the digest of a file. Raises ModelFileError for an unreadable one."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -173,9 +165,6 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
                 done += len(chunk)
                 if on_progress:
                     on_progress(done, before.st_size)
-        after = path.stat()
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-    if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
-        raise ModelFileError(path, "changed while it was read", "run it again when the file is complete")
     return RegistryEntry("", path, before.st_size, digest.hexdigest(), before.st_mtime_ns)

@@ -34,11 +34,9 @@ def find_removable(library: Library, reference: Reference) -> InstalledModel:
 def removal_question(library: Library, model: InstalledModel) -> str:
     if model.is_vocabulary:
         return f"Delete the vocabulary of {model.reference} in {model.path}?"
-    if model.missing:
-        return f"Remove {model.reference} from the list?"
-    if _is_ours(library, model) and not _other_names(library, model):
+    if _owns_files(library, model):
         return f"Delete {model.reference}, {format_size(model.size)} in {model.path}?"
-    return f"Remove {model.reference} from the list (its file {model.path} is kept)?"
+    return f"Remove {model.reference} from the list, without its file?"
 
 
 def remove(library: Library, model: InstalledModel) -> str:
@@ -46,59 +44,34 @@ def remove(library: Library, model: InstalledModel) -> str:
     if model.is_vocabulary:
         _delete(library, model)
         return f"deleted the vocabulary of {model.reference}"
+    report = f"removed {model.reference} from the list, without its file"
     was_default = library.is_default(model)
-    other_names = _other_names(library, model)
-    report = _remove_files(library, model, other_names)
+    if _owns_files(library, model):
+        report = f"deleted {model.reference}, freed {format_size(_delete(library, model))}"
+        files.remove(library.registry.directory / USED / model.usage_key)
     if model.file:
         library.registry.remove(model.file.name)
-    if not other_names:
-        files.remove(library.registry.directory / USED / model.usage_key)
     if was_default:
-        report += _replace_default(library, model)
+        library.registry.set_default(None)
+        report += "; no default model is set now"
     return report
-
-
-def _remove_files(library: Library, model: InstalledModel, other_names: list[str]) -> str:
-    unlisted = f"removed {model.reference} from the list"
-    if model.missing:
-        report = f"{unlisted}; {model.missing} no longer exists"
-        return f"{report}; its other files are kept" if len(model.paths) > 1 else report
-    if other_names:
-        return f"{unlisted}; kept {model.path}, {other_names[0]} uses it"
-    if not _is_ours(library, model):
-        return f"{unlisted}; kept {model.path}"
-    freed = _delete(library, model)
-    if not freed:
-        return f"removed {model.reference}; its file is kept, since another revision in the cache uses it"
-    return f"deleted {model.reference}, freed {format_size(freed)}"
-
-
-def _replace_default(library: Library, model: InstalledModel) -> str:
-    """Make another installed model the default one, and return the end of a report."""
-    for successor in library.models():
-        if not successor.missing and library.is_managed(successor):
-            library.registry.set_default(successor.reference)
-            if successor.reference == model.reference:
-                return ""
-            return f"; the default model is now {successor.reference}"
-    library.registry.set_default(None)
-    return ""
 
 
 def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:
     return model.path.parent == library.merge_directory
 
 
-def _is_ours(library: Library, model: InstalledModel) -> bool:
-    if model.file is None or model.file.source in ("package", "hub"):
-        return True
-    return _is_pulled_merge(library, model)
+def _names_of(library: Library, model: InstalledModel) -> list[str]:
+    return [entry.name for entry in library.registry.entries() if entry.path == model.path]
 
 
-def _other_names(library: Library, model: InstalledModel) -> list[str]:
+def _owns_files(library: Library, model: InstalledModel) -> bool:
+    """Whether a model's files are there, belong to this program, and have no other name."""
     if model.file is None:
-        return []
-    return [entry.name for entry in library.registry.entries() if entry.path == model.path and entry != model.file]
+        return True
+    if model.missing or len(_names_of(library, model)) > 1:
+        return False
+    return model.file.source in ("package", "hub") or _is_pulled_merge(library, model)
 
 
 def _delete(library: Library, model: InstalledModel) -> int:
