@@ -64,8 +64,7 @@ class ModelSpec:
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
     of a model that is not downloaded itself. `settings` are recommended settings; `thinking` and `no_thinking` override
-    them while `think` is on or off. `good_for` is one word. `refuse` has the `repo_id` of broken repositories, with a
-    `reason`.
+    them while `think` is on or off. `good_for` is one word.
     """
 
     name: str
@@ -84,7 +83,6 @@ class ModelSpec:
     package: PackageSource | None = None
     recipe: Path | None = None
     alternatives: tuple[Repository, ...] = ()
-    refuse: tuple[Mapping[str, str], ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     thinking: Mapping[str, object] = field(default_factory=dict)
     no_thinking: Mapping[str, object] = field(default_factory=dict)
@@ -206,10 +204,6 @@ def _text_that(is_valid: Callable[[str], object], problem: str) -> Check:
     return check
 
 
-def _matching(pattern: str, problem: str) -> Check:
-    return _text_that(re.compile(pattern).fullmatch, problem)
-
-
 def _models(value: object) -> dict[str, dict[str, Any]]:
     return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
 
@@ -243,22 +237,18 @@ def _positive_integer(value: object) -> int:
     return value
 
 
-_text = _matching(r"(?s).*\S.*", "must be non-empty text")
-_name = _matching(MODEL_NAME.pattern, "must be a name of letters, digits, `.`, `_` and `-`")
+_text = _text_that(str.strip, "must be non-empty text")
+_name = _text_that(MODEL_NAME.fullmatch, "must be a name of letters, digits, `.`, `_` and `-`")
 _REPOSITORY: dict[str, Check] = {
-    "repo_id": _matching(REPO_ID.pattern, "must be OWNER/NAME"),
-    "file": _matching(r"(?i)[^/\\]+\.gguf", "must be the name of a .gguf file"),
+    "repo_id": _text_that(REPO_ID.fullmatch, "must be OWNER/NAME"),
+    "file": _text_that(re.compile(r"(?i)[^/\\]+\.gguf").fullmatch, "must be the name of a .gguf file"),
     "quantizations": _quantizations,
     "revision": _text_that(is_safe_path, "must be a commit, branch or tag"),
 }
 _PACKAGE: dict[str, Check] = {
-    "requirement": _matching(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+", "pin one version: NAME==VERSION"),
-    "member": _matching(r"(?i).+\.gguf", "must be the path of a .gguf file"),
-    "sha256": _matching(r"[0-9a-f]{64}", "must be 64 lowercase hexadecimal digits"),
-    "size": _positive_integer,
-    "download_size": _positive_integer,
+    **dict.fromkeys(("requirement", "member", "sha256"), _text),
+    **dict.fromkeys(("size", "download_size"), _positive_integer),
 }
-_REFUSAL: dict[str, Check] = {"repo_id": _REPOSITORY["repo_id"], "reason": _text}
 _ROW: dict[str, Check] = {
     "title": _text,
     "aliases": _list(_name),
@@ -267,9 +257,8 @@ _ROW: dict[str, Check] = {
     "context_size": _positive_integer,
     "kv_bytes_per_token": _positive_integer,
     "license": _text,
-    "good_for": _matching(r"\S+", "must be one word"),
+    "good_for": _text,
     "notes": _text,
     "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
     "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),
-    "refuse": _list(lambda value: _table(_REFUSAL, value, _REFUSAL)),
 }

@@ -123,7 +123,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         "settings": {"temperature": 0.5, "think": "on"},
     }
     yours = {"repo_id": "you/Mine", "file": "Mine-{quant}.gguf", "revision": "v1", "quantizations": {"Q8_0": 20}}
-    lists = {"aliases": ["my-model", "m1"], "refuse": [{"repo_id": "you/Mine-old", "reason": "it is old"}]}
+    lists = {"aliases": ["my-model", "m1"]}
     tables = {"quantizations": {"Q4_0": 10}, "alternatives": [yours]}
     spec = row(tmp_path, "mine", tomlkit.dumps({"models": {"mine": {**values, **lists, **tables}}}))
     own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (("Q4_0", 10),), "refs/pr/1")
@@ -134,7 +134,6 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         aliases=("my-model", "m1"),
         quantizations=own.quantizations,
         alternatives=(alternative,),
-        refuse=({"repo_id": "you/Mine-old", "reason": "it is old"},),
     )
     assert spec.sources == (own, alternative)
     assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")
