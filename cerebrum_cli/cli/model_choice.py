@@ -90,7 +90,4 @@ def pull_model(
         with interruptible("run it again to resume"):
             model = app.puller(progress, offline).pull(reference, name, context, agree)
     app.streams.report(f"installed {model.reference}: {model.path}")
-    for older in app.library.older_uploads(model):
-        size = format_size(older.size)
-        app.streams.report(f"an older upload stays on disk, {size}; to delete it: cerebrum rm {older.reference}")
     return model

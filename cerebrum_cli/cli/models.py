@@ -166,8 +166,6 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
         return
     print_candidates(app.streams, plan)
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
-    if plan.fast_in_batches:
-        app.streams.report(f"for batches on this CPU, {plan.fast_in_batches} is faster")
 
 
 @option_group

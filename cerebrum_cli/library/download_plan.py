@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 
-from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.gguf.header import Header, header_from_tables
@@ -36,7 +36,6 @@ from cerebrum_cli.library.reference import ModelReference, Reference, Variant, v
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
-MOST_SEARCHED = 200  # characters
 
 
 @dataclass(slots=True)
@@ -69,16 +68,11 @@ class DownloadPlanner:
     def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
         """Search the Hub for GGUF repositories, with a plan of each; None without a model or if the Hub lists none.
 
-        Raises UsageError, or PullError if the search itself fails.
+        Raises PullError if the search itself fails.
         """
-        if len(text) > MOST_SEARCHED or well_formed(text) != text:
-            raise UsageError(
-                f"the text to search for must be UTF-8 with at most {MOST_SEARCHED} characters",
-                "give a part of a repository's name",
-            )
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
-        repositories = RetryPolicy(self.progress).run(search_repositories, text, MOST_FOUND)
+        repositories = RetryPolicy(self.progress).run(search_repositories, well_formed(text), MOST_FOUND)
         listings = _list_repositories([repository.repo_id for repository in repositories])
         return [(repository, self._estimate(listings.get(repository.repo_id), context)) for repository in repositories]
 
@@ -87,7 +81,6 @@ class DownloadPlanner:
         if listing is None:
             return None
         try:
-            self.library.require_not_refused(listing.repo_id)
             return self._plan_listing(None, listing, _variants(listing), None, context, reads_header=False)
         except (ModelNotFound, PullError):
             return None
@@ -102,13 +95,6 @@ class DownloadPlanner:
         if key not in self._headers:
             self._headers[key] = RetryPolicy(self.progress).run(_read_header, listing, file)
         return self._headers[key]
-
-    def _installed_header(self, listing: Listing) -> Header | None:
-        """Header of any quantization of a repository that is here, if without weights; all have the same shape."""
-        for model in (*self.library.cached_models(), *self.library.vocabularies()):
-            if model.cached and model.cached.repo_id == listing.repo_id and model.is_readable:
-                return model.header
-        return None
 
     def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
         if not spec.sources:
@@ -125,7 +111,6 @@ class DownloadPlanner:
 
     def _plan_repository(self, reference: ModelReference, context: int | None) -> DownloadPlan:
         repo_id = reference.name
-        self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         models: Sequence[Variant] = _variants(listing)
         if reference.file:
@@ -157,7 +142,7 @@ class DownloadPlanner:
             layer_sizes = spec_sizes(spec)
             trained = spec.context_size if spec else None
         else:
-            header = self._installed_header(listing) or self.header(listing, listing.file(models[0].files[0]))
+            header = self.header(listing, listing.file(models[0].files[0]))
             layer_sizes = header.sizes
             trained = header.context_length
         installed = [model.quantization for model in models if self._is_cached(listing, model)]

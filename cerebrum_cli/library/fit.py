@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Fit = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
-FAST_IN_BATCHES = ("Q4_0", "IQ4_NL", "Q4_K_M")  # on CPUs: benchmarks/RESULTS.md has figures
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
@@ -192,16 +191,6 @@ class DownloadPlan:
             f"{self.reference} needs {format_size(self.chosen.needed)} of memory at {self.context} tokens of context;"
             f" {format_size(self.capacity.usable_memory)} is available"
         )
-
-    @property
-    def fast_in_batches(self) -> ModelReference | None:
-        """The largest quantization that answers batches faster than a larger chosen one on a CPU; None on GPUs."""
-        if self.capacity.devices:
-            return None
-        fast = [fit for fit in self.candidates if _is_among(fit.quantization, FAST_IN_BATCHES)]
-        if fast and fast[-1].size < self.chosen.size:
-            return ModelReference(self.name, fast[-1].quantization)
-        return None
 
     @property
     def rank(self) -> tuple[int, bool]:

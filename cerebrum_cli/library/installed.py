@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.fit import Capacity
 
 ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
-_OLLAMA_TAG = re.compile(r"[\w.-]+:(?:latest|e?\d+(?:\.\d+)?[bm]\b.*)", re.IGNORECASE)
 
 _PACKAGE = Path(__file__).parents[1]
 NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
@@ -135,14 +132,14 @@ class Library:
         if entry := self.registry.find(str(reference)):
             registered = self.model_from_entry(entry)
             if registered.missing:
-                raise _file_missing(registered)
+                problem = f"{entry.name}: {registered.missing} no longer exists"
+                raise ModelNotFound(problem, f"pull it again, or remove it: cerebrum rm {entry.name}")
             return registered
         if str(reference) == NANO_NAME:
             return InstalledModel(NANO_NAME, (NANO,), is_bundled=True)
         if model := self.best_match(reference, self.models()):
             return model
         if reference.is_on_hub:
-            self.require_not_refused(reference.name)
             raise _not_installed(reference)
         if reference.name.startswith(STORE_PREFIXES):
             from cerebrum_cli.library.stores import find_in_store
@@ -160,8 +157,6 @@ class Library:
             raise ModelNotFound(
                 f"{path}: file not found", "check the path, or list installed models with cerebrum list"
             )
-        if vocabulary := self._vocabulary_at(path):
-            raise ModelFileError(path, "only a vocabulary, without weights", f"cerebrum pull {vocabulary.reference}")
         model = self._model_in(path)
         _ = model.header
         if model.missing:
@@ -170,26 +165,12 @@ class Library:
             )
         return model
 
-    def _vocabulary_at(self, path: Path) -> InstalledModel | None:
-        target = Path(os.path.realpath(path))
-        if not target.is_relative_to(self.vocabulary_cache.directory):
-            return None
-        for model in self.vocabularies():
-            if target in map(Path.resolve, model.paths):
-                return model
-        return None
-
     def _model_in(self, path: Path) -> InstalledModel:
         resolved = absolute_path(path)
         for entry in self.registry.entries():
             if entry.path == resolved:
                 return self.model_from_entry(entry)
         return InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
-
-    def older_uploads(self, model: InstalledModel) -> list[InstalledModel]:
-        """Models of the cache that were uploaded under the names of this model's files before."""
-        shadowed = [older for older in self.models() if older.is_shadowed and older.path != model.path]
-        return [older for older in shadowed if older.usage_key == model.usage_key]
 
     def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
         spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
@@ -212,21 +193,6 @@ class Library:
                 if source.repo_id.lower() == repo_id.lower() and source.matches(name):
                     return spec
         return None
-
-    def spec_from(self, repo_id: str) -> ModelSpec | None:
-        """The catalog model that has a repository as a source."""
-        for spec in self.specs:
-            if any(source.repo_id.lower() == repo_id.lower() for source in spec.sources):
-                return spec
-        return None
-
-    def require_not_refused(self, repo_id: str) -> None:
-        """Raise PullError for a repository that the catalog lists as broken; the hint names a working one."""
-        for spec in self.specs:
-            for refusal in spec.refuse:
-                if refusal["repo_id"].lower() == repo_id.lower():
-                    source = f"  (from {spec.repo_id})" if spec.repo_id else ""
-                    raise PullError(f"{refusal['repo_id']}: {refusal['reason']}", f"cerebrum pull {spec.name}{source}")
 
     def identity(self, model: InstalledModel) -> str:
         """Unique text for a model's files and adapters: for each file, its size, and its digest if that is known.
@@ -277,10 +243,6 @@ class Library:
             return replace(model, adapters=applied)
         return model
 
-    def is_managed(self, model: InstalledModel) -> bool:
-        """Whether this program installed a model, rather than another tool: it has a name or a stored digest."""
-        return bool(model.file or (model.cached and self.registry.known_digest(model.cached.blobs[0])))
-
     def is_default(self, model: InstalledModel) -> bool:
         return self.registry.default in model.references
 
@@ -291,9 +253,6 @@ class Library:
         names.update(spec.name for spec in self.specs)
         similar = did_you_mean(name, sorted(names), 3, 0.5)
         problem = f"unknown model {text!r}"
-        if _OLLAMA_TAG.fullmatch(text) and not similar:
-            pull = f"cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
-            return ModelNotFound(problem, f"if Ollama has it, run {pull}")
         search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
         known = similar or "see cerebrum list --available; "
         return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")
@@ -367,22 +326,6 @@ def _marked(models: Iterable[InstalledModel]) -> list[InstalledModel]:
         marked.append(replace(model, is_shadowed=model.reference in seen))
         seen.add(model.reference)
     return marked
-
-
-def _file_missing(model: InstalledModel) -> ModelNotFound:
-    name = model.name
-    spec = model.spec
-    problem = f"{name}: {model.missing} no longer exists"
-    if name.startswith(STORE_PREFIXES):
-        return ModelNotFound(problem, f"cerebrum pull {name}  (once it is back), or cerebrum rm {name}")
-    if model.cached:
-        source = f"{model.cached.repo_id}:{model.cached.quantization}"
-        return ModelNotFound(problem, f"cerebrum pull {source} --name {name}")
-    if not (spec and model.file and model.file.source in ("package", "merge")):
-        return ModelNotFound(problem, f"cerebrum pull PATH --name {name}  (PATH: where the file is now)")
-    if spec.has_name(name.partition(":")[0]):
-        return ModelNotFound(problem, f"cerebrum pull {name}", name)
-    return ModelNotFound(problem, f"cerebrum pull {spec.name} --name {name}")
 
 
 def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:

@@ -114,7 +114,7 @@ def describe_available(
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
     if isinstance(reference, Path):
         return None
-    spec = library.spec_named(reference.name) or library.spec_from(reference.name)
+    spec = library.spec_named(reference.name)
     if spec is None:
         return None
     description = {
@@ -202,23 +202,18 @@ def _facts_of_stored(library: Library, stored: FoundModel) -> dict[str, Any]:
 
 def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:
     """Objects of `list --available --json`, sorted by how well the models fit this machine."""
-    installed = {model.spec.name for model in library.models() if model.spec}
-    return [_catalogue_row(spec, plan, spec.name in installed) for spec, plan in _ranked_plans(library, context)]
+    models = library.models()
+    installed = {model.spec.name for model in models if model.spec}
+    request = PlanRequest(context, None, library.capacity())
+    plans = [(spec, known_plan(spec, models, request)) for spec in library.specs]
+    ranked = sorted(plans, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ()))
+    return [_catalogue_row(spec, plan, spec.name in installed) for spec, plan in ranked]
 
 
 def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
-    fitting = [(plan, spec) for spec, plan in _ranked_plans(library, context) if plan and plan.chosen.fit == "fits"]
-    few = fitting[: SUGGESTIONS - 1]
-    few += sorted(fitting[SUGGESTIONS - 1 :], key=lambda pair: pair[0].chosen.size)[:1]
-    return [_catalogue_row(spec, plan, False) for plan, spec in few]
-
-
-def _ranked_plans(library: Library, context: int | None) -> list[tuple[ModelSpec, DownloadPlan | None]]:
-    """Plans of all catalog models, those that fit best first, and those without quantizations last."""
-    models = library.models()
-    request = PlanRequest(context, None, library.capacity())
-    plans = [(spec, known_plan(spec, models, request)) for spec in library.specs]
-    return sorted(plans, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ()))
+    fitting = [row for row in catalogue_rows(library, context) if row["fit"] == "fits"]
+    others = sorted(fitting[SUGGESTIONS - 1 :], key=lambda row: row["size"])
+    return [*fitting[: SUGGESTIONS - 1], *others[:1]]
 
 
 def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from cerebrum_cli.library.reference import (
     name_from_stem,
 )
 from cerebrum_cli.library.registry import RegistryEntry, Source
-from cerebrum_cli.library.removal import remove
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
 Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
@@ -45,7 +44,6 @@ class Puller:
     progress: Progress
     merge: MergeModel
     offline: bool = False
-    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     @cached_property
     def planner(self) -> DownloadPlanner:
@@ -69,13 +67,11 @@ class Puller:
         model = self.find_or_pull(reference, name, context, confirm)
         if unsupported_kind(model.header):
             return model
-        registry = self.library.registry
-        default = registry.default
         try:
-            self.library.resolve(default)
+            self.library.resolve(None)
         except CerebrumError:
             with contextlib.suppress(ConfigError):  # a read-only directory has no default model
-                registry.set_default(model.reference, replacing=(default,))
+                self.library.registry.set_default(model.reference)
         return model
 
     def pull_vocabulary(self, reference: Reference, context: int | None = None) -> InstalledModel:
@@ -230,10 +226,6 @@ class Puller:
         paths = download.fetch(files)
         self._remember_digests(library.cache, listing, files)
         pulled = library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
-        for vocabulary in library.vocabularies():
-            if vocabulary.usage_key == pulled.usage_key:
-                with contextlib.suppress(PullError):  # a read-only directory; the installed model comes first anyway
-                    remove(library, vocabulary)
         for model in library.models():
             if model.cached and model.path == paths[0]:
                 return model
@@ -262,24 +254,11 @@ class Puller:
     def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
         if stored.needs_ollama:
             problem = f"{stored.reference} is in a format that only Ollama can load"
-            raise PullError(problem, self._instead_of(stored))
+            raise PullError(problem, f"find another file: cerebrum search {stored.name.partition(':')[0]}")
         hashed = self._hash(stored.path)
-        if stored.sha256 not in (None, hashed.sha256):
-            raise PullError(
-                f"{stored.reference} is damaged: its SHA-256 does not match its manifest",
-                "remove it in Ollama, then pull it there again",
-            )
         if name is not None:
             require_free_name(self.library, name, None, hashed.sha256)
         return self._register(name or stored.reference, hashed, stored.store)
-
-    def _instead_of(self, stored: FoundModel) -> str:
-        """The command that pulls a model like one of Ollama, or finds some."""
-        name = stored.name.replace(":", "-")
-        for spec in self.library.specs:
-            if f"{spec.name}-".startswith(f"{name}-"):
-                return f"cerebrum pull {spec.name}"
-        return f"cerebrum search {stored.name.partition(':')[0]}"
 
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
 
@@ -31,7 +31,6 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_FILE_QUERY = "show_file_info"  # query parameter of the Hub's GGUF viewer
 _FILE_VIEWS = ("resolve", "blob", "raw")
 _HUB_HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HUB_HOSTS))})/", re.IGNORECASE)
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
@@ -98,24 +97,17 @@ def is_safe_path(name: str) -> bool:
 
 
 def _parse_url(text: str, endpoint: str | None) -> ModelReference:
-    scheme, _, address = text.partition("://")
-    if scheme.lower() == "hf":
-        return _parse_hub_path(text, address)
     try:
         parts = urlsplit(text)
         own_host = urlsplit(endpoint or "").netloc.lower()
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
-    if scheme.lower() not in ("http", "https") or parts.netloc.lower() not in (*HUB_HOSTS, own_host):
+    if parts.scheme not in ("http", "https") or parts.netloc.lower() not in (*HUB_HOSTS, own_host):
         raise UsageError(
             f"{parts.hostname or ''!r}: can only pull from the Hugging Face Hub",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
-    path = parts.path.removeprefix("/")
-    shown = parse_qs(parts.query).get(_FILE_QUERY, [""])[0]
-    if shown and not any(f"/{view}/" in parts.path for view in _FILE_VIEWS):
-        path = f"{'/'.join(path.split('/')[:2])}/resolve/{MAIN}/{quote(shown)}"
-    return _parse_hub_path(text, path)
+    return _parse_hub_path(text, parts.path.removeprefix("/"))
 
 
 def _parse_hub_path(text: str, path: str) -> ModelReference:

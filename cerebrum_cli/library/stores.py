@@ -31,10 +31,7 @@ from cerebrum_cli.library.reference import (
 
 _OLLAMA_GGUF = "application/vnd.ollama.image.model"
 _OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
-_ACCESS_HINTS = {
-    "ollama": "join the group ollama (sudo usermod -aG ollama $USER), or set OLLAMA_MODELS",
-    "lmstudio": "check its permissions",
-}
+_ACCESS_HINT = "check its permissions; for Ollama, join its group: sudo usermod -aG ollama $USER"
 # Files that only Ollama's llama.cpp can load, since its compatibility layer translates them (llama/compat in its
 # sources): architectures under names of its own, other parts of the model in the same file, and other tensor names.
 _OLLAMA_ARCHITECTURES = {
@@ -50,12 +47,11 @@ _OLLAMA_NAMES = {  # of tensors and metadata, by architecture
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A GGUF model in the store of another tool; `sha256` is that of its file, where the store has it."""
+    """A GGUF model in the store of another tool."""
 
     store: Literal["ollama", "lmstudio"]
     name: str
     path: Path
-    sha256: str | None = None
 
     @property
     def reference(self) -> str:
@@ -104,7 +100,7 @@ def unreadable_stores() -> dict[str, ModelNotFound]:
             continue
         except OSError as error:
             problem = f"cannot read {directory}: {(error.strerror or str(error)).lower()}"
-            errors.setdefault(store, ModelNotFound(problem, _ACCESS_HINTS[store]))
+            errors.setdefault(store, ModelNotFound(problem, _ACCESS_HINT))
     return errors
 
 
@@ -143,7 +139,7 @@ def _ollama_models() -> Iterator[FoundModel]:
         for manifest in _files(directory / "manifests", "*/*/*/*"):
             name = _ollama_name(*manifest.relative_to(directory / "manifests").parts)
             for digest in _ollama_digests(manifest):
-                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}", digest)
+                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}")
 
 
 def _ollama_name(host: str, namespace: str, model: str, tag: str) -> str:

@@ -218,9 +218,6 @@ def pull_merge(
 
     Without a quantization it takes that of the first source model.
     """
-    if spec.name in puller.merge_stack:
-        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
-    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
@@ -233,7 +230,7 @@ def pull_merge(
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    models = _find_sources(inner, source_references(library, recipe.models, quantization), context, confirm)
+    models = _find_sources(puller, source_references(library, recipe.models, quantization), context, confirm)
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
         output=directory / spec.merged_name(label),

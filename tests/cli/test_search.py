@@ -70,21 +70,14 @@ def test_search_offline_is_an_error_of_one_line(hub_user: HubUser, offline: tupl
     assert_error(done, 1, "cannot search the Hub: the network is disabled", "--offline")
     assert len(done.err.splitlines()) == 2 and not hub_user.hub.log.requests()
     refused = hub_user.run("search", "qwen", HF_ENDPOINT="http://127.0.0.1:1")
-    assert_error(refused, 1, "127.0.0.1:1: connection refused", "try again")
+    assert_error(refused, 1, "127.0.0.1:1: connection refused", "check the network")
     assert json.loads(hub_user.run("search", "qwen", "--json").out)
 
 
 def test_search_is_retried_where_the_hub_asks_for_it_but_no_repository(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED.with_header("Retry-After", "0"), times=2))
-    hub_user.hub.arm(Fault(part="api", path=CATALOGUED, refusal=RATE_LIMITED.with_header("Retry-After", "45")))
+    hub_user.hub.arm(Fault(part="api", path="search=", refusal=RATE_LIMITED.resetting_after(0), times=2))
+    hub_user.hub.arm(Fault(part="api", path=CATALOGUED, refusal=RATE_LIMITED.resetting_after(45)))
     hub_user.hub.arm(Fault(part="api", path=LONG, refusal=FORBIDDEN))
     done = hub_user.run("search", "qwen", "--json")
-    assert done.err.count("note: the Hub is rate-limiting requests (429)") == 2
+    assert done.err.count("note: the Hub responded 429 Too Many Requests") == 2
     assert [row["fit"] for row in done.object] == [None, "too big", None, None, "fits"]
-
-
-@pytest.mark.parametrize("text", ["\udcff", "x" * 201])
-def test_search_refuses_text_that_no_repository_contains(hub_user: HubUser, text: str) -> None:
-    done = hub_user.run("search", text)
-    assert_error(done, 2, "the text to search for must be UTF-8 with at most 200 characters", "a repository's name")
-    assert not hub_user.hub.log.requests()

@@ -79,7 +79,7 @@ def test_list_found_without_stores_or_with_damaged_ones(new_user: CommandLine, o
 
 
 def assert_unreadable(user: CommandLine, directory: Path, reason: str) -> None:
-    problem, hint = f"cannot read {directory}: {reason}", "join the group ollama"
+    problem, hint = f"cannot read {directory}: {reason}", "check its permissions"
     done = user.run("list", "--found")
     assert f"note: {problem}\n      {hint}" in done.err and "no GGUF models found" not in done.err
     assert_error(user.run("pull", "ollama:small"), 3, problem, hint)
@@ -135,7 +135,7 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
     new = ollama("library/small/latest", mistral_model)
     old.unlink()
     done = new_user.run("ask", "-m", "ollama:small", "Hi")
-    assert_error(done, 3, f"{old} no longer exists", "cerebrum pull ollama:small")
+    assert_error(done, 3, f"{old} no longer exists", "pull it again")
     [row] = new_user.run("list", "--json").object
     assert row["error"] == f"{old}: file not found"
     assert new_user.run("pull", "ollama:small").code == 0
@@ -144,26 +144,15 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
 
 
 @pytest.mark.slow
-def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
-    new_user: CommandLine, ollama: Put, tmp_path: Path
-) -> None:
-    blob = ollama("library/small/latest")
-    data = bytearray(blob.read_bytes())
-    data[-1] ^= 1
-    blob.write_bytes(data)
-    assert_error(new_user.run("pull", "ollama:small"), 1, "ollama:small is damaged", "remove it in Ollama")
+def test_pull_refuses_what_only_ollama_loads(new_user: CommandLine, ollama: Put, tmp_path: Path) -> None:
     own = write_vocabulary(tmp_path / "own.gguf", "gptoss")
     ollama("library/gpt-oss/20b", own)
-    ollama("library/gpt-oss/1b", own)
     vision = write_with_tensor(tmp_path / "vision.gguf", "v.patch_embd.weight")
     ollama("library/seeing/1b", vision)
     ollama("library/ministral-3/8b", write_vocabulary(tmp_path / "mistral3.gguf", "mistral3", rope__scaling_beta=1))
     refused = "is in a format that only Ollama can load"
-    assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum pull gpt-oss-20b")
-    ollama("library/gpt-oss/latest", own)
-    assert_error(new_user.run("pull", "ollama:gpt-oss"), 1, refused, "cerebrum pull gpt-oss-20b")
-    assert_error(new_user.run("pull", "ollama:gpt-oss:1b"), 1, refused, "cerebrum search gpt-oss")
-    assert_error(new_user.run("pull", "ollama:ministral-3:8b"), 1, refused, "cerebrum pull ministral-3-8b")
+    assert_error(new_user.run("pull", "ollama:gpt-oss:20b"), 1, refused, "cerebrum search gpt-oss")
+    assert_error(new_user.run("pull", "ollama:ministral-3:8b"), 1, refused, "cerebrum search ministral-3")
     assert_error(new_user.run("pull", "ollama:seeing:1b"), 1, refused, "cerebrum search seeing")
     assert found(new_user)["ollama:gpt-oss:20b"] == "only Ollama can load it"
     assert new_user.run("list", "--json").object == []

@@ -11,7 +11,6 @@ from cerebrum_cli.library.catalogue import load_catalogue
 from cerebrum_cli.library.fit import (
     SYSTEM_RESERVE,
     Capacity,
-    DownloadPlan,
     MemoryFit,
     QuantizationFit,
     assess_quantizations,
@@ -129,22 +128,6 @@ def test_fit_without_the_preferred_recommends_the_nearest(
 def test_fit_recommends_unquantized_files_last(unquantised: str, here: Capacity) -> None:
     assert chosen(of_sizes(here, **{unquantised: 14.5, "Q8_0": 7.7})) == "Q8_0"
     assert chosen(of_sizes(here, **{unquantised: 14.5})) == unquantised
-
-
-@pytest.mark.parametrize(
-    ("quantization", "here", "faster"),
-    [
-        ("Q8_0", machine(64 * GB), "it:Q4_K_M"),
-        ("Q4_K_M", machine(64 * GB), None),
-        ("Q2_K", machine(64 * GB), None),
-        ("Q8_0", machine(64 * GB, 24 * GB), None),
-    ],
-)
-def test_plan_names_what_answers_batches_faster(quantization: str, here: Capacity, faster: str | None) -> None:
-    candidates = of_sizes(here, Q2_K=3, Q4_0=4, Q4_K_M=4.4, Q8_0=8)
-    [picked] = [each for each in candidates if each.quantization == quantization]
-    found = DownloadPlan("it", candidates, picked, DEFAULT_CONTEXT, here).fast_in_batches
-    assert (found and str(found)) == faster
 
 
 def test_fit_marks_installed_quantizations_in_any_case() -> None:

@@ -33,7 +33,7 @@ VIEWS = (f"hf.co/{REPO}/resolve", f"{HUB}/{REPO}/resolve", f"{HUB}/{REPO}/blob")
         ("hf.co", ModelReference("hf.co")),
         ("_o/r_:Q8_0", ModelReference("_o/r_", "Q8_0")),
         ("hf.co/o/model.gguf", ModelReference("o/model.gguf")),
-        *((f"{host}{REPO}", ModelReference(REPO)) for host in ("", "www.huggingface.co/", "hf://", f"{HUB}/")),
+        *((f"{host}{REPO}", ModelReference(REPO)) for host in ("", "www.huggingface.co/", f"{HUB}/")),
         *((text, ModelReference(REPO)) for text in (f"HTTPS://HuggingFace.CO/{REPO}", f"{HUB}/{REPO}\n")),
         *((f"{host}{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")) for host in ("", "hf.co/", "HF.co/")),
         *((f"{view}/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")) for view in VIEWS),
@@ -63,7 +63,6 @@ def test_reference_parses_every_form(text: str, meant: Reference) -> None:
         ("https://hub.example", f"https://hub.example/{REPO}/resolve/main/{FILE}"),
         ("http://localhost:8080/", f"http://LOCALHOST:8080/{REPO}/blob/main/{FILE}?download=true"),
         ("https://hub.example", f"{HUB}/{REPO}/resolve/main/{FILE}"),
-        ("https://hub.example", f"https://hub.example/{REPO}?show_file_info={FILE}"),
         ("https://mirror.example/hf", f"{HUB}/{REPO}/resolve/main/{FILE}"),
         ("https://huggingface.co/", f"{HUB}/{REPO}/resolve/main/{FILE}"),
     ],
@@ -104,7 +103,7 @@ PIECES = (
     *(":", "/", "//", "\\", ".", "..", "~", "-", "--", "@", "?", "#", " ", "\n", "\t", "\0", "\x1b[31m", "\u2028"),
     *("%2e%2e", "%2F", "%5C", "%00", "%0A", "%FF", "%", "ä", "\udcff", "[", "]", "１"),
     *("a", "b", "main", ".gguf", ".GGUF", "Q4_0", "tree/", "resolve/", "blob/", "a/b/resolve/main/", "a/b/tree/"),
-    *("hf.co", "hf://", "https://", "huggingface.co/", "https://huggingface.co/", "https://huggingface.co/a/b/"),
+    *("hf.co", "https://", "huggingface.co/", "https://huggingface.co/", "https://huggingface.co/a/b/"),
 )
 texts = st.text() | st.text(st.characters()) | st.lists(st.sampled_from(PIECES), max_size=8).map("".join)
 
