@@ -21,7 +21,6 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -186,29 +185,6 @@ def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
     for run, name in zip(runs, names, strict=True):
         if run.outdated:
             raise UsageError(run.outdated, run.how_to_rescore(name))
-
-
-@subcommand(group, short_help="List replies that lm-eval's filters score differently.")
-def filters(app: App, name: Name, _: QuietOptions, json: JsonArray = False) -> None:
-    """List the samples that lm-eval's filters for numbers (gsm8k) or letters (mmlu) score differently from the run.
-
-    Install lm-eval first: pip install "cerebrum-cli[lm-eval]".
-    """
-    from cerebrum_cli.cli.lm_eval import require_lm_eval
-    from cerebrum_cli.terminal.reports import print_disagreements
-    from cerebrum_cli.terminal.tables import print_rows
-
-    require_lm_eval()
-    run = app.runs.find(name)
-    samples = [sample for sample in run.samples() if not sample.is_skipped]
-    if run.match not in ("answer", "math") or not samples:
-        raise UsageError(f"{run.name} has no answers that were extracted", "use a run with --match answer")
-    from cerebrum_cli.eval.lm_eval.tasks import disagreements
-
-    groups = ([sample for sample in samples if bool(sample.choices) == has] for has in (False, True))
-    rows = [row for group in groups if group for row in disagreements(group)]
-    print_rows(app.streams, rows, json, print_disagreements, "lm-eval's filters score all samples as the run does")
-    app.streams.report(f"{len(rows)} of {format_count(len(samples), 'sample')} scored differently")
 
 
 @subcommand(group, short_help="Delete a stored run.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from math import exp
@@ -45,7 +45,6 @@ STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 MIN_TEXT_WIDTH = 30  # columns; a terminal with room for less wraps the lines itself
 HINT_PREFIX = "hint: "
-ENDING = 60  # characters
 LISTED = 20  # sessions that a terminal shows unless asked for more
 print_sessions = partial(
     print_columns,
@@ -59,26 +58,6 @@ print_sessions = partial(
     shorten="first message",
     drop=("model", "messages", "updated"),
 )
-
-
-def print_disagreements(streams: Streams, rows: Iterable[Row]) -> None:
-    listed = list(rows)
-    columns: dict[str, Callable[[Row], str]] = {}
-    for key in listed[0]:
-        if key not in ("sample", "text"):
-            columns[key] = partial(cell, key)
-    columns["end of the reply"] = lambda row: one_line(row["text"][-ENDING:])
-    print_columns(columns, streams, listed, shorten="end of the reply")
-
-
-def cell(key: str, row: Row) -> str:
-    """A value on one line, shortened: a filter may extract whole sentences."""
-    value = row[key]
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return excerpt(one_line(str(value)))
 
 
 def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:

@@ -21,7 +21,6 @@ from waiting import wait_until
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.files import lock_file
 from cerebrum_cli.eval.presets import find_preset
-from cerebrum_cli.eval.questions import Sample
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of lm-eval's libraries
 
@@ -303,33 +302,3 @@ def test_lm_eval_names_other_conditions_than_the_cards(command: CommandLine, tas
     done = run_tasks(command, tasks, "boolq", *preset, "--json")
     [row] = done.object["published"]
     assert (row["task"], row["published"], row["z"] < 0) == ("boolq", 0.8538, True)
-
-
-@needs_lm_eval
-def test_runs_filters_lists_what_lm_eval_scores_differently(command: CommandLine, tmp_path: Path) -> None:
-    from cerebrum_cli.eval.lm_eval.tasks import disagreements
-
-    def sample(id: int, text: str, answer: str | None, reference: str, choices: tuple[str, ...] = ()) -> Sample:
-        return Sample(
-            id, 0, "m", 1, text, None, answer, reference, answer == reference, 0.5, "stop", 9, "stated", choices
-        )
-
-    numbers = [
-        sample(1, "It is 7.\n#### 7", "7", "7"),
-        sample(2, "The answer is 7.\nCheck: 3 + 4 is not 8.", "7", "7"),
-        sample(3, "It is \\boxed{7}.", "7", "7"),
-        sample(4, "Nobody knows.", None, "7"),
-    ]
-    assert [(row["id"], row["strict-match"], row["flexible-extract"]) for row in disagreements(numbers)] == [
-        (2, "[invalid]", "8.")
-    ]
-    letters = [sample(1, "(B) it is.", "B", "B", ("x", "y")), sample(2, "B, not (A).", "B", "B", ("x", "y"))]
-    assert [(row["id"], row["flexible-extract"]) for row in disagreements(letters)] == [(2, "(A)")]
-    questions = tmp_path / "words.jsonl"
-    questions.write_text('{"question": "2 + 2?", "answer": 4}\n')
-    assert command.run("eval", questions, *MODEL, "-o", "a.jsonl").code == 0
-    shown = command.run("runs", "filters", "a.jsonl")
-    assert (shown.code, shown.out) == (0, "")
-    assert "lm-eval's filters score all samples as the run does" in shown.err
-    assert command.run("eval", questions, *MODEL, "-o", "b.jsonl", "--match", "exact").code == 0
-    assert problem(command.run("runs", "filters", "b.jsonl"))[0] == "error: b has no answers that were extracted"

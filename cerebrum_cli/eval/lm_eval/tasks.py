@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a model, its results beside published ones, and its filters beside our scores."""
+"""Tasks of lm-evaluation-harness on a model, and its results beside published ones."""
 
 from __future__ import annotations
 
@@ -12,12 +12,8 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 from lm_eval import evaluator
-from lm_eval.api.metrics import exact_match_hf_evaluate
-from lm_eval.api.registry import get_filter
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
@@ -25,14 +21,8 @@ from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
 from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.eval.presets import Preset
-from cerebrum_cli.eval.questions import Sample
 
 evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an error outside of a repository
-# Definitions of tasks with filters for numbers and for letters.
-NUMBERS = "gsm8k/gsm8k.yaml"
-LETTERS = "mmlu/flan_cot_zeroshot/_mmlu_flan_cot_zeroshot_template_yaml"
-NOTHING = "[invalid]"  # what they extract from a reply without an answer
-COMPARED = ("ignore_case", "ignore_punctuation", "regexes_to_ignore")  # options of its metric
 
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
 
@@ -191,52 +181,3 @@ def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
         if condition.note:
             notes[condition.note] = None
     return [*unstated, *notes]
-
-
-def disagreements(samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
-    """Yield an object for each sample that a filter which extracts an answer scores differently.
-
-    All samples have choices, or none does. A filter that finds nothing counts only if none finds an answer: GSM8K's
-    strict one reads only what follows "####".
-    """
-    has_choices = bool(samples[0].choices)
-    path = Path(lm_eval.tasks.__file__).parent / (LETTERS if has_choices else NUMBERS)
-    task = load_yaml(path, resolve_func=False)
-    metric = task["metric_list"][0]
-    options = {key: metric[key] for key in COMPARED if key in metric}
-    found = {}
-    for definition in task["filter_list"]:
-        found[definition["name"]] = filtered(definition["filter"], samples)
-    for index, sample in enumerate(samples):
-        answers = {name: texts[index] for name, texts in found.items()}
-        extracted = [answer for answer in answers.values() if answer != NOTHING] or [NOTHING]
-        reference = f"({sample.reference})" if has_choices else sample.reference
-        for answer in extracted:
-            score = exact_match_hf_evaluate([answer], [reference], **options)["exact_match"]
-            if (score == 1) != sample.correct:
-                yield disagreement(sample, answers)
-                break
-
-
-def disagreement(sample: Sample, answers: Mapping[str, str]) -> dict[str, Any]:
-    return {
-        "id": sample.id,
-        "sample": sample.sample,
-        "reference": sample.reference,
-        "answer": sample.answer,
-        "correct": sample.correct,
-        "basis": sample.basis,
-        **answers,
-        "text": sample.text,
-    }
-
-
-def filtered(steps: Sequence[dict[str, Any]], samples: Sequence[Sample]) -> list[Any]:
-    """The answers that a filter extracts, step by step."""
-    texts: list[Any] = [[sample.text] for sample in samples]
-    documents = [{"choices": list(sample.choices)} for sample in samples]
-    for step in steps:
-        arguments = dict(step)
-        create = get_filter(arguments.pop("function"))
-        texts = list(create(**arguments).apply(texts, documents))
-    return texts
