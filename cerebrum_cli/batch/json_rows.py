@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -20,11 +19,10 @@ from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS
 from cerebrum_cli.core.text import well_formed
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
-URLS = ("/v1/chat/completions", "/v1/completions")
 _ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry_sequence_breaker"}  # of other programs
 _SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
 
-_UNSUPPORTED = {"tools": "", "functions": "", "lora": ": adapters apply to all rows, use --lora"}
+_UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
@@ -77,14 +75,6 @@ def _object(line: str) -> dict[str, Any]:
     return item
 
 
-def has_own_id(line: bytes) -> bool:
-    if not any(f'"{key}"'.encode() in line for key in ID_KEYS):
-        return False
-    with suppress(InvalidRow, UnicodeDecodeError):
-        return _own_id(_object(line.decode())) is not None
-    return False
-
-
 def _own_id(item: Mapping[str, Any]) -> RowId | None:
     for key in ID_KEYS:
         value = item.get(key)
@@ -101,10 +91,6 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     body = item.get("body")
     if not isinstance(body, dict) or "prompt" in item or "messages" in item:
         return item
-    if (method := item.get("method")) not in (None, "POST"):
-        raise InvalidRow("invalid_request", f"invalid `method`: {method!r}; it must be POST")
-    if (url := item.get("url")) not in (None, *URLS):
-        raise InvalidRow("invalid_request", f"invalid `url`: {url!r}; it must be {' or '.join(URLS)}")
     return item | body
 
 
@@ -153,11 +139,8 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
 def _reject_unsupported(request: Mapping[str, Any]) -> None:
     if (count := request.get("n")) not in (None, 1):
         raise InvalidRow("invalid_request", f"invalid `n`: {count!r}; use --votes to sample several answers")
-    for key, hint in _UNSUPPORTED.items():
+    for key in _UNSUPPORTED:
         if request.get(key):
-            raise InvalidRow("invalid_request", f"`{key}` is not supported{hint}")
-    for key in ("logprobs", "top_logprobs", "stream"):  # as text or a list, it is a note
-        if isinstance(value := request.get(key), int) and value is not False:
             raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
     form = request.get("response_format")
     if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):

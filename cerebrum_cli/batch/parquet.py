@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from io import FileIO
 from itertools import islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
@@ -18,7 +17,7 @@ ROWS = 4096  # in memory at a time, and of a row group
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
 
 
-def json_lines(file: FileIO, name: str) -> Iterator[bytes]:
+def json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
     """Yield the rows of an open file as lines of JSON, some at a time, without empty columns. Raises UsageError."""
     pyarrow, parquet = _import_pyarrow()
     try:

@@ -8,30 +8,30 @@ the records after it.
 from __future__ import annotations
 
 import csv
-import io
+import hashlib
 import os
 import stat
+import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from io import BufferedRandom, BufferedReader
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import ID_KEYS, has_own_id, parse_json, read_json_row
+from cerebrum_cli.batch.json_rows import ID_KEYS, parse_json, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import write_all
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_count, format_size, well_formed
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.schema import DELIMITERS
 
 if TYPE_CHECKING:
-    from hashlib import _Hash
+    from _typeshed import SupportsRead
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -41,8 +41,7 @@ _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
-_FIRST_READ = 1 << 12  # one row is read at a time, except when all rows are indexed
-_LARGEST_READ = 1 << 20
+_CHUNK = 1 << 20
 
 
 class InputFile:
@@ -51,56 +50,46 @@ class InputFile:
     `head` is its beginning, and `start` where its text begins, after a byte order mark.
     """
 
-    def __init__(self, file: io.FileIO, name: str) -> None:
+    def __init__(self, file: BufferedReader | BufferedRandom, name: str) -> None:
         self._file = file
         self._name = name
         self._stamp = self._current_stamp()
-        self.head = self._read(_HEAD, 0)
+        file.seek(0)
+        self.head = file.read(_HEAD)
         self.start = len(BOM) if self.head.startswith(BOM) else 0
 
     def close(self) -> None:
         self._file.close()
 
-    def lines(self, offset: int, digest: _Hash | None = None) -> Iterator[bytes]:
-        """Yield the lines from an offset on without their line feeds, and hash what is read.
+    @property
+    def sha256(self) -> str:
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
 
-        Raises UsageError for a line that is too long, and BatchError if the file has changed since it was opened.
-        """
-        rest, size, number = b"", _FIRST_READ, 0
-        while data := self._read(size, offset):
-            offset += len(data)
-            if digest:
-                digest.update(data)
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                number += 1
-                _require_length(len(line), number, self._name)
-                yield line
-            _require_length(len(rest), number + 1, self._name)
-            size = max(min(2 * size, _LARGEST_READ), len(rest))  # a long line is copied a few times only
-        if rest:
-            yield rest
+    def lines(self, offset: int) -> Iterator[bytes]:
+        """Yield the lines from an offset on without their line feeds. Raises UsageError for a line that is too long."""
+        self._file.seek(offset)
+        while line := self._file.readline(MAX_LINE_BYTES + 1):
+            text = line.removesuffix(b"\n")
+            _require_length(len(text), self._name)
+            yield text
 
-    def _read(self, size: int, offset: int) -> bytes:
-        try:
-            data = os.pread(self._file.fileno(), size, offset)
-        except OSError as error:
-            raise UsageError(f"{self._name}: {error.strerror or error}", "check the file") from error
-        if self._current_stamp() != self._stamp:  # looked up afterwards: what was read before a change is good
+    def require_unchanged(self) -> None:
+        """Raise BatchError if the file has changed since it was opened; what was read before is good."""
+        if self._current_stamp() != self._stamp:
             raise BatchError(
                 f"{self._name} was changed while the batch ran",
                 "run it again without --restart to resume: unchanged rows keep their answers",
             )
-        return data
 
     def _current_stamp(self) -> tuple[int, int]:
         status = os.fstat(self._file.fileno())
         return status.st_size, status.st_mtime_ns
 
 
-def _require_length(size: int, number: int, name: str) -> None:
+def _require_length(size: int, name: str) -> None:
     if size > MAX_LINE_BYTES:
-        raise UsageError(f"{name}: line {number} is larger than {format_size(MAX_LINE_BYTES)}", "shorten it")
+        raise UsageError(f"{name} has a line that is larger than {format_size(MAX_LINE_BYTES)}", "shorten it")
 
 
 def open_input(source: Path) -> InputFile:
@@ -109,37 +98,39 @@ def open_input(source: Path) -> InputFile:
     Raises UsageError, BatchError.
     """
     try:
-        file = source.open("rb", buffering=0)
+        file = source.open("rb")
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
         with file:
-            parts = json_lines(file, str(source))
-            return spool_input(lambda _: next(parts, b""), str(source))
+            return spool_input(json_lines(file, str(source)), str(source))
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, str(source))
     with file:
-        return spool_input(file.read, str(source))
+        return spool_input(chunks(file), str(source))
 
 
-def spool_input(read: Callable[[int], bytes], name: str) -> InputFile:
-    """Copy a stream to a temporary file without a name; `read` returns its next bytes.
+def chunks(stream: SupportsRead[bytes]) -> Iterator[bytes]:
+    return iter(lambda: stream.read(_CHUNK), b"")
+
+
+def spool_input(parts: Iterable[bytes], name: str) -> InputFile:
+    """Copy the parts of a stream to a temporary file without a name.
 
     Raises BatchError, and UsageError for a line that is too long: a device may have no end.
     """
-    import tempfile
-
-    number, size = 1, 0  # of the line that is read
     try:
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        file = tempfile.TemporaryFile()  # noqa: SIM115
         try:
-            while data := read(_LARGEST_READ):
-                write_all(file.fileno(), data)
-                _, line_end, rest = data.rpartition(b"\n")
-                number, size = number + data.count(b"\n"), len(rest) + (0 if line_end else size)
-                _require_length(size, number, name)
+            size = 0  # of the line that is read
+            for part in parts:
+                file.write(part)
+                _, line_end, rest = part.rpartition(b"\n")
+                size = len(rest) if line_end else size + len(rest)
+                _require_length(size, name)
+            file.flush()
         except BaseException:
             file.close()
             raise
@@ -162,16 +153,12 @@ class LineRows:
     unit = "line"
     header = None
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int | None, bool]]:
-        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped.
-
-        With it, whether this row or an earlier one has its own id.
-        """
-        has_id = False
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
+        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
         for line in lines:
             text = line.decode("utf-8", "replace").strip()
-            has_id = has_id or (self.shape == "jsonl" and has_own_id(line))
-            yield start if text and not (self.shape == "txt" and text.startswith("#")) else None, has_id
+            is_comment = self.shape == "txt" and text.startswith("#")
+            yield start if text and not is_comment else None
             start += len(line) + 1
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
@@ -208,17 +195,16 @@ class TableRows:
 
     unit = "record"
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[tuple[int, bool]]:
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
         """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
-        has_id = False
-        for offset, record in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
-            has_id = has_id or self._own_id(self._fields(record)) is not None
-            yield offset, has_id
+        for offset, _ in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
+            yield offset
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         _, record = next(_records(lines, self.delimiter))
-        fields = self._fields(record)
-        id = self._own_id(fields)
+        fields = dict(zip(self.header, record, strict=False))
+        own_id = next(filter(None, map(fields.get, ID_KEYS)), None)
+        id = own_id and well_formed(own_id)
         try:
             if len(record) != len(self.header):
                 raise InvalidRow(
@@ -229,13 +215,6 @@ class TableRows:
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
         return replace(row, input=fields) if self.include_input else row
-
-    def _fields(self, record: Sequence[str]) -> dict[str, str]:
-        return dict(zip(self.header, record, strict=False))
-
-    def _own_id(self, fields: Mapping[str, str]) -> str | None:
-        id = next(filter(None, map(fields.get, ID_KEYS)), None)
-        return id and well_formed(id)
 
 
 def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
@@ -257,9 +236,12 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
 
     def taken() -> Iterator[str]:
         nonlocal end
-        for text in _decoded(lines):
-            end += len(text) if text.isascii() else len(text.encode())
-            yield text
+        for number, line in enumerate(lines, 1):
+            end += len(line) + 1
+            try:
+                yield line.decode() + "\n"
+            except UnicodeDecodeError as error:
+                raise UsageError(f"the input is not UTF-8 text (line {number})", "convert it to UTF-8") from error
 
     reader = csv.reader(taken(), delimiter=delimiter, strict=True)
     while True:
@@ -277,24 +259,11 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
             yield offset, record
 
 
-def _decoded(lines: Iterable[bytes]) -> Iterator[str]:
-    """Yield lines with their ends; a carriage return ends one, too."""
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode() + "\n"
-        except UnicodeDecodeError as error:
-            raise UsageError(f"the input is not UTF-8 text (line {number})", "convert it to UTF-8") from error
-        if text.find("\r", 0, -2) < 0:
-            yield text
-        else:
-            yield from io.StringIO(text, newline="")
-
-
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input, `columns` are those of a table. Rows without an id get their
-    number, unless a row has its own.
+    `sha256` is the hexadecimal digest of the input, `columns` are those of a table. The id of a row without one is its
+    number.
     """
 
     def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
@@ -303,14 +272,14 @@ class IndexedRows:
         self._saved = saved
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
-        self._have_ids = False
-        digest = sha256(source.head[: source.start])
-        for offset, self._have_ids in form.find(source.lines(source.start, digest), source.start):
+        for offset in form.find(source.lines(source.start), source.start):
             if offset is None:
                 self._skipped.append(len(self._offsets))
             else:
                 self._offsets.append(offset)
-        self.sha256, self.unit = digest.hexdigest(), form.unit
+        self.sha256 = source.sha256
+        source.require_unchanged()
+        self.unit = form.unit
         self.columns = None if form.header is None else tuple(form.header)
 
     def __len__(self) -> int:
@@ -319,7 +288,8 @@ class IndexedRows:
     def __getitem__(self, position: int) -> InputRow:
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))
-        if row.id is None and not self._have_ids:
+        self._source.require_unchanged()
+        if row.id is None:
             row = replace(row, id=number)
         if self._saved is None or row.conversation is None:
             return row
@@ -332,16 +302,11 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
 
     Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
     """
-    known = ", ".join(SHAPES)
     suffix = source.suffix.lower() if given is None else f".{given}"
     if suffix in _SUFFIXES:
         return _SUFFIXES[suffix]
-    if given is not None:
-        raise UsageError(f"unknown --input-format {given!r}", f"use one of {known}")
     if suffix:
-        raise UsageError(
-            f"{source}: unsupported file type {suffix}", f"rename it, or set --input-format to one of {known}"
-        )
+        raise UsageError(f"unknown input format {suffix[1:]!r}", f"set --input-format to one of {', '.join(SHAPES)}")
     return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
 
 
@@ -358,10 +323,8 @@ def read_rows(
     is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields.
     """
     parsed = None if template is None else parse_template(template)
-    if source.head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UsageError("the input is UTF-16, not UTF-8", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
     if b"\0" in source.head:
-        raise UsageError("the input is not text: it has NUL bytes", "choose another file")
+        raise UsageError("the input is not UTF-8: it has NUL bytes", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
     if delimiter := DELIMITERS.get(shape):

@@ -83,7 +83,7 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import detect_shape, open_input, read_rows, spool_input
+    from cerebrum_cli.batch.readers import chunks, detect_shape, open_input, read_rows, spool_input
     from cerebrum_cli.results.output_files import output_paths, table_type
     from cerebrum_cli.results.schema import DELIMITERS
 
@@ -95,7 +95,7 @@ def batch(
     if source != STANDARD:
         opened = open_input(source)
     elif app.streams.piped is not None:
-        opened = spool_input(app.streams.piped.read, "standard input")
+        opened = spool_input(chunks(app.streams.piped), "standard input")
     else:
         raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
     with closing(opened) as file:

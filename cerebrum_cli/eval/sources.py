@@ -164,10 +164,8 @@ def _read_shots(task: Task, template: Template | None, progress: Progress, offli
 
 
 def _read_file(path: Path) -> tuple[bytes, str]:
-    digest = sha256()
     with closing(open_input(path)) as file:
-        data = b"\n".join(file.lines(0, digest))
-    return data, digest.hexdigest()
+        return b"\n".join(file.lines(0)), file.sha256
 
 
 def _default_template(questions: Iterable[Question]) -> str:

@@ -1,7 +1,6 @@
 """Reading the rows of a batch from txt, jsonl, csv and tsv; an invalid row is an error row."""
 
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -147,15 +146,14 @@ def test_csv_prompts_are_in_a_column() -> None:
     rows = rows_in("\ufeff" + table, "csv", template="{question}")
     assert rows == (
         InputRow(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
-        InputRow(2, None, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
+        InputRow(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
         InputRow(3, "7", " x ", Conversation().user(" x "), {}, None),
     )
 
 
-def test_row_without_an_id_gets_its_number_if_no_row_has_its_own() -> None:
-    rows = rows_in('{"prompt": "an \\"id\\" of 4"}\nx\n\n{"prompt": "b", "id": ""}\n', "jsonl")
-    assert [row.id for row in rows] == [1, 2, 4]
-    assert [row.id for row in rows_in('x\n{"prompt": "a"}\n{"custom_id": 2}\n\xff\n', "jsonl")] == [None, None, 2, None]
+def test_row_without_an_id_gets_its_number() -> None:
+    rows = rows_in('x\n{"custom_id": "b"}\n\n{"prompt": "b", "id": ""}\n', "jsonl")
+    assert [row.id for row in rows] == [1, "b", 4]
     assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
 
 
@@ -239,7 +237,7 @@ def test_input_type_is_given_or_from_the_name_or_the_bytes(
 INPUTS: list[tuple[Shape, str]] = [
     ("txt", "\ufeff\n# one\na\r\n\n  b é\n#\nc"),
     ("jsonl", '\ufeff\n{"prompt": "a"}\n \n\n{\n{"prompt": "b é", "id": 7}\r\n{"prompt": "c"}'),
-    ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,c\rw,d\r\n"\r",e'),
+    ("csv", '\ufeff\nid,prompt\r\nx,"a\n\n""é"", b"\n\n\ny\nz,"c\rw"\nz,d\r\n"\r",e'),
     ("tsv", 'prompt\n"a\r\n\tb"\n\n\nc'),
 ]
 
@@ -258,7 +256,7 @@ def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> 
 
 @pytest.mark.slow
 def test_rows_take_8_bytes_each() -> None:
-    with closing(spool_input(io.BytesIO(b"Why?\n" * 50_000).read, "it")) as source:
+    with closing(spool_input([b"Why?\n" * 50_000], "it")) as source:
         tracemalloc.start()
         try:
             before, _ = tracemalloc.get_traced_memory()
@@ -295,7 +293,7 @@ def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
 def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(BatchError) as caught:
-        spool_input(io.BytesIO(b"a").read, "standard input")
+        spool_input([b"a"], "standard input")
     assert caught.value.message.startswith(f"standard input cannot be copied to {tmp_path / 'nowhere'}: No such file")
     assert "TMPDIR" in caught.value.hint
 
@@ -323,8 +321,8 @@ def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     line = b"a" * readers.MAX_LINE_BYTES
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
-    for longer, number in ((data + b"a", 6), (data.replace(b"\n\ny", b"a\n\ny"), 3), (b"a" + line, 1)):
-        with pytest.raises(UsageError, match=f"^it: line {number} is larger than 3 MB$"):
+    for longer in (data + b"a", data.replace(b"\n\ny", b"a\n\ny"), b"a" + line):
+        with pytest.raises(UsageError, match="it has a line that is larger than 3 MB"):
             rows_in(longer)
 
 

@@ -141,10 +141,10 @@ def test_every_option_has_an_environment_variable(user: CommandLine) -> None:
         ("ask -f /dev/zero hi", 4, "/dev/zero is larger than 64 MB"),
         ("ask --messages /dev/zero", 4, "/dev/zero is larger than 64 MB"),
         ("ask --grammar /dev/zero hi", 2, "/dev/zero is larger than 4 MB"),
-        ("batch long.txt -o -", 2, "long.txt: line 2 is larger than 64 MB"),
+        ("batch long.txt -o -", 2, "long.txt has a line that is larger than 64 MB"),
         ("ask hi", 4, "standard input is larger than 64 MB"),
-        ("batch /dev/zero -o -", 2, "/dev/zero: line 1 is larger than 64 MB"),
-        ("batch - -o -", 2, "standard input: line 1 is larger than 64 MB"),
+        ("batch /dev/zero -o -", 2, "/dev/zero has a line that is larger than 64 MB"),
+        ("batch - -o -", 2, "standard input has a line that is larger than 64 MB"),
     ],
 )
 def test_endless_input_is_an_error(user: CommandLine, line: str, code: int, error: str) -> None:

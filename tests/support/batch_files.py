@@ -1,7 +1,6 @@
 """A small batch and its journal."""
 
 import contextlib
-import io
 import json
 import os
 import sqlite3
@@ -23,8 +22,8 @@ FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",),
 
 
 def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[InputRow, ...]:
-    stream = io.BytesIO(data.encode() if isinstance(data, str) else data)
-    with contextlib.closing(spool_input(stream.read, "it")) as source:
+    parts = [data.encode() if isinstance(data, str) else data]
+    with contextlib.closing(spool_input(parts, "it")) as source:
         rows = read_rows(source, shape, **options)
         return tuple(rows[position] for position in range(len(rows)))
 
