@@ -247,7 +247,7 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert (runner.home / "out.tsv").read_text().endswith("c\tx\ty\tok\t\tstop\t\n")
     lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
     assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
-    expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,,stop,\n,b,ok,,stop,\n"
+    expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,,stop,\n2,b,ok,,stop,\n"
     assert (runner.home / "lines.csv").read_text() == expected
 
 
