@@ -281,19 +281,10 @@ def decide(
         )
     if is_complete:
         return "complete" if record.identity == new.identity else "extend"
-    return _decide_unfinished(record, has_rows, output, paths)
-
-
-def _decide_unfinished(record: BatchRecord, has_rows: bool, output: Identity | None, paths: OutputPaths) -> Step:
-    if output is None:
-        return "resume" if has_rows or record.result is None else "begin"
-    if has_rows:
-        if output == record.replaces:
-            return "resume"
-        raise BatchError(
-            f"{paths.output} was changed after {paths.partial} was started",
-            "move it elsewhere to resume, or use --restart to start over and replace it",
-        )
-    if output == record.replaces and record.result is None:
-        return "begin"  # --restart was interrupted before the first row
-    raise BatchError(f"{paths.output} was changed after it was completed", REPLACE)
+    is_to_be_replaced = output == record.replaces and (has_rows or record.result is None)
+    if output is None or is_to_be_replaced:
+        return "resume"
+    raise BatchError(
+        f"{paths.output} was changed by another program",
+        "move it elsewhere to resume, or use --restart to start over and replace it",
+    )

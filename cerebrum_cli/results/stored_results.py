@@ -1,7 +1,7 @@
 """Results on disk: finished rows are in a store, and the result file appears complete, in one step.
 
 If the process is killed, the same command resumes: rows that were still running, or finished within the last second,
-are answered again. After Ctrl-C, the store has the tokens of unfinished replies. Memory holds a byte for each row.
+are answered again. Memory holds a byte for each row.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from cerebrum_cli.results.output_files import (
     write_result,
 )
 from cerebrum_cli.results.results import Records, Results
-from cerebrum_cli.results.row_store import TOKENS, RowStore, discard_store
-from cerebrum_cli.results.schema import FAILED, FINISHED, FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.results.row_store import RowStore, discard_store
+from cerebrum_cli.results.schema import FAILED, FINISHED, FinishedRows, ResultRows
 
 
 def open_results(
@@ -97,11 +97,10 @@ def _open(
         write_record(paths, record)  # after the rows, so that no answer is lost
     else:
         return StoredResults(paths, store, rows, record, all_finished(rows), is_complete=True)
-    finished, unfinished = store.load(len(rows))
+    finished = store.load(len(rows))
     if retry_failed:
         finished.forget_failed()  # new answers replace them
     results = StoredResults(paths, store, rows, record, finished, replaced=output)
-    results.unfinished = unfinished
     results.find_errors()
     return results
 
@@ -217,7 +216,7 @@ class StoredResults(Results):
         return f"{done}; run it again{again} to resume"
 
     def what_is_saved(self, unit: str) -> str:
-        if not (self.finished or self.unfinished):
+        if not self.finished:
             return ""
         return f"{len(self.finished)} of {len(self.rows)} {unit} done, saved in {self._paths.partial}"
 
@@ -227,7 +226,6 @@ class StoredResults(Results):
             return
         self._is_closed = True
         try:
-            self._append_unfinished()
             self._store.flush()
             self._remove_files()
         finally:
@@ -238,11 +236,6 @@ class StoredResults(Results):
         if self.rows.table:
             return self.rows.table(map(json.loads, objects))
         return (text + b"\n" for text in objects)
-
-    def _append_unfinished(self) -> None:
-        for position, tokens in self.unfinished.items():
-            object = {**self.rows.fields(position), TOKENS: tokens}
-            self._store.append(position, to_json_line(object), 0)
 
     def _remove_files(self) -> None:
         """Remove what the next run does not need."""

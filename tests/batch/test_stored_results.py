@@ -328,7 +328,7 @@ def test_complete_result_is_replaced_only_with_restart(output: Path) -> None:
     assert batch_error(lambda: open_batch(output, model="b")) == (made, replace)
     output.write_bytes(b"mine")
     assert batch_error(lambda: open_batch(output, model="b")) == (f"{output} already exists", replace)
-    assert batch_error(lambda: open_batch(output)) == (f"{output} was changed after it was completed", replace)
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed by another program"
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE)
     output.unlink()
     assert run(output, model="b") == list(ORDER)
@@ -344,7 +344,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     )
     results.close()
     assert (output.read_bytes(), names(output.parent)) == (b"mine", COMPLETE | IN_PROGRESS)
-    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed after {output}.partial was started"
+    assert batch_error(lambda: open_batch(output))[0] == f"{output} was changed by another program"
     output.rename(tmp_path / "mine")
     assert run(output) == []
     assert output.read_bytes() == complete_result()
