@@ -20,9 +20,9 @@ from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
-from cerebrum_cli.core.settings import RECOMMENDED, REPLY_KEYS, Layer, SourcedLayer
-from cerebrum_cli.core.text import format_count, format_duration
-from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, MATCHES, MAX_SAMPLES, Match, select
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.text import format_count
+from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -39,7 +39,6 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
 SAMPLES_OPTION = "--samples"
 DEVIATING = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
@@ -70,7 +69,7 @@ class EvalOptions(ConcurrencyOptions):
         choices=("python",),
     )
     restart: bool = option(False, "Start over; replace the run when done", "Output")
-    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
+    dry_run: bool = option(False, "Show one prompt and count the samples", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 
@@ -123,7 +122,7 @@ def evaluate_model(
     run = take_samples(app, prepared, path, options)
     samples = run.samples()
     try:
-        print_run(app, run, samples, run.scored_by, options.json)
+        print_run(app, run, samples, options.json)
     except UsageError as error:  # no sample counts
         app.streams.error(error)
     if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
@@ -265,11 +264,10 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     from cerebrum_cli.results.stored_results import open_results
 
     task, evaluation, source, fingerprint = prepared
-    rows, origins = evaluation.rows, source.settings.origins
+    rows = evaluation.rows
     notes = {
         "reference": without_home(source.model.reference),
         **{key: list(map(without_home, paths)) for key, paths in source.model.adapter_params.items()},
-        CHOSEN_SETTINGS: [key for key, origin in origins.items() if origin not in (*RECOMMENDED, SAMPLES_OPTION)],
         "bad_rows": len(task.bad_rows),
         "remarks": [*task.remarks, *([LIMITED] if len(evaluation.questions) < len(task.questions) else [])],
     }
@@ -282,7 +280,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 
 def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options: EvalOptions) -> None:
-    """Take the missing samples, and note how long they took, for the estimates of later runs."""
+    """Take the missing samples, and note how long they took."""
     from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
 
@@ -309,11 +307,6 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     samples = missing = len(evaluation.rows)
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
-    pace, basis = seconds_per_sample(app, prepared)
-    seconds = missing_seconds = None
-    if pace is not None:
-        seconds = pace * samples
-        missing_seconds = pace * missing
     if options.json:
         preview = {
             "prompt": prompt,
@@ -323,16 +316,13 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             "bad_rows": len(prepared.task.bad_rows),
             "total_samples": samples,
             "missing_samples": missing,
-            "seconds": rounded(seconds),
-            "missing_seconds": rounded(missing_seconds),
         }
         app.streams.answer_object(preview)
         return
     app.streams.answer_prompt(prompt)
     if not app.streams.is_quiet:
         describe_run(app.streams, prepared)
-        duration = basis if seconds is None else f"about {format_duration(seconds)} for the whole run, {basis}"
-        describe_progress(app.streams, samples, missing, duration, missing_seconds)
+        app.streams.info(f"{missing} of {format_count(samples, 'sample')} to generate")
 
 
 def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:
@@ -347,21 +337,6 @@ def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:
         return loaded.preview(asked.conversation, asked.settings)
 
 
-def describe_progress(streams: Streams, samples: int, missing: int, duration: str, seconds: float | None) -> None:
-    """Print how many samples a run has, and how long it will take: in all, and in seconds for those missing."""
-    if missing < samples:
-        streams.info(f"{samples - missing} of {format_count(samples, 'sample')} already in the run")
-    streams.info(duration)
-    if not missing:
-        streams.info("nothing to generate")
-    elif missing < samples and seconds is not None:
-        streams.info(f"about {format_duration(seconds)} for the {format_count(missing, 'missing sample')}")
-
-
-def rounded(seconds: float | None) -> int | None:
-    return None if seconds is None else round(seconds)
-
-
 def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:
     from cerebrum_cli.terminal.tables import sampling_text
 
@@ -372,13 +347,3 @@ def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:
     streams.info(sampling_text(evaluation.settings.samplers, evaluation.settings.origins))
     for line in task.remarks:
         streams.write_line("- ", line)
-
-
-def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> tuple[float | None, str]:
-    """Estimated seconds of a sample, by the latest run like this one, and the basis; None if there is none."""
-    for run in reversed([*app.runs]):
-        notes = run.record.notes
-        is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
-        if is_alike and notes.get("timed_samples"):
-            return notes["seconds"] / notes["timed_samples"], f"based on run {run.name}"
-    return None, "run time unknown: no earlier run of this model and task"

@@ -18,9 +18,10 @@ import typer
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.declaration import flag, option, option_group
+from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,8 +40,7 @@ Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_na
 @option_group
 class RunOptions(QuietOptions):
     plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
-    rescore: bool = option(False, "Extract and score the answers again", "Output")
-    save: bool = option(False, "With --rescore: store the new scores in the run", "Output")
+    rescore: bool = option(False, "Score the answers again, and save the scores", "Output")
     run_code: bool = option(False, "With --rescore: run the programs again", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
@@ -83,28 +83,20 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
 @subcommand(group, short_help="Show a run's results.")
 def show(app: App, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
-    from cerebrum_cli.eval.rescoring import rescored, save_scores
-    from cerebrum_cli.eval.scorers import rules_of
+    from cerebrum_cli.eval.rescoring import save_scores
 
-    for needless in ("save", "run_code"):
-        if getattr(options, needless) and not options.rescore:
-            raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
+    if options.run_code and not options.rescore:
+        raise UsageError("--run-code requires --rescore", "add --rescore")
     run = app.runs.find(name)
-    samples, scored_by = run.samples(), run.scored_by
     if options.rescore:
-        scored_by = rules_of(run.match)
-        samples, changed = (
-            save_scores(run, options.run_code) if options.save else rescored(run.match, samples, options.run_code)
-        )
-        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
+        app.streams.report(f"{format_count(save_scores(run, options.run_code), 'score')} changed")
+        run = app.runs.find(name)
     elif run.outdated:
         app.streams.report(NoticeEvent(run.outdated, run.how_to_rescore(name)))
-    print_run(app, run, samples, scored_by, options.json, options.plot)
+    print_run(app, run, run.samples(), options.json, options.plot)
 
 
-def print_run(
-    app: App, run: Run, samples: Sequence[Sample], scored_by: str | None, json: bool, plot: Path | None = None
-) -> None:
+def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: Path | None = None) -> None:
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.stored_runs import report_of
@@ -128,19 +120,19 @@ def print_run(
             "complete": run.is_complete,
             "bad_rows": notes.get("bad_rows", 0),
             "sampling": run.sampling,
-            "scoring": scored_by,
+            "scoring": run.scored_by,
             CONDITIONS: notes.get(CONDITIONS, []),
         }
         app.streams.answer_object({**report_object(report), **more})
         return
     print_report(app.streams, report, run, skipped)
     if not app.streams.is_quiet:
-        for remark in run_remarks(run, scored_by):
+        for remark in run_remarks(run):
             app.streams.write_line("- ", remark)
         app.streams.info(f"run {run.name}: {run.path}")
 
 
-def run_remarks(run: Run, scored_by: str | None) -> Iterator[str]:
+def run_remarks(run: Run) -> Iterator[str]:
     from cerebrum_cli.eval.scorers import comparison_of
     from cerebrum_cli.results.results import CONDITIONS
 
@@ -148,7 +140,7 @@ def run_remarks(run: Run, scored_by: str | None) -> Iterator[str]:
     for record in run.record.notes.get(CONDITIONS, ()):
         yield ", ".join(f"{key} {value}" for key, value in record.items())
     if run.match == "math":
-        yield comparison_of(scored_by)
+        yield comparison_of(run.scored_by)
 
 
 @subcommand(group, short_help="Compare two runs of the same questions.")

@@ -30,7 +30,6 @@ OPTIONAL_KEYS = (
     *Origin._fields,
 )  # where they apply
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
-CHOSEN_SETTINGS = "chosen settings"  # key of a run's notes: settings whose values are not the model's, nor defaults
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 

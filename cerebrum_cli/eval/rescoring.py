@@ -18,9 +18,8 @@ from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
 from cerebrum_cli.results.output_files import MADE_BY, Identity, shown_values, write_record, write_result
 from cerebrum_cli.results.schema import to_json_line
 
-# What is not named as a difference: what a model's label stands for, and keys of the versions and of the questions.
-NOT_NAMED = ("model", *MADE_BY, SCORING_RULES, "task", "dataset")
-OF_A_FORMAT = ("prompt", "chat template")
+# What is not named as a difference: keys of the versions and of the questions.
+NOT_NAMED = (*MADE_BY, SCORING_RULES, "task", "dataset")
 QUESTION_FILE = "question file"
 QuestionResults = dict[QuestionId, QuestionResult]
 
@@ -47,8 +46,10 @@ def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) ->
     return new, changed
 
 
-def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
-    """Score the samples of a run again, and store the scores. Raises BatchError if it is being written.
+def save_scores(run: Run, run_code: bool = False) -> int:
+    """Score the samples of a run again, store the scores, and return how many differ.
+
+    Raises BatchError if it is being written.
 
     The record names no rules until its file is replaced: a process that dies in between leaves all the old scores or
     all the new ones, and a run that must be scored again before it is extended.
@@ -64,7 +65,7 @@ def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
         else:
             store.update(objects)
         write_rules(run, rules_of(run.match), result)
-        return new, changed
+        return changed
 
 
 def write_rules(run: Run, rules: str | None, result: Identity | None = None) -> None:
@@ -111,15 +112,11 @@ def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionRe
 
 
 def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
-    """Differences of two runs besides models, their recommendations and versions: names and both values."""
-    first, second = before.conditions, after.conditions
+    """Differences of two runs besides models and versions: names and both values."""
+    found = _differences(before.conditions, after.conditions)
     left_out = {*NOT_NAMED}
-    if first["model"] != second["model"]:
-        # Settings that the user did not choose.
-        left_out |= {"model file", *(before.settings_not_chosen & after.settings_not_chosen)}
-    if "format" in left_out or first.get("format") != second.get("format"):
-        left_out.update(OF_A_FORMAT)
-    found = _differences(first, second)
+    if "model" in found:
+        left_out |= {"model", "model file"}
     for key in left_out:
         found.pop(key, None)
     if "adapter" in found:

@@ -17,10 +17,9 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
-from cerebrum_cli.core.settings import KEYS
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.eval.questions import CHOSEN_SETTINGS, SAMPLES, Match, QuestionId, Sample, parse_sample
+from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.eval.vote_costs import with_votes
@@ -72,18 +71,13 @@ class Run:
 
     def how_to_rescore(self, reference: str) -> str:
         code = " --run-code" if self.match == "code" else ""
-        return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
+        return f"score it again: cerebrum runs show {quote(reference)} --rescore{code}"
 
     @property
     def conditions(self) -> dict[str, Any]:
         """What its samples depend on, and how many there are."""
         extent = {f"number of {key}": value for key, value in self.record.extent.items()}
         return {**self.record.fingerprint, **extent}
-
-    @property
-    def settings_not_chosen(self) -> set[str]:
-        """Settings with the values that the model recommends, or defaults, by their names in a fingerprint."""
-        return {key.replace("_", " ") for key in KEYS if key not in self.record.notes.get(CHOSEN_SETTINGS, KEYS)}
 
     @property
     def sampling(self) -> dict[str, Any]:

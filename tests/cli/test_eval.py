@@ -177,29 +177,19 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert problem(command.run("runs", "show", tmp_path / "none.out")).startswith("error: no sample of none.out counts")
 
 
-def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLine, sums: Path) -> None:
+def test_dry_run_counts_the_samples_that_are_missing(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert (done.code, done.out.endswith("\nAI:")) == (0, True), done.err
-    assert "20 of 40 questions, 2 samples each" in done.err and "run time unknown" in done.err
+    assert "20 of 40 questions, 2 samples each" in done.err
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
     assert run_eval(command, sums, "--limit", "10").code == 0
     assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2  # a path, not the stored run
-    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
-    record = record_of(run)
-    record["notes"] = {"seconds": 600.0, "timed_samples": 10}  # a minute each
-    Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
     for arguments, missing in ((("--limit", "12"), 2), (("--limit", "10"), 0), (("--limit", "9", "--restart"), 9)):
         preview = run_eval(command, sums, *arguments, "--dry-run").object
-        assert (preview["missing_samples"], preview["missing_seconds"]) == (missing, missing * 60)
-        assert (preview["total_samples"], preview["seconds"]) == (int(arguments[1]), int(arguments[1]) * 60)
+        assert (preview["missing_samples"], preview["total_samples"]) == (missing, int(arguments[1]))
     shown = command.run("eval", sums, *MODEL, "--limit", "12", "--dry-run").err
-    assert shown.endswith(
-        "\n10 of 12 samples already in the run\n"
-        "about 12:00 for the whole run, based on run sums-nano\n"
-        "about 2:00 for the 2 missing samples\n"
-    )
-    shown = command.run("eval", sums, *MODEL, "--limit", "10", "--dry-run").err
-    assert shown.endswith("\nabout 10:00 for the whole run, based on run sums-nano\nnothing to generate\n")
+    assert shown.endswith("\n2 of 12 samples to generate\n")
+    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
     refused = run_eval(command, sums, "--limit", "9", "--dry-run")
     assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more questions (10, now 9)")
     assert not Path(f"{run}.partial").exists()
@@ -282,7 +272,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     assert run_eval(command, sums, "--limit", "4", "-o", run).code == 0
     other_rules(1)
     scored = f"run was scored by rules version {SCORING_VERSION}"
-    hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
+    hint = f"score it again: cerebrum runs show {run} --rescore\n"
     shown = command.run("runs", "show", run)
     assert shown.code == 0 and f"note: {scored}, not rules version {now}\n      {hint}" in shown.err, shown.err
     assert command.run("runs", "show", run, "--json").object["scoring"] == str(SCORING_VERSION)
@@ -296,6 +286,6 @@ def test_run_is_opened_with_other_rules_of_scoring(
         difference = f"was made with another scoring ({SCORING_VERSION}, now {now})"
         assert_error(refused, 1, f"{run} {difference}", "use --restart to replace it, or choose another -o")
     assert run.read_bytes() == before
-    assert command.run("runs", "show", run, "--rescore", "--save").code == 0
+    assert command.run("runs", "show", run, "--rescore").code == 0
     assert run_eval(command, sums, "--limit", "6", "-o", run).object["n"] == 6
     assert command.run("runs", "show", run, "-q").err == ""

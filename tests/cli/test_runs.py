@@ -37,7 +37,6 @@ QUESTIONS = {"task": "sums", "question file": "d" * 64}
 CONDITION = {**QUESTIONS, "model": "tiny", "match": "answer", "temperature": 0.0, **VERSIONS}
 OTHER_MODEL = {**CONDITION, "model": "other"}
 Notes = Mapping[str, object]
-OWN: Notes = {"chosen settings": []}  # of a run whose settings are the model's own, or defaults
 
 
 @pytest.fixture
@@ -210,10 +209,10 @@ def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStor
 
 def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: Path) -> None:
     """Prompt, system text, format, sampling, or how many: every difference between runs of one model has a name."""
-    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, notes=OWN, condition={**CONDITION, "format": "chatml"})
+    first = write_run(tmp_path / "a.jsonl", [sample(1)], 1, condition={**CONDITION, "format": "chatml"})
 
     def named(
-        changed: dict[str, object], samples: Sequence[Sample] = (sample(1),), k: int = 1, notes: Notes = OWN
+        changed: dict[str, object], samples: Sequence[Sample] = (sample(1),), k: int = 1, notes: Notes | None = None
     ) -> str:
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
         condition = {**CONDITION, "format": "chatml", **changed}
@@ -224,17 +223,14 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
     system = "You are a mathematician who checks every step."
     assert named({"system": system}) == "system (none and You are a mathematician who checks ever…)"
     assert named({"template": "{q}", "temperature": 0.7}) == "temperature (0.0 and 0.7) and template (none and {q})"
-    assert named({"format": "plain", "prompt": "Q: {question}"}) == "format (chatml and plain)"
     assert named({"prompt": "Q: {question}"}) == "prompt (none and Q: {question})"
     assert named({"match": "exact"}) == "match (answer and exact)"
-    adapter = named({"adapter": "f" * 64}, notes={**OWN, "lora": ["/a/terse.gguf:0.5"]})
+    adapter = named({"adapter": "f" * 64}, notes={"lora": ["/a/terse.gguf:0.5"]})
     assert adapter == "adapter (none and terse.gguf:0.5)"
     assert named({}, [sample(1), sample(2)]) == "number of questions (1 and 2)"
     assert named({}, [sample(1), sample(1, 1)], 2) == "number of samples (1 and 2)"
-    model = {"model": "other", "model file": "x", "format": "plain", "prompt": "Q: {question}", "temperature": 0.6}
-    assert named(model) == named({**model, "task": "renamed"}) == ""
-    chosen = {"chosen settings": ["temperature", "format"]}
-    assert named(model, notes=chosen) == "temperature (0.0 and 0.6) and format (chatml and plain)"
+    assert named({"model": "other", "model file": "x", "task": "renamed"}) == ""
+    assert named({"model": "other", "model file": "x", "format": "plain"}) == "format (chatml and plain)"
 
 
 def test_comparison_is_of_scores_by_one_version(store: RunStore) -> None:
@@ -244,7 +240,7 @@ def test_comparison_is_of_scores_by_one_version(store: RunStore) -> None:
         with pytest.raises(UsageError) as error:
             require_same_rules([store.find(name) for name in names], names)
         assert error.value.message == f"a was scored by rules version {OLDER}, not rules version {NOW}"
-        assert error.value.hint == "score it again: cerebrum runs show a --rescore --save"
+        assert error.value.hint == "score it again: cerebrum runs show a --rescore"
     require_same_rules([store.find("a")] * 2, ("a", "a"))
 
 
@@ -309,7 +305,7 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     (tmp_path / "run.jsonl").symlink_to(tmp_path / "whole.jsonl")
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
     before = run.samples()
-    assert save_scores(run) == ([sample(1), *before[1:]], 1)
+    assert save_scores(run) == 1
     saved = require_run(run.path)
     assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
