@@ -7,11 +7,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_EMBEDS = "which computes embeddings and generates no text"
-ENCODER_ONLY = f"an encoder-only model, {_EMBEDS}"
-EMBEDDING = f"an embedding model, {_EMBEDS}"
-_DIFFUSION = "a diffusion model, which is not supported"
-
 
 class ArchitectureFacts(NamedTuple):
     """Facts about an architecture; the defaults are those of most.
@@ -21,81 +16,48 @@ class ArchitectureFacts(NamedTuple):
       layers with a window.
     - `layer_period`: of layers without position encoding (`n_no_rope_layer_step` in models/), or with another kind of
       attention
-    - `rolls_back`: tokens can be removed from the end of its recurrent states (`llm_arch_supports_rs_rollback` in
-      llama-arch.cpp)
     - `has_flash_attention`, `needs_equal_cache_types`: of keys and values, besides those with MLA
       (`llama_init_from_model` in llama-context.cpp)
     - `has_stable_attention`: with padded steps, it does not depend on the rows of other sequences (tested with all)
     - `is_sequential`: llama.cpp aborts when it decodes several sequences (plamo2.cpp:398; others with split KV caches)
-    - `unsupported`: why it cannot answer a prompt. Other models say it in their metadata, and what neither shows,
-      `load_model` in engine/llama/load.py finds after loading.
     """
 
     window_period: int = 0
     default_window: int = 0
     layer_period: int = 1
-    rolls_back: bool = False
     has_flash_attention: bool = True
     needs_equal_cache_types: bool = False
     has_stable_attention: bool = True
     is_sequential: bool = False
-    unsupported: str = ""
 
 
 ARCHITECTURES = {
     "afmoe": ArchitectureFacts(window_period=4, layer_period=4),
-    "bailingmoe3": ArchitectureFacts(rolls_back=True),
-    "bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "cohere2": ArchitectureFacts(window_period=4),
     "cohere2moe": ArchitectureFacts(window_period=-4),
-    "deepseek4": ArchitectureFacts(rolls_back=True, needs_equal_cache_types=True),
-    "dream": ArchitectureFacts(unsupported=_DIFFUSION),
-    "eurobert": ArchitectureFacts(unsupported=ENCODER_ONLY),
+    "deepseek4": ArchitectureFacts(needs_equal_cache_types=True),
     "exaone-moe": ArchitectureFacts(window_period=4, default_window=128),
     "exaone4": ArchitectureFacts(window_period=4),
-    "gemma-embedding": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "gemma2": ArchitectureFacts(window_period=2, default_window=4096),
     "gemma3": ArchitectureFacts(window_period=6),
     "gemma3n": ArchitectureFacts(window_period=5),
-    "glm5-next": ArchitectureFacts(rolls_back=True),
     "gpt-oss": ArchitectureFacts(window_period=2),
     "grok": ArchitectureFacts(has_flash_attention=False, has_stable_attention=False),
-    "jina-bert-v2": ArchitectureFacts(unsupported=ENCODER_ONLY),
-    "jina-bert-v3": ArchitectureFacts(unsupported=ENCODER_ONLY),
-    "kimi-k3": ArchitectureFacts(rolls_back=True),
     "kimi-linear": ArchitectureFacts(is_sequential=True),
     "laguna": ArchitectureFacts(window_period=-4),
-    "lfm2": ArchitectureFacts(rolls_back=True),
-    "lfm2moe": ArchitectureFacts(rolls_back=True),
-    "llada": ArchitectureFacts(unsupported=_DIFFUSION),
-    "llada-moe": ArchitectureFacts(unsupported=_DIFFUSION),
-    "llama-embed": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),
     "mellum": ArchitectureFacts(window_period=4),
     "minimax-01": ArchitectureFacts(is_sequential=True),
     "minimax-m3": ArchitectureFacts(has_stable_attention=False),
-    "modern-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "muse-glimmer": ArchitectureFacts(window_period=4),
-    "nemotron_h": ArchitectureFacts(rolls_back=True),
-    "nemotron_h_moe": ArchitectureFacts(rolls_back=True),
-    "neo-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
-    "nomic-bert": ArchitectureFacts(unsupported=ENCODER_ONLY),
-    "nomic-bert-moe": ArchitectureFacts(unsupported=ENCODER_ONLY),
     "olmo2": ArchitectureFacts(window_period=4),
     "plamo2": ArchitectureFacts(is_sequential=True),
     "plamo3": ArchitectureFacts(window_period=8),
-    "qwen35": ArchitectureFacts(layer_period=4, rolls_back=True),
-    "qwen35moe": ArchitectureFacts(layer_period=4, rolls_back=True),
+    "qwen35": ArchitectureFacts(layer_period=4),
+    "qwen35moe": ArchitectureFacts(layer_period=4),
     "qwen3next": ArchitectureFacts(layer_period=4),
-    "qwen4exp": ArchitectureFacts(rolls_back=True),
-    "rnd1": ArchitectureFacts(unsupported=_DIFFUSION),
     "smallthinker": ArchitectureFacts(window_period=-4),
     "smollm3": ArchitectureFacts(layer_period=4),
-    "t5": ArchitectureFacts(unsupported="an encoder-decoder model, which is not supported"),
-    "t5encoder": ArchitectureFacts(unsupported=ENCODER_ONLY),
-    "wavtokenizer-dec": ArchitectureFacts(
-        unsupported="a vocoder, which turns audio tokens into sound and generates no text"
-    ),
 }
 
 

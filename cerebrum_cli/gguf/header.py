@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.architectures import EMBEDDING, ENCODER_ONLY, facts_of
 from cerebrum_cli.gguf.parser import VOCABULARY_KEYS, Metadata, Tables, checked_integer, read_tables
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
@@ -21,8 +20,7 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 UNKNOWN_FILE_TYPE = 2**32 - 1
 GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
 
-_RERANKER = "a reranker, which scores texts and generates none"
-_NO_POOLING, _RANK = (None, 0, 2**32 - 1), 4  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
+_NO_POOLING = (None, 0, 2**32 - 1)  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +110,17 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
 
 
 def unsupported_kind(header: Header) -> str | None:
-    """The kind of a model that cannot answer a prompt; None for one that can."""
+    """The kind of a model that cannot answer a prompt; None for one that can, as far as its metadata shows.
+
+    What else cannot, `load_model` in engine/llama/load.py finds after loading.
+    """
     name = header.architecture
     metadata = header.metadata
-    if kind := facts_of(name).unsupported:
-        return kind
     if metadata.get(f"{name}.attention.causal") is False:
-        return ENCODER_ONLY
-    pooling = metadata.get(f"{name}.pooling_type")
-    if pooling in _NO_POOLING:
-        return None
-    if pooling == _RANK:
-        return _RERANKER
-    return EMBEDDING
+        return "an encoder or diffusion model, which does not continue texts"
+    if metadata.get(f"{name}.pooling_type") not in _NO_POOLING:
+        return "an embedding model or reranker, which generates no text"
+    return None
 
 
 def require_generative(path: Path, header: Header) -> None:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.files import exists, is_directory, is_file
-from cerebrum_cli.gguf.types import SIGNATURE_BYTES, TENSOR_TYPES, TensorType, identify
+from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 Scalar = str | int | float | bool
 
@@ -35,8 +34,6 @@ _METADATA_COUNT = 4096
 MAX_TENSORS = 1 << 17
 _MAX_STRING_BYTES = 16 << 20  # chat templates take kilobytes, an embedded tokenizer.json a few megabytes
 _MAX_STORED_ITEMS = 512  # arrays with an item per layer are stored, those with an item per token are not
-_KEY_BYTES = 65535  # GGUF's own limit
-_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, less its zero byte
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 
@@ -84,10 +81,10 @@ class Cursor:
         self.position += struct.calcsize(f"<{layout}")
         return values
 
-    def string(self, label: str, max_length: int = _MAX_STRING_BYTES) -> bytes:
+    def string(self, label: str) -> bytes:
         """Read the bytes of a string, mostly UTF-8."""
         [length] = self.unpack("Q")
-        if length > max_length:
+        if length > _MAX_STRING_BYTES:
             raise self.damaged(f"a {label} of {length:,} bytes at byte {self.position:,}")
         [data] = self.unpack(f"{length}s")
         return bytes(data)
@@ -124,7 +121,7 @@ class Cursor:
 
     def _strings(self, length: int, whole: bool) -> Array | tuple[bytes, ...]:
         if whole:
-            return tuple(self.string("string", len(self.data)) for _ in range(length))
+            return tuple(self.string("string") for _ in range(length))
         # the only loop that runs once per token and per merge (57 ns each)
         unpack = struct.Struct("<Q").unpack_from
         data = self.data
@@ -140,9 +137,6 @@ class Cursor:
     def _truncated(self) -> HeaderTruncated:
         problem = f"truncated or damaged: its header does not end before byte {len(self.data):,}"
         return HeaderTruncated(self.path, problem)
-
-    def damaged_tensor(self, name: str, problem: str) -> ModelFileError:
-        return self.damaged(f"the tensor {quoted(name)} {problem}")
 
     def damaged(self, problem: str) -> ModelFileError:
         return ModelFileError(self.path, f"damaged: {problem}")
@@ -191,21 +185,15 @@ def read_tables(path: Path, whole: bool = False) -> Tables:
     Raises ModelFileError for a path or file that cannot be opened, or is damaged.
     """
     try:
-        if not exists(path):
-            raise ModelFileError(path, "file not found", "check the path")
-        if is_directory(path):
-            raise ModelFileError(path, "is a directory", "name the .gguf file inside it")
-        if not is_file(path):
-            raise ModelFileError(path, "is not a regular file", "name a .gguf file")
+        if not path.is_file():
+            raise ModelFileError(path, "is not a file" if path.exists() else "file not found", "name a .gguf file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
-            if not size:
-                raise ModelFileError(path, "the file is empty")
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
                 return parse_tables(path, data, size, whole)
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a path with a zero byte, or a shrinking file
+    except ValueError as error:  # a path with a zero byte, or an empty file
         raise ModelFileError(path, f"cannot be read: {error}") from error
 
 
@@ -215,10 +203,12 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
     """
     if data[:4] != b"GGUF":
-        raise ModelFileError(path, *identify(data[:SIGNATURE_BYTES]))
+        problem = f"not a GGUF file: it begins with {bytes(data[:40])!r}"
+        raise ModelFileError(path, problem, "llama.cpp reads GGUF: pull a GGUF of this model, or convert it")
     cursor = Cursor(path, data, position=4)
-    _check_version(cursor)
-    n_tensors, n_values = cursor.unpack("QQ")
+    version, n_tensors, n_values = cursor.unpack("IQQ")
+    if version not in (2, 3):  # that of a big-endian file is very large
+        raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
     if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
         raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
     values, vocabulary = _read_values(cursor, n_values, whole)
@@ -226,26 +216,13 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
     if alignment.bit_count() != 1:
         raise cursor.damaged(f"its general.alignment {alignment:,} is not a power of two")
-    tensors = _read_tensors(cursor, n_tensors, alignment)
+    tensors = [_read_tensor(cursor) for _ in range(n_tensors)]
     data_start = aligned(cursor.position, alignment)
-    if tensors:
-        _check_size(path, data_start + tensors[-1].offset + tensors[-1].size, size)
-    return Tables(metadata, values, vocabulary, tensors, cursor.position, data_start)
-
-
-def _check_version(cursor: Cursor) -> None:
-    [version] = cursor.unpack("I")
-    if version and not version & 0xFFFF:
-        raise ModelFileError(cursor.path, "big-endian", "pull the little-endian file of this model")
-    if version not in (2, 3):
-        hint = "pull a newer file of this model, or update cerebrum"
-        raise ModelFileError(cursor.path, f"GGUF version {version}, not 2 or 3", hint)
-
-
-def _check_size(path: Path, end: int, size: int) -> None:
-    if end > size:
+    end = data_start + max((tensor.offset + tensor.size for tensor in tensors), default=0)
+    if tensors and end > size:
         problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"
         raise ModelFileError(path, problem, "pull it again, or copy it again")
+    return Tables(metadata, values, vocabulary, tensors, cursor.position, data_start)
 
 
 def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:
@@ -266,9 +243,7 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     values: dict[str, Value] = {}
     vocabulary = {}
     for _ in range(count):
-        key = cursor.string("metadata key", _KEY_BYTES).decode("utf-8", "replace")
-        if key in values:
-            raise cursor.damaged(f"the metadata key {quoted(key)} is duplicated")
+        key = cursor.string("metadata key").decode("utf-8", "replace")
         start = cursor.position
         values[key] = cursor.value(whole)
         if key in VOCABULARY_KEYS:
@@ -276,42 +251,17 @@ def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Val
     return values, vocabulary
 
 
-def _read_tensors(cursor: Cursor, count: int, alignment: int) -> list[Tensor]:
-    """Read a tensor table, whose tensors must be contiguous, as llama.cpp expects.
-
-    The end of a tensor of an unknown type is unknown; any offset of the next one is then accepted.
-    """
-    tensors: dict[str, Tensor] = {}
-    expected: int | None = 0
-    for _ in range(count):
-        tensor = _read_tensor(cursor)
-        if tensor.name in tensors:
-            raise cursor.damaged_tensor(tensor.name, "is duplicated")
-        if expected not in (None, tensor.offset):
-            place = f"begins at byte {tensor.offset:,} of the data, not {expected:,}"
-            raise cursor.damaged_tensor(tensor.name, place)
-        tensors[tensor.name] = tensor
-        expected = None
-        if tensor.type in TENSOR_TYPES:
-            expected = aligned(tensor.offset + tensor.size, alignment)
-    return list(tensors.values())
-
-
 def _read_tensor(cursor: Cursor) -> Tensor:
-    name = cursor.string("tensor name", _TENSOR_NAME_BYTES).decode("utf-8", "replace")
+    name = cursor.string("tensor name").decode("utf-8", "replace")
     [n_dims] = cursor.unpack("I")
     if n_dims > _TENSOR_DIMENSIONS:
-        raise cursor.damaged_tensor(name, f"has {n_dims:,} dimensions")
+        raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")
     *shape, number, offset = cursor.unpack(f"{n_dims}QIQ")
-    n_weights = math.prod(shape)
-    if n_weights >= 1 << 63:
-        raise cursor.damaged_tensor(name, f"has {n_weights:,} weights")
     tensor = Tensor(name, tuple(shape), number, cursor.path, offset)
-    kind = tensor.kind
     row = shape[0] if shape else 1
-    if row % kind.block_size:
-        problem = f"has rows of {row:,} weights in blocks of {kind.block_size} ({kind.name})"
-        raise cursor.damaged_tensor(name, problem)
+    if row % tensor.kind.block_size:
+        problem = f"has rows of {row:,} weights in blocks of {tensor.kind.block_size} ({tensor.kind.name})"
+        raise cursor.damaged(f"the tensor {quoted(name)} {problem}")
     return tensor
 
 

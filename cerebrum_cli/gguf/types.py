@@ -1,4 +1,4 @@
-"""Tables: tensor and file types of ggml, and how files begin that are not GGUF."""
+"""Tables: tensor and file types of ggml."""
 
 from __future__ import annotations
 
@@ -77,27 +77,3 @@ FILE_TYPES = {
     )
     for number, name in enumerate(names.split(), first)
 }
-
-# Files that are not GGUF: how they begin (lower case: the comparison ignores case), type of file, hint.
-_CONVERT = "llama.cpp reads GGUF: convert it, or pull a GGUF of this model"
-_SIGNATURES = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the model itself", "fetch the file with: git lfs pull"),
-    (b"<", "an HTML page or XML response, not a model", "the URL leads to a web page: download the file itself"),
-    (b"pk\x03\x04", "a zip archive or PyTorch checkpoint", "unpack it, or pull a GGUF of this model"),
-    (b"\x80\x02", "a PyTorch checkpoint", _CONVERT),
-    (bytes(16), "an incomplete download (zeros in place of a header)", "pull it again"),
-)
-SIGNATURE_BYTES = 256
-
-
-def identify(first: bytes) -> tuple[str, str]:
-    """The likely kind of a file with these first bytes, and a hint, which may be empty."""
-    if first[8:].startswith(b'{"'):
-        return "not a GGUF file: it looks like a safetensors file", _CONVERT
-    start = first.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, kind, hint in _SIGNATURES:
-        if start.startswith(magic):
-            return f"not a GGUF file: it looks like {kind}", hint
-    if first.isascii() and first.decode("ascii").replace("\n", " ").isprintable():
-        return f"not a GGUF file: a text that begins with {first[:40].decode('ascii').strip()!r}", ""
-    return f"not a GGUF file: it begins with the bytes {first[:4].hex(' ')}", ""

@@ -22,7 +22,6 @@ from tiny_models import write_vocabulary
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.architectures import ARCHITECTURES, facts_of
 from cerebrum_cli.gguf.header import Header, read_header, require_generative, unsupported_kind
 from cerebrum_cli.gguf.parser import Array, Value
 from cerebrum_cli.gguf.table import encode_header, read_table
@@ -109,48 +108,29 @@ def test_types_equal_those_of_the_gguf_package() -> None:
 
 def test_header_reports_a_path_that_is_not_a_file(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "nowhere.gguf") == "file not found"
-    assert problem_of(tmp_path) == "is a directory"
-    assert problem_of(Path("/dev/null")) == "is not a regular file"
     os.mkfifo(tmp_path / "pipe.gguf")
-    assert problem_of(tmp_path / "pipe.gguf") == "is not a regular file"
+    for path in (tmp_path, Path("/dev/null"), tmp_path / "pipe.gguf"):
+        assert problem_of(path) == "is not a file"
     (tmp_path / "file").write_bytes(b"")
-    assert problem_of(tmp_path / "file") == "the file is empty"
+    assert problem_of(tmp_path / "file") == "cannot be read: cannot mmap an empty file"
     assert problem_of(tmp_path / "file" / "inner.gguf") == "file not found"
     with pytest.raises(ModelFileError):
         read_header(Path("zero\0byte.gguf"))
 
 
-@pytest.mark.parametrize(
-    ("content", "seen"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "a git-lfs pointer"),
-        (b"<!DOCTYPE html><html></html>", "an HTML page"),
-        (struct.pack("<Q", 30) + b'{"__metadata__":{}}', "a safetensors file"),
-        (b"PK\x03\x04" + bytes(30), "a zip archive or PyTorch checkpoint"),
-        (b"\x80\x02\x8a\x0al\xfc", "a PyTorch checkpoint"),
-        (bytes(5000), "an incomplete download (zeros"),
-        (b"Entry not found", "a text that begins with 'Entry not found'"),
-        (b"\xde\xad\xbe\xef\x00", "begins with the bytes de ad be ef"),
-    ],
-)
-def test_header_identifies_other_file_types(tmp_path: Path, content: bytes, seen: str) -> None:
-    said = problem_of_bytes(tmp_path, content)
-    assert said.startswith("not a GGUF file: ") and seen in said
+def test_header_shows_how_other_files_begin(tmp_path: Path) -> None:
+    said = problem_of_bytes(tmp_path, b"<!DOCTYPE html>\n<html>" + bytes(100))
+    assert said == r"not a GGUF file: it begins with b'<!DOCTYPE html>\n<html>" + r"\x00" * 18 + "'"
 
 
 def array(kind: int, length: int, content: bytes = b"") -> bytes:
     return entry(b"a", 9, struct.pack("<IQ", kind, length) + content)
 
 
-def two_tensors(name: bytes, offset: int) -> bytes:
-    tensors = (tensor(b"x", (8,), 0, 0), tensor(name, (8,), 0, offset))
-    return handmade(LLAMA, tensors=tensors, data=bytes(128))
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "big-endian"),
+        (b"GGUF" + struct.pack(">I", 3) + bytes(40), "GGUF version 50,331,648, not 2 or 3"),
         (handmade(version=1), "GGUF version 1, not 2 or 3"),
         (handmade(version=4), "GGUF version 4, not 2 or 3"),
         (b"GGUF\x03\x00", "truncated or damaged: its header does not end before byte 6"),
@@ -169,19 +149,17 @@ def two_tensors(name: bytes, offset: int) -> bytes:
         (handmade(array(8, 1, struct.pack("<Q", 1 << 40) + b"a")), "damaged"),
         (handmade(array(8, 2, struct.pack("<Q", 2**64 - 1) + b"a")), "damaged"),
         (handmade(array(99, 1, bytes(8))), "damaged: metadata value of unknown type 99"),
-        (handmade(LLAMA, LLAMA), "damaged: the metadata key 'general.architecture' is duplicated"),
         (handmade(), "not a language model: no general.architecture"),
         (handmade(LLAMA, entry(b"llama.block_count", 8, string(b"\x1b[2J"))), r"its 'llama.block_count' is '\x1b[2J'"),
         (handmade(LLAMA, entry(b"llama.block_count", 4, b"\xff" * 4)), "damaged: 4,294,967,295 layers"),
         (handmade(LLAMA, entry(b"general.alignment", 4, struct.pack("<I", 3))), "alignment 3 is not a power of two"),
-        (handmade(LLAMA, tensors=(tensor(b"x" * 64, (1,), 0, 0),)), "damaged: a tensor name of 64 bytes"),
         (handmade(LLAMA, tensors=(tensor(b"x", (1,) * 5, 0, 0),)), "damaged: the tensor 'x' has 5 dimensions"),
-        (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "damaged: the tensor 'x' has 1,208,925,"),
+        (handmade(LLAMA, tensors=(tensor(b"x", (1 << 40, 1 << 40), 0, 0),)), "truncated: its tensors end at byte"),
         (handmade(LLAMA, tensors=(tensor(b"x", (33,), 2, 0),)), "rows of 33 weights in blocks of 32 (Q4_0)"),
-        (handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 7),), data=bytes(64)), "'x' begins at byte 7 of the data"),
-        (two_tensors(b"y", 0), "damaged: the tensor 'y' begins at byte 0 of the data, not 32"),
-        (two_tensors(b"y", 64), "damaged: the tensor 'y' begins at byte 64 of the data, not 32"),
-        (two_tensors(b"x", 32), "damaged: the tensor 'x' is duplicated"),
+        (
+            handmade(LLAMA, tensors=(tensor(b"x", (8,), 0, 2**63),), data=bytes(64)),
+            "truncated: its tensors end at byte",
+        ),
     ],
 )
 def test_header_explains_damage(tmp_path: Path, content: bytes, said: str) -> None:
@@ -237,7 +215,8 @@ def test_header_mutations_raise_only_model_file_errors(
 
 # Models that generate no text are refused before they are loaded: by their header, and by what llama.cpp knows.
 
-EMBEDS = "which computes embeddings and generates no text"
+NOT_CAUSAL = "an encoder or diffusion model, which does not continue texts"
+EMBEDS = "an embedding model or reranker, which generates no text"
 BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows some\n"
 
 
@@ -247,12 +226,9 @@ BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows so
         ("llama", {}, None),
         ("llama", {"attention__causal": True, "pooling_type": 0}, None),
         ("llama", {"pooling_type": 2**32 - 1}, None),
-        ("bert", {}, f"an encoder-only model, {EMBEDS}"),
-        ("qwen2", {"attention__causal": False}, f"an encoder-only model, {EMBEDS}"),
-        ("qwen3", {"pooling_type": 3}, f"an embedding model, {EMBEDS}"),
-        ("qwen3", {"pooling_type": 4}, "a reranker, which scores texts and generates none"),
-        ("t5", {}, "an encoder-decoder model, which is not supported"),
-        ("llada", {"attention__causal": False}, "a diffusion model, which is not supported"),
+        ("qwen2", {"attention__causal": False}, NOT_CAUSAL),
+        ("qwen3", {"pooling_type": 3}, EMBEDS),
+        ("qwen3", {"pooling_type": 4}, EMBEDS),
     ],
 )
 def test_generative_kind_is_read_from_the_header(
@@ -266,21 +242,17 @@ def test_generative_kind_is_read_from_the_header(
         require_generative(path, header)
 
 
-@pytest.mark.parametrize(
-    "architecture", ["llama", *(name for name, facts in ARCHITECTURES.items() if facts.unsupported)]
-)
-def test_generative_table_agrees_with_llama(tmp_path: Path, architecture: str) -> None:
-    """What llama.cpp knows of an architecture is refused after loading; it does not know which are encoder-only."""
-    path, kind = write_vocabulary(tmp_path / "model.gguf", architecture), facts_of(architecture).unsupported
-    known = "diffusion" if "diffusion" in kind else "encoder" if architecture.startswith("t5") else None
-    with pytest.raises(ModelFileError, match=known) if known else nullcontext(), open_vocabulary(path) as backend:
-        assert (known, backend.size) == (None, 275)
+@pytest.mark.parametrize(("architecture", "kind"), [("t5", "a model with an encoder"), ("llada", "a diffusion model")])
+def test_generative_kind_is_known_to_llama_after_loading(tmp_path: Path, architecture: str, kind: str) -> None:
+    path = write_vocabulary(tmp_path / "model.gguf", architecture)
+    with pytest.raises(ModelFileError, match=kind), open_vocabulary(path):
+        pass
 
 
 @pytest.mark.slow
 def test_commands_refuse_an_encoder_only_model(new_user: CommandLine, chatml_model: Path) -> None:
-    user, kind = new_user, f"an encoder-only model, {EMBEDS}"
-    path = write_vocabulary(user.home / "bert.gguf", "bert")
+    user, kind = new_user, NOT_CAUSAL
+    path = write_vocabulary(user.home / "bert.gguf", "bert", attention__causal=False)
     (user.home / "rows.txt").write_text("hi\n")
     pulled = user.run("pull", path)
     assert pulled.code == 0 and f"bert.gguf is {kind} (architecture bert)" in pulled.err
