@@ -68,7 +68,7 @@ class Checkpoints:
     def resume(self, sequence: Sequence) -> None:
         """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
         slot = self._scheduler.slot_of(sequence)
-        length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
+        length = min(self._backend.context.length(slot.index), sequence.first_output)
         self._scheduler.resume(sequence, self.rewind(slot, length, slot.checkpoints))
 
     def plan(self, sequence: Sequence) -> None:

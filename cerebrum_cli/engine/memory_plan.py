@@ -170,7 +170,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
             return 1
         if not sizes.state_bytes:
             return most
-        most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq)))
+        most = min(most, UNIFIED_STATE_BYTES // sizes.state_bytes)
     single = place(options, replace(context, slots=1), free.devices)
 
     def lacks_memory(slots: int) -> bool:

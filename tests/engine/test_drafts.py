@@ -71,7 +71,6 @@ def drafted(reply: Reply) -> tuple[int, int]:
     ("speculative", "fields", "longest"),
     [
         (True, {}, 64),
-        (True, {"can_trim": False, "max_rollback": 7}, 6),
         (True, {"can_trim": False}, 1),
         (False, {}, 1),
     ],
@@ -119,7 +118,7 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     st.integers(1, 5),
     st.booleans(),
     st.integers(1, 60),
-    st.sampled_from(({}, {"can_trim": False, "max_rollback": 1}, {"can_trim": False, "max_rollback": 7})),
+    st.booleans(),
     st.dictionaries(st.integers(2, 20), st.integers(0, 7)),
 )
 def test_engine_drafts_and_interrupted_steps_change_no_reply(
@@ -128,13 +127,13 @@ def test_engine_drafts_and_interrupted_steps_change_no_reply(
     slots: int,
     unified: bool,
     limit: int,
-    fields: dict[str, Any],
+    can_trim: bool,
     interrupts: dict[int, int],
 ) -> None:
     """A cancellation of another request interrupts a step; the sequences resume with what was evaluated."""
     context = 300 if unified else 80
     backend = ScriptedBackend(
-        random_model, slots, context, batch_size=64, kv_unified=unified, interrupts=interrupts, **fields
+        random_model, slots, context, 64, can_trim=can_trim, kv_unified=unified, interrupts=interrupts
     )
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:
