@@ -32,7 +32,6 @@ from cerebrum_cli.engine.memory import (
     host_bytes,
     memory_needs,
     pad_length,
-    weight_needs,
 )
 from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -72,11 +71,6 @@ class LoadPlan:
     def needs(self) -> MemoryNeeds:
         return memory_needs(self.sizes, self.context, self.offloaded)
 
-    @property
-    def host_weights(self) -> int:
-        """Bytes of weights in the host's memory, mapped ones included."""
-        return weight_needs(self.sizes, self.offloaded).host
-
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
     """Plan for this free memory. The context is as long as requested, or as fits; its number of threads is left open.
@@ -92,13 +86,11 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
     fits_memory = fits(_single(options, PADDING, free).needs, free)
-    if not fits_memory:
-        emit(large_model_notice(options.file.sizes.weight_bytes))
-    if options.context.length:
-        require_context(options, free, counts_weights=fits_memory)
-        length = options.context.length
+    if fits_memory:
+        require_context(options, free)
     else:
-        length = default_length(options, free, emit)
+        emit(large_model_notice(options.file.sizes.weight_bytes))
+    length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
     slots = 1
     if context.slots > 1:
@@ -134,23 +126,17 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event
     return length
 
 
-def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool) -> None:
-    """Raise EngineError if the requested context exceeds the host's free memory, if need be without the weights."""
+def require_context(options: LoadOptions, free: FreeMemory) -> None:
+    """Raise EngineError if the model with the requested context exceeds the host's free memory."""
 
     def needed(length: int) -> int:
-        plan = _single(options, length, free)
-        needs = plan.needs
-        if not counts_weights:
-            needs = context_needs(plan.sizes, plan.context, plan.offloaded)
-        return host_bytes(needs, free.devices)
+        return host_bytes(_single(options, length, free).needs, free.devices)
 
     length = options.context.length
     if needed(length) <= free.host:
         return
     longest = _longest(length, lambda length: needed(length) <= free.host)
-    size = f"{needed(length) / 1e9:.1f} GB"
-    if counts_weights:
-        size += " including the model's weights"
+    size = f"{needed(length) / 1e9:.1f} GB including the model's weights"
     raise EngineError(
         f"a context of {length} tokens needs {size}; {free.host / 1e9:.1f} GB is free",
         f"use --ctx {min(longest, options.file.trained_context)} or less",
@@ -160,8 +146,8 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
 def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemory) -> int:
     """Number of slots to place weights beside: as many as fit, at least one.
 
-    In a unified cache, slots cost no more than recurrent states, which leave the weights on the GPUs. Sliding windows
-    allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
+    In a unified cache, slots cost no more than recurrent states. Sliding windows allow a single one there: llama.cpp
+    never reuses cells of a window that two sequences share.
     """
     sizes = options.file.sizes
     most = context.slots
@@ -171,12 +157,9 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
         if not sizes.state_bytes:
             return most
         most = min(most, UNIFIED_STATE_BYTES // sizes.state_bytes)
-    single = place(options, replace(context, slots=1), free.devices)
 
     def lacks_memory(slots: int) -> bool:
-        plan = place(options, replace(context, slots=slots), free.devices)
-        takes_weights_off_gpus = context.kv_unified and plan.host_weights > single.host_weights
-        return takes_weights_off_gpus or not fits(plan.needs, free)
+        return not fits(place(options, replace(context, slots=slots), free.devices).needs, free)
 
     return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
 
@@ -286,15 +269,8 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
         output_bytes += sizes.input_bytes
     layers = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers.append(output_bytes)
-    offloaded = layers[len(layers) - count :]
-    filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, 1))
-    if sum(map(bool, filled)) > 1:  # several need more memory
-        filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, len(devices)))
-    return filled
-
-
-def _fill_in_order(layers: Sequence[int], devices: tuple[Device, ...], buffers: int) -> tuple[int, ...]:
-    waiting = deque(layers)
+    waiting = deque(layers[len(layers) - count :])
+    buffers = device_buffers(sizes, context, count)
     filled = []
     for device in devices:
         room = device.free - HEADROOM - buffers
