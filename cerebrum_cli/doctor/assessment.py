@@ -114,11 +114,9 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
     return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
 
 
-def assess_memory(free: int, total: int, machine: int) -> CheckResult:
-    """Assess the free bytes of memory; `total` is within this process's cgroups, `machine` is without."""
+def assess_memory(free: int, total: int) -> CheckResult:
+    """Assess the bytes of memory that this process's cgroups allow it."""
     detail = f"{format_size(free)} of {format_size(total)} free"
-    if total < machine:
-        detail += f"; a cgroup allows {format_size(total)} of the machine's {format_size(machine)}"
     if free >= MIN_MEMORY:
         return check_result(detail)
     problem = f"less than {format_size(MIN_MEMORY)} of memory is free"

@@ -160,7 +160,7 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "llama_cpp": lambda context: assess_build(context.build(), machine.processor_flags()),
     "devices": _check_devices,
     "threads": lambda context: assess_threads(machine.processors(), context.settings.threads),
-    "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory(), machine.machine_memory()),
+    "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory()),
     "disk": _check_disk,
     "config": _check_config,
     "models": _check_models,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,8 +100,8 @@ class Context(Protocol):
     def state_size(self, slot: int) -> int:
         """Approximate number of bytes that `save_state` writes."""
 
-    def save_state(self, slot: int, path: Path) -> None:
-        """Write the slot to a file, replacing it; EngineError if that fails, or if no longer context could load it."""
+    def save_state(self, slot: int, tokens: array[int], path: Path) -> None:
+        """Write the slot with its tokens to a file, replacing it; EngineError if that fails."""
 
     def load_state(self, slot: int, path: Path) -> bool:
         """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""

@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
-from cerebrum_cli.engine.sequence import Sequence, Tokens
+from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 
 if TYPE_CHECKING:
@@ -133,21 +132,6 @@ class Checkpoints:
             while len(oldest.checkpoints) > least and held_bytes() > self._backend.checkpoint_budget:
                 oldest.checkpoints.pop(0)
 
-    def load(self, state: Path, tokens: Tokens, min_length: int) -> bool:
-        """Load a saved state of at least `min_length` of these tokens into a free slot, where admission will find it.
-
-        False if the file has no such state. Nothing is loaded if a copy to or from each free slot is pending.
-        """
-        slot = self.slot_to_load()
-        context = self._backend.context
-        if slot is None:
-            return True
-        if context.load_state(slot.index, state) and min_length <= context.length(slot.index) <= len(tokens):
-            slot.extend(tokens[: context.length(slot.index)])
-            return True
-        context.clear(slot.index)
-        return False
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PromptCache:
@@ -178,14 +162,19 @@ class PromptCache:
         return self.store.find_longest(prompt, kind, is_usable, sequence.emit) if kind else None
 
     def restore(self, state: State) -> None:
-        if not self.checkpoints.load(state.path, state.tokens, len(state.tokens)):
+        """Load a state into a free slot, where admission will find it; not if copies of all of those are pending."""
+        slot = self.checkpoints.slot_to_load()
+        if slot is None:
+            return
+        context = self.backend.context
+        if context.load_state(slot.index, state.path) and context.length(slot.index) == len(state.tokens):
+            slot.extend(state.tokens)
+        else:
+            context.clear(slot.index)
             self.store.reject(state)
 
-    def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
-        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
-
-        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
-        """
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
+        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match."""
         min_tokens = max(1, min_tokens)
         idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
         if prompt is not None and idle:
@@ -197,9 +186,6 @@ class PromptCache:
                     newest = slot.checkpoints[-1]
                     slot.truncate(newest.length if self.backend.context.restore(slot.index, newest) else 0)
                     self._write(slot)
-            if empties and self._count_unsaved(slot.tokens) < min_tokens:
-                self.backend.context.clear(slot.index)
-                slot.truncate(0)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
@@ -208,7 +194,7 @@ class PromptCache:
         slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
         if slot and self.backend.context.trim(slot.index, len(tokens)):
             slot.truncate(len(tokens))
-            self._write(slot, is_prefix=True)
+            self._write(slot)
 
     def _idle_slots(self) -> list[Slot]:
         if self.backend.state_kind is None:
@@ -230,13 +216,13 @@ class PromptCache:
             tokens, kind, lambda length, shared: length <= longest and self._is_trimmable(length, shared)
         )
 
-    def _write(self, slot: Slot, is_prefix: bool = False) -> None:
+    def _write(self, slot: Slot) -> None:
         context = self.backend.context
         kind = self.backend.state_kind
         if kind and slot.tokens:
             size = context.state_size(slot.index)
-            save = partial(context.save_state, slot.index)
-            self.store.write(slot.tokens, kind, size, save, is_prefix)
+            save = partial(context.save_state, slot.index, slot.tokens)
+            self.store.write(slot.tokens, kind, size, save)
 
     def _is_trimmable(self, length: int, shared: int) -> bool:
         return shared == length or length <= self.backend.trimmable_length

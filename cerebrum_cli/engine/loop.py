@@ -38,7 +38,6 @@ class Loop:
         self._score_jobs: deque[ScoreJob] = deque()
         self._max_slots = backend.slots
         self._reserves_max = backend.slots == 1 or backend.kv_unified
-        self._is_for_scores = False  # whether memory was last allocated for scoring, with fewer slots
         self.prompt_cache: PromptCache | None = None
         if state_store:
             self.prompt_cache = PromptCache(backend, self._scheduler, self._checkpoints, state_store)
@@ -124,12 +123,10 @@ class Loop:
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
-        slots = self._backend.slots
         try:
             if not self._score_jobs[0].step(self._backend):
                 self._score_jobs.popleft()
         finally:  # memory may have been reserved again
-            self._is_for_scores |= self._backend.slots < slots
             self._scheduler.reset_slots(self._backend.slots)
 
     def _preempt_full(self) -> None:
@@ -174,7 +171,7 @@ class Loop:
         """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
         scheduler = self._scheduler
         backend = self._backend
-        if self._is_for_scores or self._required_length(sequence) > backend.capacity:
+        if self._required_length(sequence) > backend.capacity:
             return True
         if scheduler.running or len(scheduler.waiting) <= backend.slots:
             return False
@@ -189,17 +186,13 @@ class Loop:
         """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""
         backend = self._backend
         cache = self.prompt_cache
-        if cache is None or cache.store.is_empty:
-            if needs_memory:
-                self._reserve()
-            return
-        state = cache.find(sequence, needs_memory)
+        state = cache.find(sequence, needs_memory) if cache else None
         if needs_memory:
             kind = backend.state_kind
             self._reserve(len(state.tokens) if state else 0)
             if backend.state_kind != kind:  # fewer slots than requested
-                state = cache.find(sequence, needs_memory=False)
-        if state and self._make_room(len(state.tokens)):
+                return
+        if cache and state and self._make_room(len(state.tokens)):
             cache.restore(state)
 
     def _required_length(self, sequence: Sequence) -> int:
@@ -220,7 +213,6 @@ class Loop:
     def _reserve(self, min_length: int = 0, n_slots: int | None = None) -> None:
         length, slots = self._plan_cache()
         self._backend.reserve(max(min_length, length), n_slots or slots)
-        self._is_for_scores = False
         self._scheduler.reset_slots(self._backend.slots)
 
     def _make_room(self, tokens: int) -> bool:

@@ -46,18 +46,9 @@ CPU_FLAGS: Mapping[str, str] = {
 KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
 REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 
-# Linux versions by which CPU features are listed, by their flags; an older kernel may not know that the CPU has one.
-LISTED_BY = {
-    "asimddp": (4, 16),
-    "sve": (4, 16),
-    "avx512vbmi": (4, 16),
-    "avx512_vnni": (4, 16),
-    "avx512_bf16": (5, 4),
-    "i8mm": (5, 7),
-    "avx_vnni": (5, 12),
-    "amx_int8": (5, 16),
-    "sme": (5, 19),
-}
+# Flags that a kernel before Linux 5.19 may not list although the CPU has the feature.
+RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
+LISTED_BY = [5, 19]
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
@@ -168,17 +159,9 @@ def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozens
     listed = first.get("flags") or first.get("Features")
     if not listed:
         return None
-    version = linux_version(platform.release() if release is None else release)
-    flags = set(listed.split())
-    flags.update(flag for flag, listed_by in LISTED_BY.items() if version < listed_by)
-    return frozenset(flags)
-
-
-def linux_version(release: str) -> tuple[int, int]:
-    numbers = re.match(r"(\d+)\.(\d+)", release)
-    if numbers is None:
-        return (0, 0)
-    return int(numbers[1]), int(numbers[2])
+    version = [int(number) for number in re.findall(r"\d+", release or platform.release())[:2]]
+    recent = RECENT_FLAGS if version < LISTED_BY else ()
+    return frozenset((*listed.split(), *recent))
 
 
 def instruction_set() -> str:
@@ -288,14 +271,6 @@ def cgroup_memory(root: Path) -> float:
     return limit - used + reclaimable
 
 
-def machine_memory() -> int:
-    """Bytes of memory of this machine, ignoring cgroups; 0 if unknown."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 0
-
-
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
     text = json.dumps([asdict(device) for device in devices]).encode()
@@ -315,7 +290,7 @@ def load_devices(path: Path) -> tuple[Device, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """An installed llama.cpp: versions, backends, the features each was built with, and visible accelerators.
+    """An installed llama.cpp: versions, backends, the CPU features it was built with, and visible accelerators.
 
     One that `offloads` was built for GPUs, even if it finds none.
     """
@@ -323,13 +298,9 @@ class Build:
     version: str
     ggml: str
     backends: tuple[str, ...]
-    features: Mapping[str, Mapping[str, str]]
+    cpu_features: tuple[str, ...]
     offloads: bool
     devices: tuple[Device, ...]
-
-    @property
-    def cpu_features(self) -> tuple[str, ...]:
-        return tuple(name for name, value in self.features.get("CPU", {}).items() if value != "0")
 
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
@@ -339,18 +310,10 @@ def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str,
     return tuple(name for name in features if name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
 
 
-def read_features(text: str) -> dict[str, dict[str, str]]:
-    """Parse llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 1 | CUDA : ARCHS = 900 | ", by backend."""
-    features: dict[str, dict[str, str]] = {}
-    backend = ""
-    for part in text.split("|"):
-        head, colon, pair = part.rpartition(" : ")
-        if colon:
-            backend = head.strip()
-        name, sign, value = pair.partition("=")
-        if sign:
-            features.setdefault(backend, {})[name.strip()] = value.strip()
-    return features
+def read_cpu_features(text: str) -> tuple[str, ...]:
+    """CPU features in llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 0 | CUDA : ARCHS = 900 | "."""
+    of_cpu = text.partition("CPU : ")[2].partition(" : ")[0]
+    return tuple(re.findall(r"(\w+) = [1-9]", of_cpu))
 
 
 def rebuild_command(option: str = "") -> str:

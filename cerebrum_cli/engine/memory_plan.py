@@ -32,6 +32,7 @@ from cerebrum_cli.engine.memory import (
     host_bytes,
     memory_needs,
     pad_length,
+    weight_needs,
 )
 from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -70,6 +71,11 @@ class LoadPlan:
     @property
     def needs(self) -> MemoryNeeds:
         return memory_needs(self.sizes, self.context, self.offloaded)
+
+    @property
+    def host_weights(self) -> int:
+        """Bytes of weights in the host's memory, mapped ones included."""
+        return weight_needs(self.sizes, self.offloaded).host
 
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
@@ -146,8 +152,8 @@ def require_context(options: LoadOptions, free: FreeMemory) -> None:
 def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemory) -> int:
     """Number of slots to place weights beside: as many as fit, at least one.
 
-    In a unified cache, slots cost no more than recurrent states. Sliding windows allow a single one there: llama.cpp
-    never reuses cells of a window that two sequences share.
+    In a unified cache, slots cost no more than recurrent states, which leave the weights on the GPUs. Sliding windows
+    allow a single one there: llama.cpp never reuses cells of a window that two sequences share.
     """
     sizes = options.file.sizes
     most = context.slots
@@ -157,9 +163,12 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
         if not sizes.state_bytes:
             return most
         most = min(most, UNIFIED_STATE_BYTES // sizes.state_bytes)
+    single = place(options, replace(context, slots=1), free.devices)
 
     def lacks_memory(slots: int) -> bool:
-        return not fits(place(options, replace(context, slots=slots), free.devices).needs, free)
+        plan = place(options, replace(context, slots=slots), free.devices)
+        takes_weights_off_gpus = context.kv_unified and plan.host_weights > single.host_weights
+        return takes_weights_off_gpus or not fits(plan.needs, free)
 
     return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
 

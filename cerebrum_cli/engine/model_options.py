@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.engine.machine import instruction_set, rebuild_command
+from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -107,19 +107,13 @@ def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent
     )
 
 
-def option_notices(
-    options: LoadOptions, offloads: Callable[[], bool], devices: tuple[Device, ...]
-) -> Iterator[NoticeEvent]:
-    """Yield notices about options that have no or an adverse effect; `offloads`: this build supports GPUs."""
+def option_notices(options: LoadOptions, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
+    """Yield notices about options that have no or an adverse effect."""
     trained = options.file.trained_context
     length = options.context.length
     if options.gpu_layers not in ("auto", "0") and not devices:
-        reason = "no GPU found"
-        hint = "check the driver, or omit --gpu-layers"
-        if not offloads():
-            reason = "llama.cpp was built without GPU support"
-            hint = f"rebuild it: {rebuild_command('-DGGML_CUDA=on')}  (GGML_METAL or GGML_VULKAN likewise)"
-        yield NoticeEvent(f"--gpu-layers {options.gpu_layers}: {reason}; using the CPU", hint)
+        problem = f"--gpu-layers {options.gpu_layers}: llama.cpp finds no GPU; using the CPU"
+        yield NoticeEvent(problem, "run cerebrum doctor, or omit --gpu-layers")
     if length > trained:
         yield NoticeEvent(
             f"--ctx {length} exceeds the model's trained context of {trained} tokens",

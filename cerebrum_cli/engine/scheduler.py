@@ -151,14 +151,11 @@ class Scheduler:
         return self.slots[sequence.slot]
 
     def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
-        """Queue sequences behind all others, or before them, but not between samples of the prompt being evaluated."""
-        if not first:
+        """Queue sequences behind all others, or before them."""
+        if first:
+            self.waiting.extendleft(reversed(list(sequences)))
+        else:
             self.waiting.extend(sequences)
-            return
-        prefilling = self.prefilling
-        siblings = takewhile(lambda waiting: prefilling and waiting.request is prefilling.request, self.waiting)
-        for index, sequence in enumerate(sequences, len(list(siblings))):
-            self.waiting.insert(index, sequence)
 
     @property
     def prefilling(self) -> Sequence | None:

@@ -174,7 +174,7 @@ class ScoreJob:
         elif backend.decode([row for row, _ in step]):
             self._process_output(backend, step)
         else:
-            self._rewind(backend)
+            self._start_again(backend)
         return bool(step)
 
     def end(self) -> None:
@@ -286,13 +286,8 @@ class ScoreJob:
         if not self._pending[index]:
             self.emit(LogprobScores(index, tuple(self._scores.pop(index))))
 
-    def _rewind(self, backend: Backend) -> None:
-        """Return to the state before an interrupted step, or evaluate the open paths again."""
-        context = backend.context
-        if any(
-            context.length(path.slot) < path.evaluated or not context.trim(path.slot, path.evaluated)
-            for path in self._open
-        ):
-            context.clear_all()
-            for path in self._open:
-                path.evaluated = 0
+    def _start_again(self, backend: Backend) -> None:
+        """Evaluate the open paths again after an interrupted step, which may have written any part of its rows."""
+        backend.context.clear_all()
+        for path in self._open:
+            path.evaluated = 0

@@ -53,14 +53,10 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
         return compile_template(source).render(values)
     except (FormatError, Interrupted):
         raise
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a template is code: it can fail in any way code can
         raise FormatError(
             f"the chat template rejects this conversation: {_line(error)}",
             "change the conversation, or choose another --format",
-        ) from error
-    except Exception as error:  # a template is code: it can fail in any way code can
-        raise FormatError(
-            f"the chat template fails: {type(error).__name__}: {_line(error)}", "choose another --format"
         ) from error
 
 

@@ -99,19 +99,10 @@ class ModelSizes:
 
     def with_weights(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
-        whole = self.weight_bytes
-        is_part = any(layer.key_length and not layer.weight_bytes for layer in self.layers)
-        if is_part or not whole:
-            return self._with_even_weights(size)
+        whole = max(1, self.weight_bytes)  # 0 in the first part of some split files
         layers = tuple(layer.scaled(size, whole) for layer in self.layers)
         scaled = replace(self, layers=layers, input_bytes=0, output_bytes=self.output_bytes * size // whole)
-        rest = size - scaled.weight_bytes + scaled.host_expert_bytes
-        return replace(scaled, input_bytes=rest)
-
-    def _with_even_weights(self, size: int) -> ModelSizes:
-        even = size // max(1, len(self.layers))
-        layers = tuple(layer._replace(weight_bytes=even) for layer in self.layers)
-        return replace(self, layers=layers, input_bytes=size - even * len(layers), output_bytes=0)
+        return replace(scaled, input_bytes=size - scaled.weight_bytes)
 
     def with_experts_on_host(self, count: int) -> ModelSizes:
         """The same model with the experts of the first `count` layers in host memory."""

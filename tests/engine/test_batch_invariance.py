@@ -177,6 +177,6 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     command = ("batch", source, "-o", "-", "-n", "2", "-ngl", "0", "--set", "batch_invariant=on", "-m")
     assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
     assert "mixture" not in new_user.run(*command, mixtral, "-q").err
-    assert "no effect on a recurrent model" in new_user.run(*command, recurrent_model).err
+    assert "no effect on a GPU, or a recurrent model" in new_user.run(*command, recurrent_model).err
     assert expert_notice(8, ["F32", "Q8_0", "IQ4_NL"]) is None
     assert expert_notice(0, ["Q4_K"]) is None

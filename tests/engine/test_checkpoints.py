@@ -1,5 +1,6 @@
 """Returning to earlier tokens, and moving to longer slots."""
 
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def test_llama_tells_states_of_other_numbers_of_slots_apart(tmp_path: Path, tiny
     backend.reserve(256, 4)
     kind = backend.state_kind
     assert backend.decode([TokenRow(1, at, 5 + at, at == 99) for at in range(100)])
-    backend.context.save_state(1, path)
+    backend.context.save_state(1, array("i", range(5, 105)), path)
     assert backend.context.load_state(2, path)
     assert backend.context.length(2) == 100
     backend.reserve(256, 2)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -115,7 +116,7 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
         story = backend.tokenize([Text(STORY)])
         for slot, prompt in ((0, story), (2, story[::-1])):
             assert backend.decode([TokenRow(slot, at, token, False) for at, token in enumerate(prompt)])
-            backend.context.save_state(slot, tmp_path / str(slot))
+            backend.context.save_state(slot, array("i"), tmp_path / str(slot))
         backend.context.copy(0, 1)
         backend.context.clear(1)  # does not drop the copy, nor does emptying everything
         assert [slot in backend.context.pending_copies for slot in range(3)] == [True, True, False]
@@ -127,7 +128,7 @@ def test_llama_copies_between_slots_at_the_next_decode(tmp_path: Path, chatml_mo
         assert backend.decode([TokenRow(2, at, token, False) for at, token in enumerate(story[::-1])])
         assert not any(slot in backend.context.pending_copies for slot in range(3))
         for slot in (0, 2):
-            backend.context.save_state(slot, tmp_path / "again")
+            backend.context.save_state(slot, array("i"), tmp_path / "again")
             assert (tmp_path / "again").read_bytes() == (tmp_path / str(slot)).read_bytes()
 
 

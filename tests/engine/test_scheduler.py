@@ -24,14 +24,14 @@ from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, in
 from cerebrum_cli.engine.step import StopFlag
 
 
-def test_scheduler_puts_late_samples_first_but_not_between_siblings() -> None:
+def test_scheduler_puts_late_samples_first() -> None:
     scheduler, [a, b, c, d] = Scheduler(1), [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")]
     samples = {each: create_sequences(0, each, lambda event: None, range(2), 0) for each in (a, b, c, d)}
     scheduler.submit([*samples[a], *samples[b]], first=False)
     scheduler.admit(scheduler.next_admission(), 0)
     scheduler.submit(samples[c], first=True)
     scheduler.submit(samples[d], first=False)
-    assert list(scheduler.waiting) == [samples[a][1], *samples[c], *samples[b], *samples[d]]
+    assert list(scheduler.waiting) == [*samples[c], samples[a][1], *samples[b], *samples[d]]
 
 
 def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:

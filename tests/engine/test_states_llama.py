@@ -11,7 +11,8 @@ from llama_engines import TALE, greedy_reply, open_engine
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.state_store import FOOTER, StateStore
+from cerebrum_cli.engine.sequence import pack_tokens
+from cerebrum_cli.engine.state_store import FOOTER, HEAD, StateStore
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ def test_state_rejected_by_llama_cpp_is_ignored(tmp_path: Path, chatml_model: Pa
         assert kind
 
     def save(path: Path) -> None:
-        path.write_bytes(b"nothing of llama.cpp's")
+        path.write_bytes(HEAD.pack(b"none", 2, len(prompt)) + pack_tokens(prompt) + b"nothing of llama.cpp's")
 
     StateStore(tmp_path, 10**8, chatml_model.name, "plain").write(prompt, kind, 10, save)
     with open_engine(chatml_model, tmp_path) as engine:
@@ -48,10 +49,10 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
         greedy_reply(engine, prompt)
         engine.save_prompt_cache(64)
         [state] = tmp_path.iterdir()
-        content = state.read_bytes()
+        size = state.stat().st_size
         state.unlink()
-        body, *_ = FOOTER.unpack(content[-FOOTER.size :])
-        for room in (body // 2, body - 1, body, len(content) - 1):
+        body = size - FOOTER.size
+        for room in (body // 2, body - 1, body, size - 1):
             with full_disk(room), pytest.raises(EngineError) as caught:
                 engine.save_prompt_cache(64)
             is_noticed = room != body - 1  # llama.cpp ignores errors of fclose

@@ -157,7 +157,8 @@ def test_load_of_a_damaged_file_gives_the_reason(
     for _ in range(2):
         with pytest.raises(ModelFileError) as caught:
             list(engine.load())
-        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: {reason}")
+        assert caught.value.message.startswith(f"{path}: llama.cpp cannot load it: ")
+        assert reason in caught.value.message
     engine.close()
 
 
@@ -192,20 +193,17 @@ def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "offloads", "devices", "problem"),
+    ("changes", "devices", "problem"),
     [
-        ({"context": ContextOptions(2049)}, False, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
-        ({"context": ContextOptions(2048)}, False, (), ""),
-        ({"gpu_layers": "all"}, False, (), "--gpu-layers all: llama.cpp was built without GPU support; using the CPU"),
-        ({"gpu_layers": "all"}, True, (), "--gpu-layers all: no GPU found; using the CPU"),
-        ({"gpu_layers": "all"}, True, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
+        ({"context": ContextOptions(2049)}, (), "--ctx 2049 exceeds the model's trained context of 2048 tokens"),
+        ({"context": ContextOptions(2048)}, (), ""),
+        ({"gpu_layers": "all"}, (), "--gpu-layers all: llama.cpp finds no GPU; using the CPU"),
+        ({"gpu_layers": "all"}, (Device("CUDA0", "a GPU", GIB, GIB),), ""),
     ],
 )
-def test_load_notes_options_without_effect(
-    changes: dict[str, Any], offloads: bool, devices: tuple[Device, ...], problem: str
-) -> None:
+def test_load_notes_options_without_effect(changes: dict[str, Any], devices: tuple[Device, ...], problem: str) -> None:
     asked = replace(options(Path("model.gguf")), **changes)
-    assert "".join(notice.message for notice in option_notices(asked, lambda: offloads, devices)) == problem
+    assert "".join(notice.message for notice in option_notices(asked, devices)) == problem
 
 
 def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:

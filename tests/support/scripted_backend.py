@@ -26,6 +26,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.drafter import MAX_DRAFT
+from cerebrum_cli.engine.state_store import HEAD
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
 
 END = 256
@@ -343,19 +344,20 @@ class ScriptedBackend:
     def state_size(self, slot: int) -> int:
         return len(array("i", self.memory[slot]).tobytes())
 
-    def save_state(self, slot: int, path: Path) -> None:
+    def save_state(self, slot: int, tokens: array[int], path: Path) -> None:
         self._working()
+        assert list(tokens) == self.memory[slot]
         assert slot not in self.pending_copies
         if self.unwritable:
             raise EngineError("no space left")
-        path.write_bytes(array("i", self.memory[slot]).tobytes() + BODY_END)
+        path.write_bytes(HEAD.pack(b"ggsq", 2, len(tokens)) + tokens.tobytes() + BODY_END)
 
     def load_state(self, slot: int, path: Path) -> bool:
         self._working()
         assert slot not in self.pending_copies
         self.loads += 1
         body, end, _ = path.read_bytes().partition(BODY_END)
-        held = list(array("i", body))
+        held = list(array("i", body[HEAD.size :]))
         assert end and held and len(held) <= self.capacity
         self._fill(slot, held)
         return True

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
-from cerebrum_cli.engine.llama.state_files import load_state, save_state
 from cerebrum_cli.engine.memory import ContextOptions, pad_length
+from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow
 
 INVALID, DONE, NO_ROOM, ABORTED = -1, 0, 1, 2  # results of llama_decode
@@ -182,15 +184,22 @@ class LlamaContext:
     def state_size(self, slot: int) -> int:
         return int(llama.llama_state_seq_get_size(self.handle, slot))
 
-    def save_state(self, slot: int, path: Path) -> None:
-        save_state(self.handle, slot, path)
+    def save_state(self, slot: int, tokens: array[int], path: Path) -> None:
+        log.problems.clear()
+        values = (llama.llama_token * len(tokens)).from_buffer_copy(tokens)
+        written = llama.llama_state_seq_save_file(self.handle, os.fsencode(path), slot, values, len(values))
+        if not written or path.stat().st_size != written:  # llama.cpp ignores write errors of fclose
+            errors = (line.rpartition("error: ")[2].strip() for line in log.problems)
+            raise write_error(path.parent, next(errors, "") or "incomplete write")
 
     def load_state(self, slot: int, path: Path) -> bool:
         self.clear(slot)
-        is_loaded = load_state(self.handle, slot, path)
-        if not is_loaded:  # the slot may hold part of it
+        values = (llama.llama_token * self.capacity)()
+        count = ctypes.byref(ctypes.c_size_t())
+        read = llama.llama_state_seq_load_file(self.handle, os.fsencode(path), slot, values, len(values), count)
+        if not read:  # the slot may hold part of it
             self.clear(slot)
-        return is_loaded
+        return bool(read)
 
     def clear(self, slot: int) -> None:
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)

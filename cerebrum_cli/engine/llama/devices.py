@@ -7,7 +7,7 @@ import ctypes
 from typing import Any
 
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_features
+from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_cpu_features
 from cerebrum_cli.engine.memory import Device, FreeMemory
 
 CPU, GPU, INTEGRATED_GPU = 0, 1, 2  # of ggml_backend_dev_type
@@ -109,6 +109,6 @@ def build() -> Build:
         ggml=library_text("ggml_version"),
         backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
         offloads=offloads(),
-        features=read_features(llama.llama_print_system_info().decode("utf-8", "replace")),
+        cpu_features=read_cpu_features(llama.llama_print_system_info().decode("utf-8", "replace")),
         devices=accelerators(),
     )

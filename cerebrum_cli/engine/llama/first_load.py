@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -31,7 +30,6 @@ OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
 TRUSTED = "choose one from a source you trust"
-FIRST_PART = re.compile(r"(.*)-00001-of-(\d{5})(\.gguf)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 BYTES = "".join(map(chr, range(256)))
@@ -69,12 +67,9 @@ def require_loads(
 
 
 def file_key(path: Path) -> str:
-    """Identity of a file's content, and of the other parts of its model, without reading it."""
-    paths = [path]
-    if first := FIRST_PART.fullmatch(path.name):
-        paths = [path.with_name(f"{first[1]}-{n + 1:05}-of-{first[2]}{first[3]}") for n in range(int(first[2]))]
-    stats = (part.stat() for part in paths if part.exists())
-    return " ".join(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
+    """Identity of a file's content, without reading it."""
+    stat = path.stat()
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
 
 
 def _run_child(command: list[str], stop: StopFlag) -> tuple[int, list[str]]:

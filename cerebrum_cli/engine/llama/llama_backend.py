@@ -110,19 +110,9 @@ class LlamaBackend(LlamaVocabulary):
         if not is_single:
             self._free = self._measure_memory()
             requested = min(slots or requested, self.slots_for(length))
-        n_slots = self._padded_slots(requested, options)
+        self.slots = requested
         while not self.capacity:
-            n_slots = self._create_context(options, n_slots)
-        self.slots = min(n_slots, requested)
-
-    def _padded_slots(self, requested: int, options: ContextOptions) -> int:
-        """Number of slots for which steps need little padding: more than requested, if memory allows."""
-        if not options.pad_steps or requested <= 2:
-            return requested
-        n_slots = batch_invariance.stable_slots(requested + batch_invariance.ROW_GROUP - 1)
-        if self._free is None:
-            return n_slots
-        return plan_slots(self._sizes, n_slots, options, self._offloaded, self._free)
+            self.slots = self._create_context(options, self.slots)
 
     def _create_context(self, options: ContextOptions, n_slots: int) -> int:
         """Try to create a context; return its number of slots, or that to try next if memory does not suffice."""

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
-from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory, offloads
+from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
@@ -42,7 +42,7 @@ def open_llama(
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
-    for notice in option_notices(options, offloads, free.devices):
+    for notice in option_notices(options, free.devices):
         emit(notice)
     plan = plan_load(options, free, emit)
     model = load_model(options, plan, free.devices, emit, stop)
@@ -82,10 +82,9 @@ def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[
         yield NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time")
     if not options.context.pad_steps:
         return
-    if any(plan.offloaded):
-        yield NoticeEvent("batch_invariant has no effect on a GPU", "use the CPU with --gpu-layers 0")
-    elif has_recurrent_state(model):
-        yield NoticeEvent("batch_invariant has no effect on a recurrent model", "use --parallel 1")
+    if any(plan.offloaded) or has_recurrent_state(model):
+        problem = "batch_invariant has no effect on a GPU, or a recurrent model"
+        yield NoticeEvent(problem, "use the CPU with --gpu-layers 0; with a recurrent model, use --parallel 1")
 
 
 def is_sequential(model: Any) -> bool:
@@ -199,10 +198,6 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
 
 def _reason(label: str) -> str:
     """The first logged error with this label, or else the first logged problem."""
-    for line in log.problems:
-        error = line.partition(label)[2].strip()
-        if error and "failed to load model from" not in line:
-            return error
-    for line in filter(str.strip, log.problems):
-        return line.partition(": ")[2] or line
-    return "no reason given"
+    problems = [line for line in log.problems if "failed to load model from" not in line]
+    labeled = [line.partition(label)[2].strip() for line in problems]
+    return next(filter(None, (*labeled, *problems)), "no reason given")

@@ -25,7 +25,7 @@ CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
 SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
-REPEATED, REPEATED_TEXT = 64, 4096  # texts of a prompt format to remember, and the length of the longest
+REPEATED = 64  # texts of a prompt format to remember
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
 # Gemma's user-defined tags. Any other token might be the markup of some model, as <s> is in most.
@@ -51,7 +51,7 @@ class LlamaVocabulary:
         items: list[PromptPart] = []  # with trusted text split at control tokens
         for part in parts:
             if isinstance(part, Text) and part.trusted:
-                items += (self._split if len(part.value) <= REPEATED_TEXT else self._split_controls)(part.value)
+                items += self._split(part.value)
             else:
                 items.append(part)
         ids: list[int] = []
