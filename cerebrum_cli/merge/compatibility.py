@@ -10,6 +10,7 @@ from math import lcm
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.table import HEAD, Table
 
@@ -32,17 +33,15 @@ def require_compatible(tables: Sequence[Table]) -> None:
     """Raise MergeError for the first difference between the first model and another."""
     first = tables[0]
     for table in tables[1:]:
-        for key, actual, expected in differences(table, first):
-            raise MergeError(
-                f"{table.name} differs from {first.name} in {key}: {display(actual)} and {display(expected)}", HINT
-            )
+        for difference in differences(table, first):
+            raise MergeError(f"{table.name} differs from {first.name} in {difference}", HINT)
         require_global_tensors(table, first)
         require_global_tensors(first, table)
 
 
-def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
+def differences(table: Table, first: Table) -> Iterator[str]:
     if table.architecture != first.architecture:
-        yield "general.architecture", table.architecture, first.architecture
+        yield f"general.architecture: {display(table.architecture)} and {display(first.architecture)}"
         return
     prefix = f"{first.architecture}."
     for key in sorted({*table.metadata, *first.metadata}):
@@ -51,33 +50,12 @@ def differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
         if key.startswith(prefix) and name not in MAY_DIFFER and not is_per_layer:
             actual, expected = table.content(key, DEFAULTS.get(name)), first.content(key, DEFAULTS.get(name))
             if None not in (actual, expected) and actual != expected:
-                yield key, actual, expected
-    yield from vocabulary_differences(table, first)
-    yield from shape_differences(table, first)
-
-
-def vocabulary_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the differences of two vocabularies: for lists the lengths, or the first differing item."""
+                yield f"{key}: {display(actual)} and {display(expected)}"
     for key in VOCABULARY:
         actual, expected = table.content(key), first.content(key)
-        if actual == expected or (None in (actual, expected) and key == "tokenizer.ggml.pre"):  # missing in older files
-            continue
-        if not (isinstance(actual, tuple) and isinstance(expected, tuple)):
-            yield key, actual, expected
-        elif len(actual) != len(expected):
-            yield f"the length of {key}", len(actual), len(expected)
-        else:
-            index = next(index for index, item in enumerate(actual) if item != expected[index])
-            yield f"{key}[{index}]", actual[index], expected[index]
-
-
-def shape_differences(table: Table, first: Table) -> Iterator[tuple[str, Any, Any]]:
-    if any(model.is_per_layer(key) for model in (table, first) for key in model.metadata):  # layers may differ in shape
-        return
-    expected = {**first.global_tensors, **first.layer_tensors(0)}
-    for suffix, tensor in {**table.global_tensors, **table.layer_tensors(0)}.items():
-        if suffix in expected and tensor.shape != expected[suffix].shape:
-            yield f"the shape of {tensor.name}", tensor.shape, expected[suffix].shape
+        is_unknown = key == "tokenizer.ggml.pre" and None in (actual, expected)  # missing in older files
+        if actual != expected and not is_unknown:
+            yield key
 
 
 def require_global_tensors(table: Table, other: Table) -> None:
@@ -87,16 +65,7 @@ def require_global_tensors(table: Table, other: Table) -> None:
 
 
 def display(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if value is None:
-        return "nothing"
-    if isinstance(value, tuple):
-        value = list(value)
-    text = ascii(value)
-    if len(text) > 60:
-        return f"{text[:60]}..."
-    return text
+    return truncate(ascii(list(value) if isinstance(value, tuple) else value), 60)
 
 
 def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSources]) -> None:

@@ -5,7 +5,6 @@ The metadata is what still holds of that of the sources, and the provenance of t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,9 +18,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.methods import TensorOp, TensorPosition, base_tensor, copy_of, input_tensors, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
-from cerebrum_cli.merge.tensor_names import hugging_face_names
 
-HUB = "https://huggingface.co"
 Metadata = dict[str, Value]
 Origins = Sequence[tuple[Table, int]]  # tables, and the number of a layer in each
 
@@ -35,11 +32,10 @@ _DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "para
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The name of a merge, references and Hugging Face repositories of its sources by name, and extra texts by key."""
+    """The name of a merge, references of its sources by name, and extra texts by key."""
 
     name: str
     references: Mapping[str, str]
-    repositories: Mapping[str, str] = field(default_factory=dict)
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -108,8 +104,6 @@ def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provena
     for number, (reference, model) in enumerate(unique.items()):
         key = f"general.base_model.{number}"
         result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or reference)
-        if repo_id := provenance.repositories.get(model):
-            result[f"{key}.repo_url"] = Value("STRING", f"{HUB}/{repo_id}")
     for key, content in provenance.extra.items():
         result[key] = Value("STRING", content)
     return result
@@ -205,7 +199,6 @@ class Plan:
     metadata: Mapping[str, Value]
     tensors: tuple[OutputTensor, ...]
     layers: tuple[LayerSources, ...]
-    unmatched_filters: tuple[str, ...] = ()
 
     @cached_property
     def header(self) -> bytes:
@@ -255,24 +248,14 @@ class MergePlanner:
         layers = tuple(step.layer_sources for step in steps)
         require_layer_pattern(self.tables, layers)
         origins = [step.base for step in steps]
-        file_type = self.target.file_type(dominant_file_type(origins))
+        own_type = origins[0][0].content("general.file_type")
+        file_type = self.target.file_type(own_type if isinstance(own_type, int) else None)
         metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
-        return Plan(metadata, tensors, layers, self._unmatched_filters())
+        return Plan(metadata, tensors, layers)
 
     @property
     def _architecture(self) -> str:
         return self.tables[self.recipe.models[0]].architecture
-
-    def _unmatched_filters(self) -> tuple[str, ...]:
-        names = set[str]()
-        for table in self.tables.values():
-            for tensor in table.tensors:
-                names.update(hugging_face_names(tensor, self._architecture))
-        unmatched = []
-        for filter in self.recipe.filters:
-            if not any(filter in name for name in names):
-                unmatched.append(filter)
-        return tuple(unmatched)
 
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):
@@ -344,15 +327,6 @@ class MergePlanner:
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
 
 
-def dominant_file_type(origins: Origins) -> int | None:
-    """File type of the model that most layers come from."""
-    counts = Counter(table.name for table, _ in origins)
-    [(name, _)] = counts.most_common(1)
-    tables = {table.name: table for table, _ in origins}
-    number = tables[name].content("general.file_type")
-    return number if isinstance(number, int) and 0 <= number < 2**32 else None
-
-
 def bits_per_weight(name: str) -> float:
     kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
     return kind.block_bytes * 8 / kind.block_size
@@ -363,9 +337,5 @@ def parse_type(text: str) -> str:
     name = text.upper().replace("-", "_")
     if name in WRITABLE:
         return name
-    problem = "unknown weight type"
-    if name in FILE_TYPES.values() and name.startswith(tuple(MIXTURES)):
-        problem = "mixture of types, not a weight type"
-    raise UsageError(
-        f"--type {text}: {problem}", f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
-    )
+    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
+    raise UsageError(f"--type {text}: unknown weight type", hint)

@@ -133,14 +133,13 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
 
 def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
     references = {"a": "mine:Q4_K_M", "b": "other", "again": "mine:Q4_K_M"}
-    provenance = Provenance("Merged", references, {"a": "me/mine", "again": "me/mine"})
+    provenance = Provenance("Merged", references)
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
     tables = {"a": table("a"), "b": table("b", {"general.name": None}), "again": table("a")}
     made = contents(MergePlanner(recipe, tables, Target()).plan(provenance))
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",
-        "general.base_model.0.repo_url": "https://huggingface.co/me/mine",
         "general.base_model.1.name": "other",  # it has no title
     }
 

