@@ -40,10 +40,10 @@ class Field:
         if not isinstance(self.value, dict):
             raise self.error("not a mapping", f"write lines of `key: value` with these keys: {', '.join(keys)}")
 
-    def require_keys(self, keys: Sequence[str], ignored: Sequence[str] = ()) -> None:
+    def require_keys(self, keys: Sequence[str]) -> None:
         self.require_mapping(keys)
         for key, item in self.value.items():
-            if item is not None and key not in (*keys, *ignored):
+            if item is not None and key not in keys:
                 raise self.unknown_key(key, keys)
 
     def unknown_key(self, key: object, keys: Sequence[str]) -> UsageError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, suggestion
+from cerebrum_cli.merge.document import Field, choices, quoted, read_document, suggestion
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
 
@@ -29,11 +29,6 @@ class SliceSource:
     layer_range: tuple[int, int] | None
     parameters: Parameters
 
-    @property
-    def n_layers(self) -> int:
-        start, end = self.layer_range or (0, 0)
-        return end - start
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -52,8 +47,7 @@ class Slice:
 class Recipe:
     """A parsed recipe; models are the names it uses.
 
-    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source;
-    `ignored_keys` are unknown keys of the top level, which mergekit ignores too.
+    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source.
     """
 
     method: Method
@@ -64,7 +58,6 @@ class Recipe:
     tokenizer_source: str | None
     name: str | None
     text: str
-    ignored_keys: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -75,18 +68,6 @@ class Recipe:
             names.append(part.base_model)
         names += [self.base_model, self._named_tokenizer]
         return tuple(dict.fromkeys(filter(None, names)))
-
-    @property
-    def filters(self) -> tuple[str, ...]:
-        levels = [self.parameters]
-        for part in self.slices:
-            levels.append(part.parameters)
-            levels += [source.parameters for source in part.sources]
-        found: dict[str, None] = {}
-        for level in levels:
-            for values in level.values():
-                found.update((row.filter, None) for row in values if row.filter is not None)
-        return tuple(found)
 
     @property
     def tokenizer_model(self) -> str:
@@ -116,9 +97,8 @@ def parse_recipe(text: str, where: str) -> Recipe:
     root = read_document(where, text)
     root.require_mapping(_KEYS)
     method = _method(root["merge_method"])
-    ignored = [key for key in root.value if key not in _KEYS]
-    for key in ignored:
-        if suggestion(key, _KEYS):
+    for key in root.value:  # mergekit ignores other keys
+        if key not in _KEYS and suggestion(key, _KEYS):
             raise root.unknown_key(key, _KEYS)
     parameters, base_model = _parameters(root["parameters"]), _optional_model(root["base_model"])
     slices = _slices(root, method, parameters, base_model)
@@ -134,7 +114,6 @@ def parse_recipe(text: str, where: str) -> Recipe:
         tokenizer_source=_tokenizer_source(root),
         name=None if root["name"].value is None else root["name"].text("a name"),
         text=text,
-        ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
 
 
@@ -147,13 +126,10 @@ def _method(field: Field) -> Method:
 
 def _slices(root: Field, method: Method, parameters: Parameters, base_model: str | None) -> tuple[Slice, ...]:
     slices, models = root["slices"], root["models"]
-    hint = "give slices to merge layers, or models to merge whole models"
-    if slices.missing and models.missing:
-        raise root.error("neither slices nor models are given", hint)
+    if slices.missing == models.missing:
+        raise root.error("not one of slices and models", "give slices to merge layers, or models to merge whole models")
     if models.missing:
         return tuple(_slice(field, method, parameters, base_model) for field in slices.items())
-    if not slices.missing:
-        raise root.error("both slices and models are given", hint)
     # one slice of all layers, with the base model among its sources
     fields = models.items()
     sources = [_source(field, ("model", "parameters")) for field in fields]
@@ -169,13 +145,6 @@ def _slice(field: Field, method: Method, shared: Parameters, base_model: str | N
     field.require_keys(("sources", "parameters", "base_model"))
     fields = field["sources"].items()
     sources = [_source(source_field, ("model", "layer_range", "parameters")) for source_field in fields]
-    first = sources[0].n_layers
-    for source_field, source in zip(fields, sources, strict=True):
-        if source.n_layers != first:
-            raise source_field["layer_range"].error(
-                f"{source.n_layers} layers, but the first source has {first}",
-                "use the same number of layers from each source",
-            )
     part = Slice(tuple(sources), _parameters(field["parameters"]), _optional_model(field["base_model"]) or base_model)
     _check_method(method, part, shared, field, fields)
     return part
@@ -198,7 +167,7 @@ def _check_method(method: Method, part: Slice, shared: Parameters, field: Field,
             "give each source its own slice, or use another merge_method",
         )
     if method == "slerp":
-        _check_slerp(part, stated, field, fields)
+        _check_slerp(part, stated, field)
     elif method != "passthrough" and "weight" not in stated:
         for source, source_field in zip(part.sources, fields, strict=True):
             needs_weight = method == "linear" or source.model != part.base_model
@@ -217,19 +186,16 @@ def _check_base(method: Method, part: Slice, field: Field) -> None:
         )
 
 
-def _check_slerp(part: Slice, stated: set[str], field: Field, fields: Sequence[Field]) -> None:
+def _check_slerp(part: Slice, stated: set[str], field: Field) -> None:
     count, different = len(part.models), len({*part.models})
     if (count, different) != (2, 2):
         raise field.error(
             f"slerp takes two sources of different models, not {count} of {different}",
             f"use two: {quoted(part.base_model)} and another",
         )
-    place = "to the parameters of the slice or the recipe"
-    for source, source_field in zip(part.sources, fields, strict=True):
-        if "t" in source.parameters:
-            raise source_field["parameters"]["t"].error("slerp takes one t for both sources", f"move it {place}")
     if "t" not in stated:
-        raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", f"add it {place}")
+        hint = "add it to the parameters of the slice or the recipe"
+        raise field.error("slerp needs t, from 0 (base_model) to 1 (the other model)", hint)
 
 
 def _optional_model(field: Field) -> str | None:
@@ -237,16 +203,13 @@ def _optional_model(field: Field) -> str | None:
 
 
 def _model(field: Field) -> str:
-    """A model name, also in mergekit's mapping forms: path and revision, possibly within `model`."""
+    """A model name, also in mergekit's mapping forms: a path, possibly within `model`."""
     if isinstance(field.value, dict) and "model" in field.value:
         field.require_keys(("model",))
         return _model(field["model"])
     if isinstance(field.value, dict):
-        field.require_keys(("path", "revision"))
-        name, revision = _model(field["path"]), field["revision"]
-        if revision.missing:
-            return name
-        return f"{name}@{revision.text('a revision')}"
+        field.require_keys(("path",))
+        return _model(field["path"])
     name = field.text("a model name")
     if "+" in name and not name.lower().endswith(".gguf"):  # mergekit's `model+lora`
         raise field.error(f"{quoted(name)}: LoRA adapters are not supported", "name a model without a `+`")
@@ -292,7 +255,7 @@ def _parameters(field: Field) -> Parameters:
     parameters: dict[str, tuple[ConditionalValue, ...]] = {}
     if field.missing:
         return parameters
-    field.require_keys(_PARAMETERS, ignored=_UNUSED_PARAMETERS)
+    field.require_keys((*_PARAMETERS, *_UNUSED_PARAMETERS))
     for name in field.value:
         if name in _PARAMETERS and not field[name].missing:
             parameters[name] = _conditional_values(field[name])
