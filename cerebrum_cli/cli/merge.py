@@ -11,7 +11,6 @@ from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.settings import environment_layer
 
@@ -59,12 +58,6 @@ def merge(
     with interruptible("nothing was written"):
         plan = plan_merge(app, recipe, options)
     description = describe(plan, app.settings(environment_layer("ctx")).ctx)
-    for key in plan.recipe.ignored_keys:
-        hint = "mergekit ignores it too; check the spelling if it should have an effect"
-        streams.report(NoticeEvent(f"the recipe key {key} is unknown and ignored", hint))
-    for filter in plan.plan.unmatched_filters:
-        hint = "use Hugging Face tensor names, such as self_attn.q_proj"
-        streams.report(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
     if options.dry_run:
         if options.json:
             streams.answer_object(description)
@@ -91,13 +84,13 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, parsed.models, quantization, options.source)
     if options.dry_run:
-        return prepare(parsed, resolve_models(library, references, library.resolve), target)
+        return prepare(parsed, resolve_models(references, library.resolve), target)
     require_free_name(library, target.name, spec, path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
         return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
 
-    models = resolve_models(library, references, find)
+    models = resolve_models(references, find)
     require_not_source(models, target.output)
     question = f"{target.output} already exists. Replace it?"
     if is_file(target.output) and not (options.yes or app.streams.confirm(question, False)):
@@ -107,25 +100,17 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     from cerebrum_cli.library.model import as_path
-    from cerebrum_cli.library.reference import is_part, name_from_stem
+    from cerebrum_cli.library.reference import name_from_stem
     from cerebrum_cli.merge.merge import MergeOptions
     from cerebrum_cli.merge.plan import parse_type
 
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
     path = as_path(str(options.output)) if options.output else Path(f"{stem}.gguf")
-    for is_wrong, problem, hint in (
-        (is_directory(path), " is a directory", "name a file"),
-        (path.suffix.lower() != ".gguf", " is not a .gguf file", f"use -o {path}.gguf"),
-        (is_part(path.name), " is the name of one part of a split model", "omit the part number"),
-        (
-            not is_directory(path.parent),
-            f": directory {path.parent} does not exist",
-            "create it first, or write elsewhere",
-        ),
-    ):
-        if is_wrong:
-            raise UsageError(f"-o {path}{problem}", hint)
+    if path.suffix.lower() != ".gguf" or is_directory(path):
+        raise UsageError(f"-o {path} is not a .gguf file", "name a file that ends in .gguf")
+    if not is_directory(path.parent):
+        raise UsageError(f"-o {path}: directory {path.parent} does not exist", "create it first, or write elsewhere")
     return MergeOptions(
         path, options.name or name_from_stem(path.stem), parse_type(options.type) if options.type else None
     )
@@ -157,8 +142,6 @@ def describe(merge: Merge, context: int | None) -> dict[str, Any]:
         "size": size,
         "files": [{"path": str(path), "size": size}],
         "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
-        "unmatched_filters": list(merge.plan.unmatched_filters),
-        "ignored_keys": list(merge.recipe.ignored_keys),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,

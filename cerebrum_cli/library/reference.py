@@ -205,10 +205,6 @@ def parts_of(name: str) -> tuple[str, ...]:
     return tuple(f"{stem}-{number:05}-of-{total:05}{name[-len(_SUFFIX) :]}" for number in range(1, total + 1))
 
 
-def is_part(name: str) -> bool:
-    return _parse_split(name)[2] is not None
-
-
 def quantization_of(file: str) -> str:
     """Quantization in a file name, in capitals; else its stem in characters a reference allows."""
     stem = PurePosixPath(_parse_split(file)[0]).name

@@ -6,22 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from shlex import quote
 
-from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import existing_parent, remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.download_plan import DownloadPlanner
-from cerebrum_cli.library.fit import DownloadPlan
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.library.pull import Confirm, Puller, require_confirmation, require_free_name
 from cerebrum_cli.library.reference import ModelReference
-from cerebrum_cli.library.registry import OnProgress, Registry, RegistryEntry
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
@@ -78,21 +75,13 @@ def _quantized(library: Library, name: str, quantization: str | None) -> str:
     return name
 
 
-def resolve_models(
-    library: Library, references: Mapping[str, str], find: Callable[[str], InstalledModel]
-) -> dict[str, InstalledModel]:
+def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> dict[str, InstalledModel]:
     models = {}
     for name, reference in references.items():
         try:
             models[name] = find(reference)
-        except (ModelNotFound, PullError) as error:
-            if name != reference or library.spec_named(name.partition(":")[0]):
-                raise
-            hint = f"name the model to use: --source {name}=MODEL"  # most names are of repositories without GGUF files
-            pullable = isinstance(error, ModelNotFound) and error.pullable
-            if pullable:
-                hint = f"{error.hint}, if it has GGUF files; or {hint}"
-                raise ModelNotFound(error.message, hint, pullable=pullable) from error
+        except (ModelNotFound, PullError) as error:  # most names are of repositories without GGUF files
+            hint = f"pull it first, or name another model: --source {name}=MODEL"
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
     return models
 
@@ -150,7 +139,7 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     """Write a merge, report bytes done and total, and register it; returns its SHA-256 too.
 
     Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
-    ConfigError if it cannot be registered: the file is kept, since writing it may have taken an hour.
+    ConfigError if it cannot be registered, which keeps the file: writing it may have taken an hour.
     """
     path, name = merge.options.output, merge.options.name
     require_not_source(merge.models, path)
@@ -158,26 +147,13 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     require_room(path.parent.resolve(), merge.plan.size)
     sha256 = execute(merge.plan, path, llama_codec, thread_count(), on_progress)
     model = RegistryEntry.of_file(path.resolve(), sha256, name, "merge")
-    try:
-        register(library.registry, model)
-    except ConfigError as error:
-        problem = f"{path} is complete, but not registered: {error.message}"
-        then = f"cerebrum pull {quote(str(path))} --name {quote(name)}"
-        raise ConfigError(problem, f"{error.hint}, then run {then}") from error
+    library.registry.add(model)
     return library.model_from_entry(model), sha256
 
 
 def require_room(directory: Path, size: int) -> None:
     """Raise MergeError if a file does not fit on the disk."""
     require_space(existing_parent(directory), size + DISK_RESERVE, MergeError, "write elsewhere")
-
-
-def register(registry: Registry, model: RegistryEntry) -> None:
-    """Register a merge in place of an earlier one in the same file."""
-    for entry in registry.entries():
-        if entry.source == "merge" and entry.name != model.name and entry.path == model.path:
-            registry.remove(entry.name)
-    registry.add(model)
 
 
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
@@ -196,11 +172,10 @@ def public_name(model: InstalledModel) -> str:
 def provenance(recipe: Recipe, models: Mapping[str, InstalledModel], title: str) -> Provenance:
     tokenizer = models[recipe.tokenizer_model]
     references = {name: public_name(model) for name, model in models.items()}
-    repositories = {name: model.cached.repo_id for name, model in models.items() if model.cached}
     extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(dict.fromkeys(references.values()))}
     if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
         extra[MERGE_FORMAT] = tokenizer.known_format
-    return Provenance(title, references, repositories, extra)
+    return Provenance(title, references, extra)
 
 
 # Catalog models that are merged instead of downloaded.
@@ -221,7 +196,7 @@ def pull_merge(
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
-        plan = _plan(puller.planner, reference, context)
+        plan = puller.planner.plan(reference, context)
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
@@ -239,16 +214,6 @@ def pull_merge(
         quantization=quantization,
     )
     return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))[0]
-
-
-def _plan(planner: DownloadPlanner, reference: ModelReference, context: int | None) -> DownloadPlan:
-    """Plan the download; offline and without a quantization in the reference, of one that is installed."""
-    plan = planner.plan(reference, context)
-    if planner.is_offline and not (plan.chosen.installed or reference.quantization):
-        for row in plan.candidates:
-            if row.installed:
-                return planner.plan(ModelReference(reference.name, row.quantization), context)
-    return plan
 
 
 def _find_sources(
