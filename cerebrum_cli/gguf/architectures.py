@@ -16,7 +16,7 @@ class ArchitectureFacts(NamedTuple):
       layers with a window.
     - `layer_period`: of layers without position encoding (`n_no_rope_layer_step` in models/), or with another kind of
       attention
-    - `has_flash_attention`, `needs_equal_cache_types`: of keys and values, besides those with MLA
+    - `needs_equal_cache_types`: of keys and values, besides those with MLA
       (`llama_init_from_model` in llama-context.cpp)
     - `has_stable_attention`: with padded steps, it does not depend on the rows of other sequences (tested with all)
     - `is_sequential`: llama.cpp aborts when it decodes several sequences (plamo2.cpp:398; others with split KV caches)
@@ -25,7 +25,6 @@ class ArchitectureFacts(NamedTuple):
     window_period: int = 0
     default_window: int = 0
     layer_period: int = 1
-    has_flash_attention: bool = True
     needs_equal_cache_types: bool = False
     has_stable_attention: bool = True
     is_sequential: bool = False
@@ -42,7 +41,7 @@ ARCHITECTURES = {
     "gemma3": ArchitectureFacts(window_period=6),
     "gemma3n": ArchitectureFacts(window_period=5),
     "gpt-oss": ArchitectureFacts(window_period=2),
-    "grok": ArchitectureFacts(has_flash_attention=False, has_stable_attention=False),
+    "grok": ArchitectureFacts(has_stable_attention=False),
     "kimi-linear": ArchitectureFacts(is_sequential=True),
     "laguna": ArchitectureFacts(window_period=-4),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),

@@ -213,7 +213,6 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
         require_stable_attention(model, settings)
     require_block_sizes(model, "cache_type_k", settings.cache_type_k, 0)
     require_block_sizes(model, "cache_type_v", settings.cache_type_v, 1)
-    require_flash_attention(model, settings)
     header = model.header
     facts = facts_of(header.architecture)
     types = settings.cache_type_k or "f16", settings.cache_type_v or "f16"
@@ -242,22 +241,6 @@ def require_block_sizes(model: InstalledModel, key: str, cache_type: str | None,
             needed = f"heads with a multiple of {BLOCK_SIZE} elements"
             problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
             raise UsageError(problem, f"omit {key}={cache_type}")
-
-
-def require_flash_attention(model: InstalledModel, settings: Settings) -> None:
-    """Raise UsageError if something needs flash attention, but it is off, or llama.cpp has none for the model."""
-    if settings.cache_type_v in QUANTIZED_CACHE_TYPES:
-        needed_by = f"cache_type_v={settings.cache_type_v}"
-        if settings.flash_attn == "off":
-            raise UsageError(f"{needed_by} needs flash attention", "omit flash_attn=off, or the cache type")
-    elif settings.flash_attn == "on":
-        needed_by = "flash_attn=on"
-    else:
-        return
-    name = model.header.architecture
-    if not facts_of(name).has_flash_attention:
-        problem = f"{needed_by}: llama.cpp has no flash attention for the architecture {name}"
-        raise UsageError(problem, f"omit {needed_by}")
 
 
 def has_stable_attention(header: Header) -> bool:

@@ -14,7 +14,6 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Completions, Engine
 from cerebrum_cli.replies.reply import Ask, Reply, mean_probability
 from cerebrum_cli.replies.tally import Tally, Votes
@@ -147,18 +146,14 @@ class MajorityVote:
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     """A notice that no answer has won, or that several are tied."""
-    leader, votes, number = tally.leader, tally.votes, tally.samples
+    leader, number = tally.leader, tally.samples
     if leader is None:
         return None
-    if tally.winner:
-        if not tally.tied:
-            return None
+    if tally.winner is None:
+        needed = tally.votes.needed
+        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {needed}"
+    elif tally.tied:
         problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
-    elif leader.satisfies(replace(votes, needed=1)):
-        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
-    elif leader.is_checked:
-        programs = format_count(leader.programs, "program")
-        problem = f"only {programs} came to the best answer: min_checked={votes.needed_checked}"
     else:
-        problem = f"{NOT_CHECKED}: min_checked={votes.needed_checked}"
+        return None
     return NoticeEvent(problem, MORE_SAMPLES)

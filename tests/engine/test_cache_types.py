@@ -42,13 +42,10 @@ def options_with(path: Path, **settings: Any) -> LoadOptions:
     [
         ("narrow", {"cache_type_k": "q4_0"}, "cache_type_k=q4_0 needs heads with a multiple of 32 elements.* have 16"),
         ("narrow", {"cache_type_v": "q4_0"}, "cache_type_v=q4_0 needs heads with a multiple of 32 elements.* have 16"),
-        ("wide", {"cache_type_v": "q8_0", "flash_attn": "off"}, "cache_type_v=q8_0 needs flash attention"),
         ("wide", {"flash_attn": "off"}, "batch_invariant and flash_attn=off cannot be used together"),
         ("deepseek2", {"cache_type_v": "q8_0", "ctx": 256}, "deepseek2 needs the same type for keys and values"),
         *((name, {}, f"batch_invariant=on: attention of the architecture {name}") for name in ("grok", "minimax-m3")),
         ("deepseek2", {}, "batch_invariant=on: attention of the architecture deepseek2 depends on other"),
-        ("grok", {"flash_attn": "on"}, "no flash attention for the architecture grok"),
-        ("grok", {"cache_type_v": "q8_0"}, "no flash attention for the architecture grok"),
     ],
 )
 def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
