@@ -28,11 +28,8 @@ SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likeli
 MAX_BIAS = 20.0  # of the logit of its end, at the limit; it grows linearly
 OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to answer
 
-# Patterns are compiled when they are first searched for: few replies need them.
+# Compiled when it is first searched for: few replies need it. A point behind a number may be a decimal point.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
-_NUMBER_END = r"(?<![\d.])\d++\.[*)]*+\s*+\Z"  # of a sentence, unless it is a decimal point
-_LIST_ITEM = r"(?:\A|\n)\s*+\d++\.\s*+\Z"
-_DECIMAL = r"\d\.\d"
 
 
 class AnswerNow:
@@ -111,15 +108,12 @@ class ReplyControls:
     def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
 
-        What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
-        of reasoning as a stop string is an error too.
+        What the model's row recommends is ignored instead: the user may have chosen a format without reasoning.
         """
         if self.format.is_servers:
             require_servable(settings)
             return
         markups = self.own_markups(system_prompt)
-        if settings.thinks is not False:
-            require_stop_in_answer(settings.stop, markups)
         if settings.origin("think") in RECOMMENDED:
             return
         efforts = self.format.efforts
@@ -165,12 +159,10 @@ class ReasoningBudget:
         self._limit = limit
         self._answer_now = answer_now
         self._sentence = sentence
-        self._has_decimals = False
         self._is_used_up = limit == 0
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:  # noqa: ARG002
-        if text.stage != "answer":
-            self._has_decimals = self._has_decimals or re.search(_DECIMAL, text.tail) is not None
+    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
+        """Do nothing: the text has the number of its tokens."""
 
     def intervene(self, text: ReplyText) -> Force | TokenBias | None:
         markup = text.open_markup
@@ -183,7 +175,7 @@ class ReasoningBudget:
         if self._limit is None:
             return None
         excess = text.reasoning_tokens / self._limit - SOFT_END
-        if excess <= 0 or not self._is_at_sentence_end(text.tail):
+        if excess <= 0 or not re.search(_SENTENCE_END, text.tail):
             return None
         return TokenBias(text.rules.endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
 
@@ -192,13 +184,8 @@ class ReasoningBudget:
             return True
         if self._limit is None or text.reasoning_tokens < self._limit:
             return False
-        return text.reasoning_tokens >= self._limit + SENTENCE_TOKENS or self._is_at_sentence_end(text.tail)
-
-    def _is_at_sentence_end(self, tail: str) -> bool:
-        """Whether a sentence has just ended; behind a number, only in text without decimal points."""
-        if re.search(_SENTENCE_END, tail):
-            return True
-        return not self._has_decimals and re.search(_NUMBER_END, tail) is not None and not re.search(_LIST_ITEM, tail)
+        is_overdue = text.reasoning_tokens >= self._limit + SENTENCE_TOKENS
+        return is_overdue or re.search(_SENTENCE_END, text.tail) is not None
 
 
 def require_servable(settings: Settings) -> None:
@@ -212,16 +199,6 @@ def require_servable(settings: Settings) -> None:
             f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids",
             "omit it, or use llama-server",
         )
-
-
-def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:
-    markers = {marker for markup in markups for marker in (markup.open, markup.close)}
-    for text in stop:
-        if text.strip() in markers:
-            raise UsageError(
-                f"invalid stop: {text.strip()!r}; stop strings apply to the answer, not to reasoning",
-                "omit it; --think limits reasoning or turns it off",
-            )
 
 
 def plan_endings(

@@ -28,7 +28,7 @@ from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 
 REPLIES = {
-    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there."),
+    "ended": reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there."),
     "short": "<think>Hm.</think>It is {seed}. That was easy, and it needed no long thought.",
     "no reasoning": "It is {seed}. That was easy, and it needed no long thought at all, as you can see.",
     "long sentence": reply_around("<think>" + "and so on " * 3, ENDING, "It is {seed}."),
@@ -73,10 +73,10 @@ def test_remote_reasoning_asks_for_no_more_than_it_needs() -> None:
         replies = replies_of(engine, given)
         first, *others = (asked.body for asked in server.completions())
     assert (first["n_cmpl"], first["n_predict"]) == (3, OPENING_TOKENS + LIMIT + SENTENCE_TOKENS)
-    prompt_length = len(f"go<think>\nI can see 3.{ENDING}")
+    prompt_length = len(f"go<think>\nI can see 3!{ENDING}")
     later = sorted((body["seed"], body["n_cmpl"], len(body["prompt"])) for body in others)
     assert later == [(seed, 1, prompt_length) for seed in (3, 4, 5)]
-    assert next(iter(replies.values())).text == "\nI can see 3.\nIt is 3. So there."
+    assert next(iter(replies.values())).text == "\nI can see 3!\nIt is 3. So there."
 
 
 def test_remote_turn_that_fails_ends_those_of_the_other_samples() -> None:
@@ -92,7 +92,7 @@ def test_remote_turn_that_fails_ends_those_of_the_other_samples() -> None:
 
 THINKING = "<think>I can see that it is {seed}, so I say it.</think>"
 ANSWERED = {
-    "ended": reply_around("<think>\nI can see {seed}.", ENDING, "{seed}"),
+    "ended": reply_around("<think>\nI can see {seed}!", ENDING, "{seed}"),
     "short": THINKING + "\n\n{seed}",
     "no reasoning": "{seed} is it",
     "all reasoning": THINKING.partition("</think>")[0],

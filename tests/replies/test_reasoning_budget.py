@@ -32,7 +32,7 @@ IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n'
     "assistant\n' }}", "assistant\n<think>\n' }}"
 )
 REASONING = "<think>\nLet me see. "
-ENDED = reply_around("<think>\nI can see {seed}.", ENDING, "It is {seed}. So there.")
+ENDED = reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there.")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context
     request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),), rules=thinking())
     with running_engine(backend) as engine:
         [reply] = collect_replies(engine.generate([request])).values()
-    assert (reply.reason, reply.text) == (reason, "\nI can see 7.\n</thi")
+    assert (reply.reason, reply.text) == (reason, "\nI can see 7!\n</thi")
 
 
 def test_engine_counts_the_reasoning_of_a_prefix() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,10 @@ from cerebrum_cli.engine.remote.openai_servers import OpenAIServer, Sglang, Vllm
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
 OTHER: ServerKind = OpenAIServer()
 EXACT = "llama-server, vLLM or SGLang"
+NO_EXACT_PROMPTS = NoticeEvent(
+    "the server applies its own chat template, top_k and min_p: no exact prompts or token ids",
+    f"for exact prompts, use {EXACT}, without a gateway",
+)
 
 SHOWN_MODELS = 20  # of a server that may have hundreds
 DESCRIBE_S = 30.0  # a busy server answers between two steps
@@ -117,19 +121,6 @@ async def describe(client: Client) -> ServerInfo:
     except DAMAGE as error:
         problem = f"{client.endpoint.name}: unexpected response to /v1/models or {path}"
         raise EndpointError(problem, "update the server") from error
-
-
-def remarks(servers: Mapping[str, ServerInfo]) -> Iterator[NoticeEvent]:
-    variants: dict[str, str] = {}
-    for name, info in servers.items():
-        variants.setdefault(f"{info.weights} on {info.kind.name} {info.build}", name)
-        if info.kind.takes_messages:
-            problem = "the server applies its own chat template, top_k and min_p: no exact prompts or token ids"
-            yield NoticeEvent(problem, f"for exact prompts, use {EXACT}, without a gateway")
-    if len(variants) > 1:
-        shown = "; ".join(f"{name}: {variant}" for variant, name in variants.items())
-        problem = f"the servers differ, so answers may depend on the server ({shown})"
-        yield NoticeEvent(problem, "for identical answers, use identical machines, builds and models")
 
 
 def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
+DEFAULTS = SamplingParams()
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # around reasoning that a server sends apart from the answer
 
 StopReason = Literal["eos", "stop string", "limit"]
@@ -72,6 +74,7 @@ class ServerKind(ABC):
     description_path: str
     completion_path: str
     context_option: str  # on the server's command line
+    samplers: Collection[str] = SAMPLERS  # the settings that it takes
     takes_messages = False  # instead of token ids
     takes_end_tokens = False  # since it does not know all of them itself
 
@@ -91,9 +94,18 @@ class ServerKind(ABC):
     def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         """The parts of a streamed reply, the last with its end."""
 
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        """How it handles a request differently from llama.cpp: notices and hints."""
-        return ()
+    def ignored(self, request: Request, info: ServerInfo) -> list[str]:
+        """Settings of a request that have no effect there."""
+        params = request.params
+        ignored = list[str]()
+        for name, value in params.samplers.items():
+            if name not in self.samplers and value and value != getattr(DEFAULTS, name):
+                ignored.append(name)
+        if request.ignore_eos and self.takes_messages:
+            ignored.append("ignore_eos")
+        if params.temperature > 0 and not info.has_seeds:
+            ignored.append("seed")
+        return ignored
 
 
 def origin(record: Mapping[str, str]) -> str:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
-from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
@@ -31,17 +30,13 @@ from cerebrum_cli.engine.sequence import Request
 
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
-IGNORED_SEEDS = (
-    "this server ignores seeds, so samples are not reproducible",
-    "start SGLang with --enable-deterministic-inference",
-)
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
-DEFAULTS = SamplingParams()
 ENDS: Mapping[str | None, StopReason] = {"stop": "eos", "length": "limit", None: "limit"}  # by the reason to finish
 _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
 class _SharedFields(ServerKind):
+    samplers = (*_SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
     takes_end_tokens = True
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
@@ -61,26 +56,6 @@ class _SharedFields(ServerKind):
         if params.logit_bias:
             fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
         return fields
-
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:
-        params = request.params
-        differences = list[tuple[str, str]]()
-        if params.repeat_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-            problem = f"{self.name}'s penalties count the whole text or reply, not the last 64 tokens"
-            differences.append((problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
-        ignored = list[str]()
-        if params.has_dry:
-            ignored.append("dry_multiplier")
-        if params.temperature > 0 and params.top_n_sigma > 0:
-            ignored.append("top_n_sigma")
-        if params.temperature > 0 and params.typical_p < 1:
-            ignored.append("typical_p")
-        if ignored:
-            problem = f"{self.name} does not support {', '.join(ignored)}: ignored"
-            differences.append((problem, "omit this, or use llama-server"))
-        if params.temperature > 0 and not info.has_seeds:
-            differences.append(IGNORED_SEEDS)
-        return differences
 
 
 class Vllm(_SharedFields):
@@ -196,6 +171,7 @@ class OpenAIServer(ServerKind):
     """Any other server of chat completions, such as Ollama; each sample is a request, with its reasoning in markup."""
 
     name = "OpenAI-compatible server"
+    samplers = _SHARED_PARAMS
     takes_messages = True
     description_path = "/v1/models"
     completion_path = "/v1/chat/completions"
@@ -256,18 +232,6 @@ class OpenAIServer(ServerKind):
             yield _chat_end(finish, {"completion_tokens": parts, **usage})
         elif not parts:
             raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
-
-    def differences(self, request: Request, info: ServerInfo) -> Sequence[tuple[str, str]]:  # noqa: ARG002
-        ignored = list[str]()
-        for name, value in request.params.samplers.items():
-            if name not in _SHARED_PARAMS and value and value != getattr(DEFAULTS, name):
-                ignored.append(name)
-        if request.ignore_eos:
-            ignored.append("ignore_eos")
-        if not ignored:
-            return []
-        problem = f"chat completions have no {', '.join(ignored)}: the server's own settings apply"
-        return [(problem, "omit this, or use llama-server")]
 
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:

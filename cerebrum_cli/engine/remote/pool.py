@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
-from cerebrum_cli.engine.remote.description import remarks
+from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
 from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
@@ -167,8 +167,9 @@ class Pool:
         if rest := job.split(server.info.max_samples):
             self._waiting.appendleft(rest)
         job.pooled.server = server
-        for problem, hint in server.info.kind.differences(job.request, server.info):
-            self._note_once(NoticeEvent(problem, hint))
+        kind = server.info.kind
+        if ignored := kind.ignored(job.request, server.info):
+            self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
         server.start(job).add_done_callback(lambda task: self._end(task, job, server))
 
     # Jobs that end.
@@ -293,8 +294,8 @@ class Pool:
 
     def _note_reached(self) -> None:
         self._has_started.set()
-        for remark in remarks({server.name: server.info for server in self.known}):
-            self._note_once(remark)
+        if any(server.info.kind.takes_messages for server in self.known):
+            self._note_once(NO_EXACT_PROMPTS)
         if self._is_connected:
             self._emit(self.generated)  # so that it is recorded before its first reply
 
