@@ -32,7 +32,7 @@ from cerebrum_cli.results.schema import FinishedRows
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(?::([1-9]\d?))?")
-BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
+BLOCK = 64  # rows at most: what is lost with a worker
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
 MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
@@ -93,7 +93,7 @@ class Distribution:
     _fruitless: int = 0  # passes in which no row was answered
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
-    _tokens: dict[str, int] = field(default_factory=dict)
+    _tokens: int = 0
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -127,8 +127,7 @@ class Distribution:
         rows, samples, _, run = self.work
         self._workers = workers
         rows_each = -(-(len(run.rows) - len(run.finished)) // workers)
-        most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
-        size = min(most, -(-rows_each // BLOCKS_EACH))
+        size = min(BLOCK, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // (size * samples) + 2, max(2, -(-rows_each // size)))
         missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
         if self._fruitless:  # one row may have ended each worker: find others
@@ -147,7 +146,6 @@ class Distribution:
         yield RowEvent(len(run.finished), len(run.rows), run.counts)
 
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
-        is_restart = report.worker in self._reports and not report.problem
         self._reports[report.worker] = report
         if report.problem:
             problems = [report_so_far.problem for report_so_far in self._reports.values()]
@@ -158,8 +156,6 @@ class Distribution:
         servers = self.job.source.servers
         if not (servers and servers.may_differ):
             self._require_one_model()
-        if is_restart:
-            yield NoticeEvent(f"{report.host}: a worker was lost and restarted", "see its Ray logs in /tmp/ray")
         self.work.run.note(SERVERS, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
@@ -171,13 +167,13 @@ class Distribution:
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
 
     def _write(self, answer: bytes) -> Iterator[Event]:
-        host, objects, tokens, notices = pickle.loads(answer)
+        objects, tokens, notices = pickle.loads(answer)
         for position, object in objects.items():
             if position not in self.work.run.finished:
                 self.work.run.write(position, object)
-        self._tokens[host] = self._tokens.get(host, 0) + tokens
+        self._tokens += tokens
         yield from notices
-        yield events.ServersEvent(tuple(events.ServerTokens(*pair, False) for pair in self._tokens.items()))
+        yield events.ServersEvent(self._tokens)
 
 
 # On a node.
@@ -220,7 +216,7 @@ class NodeJob:
         loaded = open_many(source, MAX_PARALLEL)
         for event in loaded.load():
             if isinstance(event, NoticeEvent):
-                yield pickle.dumps((platform.node(), {}, 0, [event]))
+                yield pickle.dumps(({}, 0, [event]))
         answer = partial(self.answer, loaded)
         if loaded.is_remote:
             return answer, loaded.engine.builds
@@ -235,7 +231,7 @@ class NodeJob:
                 tokens += event.completion_tokens
             elif isinstance(event, NoticeEvent):
                 notices.append(event)
-        return pickle.dumps((platform.node(), result.written, tokens, notices))
+        return pickle.dumps((result.written, tokens, notices))
 
 
 def find_file(library: Library, file: NodeJob) -> InstalledModel:

@@ -129,19 +129,11 @@ class TallyEvent:
     maximum: int
 
 
-class ServerTokens(NamedTuple):
-    """A server by the name of its endpoint: how many tokens it has generated, and whether it answers no more."""
-
-    name: str
-    tokens: int
-    is_lost: bool
-
-
 @dataclass(frozen=True, slots=True)
 class ServersEvent:
-    """Tokens that each of several servers has generated so far."""
+    """Servers or nodes have changed, or have generated this many tokens without events so far."""
 
-    servers: tuple[ServerTokens, ...]
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,13 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
     ServersEvent,
-    ServerTokens,
     StageEvent,
     TokenEvent,
 )
 from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
-from cerebrum_cli.terminal.streams import Streams, strip_controls
+from cerebrum_cli.terminal.streams import Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
@@ -44,7 +43,7 @@ class BatchProgress(Line):
         self._rows: Counts | None = None
         self._before = 0  # rows answered by earlier runs
         self._running = set[SequenceId]()
-        self._servers: tuple[ServerTokens, ...] = ()
+        self._elsewhere = 0  # tokens without events
         self._phase = "preparing prompts"
         self._tokens = 0
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
@@ -78,8 +77,8 @@ class BatchProgress(Line):
                 self._running.discard(sequence)
                 if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without them
                     self._tokens += event.completion_tokens
-            case ServersEvent(servers):
-                self._servers = servers
+            case ServersEvent(tokens):
+                self._elsewhere = tokens
             case RowEvent() | EvalProgress():
                 if self._rows is None:
                     self._before = answered(event)
@@ -103,7 +102,7 @@ class BatchProgress(Line):
 
     @property
     def _all_tokens(self) -> int:
-        return max(self._tokens, sum(server.tokens for server in self._servers))  # some servers send no ids
+        return self._tokens + self._elsewhere
 
     def _summary(self) -> str:
         assert self._rows
@@ -118,10 +117,7 @@ class BatchProgress(Line):
 
     def _speed(self, seconds: float) -> str:
         tokens = self._all_tokens
-        rate = f"{tokens / seconds:.1f} t/s"
-        if self._servers:
-            rate += f": {server_rates(self._servers, seconds, shows_lost=False)}"
-        return f"{tokens} tokens in {seconds:.1f} s ({rate})"
+        return f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)"
 
     def render(self, width: int) -> Iterator[Segment]:
         rows = self._rows
@@ -145,13 +141,10 @@ class BatchProgress(Line):
         yield tail, ""
 
     def _speeds(self, seconds: float) -> list[str]:
-        """Ways to state the speed, the longest first; none in the first second."""
+        """The speed; none in the first second."""
         if seconds <= 1 or not self._all_tokens:
             return []
-        speed = f"{self._all_tokens / seconds:.1f} tokens/s"
-        if not self._servers:
-            return [speed]
-        return [f"{speed} ({server_rates(self._servers, seconds)})", speed]
+        return [f"{self._all_tokens / seconds:.1f} tokens/s"]
 
 
 class StageProgress(Line):
@@ -300,11 +293,3 @@ def exceptions(event: Counts) -> Iterator[str]:
         yield f"{event.cut_off:.0%} truncated"
     if event.skipped:
         yield f"{event.skipped} skipped"
-
-
-def server_rates(servers: Sequence[ServerTokens], seconds: float, shows_lost: bool = True) -> str:
-    rates = []
-    for name, tokens, is_lost in servers:
-        rate = "lost" if is_lost and shows_lost else f"{tokens / seconds:.1f}"
-        rates.append(f"{strip_controls(name).rpartition('://')[2]} {rate}")
-    return ", ".join(rates)

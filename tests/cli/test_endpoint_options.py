@@ -1,7 +1,6 @@
 """`--endpoint`: which options it allows, its URLs and names, keys, certificates and proxies."""
 
 import json
-import math
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +12,6 @@ from model_servers import Armed
 from served import Served
 from server_kinds import VllmServer
 from waiting import TIMEOUT_S, wait_until
-
-from cerebrum_cli.engine.remote import remote_engine
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 
@@ -87,10 +84,7 @@ def test_endpoint_servers_of_different_models_need_consent(served: Served) -> No
 
 
 @pytest.mark.slow
-def test_endpoint_server_that_joins_is_recorded_before_its_first_row(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote_engine, "REPORT_S", math.inf)
+def test_endpoint_server_that_joins_is_recorded_before_its_first_row(served: Served) -> None:
     first, record = served.servers[0], served.home / "out.jsonl.meta.json"
 
     def join(second: VllmServer, loading: Armed) -> list[str]:

@@ -34,15 +34,12 @@ from cerebrum_cli.core.events import (
     NoticeEvent,
     RefusedEvent,
     SequenceId,
-    ServersEvent,
-    ServerTokens,
     TokenEvent,
 )
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyText
-from cerebrum_cli.terminal.progress import server_rates
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})
@@ -114,18 +111,6 @@ def test_remote_requests_after_a_cancel_are_not_sent() -> None:
             [late] = collect_replies(events).values()
         assert [reply.reason for reply in replies.values()] == ["stop"] and late.reason == "cancelled"
         assert len(server.completions()) == 1
-
-
-def test_remote_reports_what_each_server_generated() -> None:
-    with serving(unicode_model, 2) as servers, connected(*servers) as engine:
-        events = events_of(engine, *REQUESTS)
-        assert not any(isinstance(event, ServersEvent) for event in events_of(engine))
-    last = events[-1]
-    assert isinstance(last, ServersEvent)
-    assert [server.name for server in last.servers] == [server.url for server in servers]
-    assert not any(server.is_lost for server in last.servers)
-    generated = sum(event.completion_tokens for event in events if isinstance(event, FinishEvent))
-    assert sum(server.tokens for server in last.servers) == generated > 0
 
 
 def test_remote_source_is_read_ahead() -> None:
@@ -358,11 +343,3 @@ def test_remote_close_leaves_nothing_behind(moment: str) -> None:
         with pytest.raises(EngineError):
             engine.complete([request_of("Q")])
         engine.close()
-
-
-# What the progress of a batch shows of servers.
-
-
-def test_server_rates_name_lost_servers() -> None:
-    servers = [ServerTokens("https://gpu1:8080", 100, True), ServerTokens("https://gpu2:8080", 200, False)]
-    assert server_rates(servers, 10.0) == "gpu1:8080 lost, gpu2:8080 20.0"

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, as a program: a node with another version of this program, and two good ones."""
+"""A Ray cluster on this machine, as a program: a node with another version of this program, and a good one."""
 
 import contextlib
 import shutil
@@ -18,7 +18,7 @@ def main() -> None:
     (other / "__init__.py").write_text("__version__ = '99'\n")
     cluster = Cluster()
     with contextlib.redirect_stdout(sys.stderr):
-        for more in ({"env_vars": {"PYTHONPATH": str(other.parent)}}, {}, {}):
+        for more in ({"env_vars": {"PYTHONPATH": str(other.parent)}}, {}):
             cluster.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES, include_dashboard=False, **more)
         session = cluster.head_node.get_session_dir_path()
     sys.stdout.write(f"{cluster.address}\n")

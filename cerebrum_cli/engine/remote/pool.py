@@ -20,7 +20,7 @@ from dataclasses import replace
 from time import monotonic
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
-from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent, ServerTokens
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
@@ -59,13 +59,8 @@ class Pool:
 
     @property
     def known(self) -> list[Server]:
-        """The servers that have answered so far; for any thread, as what they have generated, and the window."""
+        """The servers that have answered so far; for any thread, as the window."""
         return [server for server in self._servers if server.is_known]
-
-    @property
-    def generated(self) -> ServersEvent:
-        servers = self.known if len(self._servers) > 1 else []
-        return ServersEvent(tuple(ServerTokens(server.name, server.generated, server.is_lost) for server in servers))
 
     @property
     def window(self) -> int:
@@ -297,7 +292,7 @@ class Pool:
         if any(server.info.kind.takes_messages for server in self.known):
             self._note_once(NO_EXACT_PROMPTS)
         if self._is_connected:
-            self._emit(self.generated)  # so that it is recorded before its first reply
+            self._emit(ServersEvent())  # so that it is recorded before its first reply
 
     # Notices.
 

@@ -8,8 +8,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
-from math import inf
-from time import monotonic
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
@@ -28,13 +26,12 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag
 
 OTHER_FILES = 128  # that are open besides connections
-REPORT_S = 1.0  # between reports of what each server has generated
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
 class RemoteCompletions(Completions[RemoteSample]):
-    """Completions, and once a second what each of several servers has generated; the caller reads the source."""
+    """Completions of servers; the caller reads the source."""
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
         super().__init__(scope)
@@ -42,7 +39,6 @@ class RemoteCompletions(Completions[RemoteSample]):
         self._source: Iterator[tuple[int, Request]] | None = enumerate(requests)
         self._submitted: dict[int, PooledRequest] = {}
         self._read_source()
-        self._report_at = monotonic() + REPORT_S if self._live else inf
 
     def abort(self, index: int) -> None:
         if pooled := self._submitted.pop(index, None):
@@ -51,15 +47,10 @@ class RemoteCompletions(Completions[RemoteSample]):
     def __next__(self) -> Event:
         if self._source and len(self._live) < READ_AT * self._pool.window:
             self._read_source()
-        now = monotonic() if self._live else inf  # the last report comes after the last sample
-        if now > self._report_at and len(self._pool.known) > 1:
-            self._report_at = now + REPORT_S
-            return self._pool.generated
         return super().__next__()
 
     def close(self) -> None:
         self._source = None
-        self._report_at = inf
         if self._live:
             self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
             self._live.clear()

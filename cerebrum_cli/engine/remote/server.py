@@ -126,7 +126,8 @@ class Server:
         self.client = Client(endpoint)
         self.running: dict[PoolJob, None] = {}
         self.reaching: asyncio.Task[None] | None = None
-        self.outstanding = self.generated = 0  # samples that it has been given, and tokens of replies
+        self.outstanding = 0  # samples that it has been given
+        self.has_replied = False
         self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
         self.failures = 0  # since its last answer
         self.lost_together = 0  # jobs that it had when it was lost
@@ -255,7 +256,7 @@ class Server:
         """What it means that a server refuses a row: a fault of the row, or of the server."""
         if error.status == 404:  # as from a gateway while the server restarts
             return LostServerError(error.reason)
-        if error.status in OF_THE_KEY and not self.generated:
+        if error.status in OF_THE_KEY and not self.has_replied:
             return self.client.fault(error, REFUSED_HINT)
         return RefusedRequestError(_explain(error, job.request, self.alias))
 
@@ -312,7 +313,7 @@ class Server:
     def _report(self, job: PoolJob, events: Iterable[SampleEvent]) -> None:
         for event in events:
             if isinstance(event, FinishEvent):
-                self.generated += event.completion_tokens
+                self.has_replied = True
                 self._check_prompt(job, event)
             job.report([event])
 
