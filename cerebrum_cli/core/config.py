@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,9 +16,6 @@ from cerebrum_cli.core.text import did_you_mean
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
 EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
-_UNQUOTED = re.compile(
-    r"^[ \t]*([\w-]+)[ \t]*=[ \t]*(?!true\b|false\b|inf\b|nan\b)([A-Za-z][^\s#\"'\[{]*)[ \t]*(?:#|$)", re.M
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,7 @@ def read_config(path: Path) -> Config:
         return Config()
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
-    settings = read_settings(values, text, path, (ENDPOINTS,))
+    settings = read_settings(values, path, (ENDPOINTS,))
     return Config(SourcedLayer(settings, origin=CONFIG), endpoints)
 
 
@@ -73,36 +69,28 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
         repr(values)  # hexadecimal numbers of any length are read, but cannot be shown
         return values
     except (ValueError, RecursionError) as error:
-        if unquoted := _UNQUOTED.search(text):
-            problem = f"{path}:{line_of(text, unquoted.start())}: {unquoted[2]} is text without quotes"
-            raise ConfigError(problem, f'write {unquoted[1]} = "{unquoted[2]}"') from error
-        is_syntax = isinstance(error, tomllib.TOMLDecodeError)
-        problem = f"invalid TOML: {error}" if is_syntax else "a value is nested too deeply, or has too many digits"
-        raise ConfigError(f"{path}: {problem}", "edit the file, or move it elsewhere") from error
+        raise ConfigError(f"{path}: invalid TOML: {error}", "edit the file, or move it elsewhere") from error
 
 
-def read_settings(values: Mapping[str, Any], text: str, path: Path, other_keys: tuple[str, ...]) -> Layer:
+def read_settings(values: Mapping[str, Any], path: Path, other_keys: tuple[str, ...]) -> Layer:
     """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
     layer: dict[str, Any] = {}
     for name, value in values.items():
-        where = str(path)
-        if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
-            where += f":{line_of(text, place.start())}"
-        layer |= read_setting(name, value, where, other_keys)
+        layer |= read_setting(name, value, path, other_keys)
     return in_directory(layer, path.parent)
 
 
-def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
+def read_setting(name: str, value: Any, path: Path, other_keys: tuple[str, ...]) -> Layer:
     """The setting of a name, converted; `other_keys` are allowed beside it. Raises ConfigError."""
     keys = keys_of(name)
     if not keys:
         known = (*KEYS, *other_keys)
         near = did_you_mean(name.replace("-", "_"), known)
-        raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
+        raise ConfigError(f"{path}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
     try:
         return {key: OPTIONS[key].convert(value) for key in keys}
     except InvalidValue as invalid:
-        raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
+        raise ConfigError.invalid(name, value, invalid.expected, f"{path}: ") from invalid
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
@@ -126,7 +114,3 @@ def read_endpoint(name: str, table: Mapping[str, Any], path: Path) -> EndpointTa
     if "url" not in table:
         raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
     return EndpointTable(**values)
-
-
-def line_of(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1

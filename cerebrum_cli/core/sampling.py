@@ -104,11 +104,7 @@ class SamplingParams:
 
     @property
     def dry_breakers(self) -> tuple[str, ...]:
-        texts = self.dry_sequence_breaker
-        if NO_BREAKERS not in texts:
-            return texts
-        last = len(texts) - texts[::-1].index(NO_BREAKERS)
-        return texts[last:]
+        return () if NO_BREAKERS in self.dry_sequence_breaker else self.dry_sequence_breaker
 
 
 SAMPLERS = tuple(key.name for key in fields(SamplingParams) if key.name not in ("max_tokens", "seed", "stop"))

@@ -96,22 +96,17 @@ class PromptDirectory:
     def file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
 
-    def find_file(self, name: str, is_option: bool = False) -> Path:
-        """The file of a prompt whose name is an argument, or the value of -p. Raises UsageError if there is none."""
+    def find_file(self, name: str) -> Path:
+        """The file of a prompt. Raises UsageError if there is none."""
         names = self.names()
         if name in names:
             return self.file(name)
-        if is_option and len(name.split()) > 1:
-            hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
-        elif names:
-            hint = f"{did_you_mean(name, names)}list all with cerebrum prompts list"
-        else:
-            hint = f"none are saved; create it with cerebrum prompts edit {quote(name)}"
+        hint = f"{did_you_mean(name, names)}list all with cerebrum prompts list"
         raise UsageError(f"no saved prompt named {name!r}", hint)
 
-    def find(self, name: str, is_option: bool = False) -> SavedPrompt:
+    def find(self, name: str) -> SavedPrompt:
         """Read a prompt by its name. Raises UsageError if there is none, and ConfigError with file and key."""
-        return read_prompt(self.find_file(name, is_option))
+        return read_prompt(self.find_file(name))
 
     def read_all(self) -> list[SavedPrompt]:
         return [read_prompt(self.file(name)) for name in self.names()]
@@ -130,13 +125,13 @@ def read_prompt(path: Path) -> SavedPrompt:
         raise ConfigError.invalid("extract", extract, 'true, "last", or a language like "python"', where)
     if extract and schema:
         raise ConfigError.conflict("extract", "schema", "remove one of them", where)
-    settings = SourcedLayer(read_settings(values, header, path, PROMPT_KEYS), origin=SAVED_PROMPT)
+    settings = SourcedLayer(read_settings(values, path, PROMPT_KEYS), origin=SAVED_PROMPT)
     file = path.parent / Path(schema).expanduser() if schema else None
     return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, file, extract)
 
 
 def split_header(text: str, path: Path) -> tuple[str, str]:
-    """The header, which keeps its line numbers, and what is below it. Raises ConfigError if its end is missing."""
+    """The header, and what is below it. Raises ConfigError if its end is missing."""
     if not text.startswith(FENCE):
         return "", text
     header, fence, prompt = text.removeprefix(FENCE).partition(f"\n{FENCE}")
