@@ -20,7 +20,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.files import replace_user_file, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, translate_os_errors
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
@@ -180,4 +180,5 @@ def require_name(name: str) -> None:
 
 def write_prompt(path: Path, text: str) -> None:
     with translate_os_errors(ConfigError, path):
-        replace_user_file(path, text.encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path.resolve(), text.encode())

