@@ -252,8 +252,7 @@ def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanR
     sizes = dict(spec.quantizations)
     if spec.sources:
         sizes = dict(spec.sources[0].quantizations or spec.quantizations)
-    for model in own:
-        _override(sizes, model)
+    sizes |= {model.display_name: model.size for model in own}
     if not sizes:
         return None
     installed = [model.display_name for model in own]
@@ -269,16 +268,8 @@ def installed_plan(models: Sequence[InstalledModel], request: PlanRequest) -> Do
     return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
 
 
-def _override(sizes: dict[str, int], model: InstalledModel) -> None:
-    for name in sizes:
-        if same_quantization(name, model.display_name):
-            sizes[name] = model.size
-            return
-    sizes[model.display_name] = model.size
-
-
 def spec_sizes(spec: ModelSpec | None) -> ModelSizes:
     kv_bytes_per_token = ASSUMED_KV_BYTES
     if spec and spec.kv_bytes_per_token:
         kv_bytes_per_token = spec.kv_bytes_per_token
-    return uniform_sizes(0, CATALOG_LAYERS, kv_bytes_per_token // 2)
+    return uniform_sizes(CATALOG_LAYERS, CATALOG_LAYERS, kv_bytes_per_token // 2)  # to be scaled to any weights

@@ -18,7 +18,7 @@ from cerebrum_cli.library.fit import (
 )
 
 GIB, GB = 2**30, 10**9
-KV = uniform_sizes(0, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
+KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token
 CATALOGUE = {spec.name: spec for spec in load_catalogue([Path(__file__).parents[2] / "models.toml"])}
 
 
@@ -69,7 +69,7 @@ def fit(size: float, here: Capacity, sizes: ModelSizes = KV) -> MemoryFit:
     ],
 )
 def test_fit_changes_at_its_limits(here: Capacity, size: float, expected: str) -> None:
-    without_kv = uniform_sizes(0, 32, 0)  # half a GiB is left free beside the weights
+    without_kv = uniform_sizes(32, 32, 0)  # half a GiB is left free beside the weights
     assert fit(size, here, without_kv).fit == expected
     unusable = machine(SYSTEM_RESERVE // 2), machine(SYSTEM_RESERVE // 2, 10 * GB), metal(16 * GIB, 12 * GIB)
     assert [each.usable_memory for each in unusable] == [0, 10 * GB - HEADROOM, 15 * GIB]
