@@ -251,10 +251,7 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
         if any(row["default"] for row in listed):
             streams.report("* default model")
     if is_outdated:
-        for row in listed:
-            streams.report(f"get the newer upload: cerebrum pull {row['reference']}")
-        if not listed:
-            streams.report("no installed model has a newer upload")
+        streams.report("next: cerebrum pull MODEL" if listed else "no installed model has a newer upload")
         return
     pull = "" if listed else "; cerebrum list --available shows models to pull"
     streams.report(f"bundled, for trying the program: nano{pull}")

@@ -244,7 +244,7 @@ def open_file(
 def delete(paths: tuple[Path, ...], directory: Path) -> int:
     """Delete files of the cache in a directory by their snapshot paths and return the number of freed bytes.
 
-    Blobs that another revision uses are kept; empty revisions and repositories are deleted too.
+    Blobs that another revision uses are kept.
     """
     from huggingface_hub import scan_cache_dir
 
@@ -254,15 +254,9 @@ def delete(paths: tuple[Path, ...], directory: Path) -> int:
     files = {file for revision in revisions for file in revision.files if file.file_path in requested}
     if len(files) < len(requested):
         raise PullError(f"the cache in {directory} is damaged", "inspect it with hf cache ls -vvv")
-    incomplete = {partial.file_path.parent.parent for partial in cache.incomplete_files}
-    emptied = []
-    for revision in revisions:
-        if revision.files <= files and revision.snapshot_path.parent.parent not in incomplete:
-            emptied.append(revision.commit_hash)
     strategy = cache.delete_files(*files)
     try:
         strategy.execute()
-        scan_cache_dir(directory).delete_revisions(*emptied).execute()
     except OSError as error:
         raise PullError(f"{error.filename}: {error.strerror}", "make the cache writable") from error
     return strategy.expected_freed_size

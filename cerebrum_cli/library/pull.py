@@ -292,10 +292,9 @@ def require_free_name(
 
     A `path` may also be the directory of the file.
     """
-    if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"invalid name: {name!r}", "use --name with letters, digits, `.`, `_` and `-`")
-    if looks_like_path(name):
-        raise UsageError(f"invalid name: {name!r} would be read as a path", "use --name without .gguf")
+    if not MODEL_NAME.fullmatch(name) or looks_like_path(name):
+        hint = "use --name with letters, digits, `.`, `_` and `-`, and without .gguf"
+        raise UsageError(f"invalid name: {name!r}", hint)
     named = library.spec_named(name)
     entry = library.registry.find(name)
     if entry and (entry.sha256 == sha256 or path in (entry.path, entry.path.parent) or is_missing(entry.path)):

@@ -18,14 +18,11 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.gguf.parser import read_tables
-from cerebrum_cli.library.model import is_missing
 from cerebrum_cli.library.reference import (
     DEFAULT_TAG,
     STORES,
     is_model,
     name_from_stem,
-    quantization_of,
-    same_quantization,
     variants,
 )
 
@@ -72,15 +69,13 @@ class FoundModel:
 
     def is_called(self, name: str) -> bool:
         """Whether a name in its store matches; LM Studio's may omit the publisher, `-GGUF` and the quantization."""
+        name = name.lower()
+        whole = self.name.lower()
         if self.store == "ollama":
-            return name.lower() == self.name.lower()
-        model, _, quantization = name.partition(":")
-        own, _, own_quantization = self.name.partition(":")
-        short = own.rpartition("/")[2].lower()
-        if model.lower() not in (own.lower(), short, short.removesuffix("-gguf")):
-            return False
-        labels = (own_quantization, quantization_of(own_quantization))
-        return not quantization or any(same_quantization(quantization, label) for label in labels)
+            return name == whole
+        short = whole.partition("/")[2]
+        forms = (whole, short, short.replace("-gguf:", ":"))
+        return name in forms or name in [form.partition(":")[0] for form in forms]
 
 
 def found_models() -> Iterator[FoundModel]:
@@ -119,11 +114,6 @@ def find_in_store(reference: str) -> FoundModel:
         choices = ", ".join(sorted(matches))
         raise ModelNotFound(f"{title} has several models that match {name}", f"choose one: {choices}")
     [model] = matches.values()
-    if is_missing(model.path):
-        problem = f"{model.reference}: its file {model.path} is missing"
-        raise ModelNotFound(problem, f"pull it again in {title}")
-    if unreadable and not is_file(model.path):
-        raise unreadable
     return model
 
 

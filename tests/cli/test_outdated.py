@@ -55,7 +55,7 @@ def test_list_outdated_skips_a_repository_that_is_gone(hub_user: HubUser, tmp_pa
     del hub_user.hub.repositories[OWNED]
     done = hub_user.run("list", "--outdated")
     assert f"{OWNED}: no such repository on the Hub" in done.err
-    assert done.err.endswith("get the newer upload: cerebrum pull cerebrum-7b:Q4_K_M\n")
+    assert done.err.endswith("next: cerebrum pull MODEL\n")
 
 
 def test_list_outdated_without_a_network_is_one_error(hub_user: HubUser) -> None:

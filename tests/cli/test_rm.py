@@ -59,7 +59,7 @@ def test_rm_keeps_files_of_another_revision(hub_user: HubUser) -> None:
     assert removed(hub_user, "cerebrum-7b").startswith("deleted cerebrum-7b:Q4_K_M, freed 0 kB")
     assert [row["path"] for row in hub_user.listed()] == [str(old)]
     assert removed(hub_user, "cerebrum-7b") == "deleted cerebrum-7b:Q4_K_M, freed 9 MB\n"
-    assert not hub_user.folder().exists()
+    assert not hub_user.blobs()
     assert_error(hub_user.run("rm", "-y", "cerebrum-7b"), 3, "cerebrum-7b is not downloaded", "cerebrum list")
 
 

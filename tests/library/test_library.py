@@ -122,7 +122,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
             pulled(library, name, offline=True)
         assert error_of(library.resolve, name)[1].endswith(f"; for a file of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
-    with pytest.raises(UsageError, match="would be read as a path"):
+    with pytest.raises(UsageError, match="invalid name"):
         pulled(library, str(other), "mine.gguf")
 
 
