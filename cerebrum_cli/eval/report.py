@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import chain
 from math import fsum
 from typing import Any
 
@@ -88,14 +89,6 @@ class VoteCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """How many questions have an answer that a reply and a program came to, or have not, and how often it is right."""
-
-    n: int
-    accuracy: Estimate
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """Estimates of a run of up to `samples` samples a question.
 
@@ -105,8 +98,7 @@ class Report:
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
     were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
     `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
-    the ways to vote, `checked` and `unchecked` the votes of all samples, and `no_program` the share of samples without
-    a program, such as truncated ones.
+    the ways to vote.
     """
 
     task: str
@@ -126,9 +118,6 @@ class Report:
     chance: float | None = None
     with_skipped: Estimate | None = None
     votes: tuple[VoteCost, ...] = ()
-    checked: Checked | None = None
-    unchecked: Checked | None = None
-    no_program: float = 0.0
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -162,6 +151,19 @@ def majority_estimates(questions: Sequence[Sequence[Sample]], with_programs: boo
     clusters = clusters_of(questions)
     shares = majorities([votes_of(question, with_programs) for question in questions])
     return {k: estimate(scores, clusters) for k, scores in shares.items()}
+
+
+def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
+    """Votes of samples, and of samples with programs, on questions of as many samples each."""
+    samples = list(chain.from_iterable(questions))
+    tokens = mean_of(samples, "completion_tokens")
+    program_tokens = mean_of(samples, "program_tokens")
+    costs = []
+    for k, accuracy in majority_estimates(questions, with_programs=False).items():
+        costs.append(VoteCost(MAJORITY, k, accuracy, k * tokens))
+    for k, accuracy in majority_estimates(questions, with_programs=True).items():
+        costs.append(VoteCost(WITH_PROGRAMS, k, accuracy, k * (tokens + program_tokens)))
+    return costs
 
 
 def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estimate]:
@@ -274,9 +276,7 @@ def report_object(report: Report) -> dict[str, Any]:
         object["accuracy_with_skipped"] = skipped.value
         object["interval_with_skipped"] = skipped.interval
     if report.votes:
-        whole = asdict(report)
-        for key in ("votes", "checked", "unchecked", "no_program"):
-            object[key] = whole[key]
+        object["votes"] = [asdict(vote) for vote in report.votes]
     return object
 
 

@@ -15,7 +15,7 @@ from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, qu
 from cerebrum_cli.eval.questions import Match, Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
-from cerebrum_cli.results.output_files import MADE_BY, Identity, shown_values, write_record, write_result
+from cerebrum_cli.results.output_files import MADE_BY, shown_values, write_record, write_result
 from cerebrum_cli.results.schema import to_json_line
 
 # What is not named as a difference: keys of the versions and of the questions.
@@ -68,7 +68,7 @@ def save_scores(run: Run, run_code: bool = False) -> int:
         return changed
 
 
-def write_rules(run: Run, rules: str | None, result: Identity | None = None) -> None:
+def write_rules(run: Run, rules: str | None, result: str | None = None) -> None:
     """Record the rules that scored a run, and the new identity of its file."""
     fingerprint = {**run.record.fingerprint, SCORING_RULES: rules}
     record = replace(run.record, fingerprint=fingerprint)
@@ -77,7 +77,7 @@ def write_rules(run: Run, rules: str | None, result: Identity | None = None) -> 
     write_record(run.paths, record, AGAIN)
 
 
-def replace_output(path: Path, objects: Iterable[Mapping[str, Any]]) -> Identity:
+def replace_output(path: Path, objects: Iterable[Mapping[str, Any]]) -> str:
     with unfinished_file(path, 0o666) as part:
         result = write_result(part.file, (f"{to_json_line(object)}\n".encode() for object in objects))
         commit_file(part, path)

@@ -132,7 +132,7 @@ def _find_task(source: str) -> Task:
     if source == SUMS.stem:
         return Task(name=source, file=str(SUMS))
     if not exists(Path(source)) and not source.endswith(".jsonl"):
-        hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl"
+        hint = f"use {', '.join(TASK_NAMES)}, or a file such as exam.jsonl; lm-eval's tasks: cerebrum lm-eval"
         raise UsageError(f"unknown task {source!r}", did_you_mean(source, TASK_NAMES) + hint)
     return Task(name=Path(source).stem, file=source)
 

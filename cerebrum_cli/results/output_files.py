@@ -1,6 +1,6 @@
 """The files of a batch result, which decide how the next run begins, resumes or completes it, or is refused.
 
-The record beside a result, OUTPUT.meta.json, has the settings, the identity of a file that may be replaced, and that of
+The record beside a result, OUTPUT.meta.json, has the settings, the SHA-256 of a file that may be replaced, and that of
 the result.
 """
 
@@ -43,14 +43,6 @@ _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
 Step = Literal["begin", "resume", "extend", "complete"]
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Size in bytes and hexadecimal SHA-256 of a file."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +104,21 @@ def table_type(output: Path) -> str | None:
     raise UsageError(f"{output}: unsupported file type {suffix}", "name it .jsonl, .csv, .tsv or .parquet")
 
 
-def write_result(file: FileIO, lines: Iterable[bytes]) -> Identity:
-    digest, size, lines = hashlib.sha256(), 0, iter(lines)
+def write_result(file: FileIO, lines: Iterable[bytes]) -> str:
+    """Write and sync the lines; their SHA-256."""
+    digest, lines = hashlib.sha256(), iter(lines)
     for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
         write_all(file.fileno(), chunk)
         digest.update(chunk)
-        size += len(chunk)
     os.fsync(file.fileno())
-    return Identity(size, digest.hexdigest())
+    return digest.hexdigest()
 
 
-def identify(path: Path) -> Identity | None:
+def identify(path: Path) -> str | None:
+    """The SHA-256 of a file; None if it does not exist."""
     try:
         with path.open("rb") as file:
-            return Identity(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         return None
 
@@ -138,7 +131,7 @@ def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None
 class BatchRecord:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 
-    `input` is the SHA-256 of an input that may change. `replaces` identifies an older result to replace. `result` is
+    `input` is the SHA-256 of an input that may change. `replaces` is that of an older result to replace. `result` is
     None until all rows are finished. `extent` holds what may grow from one run to the next, such as the number of
     questions, and `notes` what is worth remembering.
     """
@@ -146,11 +139,11 @@ class BatchRecord:
     fingerprint: Mapping[str, Any]
     rows: int
     input: str | None = None
-    replaces: Identity | None = None
+    replaces: str | None = None
     failed: int | None = None
     truncated: int | None = None
     undecided: int | None = None
-    result: Identity | None = None
+    result: str | None = None
     extent: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -168,7 +161,7 @@ class BatchRecord:
         """What the positions of rows depend on."""
         return {"input": self.input, "extent": dict(self.extent)}
 
-    def completed(self, result: Identity, counts: RowCounts) -> BatchRecord:
+    def completed(self, result: str, counts: RowCounts) -> BatchRecord:
         return replace(
             self,
             result=result,
@@ -190,8 +183,7 @@ def read_record(path: Path) -> BatchRecord | None:
         value = read_small_json(path)
         if value.pop("version") != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
-        identities = {key: value[key] and Identity(**value[key]) for key in ("replaces", "result")}
-        return BatchRecord(**{**value, **identities, "fingerprint": dict(value["fingerprint"])})
+        return BatchRecord(**{**value, "fingerprint": dict(value["fingerprint"])})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -243,7 +235,7 @@ def _short_value(value: Any) -> str:
 
 
 def decide(
-    record: BatchRecord | None, has_rows: bool, output: Identity | None, new: BatchRecord, paths: OutputPaths
+    record: BatchRecord | None, has_rows: bool, output: str | None, new: BatchRecord, paths: OutputPaths
 ) -> Step:
     """Decide the next step without --restart. Raises BatchError where it would lose or mix answers.
 

@@ -121,10 +121,6 @@ class RowStore:
         with self._errors():
             yield from self._database.execute(_OBJECTS)
 
-    def object(self, position: int) -> Any:
-        [text] = self._first("SELECT object FROM rows WHERE position = ?", position)
-        return json.loads(text)
-
     def append(self, position: int, text: str, flags: int) -> None:
         """Store the JSON of a row within a second. Raises BatchError if earlier rows could not be stored."""
         error, self._error = self._error, None

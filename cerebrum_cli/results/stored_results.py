@@ -10,18 +10,16 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfinished_file
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.results.output_files import (
     REPLACE,
     RESUME,
     BatchRecord,
-    Identity,
     OutputPaths,
     decide,
     identify,
@@ -34,7 +32,7 @@ from cerebrum_cli.results.output_files import (
 )
 from cerebrum_cli.results.results import Records, Results
 from cerebrum_cli.results.row_store import RowStore, discard_store
-from cerebrum_cli.results.schema import FAILED, FINISHED, FinishedRows, ResultRows
+from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows
 
 
 def open_results(
@@ -100,9 +98,7 @@ def _open(
     finished = store.load(len(rows))
     if retry_failed:
         finished.forget_failed()  # new answers replace them
-    results = StoredResults(paths, store, rows, record, finished, replaced=output)
-    results.find_errors()
-    return results
+    return StoredResults(paths, store, rows, record, finished, replaced=output)
 
 
 def _take_result(store: RowStore, rows: ResultRows, new: BatchRecord, paths: OutputPaths) -> None:
@@ -135,7 +131,7 @@ class StoredResults(Results):
         rows: ResultRows,
         record: BatchRecord,
         finished: FinishedRows,
-        replaced: Identity | None = None,
+        replaced: str | None = None,
         is_complete: bool = False,
     ) -> None:
         super().__init__(rows, finished)
@@ -146,12 +142,6 @@ class StoredResults(Results):
         self._record = record
         self._replaced = replaced
         self._is_closed = False
-
-    def find_errors(self) -> None:
-        """Look up the first messages of the rows that failed."""
-        failed = (position for position in self.finished if self.finished[position] & FAILED)
-        for position in islice(failed, SHOWN_ERRORS):
-            self.finished.errors += self.rows.schema.count(self._store.object(position)).errors
 
     @property
     def counts(self) -> RowCounts:

@@ -106,10 +106,6 @@ def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
     for k, found in report.pass_at.items():
         if k > 1:
             yield f"pass@{k}", found
-    if report.checked:
-        yield f"checked answers ({report.checked.n})", report.checked.accuracy
-    if report.unchecked:
-        yield f"unchecked answers ({report.unchecked.n})", report.unchecked.accuracy
 
 
 def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
@@ -120,8 +116,6 @@ def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
         "no answer": report.no_answer,
         "no answer (truncated)": report.cut_off,
     }
-    if report.votes:
-        shares["no program"] = report.no_program
     for label, share in shares.items():
         if share is not None:
             yield label, f"{share:.3f}"
