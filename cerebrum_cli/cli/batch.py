@@ -13,7 +13,6 @@ import typer
 from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions, apply_prompt
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
-from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
@@ -131,7 +130,6 @@ def answer_input(
     results = results_of(app, output, record, source.model.adapter_params, rows, options)
     with resumable(results, "rows", options.restart):
         if results.missing_count:
-            report_experts(app, source, options)
             answer_missing_rows(app, source, rows, row_options, results, options)
         else:
             report_counts(app, results)
@@ -230,15 +228,6 @@ def answer_missing_rows(
     answer_block = partial(answer_rows, options=row_options)
     answer = partial(answer_block, rows=rows, results=results)
     answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
-
-
-def report_experts(app: App, source: ModelSource, options: BatchCommandOptions) -> None:
-    """Report models whose answers depend on other rows in spite of `batch_invariant`."""
-    from cerebrum_cli.engine.model_options import expert_notice
-
-    if options.batch_invariant and environment("GGML_CPU_TILED_MM") != "0":
-        header = source.model.header
-        app.streams.report(expert_notice(header.expert_count, header.tensor_types))
 
 
 def report_counts(app: App, results: Results) -> None:

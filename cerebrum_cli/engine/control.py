@@ -54,10 +54,6 @@ class Constraint(NamedTuple):
     text: ReplyText
     markup: frozenset[int] = frozenset()
 
-    @property
-    def applies(self) -> bool:
-        return self.text.stage == "answer"
-
 
 @dataclass(eq=False)
 class LoopCheck:

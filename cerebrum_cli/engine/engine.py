@@ -100,13 +100,12 @@ class Completions(Iterator[Event], Generic[LiveSample]):
 class Engine(ABC):
     """Generates completions of token sequences, on a thread of its own, which starts loading immediately.
 
-    Some score given texts, or have a prompt cache on disk. `schedules_rows`: requests may be submitted by the thousand,
+    Some score given texts. `schedules_rows`: requests may be submitted by the thousand,
     since the engine starts them as slots become free. `has_failed`: loading has. `cancel_scope` is that of work that
     starts now. Subclasses are ready for their thread before they call the constructor of this one.
     """
 
     scores_texts: ClassVar[bool] = True
-    has_prompt_cache: ClassVar[bool] = True
     schedules_rows: ClassVar[bool] = False
 
     def __init__(self, thread: str) -> None:

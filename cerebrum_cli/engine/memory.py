@@ -137,7 +137,7 @@ def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeed
     output_bytes = sizes.output_bytes
     if sizes.is_tied and any(offloaded):  # the GPU gets a copy
         output_bytes += sizes.input_bytes
-    layers = [layer.weight_bytes + layer.adapter_bytes for layer in sizes.layers]
+    layers = [layer.weight_bytes for layer in sizes.layers]
     on_host, on_devices = _divide([*layers, output_bytes], offloaded)
     return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
 

@@ -276,7 +276,7 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
     output_bytes = sizes.output_bytes
     if sizes.is_tied:
         output_bytes += sizes.input_bytes
-    layers = [layer.weight_bytes + layer.adapter_bytes + cache_bytes(layer, context) for layer in sizes.layers]
+    layers = [layer.weight_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers.append(output_bytes)
     waiting = deque(layers[len(layers) - count :])
     buffers = device_buffers(sizes, context, count)

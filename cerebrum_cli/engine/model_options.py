@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -91,20 +91,6 @@ def plan_repacking(
         return True
     instructions = instructions or instruction_set()
     return instructions not in ("x86", "avx512") or (is_batch and instructions == "x86")
-
-
-def expert_notice(expert_count: int, tensor_types: Iterable[str]) -> NoticeEvent | None:
-    """Notice that padded steps do not make experts batch-invariant, if they may have a type with a tiled kernel.
-
-    The tokens of a step are divided among the experts, and each may get fewer rows than the kernel requires.
-    """
-    is_tiled = any(name.endswith("_K") or (name.startswith("IQ") and name != "IQ4_NL") for name in tensor_types)
-    if not expert_count or not is_tiled:
-        return None
-    return NoticeEvent(
-        "batch_invariant does not cover a mixture of experts in K-quants or I-quants",
-        "set GGML_CPU_TILED_MM=0 too, which slows down prompts, or use a Q8_0 file",
-    )
 
 
 def option_notices(options: LoadOptions, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:

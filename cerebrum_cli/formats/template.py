@@ -103,7 +103,7 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def efforts(self) -> tuple[str, ...]:
-        return find_efforts(self.source, self.bos, self.eos)[1]
+        return find_efforts(self.source)[1]
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
@@ -144,10 +144,10 @@ class EmbeddedFormat(PromptFormat):
     @property
     def switch(self) -> str | None:
         """The variable that turns reasoning on and off; None without one, and where the user has set it."""
-        return None if self.is_fixed else find_switch(self.source, self.bos, self.eos)
+        return None if self.is_fixed else find_switch(self.source)
 
     def values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
-        effort, _ = find_efforts(self.source, self.bos, self.eos)
+        effort, _ = find_efforts(self.source)
         switches = {self.switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_reasoning}
         set_by_conversation = {name: value for name, value in switches.items() if name and value is not None}
         return {**variables(self.bos, self.eos, datetime.now()), **set_by_conversation, **self.options}

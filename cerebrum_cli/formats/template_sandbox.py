@@ -32,6 +32,7 @@ REASONING, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which n
 Turn = Mapping[str, str]  # a message as templates get it: `role`, `content`, and its reasoning
 WriteReply = Callable[[str, str | None], Turn]
 """Gives a template a reply: its answer, and its reasoning, if any."""
+ASKED: Turn = {"role": "user", "content": QUESTION}
 
 
 class GenerationBlock(Extension):
@@ -99,34 +100,40 @@ def variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
     }
 
 
-@cache
-def find_switch(source: str, bos: str, eos: str) -> str | None:
-    """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
-    values = {**variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": "?"}]}
-    for name in SWITCHES:
-        with suppress(FormatError):  # raised again where the prompt is rendered
-            if name in source and len({run_template(source, {**values, name: value}) for value in (True, False)}) > 1:
-                return name
+def try_render(source: str, messages: list[Turn], **values: Any) -> str | None:
+    """The prompt of a small conversation; None if the template fails, which is raised where a real one is rendered."""
+    with suppress(FormatError):
+        return run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages, **values})
     return None
 
 
 @cache
-def find_efforts(source: str, bos: str, eos: str) -> tuple[str | None, tuple[str, ...]]:
+def find_switch(source: str) -> str | None:
+    """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
+    for name in SWITCHES:
+        if name in source:
+            on, off = (try_render(source, [ASKED], **{name: value}) for value in (True, False))
+            if on is not None and off is not None and on != off:
+                return name
+    return None
+
+
+def thinking(source: str) -> dict[str, bool]:
+    """The value by which a template turns reasoning on, if it has such a variable."""
+    switch = find_switch(source)
+    return {switch: True} if switch else {}
+
+
+@cache
+def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
     """The variable by which a template takes an effort of reasoning, and the efforts it knows; None without one."""
-    switch = find_switch(source, bos, eos)
-    values = {**variables(bos, eos, datetime.now()), "messages": [{"role": "user", "content": QUESTION}]}
-    values |= {switch: True} if switch else {}
-
-    def render(name: str, effort: str) -> str | None:
-        with suppress(FormatError):
-            return run_template(source, {**values, name: effort})
-        return None
-
     for name in EFFORT_NAMES:
         if name not in source:
             continue
-        unknown = render(name, REASONING)
-        prompts = {effort: prompt for effort in EFFORTS if (prompt := render(name, effort)) is not None}
+        unknown, *known = (
+            try_render(source, [ASKED], **thinking(source), **{name: effort}) for effort in (REASONING, *EFFORTS)
+        )
+        prompts = {effort: prompt for effort, prompt in zip(EFFORTS, known, strict=True) if prompt is not None}
         if unknown is None:
             return name, tuple(prompts)
         if REASONING in unknown:  # the template takes any
@@ -149,14 +156,11 @@ def write_inline(markup: ReasoningMarkup, answer: str, reasoning: str | None) ->
 
 
 @cache
-def shows_fields(source: str, bos: str, eos: str) -> bool:
+def shows_fields(source: str) -> bool:
     """Whether a template shows the reasoning of a last reply that has it in a field of its own."""
-    switch = find_switch(source, bos, eos)
     messages = _conversation(write_fields)[:-1]
-    values = {**variables(bos, eos, datetime.now()), "add_generation_prompt": False, "messages": messages}
-    with suppress(FormatError):
-        return REASONING in run_template(source, {**values, **({switch: True} if switch else {})})
-    return False
+    prompt = try_render(source, messages, add_generation_prompt=False, **thinking(source))
+    return prompt is not None and REASONING in prompt
 
 
 def find_writer(
@@ -167,7 +171,7 @@ def find_writer(
     A template without reasoning gets only the answers, and so does one that puts an empty block before each.
     """
     writers: dict[WriteReply, ReasoningMarkup | None] = {}
-    if shows_fields(source, values["bos_token"], values["eos_token"]):
+    if shows_fields(source):
         writers[write_fields] = None
     shown = (markup for markup in markups if markup.open in source or markup.close in source)
     writers |= {partial(write_inline, markup): markup for markup in shown}
@@ -185,5 +189,4 @@ def find_writer(
 
 
 def _conversation(write: WriteReply) -> list[Turn]:
-    question = {"role": "user", "content": QUESTION}
-    return [question, write(ANSWER, REASONING), question, write(ANSWER, REASONING), question]
+    return [ASKED, write(ANSWER, REASONING), ASKED, write(ANSWER, REASONING), ASKED]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.parser import VOCABULARY_KEYS, Metadata, Tables, checked_integer, read_tables
+from cerebrum_cli.gguf.parser import Metadata, Tables, checked_integer, read_tables
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
 
@@ -43,7 +43,7 @@ class Header:
     chat_template: str | None
     sizes: ModelSizes
     per_expert_tensors: bool
-    vocabulary: Mapping[str, tuple[int, int]]
+    vocabulary: tuple[int, int]
     metadata: Metadata
 
     @property
@@ -71,17 +71,13 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
     """
     import hashlib
 
-    digest = hashlib.sha256()
+    start, end = header.vocabulary
     try:
-        with path.open("rb", buffering=0) as file:
-            for key in VOCABULARY_KEYS:
-                start, end = header.vocabulary.get(key, (0, 0))
-                file.seek(start)
-                digest.update(f"{key} {end - start}\n".encode())
-                digest.update(file.read(end - start))
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(end - start)).hexdigest()[:32]
     except OSError:
         return None
-    return digest.hexdigest()[:32]
 
 
 def header_from_tables(path: Path, tables: Tables) -> Header:

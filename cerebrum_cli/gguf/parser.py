@@ -37,8 +37,7 @@ _MAX_STORED_ITEMS = 512  # arrays with an item per layer are stored, those with 
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 
-# What the meaning of a token id, and the ids of a text, depend on.
-VOCABULARY_KEYS = tuple(f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "scores", "merges"))
+VOCABULARY = "tokenizer.ggml."  # how the keys of a vocabulary begin
 
 
 class Array(NamedTuple):
@@ -167,13 +166,13 @@ class Tensor(NamedTuple):
 class Tables(NamedTuple):
     """Parts of a header; its `length` is in bytes, without the padding before the tensors' data at `data_start`.
 
-    `metadata` are the contents of `values`. Offsets of tensors count from the start of the data. `vocabulary` are the
-    first byte and the end of each VOCABULARY_KEYS value that the file has.
+    `metadata` are the contents of `values`. Offsets of tensors count from the start of the data. `vocabulary` is where
+    the values of the vocabulary begin and end in the file.
     """
 
     metadata: Metadata
     values: Mapping[str, Value]
-    vocabulary: Mapping[str, tuple[int, int]]
+    vocabulary: tuple[int, int]
     tensors: list[Tensor]
     length: int
     data_start: int
@@ -239,15 +238,16 @@ def quoted(text: str) -> str:
     return ascii(text)
 
 
-def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Value], dict[str, tuple[int, int]]]:
+def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Value], tuple[int, int]]:
+    """Read metadata values, and where those of the vocabulary begin and end."""
     values: dict[str, Value] = {}
-    vocabulary = {}
+    vocabulary = (0, 0)
     for _ in range(count):
         key = cursor.string("metadata key").decode("utf-8", "replace")
         start = cursor.position
         values[key] = cursor.value(whole)
-        if key in VOCABULARY_KEYS:
-            vocabulary[key] = start, cursor.position
+        if key.startswith(VOCABULARY):
+            vocabulary = (vocabulary[0] or start, cursor.position)
     return values, vocabulary
 
 

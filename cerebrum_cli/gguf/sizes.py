@@ -26,16 +26,14 @@ _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 class LayerSizes(NamedTuple):
     """One layer: bytes of weights, elements of keys and of values per token, bytes of state per sequence.
 
-    `adapter_bytes` are the weights of adapters, which are allocated where those of the model may be mapped. A layer
-    with a sliding window attends to the last `window` tokens only; 0 is all of them. `expert_bytes` are those of the
-    weights that belong to the experts of a mixture, and `largest_tensor` is the size of the largest of all.
+    A layer with a sliding window attends to the last `window` tokens only; 0 is all of them. `expert_bytes` are those
+    of the weights that belong to the experts of a mixture, and `largest_tensor` is the size of the largest of all.
     """
 
     weight_bytes: int
     key_length: int = 0
     value_length: int = 0
     state_bytes: int = 0
-    adapter_bytes: int = 0
     window: int = 0
     expert_bytes: int = 0
     largest_tensor: int = 0
@@ -112,12 +110,6 @@ class ModelSizes:
             layers[index] = layer._replace(weight_bytes=layer.weight_bytes - layer.expert_bytes)
             moved += layer.expert_bytes
         return replace(self, layers=tuple(layers), host_expert_bytes=moved)
-
-    def with_adapters(self, size: int) -> ModelSizes:
-        """The same model with `size` bytes of adapters, which mostly change all layers alike."""
-        even = -(-size // max(1, len(self.layers)))
-        layers = [layer._replace(adapter_bytes=layer.adapter_bytes + even) for layer in self.layers]
-        return replace(self, layers=tuple(layers))
 
 
 def uniform_sizes(weight_bytes: int, n_layers: int, kv_length: int) -> ModelSizes:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
-from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.gguf.parser import LAYOUTS, STRING, VALUE_TYPES, Tensor, Value, aligned, read_tables
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
@@ -52,13 +51,8 @@ class Table:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers. Raises MergeError if the file does not state it, or an impossible one."""
-        count = self.hyperparameter("block_count")
-        if not isinstance(count, int) or count < 1:
-            raise MergeError(f"{self.name}: the file does not state a number of layers", "merge language models only")
-        if count > MAX_LAYERS:
-            raise MergeError(f"{self.name}: the file states {count:,} layers", DAMAGED_HINT)
-        return count
+        """Number of layers, which `require_loadable` has checked."""
+        return int(self.hyperparameter("block_count"))
 
     @cached_property
     def tensors_by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:

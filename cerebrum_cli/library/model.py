@@ -73,9 +73,8 @@ class InstalledModel:
     @cached_property
     def sizes(self) -> ModelSizes:
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        if self.adapters:
-            return sizes.with_adapters(sum(adapter.size for adapter in self.adapters))
-        return sizes
+        adapters = sum(adapter.size for adapter in self.adapters)
+        return replace(sizes, input_bytes=sizes.input_bytes + adapters)
 
     @property
     def adapter_names(self) -> list[str]:

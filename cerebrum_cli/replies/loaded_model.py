@@ -251,8 +251,6 @@ class LoadedModel:
         The prefix that conversations with the same system prompt share is saved too if it `is_slow` to evaluate this
         many tokens; tokens after it are dropped from memory.
         """
-        if not self.engine.has_prompt_cache:
-            return None
         if not self.engine.is_loaded:
             conversation = None
         try:

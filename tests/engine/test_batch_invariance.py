@@ -19,7 +19,7 @@ from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, expert_notice, plan_repacking
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, plan_repacking
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header
@@ -175,8 +175,5 @@ def test_invariance_notices_for_experts_and_recurrent_models(
     source.write_text("Why?\n")
     mixtral = write_quantized(models / "mixtral.gguf", shape=SHAPE, experts=4)
     command = ("batch", source, "-o", "-", "-n", "2", "-ngl", "0", "--set", "batch_invariant=on", "-m")
-    assert "a mixture of experts in K-quants" in new_user.run(*command, mixtral).err
-    assert "mixture" not in new_user.run(*command, mixtral, "-q").err
-    assert "no effect on a GPU, or a recurrent model" in new_user.run(*command, recurrent_model).err
-    assert expert_notice(8, ["F32", "Q8_0", "IQ4_NL"]) is None
-    assert expert_notice(0, ["Q4_K"]) is None
+    for path in (mixtral, recurrent_model):
+        assert "batch_invariant has no effect on a GPU, a recurrent model, or" in new_user.run(*command, path).err

@@ -97,12 +97,6 @@ def test_codec_reports_supported_types_for_any_number() -> None:
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
     *(
-        (partial(CODEC.quantize, normal(2, 256), NUMBERS[name]), "cannot write weights as")
-        for name in sorted(UNWRITTEN)
-    ),
-    *((partial(CODEC.quantize, normal(2, 256), number), "cannot write weights as") for number in (-1, 4)),
-    *((partial(dequantized, bytes(1024), name, (256,)), "cannot read weights of type") for name in sorted(UNREAD)),
-    *(
         (partial(dequantized, bytes(size), name, (weights,)), f"{size} bytes are not {weights} weights of type {name}")
         for name, size, weights in (("Q4_K", 143, 256), ("Q4_K", 144, 255), ("F32", 4, 2))
     ),
@@ -118,7 +112,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 
 
 @pytest.mark.parametrize(("attempt", "problem"), REFUSED, ids=range(len(REFUSED)))
-def test_codec_refuses_types_sizes_and_weights(attempt: Callable[[], object], problem: str) -> None:
+def test_codec_refuses_sizes_and_weights(attempt: Callable[[], object], problem: str) -> None:
     with pytest.raises(EngineError, match=problem) as caught:
         attempt()
     assert caught.value.hint

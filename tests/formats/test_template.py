@@ -208,7 +208,7 @@ def test_earlier_reasoning_is_dropped_as_transformers_does(
     template: str, thinks: bool | None, chatml: LlamaBackend
 ) -> None:
     prompt_format, source = embedded(chatml, template), TEMPLATES[template]
-    switch = find_switch(source, chatml.special_token_text("bos"), chatml.special_token_text("eos"))
+    switch = find_switch(source)
     messages = [
         {"role": message.role, "content": message.content}
         | (DROPPING[template](message.content, message.reasoning) if message.reasoning else {})

@@ -22,7 +22,6 @@ from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.memory import ContextOptions, memory_needs
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library import adapters
@@ -101,16 +100,6 @@ def test_adapter_of_experts_equals_its_change_merged(tmp_path: Path) -> None:
 def test_adapter_applies_to_repacked_quantized_weights(tmp_path: Path, seven: Path) -> None:
     path = write_adapter(tmp_path / "a.gguf", factors_for(seven))
     assert np.abs(logits(seven, (path, 1.0)) - logits(seven)).max() > 0.5
-
-
-def test_adapter_weights_count_as_memory_of_their_layers(chatml_model: Path, adapter: Path) -> None:
-    sizes, context = InstalledModel("tiny", (chatml_model,)).sizes, ContextOptions(256, 1, 1, 32)
-    changed = adapter_size(adapter, [chatml_model])
-    adapted = sizes.with_adapters(changed)
-    assert [layer.adapter_bytes for layer in adapted.layers] == [(2048 + 1536 + 3072) // 2] * 2
-    needed = [memory_needs(each, context, (1,)) for each in (sizes, adapted)]
-    assert sum(needed[1].devices) + needed[1].host - needed[0].host - sum(needed[0].devices) == 2048 + 1536 + 3072
-    assert adapted.weight_bytes == sizes.weight_bytes
 
 
 # What is refused before loading.
@@ -241,6 +230,8 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     library, plain = app_for({}, tmp_path).library, InstalledModel("tiny", (chatml_model,))
     assert library.with_adapters(plain, [f"{adapter}:0"]) == plain
     assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
+    adapted = library.with_adapters(plain, [str(adapter)])
+    assert adapted.sizes.weight_bytes == plain.sizes.weight_bytes + 2048 + 1536 + 3072
     assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == (
         (str(adapter), 1.0),
     )

@@ -99,7 +99,7 @@ class ScriptedSampler:
         text, piece = constraint.text, self.backend.piece(token, special=True).decode("utf-8", "replace")
         if text.stage == "undecided" and not text.passes(token, piece):
             text.begin_answer()
-        if constraint.applies:
+        if text.stage == "answer":
             if constraint.grammar == DEAD_END and self.constrained == DEAD_END_TOKENS:
                 raise GrammarError("the grammar rejects every possible next token")
             self.constrained += 1

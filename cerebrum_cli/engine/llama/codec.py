@@ -53,28 +53,23 @@ class LlamaCodec:
     def dequantize(self, data: bytes, type: int, out: NDArray[np.float32]) -> None:
         """Dequantize bytes into a C-contiguous array of any shape.
 
-        Raises EngineError for an unsupported type, and if the number of bytes does not match the array.
+        The type is `readable`. Raises EngineError if the number of bytes does not match the array.
         """
-        kind = TENSOR_TYPES.get(type)
-        read = self._readers.get(type)
-        if kind is None or read is None:
-            raise EngineError(f"cannot read weights of type {type_name(type)}", "use a file of another type")
+        kind = TENSOR_TYPES[type]
         if out.size > MAX_WEIGHTS or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):
             raise EngineError(
                 f"{len(data)} bytes are not {out.size} weights of type {kind.name}",
                 "download the file again",
             )
-        read(data, out, out.size)
+        self._readers[type](data, out, out.size)
 
     def quantize(self, values: NDArray[np.float32], type: int) -> bytes:
         """Quantize a C-contiguous array of rows to the bytes of a type.
 
-        Raises EngineError for an unsupported type, rows that are not whole blocks, and weights out of range: only F32
-        and BF16 exceed half precision.
+        The type is `writable`. Raises EngineError for rows that are not whole blocks, and weights out of range: only
+        F32 and BF16 exceed half precision.
         """
-        kind = TENSOR_TYPES.get(type)
-        if kind is None or not self.writable(type):
-            raise EngineError(f"cannot write weights as {type_name(type)}", "use another type, such as Q8_0")
+        kind = TENSOR_TYPES[type]
         rows, length = values.shape
         if not 0 < values.size <= MAX_WEIGHTS or length % kind.block_size:
             raise EngineError(
@@ -89,10 +84,6 @@ class LlamaCodec:
         data = np.empty(kind.bytes_of(values.size), np.uint8)
         self._write(type, values, data, 0, rows, length, None)
         return data.tobytes()
-
-
-def type_name(type: int) -> str:
-    return TENSOR_TYPES[type].name if type in TENSOR_TYPES else str(type)
 
 
 def find_reader(name: str) -> Reader:

@@ -82,9 +82,9 @@ def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[
         yield NoticeEvent("llama.cpp crashes when this model runs several sequences", "running them one at a time")
     if not options.context.pad_steps:
         return
-    if any(plan.offloaded) or has_recurrent_state(model):
-        problem = "batch_invariant has no effect on a GPU, or a recurrent model"
-        yield NoticeEvent(problem, "use the CPU with --gpu-layers 0; with a recurrent model, use --parallel 1")
+    if any(plan.offloaded) or has_recurrent_state(model) or plan.sizes.has_experts:
+        problem = "batch_invariant has no effect on a GPU, a recurrent model, or most mixtures of experts"
+        yield NoticeEvent(problem, "use the CPU with --gpu-layers 0; for such models, use --parallel 1")
 
 
 def is_sequential(model: Any) -> bool:

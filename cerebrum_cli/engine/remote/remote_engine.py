@@ -95,7 +95,7 @@ class RemoteCompletions(Completions[RemoteSample]):
 class RemoteEngine(Engine):
     """Servers of one model, to which it starts to connect immediately; for the options, see `Servers`."""
 
-    scores_texts = has_prompt_cache = False
+    scores_texts = False
     schedules_rows = True
 
     def __init__(
