@@ -80,7 +80,6 @@ ENGINE_EXCEPTIONS = {
     "chat.archive": "saved states that hold deleted text",
     "cli.app": "the real implementations, which it picks",
     "cli.ask": "sizes of a context",
-    "cli.batch": "the notice of experts that are not batch-invariant",
     "cli.eval": "sizes of a context",
     "cli.lm_eval": "sizes of a context",
     "cli.options": "sizes of a context, and of the window of a server",

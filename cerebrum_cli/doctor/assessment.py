@@ -107,11 +107,7 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
     quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
     allowed = f"{processors.allowed} of {processors.logical} logical CPUs allowed"
     threads = format_count(requested or processors.threads, "thread")
-    detail = f"{threads}; {cores}, {allowed}, {quota}"
-    if not requested or requested <= processors.usable:
-        return check_result(detail)
-    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
-    return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
+    return check_result(f"{threads}; {cores}, {allowed}, {quota}")
 
 
 def assess_memory(free: int, total: int) -> CheckResult:

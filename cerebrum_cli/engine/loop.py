@@ -154,7 +154,7 @@ class Loop:
         while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
             sequence = scheduler.waiting[0]
             needs_memory = self._needs_memory(sequence)
-            if scheduler.running and (needs_memory or self._lacks_cells(sequence)):
+            if scheduler.running and (needs_memory or not scheduler.can_hold(sequence, self._backend.capacity)):
                 return
             self._restore(sequence, needs_memory)
             if self._takes_checkpoints:
@@ -177,10 +177,6 @@ class Loop:
             return False
         length, slots = self._plan_cache()
         return min(slots, backend.slots_for(length)) > backend.slots
-
-    def _lacks_cells(self, sequence: Sequence) -> bool:
-        backend = self._backend
-        return backend.kv_unified and not self._scheduler.can_hold(sequence, backend.capacity)
 
     def _restore(self, sequence: Sequence, needs_memory: bool) -> None:
         """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""

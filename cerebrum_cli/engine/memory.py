@@ -161,7 +161,7 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     outputs = min(context.n_ubatch, context.n_outputs_max(sizes.vocabulary_size))
     logits = 4 * (outputs * sizes.vocabulary_size + 2 * context.n_ubatch * embedding)
     feed_forward = 4 * context.n_ubatch * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
-    attention = 4 * context.n_ubatch * sizes.indexer_length * pad_length(context.length)
+    attention = 0
     if context.flash_attention is False:
         scores = sizes.n_heads * pad_length(context.length)
         attention = 4 * context.n_ubatch * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)

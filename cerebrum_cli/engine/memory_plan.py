@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError, UsageError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     GPU_UBATCH,
@@ -34,7 +34,7 @@ from cerebrum_cli.engine.memory import (
     pad_length,
     weight_needs,
 )
-from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions, large_model_notice, short_context_notice
+from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     if fits_memory:
         require_context(options, free)
     else:
-        emit(large_model_notice(options.file.sizes.weight_bytes))
+        # they are mapped, so that the model runs all the same
+        problem = f"the model ({options.file.sizes.weight_bytes / 1e9:.1f} GB) does not fit in free memory"
+        hint = "close other programs, or use a smaller model or quantization"
+        emit(NoticeEvent(f"{problem}: weights are read from disk for each token", hint))
     length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
     slots = 1
@@ -128,7 +131,8 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event
         return most
     length = _longest(most, fits_with)
     if length < default:
-        emit(short_context_notice(length, default))
+        problem = f"context limited to {length} tokens by free memory (default: {default})"
+        emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
     return length
 
 
@@ -311,16 +315,14 @@ def plan_cache(
 ) -> tuple[int, int]:
     """Length and number of separate slots for all that waits: for `max_tokens` if memory allows, or expected lengths.
 
-    Short slots are all made, for what is submitted later; of long ones, no more than there will be samples.
+    Short slots are all made, for what is submitted later; of long ones, no more than there are samples.
     """
     required = max(sample.request.expected_length(context_size, len(sample.generated)) for sample in waiting)
-    counts = Counter(id(sample.request) for sample in waiting)
-    requests = {id(sample.request): sample.request for sample in waiting}
-    samples = sum(max(count, requests[key].max_n) for key, count in counts.items())
-    limited = [request.max_length(context_size) for request in requests.values() if request.params.max_tokens]
+    requests = [sample.request for sample in waiting]
+    limited = [request.max_length(context_size) for request in requests if request.params.max_tokens]
 
     def slots_of(length: int) -> int:
-        return min(max_slots, max(samples, max_slots * EXPECTED_LENGTH // length))
+        return min(max_slots, max(len(waiting), max_slots * EXPECTED_LENGTH // length))
 
     longest = max([required, *limited])
     slots = slots_of(longest)

@@ -58,22 +58,6 @@ class LoadOptions:
     cpu_moe: str = "auto"
 
 
-def short_context_notice(context: int, default: int) -> NoticeEvent:
-    return NoticeEvent(
-        f"context limited to {context} tokens by free memory (default: {default})",
-        "close other programs, use a smaller quantization, or force it with --ctx",
-    )
-
-
-def large_model_notice(weight_bytes: int) -> NoticeEvent:
-    """Notice that the weights do not fit in free memory; they are mapped, so that the model runs all the same."""
-    return NoticeEvent(
-        f"the model ({weight_bytes / 1e9:.1f} GB) does not fit in free memory:"
-        " weights are read from disk for each token",
-        "close other programs, or use a smaller model or quantization",
-    )
-
-
 def plan_repacking(
     quantization: str | None, *, is_chat: bool = False, is_batch: bool = False, instructions: str | None = None
 ) -> bool:

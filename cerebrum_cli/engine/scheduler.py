@@ -166,7 +166,9 @@ class Scheduler:
         return self._uses is None or len(self._uses) + tokens <= cells
 
     def can_hold(self, sequence: Sequence, cells: int) -> bool:
-        """Whether a unified KV cache, without its idle slots, has room for one more sequence and part of its reply."""
+        """Whether memory, without idle slots, has room for one more sequence and part of its reply."""
+        if not self._kv_unified:
+            return True
         running = [slot for slot in self.slots if slot.sequence]
         used = len(set[int]().union(*(slot.cells for slot in running)))
         shared = max(common_prefixes(running, sequence.tokens[: sequence.first_output]), default=0)

@@ -49,7 +49,7 @@ class LogprobScores:
     scores: tuple[Score, ...]
 
 
-ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts evaluated rows
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts scored tokens
 
 
 def refusal(request: ScoreRequest, context_size: int) -> CerebrumError | None:
@@ -70,8 +70,8 @@ class TriePath:
     """A leaf of the trie: the tokens from the root to it; it shares the first `shared` with the path before.
 
     `lookups` are the probabilities to read at its other nodes, as flat triples of integers: position of the row, next
-    token, number of the continuation. An array takes a tenth of the memory of objects. An open path has them by
-    position; its slot holds its first `evaluated` tokens, and lookups before `unread` were made.
+    token, number of the continuation. An array takes a tenth of the memory of objects. An open path has those that are
+    left by position; its slot holds its first `evaluated` tokens.
     """
 
     tokens: array[int]
@@ -79,11 +79,10 @@ class TriePath:
     lookups: array[int] = field(default_factory=lambda: array("i"))
     slot: int = 0
     evaluated: int = 0
-    unread: int = 0
     by_position: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
     def open(self, slot: int, evaluated: int) -> None:
-        self.slot, self.evaluated, self.unread = slot, evaluated, self.shared
+        self.slot, self.evaluated = slot, evaluated
         for at in range(0, len(self.lookups), 3):
             position, token, number = self.lookups[at : at + 3]
             self.by_position.setdefault(position, []).append((token, number))
@@ -147,8 +146,8 @@ class ScoreJob:
                 texts += [(request.context, text) for text in request.continuations]
                 self._add(index, [len(text) for text in request.continuations])
         self._paths = build_paths(texts)
-        self._nodes = sum(len(path.tokens) - path.shared for path in self._paths)
-        self._evaluated = 0  # of these
+        self._total = sum(self._pending.values())
+        self._scored = 0  # of these tokens
         self._opened = 0  # number of paths that are open or finished
         self._open: deque[TriePath] = deque()
         self._free_slots: list[int] = []
@@ -253,7 +252,7 @@ class ScoreJob:
                 paths = self._sharing(number, position)
                 slots = [sharing.slot for sharing in paths]
                 ends.update(dict.fromkeys(slots, position + 1))
-                is_output = position >= path.unread and position in path.by_position
+                is_output = position in path.by_position
                 yield TokenRow(path.slot, position, path.tokens[position], is_output, tuple(slots[1:])), paths
 
     def _sharing(self, number: int, position: int) -> list[TriePath]:
@@ -266,11 +265,8 @@ class ScoreJob:
     def _process_output(self, backend: Backend, step: Sequence[StepRow]) -> None:
         lookups: list[tuple[int, int, int]] = []  # row, token, and number of the continuation
         for index, (row, paths) in enumerate(step):
-            if row.position >= paths[0].unread:
-                self._evaluated += 1
-                paths[0].unread = row.position + 1
             if row.output:
-                lookups += [(index, token, number) for token, number in paths[0].by_position[row.position]]
+                lookups += [(index, token, number) for token, number in paths[0].by_position.pop(row.position)]
             for path in paths:
                 path.evaluated = row.position + 1
         scores = backend.score_tokens([(index, token) for index, token, _ in lookups])
@@ -280,7 +276,8 @@ class ScoreJob:
             self._scores[index][place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
             self._pending[index] -= 1
             self._report_if_done(index)
-        self.emit(StageEvent("scoring", self._evaluated, self._nodes))
+        self._scored += len(lookups)
+        self.emit(StageEvent("scoring", self._scored, self._total))
 
     def _report_if_done(self, index: int) -> None:
         if not self._pending[index]:

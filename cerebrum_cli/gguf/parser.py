@@ -65,11 +65,15 @@ class HeaderTruncated(ModelFileError):
 
 @dataclass(slots=True)
 class Cursor:
-    """A position in a file's header; each method reads values and advances, or raises ModelFileError."""
+    """A position in a file's header; each method reads values and advances, or raises ModelFileError.
+
+    `whole` metadata has all its items, so that it can be written again.
+    """
 
     path: Path
     data: mmap.mmap | bytes
     position: int
+    whole: bool
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
         """Read little-endian values of a layout, as in the `struct` module."""
@@ -88,13 +92,13 @@ class Cursor:
         [data] = self.unpack(f"{length}s")
         return bytes(data)
 
-    def value(self, whole: bool = False) -> Value:
-        """Read a metadata value: its type, then its data; `whole` with all items, so that it can be written again."""
+    def value(self) -> Value:
+        """Read a metadata value: its type, then its data."""
         [kind] = self.unpack("I")
         if kind == ARRAY:
-            return self._array(whole)
+            return self._array()
         if kind == STRING:
-            encoding_errors = "surrogateescape" if whole else "replace"
+            encoding_errors = "surrogateescape" if self.whole else "replace"
             return Value("STRING", self.string("metadata string").decode("utf-8", encoding_errors))
         [number] = self.unpack(self._layout(kind))
         return Value(VALUE_TYPES[kind], number)
@@ -104,22 +108,22 @@ class Cursor:
             raise self.damaged(f"metadata value of unknown type {kind} at byte {self.position:,}")
         return LAYOUTS[kind]
 
-    def _array(self, whole: bool) -> Value:
+    def _array(self) -> Value:
         kind, length = self.unpack("IQ")
-        items = self._strings(length, whole) if kind == STRING else self._numbers(kind, length, whole)
+        items = self._strings(length) if kind == STRING else self._numbers(kind, length)
         return Value("ARRAY", items, VALUE_TYPES[kind])
 
-    def _numbers(self, kind: int, length: int, whole: bool) -> Array | tuple[Any, ...]:
+    def _numbers(self, kind: int, length: int) -> Array | tuple[Any, ...]:
         layout = self._layout(kind)
-        if whole:
+        if self.whole:
             return self.unpack(f"{length}{layout}")
         if length <= _MAX_STORED_ITEMS:
             return Array(ITEM_TYPES[kind], length, self.unpack(f"{length}{layout}"))
         self.unpack(f"{length * struct.calcsize(layout)}x")
         return Array(ITEM_TYPES[kind], length)
 
-    def _strings(self, length: int, whole: bool) -> Array | tuple[bytes, ...]:
-        if whole:
+    def _strings(self, length: int) -> Array | tuple[bytes, ...]:
+        if self.whole:
             return tuple(self.string("string") for _ in range(length))
         # the only loop that runs once per token and per merge (57 ns each)
         unpack = struct.Struct("<Q").unpack_from
@@ -204,13 +208,13 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     if data[:4] != b"GGUF":
         problem = f"not a GGUF file: it begins with {bytes(data[:40])!r}"
         raise ModelFileError(path, problem, "llama.cpp reads GGUF: pull a GGUF of this model, or convert it")
-    cursor = Cursor(path, data, position=4)
+    cursor = Cursor(path, data, 4, whole)
     version, n_tensors, n_values = cursor.unpack("IQQ")
     if version not in (2, 3):  # that of a big-endian file is very large
         raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
     if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
         raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
-    values, vocabulary = _read_values(cursor, n_values, whole)
+    values, vocabulary = _read_values(cursor, n_values)
     metadata = {key: value.content for key, value in values.items()}
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
     if alignment.bit_count() != 1:
@@ -238,14 +242,14 @@ def quoted(text: str) -> str:
     return ascii(text)
 
 
-def _read_values(cursor: Cursor, count: int, whole: bool) -> tuple[dict[str, Value], tuple[int, int]]:
+def _read_values(cursor: Cursor, count: int) -> tuple[dict[str, Value], tuple[int, int]]:
     """Read metadata values, and where those of the vocabulary begin and end."""
     values: dict[str, Value] = {}
     vocabulary = (0, 0)
     for _ in range(count):
         key = cursor.string("metadata key").decode("utf-8", "replace")
         start = cursor.position
-        values[key] = cursor.value(whole)
+        values[key] = cursor.value()
         if key.startswith(VOCABULARY):
             vocabulary = (vocabulary[0] or start, cursor.position)
     return values, vocabulary

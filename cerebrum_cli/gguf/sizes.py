@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,6 @@ _STATE_BYTES = 4  # recurrent states are F32
 _KEYS = {"attn_k", "attn_kv_a_mqa", "attn_k_b"}
 _RECURRENT = ("ssm_", "time_mix_", "shortconv")
 _DELTA_NET = {"ssm_beta", "ssm_ba"}
-_INDEXER = "indexer"  # chooses the cells that sparse attention reads
 _INPUT = ("token_", "per_layer_token_embd", "position_embd")
 
 
@@ -56,8 +55,7 @@ class ModelSizes:
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
     logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
     `host_expert_bytes` are experts that stay in host memory, wherever their layer is. A step works on `step_states`
-    copies of a layer's recurrent state, and where attention is sparse, on `indexer_length` elements for each pair of a
-    row and a cell.
+    copies of a layer's recurrent state.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -71,7 +69,6 @@ class ModelSizes:
     head_lengths: tuple[tuple[int, int], ...] = ()
     host_expert_bytes: int = 0
     step_states: int = 1
-    indexer_length: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -175,7 +172,6 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
         n_heads=keys.n_heads,
         head_lengths=tuple(sorted({_head_lengths(keys, has_window) for has_window in attending})),
         step_states=2 if _DELTA_NET & kinds else 1,
-        indexer_length=_indexer_length(keys, kinds),
     )
 
 
@@ -221,8 +217,6 @@ def _layer(keys: Hyperparameters, tensors: Mapping[str, int], n_kv: int, window:
         n_kv = 0
     key_length, value_length = _head_lengths(keys, window > 0)
     key_length *= n_kv
-    if _INDEXER in tensors:
-        key_length += keys.integer("attention.indexer.key_length")
     return LayerSizes(
         weight_bytes=sum(tensors.values()),
         key_length=key_length,
@@ -268,16 +262,6 @@ def _head_lengths(keys: Hyperparameters, has_window: bool) -> tuple[int, int]:
         key_length = keys.integer("attention.key_length_swa") or key_length
         value_length = keys.integer("attention.value_length_swa") or value_length
     return key_length, value_length
-
-
-def _indexer_length(keys: Hyperparameters, kinds: Set[str]) -> int:
-    """Elements that sparse attention scores for a row and a cell, found by measuring; some score blocks of cells."""
-    if _INDEXER not in kinds:
-        return 0
-    block = max(keys.per_layer("attention.compress_ratios"), default=0)
-    if not block:
-        return 6
-    return 2 + 2 * keys.integer("attention.indexer.head_count") // block
 
 
 def _state_length(keys: Hyperparameters) -> int:

@@ -287,10 +287,8 @@ SEEMS = "this machine seems to have a GPU"
     [
         (assess_threads(PROCESSORS, None), "ok", f"8 threads; {CORES}, {ALLOWED}, no cgroup quota", ""),
         (assess_threads(PROCESSORS, 16), "ok", f"16 threads; {CORES}, {ALLOWED}, no cgroup quota", ""),
-        (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
         (assess_threads(HYBRID, None), "ok", "1 thread; 3 cores available (2 of them efficiency cores), 4 of 16", ""),
         (assess_threads(LIMITED, None), "ok", f"2 threads; {CORES}, {ALLOWED}, cgroup quota 1.5", ""),
-        (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "was built for GPUs and finds none", "nvidia-smi"),
         (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),

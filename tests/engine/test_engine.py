@@ -6,7 +6,7 @@ from scripted_backend import MARK, ScriptedBackend, replies, tokens
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import PromptEvent
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.sequence import Request
 
 GREETING = replies({"hello ": "world", "hello world, ": "who are you?"})
@@ -85,8 +85,8 @@ def test_engine_makes_no_idle_slots_for_long_replies() -> None:
     prompts = {n: "a" * n for n in (8000, 8100, 8200)}
     backend = ScriptedBackend(replies(dict.fromkeys(prompts.values(), "b")), slots=8, context_size=10_000)
     with running_engine(backend) as engine:
-        for (n, most), prompt in zip(((1, 1), (3, 1), (1, 6)), prompts.values(), strict=True):
-            list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=10), n=n, max_n=most)]))
+        for n, prompt in zip((1, 3, 6), prompts.values(), strict=True):
+            ask(engine, prompt, n=n, max_tokens=10)
     assert backend.reserved == [(8010, 1), (8110, 3), (8210, 6)]
 
 

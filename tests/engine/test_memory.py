@@ -301,15 +301,6 @@ def test_sizes_know_the_windows_of_architectures(
     assert layer_windows(hyperparameters(architecture, 7, values)) == windows
 
 
-def test_sizes_of_sparse_attention_have_an_index_of_cells() -> None:
-    tensors = ("blk.0.attn_k.weight", "blk.1.attn_k.weight", "blk.1.indexer.k_norm.weight")
-    sizes = sizes_of((2, 2), (), tensors, attention__key_length=64, attention__indexer__key_length=32)
-    assert [layer.key_length for layer in sizes.layers] == [128, 160]
-    context = ContextOptions(8192, 1, 1, 128)
-    assert compute_bytes(sizes, context) == 6 * 4 * 128 * 8192
-    assert compute_bytes(sizes_of((2, 2), (), tensors[:2], attention__key_length=64), context) < 4 * 128 * 8192
-
-
 def test_sizes_of_a_model_in_parts_are_those_of_the_whole(parts: dict[str, Path], chatml_model: Path) -> None:
     whole = read_header(chatml_model).sizes
     assert read_header(next(iter(parts.values()))).sizes != whole

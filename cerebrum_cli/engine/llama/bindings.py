@@ -65,10 +65,8 @@ def import_bindings(name: str) -> Any:
         return importlib.import_module(f"llama_cpp.{name}")
     except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: another version
         # a build for GPUs needs their driver's libraries
-        first = "install what is missing, or " if "cannot open shared object" in str(error) else ""
-        raise EngineError(
-            f"cannot load llama.cpp's library: {error}", f"{first}reinstall it: {rebuild_command()}"
-        ) from error
+        hint = f"install what is missing, or reinstall it: {rebuild_command()}"
+        raise EngineError(f"cannot load llama.cpp's library: {error}", hint) from error
 
 
 # llama.cpp's threads busy-wait for each other, forever by default. Two processes on the same cores then wait for
