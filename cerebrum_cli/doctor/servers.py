@@ -17,7 +17,6 @@ from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
 from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.engine.remote.description import probe
 from cerebrum_cli.engine.remote.kind import ServerInfo
-from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
@@ -29,7 +28,6 @@ REPLY_TOKENS = 64
 ANSWER = "42"
 WRONG = "a small model may be wrong; otherwise check that -m names the model of the server"
 SLOW = "the server is slow or busy: check its log"
-SHOWN_CHARACTERS = 80  # of the reply
 SAMPLED_TOKENS = 16
 MIN_CONTEXT = 4096  # tokens; a chain of thought takes thousands
 
@@ -83,7 +81,6 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Iterator[str | 
 
 def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     kind = info.kind
-    slots = info.slots
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
     yield "served_model"
@@ -95,16 +92,10 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     if info.context_size >= MIN_CONTEXT:
         yield check_result(detail)
     else:
-        shared = ", which its slots share" if isinstance(kind, LlamaServer) else ""
-        hint = f"restart {kind.name} with a larger {kind.context_option}{shared}"
+        hint = f"restart {kind.name} with a larger {kind.context_option}"
         yield check_result(detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
     yield "slots"
-    if info.max_window > slots:
-        yield check_result(f"not stated: {slots} replies at a time at first")
-    elif slots == 1:
-        yield check_result("1 reply at a time; more slots (-np) speed up batches and votes")
-    else:
-        yield check_result(f"{slots} replies at a time")
+    yield check_result(f"concurrent replies: {info.slots}")
 
 
 def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterator[str | CheckResult]:
@@ -128,22 +119,15 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
 
 def _speed_text(finish: FinishEvent) -> str:
     text = f"first token after {finish.timings.ttft_s:.2f} s"
-    if finish.cached_tokens:
-        text += f" ({finish.cached_tokens} of {finish.prompt_tokens} cached)"
     if rate := finish.timings.tokens_per_second:
         text += f", then {rate:.1f} t/s"
     return text
 
 
 def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
-    finish = reply.finish
     shown = server_text(reply.text or reply.reasoning or "")
-    if len(shown) > SHOWN_CHARACTERS:
-        shown = f"{shown[:SHOWN_CHARACTERS]}..."
-    lengths = f"reply {finish.completion_tokens} tokens"
-    if finish.prompt_tokens:
-        lengths = f"prompt {finish.prompt_tokens} tokens, {lengths}"
-    return check_result(f"{QUESTION} {shown} ({lengths})", *_problems_of(reply, larger_context))
+    detail = f"{QUESTION} {shown} (reply {reply.finish.completion_tokens} tokens)"
+    return check_result(detail, *_problems_of(reply, larger_context))
 
 
 def _problems_of(reply: Reply, larger_context: str) -> list[tuple[str, str]]:

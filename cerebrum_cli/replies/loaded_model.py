@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -170,11 +170,9 @@ class LoadedModel:
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
-        vocabulary, size = self.engine.vocabulary, self.engine.context_size
-        if least := least_tokens(vocabulary, size, last_text(conversation)):
-            return least
+        vocabulary = self.engine.vocabulary
         parts = self.format.render(conversation)
-        return least_tokens(vocabulary, size, parts) or len(vocabulary.tokenize(parts))
+        return least_tokens(vocabulary, self.engine.context_size, parts) or len(vocabulary.tokenize(parts))
 
     def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
@@ -271,14 +269,10 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        self._require_possible(last_text(conversation))
         prompt = self.format.render(conversation)
-        self._require_possible(prompt)
-        return prompt
-
-    def _require_possible(self, prompt: Iterable[PromptPart]) -> None:
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
             raise self._too_long(f"at least {least}")
+        return prompt
 
     def _require_room(self, tokens: int) -> None:
         if tokens >= self.engine.context_size:
@@ -299,8 +293,3 @@ def final_markup(prompt: Sequence[PromptPart]) -> str:
 
 def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
     return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
-
-
-def last_text(conversation: Conversation) -> tuple[Text, ...]:
-    """The last message of a conversation, which is in every prompt, as a part."""
-    return tuple(Text(message.content) for message in conversation.messages[-1:])

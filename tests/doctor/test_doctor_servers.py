@@ -66,8 +66,8 @@ def test_doctor_checks_only_a_server(new_user: CommandLine, server: LlamaServer)
     assert {result["endpoint"] for result in results.values()} == {server.url}
     assert results["server"]["detail"] == f"llama-server, build {BUILD}, by token ids"
     assert results["served_model"]["detail"] == "nano.gguf"
-    assert results["slots"]["detail"] == "4 replies at a time"
-    assert results["reply"]["detail"].startswith(f"{QUESTION} {ANSWER} (prompt ")
+    assert results["slots"]["detail"] == "concurrent replies: 4"
+    assert results["reply"]["detail"].startswith(f"{QUESTION} {ANSWER} (reply ")
     assert results["speed"]["detail"].startswith("first token after ")
 
 
@@ -81,8 +81,8 @@ def test_doctor_checks_servers_of_other_kinds(
     results = by_name(done)
     assert (done.code, results["server"]["detail"], list(results)) == (0, f"{name}, by token ids", CHECKS)
     assert problems(done) == {}
-    slots = "not stated: 1024 replies at a time at first" if kind is VllmServer else f"{server.slots} replies at a time"
-    assert results["slots"]["detail"] == slots
+    slots = 1024 if kind is VllmServer else server.slots
+    assert results["slots"]["detail"] == f"concurrent replies: {slots}"
 
 
 def test_doctor_groups_results_by_server_and_reports_what_it_cannot_reach(

@@ -4,16 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from installations import model_on
-from scripted_backend import END, ScriptedBackend
 
 from cerebrum_cli.cli.answer import reply_object
-from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
-from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply import Reply, reply_notice
 
 SEQUENCE = SequenceId(0)
@@ -70,12 +63,3 @@ def test_reply_notice_names_the_exhausted_limit(
     notice = reply_notice(reply, "raise --ctx")
     assert (notice and notice.message) == message
     assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")
-
-
-def test_too_long_question_is_refused_before_its_template_is_rendered() -> None:
-    build_format = format_builder(EMBEDDED, "{{ raise_exception('rendered') }}", {})
-    with model_on(LocalEngine(ScriptedBackend(lambda held, seed: END, context_size=20).open), build_format) as model:
-        question = "x" * 1000
-        for read in (lambda: model.reply(question).wait(), lambda: model.tokenize(Conversation().user(question))):
-            with pytest.raises(PromptTooLong):
-                read()
