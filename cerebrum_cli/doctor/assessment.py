@@ -101,13 +101,11 @@ def _device_text(device: Device) -> str:
 
 
 def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
-    cores = f"{format_count(processors.cores, 'core')} available"
-    if slower := processors.cores - processors.performance_cores:
-        cores += f" ({slower} of them efficiency cores)"
-    quota = "no cgroup quota" if processors.quota == inf else f"cgroup quota {processors.quota:g}"
-    allowed = f"{processors.allowed} of {processors.logical} logical CPUs allowed"
     threads = format_count(requested or processors.threads, "thread")
-    return check_result(f"{threads}; {cores}, {allowed}, {quota}")
+    detail = f"{threads}; {format_count(processors.cores, 'core')} available"
+    if processors.quota < inf:
+        detail += f", cgroup quota {processors.quota:g}"
+    return check_result(detail)
 
 
 def assess_memory(free: int, total: int) -> CheckResult:

@@ -23,19 +23,14 @@ MAX_TEMPLATE_BYTES = 2**20
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
-    if requested is not None and requested not in FORMAT_NAMES:
-        raise UsageError(f"unknown format {requested!r}", f"use one of {', '.join(FORMAT_NAMES)}")
-    if requested is None and known is not None and known not in FORMAT_NAMES:
-        raise FormatError(
-            f"unknown format {known!r} in this model's catalog entry",
-            f"set it to one of {', '.join(FORMAT_NAMES)} in models.toml, or use --format",
-        )
     name = requested or known or (EMBEDDED if template else None)
     if name is None:
         raise FormatError(
             "unknown prompt format: the model is not in the catalog, and its file has no chat template",
             f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or run cerebrum ask --raw",
         )
+    if name not in FORMAT_NAMES:
+        raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(FORMAT_NAMES)}")
     if name == EMBEDDED and not template:
         raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
     return name

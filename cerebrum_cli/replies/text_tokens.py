@@ -63,11 +63,7 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     tokens = continuation(vocabulary, (Text(token, trusted=True),))
     if len(tokens) == 1:
         return tokens[0]
-    parts = []
-    for part in tokens:
-        piece = vocabulary.piece(part, special=True).decode("utf-8", "replace")
-        parts.append(f"{part} {piece!r}")
-    listed = ", ".join(parts)
+    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
     raise UsageError(
         f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
         "put a space before it, or bias tokens by their ids, as in 42=-1",

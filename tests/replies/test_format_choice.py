@@ -34,7 +34,7 @@ def test_requested_format_precedes_known_precedes_template(
         ("chatml", None, "{}", UsageError, "unknown format 'chatml'"),
         (None, None, None, FormatError, "unknown prompt format: the model is not in the catalog"),
         (None, "embedded", None, FormatError, "the model file has no chat template"),
-        (None, "a-typo", "{}", FormatError, "unknown format 'a-typo' in this model's catalog entry"),
+        (None, "a-typo", "{}", UsageError, "unknown format 'a-typo'"),
     ],
 )
 def test_missing_or_unknown_format_is_an_error(

@@ -132,12 +132,10 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
-    named = endpoint.served_model
-    option = "--set served_model_name=NAME"
-    if not is_exact:
-        named = endpoint.named_model or named
-        option = "-m NAME"
-    chosen = _find_model(models, named, option, endpoint.name)
+    if is_exact:
+        chosen = _find_model(models, endpoint.served_model, "--set served_model_name=NAME", endpoint.name)
+    else:
+        chosen = _find_model(models, endpoint.named_model or endpoint.served_model, "-m NAME", endpoint.name)
     base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
     return {**base, **{key: value for key, value in chosen.items() if value is not None}}
 

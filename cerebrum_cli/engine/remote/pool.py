@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
-from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
+from cerebrum_cli.engine.remote.server import PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
@@ -230,12 +230,10 @@ class Pool:
         misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
         if misfits and (not self._is_connected or len(misfits) == len(problems)):
             return misfits[0]
-        if NOT_ASKED in problems and not self._is_connected:
-            return None
-        if self._is_connected and not any(self._jobs):
+        if not any(self._jobs) and self._is_connected:
             self._alive_at = monotonic()
-        is_loading = any(isinstance(problem, BusyServerError) for problem in problems)
-        may_wait = self._is_connected or self._timeouts.waits_at_start or is_loading or None in problems
+        is_busy = any(isinstance(problem, BusyServerError) for problem in problems)
+        may_wait = self._is_connected or self._timeouts.waits_at_start or is_busy or None in problems
         if may_wait and self._left_s > 0:
             return None
         if None in problems:

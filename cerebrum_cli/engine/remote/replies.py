@@ -385,16 +385,13 @@ class RemoteSample(ReplySample):
     def _measured_timings(self) -> Timings:
         """The server's times, or those measured here where it states none, and with several turns."""
         now = perf_counter()
-        stated = self._timings
-        first = self._first_at or now
-        steps = max(0, self.tokens - 1)
-        ttft_s = first - self._started_at
-        if stated.decode_s:
-            ttft_s = ttft_s if self.request.stream else stated.prefill_s
-            return replace(stated, ttft_s=ttft_s, decode_steps=steps)
+        ttft_s = 0.0
         if self.request.stream:
-            return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - first, decode_steps=steps)
-        return Timings(ttft_s=ttft_s, decode_s=now - self._started_at, decode_steps=self.tokens)
+            ttft_s = (self._first_at or now) - self._started_at
+        steps = max(0, self.tokens - 1)
+        if self._timings.decode_s:
+            return replace(self._timings, ttft_s=ttft_s or self._timings.prefill_s, decode_steps=steps)
+        return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - self._started_at - ttft_s, decode_steps=steps)
 
     def finish(self, reason: FinishReason) -> FinishEvent:
         """The last event, now: that of a sample which ends here, not on the server, is `cancelled`."""
