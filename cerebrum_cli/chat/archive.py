@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_utc, one_line
+from cerebrum_cli.core.text import format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.replies.interface import open_source
@@ -42,8 +41,6 @@ from cerebrum_cli.replies.source import ModelSource
 UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".txt": "transcript"}
-_AROUND = '" \n'  # a question, and text that the prompt takes as several lines
-_TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]}'
 
@@ -65,12 +62,10 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
     }
 
 
-def search_rows(store: Store, text: str, *, marks_words: bool) -> list[dict[str, Any]]:
-    """Build the rows of `sessions search`, best match first; marked words are between MATCH_BEGIN and MATCH_END."""
+def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
+    """The rows of `sessions search`, best match first."""
     rows = []
     for session, stored, excerpt in store.search(text):
-        if not marks_words:
-            excerpt = excerpt.replace(MATCH_BEGIN, "").replace(MATCH_END, "")
         rows.append({"session": session.name, "role": stored.message.role, "excerpt": one_line(excerpt)})
     return rows
 
@@ -224,11 +219,9 @@ def delete_sessions(
 ) -> Iterator[tuple[Session, int]]:
     """Erase sessions and every trace of their text; yield each with the number of messages deleted.
 
-    `states` is the directory of the prompt cache, which holds prompts and replies of any session and is emptied;
-    `typed` is the file with the prompt's history. Raises SessionError for a session that is open in another process;
-    those before it are erased.
+    The prompt cache in the directory `states` and the prompt's history in the file `typed` hold texts of any session,
+    and are emptied. Raises SessionError for a session that is open in another process; those before it are erased.
     """
-    before = history.store.questions()
     try:
         for session in sessions:
             history.lock(session)
@@ -236,28 +229,9 @@ def delete_sessions(
             history.release(removes=True)
             yield session, count
     finally:
-        forget_questions(typed, before - history.store.questions())
-        for path in states.glob(f"*{STATE}"):
+        for path in (typed, *states.glob(f"*{STATE}")):
             remove(path)
         history.store.vacuum()
-
-
-def forget_questions(path: Path, questions: Collection[str]) -> None:
-    """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
-    gone = [question.strip(_AROUND) for question in questions]
-
-    def without(entry: re.Match[str]) -> str:
-        text = "\n".join(line[1:] for line in entry[1].splitlines())
-        typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
-        if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
-            return ""
-        return entry[0]
-
-    with contextlib.suppress(FileNotFoundError):
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
-        kept = _TYPED.sub(without, text)
-        if kept != text:
-            atomic_write(path, kept.encode("utf-8", "surrogateescape"))
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from cerebrum_cli.chat.session import (
 )
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, well_formed
+from cerebrum_cli.core.text import well_formed
 
 _FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
@@ -58,7 +58,7 @@ _UNNEEDED_MESSAGES = (
     " SELECT id FROM messages WHERE id NOT IN needed ORDER BY id DESC"
 )
 _MATCHES = (  # best first; FTS5 computes an excerpt when its row is read
-    f"SELECT messages.*, snippet(texts, 0, '{MATCH_BEGIN}', '{MATCH_END}', ' ... ', 16) AS excerpt FROM texts"
+    "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
     " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank"
 )
 
@@ -66,12 +66,6 @@ _BRANCH = (  # messages that end at one, oldest first
     "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
     " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
-)
-_NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
-    "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
-    " WHERE parent IS ?1 AND (parent IS NOT NULL OR session = ?2) UNION ALL"
-    " SELECT id, session FROM messages JOIN below ON parent = at)"
-    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = ?2 AND role = 'assistant'"
 )
 _REPLIES = (  # to a question, and to its other versions
     "SELECT reply.* FROM messages AS asked JOIN messages AS question"
@@ -135,14 +129,6 @@ class Store:
         """The messages on a session's branch, oldest first."""
         return self._messages(_BRANCH, session.leaf)
 
-    def undone(self, session: Session) -> list[StoredMessage]:
-        """The messages after a session's end that were undone last, oldest first; empty if nothing was."""
-        [(newest,)] = self._rows(_NEWEST_BELOW, session.leaf, session.id)
-        if newest is None:
-            return []
-        length = len(self.messages(session))
-        return self._messages(_BRANCH, newest)[length:]
-
     def replies(self, question: StoredMessage) -> list[StoredMessage]:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
         found = self._messages(_REPLIES, question.id)
@@ -167,9 +153,6 @@ class Store:
             if is_answered and not stored.is_continued(messages):
                 found.append((place, stored))
         return found
-
-    def questions(self) -> set[str]:
-        return {text for (text,) in self._rows("SELECT content FROM messages WHERE role = 'user'")}
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         with self._changing(session) as database:

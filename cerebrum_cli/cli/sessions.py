@@ -78,11 +78,11 @@ def search(
 ) -> None:
     """Search all messages for words, or the beginnings of words, best match first."""
 
-    rows = archive.search_rows(app.open_history().store, text, marks_words=not json)
+    rows = archive.search_rows(app.open_history().store, text)
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
-@subcommand(group, short_help="Delete sessions, and the prompt cache.")
+@subcommand(group, short_help="Delete sessions, typed questions and the prompt cache.")
 def rm(
     app: App,
     _: QuietOptions,
@@ -92,7 +92,7 @@ def rm(
         str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
     ] = None,
 ) -> None:
-    """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
+    """Delete sessions with their unshared messages, the history of typed questions, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
-MATCH_BEGIN, MATCH_END = "\x02", "\x03"  # around the words found in an excerpt of a message
-
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""

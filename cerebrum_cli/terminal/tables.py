@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.settings import DEFAULT
-from cerebrum_cli.core.text import MATCH_BEGIN, MATCH_END, format_size, one_line
+from cerebrum_cli.core.text import format_size, one_line
 from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
 
 if TYPE_CHECKING:
@@ -158,11 +157,7 @@ print_prompts = partial(
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     for match in matches:
-        pieces = [strip_controls(piece) for piece in re.split(f"[{MATCH_BEGIN}{MATCH_END}]", match["excerpt"])]
-        if streams.can_style:
-            pieces[1::2] = map(bold, pieces[1::2])
-        head = f"{strip_controls(match['session'])}  {match['role']}"
-        streams.answer(f"{head}: {''.join(pieces)}\n", is_styled=True)
+        streams.answer("{session}  {role}: {excerpt}\n".format_map(match))
 
 
 def bold(text: str) -> str:

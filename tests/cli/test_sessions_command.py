@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
 from person import Person
-from prompt_toolkit.history import FileHistory
 
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Message
 
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
@@ -86,6 +84,8 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     state = user.home / ".cache" / "cerebrum" / "states" / "ab.state"
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_text("zebra")
+    typed = user.home / "data" / "cerebrum" / "history"
+    typed.write_text("\n# 2026\n+Who hides the zebra?\n")
     done = user.run("sessions", "rm", "who-hides-the-zebra", "-y")
     assert (done.code, done.err) == (0, "who-hides-the-zebra deleted (2 messages)\n")
     files = [file for file in directory.rglob("*") if file.is_file()]
@@ -93,6 +93,7 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
         assert [file.name for file in files if word in file.read_bytes()] == []
     assert [file.name for file in files if file.suffix == ".lock"] == []
     assert not state.exists()
+    assert not typed.exists()
     assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
     assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
 
@@ -130,21 +131,5 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
         return person
 
     assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
-    assert "\x1b[1mNumber\x1b[0m" in at_terminal("search", "numb 1").output
+    assert "number-1-bold  user: Number 1 **bold**?" in at_terminal("search", "numb 1").screen.lines
     assert "Number 1 bold?" in at_terminal("show", "number-1-bold").screen.lines
-
-
-def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
-    history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
-    typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "+1 to C++", 'Is it "foo"', "2"]
-    typed += ["/set top_k 2", "/help", "Who are you?", "Twice?"]
-    for text in typed:
-        history.store_string(text)
-    gone = ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")
-    for question in (*gone, "Who are you?", "Twice?"):
-        with closing(Store(database(user))) as store:
-            name = "kept" if question == "Who are you?" or store.find("kept") else "gone"
-            session = store.find(name) or store.create(name, "chat")
-            store.add_message(session, Message("user", question))
-    assert user.run("sessions", "rm", "-y", "gone").code == 0
-    assert list(history.load_history_strings()) == ["Twice?", "Who are you?", "/help", "/set top_k 2"]

@@ -18,6 +18,7 @@ class Person:
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
         self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
+        self._pty.ptyproc.delayafterclose = self._pty.ptyproc.delayafterterminate = 0.01
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""
         self._lines_before: list[str] = []
@@ -87,7 +88,7 @@ class Person:
                 self._read(TIMEOUT_S)
         except pexpect.EOF:
             self.has_echo_at_end = self.has_echo
-            self._pty.close()
+            self._pty.wait()
         code = self._pty.exitstatus
         return int(128 + self._pty.signalstatus if code is None else code)
 

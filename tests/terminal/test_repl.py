@@ -154,7 +154,7 @@ def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: 
 
 def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -> None:
     _, err = talk("Who?\n", "-n", "9", rows={"Who?": "<think>Hm, who?</think>Me."})
-    assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
+    assert err[-2:] == ["note: answer truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
 def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(talk: Talk) -> None:
@@ -192,11 +192,11 @@ def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
     person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "2", "--session", "tea", **plain)
     person.wait_for(">")
     person.type("def f():\n    return 1\nWhat is it?\n", shows="What is it?")
-    person.wait_for("reply truncated")
+    person.wait_for("answer truncated")
     person.type("x" * 3000)
     time.sleep(0.2)
     person.type("y" * 2000 + "\nthe rest\n", shows="nothing was sent")
-    person.type("Short?\n\x04", shows="reply truncated")
+    person.type("Short?\n\x04", shows="answer truncated")
     assert person.end() == 0
     assert user.contents("tea")[::2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
 

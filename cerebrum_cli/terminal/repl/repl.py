@@ -29,6 +29,7 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
+FULL_CONTEXT_HINT = "/set ctx N, then /continue resumes it; or use /think N to limit reasoning, then /retry"
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
 
 
@@ -150,20 +151,16 @@ class Repl:
 
     def _notice(self, reply: Reply) -> NoticeEvent | None:
         reason = reply.finish.reason
-        hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
+        resume = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
         if reason == "cancelled":
-            return NoticeEvent("reply interrupted", hint)
-        if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
-            stage = "" if reply.text else " of reasoning"
-            return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
+            return NoticeEvent("reply interrupted", resume)
         loaded = self.chat.loaded
+        hints = {"length": resume, "repetition": REPETITION_HINT}
+        if not loaded.is_remote:
+            hints["context"] = FULL_CONTEXT_HINT
         notice = reply_notice(reply, loaded.engine.larger_context)
-        if notice is None:
-            return None
-        if reason == "context" and not loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context))
-        if reason == "repetition":
-            return replace(notice, hint=REPETITION_HINT)
+        if notice and reason in hints:
+            return replace(notice, hint=hints[reason])
         return notice
 
     def switch_session(self, session: Session | None) -> None:
@@ -295,12 +292,3 @@ class Repl:
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
         )
-
-
-def full_context_hint(reply: Reply, larger: int | None) -> str:
-    """What helps where a reply fills the context, although older turns were dropped."""
-    limit = "" if reply.text else "use /think N, then /retry"
-    if larger is None:
-        return limit or "this is the model's largest context; ask for a shorter answer"
-    resume = f"/continue resumes it with a context of {larger} tokens"
-    return f"{resume}; or {limit}" if limit else resume
