@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,7 +37,6 @@ from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
-UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".txt": "transcript"}
 _FENCE = re.compile("^```", re.MULTILINE)
@@ -203,15 +201,6 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
         for message in conversation.messages:
             session = store.add_message(session, message, ReplyMetadata(reasoning=message.reasoning))
     return session
-
-
-def sessions_older_than(store: Store, age: str) -> list[Session]:
-    """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
-    match = re.fullmatch(r"(\d+)([dw])", age)
-    if match is None:
-        raise UsageError.invalid("--older-than", age, "days or weeks, such as 30d or 8w")
-    limit = time.time() - int(match[1]) * UNITS_S[match[2]]
-    return [summary.session for summary in store.summaries() if summary.session.updated < limit]
 
 
 def delete_sessions(

@@ -19,7 +19,6 @@ from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import Option
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.terminal.reports import LISTED, print_latest
 from cerebrum_cli.terminal.tables import print_matches, print_rows
@@ -41,14 +40,11 @@ def list_sessions(
         int | None,
         Option(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
     ] = None,
-    all: Annotated[bool, Option("List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
     rows = archive.session_rows(app.open_history().store)
-    if all:
-        number = len(rows)
     if json:
         app.streams.answer_object(rows[:number])
     else:
@@ -85,26 +81,15 @@ def search(
 @subcommand(group, short_help="Delete sessions, typed questions and the prompt cache.")
 def rm(
     app: App,
+    names: Annotated[list[str], positional("NAME...", "Names of sessions", sessions)],
     _: QuietOptions,
     yes: Yes = False,
-    names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
-    older_than: Annotated[
-        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
-    ] = None,
 ) -> None:
     """Delete sessions with their unshared messages, the history of typed questions, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
-        chosen = {name: history.get(name) for name in names or ()}
-        if older_than:
-            for session in archive.sessions_older_than(history.store, older_than):
-                chosen[session.name] = session
-        elif not names:
-            raise UsageError("no session given", "name one or more, or use --older-than")
-        if not chosen:
-            app.streams.info(f"no session is older than {older_than}")
-            return
+        chosen = {name: history.get(name) for name in names}
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
         listed = ", ".join(chosen)

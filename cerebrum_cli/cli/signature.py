@@ -9,7 +9,7 @@ from dataclasses import is_dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeGuard, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -76,11 +76,11 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(context: typer.Context, **texts: Any) -> Any:
         assigned = texts.pop(SET, None) or ()
         if HELP in assigned:
-            return print_settings(app_of(context, None).streams, declared.settable)
+            return print_settings(app_of(context).streams, declared.settable)
         require_complete(context, declared.required)
         given = GivenOptions.parse(texts, assigned, declared.settable)
         values = declared.values(given)
-        app = app_of(context, next(filter(is_quiet_group, values.values()), None))
+        app = app_of(context, values.values())
         with app.on_exit:
             return function(app, **values)
 
@@ -188,10 +188,6 @@ def typer_parameter(declared: Option, values: Values | None = None) -> inspect.P
     default = False if kind is bool else None
     annotation = Annotated[kind, details]
     return inspect.Parameter(declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def is_quiet_group(value: object) -> TypeGuard[QuietOptions]:
-    return isinstance(value, QuietOptions)
 
 
 def require_complete(context: typer.Context, required: Iterable[Option]) -> None:
@@ -323,17 +319,12 @@ class SectionedCommand(TyperCommand):
 
     def with_extract_values(self, args: list[str]) -> list[str]:
         """The words, with the value that Typer requires after each `--extract` and `-x` without one."""
-        valued = set()
-        for parameter in self.params:
-            if parameter.metavar and parameter.name != "extract":
-                valued.update(parameter.opts)
         end = args.index("--") if "--" in args else len(args)
-        words: list[str] = []
-        for word in args[:end]:
-            if EXTRACT.fullmatch(word) and (not words or words[-1] not in valued):
-                word += f"={FIRST}" if word.startswith("--") else FIRST
-            words.append(word)
-        return words + args[end:]
+        words = list(args)
+        for index, word in enumerate(args[:end]):
+            if EXTRACT.fullmatch(word):
+                words[index] += f"={FIRST}" if word.startswith("--") else FIRST
+        return words
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
         pieces = ["[OPTIONS]"]
@@ -372,19 +363,22 @@ def subcommand(group: typer.Typer, **details: Any) -> Callable[[Callable[..., An
     return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
 
 
-def app_of(context: typer.Context, options: QuietOptions | None) -> App:
-    """The app a test has passed, or this machine's, as quiet or verbose as the options ask for."""
+def app_of(context: typer.Context, values: Iterable[object] = ()) -> App:
+    """The app a test has passed, or this machine's, as quiet or verbose as the options among the values ask for."""
     from cerebrum_cli.cli.app import App
 
     app = context.obj if isinstance(context.obj, App) else App.of_user()
     unknown = unknown_variables(NAMES) and unknown_variables(option_names())
     for name, hint in unknown.items():
         app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
-    app.streams = replace(app.streams, is_quiet=options is not None and options.quiet)
-    if options and options.verbose:
-        from cerebrum_cli.engine.llama.bindings import log
+    for options in values:
+        if not isinstance(options, QuietOptions):
+            continue
+        app.streams = replace(app.streams, is_quiet=options.quiet)
+        if options.verbose:
+            from cerebrum_cli.engine.llama.bindings import log
 
-        log.forward = app.streams.info
+            log.forward = app.streams.info
     return app
 
 

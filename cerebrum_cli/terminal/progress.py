@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from cerebrum_cli.core.events import (
@@ -26,7 +26,7 @@ from cerebrum_cli.terminal.streams import Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
-GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
+GREEN, MAGENTA, GRAY = "32", "35", "90"
 
 Counts = RowEvent | EvalProgress
 
@@ -127,24 +127,25 @@ class BatchProgress(Line):
         if done := answered(rows) - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        for texts in batch_texts(rows, self._speeds(seconds), left):
-            room = width - len(" ".join(filter(None, texts)))
+        finished, total = counter(rows)
+        done_text = f"{finished:{len(str(total))}}/{total}"
+        clauses = ", ".join(exceptions(rows))
+        for parts in ((clauses, self._speed_text(seconds), left), (clauses, left), (left,)):
+            tail = " ".join(filter(None, parts))
+            room = width - len(f"{done_text} {tail}")
             if room >= 0:
                 break
-        done_text, clauses, tail = texts
         yield f"{done_text} ", GREEN
         if room > MIN_BAR:
             yield from bar(rows.done, rows.total, room - 1)
             yield " ", ""
-        if clauses:
-            yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
-    def _speeds(self, seconds: float) -> list[str]:
-        """The speed; none in the first second."""
+    def _speed_text(self, seconds: float) -> str:
+        """The speed; empty in the first second."""
         if seconds <= 1 or not self._all_tokens:
-            return []
-        return [f"{self._all_tokens / seconds:.1f} tokens/s"]
+            return ""
+        return f"{self._all_tokens / seconds:.1f} tokens/s"
 
 
 class StageProgress(Line):
@@ -181,9 +182,9 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
 
     def __init__(self, streams: Streams) -> None:
         super().__init__(streams, streams.can_redraw)
-        self._current = ("", 0, 0)  # the stage, its bytes and their total
-        self._started: dict[str, tuple[float, int]] = {}  # of each stage: the time, and the bytes there were
-        self._shown: dict[str, tuple[float, int]] = {}
+        self._stage, self._done, self._total = "", 0, 0  # of bytes
+        self._first = self._shown = 0  # bytes at the start of the stage, and when they were last shown
+        self._started = self._logged = 0.0
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -194,13 +195,14 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
 
     def update(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        self._started.setdefault(stage, (now, done))
-        last, shown = self._shown.get(stage, (now - LOG_EVERY_S, 0))
-        is_end = done >= total > shown
-        is_due = is_end or now - last >= LOG_EVERY_S
-        self._current = stage, done, total
+        if stage != self._stage:
+            self._stage, self._first, self._shown = stage, done, 0
+            self._started, self._logged = now, now - LOG_EVERY_S
+        self._done, self._total = done, total
+        is_end = done >= total > self._shown
+        is_due = is_end or now - self._logged >= LOG_EVERY_S
         if is_due:
-            self._shown[stage] = now, done
+            self._logged, self._shown = now, done
         if not self.draws:
             if is_due:
                 self.streams.report(f"{stage}: {self._text()}")
@@ -210,25 +212,22 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
             self.show()
 
     def render(self, width: int) -> Iterator[Segment]:
-        stage, done, total = self._current
-        yield f"{stage:<8} ", ""
+        yield f"{self._stage:<8} ", ""
         if width >= BAR_COLUMNS:
-            yield from bar(done, total, STAGE_BAR)
+            yield from bar(self._done, self._total, STAGE_BAR)
             yield " ", ""
         yield self._text(), ""
 
     def _text(self) -> str:
         """Bytes done, speed and remaining time: "15 MB of 30 MB, 5 MB/s, 0:03 left"."""
-        stage, done, total = self._current
-        started, first = self._started[stage]
-        seconds = time.monotonic() - started
-        text = f"{format_size(done)} of {format_size(total)}"
-        if done <= first or seconds <= 0:  # no speed yet
+        text = f"{format_size(self._done)} of {format_size(self._total)}"
+        seconds, added = time.monotonic() - self._started, self._done - self._first
+        if added <= 0 or seconds <= 0:  # no speed yet
             return text
-        speed = (done - first) / seconds
+        speed = added / seconds
         text += f", {format_size(int(speed))}/s"
-        if done < total:
-            text += f", {format_duration((total - done) / speed)} left"
+        if self._done < self._total:
+            text += f", {format_duration((self._total - self._done) / speed)} left"
         return text
 
 
@@ -236,26 +235,6 @@ def bar(done: int, total: int, width: int) -> Iterator[Segment]:
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, MAGENTA if done < total else GREEN
     yield "━" * (width - filled), GRAY
-
-
-def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str]]:
-    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them.
-
-    `speeds` are ways to state the speed, the longest first.
-    """
-    finished, total = counter(event)
-    done = f"{finished:{len(str(total))}}/{total}"
-    clauses = list(exceptions(event))
-    for speed in speeds:
-        yield done, ", ".join(clauses), f"{speed} {left}"
-    while clauses:
-        yield done, ", ".join(clauses), left
-        clauses.pop()
-    if isinstance(event, EvalProgress) and event.accuracy is not None:
-        accuracy = f"accuracy {event.accuracy:.3f}"
-        yield done, accuracy, left
-        yield done, accuracy, ""
-    yield done, "", left
 
 
 def counter(event: Counts) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
@@ -43,8 +42,6 @@ MAX_TOKEN_TEXT = 16  # characters
 STATUS_COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
-MIN_TEXT_WIDTH = 30  # columns; a terminal with room for less wraps the lines itself
-HINT_PREFIX = "hint: "
 LISTED = 20  # sessions that a terminal shows unless asked for more
 print_sessions = partial(
     print_columns,
@@ -70,7 +67,7 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
         listed = rows[: number or LISTED]
         print_sessions(streams, listed[::-1])
         if number is None and len(listed) < len(rows):
-            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list --all lists them all")
+            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list -n N lists more")
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
@@ -284,8 +281,6 @@ def check_terminal(streams: Streams) -> CheckResult:
     facts = [term or "TERM is not set", f"{columns(streams.out)} columns", encoding]
     if environment("NO_COLOR") is not None:
         facts.append("no colors (NO_COLOR)")
-    if environment("ACCESSIBLE") is not None:
-        facts.append("screen reader mode (ACCESSIBLE)")
     problems = []
     if term is None or term in DUMB_TERMINALS:
         problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
@@ -295,8 +290,7 @@ def check_terminal(streams: Streams) -> CheckResult:
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:
-    width = columns(streams.out) - 1 if streams.out_is_terminal else 0
-    text = format_check_result(result, width)
+    text = format_check_result(streams, result)
     if streams.can_style and environment("NO_COLOR") is None:
         details = strip_controls(text.removeprefix(result.status))
         streams.answer(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}", is_styled=True)
@@ -304,20 +298,12 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
         streams.answer(text)
 
 
-def format_check_result(result: CheckResult, width: int) -> str:
-    """Format a result, wrapped between words to a width; without room nothing is wrapped."""
+def format_check_result(streams: Streams, result: CheckResult) -> str:
     head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
-    room = width - len(head)
-    lines = fold_text(result.detail, room)
+    lines = [wrapped(streams, result.detail, len(head))]
     if result.hint:
-        lines += fold_text(HINT_PREFIX + result.hint, room, " " * len(HINT_PREFIX))
+        lines.append(wrapped(streams, f"hint: {result.hint}", len(head)))
     return head + f"\n{' ' * len(head)}".join(lines) + "\n"
-
-
-def fold_text(text: str, width: int, indent: str = "") -> list[str]:
-    if width < MIN_TEXT_WIDTH:
-        return [text] if text else []
-    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def repository_name(row: Row) -> str:

@@ -1,6 +1,5 @@
 """`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
 
-import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -104,18 +103,6 @@ def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
     err = ask(user, "Why?", "So.")
     assert err.startswith("note: this exchange was not saved: ")
     assert "Traceback" not in err
-
-
-@pytest.mark.slow
-def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
-    for question in ("Three", "Four"):
-        ask(user, question, "So.")
-    with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:
-        sessions.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
-    refused = user.run("sessions", "rm", "--older-than", "30d")
-    assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
-    assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
-    assert [row["name"] for row in listed(user)] == ["four"]
 
 
 @pytest.mark.slow

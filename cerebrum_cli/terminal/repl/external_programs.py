@@ -16,13 +16,12 @@ from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
 TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
-# A program needs its display; over SSH there is none, and only OSC 52 reaches the user's clipboard.
 CLIPBOARD_PROGRAMS = (
-    ("WAYLAND_DISPLAY", ("wl-copy",)),
-    ("DISPLAY", ("xclip", "-selection", "clipboard")),
-    ("DISPLAY", ("xsel", "--clipboard", "--input")),
-    (None, ("pbcopy",)),
-    (None, ("clip.exe",)),
+    ("wl-copy",),
+    ("xclip", "-selection", "clipboard"),
+    ("xsel", "--clipboard", "--input"),
+    ("pbcopy",),
+    ("clip.exe",),
 )
 CLIPBOARD_TIMEOUT_S = 5.0
 
@@ -58,9 +57,9 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
 
     Raises UsageError without a clipboard program if output is piped or the terminal takes no control sequences.
     """
-    has_display = environment("SSH_TTY") is None
-    for display, command in CLIPBOARD_PROGRAMS if has_display else ():
-        if (display is None or environment(display)) and shutil.which(command[0]):
+    is_local = environment("SSH_TTY") is None  # otherwise only OSC 52 reaches the user's clipboard
+    for command in CLIPBOARD_PROGRAMS:
+        if is_local and shutil.which(command[0]):
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
                 quiet, data = subprocess.DEVNULL, text.encode()

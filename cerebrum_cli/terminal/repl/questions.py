@@ -18,7 +18,6 @@ from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
-MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
 PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
@@ -39,9 +38,6 @@ class ScriptInput:
 
     def edit(self, _: str, /) -> str:
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
-
-    def confirm(self, _: str, /) -> bool:
-        return False
 
 
 def prompt_text(question: str) -> str:
@@ -128,10 +124,6 @@ class PlainPrompt:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
 
-    def confirm(self, question: str) -> bool:
-        with self.keyboard.released():
-            return self.streams.confirm(question)
-
     def _has_input(self, timeout: float) -> bool:
         return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])
 
@@ -143,11 +135,6 @@ class PlainPrompt:
         if not line:
             self.is_ended = True  # a terminal says so once
             raise EOFError
-        if self.streams.in_is_terminal and len(line) > MAX_TERMINAL_LINE:
-            while self._has_input(PASTE_GAP_S) and sys.stdin.buffer.readline():  # the rest of the paste
-                pass
-            problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
-            raise UsageError(problem, "split the line, or use /file PATH")
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
 

@@ -48,7 +48,6 @@ class Repl:
     prompts: PromptDirectory
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
-    min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
@@ -258,7 +257,7 @@ class Repl:
     def _run_line(self, text: str) -> None:
         line = parse_slash(text, self.commands)
         if line is None:
-            if text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
+            if text.strip() in BARE_EXITS and self.streams.in_is_terminal:
                 self.is_done = True
             else:
                 self._ask(text)
