@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.voting import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
 
-MAJORITY = 0.5
-
 
 def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
@@ -84,8 +82,10 @@ class AnswerPrinter:
                 yield
         except Interrupted:
             if self.saved_as and self.streams.err_is_terminal:
-                so_far = "; ".join(["answer so far is saved", *self._continuation])
-                self.streams.report(f"interrupted; the {'leading answer is saved' if self.options.votes else so_far}")
+                what = (
+                    "leading answer is saved" if self.options.votes else f"answer so far is saved{self._continuation}"
+                )
+                self.streams.report(f"interrupted; the {what}")
             raise
 
     def show_reply(self) -> None:
@@ -100,7 +100,7 @@ class AnswerPrinter:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
                 if self.saved_as and not isinstance(error, Interrupted):
-                    error.hint = "; ".join(["the answer so far is saved", *(self._continuation or [error.hint])])
+                    error.hint += f"; the answer so far is saved{self._continuation}"
             raise
         finally:
             if reply.is_finished:
@@ -163,11 +163,11 @@ class AnswerPrinter:
         return reply
 
     @property
-    def _continuation(self) -> list[str]:
+    def _continuation(self) -> str:
         if self.loaded.model.is_served:
-            return []
+            return ""
         servers = "".join(f" --endpoint {quote(server)}" for server in self.options.endpoint)
-        return [f"cerebrum ask -c{servers} continues it"]
+        return f"; cerebrum ask -c{servers} continues it"
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
@@ -230,7 +230,7 @@ class AnswerPrinter:
             self.streams.notice(notice)
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
-        """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
+        """Print a notice about a tie or an unchecked winner. Raises NoAnswer without one, or for a tie with --final."""
         from cerebrum_cli.replies.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
 
         notice = outcome_notice(tally)
@@ -241,9 +241,6 @@ class AnswerPrinter:
             raise NoAnswer(notice.message, notice.hint)
         if not notice and tally.votes.checks and not tally.leader.is_checked:
             notice = NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
-        elif not notice and tally.agreement < MAJORITY and not tally.leader.is_checked:
-            problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
-            notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)
 
     def _inspect(self, reply: Reply, count: int) -> None:
@@ -264,7 +261,7 @@ class AnswerPrinter:
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
-            notice = replace(notice, hint="; ".join([notice.hint, *self._continuation]))
+            notice = replace(notice, hint=notice.hint + self._continuation)
         self.streams.report(notice)
 
     def _hint_to_read(self, reply: Reply, missing: str) -> str:
