@@ -69,34 +69,23 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
-    """Export a session with its alternatives, as `markdown` or `json` (OpenAI messages)."""
-    messages, alternatives = store.messages(session), store.alternatives(session)
+    """Export a session as `markdown` or `json` (OpenAI messages)."""
+    messages = store.messages(session)
     if export_format == "markdown":
-        return to_markdown(session.name, session.system_prompt, messages, alternatives)
+        return to_markdown(session.name, session.system_prompt, messages)
     turns = [_openai_message(stored) for stored in messages]
     if session.system_prompt is not None:
         turns.insert(0, {"role": "system", "content": session.system_prompt})
     exported = {"name": session.name, "model": session.model, "messages": turns}
-    if alternatives:
-        exported["alternatives"] = [{"place": place, **_openai_message(stored)} for place, stored in alternatives]
     return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_markdown(
-    name: str,
-    system_prompt: str | None,
-    messages: Sequence[StoredMessage],
-    alternatives: Sequence[tuple[int, StoredMessage]] = (),
-) -> str:
+def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
     parts = [f"# {name}"]
     if system_prompt is not None:
         parts += ["## System", system_prompt]
     for stored in messages:
         parts += [f"## {stored.message.role.capitalize()}", *_markdown_parts(stored)]
-    if alternatives:
-        parts.append("## Alternatives")
-    for place, stored in alternatives:
-        parts += [f"### {stored.message.role.capitalize()} (message {place})", *_markdown_parts(stored)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -117,14 +106,13 @@ def _openai_message(stored: StoredMessage) -> dict[str, Any]:
     return message
 
 
-def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
-    """Parse OpenAI messages into a name, if there is one, and a conversation. Raises SessionError."""
+def parse_conversation(text: str, source: str) -> Conversation:
+    """Parse OpenAI messages. Raises SessionError."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SessionError(f"{source} is not JSON: {error}", _EXPECTED) from error
-    outer = value if isinstance(value, dict) else {"messages": value}
-    items = outer.get("messages")
+    items = value.get("messages") if isinstance(value, dict) else value
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
     try:
@@ -133,10 +121,7 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
         raise SessionError(f"{source} holds no turns", _EXPECTED)
-    name = outer.get("name")
-    if not isinstance(name, str):
-        return None, conversation
-    return printable_name(name) or None, conversation
+    return conversation
 
 
 def export_transcript(source: ModelSource, store: Store, session: Session) -> str:
@@ -193,9 +178,9 @@ def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedMod
 
 
 def import_session(store: Store, file: Path, name: str | None) -> Session:
-    own_name, conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
+    conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
     if name is None:
-        name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
+        name = store.unused_name(printable_name(file.stem) or suggest_name(conversation))
     with store.transaction():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:

@@ -21,11 +21,10 @@ from cerebrum_cli.chat.history import (
     load_conversation,
     session_params,
     settings_of,
-    unused_session_name,
     without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
+from cerebrum_cli.chat.session import Session, StoredMessage, suggest_name, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -113,7 +112,7 @@ class Chat:
     def _create_session(self, question: Message) -> Session:
         """Create the session with its first question in one step: a killed process leaves no empty session."""
         store = self.history.store
-        name = self.name or unused_session_name(store, Conversation((question,)))
+        name = self.name or store.unused_name(suggest_name(Conversation((question,))))
         values = self._session_values
         session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
         self.history.lock(session)

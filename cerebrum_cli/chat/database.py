@@ -10,12 +10,9 @@ from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
 from cerebrum_cli.core.errors import SessionError
-from cerebrum_cli.core.files import file_system
 from cerebrum_cli.core.text import one_line
 
 BUSY_TIMEOUT_S = 10.0  # for another process's transaction
-# Types of file systems that several machines mount: a write-ahead log needs memory that all its readers share.
-SHARED = ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.", "gpfs", "lustre", "nfs", "smb", "virtiofs")
 NO_ACCESS = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PROTOCOL)
 NO_SPACE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 DAMAGE = ("malformed", "not a database", "vtable constructor", "already exists", "decode", "no such", "FOREIGN KEY")
@@ -92,9 +89,6 @@ def open_database(path: Path) -> sqlite3.Connection:
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             require_known_version(database, path)
-            mode = "DELETE" if file_system(path).startswith(SHARED) else "WAL"
-            with contextlib.suppress(sqlite3.OperationalError):  # another process sets it; other errors follow
-                database.execute(f"PRAGMA journal_mode = {mode}")
             database.execute("PRAGMA synchronous = FULL")
             database.execute("PRAGMA secure_delete = ON")  # deleted text must not remain in the file
             prepare(database)
@@ -149,10 +143,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
     """
     if not path.exists():
         return None
-    # An existing log may hold changes, which closing a writable connection would write into the file. Without a log
-    # SQLite creates one, and only a writable connection removes it again.
-    mode = "ro" if path.with_name(f"{path.name}-wal").exists() else "rw"
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    uri = f"{path.absolute().as_uri()}?mode=rw"
     with translated(path), contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
         require_known_version(database, path)
         (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
@@ -191,5 +182,5 @@ def _damaged(path: Path, problem: str) -> SessionError:
     recover = f"sqlite3 {shlex.quote(str(path))} .recover > saved.sql"
     return SessionError(
         f"{path} is damaged: {problem}",
-        f"move it and its -wal elsewhere to start a new one, {OR_UNSAVED}; to recover what is readable: {recover}",
+        f"move it elsewhere to start a new one, {OR_UNSAVED}; to recover what is readable: {recover}",
     )

@@ -193,14 +193,12 @@ class Store:
 
         The full-text index marks words as deleted until its segments are merged. (FTS5's own secure-delete requires
         SQLite 3.42, makes the index unreadable for older versions, and ignores earlier deletions.) Even with
-        `secure_delete`, pages keep fragments of rows that moved to other pages, so the file is rewritten. The log holds
-        old pages until it is truncated, which waits for current readers.
+        `secure_delete`, pages keep fragments of rows that moved to other pages, so the file is rewritten.
         """
         database = self._opened()
         try:
             database.execute("INSERT INTO texts (texts) VALUES ('optimize')")
             database.execute("VACUUM")
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except READ_ERRORS as error:
             raise SessionError(
                 f"deleted text may remain in {self.path}: {printable_line(str(error))}",

@@ -22,7 +22,6 @@ from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
-MOUNTS = Path("/proc/self/mounts")
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
@@ -56,17 +55,6 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
 
 def existing_parent(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if exists(parent))
-
-
-def file_system(path: Path) -> str:
-    """Type of the file system that holds a path, such as ext4; empty where the system has no list of mounts."""
-    mounts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in MOUNTS.read_text("utf-8", "surrogateescape").splitlines():
-            _, point, kind, *_ = line.split(" ")
-            mounts[point.replace("\\040", " ")] = kind  # the last one on a directory hides the others
-    path = path.resolve()
-    return next((mounts[str(parent)] for parent in (path, *path.parents) if str(parent) in mounts), "")
 
 
 def is_disk_full(error: OSError) -> bool:

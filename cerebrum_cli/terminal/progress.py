@@ -13,8 +13,6 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
-    RefusedEvent,
-    SequenceId,
     ServersEvent,
     StageEvent,
     TokenEvent,
@@ -42,9 +40,7 @@ class BatchProgress(Line):
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: Counts | None = None
         self._before = 0  # rows answered by earlier runs
-        self._running = set[SequenceId]()
         self._elsewhere = 0  # tokens without events
-        self._phase = "preparing prompts"
         self._tokens = 0
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
 
@@ -64,19 +60,12 @@ class BatchProgress(Line):
 
     def _count(self, event: Event) -> None:
         match event:
-            case PromptEvent(sequence, evaluated, total):
-                self._running.add(sequence)
-                if self._phase != "generating":
-                    self._phase = "reading prompts" if evaluated < total else "generating"
-                    self._started = self._started or self._latest
-            case TokenEvent(sequence):
-                self._running.add(sequence)
-                self._phase = "generating"
+            case PromptEvent():
+                self._started = self._started or self._latest
+            case TokenEvent():
                 self._tokens += len(event.tokens)
-            case FinishEvent(sequence) | RefusedEvent(sequence):
-                self._running.discard(sequence)
-                if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without them
-                    self._tokens += event.completion_tokens
+            case FinishEvent() if not event.has_all_tokens:  # it came without them
+                self._tokens += event.completion_tokens
             case ServersEvent(tokens):
                 self._elsewhere = tokens
             case RowEvent() | EvalProgress():
@@ -123,10 +112,9 @@ class BatchProgress(Line):
         rows = self._rows
         assert rows
         seconds = time.monotonic() - self._started if self._started else 0.0
-        left = self._phase
+        left = ""
         if done := answered(rows) - self._before:
-            running = len({sequence.request for sequence in self._running})
-            left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
+            left = f"{format_duration(seconds / done * (rows.total - rows.done))} left"
         finished, total = counter(rows)
         done_text = f"{finished:{len(str(total))}}/{total}"
         clauses = ", ".join(exceptions(rows))
@@ -241,11 +229,6 @@ def counter(event: Counts) -> tuple[int, int]:
     if isinstance(event, EvalProgress):
         return event.questions, event.all_questions
     return event.done, event.total
-
-
-def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
-    """Estimate of the time for the remaining rows: those that run now are half done on average."""
-    return seconds / (done + running / 2) * max(0.0, remaining - running / 2)
 
 
 def answered(event: Counts) -> int:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
-MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
-MIN_SHORTENED = 15  # columns of the terminal
+MIN_SHORTENED = 15  # columns; an even narrower terminal wraps the lines itself
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 SIZES = ("size", "memory")  # columns of numbers of bytes
@@ -99,6 +98,7 @@ print_models = partial(
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
         "where": _location,
     },
+    drop=("where", "last used", "context", "format"),
 )
 print_found = partial(
     print_columns,
@@ -140,7 +140,7 @@ print_choices = partial(
         "license": "license",
     },
     shorten="license",
-    drop=("quant",),
+    drop=("quant", "good for", "memory"),
 )
 print_replies = partial(
     print_columns,
@@ -256,10 +256,7 @@ def table_lines(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> list[str]:
-    """The lines of a table of a width: first the column `shorten` is truncated, then columns are left out.
-
-    Columns are left out in the order of `drop`, and after these from the last on.
-    """
+    """The lines of a table of a width: first the column `shorten` is truncated, then those of `drop` are left out."""
     from rich.cells import cell_len
 
     lines: list[Sequence[str]] = [headings]
@@ -273,18 +270,13 @@ def table_lines(
 
 
 def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence[str]) -> None:
-    droppable = list(drop)
-    for heading in reversed(widths):
-        if heading not in (*drop, shorten):
-            droppable.append(heading)
     excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
-    while droppable and len(widths) > MIN_COLUMNS:
+    for heading in drop:
         if excess <= max(0, widths.get(shorten, 0) - MIN_SHORTENED):
             break
-        excess -= widths.pop(droppable.pop(0)) + 2
+        excess -= widths.pop(heading) + 2
     if shorten in widths and excess > 0:
-        least = MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1
-        widths[shorten] = max(least, widths[shorten] - excess)
+        widths[shorten] = max(MIN_SHORTENED, widths[shorten] - excess)
 
 
 def _fit_cell(cell: str, width: int) -> str:

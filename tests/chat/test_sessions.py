@@ -16,7 +16,6 @@ from cerebrum_cli.chat import database as session_database
 from cerebrum_cli.chat.database import translated
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core import files
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
 
@@ -234,23 +233,6 @@ def test_search_names_the_session_whose_branch_has_the_message(sessions: Store) 
 
 
 # Transactions and other processes.
-
-
-@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs"])
-def test_shared_file_system_has_a_rollback_journal(
-    sessions: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    session = add_texts(sessions, sessions.create("a", "chat"), "Why?")
-    mounts = tmp_path / "mounts"
-    mounts.write_text(f"rootfs / ext4 rw 0 0\nserver:/home {path.parent} {kind} rw,relatime 0 0\n")
-    for mode in ("delete", "wal"):
-        sessions.close()
-        monkeypatch.setattr(files, "MOUNTS", mounts)
-        assert texts(sessions.messages(session)) == ["Why?"]
-        session = sessions.update_session(session, model=mode)
-        assert rows(path, "PRAGMA journal_mode") == [(mode,)]
-        assert path.with_name("sessions.db-wal").exists() == (mode == "wal")
-        mounts = tmp_path / "none"  # on this machine again
 
 
 def test_file_system_without_locks_is_unwritable(path: Path) -> None:

@@ -18,7 +18,7 @@ class Person:
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path, columns: int = 80, rows: int = 24) -> None:
         self._pty: Any = pexpect.spawn(argv[0], argv[1:], env=env, cwd=str(cwd), dimensions=(rows, columns))
-        self._pty.ptyproc.delayafterclose = self._pty.ptyproc.delayafterterminate = 0.01
+        self._pty.ptyproc.delayafterclose = 0.01
         self.screen = Screen(columns, rows, self._pty.send)
         self.output = ""
         self._lines_before: list[str] = []

@@ -15,7 +15,6 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
-TERMINATE_TIMEOUT_S = 2.0  # between terminating an editor and killing it
 CLIPBOARD_PROGRAMS = (
     ("wl-copy",),
     ("xclip", "-selection", "clipboard"),
@@ -35,14 +34,7 @@ def edit_file(path: Path) -> None:
     if command is None:
         raise UsageError("no editor found", "set $EDITOR")
     try:
-        editor = subprocess.Popen([*shlex.split(command), str(path)])
-        try:
-            exit_code = editor.wait()
-        finally:  # also on a signal; an editor that has ended is not affected
-            editor.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                editor.wait(TERMINATE_TIMEOUT_S)
-            editor.kill()
+        exit_code = subprocess.run([*shlex.split(command), str(path)]).returncode  # a signal kills it
         if exit_code == -signal.SIGINT:
             raise Interrupted(signal.SIGINT, "no changes")
         if exit_code:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +16,6 @@ from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
-PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
@@ -102,12 +99,7 @@ class PlainPrompt:
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):
-            is_typed_ahead = self._has_input(0)
-            lines = [self._read_line(PROMPT)]
-            with contextlib.suppress(EOFError):  # it ends the chat when it is read again
-                while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
-                    lines.append(self._read_line(""))
-            return read_question("\n".join(lines), iter(lambda: self._read_line(CONTINUATION), None))
+            return read_question(self._read_line(PROMPT), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
         """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.
@@ -123,9 +115,6 @@ class PlainPrompt:
                 return path.read_text(encoding="utf-8").rstrip("\n")
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
-
-    def _has_input(self, timeout: float) -> bool:
-        return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])
 
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None or self.is_ended:  # None: closed by the parent process

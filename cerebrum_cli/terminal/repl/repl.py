@@ -14,7 +14,6 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.prompt_sources import compose_prompt
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
@@ -102,11 +101,6 @@ class Repl:
             segments.append("not saved")
         segments.append(chat.loaded.model.label)
         segments.append(self._context_text())
-        pending = [name for name, _ in self.pending_files]
-        if self.pending_prompt:
-            pending.append(self.pending_prompt.name)
-        if pending:
-            segments.append(f"with {format_names(pending)}")
         segments.append(chat.loaded.format_name)
         if self.last_finish and (speed := self.last_finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
@@ -199,16 +193,9 @@ class Repl:
         loaded = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
         streams.write_line("", f"{loaded}; /help lists commands and keys")
         streams.info("")
-        messages = chat.messages
-        if chat.session is None and chat.name:
-            streams.info(f"New session {chat.name!r}\n")
-        if chat.session is None or not messages:
-            return
-        dropped = len(messages) - len(chat.conversation.messages)
-        if dropped:
-            streams.info(f"The {dropped} oldest messages no longer fit the context.")
-        streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
-        self.show_last_exchange()
+        if chat.session and chat.messages:
+            streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
+            self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
         for stored in self.chat.messages[-2:]:

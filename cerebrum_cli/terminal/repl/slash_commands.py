@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
@@ -47,8 +46,6 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.session import Session
-    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.repl.repl import Repl
 
 T = TypeVar("T")
@@ -174,10 +171,6 @@ def retry(repl: Repl, argument: str) -> None:
     settings = repl.chat.settings
     if argument:
         settings = replace(settings, temperature=OPTIONS["temperature"].parse([argument], "/retry"))
-    last = repl.chat.last_reply
-    if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
-        problem = "at temperature 0 the reply is usually the same"
-        repl.streams.notice(NoticeEvent(problem, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
 
 
@@ -223,18 +216,9 @@ def load_session(repl: Repl, argument: str) -> None:
     repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
-    repl.streams.report(difference_notice(session, repl.chat.loaded))
-
-
-def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
-    """The notice of a session that used another model or other adapters than the loaded ones."""
-    if session.model and session.model != loaded.model.reference:
-        return NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
-    adapters = session.params.get(LORA, [])
-    if loaded.is_remote or adapters == loaded.model.adapter_names:
-        return None
-    used = " and ".join(adapters) or "none"
-    return NoticeEvent(f"this session used other adapters: {used}", "switch with /set lora")
+    if session.model and session.model != repl.chat.loaded.model.reference:
+        notice = NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
+        repl.streams.report(notice)
 
 
 def rename_session(repl: Repl, argument: str) -> None:
