@@ -135,22 +135,17 @@ class Store:
         return [reply for reply in found if not reply.is_continued(found)]
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
-        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1.
-
-        Questions that were never answered are left out.
-        """
+        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1."""
         places: dict[int | None, int] = {None: 0}
         for place, stored in enumerate(self.messages(session), 1):
             places[stored.id] = place
         messages = self._messages("SELECT * FROM messages WHERE session = ? ORDER BY id", session.id)
-        answered = {stored.parent for stored in messages}
         found = []
         for stored in messages:
             if stored.id in places or stored.parent not in places:
                 continue
             place = places[stored.id] = places[stored.parent] + 1
-            is_answered = stored.message.role == "assistant" or stored.id in answered
-            if is_answered and not stored.is_continued(messages):
+            if not stored.is_continued(messages):
                 found.append((place, stored))
         return found
 

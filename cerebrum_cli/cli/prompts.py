@@ -105,8 +105,7 @@ def rm(
     chosen = list(dict.fromkeys(names))
     files = [app.prompts.find_file(name) for name in chosen]
     listed = ", ".join(chosen)
-    what = "saved prompts" if len(chosen) > 1 else "saved prompt"
-    require_agreement(app, f"Delete the {what} {listed}?", listed, yes)
+    require_agreement(app, f"Delete {listed}?", listed, yes)
     for file in files:
         file.unlink()
     app.streams.report(f"deleted {listed}")

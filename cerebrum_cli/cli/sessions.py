@@ -93,10 +93,7 @@ def rm(
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
         listed = ", ".join(chosen)
-        what = f"session {listed}"
-        if len(chosen) > 1:
-            what = f"{len(chosen)} sessions ({listed})"
-        require_agreement(app, f"Delete {what}?", listed, yes)
+        require_agreement(app, f"Delete {listed}?", listed, yes)
         states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
         for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
             app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")

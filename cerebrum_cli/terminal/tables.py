@@ -98,7 +98,7 @@ print_models = partial(
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
         "where": _location,
     },
-    drop=("where", "last used", "context", "format"),
+    drop=("where", "last used", "context", "format", "quant"),
 )
 print_found = partial(
     print_columns,

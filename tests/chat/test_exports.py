@@ -87,7 +87,6 @@ def test_reasoning_survives_an_export(store: Store, tmp_path: Path) -> None:
         metadata = ReplyMetadata(model="small", finish_reason=reason)
         session = store.add_message(store.move(session, question.id), Message("assistant", reply, tokens), metadata)
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
-    store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
     text = export_session(store, session, "json")
     alternatives = session_object(store, session)["alternatives"]

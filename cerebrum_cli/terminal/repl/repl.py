@@ -62,8 +62,6 @@ class Repl:
         """
         self.input = source
         with self.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
-            if not self.chat.is_saved:
-                self.streams.report(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
                     self._print_greeting()

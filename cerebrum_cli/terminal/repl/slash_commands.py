@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import did_you_mean, format_count
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import read_prompt_files
 from cerebrum_cli.replies.tally import parse_votes
@@ -223,10 +223,7 @@ def load_session(repl: Repl, argument: str) -> None:
 
 def rename_session(repl: Repl, argument: str) -> None:
     repl.chat.rename(argument)
-    if repl.chat.is_saved:
-        repl.streams.info(f"Session saved as {argument!r}; every turn is saved automatically")
-    else:
-        repl.streams.info(f"Session named {argument!r}; it is not saved")
+    repl.streams.info(f"Session named {argument!r}")
 
 
 def export_session(repl: Repl, argument: str) -> None:
@@ -243,8 +240,7 @@ def attach_file(repl: Repl, argument: str) -> None:
     path = parse_path(argument)
     files = read_prompt_files([path], repl.streams.notice)
     repl.pending_files += files
-    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
-    repl.streams.info(f"{what} will be prepended to your next question")
+    repl.streams.info(f"{path} ({format_count(len(files), 'file')}) will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: str) -> None:
@@ -277,7 +273,6 @@ def explain_reply(repl: Repl, argument: str) -> None:
 
 def copy_reply(repl: Repl, argument: str) -> None:
     text = repl.chat.require_reply().message.content
-    part = "the reply"
     if argument:
         from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
@@ -285,8 +280,7 @@ def copy_reply(repl: Repl, argument: str) -> None:
         if not blocks:
             raise UsageError("the last reply has no code blocks", "/copy copies the whole reply")
         text = numbered(argument, blocks, "/copy").text
-        part = f"code block {argument}"
-    repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
+    repl.streams.info(f"copied via {copy_to_clipboard(repl.streams, text)}")
 
 
 def show_final_answer(repl: Repl, _: str) -> None:
