@@ -11,6 +11,7 @@ from cerebrum_cli.cli.options import PullOptions
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.settings import environment_layer
 
@@ -58,6 +59,11 @@ def merge(
     with interruptible("nothing was written"):
         plan = plan_merge(app, recipe, options)
     description = describe(plan, app.settings(environment_layer("ctx")).ctx)
+    for key in plan.recipe.ignored_keys:
+        streams.report(NoticeEvent(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too"))
+    for filter in plan.plan.unmatched_filters:
+        hint = "use Hugging Face tensor names, such as self_attn.q_proj"
+        streams.report(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
     if options.dry_run:
         if options.json:
             streams.answer_object(description)
@@ -142,6 +148,8 @@ def describe(merge: Merge, context: int | None) -> dict[str, Any]:
         "size": size,
         "files": [{"path": str(path), "size": size}],
         "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
+        "unmatched_filters": list(merge.plan.unmatched_filters),
+        "ignored_keys": list(merge.recipe.ignored_keys),
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,

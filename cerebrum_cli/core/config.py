@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_config(path: Path) -> Config:
         return Config()
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
-    settings = read_settings(values, path, (ENDPOINTS,))
+    settings = read_settings(values, text, path, (ENDPOINTS,))
     return Config(SourcedLayer(settings, origin=CONFIG), endpoints)
 
 
@@ -69,28 +70,35 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
         repr(values)  # hexadecimal numbers of any length are read, but cannot be shown
         return values
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: invalid TOML: {error}", "edit the file, or move it elsewhere") from error
+        hint = "edit the file, or move it elsewhere"
+        if "Invalid value" in str(error):
+            hint = f'{hint}; text needs quotes: model = "starter"'
+        raise ConfigError(f"{path}: invalid TOML: {error}", hint) from error
 
 
-def read_settings(values: Mapping[str, Any], path: Path, other_keys: tuple[str, ...]) -> Layer:
+def read_settings(values: Mapping[str, Any], text: str, path: Path, other_keys: tuple[str, ...]) -> Layer:
     """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
     layer: dict[str, Any] = {}
     for name, value in values.items():
-        layer |= read_setting(name, value, path, other_keys)
+        where = str(path)
+        if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
+            line = text.count("\n", 0, place.start()) + 1
+            where = f"{path}:{line}"
+        layer |= read_setting(name, value, where, other_keys)
     return in_directory(layer, path.parent)
 
 
-def read_setting(name: str, value: Any, path: Path, other_keys: tuple[str, ...]) -> Layer:
+def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
     """The setting of a name, converted; `other_keys` are allowed beside it. Raises ConfigError."""
     keys = keys_of(name)
     if not keys:
         known = (*KEYS, *other_keys)
         near = did_you_mean(name.replace("-", "_"), known)
-        raise ConfigError(f"{path}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
+        raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
     try:
         return {key: OPTIONS[key].convert(value) for key in keys}
     except InvalidValue as invalid:
-        raise ConfigError.invalid(name, value, invalid.expected, f"{path}: ") from invalid
+        raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:

@@ -125,13 +125,13 @@ def read_prompt(path: Path) -> SavedPrompt:
         raise ConfigError.invalid("extract", extract, 'true, "last", or a language like "python"', where)
     if extract and schema:
         raise ConfigError.conflict("extract", "schema", "remove one of them", where)
-    settings = SourcedLayer(read_settings(values, path, PROMPT_KEYS), origin=SAVED_PROMPT)
+    settings = SourcedLayer(read_settings(values, header, path, PROMPT_KEYS), origin=SAVED_PROMPT)
     file = path.parent / Path(schema).expanduser() if schema else None
     return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, file, extract)
 
 
 def split_header(text: str, path: Path) -> tuple[str, str]:
-    """The header, and what is below it. Raises ConfigError if its end is missing."""
+    """The header, which keeps its line numbers, and what is below it. Raises ConfigError if its end is missing."""
     if not text.startswith(FENCE):
         return "", text
     header, fence, prompt = text.removeprefix(FENCE).partition(f"\n{FENCE}")

@@ -64,7 +64,8 @@ class ModelSpec:
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
     of a model that is not downloaded itself. `settings` are recommended settings; `thinking` and `no_thinking` override
-    them while `think` is on or off. `good_for` is one word.
+    them while `think` is on or off. `good_for` is one word. `refuse` has
+    broken repositories, and what is wrong with each.
     """
 
     name: str
@@ -83,6 +84,7 @@ class ModelSpec:
     package: PackageSource | None = None
     recipe: Path | None = None
     alternatives: tuple[Repository, ...] = ()
+    refuse: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     thinking: Mapping[str, object] = field(default_factory=dict)
     no_thinking: Mapping[str, object] = field(default_factory=dict)
@@ -259,6 +261,7 @@ _ROW: dict[str, Check] = {
     "license": _text,
     "good_for": _text,
     "notes": _text,
+    "refuse": lambda value: {repo_id: _at(repo_id, _text, reason) for repo_id, reason in _dict(value).items()},
     "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
     "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),
 }

@@ -39,6 +39,7 @@ MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
+RANGE_BYTES = 4_000_000_000  # of one request: the Hub's CDN serves none over 50 GB
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
 
@@ -176,13 +177,16 @@ class Download:
         return written
 
     def _receive(self, out: BinaryIO, written: _Written, file: HubFile, on_download: OnDownload) -> None:
-        """Write the bytes of one request."""
+        """Write the bytes of one request, which is for a range in a large file."""
+        end = min(written.done + RANGE_BYTES, file.size)
+        last = None if file.size <= RANGE_BYTES else end
         next_report = 0
-        with open_file(self.listing, file.name, written.done) as (start, chunks):
+        with open_file(self.listing, file.name, written.done, last) as (start, chunks):
             if start != written.done:  # the server ignores ranges
                 out.truncate(0)
                 written.digest = _new_hash(file)
                 written.done = 0
+                end = file.size
             for chunk in chunks:
                 if written.done + len(chunk) > file.size:
                     out.truncate(0)
@@ -193,7 +197,7 @@ class Download:
                 if written.done >= next_report or written.done == file.size:
                     on_download(written.done)
                     next_report = written.done + _PROGRESS_BYTES
-        if written.done < file.size:
+        if written.done < end:
             raise HubError(f"the connection ended at byte {written.done:,}", "check the network", retries=5)
 
 

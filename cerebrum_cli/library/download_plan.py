@@ -111,6 +111,7 @@ class DownloadPlanner:
 
     def _plan_repository(self, reference: ModelReference, context: int | None) -> DownloadPlan:
         repo_id = reference.name
+        self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         models: Sequence[Variant] = _variants(listing)
         if reference.file:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
-from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.version import __version__
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
 
-_RATE_LIMIT = re.compile(r"\br=0\b.*?\bt=(\d+)")  # header `RateLimit: "api";r=0;t=55`: seconds to reset
+_WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
@@ -311,7 +311,7 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if code == "GatedRepo" or status in (401, 403, 404):
         return _access_error(subject, repo_id, page, response)
     retries = 5 if status in (408, 429) or status >= 500 else 0
-    limit = _RATE_LIMIT.search(response.headers.get("RateLimit", ""))
+    limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
     wait_s = float(limit[1]) if limit else None
     return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
 
@@ -352,7 +352,10 @@ def _connection_error(error: httpx2.TransportError) -> HubError:
         Exception: ("connection lost", 5),
     }
     problem, retries = next(known[kind] for kind in known if any(isinstance(cause, kind) for cause in causes))
-    host = error.request.url.netloc.decode("ascii", "replace")
+    url = error.request.url
+    host = url.netloc.decode("ascii", "replace")
+    if proxy := named_proxy(url.scheme, url.host):
+        host += f" via proxy {proxy.rpartition('//')[2].rpartition('@')[2]}"
     return HubError(f"{host}: {problem}", _CHECK_NETWORK, retries)
 
 

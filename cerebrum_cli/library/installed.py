@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
@@ -194,6 +194,12 @@ class Library:
                     return spec
         return None
 
+    def require_not_refused(self, repo_id: str) -> None:
+        """Raise PullError for a repository that the catalog lists as broken; the hint names the model's own."""
+        for spec in self.specs:
+            if reason := spec.refuse.get(repo_id):
+                raise PullError(f"{repo_id}: {reason}", f"cerebrum pull {spec.name}")
+
     def identity(self, model: InstalledModel) -> str:
         """Unique text for a model's files and adapters: for each file, its size, and its digest if that is known.
 
@@ -253,6 +259,9 @@ class Library:
         names.update(spec.name for spec in self.specs)
         similar = did_you_mean(name, sorted(names), 3, 0.5)
         problem = f"unknown model {text!r}"
+        if ":" in text and not similar:
+            pull = f"cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
+            return ModelNotFound(problem, f"if Ollama has it, run {pull}")
         search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
         known = similar or "see cerebrum list --available; "
         return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")

@@ -256,6 +256,8 @@ class Puller:
             problem = f"{stored.reference} is in a format that only Ollama can load"
             raise PullError(problem, f"find another file: cerebrum search {stored.name.partition(':')[0]}")
         hashed = self._hash(stored.path)
+        if stored.sha256 not in (None, hashed.sha256):
+            raise PullError(f"{stored.reference} is damaged: its SHA-256 does not match its manifest", "pull it again")
         if name is not None:
             require_free_name(self.library, name, None, hashed.sha256)
         return self._register(name or stored.reference, hashed, stored.store)

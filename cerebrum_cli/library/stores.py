@@ -44,11 +44,12 @@ _OLLAMA_NAMES = {  # of tensors and metadata, by architecture
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """A GGUF model in the store of another tool."""
+    """A GGUF model in the store of another tool; `sha256` is that of its file, where the store has it."""
 
     store: Literal["ollama", "lmstudio"]
     name: str
     path: Path
+    sha256: str | None = None
 
     @property
     def reference(self) -> str:
@@ -129,7 +130,7 @@ def _ollama_models() -> Iterator[FoundModel]:
         for manifest in _files(directory / "manifests", "*/*/*/*"):
             name = _ollama_name(*manifest.relative_to(directory / "manifests").parts)
             for digest in _ollama_digests(manifest):
-                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}")
+                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}", digest)
 
 
 def _ollama_name(host: str, namespace: str, model: str, tag: str) -> str:

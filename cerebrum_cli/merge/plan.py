@@ -18,6 +18,7 @@ from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
 from cerebrum_cli.merge.methods import TensorOp, TensorPosition, base_tensor, copy_of, input_tensors, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
+from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 Metadata = dict[str, Value]
 Origins = Sequence[tuple[Table, int]]  # tables, and the number of a layer in each
@@ -199,6 +200,7 @@ class Plan:
     metadata: Mapping[str, Value]
     tensors: tuple[OutputTensor, ...]
     layers: tuple[LayerSources, ...]
+    unmatched_filters: tuple[str, ...] = ()
 
     @cached_property
     def header(self) -> bytes:
@@ -251,11 +253,22 @@ class MergePlanner:
         own_type = origins[0][0].content("general.file_type")
         file_type = self.target.file_type(own_type if isinstance(own_type, int) else None)
         metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
-        return Plan(metadata, tensors, layers)
+        return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property
     def _architecture(self) -> str:
         return self.tables[self.recipe.models[0]].architecture
+
+    def _unmatched_filters(self) -> tuple[str, ...]:
+        names = set[str]()
+        for table in self.tables.values():
+            for tensor in table.tensors:
+                names.update(hugging_face_names(tensor, self._architecture))
+        unmatched = []
+        for filter in self.recipe.filters:
+            if not any(filter in name for name in names):
+                unmatched.append(filter)
+        return tuple(unmatched)
 
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):

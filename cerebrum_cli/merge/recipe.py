@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
-from cerebrum_cli.merge.document import Field, choices, quoted, read_document, suggestion
+from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, suggestion
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
 
@@ -47,7 +47,8 @@ class Slice:
 class Recipe:
     """A parsed recipe; models are the names it uses.
 
-    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source.
+    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source;
+    `ignored_keys` are unknown keys of the top level, which mergekit ignores too.
     """
 
     method: Method
@@ -58,6 +59,7 @@ class Recipe:
     tokenizer_source: str | None
     name: str | None
     text: str
+    ignored_keys: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -68,6 +70,18 @@ class Recipe:
             names.append(part.base_model)
         names += [self.base_model, self._named_tokenizer]
         return tuple(dict.fromkeys(filter(None, names)))
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        levels = [self.parameters]
+        for part in self.slices:
+            levels.append(part.parameters)
+            levels += [source.parameters for source in part.sources]
+        found: dict[str, None] = {}
+        for level in levels:
+            for values in level.values():
+                found.update((row.filter, None) for row in values if row.filter is not None)
+        return tuple(found)
 
     @property
     def tokenizer_model(self) -> str:
@@ -97,8 +111,9 @@ def parse_recipe(text: str, where: str) -> Recipe:
     root = read_document(where, text)
     root.require_mapping(_KEYS)
     method = _method(root["merge_method"])
-    for key in root.value:  # mergekit ignores other keys
-        if key not in _KEYS and suggestion(key, _KEYS):
+    ignored = [key for key in root.value if key not in _KEYS]
+    for key in ignored:
+        if suggestion(key, _KEYS):
             raise root.unknown_key(key, _KEYS)
     parameters, base_model = _parameters(root["parameters"]), _optional_model(root["base_model"])
     slices = _slices(root, method, parameters, base_model)
@@ -114,6 +129,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         tokenizer_source=_tokenizer_source(root),
         name=None if root["name"].value is None else root["name"].text("a name"),
         text=text,
+        ignored_keys=tuple(printable(quoted(key)) for key in ignored),
     )
 
 

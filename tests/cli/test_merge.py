@@ -162,6 +162,30 @@ def test_merge_reads_a_recipe_from_a_pipe_and_its_name(home: Home) -> None:
     assert metadata_bytes(home.out)["general.name"].endswith(b"Tower of Two")
 
 
+MIXED = """
+merge_method: linear
+models:
+- {model: tiny, parameters: {weight: [{filter: self_atn, value: 0.5}, {filter: mlp, value: 0.5}, {value: 1.0}]}}
+- {model: other, parameters: {weight: [{filter: down_prj, value: 0.2}, {value: 0.5}]}}
+"""
+
+
+def test_merge_reports_ignored_keys_and_filters_that_match_no_tensor(home: Home) -> None:
+    other = write_quantized(home.path / "other.gguf", shape=FOUR_LAYERS, seed=1)
+    (home.path / "mixed.yaml").write_text(f"random_seed: 0\n{MIXED}")
+    arguments = ["merge", "mixed.yaml", *OUT, "--source", f"tiny={home.model.name}", "--source", f"other={other.name}"]
+    dry = home.run(*arguments, "--dry-run", "--json", "-q")
+    assert (dry.code, dry.err) == (0, "")
+    assert (dry.object["ignored_keys"], dry.object["unmatched_filters"]) == (["random_seed"], ["self_atn", "down_prj"])
+    done = home.run(*arguments)
+    unknown, *notes = [line for line in done.err.splitlines() if line.startswith("note: ")]
+    assert (done.code, len(notes)) == (0, 2), done.err
+    assert unknown == "note: the recipe key random_seed is unknown and ignored"
+    for each, note in zip(("self_atn", "down_prj"), notes, strict=True):
+        assert note.startswith(f"note: the recipe filter {each} matches no tensor and is ignored")
+    assert home.merge("--dry-run", "--json").object["unmatched_filters"] == []
+
+
 # What is refused, with one line for the problem and one for the fix.
 
 

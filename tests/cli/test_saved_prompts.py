@@ -81,7 +81,7 @@ def test_prompts_edit_without_changes_adds_nothing(home: Home) -> None:
 def test_prompts_edit_keeps_the_text_of_a_fault(home: Home) -> None:
     code, error = home.edit("tone", "text = text.replace('system', 'sistem')")
     assert code == 2
-    assert error.startswith(f"error: {home.file}: unknown key `sistem`\n hint: did you mean system?")
+    assert error.startswith(f"error: {home.file}:2: unknown key `sistem`\n hint: did you mean system?")
     assert error.endswith("run cerebrum prompts edit tone to open the file again, with your text\n")
     assert home.edit("tone", "text = text.replace('sistem', 'system')")[0] == 0
     assert home.file.read_text() == HEADER

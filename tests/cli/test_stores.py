@@ -144,7 +144,14 @@ def test_pull_again_gets_what_ollama_has_pulled_since(new_user: CommandLine, oll
 
 
 @pytest.mark.slow
-def test_pull_refuses_what_only_ollama_loads(new_user: CommandLine, ollama: Put, tmp_path: Path) -> None:
+def test_pull_refuses_a_damaged_blob_and_what_only_ollama_loads(
+    new_user: CommandLine, ollama: Put, tmp_path: Path
+) -> None:
+    blob = ollama("library/small/latest")
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    assert_error(new_user.run("pull", "ollama:small"), 1, "ollama:small is damaged")
     own = write_vocabulary(tmp_path / "own.gguf", "gptoss")
     ollama("library/gpt-oss/20b", own)
     vision = write_with_tensor(tmp_path / "vision.gguf", "v.patch_embd.weight")

@@ -124,7 +124,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
     }
     yours = {"repo_id": "you/Mine", "file": "Mine-{quant}.gguf", "revision": "v1", "quantizations": {"Q8_0": 20}}
     lists = {"aliases": ["my-model", "m1"]}
-    tables = {"quantizations": {"Q4_0": 10}, "alternatives": [yours]}
+    tables = {"refuse": {"you/Mine-old": "it is old"}, "quantizations": {"Q4_0": 10}, "alternatives": [yours]}
     spec = row(tmp_path, "mine", tomlkit.dumps({"models": {"mine": {**values, **lists, **tables}}}))
     own = Repository("me/Mine-GGUF", "mine.{quant}.gguf", (("Q4_0", 10),), "refs/pr/1")
     alternative = Repository("you/Mine", "Mine-{quant}.gguf", (("Q8_0", 20),), "v1")
@@ -134,6 +134,7 @@ def test_catalogue_user_file_adds_a_row(tmp_path: Path) -> None:
         aliases=("my-model", "m1"),
         quantizations=own.quantizations,
         alternatives=(alternative,),
+        refuse={"you/Mine-old": "it is old"},
     )
     assert spec.sources == (own, alternative)
     assert spec.has_name("M1") and spec.matches("MINE.q4_0.gguf") and spec.matches("mine-q8_0-00001-of-00002.gguf")

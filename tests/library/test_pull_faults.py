@@ -141,6 +141,20 @@ def test_pull_replaces_a_damaged_blob(hub_user: HubUser) -> None:
     assert cleaned(hub_user.pull(REPO)) == f"{damaged}{here(hub_user)}"
 
 
+@pytest.mark.slow
+def test_pull_asks_for_bounded_ranges_of_large_files(
+    hub_user: HubUser, mistral_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_user.hub.arm(Fault(part="cdn", let_through=3, cut_after=600_000))
+    monkeypatch.setattr(download, "RANGE_BYTES", 2_000_000)
+    hub_user.pull(REPO)
+    here(hub_user)
+    size = mistral_model.stat().st_size
+    ranges = [request.range for request in hub_user.hub.log.requests("cdn")[1:]]
+    starts = [0, 2_000_000, 4_000_000, 4_600_000, *range(6_600_000, size, 2_000_000)]
+    assert ranges == [f"bytes={start}-{min(start + 2_000_000, size) - 1}" for start in starts]
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -> None:
     hint = "set HF_HUB_CACHE to a directory on another disk"
@@ -148,8 +162,9 @@ def test_pull_is_refused_where_the_file_system_has_no_locks(hub_user: HubUser) -
     assert hub_user.blobs(REPO) == {}
 
 
-def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser) -> None:
-    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.resetting_after(3600)))
+@pytest.mark.parametrize(("header", "value"), [("Retry-After", "3600"), ("RateLimit", '"api";r=0;t=3600')])
+def test_pull_fails_if_the_rate_limit_is_too_long(hub_user: HubUser, header: str, value: str) -> None:
+    hub_user.hub.arm(Fault(part="api", refusal=RATE_LIMITED.with_header(header, value)))
     done = hub_user.run("pull", REPO)
     said = "error: the Hub responded 429 Too Many Requests\n hint: try again later\n"
     assert (done.code, done.out, done.err) == (1, "", said)

@@ -109,6 +109,14 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: s
     )
 
 
+def test_pull_refuses_a_broken_repository_without_a_request(hub_user: HubUser) -> None:
+    repo_id = "bartowski/Cerebrum-1.0-8x7b-GGUF-old"
+    said = f"{repo_id}: its files are broken, according to its own page"
+    for reference in (repo_id, f"https://huggingface.co/{repo_id}/blob/main/Cerebrum-1.0-8x7b-Q4_K_M.gguf"):
+        assert refused(hub_user, reference) == (1, said, "cerebrum pull cerebrum-8x7b")
+    assert not hub_user.hub.log.requests()
+
+
 def test_pull_refuses_old_mixtral_files_by_their_header(hub_user: HubUser, tmp_path: Path) -> None:
     def text(said: bytes) -> bytes:
         return struct.pack("<Q", len(said)) + said
@@ -178,10 +186,10 @@ def test_pull_reports_an_endpoint_that_is_not_a_hub(hub_user: HubUser) -> None:
     assert refused(hub_user, CATALOGUED)[:2] == (1, said)
 
 
-def test_pull_reports_a_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_names_the_proxy_that_it_cannot_reach(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "sleep", lambda _: None)
     proxy = {"HTTP_PROXY": "http://me:secret@127.0.0.1:1", "NO_PROXY": "", "no_proxy": ""}
     done = hub_user.run("pull", CATALOGUED, **proxy)
     host = hub_user.hub.url.removeprefix("http://")
-    assert_error(done, 1, f"{host}: connection refused", "check the network, the proxy settings")
+    assert_error(done, 1, f"{host} via proxy 127.0.0.1:1: connection refused", "check the network, the proxy settings")
     assert "secret" not in done.err

@@ -168,6 +168,7 @@ def test_merge_filter_names_depend_on_the_architecture(architecture: str, patter
     made = plan(stacked(("a", 0, 4), parameters={"scale": scale}), source)
     scaled = {name for name, op in operations(made).items() if op != copy_of(source.tensors[name])}
     assert scaled == ({f"blk.{layer}.{tensor}.weight" for layer in range(4)} if tensor else set())
+    assert made.unmatched_filters == (() if tensor else (pattern,))
 
 
 TOKENS = (b"0", b"1", b"2", b"3", b"4", b"5")

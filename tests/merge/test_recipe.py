@@ -101,6 +101,8 @@ def test_recipe_accepts_keys_that_mergekit_ignores() -> None:
         models:
         - {model: *m, parameters: *a}
         """)
+    ignored = ("const_tag", "weights_a", "favourite", "random_seed", "(int)", "bell\\x07", "model_name")
+    assert recipe.ignored_keys == ignored
     assert recipe.slices[0].sources[0].parameters == {"weight": (ConditionalValue(0.7, None),)}
 
 
