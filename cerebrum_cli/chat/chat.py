@@ -206,7 +206,7 @@ class Chat:
         """
         notice = None
         if self.session and self.session.leaf and not (session and session.leaf == self.session.leaf):
-            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation)
+            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation, empties=True)
         if session:
             session = self.history.acquire(session)
         else:

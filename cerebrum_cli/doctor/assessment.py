@@ -105,7 +105,10 @@ def assess_threads(processors: Processors, requested: int | None) -> CheckResult
     detail = f"{threads}; {format_count(processors.cores, 'core')} available"
     if processors.quota < inf:
         detail += f", cgroup quota {processors.quota:g}"
-    return check_result(detail)
+    if not requested or requested <= processors.usable:
+        return check_result(detail)
+    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
+    return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
 
 
 def assess_memory(free: int, total: int) -> CheckResult:

@@ -73,8 +73,8 @@ class Context(Protocol):
     def copy(self, source: int, target: int) -> None:
         """Copy the contents of the source slot to the target slot, possibly not before the next decode."""
 
-    def trim_limit(self, slot: int) -> int:
-        """The shortest length, besides 0, that the slot can be trimmed to."""
+    def trim_limit(self, slot: int) -> float:
+        """The shortest length, besides 0, that the slot can be trimmed to; infinity if its state is not valid."""
 
     def trim(self, slot: int, length: int) -> bool:
         """Remove positions from `length` on from the slot; False, and no change, below its limit."""

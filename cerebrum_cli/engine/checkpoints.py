@@ -67,7 +67,7 @@ class Checkpoints:
     def resume(self, sequence: Sequence) -> None:
         """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
         slot = self._scheduler.slot_of(sequence)
-        length = min(self._backend.context.length(slot.index), sequence.first_output)
+        length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
         self._scheduler.resume(sequence, self.rewind(slot, length, slot.checkpoints))
 
     def plan(self, sequence: Sequence) -> None:
@@ -173,8 +173,11 @@ class PromptCache:
             context.clear(slot.index)
             self.store.reject(state)
 
-    def save(self, min_tokens: int, prompt: tuple[int, ...] | None) -> None:
-        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match."""
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
+        """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
+
+        `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
+        """
         min_tokens = max(1, min_tokens)
         idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
         if prompt is not None and idle:
@@ -186,6 +189,9 @@ class PromptCache:
                     newest = slot.checkpoints[-1]
                     slot.truncate(newest.length if self.backend.context.restore(slot.index, newest) else 0)
                     self._write(slot)
+            if empties and self._count_unsaved(slot.tokens) < min_tokens:
+                self.backend.context.clear(slot.index)
+                slot.truncate(0)
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""

@@ -17,6 +17,7 @@ from math import inf
 # or a GPU, rows cost less, so what pays off by this table does so there.
 STEP_COSTS: Mapping[int, float] = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64: 25.0}
 MAX_DRAFT = max(STEP_COSTS) - 1
+MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 
 TOKEN_BYTES = 4
 MIN_PROBABILITY = 0.75  # of a draft token to be worth a row

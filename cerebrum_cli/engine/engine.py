@@ -189,10 +189,12 @@ class Engine(ABC):
         self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:  # noqa: B027
+    def save_prompt_cache(  # noqa: B027
+        self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False
+    ) -> None:
         """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported.
 
-        Running sequences wait meanwhile. EngineError if that fails.
+        With `empties`, they are then dropped from memory. Running sequences wait meanwhile. EngineError if that fails.
         """
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:  # noqa: B027

@@ -231,8 +231,8 @@ class LocalEngine(Engine):
         super().cancel()
         self._commands.cancel(None)
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None) -> None:
-        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt))
+    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
+        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
 
     def save_prefix(self, tokens: tuple[int, ...]) -> None:
         self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))

@@ -76,7 +76,15 @@ class Processors:
     @property
     def threads(self) -> int:
         """Fastest number of threads for decoding: the threads wait for the slowest core after each operation."""
-        return max(1, math.ceil(min(self.performance_cores, self.quota)))
+        return self._within_quota(self.performance_cores)
+
+    @property
+    def usable(self) -> int:
+        """Number of threads that can run concurrently, hyper-threads included."""
+        return self._within_quota(self.allowed)
+
+    def _within_quota(self, count: int) -> int:
+        return max(1, math.ceil(min(count, self.quota)))
 
 
 def processors() -> Processors:

@@ -62,6 +62,7 @@ class ContextOptions:
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
+    - `n_rs_seq`: number of draft tokens that can be removed from a recurrent state, each by a copy of the state
     """
 
     length: int = 0
@@ -75,6 +76,7 @@ class ContextOptions:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     swa_full: bool = False
+    n_rs_seq: int = 0
 
     @property
     def n_streams(self) -> int:
@@ -165,7 +167,7 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     if context.flash_attention is False:
         scores = sizes.n_heads * pad_length(context.length)
         attention = 4 * context.n_ubatch * (scores + 11 * embedding // 2) + _mask_bytes(sizes, context)
-    return max(logits, feed_forward, attention) + state * context.slots * sizes.step_states
+    return max(logits, feed_forward, attention) + state * context.slots * (sizes.step_states + context.n_rs_seq)
 
 
 def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
@@ -199,7 +201,7 @@ def _divide(sizes: Sequence[int], offloaded: Sequence[int]) -> tuple[int, tuple[
 
 def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     cells = context.cells(layer) * context.n_streams
-    return int(context.token_bytes(layer) * cells) + layer.state_bytes * context.slots
+    return int(context.token_bytes(layer) * cells) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
 def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int) -> int:

@@ -92,13 +92,12 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
     fits_memory = fits(_single(options, PADDING, free).needs, free)
-    if fits_memory:
-        require_context(options, free)
-    else:
+    if not fits_memory:
         # they are mapped, so that the model runs all the same
         problem = f"the model ({options.file.sizes.weight_bytes / 1e9:.1f} GB) does not fit in free memory"
         hint = "close other programs, or use a smaller model or quantization"
         emit(NoticeEvent(f"{problem}: weights are read from disk for each token", hint))
+    require_context(options, free, counts_weights=fits_memory)
     length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
     slots = 1
@@ -136,17 +135,23 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event
     return length
 
 
-def require_context(options: LoadOptions, free: FreeMemory) -> None:
-    """Raise EngineError if the model with the requested context exceeds the host's free memory."""
+def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool) -> None:
+    """Raise EngineError if the requested context exceeds the host's free memory, if need be without the weights."""
 
     def needed(length: int) -> int:
-        return host_bytes(_single(options, length, free).needs, free.devices)
+        plan = _single(options, length, free)
+        needs = plan.needs
+        if not counts_weights:
+            needs = context_needs(plan.sizes, plan.context, plan.offloaded)
+        return host_bytes(needs, free.devices)
 
     length = options.context.length
     if needed(length) <= free.host:
         return
     longest = _longest(length, lambda length: needed(length) <= free.host)
-    size = f"{needed(length) / 1e9:.1f} GB including the model's weights"
+    size = f"{needed(length) / 1e9:.1f} GB"
+    if counts_weights:
+        size += " including the model's weights"
     raise EngineError(
         f"a context of {length} tokens needs {size}; {free.host / 1e9:.1f} GB is free",
         f"use --ctx {min(longest, options.file.trained_context)} or less",
@@ -166,7 +171,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
             return 1
         if not sizes.state_bytes:
             return most
-        most = min(most, UNIFIED_STATE_BYTES // sizes.state_bytes)
+        most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq)))
     single = place(options, replace(context, slots=1), free.devices)
 
     def lacks_memory(slots: int) -> bool:

@@ -242,19 +242,20 @@ class LoadedModel:
         self,
         min_tokens: int | None,
         conversation: Conversation | None = None,
+        empties: bool = False,
         is_slow: Callable[[int], bool] | None = None,
     ) -> NoticeEvent | None:
         """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
 
-        The prefix that conversations with the same system prompt share is saved too if it `is_slow` to evaluate this
-        many tokens; tokens after it are dropped from memory.
+        With `empties`, they are then dropped from memory. The prefix that conversations with the same system prompt
+        share is saved too if it `is_slow` to evaluate this many tokens; tokens after it are dropped from memory.
         """
         if not self.engine.is_loaded:
             conversation = None
         try:
             if min_tokens is not None:
                 prompt = self.tokenize(conversation) if conversation else None
-                self.engine.save_prompt_cache(min_tokens, prompt)
+                self.engine.save_prompt_cache(min_tokens, prompt, empties)
             if is_slow and conversation:
                 prefix = self.shared_prefix(conversation)
                 if prefix and is_slow(len(prefix)):

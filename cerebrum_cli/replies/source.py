@@ -11,6 +11,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
+from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
@@ -94,7 +95,11 @@ class ModelSource:
         require_attention(self.model, self.settings, self.context.pad_steps)
 
     def options(self) -> LoadOptions:
-        return load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
+        """How to load the model. Speculative decoding needs copies of recurrent states: only if it was asked for."""
+        context = self.context
+        if self.settings.speculative and facts_of(self.model.header.architecture).rolls_back:
+            context = replace(context, n_rs_seq=MAX_ROLLBACK)
+        return load_options(self.model, self.settings, context, self.vocabulary_only, self.is_chat)
 
     @property
     def reload_key(self) -> tuple[object, ...]:

@@ -302,7 +302,9 @@ def test_change_settings_switches_the_model_within_a_session(chat: Chat, store: 
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-def test_switch_session_saves_what_was_evaluated(store: Store, tmp_path: Path, chatml_model: Path, slots: int) -> None:
+def test_switch_session_saves_and_drops_what_was_evaluated(
+    store: Store, tmp_path: Path, chatml_model: Path, slots: int
+) -> None:
     question = "One, in more than sixty-four tokens, since fewer are not worth a file of their own?"
     script = {
         f"S\nUser: {question}\nAI:": " First.",
@@ -314,6 +316,7 @@ def test_switch_session_saves_what_was_evaluated(store: Store, tmp_path: Path, c
     list(chat.send(question))
     first = chat.session
     assert chat.switch_session(None) is None
+    assert not any(backend.memory)
     list(chat.send("Other?"))
     assert chat.switch_session(first) is None
     again = list(chat.send("Two?"))

@@ -283,6 +283,8 @@ SEEMS = "this machine seems to have a GPU"
     [
         (assess_threads(PROCESSORS, None), "ok", "8 threads; 8 cores available", ""),
         (assess_threads(PROCESSORS, 16), "ok", "16 threads; 8 cores available", ""),
+        (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
+        (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
         (assess_threads(HYBRID, None), "ok", "1 thread; 3 cores available", ""),
         (assess_threads(LIMITED, None), "ok", "2 threads; 8 cores available, cgroup quota 1.5", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),

@@ -71,6 +71,7 @@ def drafted(reply: Reply) -> tuple[int, int]:
     ("speculative", "fields", "longest"),
     [
         (True, {}, 64),
+        (True, {"can_trim": False, "max_rollback": 7}, 6),
         (True, {"can_trim": False}, 1),
         (False, {}, 1),
     ],
@@ -118,7 +119,7 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     st.integers(1, 5),
     st.booleans(),
     st.integers(1, 60),
-    st.booleans(),
+    st.sampled_from(({}, {"can_trim": False, "max_rollback": 1}, {"can_trim": False, "max_rollback": 7})),
     st.dictionaries(st.integers(2, 20), st.integers(0, 7)),
 )
 def test_engine_drafts_and_interrupted_steps_change_no_reply(
@@ -127,13 +128,13 @@ def test_engine_drafts_and_interrupted_steps_change_no_reply(
     slots: int,
     unified: bool,
     limit: int,
-    can_trim: bool,
+    fields: dict[str, Any],
     interrupts: dict[int, int],
 ) -> None:
     """A cancellation of another request interrupts a step; the sequences resume with what was evaluated."""
     context = 300 if unified else 80
     backend = ScriptedBackend(
-        random_model, slots, context, 64, can_trim=can_trim, kv_unified=unified, interrupts=interrupts
+        random_model, slots, context, batch_size=64, kv_unified=unified, interrupts=interrupts, **fields
     )
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:

@@ -18,6 +18,7 @@ from architectures import write_architecture
 from command_line import CommandLine, Finished, start_python
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
+from cerebrum_cli.engine.llama.first_load import file_key
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import ARCHITECTURE, encode_header, read_table
 
@@ -209,6 +210,15 @@ def test_load_that_exhausts_its_cpu_time_is_ended_as_such() -> None:
     child = start_python(f"{limited}\nwhile True: pass")
     assert child.wait(30) == -signal.SIGXCPU
     child.communicate()
+
+
+def test_first_load_is_repeated_for_another_part_of_a_model(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    for part in (first, second):
+        part.write_bytes(b"x")
+    before = file_key(first)
+    second.write_bytes(b"other")
+    assert file_key(first) != before
 
 
 @pytest.mark.fuzz

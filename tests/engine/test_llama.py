@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -89,17 +90,19 @@ def open_backend(path: Path, *, slots: int) -> Iterator[tuple[LlamaBackend, Stop
 
 
 def test_llama_resumes_after_an_interrupted_step(tiny_model: Path) -> None:
-    """A recurrent state is never left partly updated: such a model is not interrupted within a step."""
+    """A partly updated state must count as neither the old nor the new one."""
     with open_backend(tiny_model, slots=2) as (backend, stop):
         story = backend.tokenize([Text(STORY * 3)])
         rows = [[TokenRow(slot, at, token, at == 39) for at, token in enumerate(story[:40])] for slot in (0, 1)]
         assert backend.decode(rows[0]) and backend.decode(rows[1][:30])
+        checkpoint = backend.context.checkpoint(1)
         stop.set()
-        is_done = backend.decode(rows[1][30:])
+        assert not backend.decode(rows[1][30:])
         stop.clear()
-        assert is_done == (not backend.trimmable_length)
-        assert backend.context.length(1) == (40 if is_done else 30)
-        assert is_done or backend.decode(rows[1][30:])
+        assert backend.context.length(1) == (30 if backend.trimmable_length else 0)
+        assert backend.trimmable_length or backend.context.trim_limit(1) == inf
+        assert backend.trimmable_length or backend.context.restore(1, checkpoint)
+        assert backend.context.length(1) == 30 and backend.decode(rows[1][30:])
         same = 0
         for at, token in enumerate(story[40:60], 40):
             assert backend.decode([TokenRow(0, at, token, True), TokenRow(1, at, token, True)])

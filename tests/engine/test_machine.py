@@ -68,25 +68,25 @@ THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.f
 @pytest.mark.parametrize(
     ("listed", "allowed", "quota", "expected"),
     [
-        ((PAIRS + ALONE, "0-11"), range(20), math.inf, (6, 14)),  # 6 P-cores, 8 E-cores
-        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, (5, 14)),
-        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, (1, 1)),  # a cpuset of both hyper-threads of a core
-        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, (3, 3)),
-        ((PAIRS,), range(12), math.inf, (6, 6)),
-        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, (4, 8)),
-        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, (4, 4)),
-        ((EIGHT, "", THREE_KINDS), range(8), math.inf, (4, 8)),
-        ((TWO,), (0, 1), math.inf, (2, 2)),
-        ((TWO,), (0, 1), 1.5, (2, 2)),
-        ((TWO,), (0, 1), 0.5, (1, 2)),
-        (([],), (0, 2, 3), math.inf, (3, 3)),
+        ((PAIRS + ALONE, "0-11"), range(20), math.inf, (6, 14, 20)),  # 6 P-cores, 8 E-cores
+        ((PAIRS + ALONE, "0-3,6-11"), range(20), 8.0, (5, 14, 8)),
+        ((PAIRS + ALONE, "0-11"), (4, 5), math.inf, (1, 1, 2)),  # a cpuset of both hyper-threads of a core
+        ((PAIRS + ALONE, "0-11"), (14, 15, 16), math.inf, (3, 3, 3)),
+        ((PAIRS,), range(12), math.inf, (6, 6, 12)),
+        ((EIGHT, "", BIG_LITTLE), range(8), math.inf, (4, 8, 8)),
+        ((EIGHT, "", BIG_LITTLE), range(4), math.inf, (4, 4, 4)),
+        ((EIGHT, "", THREE_KINDS), range(8), math.inf, (4, 8, 8)),
+        ((TWO,), (0, 1), math.inf, (2, 2, 2)),
+        ((TWO,), (0, 1), 1.5, (2, 2, 2)),
+        ((TWO,), (0, 1), 0.5, (1, 2, 1)),
+        (([],), (0, 2, 3), math.inf, (3, 3, 3)),
     ],
 )
 def test_default_threads_are_the_performance_cores(
-    listed: tuple[Any, ...], allowed: Iterable[int], quota: float, expected: tuple[int, int], tmp_path: Path
+    listed: tuple[Any, ...], allowed: Iterable[int], quota: float, expected: tuple[int, int, int], tmp_path: Path
 ) -> None:
     found = machine.linux_processors(20, {*allowed}, quota, record_cpus(tmp_path, *listed))
-    assert (found.threads, found.cores) == expected
+    assert (found.threads, found.cores, found.usable) == expected
 
 
 @pytest.mark.parametrize(

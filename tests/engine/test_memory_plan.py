@@ -211,6 +211,8 @@ def test_plan_maps_weights_beyond_free_memory() -> None:
     assert not plan.repack, "these would have to be in memory"
     forced = replace(chat, context=replace(CHAT, length=32768))
     assert planned(forced, FreeMemory(8 * GB))[0].context.length == 32768
+    with pytest.raises(EngineError, match=r"needs 3\.\d GB; 2\.0 GB is free"):
+        planned(forced, FreeMemory(2 * GB))
 
 
 def test_plan_of_a_chat_limits_slots_to_the_states_that_fit() -> None:

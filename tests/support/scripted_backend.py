@@ -117,6 +117,7 @@ class ScriptedSampler:
 class ScriptedBackend:
     """Memory of `slots` sequences; `can_trim=False` is a recurrent model, `fits` the maximum length that memory allows.
 
+    Right after a step, `max_rollback` tokens can be removed from a recurrent model too, but not the first row.
     `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
     A token takes 4 bytes of the `checkpoint_budget`.
 
@@ -129,6 +130,7 @@ class ScriptedBackend:
     context_size: int = 100
     batch_size: int = 16
     can_trim: bool = True
+    max_rollback: int = 0
     words: tuple[bytes, ...] = ()
     load_events: tuple[Event, ...] = ()
     fits: int = 1_000_000
@@ -151,6 +153,8 @@ class ScriptedBackend:
     memory: list[list[int]] = field(default_factory=list)
     cells: list[list[object]] = field(default_factory=list)
     pending_copies: set[int] = field(default_factory=set)
+    invalid: set[int] = field(default_factory=set)
+    removable: dict[int, int] = field(default_factory=dict)
     steps: list[list[TokenRow]] = field(default_factory=list)
     runs_single: bool = True
     evaluated: int = 0
@@ -165,7 +169,7 @@ class ScriptedBackend:
     def __post_init__(self) -> None:
         self.requested = self.slots
         self.shares_rows = self.kv_unified
-        self.max_draft = min(MAX_DRAFT, self.batch_size - 1) if self.can_trim else 0
+        self.max_draft = min(MAX_DRAFT, self.batch_size - 1) if self.can_trim else self.max_rollback
         self.trimmable_length = inf if self.can_trim else 0
 
     @property
@@ -219,7 +223,7 @@ class ScriptedBackend:
         self._working()
         assert slots is None or 0 < slots <= self.requested
         assert 0 < length <= self.context_size
-        self.memory, self.capacity, self.pending_copies = [], 0, set()
+        self.memory, self.capacity, self.pending_copies, self.invalid = [], 0, set(), set()
         if length > self.fits:
             raise EngineError(f"no memory for {length} tokens")
         self.slots = self.requested if self.kv_unified else min(self.slots_for(length), slots or self.requested)
@@ -244,10 +248,14 @@ class ScriptedBackend:
             kept = self.interrupts[number]
         elif self.stop:
             kept = 0
-        if not self.can_trim:  # which is not interrupted
-            kept = len(rows)
+        if not self.can_trim:
+            if all(row.output for row in rows):  # decoding, which is not interrupted
+                kept = len(rows)
+            assert not self.invalid & per_slot.keys()
+            self.invalid |= per_slot.keys() if kept < len(rows) else set()
         self.pending_copies.clear()
         self.outputs = {}
+        self.removable = {slot: min(self.max_rollback, count - 1) for slot, count in per_slot.items()}
         assert self.kv_unified or len(set(per_slot.values())) == 1, "llama.cpp would split this step"
         last_slot = 0
         for index, (slot, position, token, output, others) in enumerate(rows[:kept]):
@@ -289,7 +297,7 @@ class ScriptedBackend:
         return [token_score(self.outputs[row], token) for row, token in pairs]
 
     def length(self, slot: int) -> int:
-        return len(self.memory[slot])
+        return 0 if slot in self.invalid else len(self.memory[slot])
 
     def sampler(
         self, params: SamplingParams, seed: int, constraint: Constraint | None, prompt: Sequence[int]
@@ -311,12 +319,15 @@ class ScriptedBackend:
 
     def trim(self, slot: int, length: int) -> bool:
         assert 0 <= length <= len(self.memory[slot])
-        if 0 < length < self.trim_limit(slot):
+        if slot in self.invalid or 0 < length < self.trim_limit(slot):
             return False
+        if length < len(self.memory[slot]):
+            self.removable.pop(slot, None)
         del self.memory[slot][length:], self.cells[slot][length:]
         return True
 
     def clear(self, slot: int) -> None:
+        self.invalid.discard(slot)
         self.memory[slot].clear()
         self.cells[slot].clear()
 
@@ -324,8 +335,10 @@ class ScriptedBackend:
         for slot in range(len(self.memory)):
             self.clear(slot)
 
-    def trim_limit(self, slot: int) -> int:
-        return 0 if self.can_trim else len(self.memory[slot])
+    def trim_limit(self, slot: int) -> float:
+        if slot in self.invalid:
+            return inf
+        return 0 if self.can_trim else len(self.memory[slot]) - self.removable.get(slot, 0)
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         assert slot not in self.pending_copies and self.memory[slot]
@@ -339,6 +352,7 @@ class ScriptedBackend:
             self._fill(slot, held)
         assert self.memory[slot][: len(held)] == held, "a checkpoint of other tokens"
         del self.memory[slot][len(held) :], self.cells[slot][len(held) :]
+        self.invalid.discard(slot)
         return True
 
     def state_size(self, slot: int) -> int:

@@ -6,7 +6,9 @@ import ctypes
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ FLASH_ATTENTION = {True: llama.LLAMA_FLASH_ATTN_TYPE_ENABLED, False: llama.LLAMA
 _abort_callback = ctypes.cast(ctypes.CDLL(None).atoi, llama.ggml_abort_callback)
 ALLOCATION = re.compile(r"alloc|out of memory|vector::_M_default_append", re.IGNORECASE)
 WHOLE, PARTIAL = 0, 1  # flags of a state: all of it, or only recurrent states and sliding windows
+NEVER = ctypes.create_string_buffer(b"0")
 
 
 def has_recurrent_state(model: Any) -> bool:
@@ -50,6 +53,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
         params.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     params.kv_unified = options.kv_unified
     params.swa_full = options.swa_full
+    params.n_rs_seq = options.n_rs_seq if options.n_rs_seq + 1 < options.n_ubatch else 0  # or decode would abort
     params.no_perf = True
     return params
 
@@ -78,6 +82,13 @@ def apply_adapters(handle: Any, adapters: Sequence[tuple[Any, float]]) -> None:
         raise EngineError("llama.cpp cannot apply the adapters", SHOW_LOG, list(log.problems))
 
 
+def is_safe_to_abort(rows: Sequence[TokenRow]) -> bool:
+    """Whether a step of a model with recurrent states is the prefill of one slot, of which no other is moved."""
+    is_prefill = not all(row.output for row in rows)
+    is_single = rows[0].slot == rows[-1].slot and not any(row.others for row in rows)
+    return is_prefill and is_single
+
+
 class LlamaContext:
     """A context with `slots` sequences, in which adapters apply, each with its scale.
 
@@ -85,7 +96,13 @@ class LlamaContext:
     such copies read or write: a state saved from one may hold other tokens, and one loaded into it is overwritten or
     copied. Clearing a slot does not drop its copy, and does no harm either, nor do trimming it and copying it again.
 
-    No decode of a model with recurrent states is interrupted: it would leave them half updated.
+    An interrupted decode leaves recurrent states of its slots half updated: these are invalid, and have length 0, until
+    they are restored or cleared. With rows of several slots, it also loses states of other slots, which llama.cpp moves
+    during the decode. So only the prefill of one slot is interrupted in such a model.
+
+    With `max_rollback`, up to that many of a slot's last tokens can be removed from its recurrent state: only once,
+    right after a decode, and never the first row of that step. llama.cpp would also remove others, and leave a wrong
+    state. It records per slot which copy of the state is current, and does not copy that record with the slot.
 
     Raises MemoryError with the lines of llama.cpp's log, or EngineError for options that the model does not support.
     """
@@ -95,28 +112,39 @@ class LlamaContext:
     ) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
-        self._recurrent = has_recurrent_state(model)
-        if not self._recurrent:
-            params.abort_callback = _abort_callback
-            params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
+        params.abort_callback = _abort_callback
+        params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         self.handle = create_context(model, params, options)
         apply_adapters(self.handle, adapters)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
+        self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)
         self._window: int = llama.llama_model_n_swa(model)
+        self._recurrent = has_recurrent_state(model)
         self._batch = llama.llama_batch_init(options.n_ubatch, 0, options.slots)
         self._n_streams = options.n_streams
         self.pending_copies: set[int] = set()
+        self._invalid: set[int] = set()
+        self._removable: dict[int, int] = {}  # tokens, by slot
+        self._rolled_back: set[int] = set()  # slots that have not been decoded since
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         self._fill_batch(rows)
         log.problems.clear()
+        if self._recurrent:
+            self._allow_abort(is_safe_to_abort(rows))
+        if self.max_rollback:
+            counts = Counter(row.slot for row in rows)
+            self._removable = {slot: min(self.max_rollback, count - 1) for slot, count in counts.items()}
+            self._rolled_back -= counts.keys()
         status = llama.llama_decode(self.handle, self._batch)
         if status != INVALID:
             self.pending_copies.clear()
         if status == DONE:
             return True
         if status == ABORTED:
+            if self._recurrent:
+                self._invalid |= {row.slot for row in rows}
             return False
         problem = f"llama.cpp failed to decode ({status})"
         if status == NO_ROOM:
@@ -135,20 +163,28 @@ class LlamaContext:
             for place, other in enumerate(others, 1):
                 batch.seq_id[index][place] = other
 
+    def _allow_abort(self, is_allowed: bool) -> None:
+        flag = self._stop.buffer if is_allowed else NEVER
+        llama.llama_set_abort_callback(self.handle, _abort_callback, ctypes.cast(flag, ctypes.c_void_p))
+
     def length(self, slot: int) -> int:
-        return int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
+        return 0 if slot in self._invalid else int(llama.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def copy(self, source: int, target: int) -> None:
         """Copy a whole slot; llama.cpp cannot copy a part between separate KV caches."""
         self.clear(target)
+        if source in self._rolled_back:
+            self.restore(source, self.checkpoint(source))
         llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         if self._n_streams > 1:
             self.pending_copies |= {source, target}
 
-    def trim_limit(self, slot: int) -> int:
+    def trim_limit(self, slot: int) -> float:
+        if slot in self._invalid:
+            return inf
         length = self.length(slot)
         if self._recurrent:
-            return length
+            return length - self._removable.get(slot, 0)
         if not self._window:
             return 0
         oldest = int(llama.llama_memory_seq_pos_min(self._memory, slot))
@@ -157,6 +193,9 @@ class LlamaContext:
     def trim(self, slot: int, length: int) -> bool:
         if length < self.trim_limit(slot):
             return False
+        if self._recurrent and length < self.length(slot):
+            del self._removable[slot]
+            self._rolled_back.add(slot)
         return bool(llama.llama_memory_seq_rm(self._memory, slot, length, -1))
 
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
@@ -176,6 +215,7 @@ class LlamaContext:
         state = checkpoint.state
         length = checkpoint.length
         is_read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
+        self._set_valid(slot)
         if is_read and llama.llama_memory_seq_rm(self._memory, slot, length, -1) and self.length(slot) == length:
             return True
         self.clear(slot)
@@ -203,10 +243,20 @@ class LlamaContext:
 
     def clear(self, slot: int) -> None:
         llama.llama_memory_seq_rm(self._memory, slot, -1, -1)
+        self._set_valid(slot)
+
+    def _set_valid(self, slot: int) -> None:
+        """Record that the recurrent state of a slot is right, and not of a decode with rows that can be removed."""
+        self._invalid.discard(slot)
+        self._removable.pop(slot, None)
+        self._rolled_back.discard(slot)
 
     def clear_all(self) -> None:
         """Empty all slots and zero their cells: a NaN in one would spread through attention masks."""
         llama.llama_memory_clear(self._memory, True)
+        self._invalid.clear()
+        self._removable.clear()
+        self._rolled_back.clear()
 
     def close(self) -> None:
         llama.llama_batch_free(self._batch)

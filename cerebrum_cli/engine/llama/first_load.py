@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -30,6 +32,7 @@ OUT_OF_MEMORY = 3  # exit status of the child
 CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "FPE", "ILL", "XCPU")}
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
 TRUSTED = "choose one from a source you trust"
+FIRST_PART = re.compile(r"(?<=-)00001(?=-of-\d{5}\.gguf$)")
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 BYTES = "".join(map(chr, range(256)))
@@ -67,9 +70,9 @@ def require_loads(
 
 
 def file_key(path: Path) -> str:
-    """Identity of a file's content, without reading it."""
-    stat = path.stat()
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}"
+    """Identity of a file's content, and of the other parts of its model, without reading it."""
+    stats = [part.stat() for part in sorted(path.parent.glob(FIRST_PART.sub("*", glob.escape(path.name))))]
+    return " ".join(f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}" for stat in stats)
 
 
 def _run_child(command: list[str], stop: StopFlag) -> tuple[int, list[str]]:

@@ -135,8 +135,9 @@ class LlamaBackend(LlamaVocabulary):
         self._made_with = options
         self.max_outputs = options.n_outputs_max(self.size)
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
-        can_draft = self.trimmable_length and not self._batch_invariant  # whose kernels differ by rows
-        self.max_draft = MAX_DRAFT if can_draft else 0
+        self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
+        if self._batch_invariant:  # kernels differ by rows
+            self.max_draft = 0
         return n_slots
 
     def prefill_chunk(self, position: int) -> int:
