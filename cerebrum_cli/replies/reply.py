@@ -270,25 +270,22 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
 
     With a grammar, which an incomplete reply does not match, also of one that ended while reasoning.
     """
-    finish, tokens = reply.finish, f"{reply.finish.completion_tokens} tokens"
+    finish = reply.finish
+    tokens = f"{finish.completion_tokens} tokens"
     is_blank = not reply.text.strip()
-    if has_grammar and reply.reasoning and is_blank and finish.reason in UNFINISHED_REASONING:
+    is_reasoning = is_blank and reply.reasoning is not None
+    if has_grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
         hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
         return NoticeEvent("the reply ended while reasoning, before an answer", hint)
-    is_reasoning = reply.reasoning and not reply.text
     match finish.reason:
         case "context":
-            full = "the context is full"
-            if finish.context_size:
-                full = f"the context of {finish.context_size} tokens is full"
-            if is_reasoning:
-                hint = f"{larger_context}, or limit reasoning with --think N"
-                return NoticeEvent(f"only reasoning, no answer: {full}", hint)
-            return NoticeEvent(f"answer truncated: {full}", f"{larger_context}, or ask for less")
-        case "length" if is_reasoning:
-            return NoticeEvent(f"answer truncated at {tokens} of reasoning", "raise --max-tokens")
+            size = f" of {finish.context_size} tokens" if finish.context_size else ""
+            problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
+            advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
+            return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
         case "length":
-            return NoticeEvent(f"answer truncated at {tokens}", "raise --max-tokens")
+            stage = " of reasoning" if is_reasoning else ""
+            return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
         case "repetition":
             hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
             return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
