@@ -35,7 +35,7 @@ from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
 from cerebrum_cli.eval.estimates import Vote, winner
 from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import group_by_question, votes_of
+from cerebrum_cli.eval.report import by_check, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
@@ -197,17 +197,6 @@ def is_right(sample: Sample) -> bool:
     return won is not None and won.correct
 
 
-def votes_by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, list[bool]]:
-    """Whether the votes of all samples are right, by whether both a reply and a program came to the answer."""
-    right: dict[bool, list[bool]] = {True: [], False: []}
-    for question in questions:
-        votes = votes_of(question)
-        if won := winner(votes):
-            forms, computed = {vote.form for vote in votes}, {vote.computed for vote in votes}
-            right[won.form in forms & computed].append(won.correct)
-    return right
-
-
 def introduce(model: str, questions: Sequence[Drawn]) -> str:
     samples = [sample for drawn in questions for sample in drawn.prose]
     checked = [
@@ -217,7 +206,7 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
         key: mean(sample.correct for sample, is_checked in zip(samples, checked, strict=True) if is_checked is key)
         for key in (True, False)
     }
-    votes = votes_by_check([drawn.prose for drawn in questions])
+    votes = by_check([drawn.prose for drawn in questions])
     text = INTRODUCTION.format(
         model=model,
         questions=len(questions),
@@ -230,10 +219,10 @@ def introduce(model: str, questions: Sequence[Drawn]) -> str:
         no_program=sum(sample.program is None for sample in samples),
         samples=len(samples),
         votes=len(questions[0].prose),
-        trusted=len(votes[True]),
-        if_trusted=mean(votes[True]),
-        others=len(votes[False]),
-        if_other=mean(votes[False]),
+        trusted=votes[True].n,
+        if_trusted=votes[True].accuracy.value,
+        others=votes[False].n,
+        if_other=votes[False].accuracy.value,
     )
     return fill(text, 120)
 

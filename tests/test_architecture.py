@@ -49,7 +49,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "psutil": ("engine.machine",),
     "platformdirs": ("replies.installation",),
     "lm_eval": ("eval.lm_eval",),
-    "math_verify": ("eval.math_verify",),
+    "math_verify": ("eval.line_process",),
     "pyarrow": ("batch.parquet", "eval.sources"),
     "ray": ("cluster.ray_adapter",),
     "click": (),

@@ -15,7 +15,7 @@ import typer
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, option, option_group
+from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -78,7 +78,7 @@ def evaluate_model(
     app: App,
     source: Annotated[
         str,
-        positional("TASK", "Task such as gsm8k or humaneval, or a file like exam.jsonl", tasks),
+        positional("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks),
     ],
     overrides: Annotated[Layer, SETTINGS],
     options: EvalOptions,
@@ -97,6 +97,7 @@ def evaluate_model(
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
     from cerebrum_cli.cli.runs import print_run
+    from cerebrum_cli.eval.tasks import HARNESS_TASKS
     from cerebrum_cli.results.output_files import output_paths
     from cerebrum_cli.results.schema import DELIMITERS
 
@@ -106,8 +107,13 @@ def evaluate_model(
         output_paths(output, Path(source))
         if output.suffix.lower().removeprefix(".") in DELIMITERS:
             raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
+    if source in HARNESS_TASKS:
+        run_in_harness(app, source, overrides, options, output)
+        return
     prepared = prepare(app, source, overrides, options)
-    path = output or app.runs.path_for(prepared.fingerprint)
+    path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
+    if why_new:
+        app.streams.report(NoticeEvent(why_new, ""))
     if options.dry_run:
         show_preview(app, prepared, path, options)
         return
@@ -121,6 +127,22 @@ def evaluate_model(
         app.streams.error(error)
     if prepared.task.bad_rows or any(sample.is_skipped for sample in samples):
         raise typer.Exit(SOME_FAILED)
+
+
+def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:
+    """Evaluate a task that lm-eval scores. Raises UsageError for options that do not apply to it."""
+    from cerebrum_cli.cli.generation import given_options
+    from cerebrum_cli.cli.lm_eval import KEYS, LmEvalOptions, evaluate_harness_tasks
+    from cerebrum_cli.eval.tasks import HARNESS_TASKS
+
+    kept = options_of(LmEvalOptions).keys() - {"preset"}
+    others = [name for name in options_of(EvalOptions) if name not in kept]
+    needless = [*given_options(options, *others), *(flag(key) for key in overrides if key not in KEYS)]
+    if needless:
+        raise UsageError(f"{needless[0]} does not apply to {source}, which lm-eval evaluates", "omit it")
+    task, arguments = HARNESS_TASKS[source]
+    shared = {name: getattr(options, name) for name in kept if hasattr(options, name)}
+    evaluate_harness_tasks(app, [task], overrides, LmEvalOptions(**shared, **arguments, output=output))
 
 
 class PreparedEvaluation(NamedTuple):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import asin, atan, pi, sin, sqrt
+from math import asin, atan, log, pi, sin, sqrt
 from statistics import NormalDist
 
 from cerebrum_cli.eval.estimates import (
+    CONFIDENCE,
     ROUNDING,
     Clusters,
     Interval,
@@ -22,6 +23,7 @@ from cerebrum_cli.eval.questions import QuestionId, Sample
 from cerebrum_cli.eval.report import accuracy_of, votes_of
 
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
+SEQUENCE_SCALE = 40  # questions
 MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
 
 
@@ -42,6 +44,8 @@ class QuestionResult:
 class Comparison:
     """Run B compared with run A; `interval` is of the difference between their accuracies, B minus A.
 
+    `sequential_interval` is wider: it holds at each look, however often growing runs are compared.
+
     The other figures are about majority answers: questions right in A and wrong in B and the reverse, the p value of
     McNemar's exact test on these, and the `flips`: all questions answered differently. `smallest_difference` is what
     these runs would have shown in 80% of cases; None if they are too small to show any.
@@ -52,6 +56,7 @@ class Comparison:
     accuracy_b: float
     difference: float
     interval: Interval
+    sequential_interval: Interval
     right_to_wrong: int
     wrong_to_right: int
     p_value: float
@@ -92,6 +97,7 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         accuracy_b=mean([outcome.accuracy for outcome in b]),
         difference=mean(differences),
         interval=interval,
+        sequential_interval=paired_interval(differences, clusters, sequential_confidence(len(set(clusters)))),
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
         p_value=mcnemar(right_to_wrong, wrong_to_right),
@@ -111,7 +117,19 @@ def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     return min(1.0, 2 * tail / (1 << changes))
 
 
-def paired_interval(differences: Sequence[float], clusters: Clusters = None) -> Interval:
+def sequential_confidence(n: int) -> float:
+    """Confidence of the interval at `n` questions, so that 95% of runs are inside theirs at every n.
+
+    An asymptotic confidence sequence, narrowest at about 8 times SEQUENCE_SCALE questions (Waudby-Smith et al. 2021,
+    arXiv:2103.06476).
+    """
+    ratio = n / SEQUENCE_SCALE
+    return 2 * NormalDist().cdf(sqrt((1 + 1 / ratio) * log((1 + ratio) / (1 - CONFIDENCE) ** 2))) - 1
+
+
+def paired_interval(
+    differences: Sequence[float], clusters: Clusters = None, confidence: float = CONFIDENCE
+) -> Interval:
     """Student's t interval of the mean of paired differences, with one degree of freedom fewer than there are clusters.
 
     The standard error is that of the clusters. Where they do not vary, as with all zeros, questions that were not asked
@@ -122,7 +140,7 @@ def paired_interval(differences: Sequence[float], clusters: Clusters = None) -> 
     center, error = mean(differences), standard_error(differences, clusters)
     reach = wilson(0.0, units).high
     if error >= ROUNDING:
-        reach = student_t(units - 1) * error
+        reach = student_t(units - 1, confidence) * error
     return Interval(max(-1.0, center - reach), min(1.0, center + reach))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -11,7 +12,7 @@ from typing import Any
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.core.row_events import EvalProgress
-from cerebrum_cli.eval.estimates import Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes
+from cerebrum_cli.eval.estimates import Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes, winner
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
 from cerebrum_cli.replies.tally import Program, comes_to
 
@@ -89,6 +90,14 @@ class VoteCost:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """How many questions have an answer that a reply and a program came to, or have not, and how often it is right."""
+
+    n: int
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Estimates of a run of up to `samples` samples a question.
 
@@ -98,7 +107,7 @@ class Report:
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
     were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
     `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
-    the ways to vote.
+    the ways to vote, `checked` and `unchecked` the votes of all samples.
     """
 
     task: str
@@ -118,6 +127,8 @@ class Report:
     chance: float | None = None
     with_skipped: Estimate | None = None
     votes: tuple[VoteCost, ...] = ()
+    checked: Checked | None = None
+    unchecked: Checked | None = None
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -164,6 +175,22 @@ def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
     for k, accuracy in majority_estimates(questions, with_programs=True).items():
         costs.append(VoteCost(WITH_PROGRAMS, k, accuracy, k * (tokens + program_tokens)))
     return costs
+
+
+def by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, Checked]:
+    """The votes of all samples by whether both a reply and a program came to the answer; without those of no answer."""
+    scores = defaultdict[bool, list[float]](list)
+    clusters = defaultdict[bool, list[object]](list)
+    for question in questions:
+        votes = votes_of(question)
+        won = winner(votes)
+        if won is None:
+            continue
+        forms, computed = {vote.form for vote in votes}, {vote.computed for vote in votes}
+        is_checked = won.form in forms & computed
+        scores[is_checked].append(won.correct)
+        clusters[is_checked].append(question[0].cluster_key)
+    return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
 
 
 def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estimate]:
@@ -276,7 +303,9 @@ def report_object(report: Report) -> dict[str, Any]:
         object["accuracy_with_skipped"] = skipped.value
         object["interval_with_skipped"] = skipped.interval
     if report.votes:
-        object["votes"] = [asdict(vote) for vote in report.votes]
+        whole = asdict(report)
+        for key in ("votes", "checked", "unchecked"):
+            object[key] = whole[key]
     return object
 
 

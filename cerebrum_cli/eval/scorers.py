@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -9,13 +10,21 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.extract import extract_answers, own_text
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.choices import chosen_letter
-from cerebrum_cli.eval.math_verify import INSTALL, MathVerify, math_verify_version
+from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question
 from cerebrum_cli.programs.code import extract_program
 
+SEARCH_S = 5.0  # for a regular expression in a reply
+SEARCH = """
+import json, re, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    found = re.search(*json.loads(line))
+    print(json.dumps(found and found[0]), flush=True)
+"""
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a score may change
@@ -82,12 +91,12 @@ def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool =
                     "a letter may be part of any word; use --match answer or exact",
                 )
     if match == "regex":
-        require_patterns(questions)
-    scorers = {"answer": score_answer, "exact": score_exact, "contains": score_contains, "regex": score_regex}
-    return ReplyScorer(scorers[match])
+        return regex_scorer(questions)
+    return ReplyScorer({"answer": score_answer, "exact": score_exact, "contains": score_contains}[match])
 
 
-def require_patterns(questions: tuple[Question, ...]) -> None:
+def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
+    """Search replies for regular expressions; adding a reply raises CerebrumError if that takes too long."""
     for question in questions:
         try:
             re.compile(question.reference)
@@ -96,6 +105,21 @@ def require_patterns(questions: tuple[Question, ...]) -> None:
                 f"the answer of question {question.id} is not a regular expression: {error}",
                 "correct it in the question file, or use another --match",
             ) from error
+    process = LineProcess("Python", "check its installation", "-I", "-S", "-c", SEARCH)
+
+    def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer:
+        response = process.ask((question.reference, text), SEARCH_S)
+        if not response:
+            raise CerebrumError(
+                f"searching a reply for {question.reference} takes over {SEARCH_S:.0f} s",
+                "simplify the pattern: avoid nested repetition such as (a+)+",
+            )
+        match = json.loads(response)
+        if match is None:
+            return ScoredAnswer(text.strip() or None, False)
+        return ScoredAnswer(match, True)
+
+    return ReplyScorer(score, process.close)
 
 
 def math_scorer() -> ReplyScorer:
@@ -181,13 +205,6 @@ def score_contains(question: Question, text: str, _is_complete: bool) -> ScoredA
     if re.search(rf"(?<!\w){re.escape(reference.casefold())}(?!\w)", text.casefold()):  # as whole words
         return ScoredAnswer(reference, True)
     return ScoredAnswer(text.strip() or None, False)
-
-
-def score_regex(question: Question, text: str, _is_complete: bool) -> ScoredAnswer:
-    found = re.search(question.reference, text)
-    if found is None:
-        return ScoredAnswer(text.strip() or None, False)
-    return ScoredAnswer(found[0], True)
 
 
 def rules_of(match: Match) -> str:

@@ -20,13 +20,14 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
-from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize, vote_costs
+from cerebrum_cli.eval.report import Report, by_check, group_by_question, mean_accuracy, summarize, vote_costs
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.results.output_files import (
     BatchRecord,
     OutputPaths,
     decide,
+    describe_difference,
     identify,
     normalize,
     output_paths,
@@ -141,19 +142,28 @@ class RunStore:
         similar = did_you_mean(reference, [run.name for run in self], 3)
         raise UsageError(f"no run named {reference!r}", f"{similar}list the stored runs with cerebrum runs list")
 
-    def path_for(self, fingerprint: Mapping[str, Any]) -> Path:
-        """The path of the run with this fingerprint: an existing one, or a free name of its task and model."""
-        wanted = normalize(fingerprint)
+    def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
+        """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
+
+        With it, in words, why a new run does not extend the one whose name is numbered before it.
+        """
+        new = BatchRecord(normalize(fingerprint), 0)
         base = _name_of(fingerprint)
+        why_new = ""
         for number in count(1):
             name = base if number == 1 else f"{base}-{number}"
             path = self.directory / f"{name}{SUFFIX}"
             if not any(file.exists() for file in OutputPaths(path).all):
                 break
-            existing = _readable_run(path)
-            if existing and existing.record.fingerprint == wanted:
-                break
-        return path
+            why_new = ""
+            previous = _readable_run(path)
+            if previous is None:
+                continue
+            difference = describe_difference(previous.record, new)
+            if not difference:
+                return path, ""
+            why_new = f"{previous.name} was made with {difference}; this is a new run, "
+        return path, why_new and why_new + path.stem
 
     def delete(self, run: Run) -> None:
         """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
@@ -267,7 +277,10 @@ def report_of(run: Run, samples: Sequence[Sample]) -> Report:
         report = replace(report, with_skipped=mean_accuracy([*group_by_question(samples).values()]))
     if CHECK in run.record.fingerprint:
         complete = [question for question in group_by_question(counted).values() if len(question) == report.samples]
-        report = replace(report, votes=tuple(vote_costs(complete)) if complete else ())
+        if complete:
+            checks = by_check(complete)
+            votes = tuple(vote_costs(complete))
+            report = replace(report, votes=votes, checked=checks.get(True), unchecked=checks.get(False))
     if run.match == "code":
         report = replace(report, maj={})  # programs are not put to a vote
     return report

@@ -198,4 +198,12 @@ TASKS = {
     )
 }
 SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions that the bundled model can answer
-TASK_NAMES = (*TASKS, SUMS.stem)
+
+
+# Tasks that lm-eval evaluates, by their names there, and the options with which it does.
+HARNESS_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpqa-diamond": ("gpqa_diamond_cot_zeroshot", {"apply_chat_template": True}),  # arXiv 2311.12022
+    "ifeval": ("ifeval", {"apply_chat_template": True}),  # arXiv 2311.07911
+    "mmlu": ("mmlu", {"num_fewshot": 5}),  # arXiv 2009.03300
+}
+TASK_NAMES = (*TASKS, SUMS.stem, *HARNESS_TASKS)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from cerebrum_cli.core.events import ServersEvent
+from cerebrum_cli.core.events import NoticeEvent, ServersEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, flags_of, to_json_line
@@ -113,7 +113,9 @@ class StreamedResults(Results):
             raise
 
 
-def noting_origins(events: Generator[T, None, None], results: Results, model: LoadedModel) -> Generator[T, None, None]:
+def noting_origins(
+    events: Generator[T, None, None], results: Results, model: LoadedModel
+) -> Generator[T | NoticeEvent, None, None]:
     """Yield events, and note what generates the rows once there are some, since the process may be killed.
 
     These are the servers, also as they change, or the hardware and the options of this machine.
@@ -128,5 +130,16 @@ def noting_origins(events: Generator[T, None, None], results: Results, model: Lo
                     results.note(SERVERS, model.engine.builds)
                 elif conditions := model.conditions:
                     is_noted = True
-                    results.note(CONDITIONS, (conditions,))
+                    yield from note_conditions(results, conditions)
             yield event
+
+
+def note_conditions(results: Results, conditions: Mapping[str, Any]) -> Iterator[NoticeEvent]:
+    """Note the hardware and options; yield a notice if other rows were made on other hardware."""
+    hardware = conditions["hardware"]
+    others = {str(record["hardware"]) for record in results.notes.get(CONDITIONS, ())}
+    others.discard(hardware)
+    results.note(CONDITIONS, (conditions,))
+    if others:
+        problem = f"other rows were made on {' and '.join(sorted(others))}, not {hardware}"
+        yield NoticeEvent(problem, "near ties may be decided differently")

@@ -100,6 +100,10 @@ def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
     for k, found in report.pass_at.items():
         if k > 1:
             yield f"pass@{k}", found
+    if report.checked:
+        yield f"checked answers ({report.checked.n})", report.checked.accuracy
+    if report.unchecked:
+        yield f"unchecked answers ({report.unchecked.n})", report.unchecked.accuracy
 
 
 def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
@@ -137,6 +141,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", points_range(comparison.interval)),
+        ("at every look", "", points_range(comparison.sequential_interval)),
         *change_rows(comparison, " (votes)" if is_of_votes else ""),
     ]
     if comparison.smallest_difference is not None:

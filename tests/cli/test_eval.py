@@ -17,6 +17,7 @@ from nano.measure import MODEL_FILE, loaded_engine
 from nano.questions import held_out
 from waiting import wait_until
 
+from cerebrum_cli.cli import lm_eval
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.local import LocalEngine
@@ -211,6 +212,7 @@ def test_run_records_what_it_depends_on_without_the_home_directory(command: Comm
     record["notes"]["conditions"] = [conditions | {"hardware": "Motorola 68000"}]
     Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
     resumed = command.run(*arguments, "--limit", "3")
+    assert "note: other rows were made on Motorola 68000, not " in resumed.err
     assert "\n- hardware Motorola 68000, GPU layers 0, threads 1, slots 2, " in resumed.err
     assert len(record_of(run)["notes"]["conditions"]) == 2
 
@@ -227,7 +229,23 @@ def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_pa
     first = run_eval(command, sums, "--limit", "2", "--examples", examples).object
     examples.write_text(examples.read_text().replace("1 + 0", "0 + 1"))
     done = command.run("eval", sums, *MODEL, "--limit", "2", "--examples", examples)
-    assert "run sums-nano-2: " in done.err and first["n"] == 2
+    assert "was made with another example file" in done.err and first["n"] == 2
+
+
+def test_task_of_lm_eval_is_evaluated_by_it(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = command.run("eval", "ifeval", *MODEL, "--samples", "2")
+    assert problem(refused) == "error: --samples 2 does not apply to ifeval, which lm-eval evaluates"
+    for option in (("--schema", "s.json"), ("--grammar", "g"), ("--ray", "auto"), ("--endpoint", "http://localhost:1")):
+        assert f"error: {option[0]} {option[1]} does not apply" in problem(command.run("eval", "mmlu", *MODEL, *option))
+    assert "--temperature does not apply" in problem(command.run("eval", "mmlu", *MODEL, "--temperature", "1"))
+    asked = list[tuple[list[str], lm_eval.LmEvalOptions]]()
+    monkeypatch.setattr(lm_eval, "evaluate_harness_tasks", lambda _, tasks, __, options: asked.append((tasks, options)))
+    for name in ("ifeval", "mmlu"):
+        assert command.run("eval", name, *MODEL, "--limit", "3", "-o", "results.json").code == 0
+    assert [
+        (tasks, options.apply_chat_template, options.num_fewshot, options.limit, options.output)
+        for tasks, options in asked
+    ] == [(["ifeval"], True, None, 3, Path("results.json")), (["mmlu"], False, 5, 3, Path("results.json"))]
 
 
 def test_runs_of_two_models_are_compared(command: CommandLine, sums: Path, tmp_path: Path) -> None:

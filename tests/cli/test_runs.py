@@ -104,15 +104,15 @@ def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, ob
 
 def test_run_has_a_name_of_its_task_and_model(store: RunStore) -> None:
     condition = {**CONDITION, "task": "a/b c: ü?", "model": "tiny:Q4_K_M"}
-    path = store.path_for(condition)
+    path, _ = store.path_for(condition)
     assert path.name == "a-b-c-ü-tiny-Q4_K_M.jsonl"
     write_run(path, [sample(1)], 1, condition=condition)
-    assert store.path_for(condition) == path
-    assert store.path_for({**condition, "system": "x"}).name == "a-b-c-ü-tiny-Q4_K_M-2.jsonl"
+    assert store.path_for(condition) == (path, "")
+    assert store.path_for({**condition, "system": "x"})[0].name == "a-b-c-ü-tiny-Q4_K_M-2.jsonl"
     assert store.find("a-b-c-ü-tiny-Q4_K_M").path == path
     for task in ("?", "ü" * 125, "-rf", ".."):
         condition = {**CONDITION, "task": task}
-        run = write_run(store.path_for(condition), [sample(1)], 1, condition=condition)
+        run = write_run(store.path_for(condition)[0], [sample(1)], 1, condition=condition)
         assert not run.name.startswith(("-", "."))
         assert store.find(run.name) == run
 
@@ -131,12 +131,12 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
 
 
 def test_damaged_record_hides_no_other_run(store: RunStore) -> None:
-    write_run(store.path_for(CONDITION), [sample(1)], 1)
-    other = store.path_for({**CONDITION, "system": "x"})
+    write_run(store.path_for(CONDITION)[0], [sample(1)], 1)
+    other, _ = store.path_for({**CONDITION, "system": "x"})
     for damage in (b"{", b'{"version": 99}', b"\xff"):
         output_paths(other).meta.write_bytes(damage)
         assert [run.name for run in store] == ["sums-tiny"]
-        assert store.path_for({**CONDITION, "system": "x"}).name == "sums-tiny-3.jsonl"
+        assert store.path_for({**CONDITION, "system": "x"})[0].name == "sums-tiny-3.jsonl"
         with pytest.raises(BatchError, match=r"another version|is not a batch record"):
             store.find("sums-tiny-2")
 
@@ -173,7 +173,7 @@ def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) 
 
 
 def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
-    path = store.path_for(CONDITION)
+    path, _ = store.path_for(CONDITION)
     results = start_run(path, 2)
     results.write(0, sample_object(sample(1)))
     results.flush()
@@ -188,19 +188,23 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
 
 
 def test_run_is_extended_with_the_versions_and_rules_that_made_it(store: RunStore) -> None:
-    path = store.path_for(CONDITION)
+    path, _ = store.path_for(CONDITION)
     write_run(path, [sample(1), sample(2)], 2)
     newer = {**CONDITION, "cerebrum": "0.2.0", "llama.cpp": "def"}
     difference = "another cerebrum (0.1.0, now 0.2.0) and another llama.cpp (abc, now def)"
     with pytest.raises(BatchError) as caught:
         samples_to_keep(path, newer, {"questions": 2, "samples": 1})
     assert caught.value.message == f"{path} was made with {difference}"
-    other = store.path_for(newer)
-    assert other.stem == "sums-tiny-2"
+    other, why_new = store.path_for(newer)
+    assert why_new == f"sums-tiny was made with {difference}; this is a new run, sums-tiny-2"
     write_run(other, [sample(1)], 1, condition=newer)
-    assert store.path_for(newer) == other
-    for changed in ({"temperature": 1.0}, {"scoring": NEWER}):
-        assert store.path_for({**newer, **changed}).stem == "sums-tiny-3"
+    assert store.path_for(newer) == (other, "")
+    for changed, words in (
+        ({"temperature": 1.0}, "another temperature (0.0, now 1.0)"),
+        ({"scoring": NEWER}, f"another scoring ({NOW}, now {NEWER})"),
+    ):
+        _, why_new = store.path_for({**newer, **changed})
+        assert why_new == f"sums-tiny-2 was made with {words}; this is a new run, sums-tiny-3"
 
 
 def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: Path) -> None:

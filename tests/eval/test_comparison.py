@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import comb, sqrt
+from random import Random
 
 import numpy
 import pytest
@@ -61,13 +62,14 @@ def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
 
 @pytest.mark.parametrize("freedom", [*range(1, 12), 30, 99, 1000])
 def test_student_t_equals_that_of_scipy(freedom: int) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=3e-3)
+    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+    assert student_t(1001) == pytest.approx(1.96, abs=1e-3)
 
 
 def test_paired_interval_equals_that_of_scipy() -> None:
     values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert paired_interval(values) == pytest.approx((expected.low, expected.high), rel=1e-3)
+    assert paired_interval(values) == pytest.approx((expected.low, expected.high))
 
 
 def test_paired_interval_takes_clusters_as_wholes() -> None:
@@ -156,6 +158,20 @@ def test_equal_runs_differ_significantly_in_five_percent_of_cases() -> None:
         if compare(*pair(60 - changes, changes - won, won)).is_significant:
             share += comb(60, changes) * 0.2**changes * 0.8 ** (60 - changes) * comb(changes, won) / 2**changes
     assert 0.04 < share < 0.055
+
+
+def test_sequential_interval_holds_at_every_look() -> None:
+    """Equal runs of up to 200 questions, compared after every 20."""
+    random = Random(46)
+    excluded = {"interval": 0, "sequential_interval": 0}
+    for _ in range(100):
+        answers = [random.choice(((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))) for _ in range(200)]
+        a, b = ([replace(pair[side], cluster=number) for number, pair in enumerate(answers)] for side in (0, 1))
+        looks = [compare(a[:n], b[:n]) for n in range(20, 201, 20)]
+        for name in excluded:
+            intervals = [getattr(look, name) for look in looks]
+            excluded[name] += any(not interval.low <= 0 <= interval.high for interval in intervals)
+    assert excluded["interval"] > 15 and excluded["sequential_interval"] <= 3
 
 
 def test_compare_of_several_samples_uses_their_averages() -> None:

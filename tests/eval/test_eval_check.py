@@ -12,7 +12,7 @@ from scripted_command import run_here
 
 from cerebrum_cli.eval.estimates import winner
 from cerebrum_cli.eval.questions import Sample
-from cerebrum_cli.eval.report import vote_costs, votes_of
+from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
 from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.tally import Program, Tally, Votes
@@ -60,6 +60,7 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     assert votes["checked", 4]["accuracy"]["value"] == 0.5
     assert votes["maj", 4]["tokens"] == sum(map(len, REPLIES))
     assert votes["checked", 4]["tokens"] == votes["maj", 4]["tokens"] + 4
+    assert (report["checked"]["n"], report["checked"]["accuracy"]["value"], report["unchecked"]) == (2, 0.5, None)
     [path] = (path for path in tmp_path.rglob("exam-*.jsonl"))
     samples = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(each["answer"], each.get("program"), each.get("program_output")) for each in samples[:4]] == [
@@ -67,7 +68,7 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     ]
     assert [each["correct"] for each in samples].count(True) == 3
     shown = run_here(SCRIPT, tmp_path, "runs", "show", str(path), "--plot", str(tmp_path / "votes.png"))
-    assert shown.code == 0 and "checked@4" in shown.out
+    assert shown.code == 0 and "checked answers (2)" in shown.out
     rescored = run_here(SCRIPT, tmp_path, "runs", "show", str(path), "--rescore", "--json", "-q")
     assert rescored.object["votes"] == report["votes"]
 
@@ -106,6 +107,7 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
         samples.append(sample(number, answer, printed, reference="a"))
     won = winner(votes_of(samples))
     assert (won and won.form) == (tally.leader and tally.leader.form)
+    assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])
 
 
 def test_vote_costs_count_tokens_of_replies_and_programs() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.answers.extract import final_answer
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Match, Question
 from cerebrum_cli.eval.scorers import SCORING_VERSION, ScoredAnswer, reply_scorer
 
@@ -116,7 +117,6 @@ def test_scores_change_only_with_the_number_of_their_rules() -> None:
         ("contains", "It costs $5.", "$5", ("$5", True)),
         ("regex", "It is in 1998.", r"\b19\d\d\b", ("1998", True)),
         ("regex", "It is in 2004.", r"\b19\d\d\b", ("It is in 2004.", False)),
-        ("regex", "c", "b|", ("", True)),
     ],
 )
 def test_texts_are_scored_as_match_says(
@@ -168,6 +168,24 @@ def test_reply_cut_off_counts_only_as_far_as_it_states_its_answer(
     text: str, choices: tuple[str, ...], match: Match, found: tuple[str | None, bool]
 ) -> None:
     assert score(text, "B", choices, match, is_complete=False)[:2] == found
+
+
+@pytest.mark.slow
+def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = Question(0, 1, "?", "(a+)+$"), Question(1, 2, "?", "b|")
+    with closing(reply_scorer("regex", questions)) as replies:
+        monkeypatch.setattr(scorers, "SEARCH_S", 0.1)
+        with pytest.raises(CerebrumError, match=r"for \(a\+\)\+\$ takes"):
+            replies.add(1, questions[0], "a" * 50 + "b")
+        monkeypatch.setattr(scorers, "SEARCH_S", 60.0)
+        replies.add(2, Question(0, 1, "?", "a+$"), "caaa")
+        replies.add(3, Question(2, 3, "?", r"\A(?s:.)+"), "a\ud800\n" + "b" * 200_000)
+        replies.add(4, questions[1], "c")  # an empty match is one
+        assert replies.scores() == [
+            (2, ScoredAnswer("aaa", True)),
+            (3, ScoredAnswer("a\ud800\n" + "b" * 200_000, True)),
+            (4, ScoredAnswer("", True)),
+        ]
 
 
 def test_invalid_regular_expression_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Equality of mathematical answers by Math-Verify, in a process that can be stopped at any time, unlike a function."""
+"""Python processes that answer requests, a line of JSON each, and can be stopped at any time, unlike a function."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 from threading import Timer
+from typing import Any
 
 from cerebrum_cli.answers.plain_text import plain
 from cerebrum_cli.core.errors import CerebrumError
@@ -29,44 +30,35 @@ _LATEX = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "�
 _TRANSLATION = str.maketrans({character: f"\\{name} " for character, name in _LATEX.items()} | {"−": "-", "°": ""})
 
 
-class MathVerify:
-    """Whether answers equal references by Math-Verify; those whose comparison fails or takes too long do not. Close it.
+class LineProcess:
+    """A process that writes a line when it is ready, and one for each request. Close it.
 
-    Its equality is no equivalence relation, so it adds to the normal forms, and is never the key of a vote. Its own
-    time limits are signals, which work in the main thread only and not within one operation, such as a huge power.
-
-    The process writes a line when it is ready, and one for each request. It is started with the first request, and
-    again after one that it did not answer.
+    It is started with the first request, and again after one that it did not answer. If it cannot start, an error names
+    it, with a hint.
     """
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, name: str, hint: str, *arguments: str) -> None:
+        self._failure = CerebrumError(f"{name} cannot start", hint)
+        self._arguments = arguments  # of Python
         self._child: subprocess.Popen[bytes] | None = None
-        self._known: dict[tuple[str, str], bool] = {}
 
-    def is_equal(self, answer: str, reference: str) -> bool:
-        """Compare two answers. Raises CerebrumError if Math-Verify cannot start."""
-        pair = _latex(answer), _latex(reference)
-        if pair not in self._known:
-            is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
-            self._known[pair] = not is_text and self._ask(pair) == _EQUAL
-        return self._known[pair]
+    def ask(self, request: Any, timeout_s: float) -> bytes:
+        """The answer of the process; empty if it has ended or takes too long, and then it is killed.
 
-    def _ask(self, request: tuple[str, str]) -> bytes:
-        """The answer of the process; empty if it has ended or takes too long, and then it is killed."""
+        Raises CerebrumError if it cannot start.
+        """
         if self._child is None:
             self._child = subprocess.Popen(
                 # -P: do not import modules from the current directory
-                [sys.executable, "-P", "-m", __name__],
+                [sys.executable, "-P", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C interrupts only the parent, which then kills the child
             )
             if not self._exchange(b"", START_S):
-                hint = f"reinstall it: {pip_install('--force-reinstall math-verify')}"
-                raise CerebrumError("Math-Verify cannot start", hint)
-        return self._exchange(json.dumps(request).encode() + b"\n", self._timeout_s)
+                raise self._failure
+        return self._exchange(json.dumps(request).encode() + b"\n", timeout_s)
 
     def close(self) -> None:
         if child := self._child:
@@ -97,6 +89,27 @@ def math_verify_version() -> str | None:
         return metadata.version("math-verify")
     except metadata.PackageNotFoundError:
         return None
+
+
+class MathVerify(LineProcess):
+    """Whether answers equal references by Math-Verify; those whose comparison fails or takes too long do not.
+
+    Its equality is no equivalence relation, so it adds to the normal forms, and is never the key of a vote. Its own
+    time limits are signals, which work in the main thread only and not within one operation, such as a huge power.
+    """
+
+    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+        hint = f"reinstall it: {pip_install('--force-reinstall math-verify')}"
+        super().__init__("Math-Verify", hint, "-m", __name__)
+        self._timeout_s = timeout_s
+        self._known: dict[tuple[str, str], bool] = {}
+
+    def is_equal(self, answer: str, reference: str) -> bool:
+        pair = _latex(answer), _latex(reference)
+        if pair not in self._known:
+            is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
+            self._known[pair] = not is_text and self.ask(pair, self._timeout_s) == _EQUAL
+        return self._known[pair]
 
 
 def _latex(text: str) -> str:
