@@ -175,15 +175,15 @@ def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) ->
             if _flock(file, part, is_required) and _is_at(file, part):
                 break
         except BaseException:
-            remove(part)
-            file.close()
+            with file:
+                remove(part)
             raise
         file.close()  # another process has taken it for abandoned
-    try:
-        yield UnfinishedFile(part, file)
-    finally:
-        remove(part)
-        file.close()
+    with file:
+        try:
+            yield UnfinishedFile(part, file)
+        finally:
+            remove(part)
 
 
 def remove_abandoned(directory: Path, prefix: str = "") -> None:

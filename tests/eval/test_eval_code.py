@@ -306,7 +306,7 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
     stubs = {id: f'def {name}():\n    """Seven."""' for id, name in names.items()}
     rows = [{"task_id": id, "prompt": stub, "test": SEVEN, "entry_point": names[id]} for id, stub in stubs.items()]
     cache_dataset(tmp_path, "openai/openai_humaneval", "openai_humaneval/test-00000-of-00001.parquet", table(rows))
-    replies = {f"{stub}\n```": reply_with(names[id], 4 if id == FIRST else 0) for id, stub in stubs.items()}
+    replies = {f"{stub}\n```": reply_with(names[id], 3 if id == FIRST else 0) for id, stub in stubs.items()}
     script = {"rows": replies, "pause": 0.001}
     options = ("--run-code", "--offline", "--parallel", "1", "-m", str(chatml_model), "-o", "run.jsonl")
     processes: list[subprocess.Popen[bytes]] = []
@@ -323,7 +323,7 @@ def start(sandbox: Sandbox, tmp_path: Path, chatml_model: Path) -> Iterator[Star
 
 @pytest.mark.slow
 @needs_two_cores
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_eval_scores_programs_beside_a_slow_one(
     start: Start, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
@@ -354,7 +354,7 @@ def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: py
     """Adding one never waits for a core: the loop that adds programs also takes the model's tokens."""
     monkeypatch.setattr(scorers, "thread_count", lambda: 2)
     questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
-    texts = (reply_with("f", 4), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
+    texts = (reply_with("f", 3), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
     found: list[tuple[int, ScoredAnswer]] = []
     with closing(reply_scorer("code", (), run_code=True)) as scorer:
         for question, text in zip(questions, texts, strict=True):

@@ -90,6 +90,14 @@ def stored_lines(path: Path) -> list[str]:
         return [text for (text,) in database.execute("SELECT object FROM rows WHERE flags ORDER BY position")]
 
 
+class UnsyncedConnection(sqlite3.Connection):
+    """A connection for tests in which no power is lost."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        sqlite3.Connection.execute(self, "PRAGMA synchronous = OFF")
+
+
 class Killed(BaseException):
     """Simulates a killed process."""
 
@@ -113,7 +121,7 @@ def limited_calls(patch: pytest.MonkeyPatch, limit: int, torn: bool = False) -> 
 
         return make
 
-    class LimitedConnection(sqlite3.Connection):
+    class LimitedConnection(UnsyncedConnection):
         execute = limited("execute", sqlite3.Connection.execute)
         executemany = limited("executemany", sqlite3.Connection.executemany)
         executescript = limited("executescript", sqlite3.Connection.executescript)
@@ -135,6 +143,7 @@ def kill_at_each_call(
 ) -> Iterator[Path]:
     """Yield an output for each writing call of some work, which was killed there; no power is lost."""
     patch.setattr(os, "fsync", lambda _: None)
+    patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=UnsyncedConnection))
     for calls in range(-1, 10**9):
         output = folder / str(calls) / "out.jsonl"
         output.parent.mkdir()
