@@ -121,6 +121,16 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
             return 0
         return exit.code if isinstance(exit.code, int) else 1
+    except OSError as error:
+        from cerebrum_cli.core.files import is_disk_full
+        from cerebrum_cli.terminal.streams import discard
+
+        if not is_disk_full(error):
+            raise
+        discard(sys.stdout)  # Typer could not write help or version
+        full = CerebrumError("standard output: no space left", "free some space, or write elsewhere")
+        print_error(app, full)
+        return full.exit_code
     except CerebrumError as error:
         if error.hint or not isinstance(error, Interrupted):
             print_error(app, error)

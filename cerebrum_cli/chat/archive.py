@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,11 @@ from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
+UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".txt": "transcript"}
+_AROUND = '" \n'  # a question, and text that the prompt takes as several lines
+_TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]}'
 
@@ -69,23 +74,34 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
-    """Export a session as `markdown` or `json` (OpenAI messages)."""
-    messages = store.messages(session)
+    """Export a session with its alternatives, as `markdown` or `json` (OpenAI messages)."""
+    messages, alternatives = store.messages(session), store.alternatives(session)
     if export_format == "markdown":
-        return to_markdown(session.name, session.system_prompt, messages)
+        return to_markdown(session.name, session.system_prompt, messages, alternatives)
     turns = [_openai_message(stored) for stored in messages]
     if session.system_prompt is not None:
         turns.insert(0, {"role": "system", "content": session.system_prompt})
     exported = {"name": session.name, "model": session.model, "messages": turns}
+    if alternatives:
+        exported["alternatives"] = [{"place": place, **_openai_message(stored)} for place, stored in alternatives]
     return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_markdown(name: str, system_prompt: str | None, messages: Sequence[StoredMessage]) -> str:
+def to_markdown(
+    name: str,
+    system_prompt: str | None,
+    messages: Sequence[StoredMessage],
+    alternatives: Sequence[tuple[int, StoredMessage]] = (),
+) -> str:
     parts = [f"# {name}"]
     if system_prompt is not None:
         parts += ["## System", system_prompt]
     for stored in messages:
         parts += [f"## {stored.message.role.capitalize()}", *_markdown_parts(stored)]
+    if alternatives:
+        parts.append("## Alternatives")
+    for place, stored in alternatives:
+        parts += [f"### {stored.message.role.capitalize()} (message {place})", *_markdown_parts(stored)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -106,13 +122,14 @@ def _openai_message(stored: StoredMessage) -> dict[str, Any]:
     return message
 
 
-def parse_conversation(text: str, source: str) -> Conversation:
-    """Parse OpenAI messages. Raises SessionError."""
+def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
+    """Parse OpenAI messages into a name, if there is one, and a conversation. Raises SessionError."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SessionError(f"{source} is not JSON: {error}", _EXPECTED) from error
-    items = value.get("messages") if isinstance(value, dict) else value
+    outer = value if isinstance(value, dict) else {"messages": value}
+    items = outer.get("messages")
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
     try:
@@ -121,7 +138,10 @@ def parse_conversation(text: str, source: str) -> Conversation:
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
         raise SessionError(f"{source} holds no turns", _EXPECTED)
-    return conversation
+    name = outer.get("name")
+    if not isinstance(name, str):
+        return None, conversation
+    return printable_name(name) or None, conversation
 
 
 def export_transcript(source: ModelSource, store: Store, session: Session) -> str:
@@ -178,9 +198,9 @@ def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedMod
 
 
 def import_session(store: Store, file: Path, name: str | None) -> Session:
-    conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
+    own_name, conversation = parse_conversation(read_text(file, MAX_IMPORT_BYTES), str(file))
     if name is None:
-        name = store.unused_name(printable_name(file.stem) or suggest_name(conversation))
+        name = store.unused_name(own_name or printable_name(file.stem) or suggest_name(conversation))
     with store.transaction():
         session = store.create(name, "import", system_prompt=conversation.system_prompt)
         for message in conversation.messages:
@@ -188,14 +208,25 @@ def import_session(store: Store, file: Path, name: str | None) -> Session:
     return session
 
 
+def sessions_older_than(store: Store, age: str) -> list[Session]:
+    """Sessions that have not changed for an age such as 30d or 8w. Raises UsageError."""
+    match = re.fullmatch(r"(\d+)([dw])", age)
+    if match is None:
+        raise UsageError.invalid("--older-than", age, "days or weeks, such as 30d or 8w")
+    limit = time.time() - int(match[1]) * UNITS_S[match[2]]
+    return [summary.session for summary in store.summaries() if summary.session.updated < limit]
+
+
 def delete_sessions(
     history: History, sessions: Sequence[Session], states: Path, typed: Path
 ) -> Iterator[tuple[Session, int]]:
     """Erase sessions and every trace of their text; yield each with the number of messages deleted.
 
-    The prompt cache in the directory `states` and the prompt's history in the file `typed` hold texts of any session,
-    and are emptied. Raises SessionError for a session that is open in another process; those before it are erased.
+    `states` is the directory of the prompt cache, which holds prompts and replies of any session and is emptied;
+    `typed` is the file with the prompt's history. Raises SessionError for a session that is open in another process;
+    those before it are erased.
     """
+    before = history.store.questions()
     try:
         for session in sessions:
             history.lock(session)
@@ -203,9 +234,28 @@ def delete_sessions(
             history.release(removes=True)
             yield session, count
     finally:
-        for path in (typed, *states.glob(f"*{STATE}")):
+        forget_questions(typed, before - history.store.questions())
+        for path in states.glob(f"*{STATE}"):
             remove(path)
         history.store.vacuum()
+
+
+def forget_questions(path: Path, questions: Collection[str]) -> None:
+    """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
+    gone = [question.strip(_AROUND) for question in questions]
+
+    def without(entry: re.Match[str]) -> str:
+        text = "\n".join(line[1:] for line in entry[1].splitlines())
+        typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
+        if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
+            return ""
+        return entry[0]
+
+    with contextlib.suppress(FileNotFoundError):
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        kept = _TYPED.sub(without, text)
+        if kept != text:
+            atomic_write(path, kept.encode("utf-8", "surrogateescape"))
 
 
 def _session_fields(session: Session) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from cerebrum_cli.chat.history import (
     load_conversation,
     session_params,
     settings_of,
+    unused_session_name,
     without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.chat.session import Session, StoredMessage, suggest_name, validated_name
+from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
@@ -112,7 +113,7 @@ class Chat:
     def _create_session(self, question: Message) -> Session:
         """Create the session with its first question in one step: a killed process leaves no empty session."""
         store = self.history.store
-        name = self.name or store.unused_name(suggest_name(Conversation((question,))))
+        name = self.name or unused_session_name(store, Conversation((question,)))
         values = self._session_values
         session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
         self.history.lock(session)
@@ -136,9 +137,32 @@ class Chat:
         if not can_continue(last, self.loaded.model):
             raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
+        if last.metadata.finish_reason == "context" and not self.loaded.is_remote:
+            yield from self._enlarge_context(last)
         continued = without_partial_character(last, self.loaded)
         previous_leaf = self._move(self.require_question().id)
         yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
+
+    @property
+    def doubled_context(self) -> int | None:
+        """Twice the context, up to the model's trained length; None if it has that, or is on a server."""
+        size, trained = self.loaded.context_size, self.loaded.model.trained_context
+        if size is None or size >= trained or self.loaded.is_remote:
+            return None
+        return min(2 * size, trained)
+
+    def _enlarge_context(self, last: StoredMessage) -> Events:
+        """Load the model with a larger context if question and reply fill this one. Raises SessionError."""
+        size = self.loaded.context_size or 0
+        asked = without_last(self.conversation)
+        if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
+            return
+        larger = self.doubled_context
+        if larger is None:
+            problem = f"the reply fills the context of {size} tokens, the largest this model supports"
+            raise SessionError(problem, "limit reasoning with /think N, then /retry")
+        yield NoticeEvent(f"increasing the context from {size} to {larger} tokens", "use /set ctx N for another size")
+        yield from self.change_settings({"ctx": larger})
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
@@ -153,8 +177,7 @@ class Chat:
         if tokens is None or not is_author(self.loaded.model, last.metadata):
             raise SessionError("the tokens of the last reply are not known for this model", "use /retry first")
         conversation = settings_of(last, self.settings).applied_to(self.conversation)
-        asked = replace(conversation, messages=conversation.messages[:-1])
-        return GivenReply(asked, tokens, forced_tokens(last.metadata))
+        return GivenReply(without_last(conversation), tokens, forced_tokens(last.metadata))
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:
         yield from self.load()
@@ -166,11 +189,17 @@ class Chat:
         return question.message.content
 
     def redo(self) -> str:
-        """Restore the turn that was undone last, and return its question. Raises SessionError."""
+        """Restore the turn that was undone last, and return its question. Raises SessionError.
+
+        After an earlier run of the program, it is the newest turn that the session has after this one.
+        """
         leaf = self.session.leaf if self.session else None
-        if not self._undone or self._undone[-1][0] != leaf:
+        if self._undone and self._undone[-1][0] == leaf:
+            self._move(self._undone.pop()[1])
+        elif turn := self.history.store.undone(self.session)[:2] if self.session else []:
+            self._move(turn[-1].id)
+        else:
             raise SessionError("nothing to redo", "/replies lists other replies to the last question")
-        self._move(self._undone.pop()[1])
         return self.require_question().message.content
 
     @property
@@ -361,6 +390,10 @@ class Chat:
             raise
         finally:
             self.session = recorder.session
+
+
+def without_last(conversation: Conversation) -> Conversation:
+    return replace(conversation, messages=conversation.messages[:-1])
 
 
 def require_no_local(changes: Layer) -> None:

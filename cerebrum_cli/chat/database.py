@@ -139,7 +139,8 @@ def _version(database: sqlite3.Connection) -> int:
 def check_integrity(path: Path) -> tuple[int, int, int] | None:
     """Check the whole database without changing it, and return its numbers of sessions and messages, and version.
 
-    None if the file does not exist, version 0 while it is empty. Raises SessionError if it is damaged.
+    None if the file does not exist, version 0 while it is empty. Raises SessionError if it is damaged,
+    or another program's.
     """
     if not path.exists():
         return None
@@ -149,11 +150,14 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
         (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if problem != "ok":
             raise _damaged(path, printable_line(problem))
-        version = _version(database)
-        if not version:
-            return 0, 0, 0
-        ((sessions, messages),) = database.execute("SELECT (SELECT count(*) FROM sessions), count(*) FROM messages")
-        return sessions, messages, version
+        if row := database.execute("PRAGMA foreign_key_check").fetchone():
+            raise _damaged(path, f"a row of {row[0]} refers to a missing row of {row[2]}")
+        if version := _version(database):
+            ((sessions, messages),) = database.execute("SELECT (SELECT count(*) FROM sessions), count(*) FROM messages")
+            return sessions, messages, version
+        if database.execute("SELECT count(*) FROM sqlite_schema").fetchone() != (0,):
+            raise _damaged(path, "it belongs to another program")
+        return 0, 0, 0
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ class History:
             if session and continued:
                 session = self.store.move(session, continued.parent)
             if session is None:
-                session = self.store.create(self.store.unused_name(suggest_name(conversation)), "ask", params=params)
+                session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,
@@ -210,6 +211,13 @@ def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
     elif path and settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG):
         params[CHAT_TEMPLATE] = str(path.absolute())
     return params | model.adapter_params
+
+
+def unused_session_name(store: Store, conversation: Conversation) -> str:
+    name = suggest_name(conversation)
+    if store.find(name) is None:
+        return name
+    return store.unused_name(f"{name}-{date.today().isoformat()}")
 
 
 def load_conversation(

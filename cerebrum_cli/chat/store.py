@@ -67,6 +67,12 @@ _BRANCH = (  # messages that end at one, oldest first
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
     " SELECT messages.* FROM path JOIN messages ON messages.id = at ORDER BY depth DESC"
 )
+_NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
+    "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
+    " WHERE parent IS ?1 AND (parent IS NOT NULL OR session = ?2) UNION ALL"
+    " SELECT id, session FROM messages JOIN below ON parent = at)"
+    " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = ?2 AND role = 'assistant'"
+)
 _REPLIES = (  # to a question, and to its other versions
     "SELECT reply.* FROM messages AS asked JOIN messages AS question"
     " ON question.parent IS asked.parent AND question.session = asked.session"
@@ -129,25 +135,41 @@ class Store:
         """The messages on a session's branch, oldest first."""
         return self._messages(_BRANCH, session.leaf)
 
+    def undone(self, session: Session) -> list[StoredMessage]:
+        """The messages after a session's end that were undone last, oldest first; empty if nothing was."""
+        [(newest,)] = self._rows(_NEWEST_BELOW, session.leaf, session.id)
+        if newest is None:
+            return []
+        length = len(self.messages(session))
+        return self._messages(_BRANCH, newest)[length:]
+
     def replies(self, question: StoredMessage) -> list[StoredMessage]:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
         found = self._messages(_REPLIES, question.id)
         return [reply for reply in found if not reply.is_continued(found)]
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
-        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1."""
+        """The session's messages on other branches, oldest first, each with its place in a conversation, from 1.
+
+        Questions that were never answered are left out.
+        """
         places: dict[int | None, int] = {None: 0}
         for place, stored in enumerate(self.messages(session), 1):
             places[stored.id] = place
         messages = self._messages("SELECT * FROM messages WHERE session = ? ORDER BY id", session.id)
+        answered = {stored.parent for stored in messages}
         found = []
         for stored in messages:
             if stored.id in places or stored.parent not in places:
                 continue
             place = places[stored.id] = places[stored.parent] + 1
-            if not stored.is_continued(messages):
+            is_answered = stored.message.role == "assistant" or stored.id in answered
+            if is_answered and not stored.is_continued(messages):
                 found.append((place, stored))
         return found
+
+    def questions(self) -> set[str]:
+        return {text for (text,) in self._rows("SELECT content FROM messages WHERE role = 'user'")}
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         with self._changing(session) as database:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.voting import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
 
+MAJORITY = 0.5
+
 
 def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
@@ -100,7 +102,7 @@ class AnswerPrinter:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
                 if self.saved_as and not isinstance(error, Interrupted):
-                    error.hint += f"; the answer so far is saved{self._continuation}"
+                    error.hint = f"the answer so far is saved{self._continuation or f'; {error.hint}'}"
             raise
         finally:
             if reply.is_finished:
@@ -230,7 +232,7 @@ class AnswerPrinter:
             self.streams.notice(notice)
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
-        """Print a notice about a tie or an unchecked winner. Raises NoAnswer without one, or for a tie with --final."""
+        """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
         from cerebrum_cli.replies.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
 
         notice = outcome_notice(tally)
@@ -241,6 +243,9 @@ class AnswerPrinter:
             raise NoAnswer(notice.message, notice.hint)
         if not notice and tally.votes.checks and not tally.leader.is_checked:
             notice = NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
+        elif not notice and tally.agreement < MAJORITY and not tally.leader.is_checked:
+            problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
+            notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)
 
     def _inspect(self, reply: Reply, count: int) -> None:

@@ -36,6 +36,7 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 class ChatOptions(SavedPromptOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
 
@@ -89,6 +90,7 @@ def chat(
                 SLASH_COMMANDS,
                 app.prompts,
                 no_markdown=options.no_markdown,
+                min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
             )
             repl.run(input_lines(app, repl), question)
@@ -173,12 +175,17 @@ def input_lines(app: App, repl: Repl) -> InputSource:
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
     from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES, SHOWN
 
+    def think_values() -> list[str]:
+        loaded = repl.chat.loaded
+        efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
+        return ["on", "off", *SHOWN, *efforts]
+
     candidates: Candidates = {
         "model": lambda: [model.reference for model in app.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
-        "think": lambda: ("on", "off", *SHOWN),
+        "think": think_values,
         "prompt": repl.prompts.names,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / HISTORY

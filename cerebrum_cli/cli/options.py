@@ -168,11 +168,17 @@ class AskOptions(SavedPromptOptions, GenerationOptions):
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
     def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
+        if saved.schema is None and not saved.extract:
+            return self
+        # These exclude what variables may ask for.
+        changes: dict[str, Any] = {"extract": None, "final": False, "schema": None}
         if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
-            return replace(self, schema=saved.schema, grammar=None)
+            changes |= {"schema": saved.schema, "grammar": None}
         if saved.extract and not on_command_line & {"schema", "final", "extract", "votes"}:
-            return replace(self, extract=FIRST if saved.extract is True else saved.extract)
-        return self
+            changes["extract"] = FIRST if saved.extract is True else saved.extract
+        for name in on_command_line & changes.keys():
+            del changes[name]
+        return replace(self, **changes)
 
     @property
     def extract_flag(self) -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.options import AskOptions, QuietOptions
+from cerebrum_cli.cli.options import FIRST, AskOptions, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
@@ -30,7 +30,7 @@ from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
-SAVED = {*KEYS, "prompt", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
+SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 NAME_HELP = "A name from `cerebrum prompts list`"
 EXAMPLE = """\
@@ -105,7 +105,8 @@ def rm(
     chosen = list(dict.fromkeys(names))
     files = [app.prompts.find_file(name) for name in chosen]
     listed = ", ".join(chosen)
-    require_agreement(app, f"Delete {listed}?", listed, yes)
+    what = "saved prompts" if len(chosen) > 1 else "saved prompt"
+    require_agreement(app, f"Delete the {what} {listed}?", listed, yes)
     for file in files:
         file.unlink()
     app.streams.report(f"deleted {listed}")
@@ -120,7 +121,11 @@ def save(
         problem = f"{options_of(type(options))[unsaved].argument} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and add it to each question")
     typed = {key: value for key, value in overrides.items() if key in on_command_line}
-    saved = SavedPrompt(name, saved_settings(typed), typed_prompt(app, prompt))
+    schema = typed_schema(options, on_command_line)
+    extract = typed_extract(options, on_command_line)
+    if schema and extract:
+        raise UsageError.conflict(str(options.extract_flag), "--schema")
+    saved = SavedPrompt(name, saved_settings(typed), typed_prompt(app, prompt), schema, extract)
     if not (saved.prompt or saved.header):
         raise UsageError(f"nothing to save as {name}", "add a PROMPT, a system prompt with -s, or a setting")
     path = app.prompts.file(name)
@@ -148,6 +153,23 @@ def typed_prompt(app: App, prompt: str | None) -> str | None:
     if prompt == "-" and app.streams.piped:
         text = read_piped(app.streams.piped)
     return text.strip("\r\n") or None
+
+
+def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> Path | None:
+    """The schema's file, which can be read. Raises UsageError."""
+    from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
+    from cerebrum_cli.replies.prompt_sources import read_text
+
+    if options.schema is None or "schema" not in on_command_line:
+        return None
+    read_text(options.schema, MAX_GRAMMAR_BYTES)
+    return options.schema.resolve()
+
+
+def typed_extract(options: AskOptions, on_command_line: frozenset[str]) -> bool | str:
+    if options.extract is None or options.extract_flag is None or "extract" not in on_command_line:
+        return False
+    return options.extract == FIRST or options.extract
 
 
 def require_name(name: str) -> None:

@@ -19,6 +19,7 @@ from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import Option
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.terminal.reports import LISTED, print_latest
 from cerebrum_cli.terminal.tables import print_matches, print_rows
@@ -40,11 +41,14 @@ def list_sessions(
         int | None,
         Option(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
     ] = None,
+    all: Annotated[bool, Option("List all", "Output")] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
     rows = archive.session_rows(app.open_history().store)
+    if all:
+        number = len(rows)
     if json:
         app.streams.answer_object(rows[:number])
     else:
@@ -78,22 +82,36 @@ def search(
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
-@subcommand(group, short_help="Delete sessions, typed questions and the prompt cache.")
+@subcommand(group, short_help="Delete sessions, and the prompt cache.")
 def rm(
     app: App,
-    names: Annotated[list[str], positional("NAME...", "Names of sessions", sessions)],
     _: QuietOptions,
     yes: Yes = False,
+    names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
+    older_than: Annotated[
+        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+    ] = None,
 ) -> None:
-    """Delete sessions with their unshared messages, the history of typed questions, and the prompt cache."""
+    """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
     with closing(app.open_history()) as history:  # which frees its locks
-        chosen = {name: history.get(name) for name in names}
+        chosen = {name: history.get(name) for name in names or ()}
+        if older_than:
+            for session in archive.sessions_older_than(history.store, older_than):
+                chosen[session.name] = session
+        elif not names:
+            raise UsageError("no session given", "name one or more, or use --older-than")
+        if not chosen:
+            app.streams.info(f"no session is older than {older_than}")
+            return
         for session in chosen.values():  # before the question: one that is open cannot be deleted
             history.lock(session)
         listed = ", ".join(chosen)
-        require_agreement(app, f"Delete {listed}?", listed, yes)
+        what = f"session {listed}"
+        if len(chosen) > 1:
+            what = f"{len(chosen)} sessions ({listed})"
+        require_agreement(app, f"Delete {what}?", listed, yes)
         states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
         for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
             app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")

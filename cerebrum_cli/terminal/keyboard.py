@@ -1,12 +1,18 @@
-"""Terminal modes of standard input while a reply is written: typed text is not echoed."""
+"""Terminal modes of standard input while a reply is written: typed text is not echoed, and no stop leaves it that way.
+
+Shells with job control set their own modes when a job stops, and few put the job's back when it continues.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import termios
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from cerebrum_cli.core.signals import RESTORE_ON_EXIT
@@ -19,7 +25,7 @@ class Keyboard:
 
     def __init__(self) -> None:
         self._initial_modes: list[Any] | None = None
-        self._modes: list[Any] | None = None  # those of a reply
+        self._modes: list[Any] | None = None  # those to set again when the process continues
         self._marks_pastes = False
         if sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
@@ -34,6 +40,11 @@ class Keyboard:
 
         With `types_ahead` line editing is off too, so that the text reaches the prompt unchanged; Ctrl-C still works.
         """
+        handlers: dict[int, Any] = {}
+        if self._initial_modes and threading.current_thread() is threading.main_thread():
+            handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_stop)
+            handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self._on_stop)
+            handlers[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._on_continue)
         RESTORE_ON_EXIT.append(self.restore)
         try:
             if self._initial_modes:
@@ -42,30 +53,51 @@ class Keyboard:
                 if types_ahead:
                     modes[0] &= ~termios.ICRNL
                     modes[3] &= ~termios.ICANON
-                self._modes = modes
                 self._set_modes(modes, marks_pastes=types_ahead)
             yield
         finally:
             self.restore()
             RESTORE_ON_EXIT.remove(self.restore)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def prompting(self) -> Iterator[None]:
-        """Let the prompt set its own modes, and return to those of a reply."""
+        modes, self._modes = self._modes, None
         try:
             yield
         finally:
-            self._set_modes(self._modes, marks_pastes=True)
+            self._set_modes(modes, marks_pastes=True)
 
     @contextlib.contextmanager
     def released(self) -> Iterator[None]:
-        """Give another program the terminal in its initial modes, and return to those of a reply, if there are any."""
-        marks_pastes = self._marks_pastes
+        """Give another program the terminal in its initial modes; restore the current ones on exit."""
+        modes, marks_pastes = self._current_modes(), self._marks_pastes
         try:
             self.restore()
             yield
         finally:
-            self._set_modes(self._modes, marks_pastes)
+            self._set_modes(modes, marks_pastes)
+
+    def _on_stop(self, signum: int, _: FrameType | None) -> None:
+        """Stop, or end, as the signal does by default, but with the terminal's initial modes."""
+        modes, marks_pastes = self._current_modes(), self._marks_pastes
+        self.restore()
+        handler = signal.signal(signum, signal.SIG_DFL)
+        self._modes, self._marks_pastes = modes, marks_pastes
+        os.kill(os.getpid(), signum)
+        signal.signal(signum, handler)
+
+    def _on_continue(self, _: int, __: FrameType | None) -> None:
+        self._set_modes(self._modes, self._marks_pastes)
+
+    def _current_modes(self) -> list[Any] | None:
+        if self._initial_modes is None:
+            return None
+        try:
+            return termios.tcgetattr(self._descriptor)
+        except termios.error:  # the terminal was closed
+            return None
 
     def _set_modes(self, modes: list[Any] | None, marks_pastes: bool) -> None:
         if modes is None or not self._apply(modes):
@@ -77,9 +109,10 @@ class Keyboard:
                 os.write(self._descriptor, marks.encode())
 
     def _apply(self, modes: list[Any]) -> bool:
-        """Set the terminal's modes; whether they are set, which a process in the background cannot do."""
+        """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""
+        self._modes = modes
         try:
-            if os.tcgetpgrp(self._descriptor) != os.getpgrp():  # it would be stopped
+            if os.tcgetpgrp(self._descriptor) != os.getpgrp():  # in the background that would stop this process
                 return False
             termios.tcsetattr(self._descriptor, termios.TCSANOW, modes)
         except (termios.error, OSError):  # the terminal was closed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from cerebrum_cli.core.events import (
@@ -13,6 +13,8 @@ from cerebrum_cli.core.events import (
     LoadEvent,
     NoticeEvent,
     PromptEvent,
+    RefusedEvent,
+    SequenceId,
     ServersEvent,
     StageEvent,
     TokenEvent,
@@ -24,7 +26,7 @@ from cerebrum_cli.terminal.streams import Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
-GREEN, MAGENTA, GRAY = "32", "35", "90"
+GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 
 Counts = RowEvent | EvalProgress
 
@@ -40,7 +42,9 @@ class BatchProgress(Line):
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
         self._rows: Counts | None = None
         self._before = 0  # rows answered by earlier runs
+        self._running = set[SequenceId]()
         self._elsewhere = 0  # tokens without events
+        self._phase = "preparing prompts"
         self._tokens = 0
         self._started = self._latest = 0.0  # when tokens and rows were reported; Ray takes seconds to stop after that
 
@@ -60,12 +64,19 @@ class BatchProgress(Line):
 
     def _count(self, event: Event) -> None:
         match event:
-            case PromptEvent():
-                self._started = self._started or self._latest
-            case TokenEvent():
+            case PromptEvent(sequence, evaluated, total):
+                self._running.add(sequence)
+                if self._phase != "generating":
+                    self._phase = "reading prompts" if evaluated < total else "generating"
+                    self._started = self._started or self._latest
+            case TokenEvent(sequence):
+                self._running.add(sequence)
+                self._phase = "generating"
                 self._tokens += len(event.tokens)
-            case FinishEvent() if not event.has_all_tokens:  # it came without them
-                self._tokens += event.completion_tokens
+            case FinishEvent(sequence) | RefusedEvent(sequence):
+                self._running.discard(sequence)
+                if isinstance(event, FinishEvent) and not event.has_all_tokens:  # it came without them
+                    self._tokens += event.completion_tokens
             case ServersEvent(tokens):
                 self._elsewhere = tokens
             case RowEvent() | EvalProgress():
@@ -112,28 +123,28 @@ class BatchProgress(Line):
         rows = self._rows
         assert rows
         seconds = time.monotonic() - self._started if self._started else 0.0
-        left = ""
+        left = self._phase
         if done := answered(rows) - self._before:
-            left = f"{format_duration(seconds / done * (rows.total - rows.done))} left"
-        finished, total = counter(rows)
-        done_text = f"{finished:{len(str(total))}}/{total}"
-        clauses = ", ".join(exceptions(rows))
-        for parts in ((clauses, self._speed_text(seconds), left), (clauses, left), (left,)):
-            tail = " ".join(filter(None, parts))
-            room = width - len(f"{done_text} {tail}")
+            running = len({sequence.request for sequence in self._running})
+            left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
+        for texts in batch_texts(rows, self._speeds(seconds), left):
+            room = width - len(" ".join(filter(None, texts)))
             if room >= 0:
                 break
+        done_text, clauses, tail = texts
         yield f"{done_text} ", GREEN
         if room > MIN_BAR:
             yield from bar(rows.done, rows.total, room - 1)
             yield " ", ""
+        if clauses:
+            yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
-    def _speed_text(self, seconds: float) -> str:
-        """The speed; empty in the first second."""
+    def _speeds(self, seconds: float) -> list[str]:
+        """The speed; none in the first second."""
         if seconds <= 1 or not self._all_tokens:
-            return ""
-        return f"{self._all_tokens / seconds:.1f} tokens/s"
+            return []
+        return [f"{self._all_tokens / seconds:.1f} tokens/s"]
 
 
 class StageProgress(Line):
@@ -225,10 +236,35 @@ def bar(done: int, total: int, width: int) -> Iterator[Segment]:
     yield "━" * (width - filled), GRAY
 
 
+def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str]]:
+    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them.
+
+    `speeds` are ways to state the speed, the longest first.
+    """
+    finished, total = counter(event)
+    done = f"{finished:{len(str(total))}}/{total}"
+    clauses = list(exceptions(event))
+    for speed in speeds:
+        yield done, ", ".join(clauses), f"{speed} {left}"
+    while clauses:
+        yield done, ", ".join(clauses), left
+        clauses.pop()
+    if isinstance(event, EvalProgress) and event.accuracy is not None:
+        accuracy = f"accuracy {event.accuracy:.3f}"
+        yield done, accuracy, left
+        yield done, accuracy, ""
+    yield done, "", left
+
+
 def counter(event: Counts) -> tuple[int, int]:
     if isinstance(event, EvalProgress):
         return event.questions, event.all_questions
     return event.done, event.total
+
+
+def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
+    """Estimate of the time for the remaining rows: those that run now are half done on average."""
+    return seconds / (done + running / 2) * max(0.0, remaining - running / 2)
 
 
 def answered(event: Counts) -> int:

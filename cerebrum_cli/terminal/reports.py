@@ -64,7 +64,10 @@ def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = Non
     elif not streams.out_is_terminal:
         print_sessions(streams, rows[:number])
     else:
-        print_sessions(streams, rows[: number or LISTED][::-1])
+        listed = rows[: number or LISTED]
+        print_sessions(streams, listed[::-1])
+        if number is None and len(listed) < len(rows):
+            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list --all lists them all")
 
 
 def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> None:
@@ -146,8 +149,8 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
     ]
     if comparison.smallest_difference is not None:
         rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
-    # The interval is also in the verdict.
-    print_table(streams, ESTIMATES, rows, drop=ESTIMATES[-1:])
+    # The interval is also in the verdict; truncated labels would hide which run is which.
+    print_table(streams, ESTIMATES, rows, shorten="none")
 
 
 def change_rows(comparison: Comparison, of_votes: str) -> Iterator[tuple[str, str, str]]:
@@ -274,16 +277,23 @@ def percentage(token: inspection.ScoredToken) -> str:
 
 
 def check_terminal(streams: Streams) -> CheckResult:
+    import locale
+
     if not streams.out_is_terminal:
         return check_result("none: standard output is a pipe or a file; it gets UTF-8 without colors")
     term = environment("TERM")
-    facts = [term or "TERM is not set", f"{columns(streams.out)} columns"]
+    encoding = locale.getencoding()
+    facts = [term or "TERM is not set", f"{columns(streams.out)} columns", encoding]
     if environment("NO_COLOR") is not None:
         facts.append("no colors (NO_COLOR)")
-    if term is not None and term not in DUMB_TERMINALS:
-        return check_result(", ".join(facts))
-    problem = "no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"
-    return check_result(", ".join(facts), problem)
+    if environment("ACCESSIBLE") is not None:
+        facts.append("screen reader mode (ACCESSIBLE)")
+    problems = []
+    if term is None or term in DUMB_TERMINALS:
+        problems.append(("no redrawing, and Markdown stays plain text", "set TERM, usually to xterm-256color"))
+    if encoding.lower().replace("-", "") != "utf8":
+        problems.append(("some characters may be displayed incorrectly", "use a UTF-8 locale: export LANG=C.UTF-8"))
+    return check_result(", ".join(facts), *problems)
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.fit import Capacity, DownloadPlan
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
-MIN_SHORTENED = 15  # columns; an even narrower terminal wraps the lines itself
+MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
+MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 MIN_NOTE_WIDTH = 20
 SIZES = ("size", "memory")  # columns of numbers of bytes
@@ -98,7 +99,6 @@ print_models = partial(
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
         "where": _location,
     },
-    drop=("where", "last used", "context", "format", "quant"),
 )
 print_found = partial(
     print_columns,
@@ -140,7 +140,7 @@ print_choices = partial(
         "license": "license",
     },
     shorten="license",
-    drop=("quant", "good for", "memory"),
+    drop=("quant",),
 )
 print_replies = partial(
     print_columns,
@@ -256,7 +256,10 @@ def table_lines(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> list[str]:
-    """The lines of a table of a width: first the column `shorten` is truncated, then those of `drop` are left out."""
+    """The lines of a table of a width: first the column `shorten` is truncated, then columns are left out.
+
+    Columns are left out in the order of `drop`, and after these from the last on.
+    """
     from rich.cells import cell_len
 
     lines: list[Sequence[str]] = [headings]
@@ -270,13 +273,18 @@ def table_lines(
 
 
 def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence[str]) -> None:
+    droppable = list(drop)
+    for heading in reversed(widths):
+        if heading not in (*drop, shorten):
+            droppable.append(heading)
     excess = sum(widths.values()) + 2 * (len(widths) - 1) - width
-    for heading in drop:
+    while droppable and len(widths) > MIN_COLUMNS:
         if excess <= max(0, widths.get(shorten, 0) - MIN_SHORTENED):
             break
-        excess -= widths.pop(heading) + 2
+        excess -= widths.pop(droppable.pop(0)) + 2
     if shorten in widths and excess > 0:
-        widths[shorten] = max(MIN_SHORTENED, widths[shorten] - excess)
+        least = MIN_SHORTENED if len(widths) > MIN_COLUMNS else 1
+        widths[shorten] = max(least, widths[shorten] - excess)
 
 
 def _fit_cell(cell: str, width: int) -> str:

@@ -112,7 +112,14 @@ def test_redo_restores_undone_turns_one_by_one(chat: Chat) -> None:
     assert chat.redo() == "Three?"
     with pytest.raises(SessionError, match="nothing to redo"):
         chat.redo()
-    assert contents(chat) == whole
+    chat.undo()
+    chat._undone.clear()  # as after a restart
+    assert (chat.redo(), contents(chat)) == ("Three?", whole)
+    chat.undo()
+    chat.fork()
+    chat._undone.clear()
+    with pytest.raises(SessionError, match="nothing to redo"):  # the third turn is another session's
+        chat.redo()
 
 
 def test_replies_of_earlier_tries_and_edits_can_be_chosen(chat: Chat) -> None:

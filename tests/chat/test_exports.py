@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 from installations import source_of
 
-from cerebrum_cli.chat.archive import (
-    export_session,
-    export_to_file,
-    import_session,
-    parse_conversation,
-    session_object,
-    to_markdown,
-)
+from cerebrum_cli.chat.archive import export_session, export_to_file, import_session, parse_conversation, to_markdown
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
@@ -52,16 +45,16 @@ def test_markdown_notes_why_a_reply_is_incomplete(
 
 
 @pytest.mark.parametrize(
-    "value",
+    ("value", "name"),
     [
-        SUMS.openai_messages,
-        {"name": "sums", "model": "a", "messages": SUMS.openai_messages},
-        {"messages": [{"role": "developer", "content": "Be brief."}, *SUMS.openai_messages[1:]]},
-        [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages],
+        (SUMS.openai_messages, None),
+        ({"name": "sums", "model": "a", "messages": SUMS.openai_messages}, "sums"),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, *SUMS.openai_messages[1:]]}, None),
+        ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages], None),
     ],
 )
-def test_parse_conversation_accepts_messages_and_objects_with_them(value: object) -> None:
-    assert parse_conversation(json.dumps(value), "here") == READ_BACK
+def test_parse_conversation_accepts_messages_with_and_without_a_name(value: object, name: str | None) -> None:
+    assert parse_conversation(json.dumps(value), "here") == (name, READ_BACK)
 
 
 USER, REPLY = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -77,26 +70,28 @@ def test_questions_in_a_row_are_joined_and_keep_markup() -> None:
     parts = [{"type": "text", "text": "<think>And?</think>"}]
     messages = [SYSTEM, USER, {"role": "user", "content": parts}, {**REPLY, "reasoning_content": "Hm."}, USER]
     expected = Conversation(system_prompt="c").user("a\n\n<think>And?</think>").assistant("b", None, "Hm.").user("a")
-    assert parse_conversation(json.dumps(messages), "here") == expected
+    assert parse_conversation(json.dumps(messages), "here")[1] == expected
 
 
-def test_reasoning_survives_an_export(store: Store, tmp_path: Path) -> None:
+def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path) -> None:
     session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
     [question, first] = store.messages(session)
     for reply, tokens, reason in (("Oth", (1, 2), "cancelled"), ("Other.", (1, 2, 3), "stop")):  # and continued
         metadata = ReplyMetadata(model="small", finish_reason=reason)
         session = store.add_message(store.move(session, question.id), Message("assistant", reply, tokens), metadata)
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
+    store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
     text = export_session(store, session, "json")
-    alternatives = session_object(store, session)["alternatives"]
-    assert [(other["place"], other["content"]) for other in alternatives] == [(2, "Other.")]
+    exported = json.loads(text)
+    assert [(other["place"], other["content"] == "Other.") for other in exported["alternatives"]] == [(2, True)]
     (tmp_path / "talk.json").write_text(text)
     imported = store.messages(import_session(store, tmp_path / "talk.json", "again"))
     assert [(each.message.content, each.metadata.reasoning) for each in imported] == [
         ("One?", None),
         ("First.", "Hm.\nSo."),
     ]
+    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in export_session(store, session, "markdown")
 
 
 # Files, and transcripts exactly as the model sees them.

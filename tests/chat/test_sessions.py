@@ -235,6 +235,12 @@ def test_search_names_the_session_whose_branch_has_the_message(sessions: Store) 
 # Transactions and other processes.
 
 
+def test_database_has_no_log_that_its_readers_share(sessions: Store, path: Path) -> None:
+    """A write-ahead log needs memory that all readers share, which machines with one file system do not have."""
+    add_texts(sessions, sessions.create("a", "chat"), "Why?")
+    assert rows(path, "PRAGMA journal_mode") == [("delete",)]
+
+
 def test_file_system_without_locks_is_unwritable(path: Path) -> None:
     error = sqlite3.OperationalError("locking protocol")
     error.sqlite_errorcode = sqlite3.SQLITE_PROTOCOL

@@ -1,5 +1,6 @@
 """`cerebrum sessions` and `ask -c`: exchanges are saved, continued, found, exported and deleted."""
 
+import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pytest
 from command_line import COMMAND, CommandLine, assert_error, fixed_reply_grammar
 from person import Person
+from prompt_toolkit.history import FileHistory
 
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.conversation import Message
 
 
 def ask(user: CommandLine, question: str, reply: str, *more: str | Path, code: int = 0) -> str:
@@ -83,8 +86,6 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     state = user.home / ".cache" / "cerebrum" / "states" / "ab.state"
     state.parent.mkdir(parents=True, exist_ok=True)
     state.write_text("zebra")
-    typed = user.home / "data" / "cerebrum" / "history"
-    typed.write_text("\n# 2026\n+Who hides the zebra?\n")
     done = user.run("sessions", "rm", "who-hides-the-zebra", "-y")
     assert (done.code, done.err) == (0, "who-hides-the-zebra deleted (2 messages)\n")
     files = [file for file in directory.rglob("*") if file.is_file()]
@@ -92,7 +93,6 @@ def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
         assert [file.name for file in files if word in file.read_bytes()] == []
     assert [file.name for file in files if file.suffix == ".lock"] == []
     assert not state.exists()
-    assert not typed.exists()
     assert {file.stat().st_mode & 0o077 for file in (directory, *directory.rglob("*"))} == {0}
     assert turns(shown(user, "what-stays")) == [("user", "What stays?"), ("assistant", "This.")]
 
@@ -103,6 +103,18 @@ def test_ask_prints_an_answer_that_cannot_be_saved(user: CommandLine) -> None:
     err = ask(user, "Why?", "So.")
     assert err.startswith("note: this exchange was not saved: ")
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
+    for question in ("Three", "Four"):
+        ask(user, question, "So.")
+    with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:
+        sessions.execute("UPDATE sessions SET updated = updated - 40 * 86400 WHERE name = 'three'")
+    refused = user.run("sessions", "rm", "--older-than", "30d")
+    assert (refused.code, refused.err) == (1, "three not deleted; confirm with -y\n")
+    assert user.run("sessions", "rm", "--older-than", "30d", "-y").code == 0
+    assert [row["name"] for row in listed(user)] == ["four"]
 
 
 @pytest.mark.slow
@@ -120,3 +132,19 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
     assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
     assert "number-1-bold  user: Number 1 **bold**?" in at_terminal("search", "numb 1").screen.lines
     assert "Number 1 bold?" in at_terminal("show", "number-1-bold").screen.lines
+
+
+def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
+    history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
+    typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "+1 to C++", 'Is it "foo"', "2"]
+    typed += ["/set top_k 2", "/help", "Who are you?", "Twice?"]
+    for text in typed:
+        history.store_string(text)
+    gone = ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")
+    for question in (*gone, "Who are you?", "Twice?"):
+        with closing(Store(database(user))) as store:
+            name = "kept" if question == "Who are you?" or store.find("kept") else "gone"
+            session = store.find(name) or store.create(name, "chat")
+            store.add_message(session, Message("user", question))
+    assert user.run("sessions", "rm", "-y", "gone").code == 0
+    assert list(history.load_history_strings()) == ["Twice?", "Who are you?", "/help", "/set top_k 2"]

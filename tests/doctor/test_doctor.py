@@ -177,7 +177,9 @@ def test_sessions_check_changes_nothing(tmp_path: Path, sessions: Path) -> None:
     ("statement", "detail"),
     [
         ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
+        ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
     ],
 )
 def test_sessions_check_fails_for_an_unusable_database(
@@ -343,22 +345,25 @@ XTERM = {"TERM": "xterm-256color"}
 
 
 @pytest.mark.parametrize(
-    ("variables", "status", "detail"),
+    ("variables", "encoding", "status", "detail"),
     [
-        (XTERM, "ok", "xterm-256color, 80 columns"),
-        ({**XTERM, "NO_COLOR": "1"}, "ok", "xterm-256color, 80 columns, no colors (NO_COLOR)"),
-        ({"TERM": "dumb"}, "warning", "dumb, 80 columns; no redrawing"),
-        ({}, "warning", "TERM is not set, 80 columns"),
-        (None, "ok", "none: standard output is a pipe"),
+        (XTERM, "UTF-8", "ok", "xterm-256color, 80 columns, UTF-8"),
+        ({**XTERM, "NO_COLOR": "1"}, "UTF-8", "ok", "xterm-256color, 80 columns, UTF-8, no colors (NO_COLOR)"),
+        ({**XTERM, "ACCESSIBLE": "1"}, "UTF-8", "ok", "UTF-8, screen reader mode (ACCESSIBLE)"),
+        ({"TERM": "dumb"}, "UTF-8", "warning", "dumb, 80 columns, UTF-8; no redrawing"),
+        ({}, "UTF-8", "warning", "TERM is not set, 80 columns"),
+        (XTERM, "ANSI_X3.4-1968", "warning", "ANSI_X3.4-1968; some characters may be displayed incorrectly"),
+        (None, "ISO-8859-1", "ok", "none: standard output is a pipe"),
     ],
 )
 def test_check_terminal_by_capabilities(
-    variables: dict[str, str] | None, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+    variables: dict[str, str] | None, encoding: str, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TERM", "NO_COLOR"):
+    for name in ("TERM", "NO_COLOR", "ACCESSIBLE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (variables or {}).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("locale.getencoding", lambda: encoding)
     result = check_terminal(Streams(StringIO(), StringIO(), None, variables is not None, False, False))
     assert (result.status, detail in result.detail) == (status, True)
 

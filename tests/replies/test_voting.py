@@ -80,6 +80,9 @@ def test_vote_prints_the_winning_sample_or_answer_and_tally(runner: VoteRunner) 
     assert "| seed 0 |" in stats
     assert tally == "4: 3 of 5 votes (60%); runner-up 5: 1"
     assert runner.run("q", "--votes", "5", "--final", "-q").err == ""
+    done = runner.run("q", "--votes", "5", "--final", replies=[reply(number) for number in (4, 5, 4, 6, 7)])
+    assert (done.code, done.out) == (0, "4\n")
+    assert "the winner has only 2 of 5 votes" in done.err
 
 
 def test_vote_json_lists_samples_in_seed_order(runner: VoteRunner) -> None:
@@ -144,11 +147,14 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
         assert (done.code, done.err) == (2, f"error: {problem}\n")
 
 
-def test_chat_vote_reports_a_tie(runner: VoteRunner) -> None:
+def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
     runner.script["seeds"] = [reply(1), reply(2)]
     command = ("chat", "-m", runner.model, "--seed", "0")
     done = run_here(runner.script, runner.home, *command, piped=b"/votes 2 Why?\n")
     assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
+    done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
+    assert "note: the best answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
+    assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
 
 
 def test_vote_evaluates_only_tied_samples_again(runner: VoteRunner) -> None:

@@ -19,7 +19,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
-from cerebrum_cli.terminal.progress import BatchProgress
+from cerebrum_cli.terminal.progress import BatchProgress, seconds_left
 from cerebrum_cli.terminal.streams import Streams
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
@@ -114,6 +114,12 @@ def test_batch_rate_leaves_out_the_time_after_the_last_row(monkeypatch: pytest.M
     assert "40 tokens in 4.0 s (10.0 t/s)" in err.getvalue()
 
 
+def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
+    """The first of 20 rows that began together takes 30 seconds: half of what the others need is done."""
+    assert seconds_left(30.0, done=1, running=19, remaining=19) == pytest.approx(27.1, abs=0.1)
+    assert seconds_left(30.0, done=10, running=0, remaining=20) == 60.0
+
+
 def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
     person = start({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--seed", "0")
     person.wait_for("no answer yet (0 of ")
@@ -146,7 +152,9 @@ EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
     [
         (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
         (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
-        (61, r" 3/40 ━+ 0:00 left"),
+        (52, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\) 0:00 left"),
+        (34, r" 3/40 accuracy 0\.500 0:00 left"),
+        (24, r" 3/40 accuracy 0\.500 "),
         (16, r" 3/40 0:00 left"),
     ],
 )

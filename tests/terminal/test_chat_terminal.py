@@ -42,10 +42,10 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
     sessions = tmp_path / "data" / "cerebrum" / "sessions"
     sessions.write_text("a file, since root may write to every directory")
     assert open_small_chat(shows="or use --no-log").end() == 1
-    person = open_small_chat("--no-log", shows="not saved")
+    person = open_small_chat("--no-log", shows="this chat is not saved: no_log is on")
     turn(person, "How are you?")
     person.wait_for("how-are-you | not saved | small | ")
-    person.type("/save mine\r", shows="Session named 'mine'")
+    person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert sessions.is_file()
 
@@ -150,12 +150,14 @@ def test_prompt_history_is_private_and_searched_with_ctrl_r(open_small_chat: Ope
     assert history.stat().st_mode & 0o777 == 0o600
 
 
-def test_editor_changes_the_prompt_a_question_and_a_reply(
+def test_editor_changes_the_prompt_a_question_and_a_reply_and_may_fail(
     open_small_chat: OpenTerminal, user: CommandLine, tmp_path: Path
 ) -> None:
-    editor = write_editor(tmp_path / "my editor", 'sed -i "s/one/two/; s/^/So: /" "$1"')
+    fails_once = "[ -e failed ] || { touch failed; exit 1; }"
+    editor = write_editor(tmp_path / "my editor", f'{fails_once}\nsed -i "s/one/two/; s/^/So: /" "$1"')
     person = open_small_chat(EDITOR=f"'{editor}'")
-    person.type("one or none?\x18\x05", shows="So: two or none?")  # Ctrl-X Ctrl-E
+    person.type("one or none?\x18\x05", shows="error: the editor")  # Ctrl-X Ctrl-E
+    person.type("\x18\x05", shows="So: two or none?")
     turn(person, "")
     turn(person, "/edit")
     assert "> So: So: two or ntwo?" in person.screen.lines
@@ -168,3 +170,11 @@ def test_editor_changes_the_prompt_a_question_and_a_reply(
     assert question == "So: So: two or ntwo?"
     assert reply.startswith("So: ")
     assert reply in (tmp_path / "talk.md").read_text()
+
+
+def test_enter_typed_ahead_of_the_editor_sends_its_text_once(open_small_chat: OpenTerminal) -> None:
+    person = open_small_chat(VISUAL="true")
+    person.type("One?\x18\x05\r", shows="> One?")
+    turn(person, "")
+    person.leave()
+    assert "Exception" not in person.output

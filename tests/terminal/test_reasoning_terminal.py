@@ -12,6 +12,8 @@ from person import OpenTerminal, Person
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 QUESTION = "What is 38 plus 47?"
+SIZES = pytest.mark.parametrize("size", [(80, 24), (40, 20)], ids=["80x24", "40x20"])
+PLAIN = pytest.mark.parametrize("plain", [{}, {"ACCESSIBLE": "1"}], ids=["drawn", "accessible"])
 
 
 def flat(person: Person) -> str:
@@ -25,27 +27,35 @@ def chat(open_terminal: OpenTerminal, thinker: Path, *arguments: str, **terminal
     return person
 
 
-SCREENS = pytest.mark.parametrize(
-    ("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"]
-)
-
-
-@SCREENS
-def test_chat_drops_old_turns_before_the_context_is_full(
+@SIZES
+@PLAIN
+def test_chat_continues_reasoning_that_filled_the_context(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
     person = chat(open_terminal, thinker, "--ctx", "50", size=size, **plain)
-    person.type(f"{QUESTION}\r", shows="then /retry")
+    person.type(f"{QUESTION}\r", shows="/retry")
     assert "only reasoning, no answer: the context of 50 tokens is full" in flat(person)
-    person.type("/set ctx 100\r", shows="ctx  100")
+    assert "/continue resumes it with a context of 100 tokens; or use /think N, then /retry" in flat(person)
     person.type("/continue\r", shows="The answer is 85.")
-    for _ in range(3):
+    assert "increasing the context from 50 to 100 tokens" in flat(person)
+    person.type("/tokens\r", shows="/100 (")
+    person.leave()
+
+
+@SIZES
+@PLAIN
+def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
+    open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
+) -> None:
+    person = chat(open_terminal, thinker, "--ctx", "100", size=size, **plain)
+    for _ in range(4):
         person.type(f"{QUESTION}\r", shows="The answer is 85.")
     person.leave()
     assert "nearly full: dropped the" in flat(person)
+    assert "only reasoning" not in flat(person)
 
 
-@SCREENS
+@pytest.mark.parametrize(("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"])
 def test_chat_shows_reasoning_as_it_is_generated(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine, Finished
+from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 from scripted_command import app_for
 
@@ -53,7 +54,7 @@ def test_help_names_every_slash_command() -> None:
         assert f"/{slash.name}" in help
         assert slash.help in help
     assert "Ctrl-D" in help
-    for width in (80, 60):
+    for width in (60, 44, 30):
         assert max(map(len, help_text(SLASH_COMMANDS, width).splitlines())) <= width
         assert help_text(SLASH_COMMANDS, width).split() == help.split()
 
@@ -102,8 +103,7 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
     person.type('"""\rfour\r\rfive\r"""\r')
     person.type("\x1b[200~six\nseven\n" + "line\n" * 40 + "\x1b[201~")
     person.type("\r/help\r", shows="Ctrl-X Ctrl-E")
-    person.type("exit\r")
-    assert person.end() == 0
+    person.leave()
     [first, second, third] = user.contents("one-two-three")[::2]
     assert (first, second) == ("one\ntwo\nthree", "four\n\nfive")
     assert third.splitlines()[:3] == ["six", "seven", "line"]
@@ -111,6 +111,20 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
 
 
 SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_chat_asks_before_a_bare_exit_leaves(open_chat: OpenTerminal) -> None:
+    person = open_chat(**SCRIPT)
+    for word in ("exit", "quit"):
+        person.type(f"{word}\r", shows="Exit the chat? [Y/n]")
+        person.type("n\r", shows="Yes.")
+    person.type(":q\r", shows="Exit the chat? [Y/n]")
+    person.type("\r")
+    assert person.end() == 0
+    assert person.has_echo_at_end
+
 
 Talk = Callable[..., tuple[list[str], list[str]]]
 
@@ -129,8 +143,8 @@ def talk(tmp_path: Path, chatml_model: Path) -> Talk:
     return run_chat
 
 
-def test_chat_greets_with_a_reply_that_was_cut_off(talk: Talk) -> None:
-    talk("Who?\n", "--session", "tea", "-n", "1")
+def test_chat_greets_with_a_new_session_and_with_a_reply_that_was_cut_off(talk: Talk) -> None:
+    assert talk("Who?\n", "--session", "tea", "-n", "1")[1][2] == "New session 'tea'"
     cut_off = ["note: the last reply was cut off (truncated)", "      /continue resumes it"]
     assert talk("", "-c")[1][-2:] == cut_off
     assert talk("Who?\n", "-c", "-n", "9")[1][-2:] == cut_off
@@ -140,7 +154,7 @@ def test_chat_greets_with_a_reply_that_was_cut_off(talk: Talk) -> None:
 
 def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -> None:
     _, err = talk("Who?\n", "-n", "9", rows={"Who?": "<think>Hm, who?</think>Me."})
-    assert err[-2:] == ["note: answer truncated at 9 tokens of reasoning", "      /continue resumes it"]
+    assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
 def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(talk: Talk) -> None:
@@ -171,6 +185,22 @@ def test_chat_summarizes_reasoning_in_one_line(open_chat: OpenTerminal) -> None:
     person.leave()
 
 
+@pytest.mark.parametrize("plain", [{"ACCESSIBLE": "1"}, {"TERM": "dumb"}])
+def test_plain_prompt_takes_a_paste_as_one_question_and_refuses_long_lines(
+    open_terminal: OpenTerminal, user: CommandLine, plain: dict[str, str]
+) -> None:
+    person = open_terminal(COMMAND, "chat", "-m", "small", "--temperature", "0", "-n", "2", "--session", "tea", **plain)
+    person.wait_for(">")
+    person.type("def f():\n    return 1\nWhat is it?\n", shows="What is it?")
+    person.wait_for("reply truncated")
+    person.type("x" * 3000)
+    time.sleep(0.2)
+    person.type("y" * 2000 + "\nthe rest\n", shows="nothing was sent")
+    person.type("Short?\n\x04", shows="reply truncated")
+    assert person.end() == 0
+    assert user.contents("tea")[::2] == ["def f():\n    return 1\nWhat is it?", "Short?"]
+
+
 def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml_model: Path) -> None:
     shell = open_shell(chatml_model, {"rows": {}, "seeds": ["Yes."]})
     shell.type("./chat\n")
@@ -180,3 +210,18 @@ def test_ctrl_z_at_the_prompt_suspends_the_chat(open_shell: OpenTerminal, chatml
     shell.type("fg\n", shows="half a")
     shell.type("question?\r", shows="Yes.")
     shell.type("/exit\r", shows="shell%")
+
+
+def test_question_taller_than_the_screen_is_shortened_once_it_is_sent(open_chat: OpenTerminal) -> None:
+    person = open_chat("Long indeed.")
+    pasted = "\n".join(f"line {number}" for number in range(60))
+    person.type(f"\x1b[200~{pasted}\x1b[201~", shows="line 59")
+    person.type("\r", shows="Long indeed.")
+    shown = [line for line in person.screen.lines if "line " in line or line == "... ..."]
+    assert shown == [
+        "> line 0",
+        *(f"... line {n}" for n in (1, 2, 3)),
+        "... ...",
+        *(f"... line {n}" for n in range(56, 60)),
+    ]
+    person.leave()

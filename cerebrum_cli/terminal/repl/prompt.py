@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import has_focus
-from prompt_toolkit.history import FileHistory, InMemoryHistory
+from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
+from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.layout.processors import TabsProcessor
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.repl.questions import (
     CONTINUATION,
     PROMPT,
     PlainPrompt,
     is_complete,
+    prompt_text,
+    shorten_question,
     strip_fences,
 )
 from cerebrum_cli.terminal.repl.repl import Repl
@@ -37,20 +42,30 @@ REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
 Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
 
 
+class OpenInEditor(NamedTuple):
+    text: str
+
+
 class InteractivePrompt(PlainPrompt):
     redraws = True
 
     def __init__(self, repl: Repl, history: Path | None, completer: Completer) -> None:
         super().__init__(repl.streams, repl.keyboard, repl.signals)
-        self._session: PromptSession[str] = PromptSession(
-            history=PromptHistory(history) if history else InMemoryHistory(),
+        past: History = InMemoryHistory()
+        try:
+            past = PromptHistory(history) if history else past
+        except OSError as error:
+            problem = f"prompt history is not saved: {history}: {error.strerror}"
+            repl.streams.report(NoticeEvent(problem, "remove that file, or make it writable"))
+        self._draft = ""  # initial text of the prompt
+        self._session: PromptSession[str | OpenInEditor] = PromptSession(
+            history=past,
             completer=completer,
             complete_while_typing=False,
             key_bindings=_key_bindings(),
             multiline=True,
             vi_mode=repl.chat.settings.vi,
             enable_suspend=True,
-            enable_open_in_editor=True,
             refresh_interval=REFRESH_S,
             bottom_toolbar=repl.toolbar,
             prompt_continuation=CONTINUATION,
@@ -58,10 +73,27 @@ class InteractivePrompt(PlainPrompt):
         )
 
     def read(self) -> str:
-        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP."""
+        """Read the next question. Raises Interrupted on SIGTERM or SIGHUP.
+
+        If the editor fails, UsageError is raised and the next prompt begins with the text.
+        """
+        text = self._prompt()
+        if isinstance(text, OpenInEditor):
+            self._draft = text.text
+            text = self.edit(text.text)
+            self._draft = ""
+            self._session.history.append_string(text)
+            self.streams.answer(prompt_text(text) + "\n")
+        elif self._session.app.erase_when_done:
+            self.streams.answer(prompt_text(shorten_question(text)) + "\n")
+        return strip_fences(well_formed(text))
+
+    def _prompt(self) -> str | OpenInEditor:
+        draft, self._draft = self._draft, ""
+        self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
-                return strip_fences(well_formed(self._session.prompt(PROMPT, pre_run=self._on_start)))
+                return self._session.prompt(PROMPT, default=draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 return ""  # Ctrl-C discards the line
@@ -95,6 +127,8 @@ def _key_bindings() -> KeyBindings:
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if is_complete(buffer.text):
+            rows = event.app.output.get_size().rows
+            event.app.erase_when_done = buffer.document.line_count > rows - 2  # it would scroll by once more
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
@@ -103,6 +137,12 @@ def _key_bindings() -> KeyBindings:
     @keys.add("c-j", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
+    @keys.add("v", filter=writing & vi_navigation_mode)
+    def _(event: KeyPressEvent) -> None:
+        event.app.erase_when_done = True
+        event.app.exit(result=OpenInEditor(event.current_buffer.text))
 
     return keys
 
@@ -140,13 +180,12 @@ class SlashCompleter(Completer):
 
 
 class PromptHistory(FileHistory):
-    """History in a file readable only by its user; one that cannot be written is no error."""
+    """History in a file readable only by its user. Raises OSError if it cannot be written; a full disk is no error."""
 
     def __init__(self, path: Path) -> None:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.chmod(0o600)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        path.chmod(0o600)
         super().__init__(str(path))
 
     def store_string(self, string: str) -> None:

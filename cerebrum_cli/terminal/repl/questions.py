@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +18,8 @@ from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
+MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
+PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
@@ -35,6 +39,9 @@ class ScriptInput:
 
     def edit(self, _: str, /) -> str:
         raise UsageError("cannot edit while questions are piped in", "ask again instead")
+
+    def confirm(self, _: str, /) -> bool:
+        return False
 
 
 def prompt_text(question: str) -> str:
@@ -99,7 +106,12 @@ class PlainPrompt:
 
     def read(self) -> str:
         with self.signals.acting(raise_at_prompt):
-            return read_question(self._read_line(PROMPT), iter(lambda: self._read_line(CONTINUATION), None))
+            is_typed_ahead = self._has_input(0)
+            lines = [self._read_line(PROMPT)]
+            with contextlib.suppress(EOFError):  # it ends the chat when it is read again
+                while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
+                    lines.append(self._read_line(""))
+            return read_question("\n".join(lines), iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
         """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.
@@ -116,6 +128,13 @@ class PlainPrompt:
             except (OSError, UnicodeDecodeError) as error:
                 raise UsageError(f"the edited text cannot be read: {error}", "set $EDITOR to another editor") from error
 
+    def confirm(self, question: str) -> bool:
+        with self.keyboard.released():
+            return self.streams.confirm(question)
+
+    def _has_input(self, timeout: float) -> bool:
+        return self.streams.in_is_terminal and bool(select.select([sys.stdin], [], [], timeout)[0])
+
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None or self.is_ended:  # None: closed by the parent process
             raise EOFError
@@ -124,6 +143,11 @@ class PlainPrompt:
         if not line:
             self.is_ended = True  # a terminal says so once
             raise EOFError
+        if self.streams.in_is_terminal and len(line) > MAX_TERMINAL_LINE:
+            while self._has_input(PASTE_GAP_S) and sys.stdin.buffer.readline():  # the rest of the paste
+                pass
+            problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
+            raise UsageError(problem, "split the line, or use /file PATH")
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
 

@@ -14,6 +14,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.prompt_sources import compose_prompt
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
@@ -28,7 +29,6 @@ from cerebrum_cli.terminal.tables import context_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
-FULL_CONTEXT_HINT = "/set ctx N, then /continue resumes it; or use /think N to limit reasoning, then /retry"
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
 
 
@@ -47,6 +47,7 @@ class Repl:
     prompts: PromptDirectory
     keyboard: Keyboard = field(default_factory=Keyboard)
     no_markdown: bool = False
+    min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
@@ -62,6 +63,8 @@ class Repl:
         """
         self.input = source
         with self.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
+            if not self.chat.is_saved:
+                self.streams.report(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
                     self._print_greeting()
@@ -99,6 +102,11 @@ class Repl:
             segments.append("not saved")
         segments.append(chat.loaded.model.label)
         segments.append(self._context_text())
+        pending = [name for name, _ in self.pending_files]
+        if self.pending_prompt:
+            pending.append(self.pending_prompt.name)
+        if pending:
+            segments.append(f"with {format_names(pending)}")
         segments.append(chat.loaded.format_name)
         if self.last_finish and (speed := self.last_finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
@@ -142,16 +150,20 @@ class Repl:
 
     def _notice(self, reply: Reply) -> NoticeEvent | None:
         reason = reply.finish.reason
-        resume = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
+        hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
         if reason == "cancelled":
-            return NoticeEvent("reply interrupted", resume)
+            return NoticeEvent("reply interrupted", hint)
+        if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
+            stage = "" if reply.text else " of reasoning"
+            return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         loaded = self.chat.loaded
-        hints = {"length": resume, "repetition": REPETITION_HINT}
-        if not loaded.is_remote:
-            hints["context"] = FULL_CONTEXT_HINT
         notice = reply_notice(reply, loaded.engine.larger_context)
-        if notice and reason in hints:
-            return replace(notice, hint=hints[reason])
+        if notice is None:
+            return None
+        if reason == "context" and not loaded.is_remote:
+            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context))
+        if reason == "repetition":
+            return replace(notice, hint=REPETITION_HINT)
         return notice
 
     def switch_session(self, session: Session | None) -> None:
@@ -191,9 +203,16 @@ class Repl:
         loaded = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
         streams.write_line("", f"{loaded}; /help lists commands and keys")
         streams.info("")
-        if chat.session and chat.messages:
-            streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
-            self.show_last_exchange()
+        messages = chat.messages
+        if chat.session is None and chat.name:
+            streams.info(f"New session {chat.name!r}\n")
+        if chat.session is None or not messages:
+            return
+        dropped = len(messages) - len(chat.conversation.messages)
+        if dropped:
+            streams.info(f"The {dropped} oldest messages no longer fit the context.")
+        streams.info(f"Continuing {chat.session.name!r}. Last exchange:\n")
+        self.show_last_exchange()
 
     def show_last_exchange(self) -> None:
         for stored in self.chat.messages[-2:]:
@@ -242,7 +261,7 @@ class Repl:
     def _run_line(self, text: str) -> None:
         line = parse_slash(text, self.commands)
         if line is None:
-            if text.strip() in BARE_EXITS and self.streams.in_is_terminal:
+            if text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:
                 self._ask(text)
@@ -276,3 +295,12 @@ class Repl:
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
         )
+
+
+def full_context_hint(reply: Reply, larger: int | None) -> str:
+    """What helps where a reply fills the context, although older turns were dropped."""
+    limit = "" if reply.text else "use /think N, then /retry"
+    if larger is None:
+        return limit or "this is the model's largest context; ask for a shorter answer"
+    resume = f"/continue resumes it with a context of {larger} tokens"
+    return f"{resume}; or {limit}" if limit else resume

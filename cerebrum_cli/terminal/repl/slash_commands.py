@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.core.text import did_you_mean, format_count
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import read_prompt_files
-from cerebrum_cli.replies.tally import parse_votes
+from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
@@ -46,12 +47,15 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
+    from cerebrum_cli.chat.session import Session
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.repl.repl import Repl
 
 T = TypeVar("T")
 LIKELIEST = 3  # alternatives that /why shows by default
 LIST_SESSIONS = "list sessions with /sessions"
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
+TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
 def show_help(repl: Repl, _: str) -> None:
@@ -91,13 +95,13 @@ def change_setting(repl: Repl, argument: str) -> None:
     key, _, value = argument.partition(" ")
     key, value = setting_key(key), value.strip()
     if not key:
-        show_settings(repl, "")
+        print_settings(repl, asdict(repl.chat.settings))
         return
     if key in OWN_COMMANDS:
         raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
     if key not in (*SETTABLE, *SHORTHANDS):
         near = did_you_mean(key, SETTABLE, cutoff=0.5)
-        raise UsageError(f"unknown setting {key!r}", f"{near}press Tab after /set to list all")
+        raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
     changes: dict[str, Any] = dict.fromkeys(keys_of(key))
     if value:
         for changed in changes:
@@ -109,16 +113,23 @@ def change_setting(repl: Repl, argument: str) -> None:
 
 
 def show_settings(repl: Repl, _: str) -> None:
-    """Print the settings that are not at their defaults, and those of the samplers in use."""
-    chat, defaults = repl.chat, asdict(Settings())
+    settings, defaults = repl.chat.settings, Settings()
+    shown = [*settings.samplers, *LOADED]
+    for key in OPTIONS:
+        if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
+            shown.append(key)
+    print_settings(repl, shown)
+
+
+def print_settings(repl: Repl, shown: Collection[str]) -> None:
+    chat = repl.chat
     values = {**asdict(chat.settings), "format": chat.loaded.format_name}
     if usage := chat.context_usage:
         values["ctx"] = usage[1]
     settable = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
     listed = {"model": chat.loaded.model.reference}
     for key, value in values.items():
-        is_shown = key in chat.settings.samplers or (key not in SAMPLERS and value != defaults[key])
-        if key in LOADED or (is_shown and key in settable):
+        if key in shown and key in (*settable, *LOADED):
             listed[key] = value
     repl.streams.info(settings_lines(listed, chat.settings.origins))
 
@@ -168,17 +179,37 @@ def numbered(argument: str, items: Sequence[T], command: str) -> T:
 
 
 def retry(repl: Repl, argument: str) -> None:
-    settings = repl.chat.settings
-    if argument:
-        settings = replace(settings, temperature=OPTIONS["temperature"].parse([argument], "/retry"))
+    settings = retry_settings(repl.chat.settings, argument)
+    last = repl.chat.last_reply
+    if settings.temperature == 0 and last and (last.metadata.params or {}).get("temperature") == 0:
+        problem = "at temperature 0 the reply is usually the same"
+        repl.streams.notice(NoticeEvent(problem, "/retry 0.7 samples a different one"))
     repl.render(repl.chat.retry(settings))
+
+
+def retry_settings(settings: Settings, argument: str) -> Settings:
+    """Settings of a retry: a whole number above 2 is a seed, any other number a temperature."""
+    if not argument:
+        return settings
+    if argument.isdecimal() and argument not in TEMPERATURES:
+        if settings.temperature == 0:
+            raise UsageError("a seed has no effect at temperature 0", "use /set temperature 0.7 first")
+        return replace(settings, seed=OPTIONS["seed"].parse([argument]))
+    try:
+        return replace(settings, temperature=OPTIONS["temperature"].parse([argument]))
+    except UsageError as error:
+        raise UsageError.invalid("/retry", argument, "a temperature, such as 0.7, or a seed above 2") from error
 
 
 def vote(repl: Repl, argument: str) -> None:
     votes, _, question = argument.partition(" ")
-    bounds = parse_votes(votes)
+    try:
+        bounds = parse_votes(votes)
+    except UsageError as error:
+        expected = f"a number from 1 to {MAX_VOTES} or auto, as in /votes 8, and optionally a question"
+        raise UsageError.invalid("/votes", votes, expected) from error
     settings = repl.chat.settings.for_samples("/votes")
-    repl.vote(question.strip(), settings, MajorityVote(bounds))
+    repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
 def edit(repl: Repl, argument: str) -> None:
@@ -216,14 +247,28 @@ def load_session(repl: Repl, argument: str) -> None:
     repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
-    if session.model and session.model != repl.chat.loaded.model.reference:
-        notice = NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
-        repl.streams.report(notice)
+    repl.streams.report(difference_notice(session, repl.chat.loaded))
+
+
+def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
+    """The notice of a session that used another model or other adapters than the loaded ones."""
+    if session.model and session.model != loaded.model.reference:
+        return NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
+    adapters = session.params.get(LORA, [])
+    if loaded.is_remote or adapters == loaded.model.adapter_names:
+        return None
+    if not adapters:
+        return NoticeEvent("this session used other adapters: none", "switch with /set lora none")
+    used = " and ".join(adapters)
+    return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
 
 
 def rename_session(repl: Repl, argument: str) -> None:
     repl.chat.rename(argument)
-    repl.streams.info(f"Session named {argument!r}")
+    if repl.chat.is_saved:
+        repl.streams.info(f"Session saved as {argument!r}; every turn is saved automatically")
+    else:
+        repl.streams.info(f"Session named {argument!r}; it is not saved")
 
 
 def export_session(repl: Repl, argument: str) -> None:
@@ -240,7 +285,8 @@ def attach_file(repl: Repl, argument: str) -> None:
     path = parse_path(argument)
     files = read_prompt_files([path], repl.streams.notice)
     repl.pending_files += files
-    repl.streams.info(f"{path} ({format_count(len(files), 'file')}) will be prepended to your next question")
+    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
+    repl.streams.info(f"{what} will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: str) -> None:
@@ -273,6 +319,7 @@ def explain_reply(repl: Repl, argument: str) -> None:
 
 def copy_reply(repl: Repl, argument: str) -> None:
     text = repl.chat.require_reply().message.content
+    part = "the reply"
     if argument:
         from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
 
@@ -280,7 +327,8 @@ def copy_reply(repl: Repl, argument: str) -> None:
         if not blocks:
             raise UsageError("the last reply has no code blocks", "/copy copies the whole reply")
         text = numbered(argument, blocks, "/copy").text
-    repl.streams.info(f"copied via {copy_to_clipboard(repl.streams, text)}")
+        part = f"code block {argument}"
+    repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
 def show_final_answer(repl: Repl, _: str) -> None:
@@ -323,11 +371,7 @@ SLASH_COMMANDS = (
     ),
     SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
     SlashCommand(
-        "set",
-        change_setting,
-        "[KEY [VALUE]]",
-        "show settings as /params does, change one, or reset it (no value)",
-        "setting",
+        "set", change_setting, "[KEY [VALUE]]", "list all settings, change one, or reset it (no value)", "setting"
     ),
     SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
     SlashCommand(
@@ -336,7 +380,7 @@ SLASH_COMMANDS = (
     SlashCommand("undo", undo, "", "undo the last turn"),
     SlashCommand("redo", redo, "", "restore the last undone turn"),
     SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
-    SlashCommand("retry", retry, "[TEMPERATURE]", "answer again, also with another temperature, such as 0.7"),
+    SlashCommand("retry", retry, "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
     SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
     SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),

@@ -58,7 +58,7 @@ KEYS = (
 )
 
 
-BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave, without a slash
+BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
     "?": "help",
     "h": "help",
@@ -120,11 +120,13 @@ def setting_key(text: str) -> str:
 
 
 def help_text(commands: Iterable[SlashCommand], width: int) -> str:
-    """Commands and keys, wrapped to a width in columns."""
+    """Commands and keys, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     calls = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in commands]
     indent = max(len(call) for call, _ in (*calls, *KEYS)) + 2
-    width = max(width, 2 * indent)
     lines: list[str] = []
     for call, summary in (*calls, ("", ""), *KEYS):
-        lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
+        if width >= 2 * indent:
+            lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
+        else:
+            lines += [call, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines) + "\n"
