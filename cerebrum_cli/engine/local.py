@@ -138,10 +138,8 @@ class LocalCompletions(Completions[Sequence]):
         new = list[Sequence]()
         for sample, tokens in replies.items():
             new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
-        is_sent = self._commands.send(submission(new, self._scope, first=True))
-        if is_sent:
-            self._live.update((sequence.id, sequence) for sequence in new)
-        return is_sent
+        self._submit(new, first=True)
+        return True
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step."""

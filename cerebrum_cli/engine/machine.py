@@ -61,13 +61,12 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Processors:
-    """Logical CPUs of this machine, and what this process may use of it.
+    """CPUs that this process may use.
 
     Hyper-threads count as `allowed` CPUs, but not as `cores`. `performance_cores` are the cores that are not efficiency
     cores, or all if there are none. `quota` is that of the cgroups, in CPUs.
     """
 
-    logical: int
     allowed: int
     cores: int
     performance_cores: int
@@ -89,14 +88,14 @@ class Processors:
 
 def processors() -> Processors:
     """Count the CPUs, within this process's affinity and its cgroups' quotas."""
-    logical = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return linux_processors(logical, os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
-    cores = _sysctl("hw.physicalcpu") or logical
-    return Processors(logical, logical, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
+        return linux_processors(os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
+    allowed = os.cpu_count() or 1
+    cores = _sysctl("hw.physicalcpu") or allowed
+    return Processors(allowed, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
 
 
-def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
+def linux_processors(allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
     """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
     folder = devices / "system" / "cpu"
     # an x86 processor that also has efficiency cores lists the others
@@ -107,7 +106,7 @@ def linux_processors(logical: int, allowed: Set[int], quota: float, devices: Pat
     fast = {cpu for cpu, capacity in capacities.items() if capacity >= least}
     cores = count_cores(allowed, folder)
     performance_cores = count_cores(fast, folder)
-    return Processors(logical, len(allowed), cores, performance_cores, quota)
+    return Processors(len(allowed), cores, performance_cores, quota)
 
 
 def parse_cpu_list(text: str) -> set[int]:

@@ -179,7 +179,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
         takes_weights_off_gpus = context.kv_unified and plan.host_weights > single.host_weights
         return takes_weights_off_gpus or not fits(plan.needs, free)
 
-    return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
+    return _most_slots(most, lacks_memory)
 
 
 def place(options: LoadOptions, context: ContextOptions, devices: tuple[Device, ...]) -> LoadPlan:
@@ -307,12 +307,16 @@ def plan_slots(
 
     `free` is measured beside the weights, also beside those that are mapped.
     """
-    count = bisect_left(
-        range(1, requested + 1),
-        True,
-        key=lambda slots: not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free),
-    )
-    return max(1, count)
+
+    def lacks_memory(slots: int) -> bool:
+        return not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free)
+
+    return _most_slots(requested, lacks_memory)
+
+
+def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:
+    """The largest number of slots up to a limit that memory suffices for; at least one."""
+    return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
 
 
 def plan_cache(

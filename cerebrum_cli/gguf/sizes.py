@@ -37,14 +37,6 @@ class LayerSizes(NamedTuple):
     expert_bytes: int = 0
     largest_tensor: int = 0
 
-    def scaled(self, size: int, whole: int) -> LayerSizes:
-        """The layer of a model that has `size` bytes of weights instead of `whole`."""
-        return self._replace(
-            weight_bytes=self.weight_bytes * size // whole,
-            expert_bytes=self.expert_bytes * size // whole,
-            largest_tensor=self.largest_tensor * size // whole,
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSizes:
@@ -95,7 +87,14 @@ class ModelSizes:
     def with_weights(self, size: int) -> ModelSizes:
         """The same model with `size` bytes of weights: in another quantization, or of all parts of a split file."""
         whole = max(1, self.weight_bytes)  # 0 in the first part of some split files
-        layers = tuple(layer.scaled(size, whole) for layer in self.layers)
+        layers = tuple(
+            layer._replace(
+                weight_bytes=layer.weight_bytes * size // whole,
+                expert_bytes=layer.expert_bytes * size // whole,
+                largest_tensor=layer.largest_tensor * size // whole,
+            )
+            for layer in self.layers
+        )
         scaled = replace(self, layers=layers, input_bytes=0, output_bytes=self.output_bytes * size // whole)
         return replace(scaled, input_bytes=size - scaled.weight_bytes)
 

@@ -271,7 +271,7 @@ def test_llama_cpp_of_another_cpu_is_reported_before_it_runs(tmp_path: Path) -> 
 
 
 GB = 10**9
-PROCESSORS = Processors(logical=16, allowed=16, cores=8, performance_cores=8, quota=math.inf)
+PROCESSORS = Processors(allowed=16, cores=8, performance_cores=8, quota=math.inf)
 LIMITED = replace(PROCESSORS, quota=1.5)
 HYBRID = replace(PROCESSORS, allowed=4, cores=3, performance_cores=1)
 WITHOUT_DRIVER = replace(WITH_GPU, devices=())

@@ -55,7 +55,7 @@ def model_of(models: Path, encoding: str) -> Path:
     return path
 
 
-def prompts(count: int = 9, longest: int = 290) -> list[tuple[int, ...]]:
+def prompts(count: int = 6, longest: int = 290) -> list[tuple[int, ...]]:
     """Prompts of many lengths, some with a common prefix, up to beyond the first 256 positions."""
     lengths = [1 + number * (longest - 1) // (count - 1) for number in range(count)]
     return [
@@ -121,9 +121,9 @@ def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: 
 def test_padded_steps_are_invariant_with_sliding_windows(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = models / "window.gguf", prompts(3, 230)
     write_sliding_window(path)
-    alone = replies(path, 1, requests, limit=300)
+    alone = replies(path, 1, requests, limit=150)
     monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
-    assert replies(path, 3, requests, limit=300) == alone
+    assert replies(path, 3, requests, limit=150) == alone
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.f
 def test_default_threads_are_the_performance_cores(
     listed: tuple[Any, ...], allowed: Iterable[int], quota: float, expected: tuple[int, int, int], tmp_path: Path
 ) -> None:
-    found = machine.linux_processors(20, {*allowed}, quota, record_cpus(tmp_path, *listed))
+    found = machine.linux_processors({*allowed}, quota, record_cpus(tmp_path, *listed))
     assert (found.threads, found.cores, found.usable) == expected
 
 

@@ -54,7 +54,7 @@ def test_nano_follows_up_on_replies_that_end_without_the_end_token(tmp_path: Pat
 
 
 def test_nano_majority_beats_single_samples(engine: LocalEngine) -> None:
-    problems = held_out()[:40]
+    problems = held_out()[:24]
     sampled = generate(engine, [Conversation().user(turns[0]) for turns, _ in problems], n=8, temperature=0.8, seed=1)
     right = [answer for _, answer in problems]
     single = [

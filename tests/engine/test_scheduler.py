@@ -215,6 +215,6 @@ class AnyTraffic(RuleBasedStateMachine):
 
 
 AnyTraffic.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=45, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow]
 )
 test_scheduler_with_any_traffic_gives_each_sequence_its_own_reply = AnyTraffic.TestCase
