@@ -115,11 +115,12 @@ class GenerationOptions(ConstrainedOptions):
     check: str | None = option(
         None, "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
+    min_checked: int | None = option(None, "Programs required to confirm the winning answer [default: 0]", metavar="N")
 
     @property
     def vote_bounds(self) -> Votes | None:
         if self.votes is None:
-            for name in ("min_votes", "check"):
+            for name in ("min_votes", "check", "min_checked"):
                 if getattr(self, name) is not None:
                     raise UsageError(
                         f"{options_of(GenerationOptions)[name].argument} needs --votes",
@@ -128,7 +129,7 @@ class GenerationOptions(ConstrainedOptions):
             return None
         from cerebrum_cli.replies.tally import parse_votes
 
-        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check)
+        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked)
         if votes.checks:
             from cerebrum_cli.replies.checking import create_check
 

@@ -28,13 +28,15 @@ _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{
 class Votes:
     """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
 
-    An answer wins with at least `needed` samples. With `checks`, each sample also has a program.
+    An answer wins with at least `needed` samples. With `checks`, each sample also has a program, and at least
+    `needed_checked` programs must come to the winning answer, and a reply.
     """
 
     minimum: int
     maximum: int
     needed: int = 1
     checks: bool = False
+    needed_checked: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.minimum}..{self.maximum}"]
@@ -42,6 +44,8 @@ class Votes:
             parts.append(f"{self.needed} to win")
         if self.checks:
             parts.append("checked by programs")
+        if self.needed_checked:
+            parts.append(f"{self.needed_checked} checked")
         return ", ".join(parts)
 
     def needing(self, votes: int | None) -> Votes:
@@ -50,11 +54,15 @@ class Votes:
             raise UsageError.invalid("--min-votes", votes, f"from 1 to {self.maximum}, the number of samples")
         return replace(self, needed=votes or 1)
 
-    def checked_by(self, language: str | None) -> Votes:
+    def checked_by(self, language: str | None, needed: int | None = None) -> Votes:
         """The same samples, checked by programs in a language if one is given. Raises UsageError."""
         if language not in (None, "python"):
             raise UsageError.invalid("--check", language, "python")
-        return replace(self, checks=language is not None)
+        if needed is not None and not (language and 0 <= needed <= self.maximum):
+            raise UsageError.invalid(
+                "--set min_checked", needed, f"from 0 to {self.maximum} samples, with --check python"
+            )
+        return replace(self, checks=language is not None, needed_checked=needed or 0)
 
 
 AUTO = Votes(3, 16)
@@ -130,6 +138,11 @@ class Count:
     def rank(self) -> tuple[bool, int, int]:
         return self.is_checked, self.count, self.stated
 
+    def satisfies(self, votes: Votes, more: int = 0) -> bool:
+        """Whether it would have enough votes to win, with so many more."""
+        is_checked = self.is_checked or more > 0 or not votes.needed_checked
+        return is_checked and self.count + more >= votes.needed and self.programs + more >= votes.needed_checked
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -186,7 +199,7 @@ class Tally:
     @property
     def winner(self) -> Count | None:
         leader = self.leader
-        if leader and leader.count >= self.votes.needed:
+        if leader and leader.satisfies(self.votes):
             return leader
         return None
 
@@ -240,17 +253,20 @@ class Tally:
 
     def _is_decided_with(self, more: int) -> bool:
         """Whether it would be with so many more samples that agree with the leader, replies and programs."""
-        votes = self.votes
-        first, *others = (*self.counts, Count("", 0, 0.0, ""))
-        second = max((count.count for count in others), default=0)
+        votes, new = self.votes, Count("", 0, 0.0, "")
+        first, *others = (*self.counts, new)
         left = votes.maximum - self.samples - more
-        if left <= 0 or max(first.count + more, second) + left < votes.needed:
+        if left <= 0:
             return True
-        if first.count + more < votes.needed:
+        can_win = first.satisfies(votes, more + left) or any(count.satisfies(votes, left) for count in others)
+        if not can_win:
+            return True
+        if not first.satisfies(votes, more):
             return False
         leader = more
         if first.is_checked or not votes.checks:
             leader += first.count
+        second = max((count.count for count in others), default=0)
         if leader > second + left:  # also if the second is not checked: it may be with the next sample
             return True
         is_adaptive = votes.minimum < votes.maximum  # a likely outcome is enough, it need not be certain

@@ -14,6 +14,7 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
+from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Completions, Engine
 from cerebrum_cli.replies.reply import Ask, Reply, mean_probability
 from cerebrum_cli.replies.tally import Tally, Votes
@@ -146,14 +147,18 @@ class MajorityVote:
 
 def outcome_notice(tally: Tally) -> NoticeEvent | None:
     """A notice that no answer has won, or that several are tied."""
-    leader, number = tally.leader, tally.samples
+    leader, votes, number = tally.leader, tally.votes, tally.samples
     if leader is None:
         return None
-    if tally.winner is None:
-        needed = tally.votes.needed
-        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {needed}"
-    elif tally.tied:
+    if tally.winner:
+        if not tally.tied:
+            return None
         problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
+    elif leader.satisfies(replace(votes, needed=1)):
+        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
+    elif leader.is_checked:
+        programs = format_count(leader.programs, "program")
+        problem = f"only {programs} came to the best answer: min_checked={votes.needed_checked}"
     else:
-        return None
+        problem = f"{NOT_CHECKED}: min_checked={votes.needed_checked}"
     return NoticeEvent(problem, MORE_SAMPLES)

@@ -208,17 +208,24 @@ def test_vote_takes_the_output_of_a_program_as_the_reply_writes_it() -> None:
     ]
 
 
-def test_vote_is_checked_by_python_alone() -> None:
-    votes = Votes(4, 4).checked_by("python")
-    assert str(votes) == "4..4, checked by programs"
+def test_vote_can_need_checked_samples() -> None:
+    votes = Votes(4, 4).checked_by("python", 2)
+    assert str(votes) == "4..4, checked by programs, 2 checked"
+    assert checked_tally("a.a.a.a.", votes).winner is None
+    assert checked_tally("a.a.a.aa", votes).winner is None
+    assert checked_tally(".a.a", votes).winner is None
+    assert (won := checked_tally("b.a.aaaa", votes).winner) and (won.answer, won.count) == ("a", 3)
+    assert [checked_tally(counted, votes).is_decided for counted in ("aaaa", "a.b.", "a.a.a.")] == [False, False, True]
     assert Votes(4, 4).checked_by(None) == Votes(4, 4)
-    with pytest.raises(UsageError):
-        Votes(4, 4).checked_by("perl")
+    for language, needed in (("perl", None), (None, 1), ("python", 5)):
+        with pytest.raises(UsageError):
+            Votes(4, 4).checked_by(language, needed)
 
 
 @pytest.mark.slow
-def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner() -> None:
-    votes, samples = Votes(4, 4, checks=True), ["".join(pair) for pair in product("ab.", "ab.")]
+@pytest.mark.parametrize("needed", [0, 2])
+def test_vote_with_checks_is_decided_only_when_no_sample_can_change_the_winner(needed: int) -> None:
+    votes, samples = Votes(4, 4, checks=True, needed_checked=needed), ["".join(pair) for pair in product("ab.", "ab.")]
     decided = 0
     for length in range(1, 4):
         for first in product(samples, repeat=length):
