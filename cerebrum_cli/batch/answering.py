@@ -26,6 +26,7 @@ from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.tally import Votes
+from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.vote_objects import votes_object
@@ -91,7 +92,9 @@ def answer_rows(
     for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
         if not isinstance(event, Outcome):
             yield event
-        elif not is_cancelled(event.result):
+        elif is_cancelled(event.result):
+            keep_tokens(model, event, results)
+        else:
             position, _ = event.row.key
             results.write(position, row_object(event, options, model.engine.larger_context))
             yield progress(len(results.finished), counts=results.counts)
@@ -102,11 +105,13 @@ def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
     names = (*options.models, *model.engine.served_models)
     for position in positions:
         if position not in results.finished:
-            yield row_to_ask(position, rows[position], options, names)
+            yield row_to_ask(position, rows[position], options, names, results.unfinished.get(position, ()))
 
 
-def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str]) -> Row:
-    """What is asked for a row; `models` are names of the model."""
+def row_to_ask(
+    position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: tuple[int, ...]
+) -> Row:
+    """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
     row = refuse_other_model(row, models)
     key = (position, row)
     if row.error or row.conversation is None:
@@ -122,7 +127,9 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequ
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
-    request = Ask(conversation, settings, options.grammar, ignore_eos=options.ignore_eos)
+    if unfinished and settings.max_tokens is not None:
+        settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
+    request = Ask(conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
     return Row(key, request, vote)
 
 
@@ -136,6 +143,20 @@ def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
 
 def is_cancelled(outcome: Reply | MajorityVote | RefusedEvent) -> bool:
     return isinstance(outcome, Reply) and outcome.finish_reason == "cancelled"
+
+
+def keep_tokens(model: LoadedModel, event: Outcome, results: Results) -> None:
+    """Keep the tokens of an interrupted reply, which the next run continues.
+
+    Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
+    """
+    reply, request = event.result, event.row.request
+    assert isinstance(reply, Reply) and isinstance(request, Ask)
+    if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar:
+        return
+    if request.settings.reasoning_limit is None and request.settings.seed is None:
+        position, _ = event.row.key
+        results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
 def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> dict[str, Any]:
@@ -169,12 +190,14 @@ def refused_object(row: InputRow, refused: RefusedEvent) -> dict[str, Any]:
 
 
 def reply_values(reply: Reply, request: Ask) -> dict[str, Any]:
+    """The values of a reply, whose first tokens may be of an earlier run."""
+    continued = len(request.prefix_tokens)
     values = {
         "text": reply.text,
         "finish_reason": reply.finish.reason,
-        "prompt_tokens": reply.finish.prompt_tokens or None,
-        "completion_tokens": reply.total_tokens,
-        "seed": reply.finish.seed,
+        "prompt_tokens": reply.finish.prompt_tokens - continued or None,
+        "completion_tokens": continued + reply.total_tokens,
+        "seed": None if continued else reply.finish.seed,
         "reasoning": reply.reasoning,
     }
     if request.settings.reasoning_limit is not None:

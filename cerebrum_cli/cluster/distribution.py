@@ -184,6 +184,7 @@ class BlockResult(Results):
 
     def __init__(self) -> None:
         self.finished = FinishedRows(bytearray())
+        self.unfinished = {}
         self.written: dict[int, Mapping[str, Any]] = {}
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:

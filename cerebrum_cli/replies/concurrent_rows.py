@@ -20,6 +20,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
@@ -139,7 +140,11 @@ class PendingRow:
         asked = self.row.request
         if sequence.turn or not isinstance(asked, Ask):
             return Reply()
-        return Reply(None, asked.conversation)
+        reply = Reply(None, asked.conversation)
+        if asked.prefix_tokens:
+            rules = self.request.rules
+            reply.begin(asked.prefix_tokens, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
+        return reply
 
 
 def run_rows(

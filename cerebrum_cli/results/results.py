@@ -19,7 +19,10 @@ T = TypeVar("T")
 
 
 class Results:
-    """Receives the objects of rows in any order, for subclasses to save. Positions count the rows from 0."""
+    """Receives the objects of rows in any order, for subclasses to save; positions count the rows of the input from 0.
+
+    `unfinished` are the tokens of replies that were interrupted, by position.
+    """
 
     in_order: ClassVar[bool] = False
     """Whether a reader waits for the rows in the order of the input."""
@@ -27,6 +30,7 @@ class Results:
     def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
         self.rows = rows
         self.finished = finished
+        self.unfinished: dict[int, tuple[int, ...]] = {}
         self.notes: Mapping[str, Any] = {}
 
     @property
@@ -55,6 +59,7 @@ class Results:
         self._save(position, to_json_line(object), flags)
         self.finished[position] = flags
         self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
+        self.unfinished.pop(position, None)
 
     def objects(self) -> Iterator[dict[str, Any]]:
         """Yield the objects of the finished rows that were saved, in the order of the rows."""

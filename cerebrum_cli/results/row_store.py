@@ -25,10 +25,12 @@ from cerebrum_cli.results.schema import FinishedRows, ResultRows, flags_of, is_a
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0
+TOKENS = "tokens"  # of an interrupted reply
 _READER_S = 60.0  # that a commit waits for a process that reads the rows
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
-# Rows that are no longer in the input have negative positions. Metadata: what identifies the input.
+# Rows that are no longer in the input have negative positions, and replies that were interrupted have no flags.
+# Metadata: what identifies the input.
 _TABLES = """
 PRAGMA page_size = 16384;
 BEGIN IMMEDIATE;
@@ -37,7 +39,7 @@ CREATE TABLE IF NOT EXISTS metadata (key TEXT PRIMARY KEY, value TEXT);
 COMMIT;
 """
 _INSERT = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)"
-_OBJECTS = "SELECT position, object FROM rows WHERE position >= 0 ORDER BY position"
+_OBJECTS = "SELECT position, object FROM rows WHERE position >= 0 AND flags ORDER BY position"
 # The stored rows in the order of their new positions, after those that get none. Of stored and input rows with the same
 # key, those that were at the same position come first, then rows with an answer.
 _MATCHES = """
@@ -108,13 +110,17 @@ class RowStore:
         with self._transaction():
             self._write_input(identity)
 
-    def load(self, size: int) -> FinishedRows:
-        """Which of so many rows are finished."""
+    def load(self, size: int) -> tuple[FinishedRows, dict[int, tuple[int, ...]]]:
+        """Which of so many rows are finished, and the tokens of interrupted replies by position."""
         flags = bytearray(size)
+        interrupted = []
         with self._errors():
             for position, row_flags in self._database.execute("SELECT position, flags FROM rows WHERE position >= 0"):
                 flags[position] = row_flags
-        return FinishedRows(flags)
+                if not row_flags:
+                    interrupted.append(position)
+        tokens = {position: tuple(self.object(position)[TOKENS]) for position in interrupted}
+        return FinishedRows(flags), tokens
 
     def objects(self) -> Iterator[tuple[int, bytes]]:
         """Yield the positions and the JSON of the rows, in the order of the input."""

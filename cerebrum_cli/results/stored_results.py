@@ -1,7 +1,7 @@
 """Results on disk: finished rows are in a store, and the result file appears complete, in one step.
 
 If the process is killed, the same command resumes: rows that were still running, or finished within the last second,
-are answered again. Memory holds a byte for each row.
+are answered again. After Ctrl-C, the store has the tokens of unfinished replies. Memory holds a byte for each row.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from cerebrum_cli.results.output_files import (
     write_result,
 )
 from cerebrum_cli.results.results import Records, Results
-from cerebrum_cli.results.row_store import RowStore, discard_store
-from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows
+from cerebrum_cli.results.row_store import TOKENS, RowStore, discard_store
+from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows, to_json_line
 
 
 def open_results(
@@ -95,10 +95,12 @@ def _open(
         write_record(paths, record)  # after the rows, so that no answer is lost
     else:
         return StoredResults(paths, store, rows, record, all_finished(rows), is_complete=True)
-    finished = store.load(len(rows))
+    finished, unfinished = store.load(len(rows))
     if retry_failed:
         finished.forget_failed()  # new answers replace them
-    return StoredResults(paths, store, rows, record, finished, replaced=output)
+    results = StoredResults(paths, store, rows, record, finished, replaced=output)
+    results.unfinished = unfinished
+    return results
 
 
 def _take_result(store: RowStore, rows: ResultRows, new: BatchRecord, paths: OutputPaths) -> None:
@@ -206,7 +208,7 @@ class StoredResults(Results):
         return f"{done}; run it again{again} to resume"
 
     def what_is_saved(self, unit: str) -> str:
-        if not self.finished:
+        if not (self.finished or self.unfinished):
             return ""
         return f"{len(self.finished)} of {len(self.rows)} {unit} done, saved in {self._paths.partial}"
 
@@ -216,6 +218,7 @@ class StoredResults(Results):
             return
         self._is_closed = True
         try:
+            self._append_unfinished()
             self._store.flush()
             self._remove_files()
         finally:
@@ -226,6 +229,11 @@ class StoredResults(Results):
         if self.rows.table:
             return self.rows.table(map(json.loads, objects))
         return (text + b"\n" for text in objects)
+
+    def _append_unfinished(self) -> None:
+        for position, tokens in self.unfinished.items():
+            object = {**self.rows.fields(position), TOKENS: tokens}
+            self._store.append(position, to_json_line(object), 0)
 
     def _remove_files(self) -> None:
         """Remove what the next run does not need."""
