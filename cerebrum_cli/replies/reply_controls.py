@@ -108,12 +108,15 @@ class ReplyControls:
     def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
 
-        What the model's row recommends is ignored instead: the user may have chosen a format without reasoning.
+        What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
+        of reasoning as a stop string is an error too.
         """
         if self.format.is_servers:
             require_servable(settings)
             return
         markups = self.own_markups(system_prompt)
+        if settings.thinks is not False:
+            require_stop_in_answer(settings.stop, markups)
         if settings.origin("think") in RECOMMENDED:
             return
         efforts = self.format.efforts
@@ -199,6 +202,15 @@ def require_servable(settings: Settings) -> None:
             f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids",
             "omit it, or use llama-server",
         )
+
+
+def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:
+    for text in stop:
+        if any(text.strip() in (markup.open, markup.close) for markup in markups):
+            raise UsageError(
+                f"invalid stop: {text.strip()!r}; stop strings apply to the answer, not to reasoning",
+                "omit it; --think limits reasoning or turns it off",
+            )
 
 
 def plan_endings(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 import pytest
-from command_line import CommandLine
+from command_line import CommandLine, assert_error
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
@@ -56,6 +56,12 @@ def test_schema_binds_the_answer_after_reasoning_for_each_seed(
         assert "38 plus 47" in row["reasoning"] and isinstance(json.loads(row["text"])["answer"], int)
     if "--think" not in options:
         assert sum(json.loads(row["text"]) == {"answer": 85} for row in rows) > 22
+
+
+def test_stop_string_that_ends_reasoning_is_refused(new_user: CommandLine, thinker: Path) -> None:
+    question = ("ask", "-m", thinker, QUESTION, "--no-log", "--stop", "</think>")
+    assert_error(new_user.run(*question), 2, "invalid stop: '</think>'; stop strings apply to the answer", "--think")
+    assert new_user.run(*question, "--think", "off").code == 0
 
 
 def rendered_ids(thinker: Path, messages: list[dict[str, str]], **variables: bool) -> list[int]:

@@ -75,6 +75,7 @@ class ServerKind(ABC):
     completion_path: str
     context_option: str  # on the server's command line
     samplers: Collection[str] = SAMPLERS  # the settings that it takes
+    counts_last_tokens = True  # for penalties, as llama.cpp does, instead of the whole text or reply
     takes_messages = False  # instead of token ids
     takes_end_tokens = False  # since it does not know all of them itself
 

@@ -37,6 +37,7 @@ _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty
 
 class _SharedFields(ServerKind):
     samplers = (*_SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
+    counts_last_tokens = False
     takes_end_tokens = True
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:

@@ -161,6 +161,9 @@ class Pool:
         kind = server.info.kind
         if ignored := kind.ignored(job.request, server.info):
             self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
+        if job.request.params.has_penalties and not kind.counts_last_tokens:
+            problem = f"{kind.name}'s penalties count the whole text or reply, not the last 64 tokens"
+            self._note_once(NoticeEvent(problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
         server.start(job).add_done_callback(lambda task: self._end(task, job, server))
 
     # Jobs that end.
@@ -283,6 +286,10 @@ class Pool:
         self._has_started.set()
         if any(server.info.kind.takes_messages for server in self.known):
             self._note_once(NO_EXACT_PROMPTS)
+        variants = {f"{server.info.weights} on {server.info.kind.name} {server.info.build}" for server in self.known}
+        if len(variants) > 1:
+            problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
+            self._note_once(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
         if self._is_connected:
             self._emit(ServersEvent())  # so that it is recorded before its first reply
 
