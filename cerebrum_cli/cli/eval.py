@@ -21,7 +21,7 @@ from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
-from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.text import format_count, format_duration
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ SETTINGS = settings_options(
 SAMPLES_OPTION = "--samples"
 DEVIATING = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
+
+
+ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
 
 
 @option_group
@@ -69,7 +72,7 @@ class EvalOptions(ConcurrencyOptions):
         choices=("python",),
     )
     restart: bool = option(False, "Start over; replace the run when done", "Output")
-    dry_run: bool = option(False, "Show one prompt and count the samples", "Output")
+    dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
 
@@ -280,7 +283,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 
 def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options: EvalOptions) -> None:
-    """Take the missing samples, and note how long they took."""
+    """Take the missing samples, and note how long they took, for the estimates of later runs."""
     from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
 
@@ -307,6 +310,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     samples = missing = len(evaluation.rows)
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
+    pace = seconds_per_sample(app, prepared)
     if options.json:
         preview = {
             "prompt": prompt,
@@ -316,13 +320,29 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
             "bad_rows": len(prepared.task.bad_rows),
             "total_samples": samples,
             "missing_samples": missing,
+            "seconds": pace and round(pace * samples),
+            "missing_seconds": pace and round(pace * missing),
         }
         app.streams.answer_object(preview)
         return
     app.streams.answer_prompt(prompt)
     if not app.streams.is_quiet:
         describe_run(app.streams, prepared)
-        app.streams.info(f"{missing} of {format_count(samples, 'sample')} to generate")
+        duration = "time unknown: no earlier run of this model and task"
+        if pace is not None:
+            duration = f"about {format_duration(pace * missing)}"
+        app.streams.info(f"{missing} of {format_count(samples, 'sample')} to generate, {duration}")
+
+
+def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
+    """Estimated seconds of a sample, by the latest run like this one; None if there is none."""
+    for run in reversed([*app.runs]):
+        notes, fingerprint = run.record.notes, run.record.fingerprint
+        is_alike = all(fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
+        if is_alike and notes.get("timed_samples"):
+            seconds: float = notes["seconds"] / notes["timed_samples"]
+            return seconds
+    return None
 
 
 def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:

@@ -177,19 +177,23 @@ def test_too_long_question_does_not_count(command: CommandLine, tmp_path: Path) 
     assert problem(command.run("runs", "show", tmp_path / "none.out")).startswith("error: no sample of none.out counts")
 
 
-def test_dry_run_counts_the_samples_that_are_missing(command: CommandLine, sums: Path) -> None:
+def test_dry_run_estimates_the_whole_run_and_what_is_missing(command: CommandLine, sums: Path) -> None:
     done = command.run("eval", sums, *MODEL, "--limit", "20", "--samples", "2", "--dry-run")
     assert (done.code, done.out.endswith("\nAI:")) == (0, True), done.err
-    assert "20 of 40 questions, 2 samples each" in done.err
+    assert "20 of 40 questions, 2 samples each" in done.err and "time unknown" in done.err
     assert not (command.home / "data" / "cerebrum" / "runs").exists()
     assert run_eval(command, sums, "--limit", "10").code == 0
     assert run_eval(command, sums, "--limit", "2", "-o", "sums-nano").object["n"] == 2  # a path, not the stored run
+    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
+    record = record_of(run)
+    record["notes"] = {"seconds": 600.0, "timed_samples": 10}  # a minute each
+    Path(f"{run}.meta.json").write_text(json.dumps(record), encoding="utf-8")
     for arguments, missing in ((("--limit", "12"), 2), (("--limit", "10"), 0), (("--limit", "9", "--restart"), 9)):
         preview = run_eval(command, sums, *arguments, "--dry-run").object
-        assert (preview["missing_samples"], preview["total_samples"]) == (missing, int(arguments[1]))
+        assert (preview["missing_samples"], preview["missing_seconds"]) == (missing, missing * 60)
+        assert (preview["total_samples"], preview["seconds"]) == (int(arguments[1]), int(arguments[1]) * 60)
     shown = command.run("eval", sums, *MODEL, "--limit", "12", "--dry-run").err
-    assert shown.endswith("\n2 of 12 samples to generate\n")
-    run = command.home / "data" / "cerebrum" / "runs" / "sums-nano.jsonl"
+    assert shown.endswith("\n2 of 12 samples to generate, about 2:00\n")
     refused = run_eval(command, sums, "--limit", "9", "--dry-run")
     assert (refused.code, refused.err.splitlines()[0]) == (1, f"error: {run} already has more questions (10, now 9)")
     assert not Path(f"{run}.partial").exists()
