@@ -49,12 +49,16 @@ def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
 
 @dataclass
 class Installation:
-    """The directories of a user, the models and settings in them, and what opens a model file."""
+    """The directories of a user, the models and settings in them, and what opens a model file.
+
+    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory.
+    """
 
     config_directory: Path
     data_directory: Path
     cache_directory: Path
     open_file: OpenFile
+    try_template: Callable[[Path], None] = lambda *_: None
     schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]] = llama_schema_to_grammar
     library: Library = field(init=False)
 
@@ -76,6 +80,7 @@ class Installation:
             data,
             directories.user_cache_path,
             partial(open_with_llama, data),
+            partial(try_template_file, data),
             **others,
         )
 
@@ -115,6 +120,14 @@ class Installation:
     def config(self) -> Config:
         """Contents of config.toml, read once. Raises ConfigError."""
         return read_config(self.config_directory / "config.toml")
+
+
+def try_template_file(data_directory: Path, path: Path) -> None:
+    """Raise ModelFileError for a file whose chat template takes too much time or memory in a process with limits."""
+    from cerebrum_cli.engine.llama.first_load import require_loads
+    from cerebrum_cli.engine.step import StopFlag
+
+    require_loads(path, data_directory / LOADED_FILES, StopFlag(), check=TRY_TEMPLATE, kind="template")
 
 
 def open_with_llama(

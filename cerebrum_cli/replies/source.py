@@ -86,6 +86,7 @@ class ModelSource:
     def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
         if template is not None and (path := template_file(self.settings)):
+            self.installation.try_template(path)
             require_valid(path, template)
         return name, format_builder(name, template, self.template_options)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,16 @@ def test_served_model_that_dropped_messages_is_noticed(
         done = ask("ask", "2 + 2?", *file, *options)
         assert done.code == 0, done.err
         assert done.err.count("read 20 tokens of a prompt") == bool(file), done.err
+
+
+def test_served_model_that_freezes_in_a_stream_is_an_error(
+    server: OllamaServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts = replace(QUICK, silence=0.3, health=0.2)
+    monkeypatch.setattr("cerebrum_cli.engine.remote.timeouts.ServerTimeouts", lambda: timeouts)
+    server.arm(hang_after=0, times=None)
+    server.arm(path="/v1/models", hang_after=0, let_through=2, times=None)  # it still answers what it is
+    assert_error(ask("ask", "What is 2 + 2?"), 1, "no sign of life for ", "check the server")
 
 
 def test_served_model_is_not_used_with_ray(ask: Ask) -> None:

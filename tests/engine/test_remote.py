@@ -151,6 +151,18 @@ def test_remote_server_that_rests_is_given_no_more_samples() -> None:
         assert len(first.completions()) == asked
 
 
+def test_remote_row_of_a_server_that_loads_its_model_is_asked_elsewhere() -> None:
+    with serving(unicode_model, 2) as [first, second], connected(first, second) as engine:
+        stuck = first.arm(hang_after=0)
+        with closing(engine.complete([request_of("held")])) as replies:
+            assert stuck.is_hanging.wait(TIMEOUT_S)
+            first.arm(path="/v1/models", times=None, status=503)
+            first.arm(status=500)
+            assert len(outcome(events_of(engine, *REQUESTS[1:3]))) == 2
+            first.wait_for(lambda: first.completions()[0].is_left)
+            assert len(outcome(replies)) == 1
+
+
 def poisoned(server: LlamaServer, request: Request, status: int = 500) -> None:
     """Let a server fail at a request, whenever it comes."""
     whole = server.complete

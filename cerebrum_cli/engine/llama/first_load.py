@@ -37,7 +37,7 @@ MAX_REMEMBERED = 1000
 POLL_S = 0.01
 BYTES = "".join(map(chr, range(256)))
 
-Kind = Literal["model", "vocabulary", "adapter"]
+Kind = Literal["model", "vocabulary", "adapter", "template"]
 
 
 def require_loads(
@@ -48,7 +48,7 @@ def require_loads(
     `check` is the dotted name of a function of the path, which the child calls first: it may take some seconds, and
     raises MemoryError if memory does not suffice. `remembered` is a JSON file with the files that passed. Other
     failures are left to the load itself. A file whose vocabulary alone is used is not mapped: it may have no weights.
-    An adapter is loaded after its `model`.
+    An adapter is loaded after its `model`, and of a template there is nothing to load.
     """
     whole = file_key(path)
     key = whole if kind == "model" else f"{whole} {kind}{file_key(model) if model else ''}"
@@ -122,7 +122,8 @@ def main(check: str, path: str, kind: Kind, adapter: str) -> None:
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
-    _load(path, kind, adapter)
+    if kind != "template":
+        _load(path, kind, adapter)
     os._exit(0)  # the system frees everything faster
 
 

@@ -145,7 +145,7 @@ class Pool:
                     self._start(job.copy, other)
 
     def _choose(self, job: PoolJob, but: Server | None = None) -> Server | None:
-        """The server to give a job now: one that works, the idlest."""
+        """The server to give a job now: the one that has its prompt, or one that works; the idlest."""
         needs_proof = bool(job.group and self._waiting)  # that the server answers other rows
         fitting = [
             server
@@ -153,11 +153,15 @@ class Pool:
             if server is not but and server.has_room(job) and not (needs_proof and server.failures)
         ]
 
-        return min(fitting, key=lambda server: (server.failures, server.outstanding / server.window), default=None)
+        def preference(server: Server) -> tuple[bool, int, float]:
+            return server is not job.pooled.server, server.failures, server.outstanding / server.window
+
+        return min(fitting, key=preference, default=None)
 
     def _start(self, job: PoolJob, server: Server) -> None:
         if rest := job.split(server.info.max_samples):
             self._waiting.appendleft(rest)
+        job.pooled.server = server
         kind = server.info.kind
         if ignored := kind.ignored(job.request, server.info):
             self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
@@ -170,11 +174,11 @@ class Pool:
 
     def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
         server.remove(job)
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or (error and not job.unfinished):
-            pass  # nobody waits for it
-        elif error is None or isinstance(error, RefusedRequestError):
+        error = LostServerError(str(server.problem)) if task.cancelled() else task.exception()
+        if error is None or isinstance(error, RefusedRequestError):
             self._end_answered(job, server, error)
+        elif not job.unfinished:
+            pass  # it was cancelled
         elif isinstance(error, BusyServerError) and not job.has_output:
             server.rest(error)
             self._requeue(job)
@@ -215,6 +219,7 @@ class Pool:
             self._requeue(job)
 
     def _requeue(self, job: PoolJob) -> None:
+        job.pooled.server = None
         if job.copy:  # it may still be answered
             job.copy.copy = None
         elif job.group:
@@ -275,6 +280,7 @@ class Pool:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, (ExchangeError, EndpointError)):  # it is busy while it loads its model
             server.lose(error)
+            server.stop_all()
         elif error:  # a bug
             self._fail(error)
         elif server.is_reached:

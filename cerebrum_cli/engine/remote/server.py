@@ -47,11 +47,12 @@ NOT_ASKED = BusyServerError("no answer yet")
 
 @dataclass(eq=False, slots=True)
 class PooledRequest:
-    """A request with samples that have not finished, or that may get more."""
+    """A request with samples that have not finished, or that may get more; one server gets all its jobs if it can."""
 
     request: Request
     seed: int  # of the first sample
     emit: Callable[[Event | BaseException], None]
+    server: object = None  # that has evaluated the prompt
     samples: int = 0
     running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
 
@@ -136,6 +137,7 @@ class Server:
         self.noted_at = -inf  # when users were last told of its problem
         self.window = self._limit = 0
         self._retry_at = 0.0
+        self._asked_at = 0.0  # when it was last asked something
         self._has_dropped = False  # a part of a prompt
         self._window = window
         self._most = most
@@ -144,8 +146,14 @@ class Server:
 
     async def open(self) -> None:
         """Find out what it serves. Raises LostServerError, BusyServerError, or EndpointError if it does not fit."""
-        info = await describe(self.client)
-        await self._expected.check(self.client, info)
+        self._asked_at = monotonic()
+        limit = self._timeouts.health if self.is_reached else None
+        try:
+            async with asyncio.timeout(limit):
+                info = await describe(self.client)
+                await self._expected.check(self.client, info)
+        except TimeoutError as error:
+            raise LostServerError(f"no sign of life for {monotonic() - self.heard_at:.0f} s") from error
         self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
         self.window = self._limit = min(self._window or info.slots, info.max_window, self._most)
         self.is_known = self.is_reached = True
@@ -158,8 +166,14 @@ class Server:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is lost, and it is time to ask it what it is."""
-        return not (self.reaching or self.is_reached) and monotonic() >= self._retry_at
+        """Whether it is time to ask it what it is: after it was lost, or while a reply that streams stands still."""
+        if self.reaching:
+            return False
+        if not self.is_reached:
+            return monotonic() >= self._retry_at
+        is_streaming = any(job.request.stream for job in self.running)
+        silent_since = max(self.heard_at, self._asked_at)
+        return is_streaming and monotonic() - silent_since >= self._timeouts.silence
 
     @property
     def is_noteworthy(self) -> bool:
@@ -183,7 +197,7 @@ class Server:
         origin = Origin(self.alias, self.info.weights)
         size = self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
-        job.start = monotonic()
+        job.start = self._asked_at = monotonic()
         self.running[job] = None
         self.outstanding += len(job.samples)
         job.task = asyncio.create_task(self.answer(job))
@@ -220,6 +234,12 @@ class Server:
             delay = self._timeouts.retry_delay(self.failures)
             self.failures += 1
         self._retry_at = monotonic() + delay
+
+    def stop_all(self) -> None:
+        """Stop its jobs, which are lost."""
+        for job in self.running:
+            if job.task:
+                job.task.cancel()
 
     # Its replies.
 
