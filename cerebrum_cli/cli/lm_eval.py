@@ -39,7 +39,7 @@ class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
     without: ClassVar = (
-        *("endpoint", "served_model_name", "allow_http_key", "allow_different_models", "patience"),
+        *("endpoint", "served_model_name", "allow_http_key", "allow_different_models", "patience", "row_timeout"),
         *("ray", "ray_workers", "schema", "grammar"),
     )
     preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")

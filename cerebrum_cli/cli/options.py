@@ -220,6 +220,7 @@ class ConcurrencyOptions(ConstrainedOptions):
     ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = option(False, "Allow servers with different models", "Server")
     patience: float | None = option(None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
+    row_timeout: float | None = option(None, "Seconds per row on a server [default: no limit]", least=0.1)
     batch_invariant: bool = option(False, "Make answers independent of concurrency; slower [default: off]", local=True)
 
     @property
@@ -253,6 +254,8 @@ class ConcurrencyOptions(ConstrainedOptions):
         timeouts: dict[str, Any] = {"waits_at_start": True}
         if self.patience is not None:
             timeouts["patience"] = self.patience
+        if self.row_timeout is not None:
+            timeouts["row_timeout"] = self.row_timeout
         return Servers(endpoints, self.window or None, timeouts=timeouts, may_differ=self.allow_different_models)
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:

@@ -32,7 +32,7 @@ from cerebrum_cli.results.schema import FinishedRows
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
 LOCAL = re.compile(r"local(?::([1-9]\d?))?")
-BLOCK = 64  # rows at most: what is lost with a worker
+BLOCK, SHORT_BLOCK, BLOCK_TOKENS = 64, 256, 65_536  # rows at most, and if each is short: what is lost with a worker
 BLOCKS_EACH = 4  # blocks for each worker at least, so that all end at about the same time
 SERVER_SAMPLES = 1024  # that a server of a node is given at a time, without --parallel
 MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
@@ -127,7 +127,8 @@ class Distribution:
         rows, samples, _, run = self.work
         self._workers = workers
         rows_each = -(-(len(run.rows) - len(run.finished)) // workers)
-        size = min(BLOCK, -(-rows_each // BLOCKS_EACH))
+        most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
+        size = min(most, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // (size * samples) + 2, max(2, -(-rows_each // size)))
         missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
         if self._fruitless:  # one row may have ended each worker: find others

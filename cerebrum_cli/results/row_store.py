@@ -113,13 +113,12 @@ class RowStore:
     def load(self, size: int) -> tuple[FinishedRows, dict[int, tuple[int, ...]]]:
         """Which of so many rows are finished, and the tokens of interrupted replies by position."""
         flags = bytearray(size)
-        interrupted = []
+        tokens = {}
         with self._errors():
             for position, row_flags in self._database.execute("SELECT position, flags FROM rows WHERE position >= 0"):
                 flags[position] = row_flags
-                if not row_flags:
-                    interrupted.append(position)
-        tokens = {position: tuple(self.object(position)[TOKENS]) for position in interrupted}
+            for position, text in self._database.execute("SELECT position, object FROM rows WHERE NOT flags"):
+                tokens[position] = tuple(json.loads(text)[TOKENS])
         return FinishedRows(flags), tokens
 
     def objects(self) -> Iterator[tuple[int, bytes]]:

@@ -111,6 +111,14 @@ def test_endpoint_patience_is_a_setting(served: Served) -> None:
     assert_error(served.run(*command), 7, "no server answers", "Connection refused", "start one", *urls)
 
 
+@pytest.mark.slow
+def test_endpoint_row_that_takes_too_long_is_asked_elsewhere(served: Served) -> None:
+    stuck = served.servers[0].arm(hang_after=0, times=1)
+    done = served.run("batch", served.questions(4), "-q", "-o", "-", "--set", "row_timeout=1", servers=2)
+    stuck.disarm()
+    assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
+
+
 def test_endpoint_key_is_sent_to_the_server_alone(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     [server, other] = served.servers
     server.key = "sesame"

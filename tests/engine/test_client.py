@@ -94,6 +94,7 @@ async def stream(client: Client) -> list[Any]:
 
 ASKS: dict[str, Ask] = {
     "get": lambda client: client.get("/v1/models", 20.0),
+    "text": lambda client: client.get("/metrics", 20.0, bytes.decode),
     "question": lambda client: client.post("/tokenize", {}, 20.0),
     "reply": lambda client: client.post("/completion", {}),
     "stream": stream,
@@ -179,6 +180,34 @@ def test_client_reuses_a_connection_that_stays_open(
 
     asked(server, ask)
     assert server.connections == connections
+
+
+@pytest.mark.parametrize("resend_s", [60.0, 0.0])
+def test_client_asks_again_where_a_kept_connection_breaks_immediately(
+    resend_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "RESEND_S", resend_s)
+    server = Server(json_reply())
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Close each connection upon its second request."""
+        server.connections += 1
+        with closing(writer.transport):
+            server.requests.append(await read_request(reader))
+            writer.write(server.reply)
+            server.requests.append(await read_request(reader))
+
+    server.converse = converse  # type: ignore[method-assign]
+
+    async def ask(client: Client) -> None:
+        assert await asyncio.gather(*(client.post("/completion", {}) for _ in range(3))) == [[1]] * 3
+        assert await client.post("/completion", {}) == [1]
+
+    if resend_s:
+        asked(server, ask)
+        assert (server.connections, len(server.requests)) == (4, 7)  # all three connections were kept
+    else:
+        assert lost(server, ask) == "connection lost" and server.connections == 3
 
 
 def test_client_has_as_many_connections_as_requests() -> None:

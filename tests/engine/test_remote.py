@@ -37,6 +37,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.control import LoopCheck
+from cerebrum_cli.engine.remote import client
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyText
@@ -217,7 +218,8 @@ def killed_by(server: LlamaServer, request: Request, kills: list[LlamaServer]) -
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_remote_row_that_kills_servers_does_so_a_few_times(count: int) -> None:
+def test_remote_row_that_kills_servers_does_so_a_few_times(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RESEND_S", 0.0)  # other servers take longer to restart
     requests = [request_of(f"Q{at}") for at in range(60)]
     kills: list[LlamaServer] = []
     with serving(unicode_model, count, slots=2) as servers, ExitStack() as stack:
@@ -248,13 +250,13 @@ def test_remote_server_is_tried_less_often_within_a_short_patience() -> None:
     assert ServerTimeouts(patience=0.0).retry_delay(6) == 1
 
 
-def test_remote_server_that_is_lost_often_has_one_notice() -> None:
+def test_remote_server_that_is_lost_often_has_one_notice_besides_its_recovery() -> None:
     requests = [request_of(f"Q{at}") for at in range(40)]
-    with serving(random_model) as [server], connected(server) as engine:
+    with serving(random_model) as [server], connected(server, timeouts=replace(QUICK, notices=300.0)) as engine:
         for count in (5, 20):
             server.arm(reset_after=0, times=8, let_through=count)
         events = events_of(engine, *requests)
-    assert notices(events) == [f"{server.url} is unavailable: connection lost"]
+    assert notices(events) == [f"{server.url} is unavailable: connection lost", f"{server.url} is available again"]
 
 
 def test_remote_server_of_different_weights_is_left_out() -> None:
@@ -274,11 +276,11 @@ def test_remote_start_waits_for_a_server(is_loading: bool) -> None:
         server.is_loading = is_loading
         if not is_loading:
             server.kill()
-        timeouts = replace(QUICK, waits_at_start=not is_loading, busy_notice=0.0)
-        with closing(remote_engine(server, timeouts=timeouts)) as engine:
+        with closing(remote_engine(server, timeouts=replace(QUICK, waits_at_start=not is_loading))) as engine:
             loading = iter(engine.load())
             notice = next(loading)
             assert isinstance(notice, NoticeEvent) and notice.message == f"{server.url} is unavailable: {reason}"
+            assert re.fullmatch(r"giving up in [56]\d\d s", notice.hint)
             server.is_loading = False
             if not is_loading:
                 server.start()
@@ -299,7 +301,7 @@ def test_remote_server_missing_at_the_start_is_noted_and_joins() -> None:
                 missing.wait_for(missing.completions)
                 stuck.disarm()
                 events = list(replies)
-    assert notices(events) == []
+    assert notices(events) == [f"{missing.url} is available again"]
     assert outcome(events) == summaries(local_replies(random_model, *REQUESTS))
 
 
@@ -309,8 +311,10 @@ def test_remote_server_that_never_loads_holds_up_no_other(fault: dict[str, Any])
     with serving(random_model, 2) as [first, loading]:
         loading.arm(path="/v1/models", times=None, **fault)
         with closing(remote_engine(first, loading, timeouts=timeouts)) as engine:
-            list(engine.load())
+            [notice] = [event for event in engine.load() if isinstance(event, NoticeEvent)]
             assert outcome(events_of(engine, *REQUESTS)) == summaries(local_replies(random_model, *REQUESTS))
+        reason = "scripted" if "status" in fault else "no answer yet"
+        assert notice.message == f"{loading.url} is unavailable: {reason}"
         assert loading.completions() == []
 
 

@@ -1,8 +1,9 @@
 """Faults of servers, and what users see then: one table for replies, one for streams, one for connecting."""
 
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.engine.remote import client
 from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.sequence import Request
@@ -21,8 +23,15 @@ from cerebrum_cli.engine.sequence import Request
 ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root") for at in range(20))
 STORY = endless({"Q": "once upon a time "})
 STREAM = request_of("Q", stream=True, grammar="root")
-LOST, DAMAGED = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply"))
+LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply", "silence"))
 ALL = "20 replies"
+
+
+@pytest.fixture(autouse=True)
+def kept_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep connections, and ask again where one breaks, however long the machine takes."""
+    monkeypatch.setattr(client, "IDLE_S", 600.0)
+    monkeypatch.setattr(client, "RESEND_S", 600.0)
 
 
 def transcript(
@@ -43,7 +52,7 @@ def transcript(
     except EndpointError as raised:
         error = raised
     for event in events:
-        if isinstance(event, NoticeEvent):
+        if isinstance(event, NoticeEvent) and not event.message.endswith(" is available again"):
             lines.append(event.message)
         elif isinstance(event, RefusedEvent):
             lines.append(f"{type(event.error).__name__}: {event.error.message}")
@@ -68,9 +77,10 @@ def tokens_of(events: Iterable[Event], id: SequenceId) -> list[int]:
 
 
 def named(line: str, servers: Sequence[ModelServer]) -> str:
+    """A line without what differs between runs."""
     for server, name in zip(servers, ("first", "second"), strict=False):
         line = line.replace(server.url, name)
-    return line
+    return re.sub(r"no reply within [\d.]+ s", "silence", line)
 
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -94,6 +104,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "403": ({"status": 403}, ["first requires an API key", ALL]),
     "302": ({"status": 302, "headers": {"Location": "http://x/"}}, ["first redirects to http://x/", ALL]),
     "404 of a gateway": ({"status": 404, "times": None}, ["first is unavailable: scripted", ALL]),
+    "422 for a setting": ({"status": 422, "times": None}, ["first: scripted", ALL]),
     "408": ({"status": 408}, [ALL]),
     "429": ({"status": 429}, [ALL]),
     "429 for a day": (
@@ -167,10 +178,29 @@ def test_server_that_aborts_a_row_three_times_refuses_it() -> None:
 
 def test_server_reply_without_a_stated_end_is_truncated() -> None:
     with serving_kind(VllmServer, STORY) as servers, connected(*servers) as engine:
-        servers[0].arm(**vllm_choice(token_ids=list(b"once"), finish_reason=None))
-        events = list(engine.complete([replace(STREAM, stream=False)]))
-        [finish] = [event for event in events if isinstance(event, FinishEvent)]
-        assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
+        servers[0].arm(times=2, **vllm_choice(token_ids=list(b"once"), finish_reason=None))
+        for _ in range(2):  # with one notice
+            events = list(engine.complete([replace(STREAM, stream=False)]))
+            [finish] = [event for event in events if isinstance(event, FinishEvent)]
+            assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
+            notices = [event.message for event in events if isinstance(event, NoticeEvent)]
+            assert len(notices) == (not _) and all("does not state why a reply ended" in each for each in notices)
+
+
+@contextmanager
+def impatient(servers: Sequence[ModelServer]) -> Iterator[RemoteEngine]:
+    """Connect, with a short time limit for the first server alone: a loaded machine must not exceed the second's."""
+    with connected(*servers, timeouts=replace(QUICK, row_timeout=0.2)) as engine:
+        engine.pool.known[1]._timeouts = QUICK
+        yield engine
+
+
+@each_kind
+def test_server_that_exceeds_the_time_of_a_row_costs_no_row(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, random_model, 2) as servers, impatient(servers) as engine:
+        servers[0].arm(hang_after=0, times=None)
+        assert transcript(engine, servers, ROWS) == [SILENT, ALL]
+        servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
 @each_kind
@@ -198,7 +228,7 @@ def at_token(count: int, event: Any) -> dict[str, Any]:
 WITHIN = 12  # objects of a stream
 NO_TOKEN = {"tokens": [None], "choices": [{"index": 0, "token_ids": [None]}], "output_ids": [None]}
 STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
-    "reset of a kept connection": ({"reset_after": 0}, [LOST, "1 replies"]),
+    "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
     "reset before the first token": ({"is_truncated": True}, [LOST, "1 replies"]),
     "no event": ({"body": b"<html>"}, ["first is unavailable: the reply is incomplete", "1 replies"]),
     "429 before the first token": (429, ["1 replies"]),
@@ -230,6 +260,13 @@ def test_server_fault_in_a_stream(kind: type[ModelServer], name: str) -> None:
         assert transcript(engine, servers, [STREAM])[-1] == "1 replies"
 
 
+@each_kind
+def test_server_that_is_frozen_before_a_stream_is_left(kind: type[ModelServer]) -> None:
+    with serving_kind(kind, STORY, 2) as servers, impatient(servers) as engine:
+        servers[0].arm(hang_after=0)
+        assert transcript(engine, servers, [STREAM]) == [SILENT, "1 replies"]
+
+
 # The only server.
 
 ANOTHER_VOCABULARY = {"path": "/tokenize", "body": b'{"tokens":[1,2,3]}', "times": None}
@@ -258,15 +295,21 @@ ONLY = {
         failing(500, 6),
         requests=ROWS[:1],
     ),
+    "a silent stream": only(["error: first: silence"], {"hang_after": 0}, requests=[STREAM], row_timeout=0.2),
     "500": only([UNAVAILABLE, NO_SERVER], failing(500), patience=0.2),
     "503": only([NO_SERVER], failing(503), patience=0.2),
     "429": only([NO_SERVER], failing(429, headers={"Retry-After": "0"}), patience=0.2),
     "403": only(["error: first requires an API key"], failing(403, 1)),
-    "403 once it has answered": only(
-        ["EndpointError: server 1: scripted", "17 replies"], failing(403, 3, let_through=5)
-    ),
+    # So few replies cannot separate 17 refusals into runs of less than five.
+    "403 once it has answered": only(["error: first requires an API key"], failing(403, None, let_through=3)),
     "422 for one row": only(["EndpointError: server 1: scripted", "19 replies"], failing(422, 1, let_through=12)),
-    "422 for the only stream": only(["EndpointError: server 1: scripted"], failing(422, None), requests=[STREAM]),
+    "422 for all rows": only(["error: first: scripted"], failing(422, None)),
+    "422 for the only row": only(
+        ["EndpointError: this request failed 3 times, last on server 1: scripted"],
+        failing(422, None),
+        requests=ROWS[:1],
+    ),
+    "422 for the only stream": only(["error: first: scripted"], failing(422, None), requests=[STREAM]),
     "500 that is no refusal": only(
         ["first is unavailable: does not support it", ALL],
         failing(500, 1, message="does not support it", let_through=12),

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
 # Servers are tried again soon, and waited for at the start however loaded the machine is.
-QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, join=60.0, busy_notice=60.0)
+QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, notices=0.0, join=60.0, busy_notice=60.0)
 HASTY = replace(QUICK, patience=0.3)
 Kind = TypeVar("Kind", bound=ModelServer)
 CHARACTERS = ("a", "é", "日", "🙂", " ")

@@ -8,7 +8,8 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
@@ -34,6 +35,7 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 # that is never acknowledged, in ms.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 MAX_REASON = 200  # characters of a server's message
+RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window")
@@ -158,7 +160,10 @@ class Client:
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
+            trace_configs=[tracing],
             connector=aiohttp.TCPConnector(
                 limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_kept_alive
             ),
@@ -167,9 +172,9 @@ class Client:
             json_serialize=partial(json.dumps, separators=(",", ":")),
         )
 
-    async def get(self, path: str, timeout_s: float, **query: str) -> Any:
+    async def get(self, path: str, timeout_s: float, parse: Callable[[bytes], Any] = json.loads, **query: str) -> Any:
         async with self._exchange("GET", path, timeout_s, params=query) as response:
-            return json.loads(await _content(response, QUESTION_BYTES))
+            return parse(await _content(response, QUESTION_BYTES))
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
@@ -211,7 +216,7 @@ class Client:
         timeout = aiohttp.ClientTimeout(timeout_s, sock_connect=CONNECT_S)
         content |= {"headers": self._headers, "proxy": self._proxy, "allow_redirects": False, "timeout": timeout}
         try:
-            async with self._session.request(method, self._base_url + path + self._query, **content) as response:
+            async with await self._request(method, path, content) as response:
                 if response.status >= 300:
                     raise await self._error(response)
                 yield response
@@ -234,6 +239,26 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
 
+    async def _request(self, method: str, path: str, content: Mapping[str, Any]) -> aiohttp.ClientResponse:
+        """Send a request; again if a kept connection breaks immediately: a busy vLLM may have closed it meanwhile."""
+        import aiohttp
+
+        clock = asyncio.get_running_loop().time
+        broken = None
+        while True:
+            kept = set[str]()
+            sent_at = clock()
+            try:
+                return await self._session.request(
+                    method, self._base_url + path + self._query, trace_request_ctx=kept, **content
+                )
+            except aiohttp.ClientConnectorError as error:
+                raise broken or error from error
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                if not kept or clock() - sent_at > RESEND_S:
+                    raise
+                broken = error
+
     async def _error(self, response: aiohttp.ClientResponse) -> Exception:
         import aiohttp
 
@@ -245,6 +270,11 @@ class Client:
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
         return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
+    """Note in a request's set that it was sent on a connection of an earlier one."""
+    context.trace_request_ctx.add("connection")
 
 
 async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -18,7 +18,7 @@ ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # around reasoning that a server sends apart from the answer
 
-StopReason = Literal["eos", "stop string", "limit"]
+StopReason = Literal["eos", "stop string", "limit", "unstated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ReplyChunk:
     With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
     Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
     `end`, where a "limit" is that of tokens or of the context, the number of tokens in the prompt, and times, if the
-    server states them. With `progress` or an `end`, `cached` tokens of the
+    server states them. One that is "unstated" counts as a limit. With `progress` or an `end`, `cached` tokens of the
     prompt were.
     """
 

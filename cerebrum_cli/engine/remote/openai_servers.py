@@ -31,7 +31,8 @@ from cerebrum_cli.engine.sequence import Request
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
-ENDS: Mapping[str | None, StopReason] = {"stop": "eos", "length": "limit", None: "limit"}  # by the reason to finish
+UNSTATED = "unstated"
+ENDS: Mapping[str, StopReason] = {"stop": "eos", "length": "limit", UNSTATED: "unstated"}  # by the reason to finish
 _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -209,7 +210,7 @@ class OpenAIServer(ServerKind):
         reasoning, text = _texts(choice["message"])
         if reasoning:
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
-        return [_chat_end(choice["finish_reason"], answer.get("usage") or {}, text)]
+        return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, text)]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
@@ -257,7 +258,8 @@ def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = Non
     if usage is None:
         return tokens
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return _last(tokens, choice.get("finish_reason"), choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
+    finish = choice.get("finish_reason") or UNSTATED
+    return _last(tokens, finish, choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
 
 
 def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
@@ -283,10 +285,10 @@ def _scored(tokens: Sequence[int], scores: Sequence[float] | None) -> ReplyChunk
     return ReplyChunk(tokens)
 
 
-def _last(chunk: ReplyChunk, finish: str | None, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
+def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
     """The last part of a reply: `matched` is the stop string or the token that ended it."""
     if finish not in ENDS:  # such as "abort" or "repetition"
-        raise LostServerError(f"the reply ended with {server_text(str(finish))}", server_works=True)
+        raise LostServerError(f"the reply ended with {server_text(finish)}", server_works=True)
     end = ENDS[finish]
     if end == "eos" and isinstance(matched, str):
         end = "stop string"
@@ -299,7 +301,7 @@ def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
     return well_formed(reasoning or ""), well_formed(message.get("content") or "")
 
 
-def _chat_end(finish: str | None, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
+def _chat_end(finish: str, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     if finish not in ENDS:
         problem = f"the server ended the reply: {server_text(str(finish))}"

@@ -54,6 +54,9 @@ class Pool:
         await self._has_started.wait()
         if self._error:
             raise self._error
+        for server in self._servers:
+            if not server.is_known:
+                self._note(server, "retrying")
         self._is_connected = True
         self._schedule()
 
@@ -196,7 +199,7 @@ class Pool:
             job.refuse(refusal.error)
         if job.copy:
             job.copy.cancel()
-        server.note_answer()
+        server.note_answer(is_reply=refusal is None)
 
     def _lose(self, job: PoolJob, server: Server, error: ExchangeError | EndpointError) -> None:
         """Ask for a job again, unless part of its reply was shown, or it is to blame."""
@@ -253,7 +256,7 @@ class Pool:
 
     @property
     def _patience(self) -> float:
-        return max(self._timeouts.patience, STUCK * self._longest_s)
+        return max(self._timeouts.patience, self._timeouts.row_timeout or 0.0, STUCK * self._longest_s)
 
     @property
     def _left_s(self) -> float:
@@ -302,19 +305,36 @@ class Pool:
     # Notices.
 
     def _note_servers(self) -> None:
-        """Note why servers are not usable, each once within `notices` seconds."""
-        now = monotonic()
+        """Note problems of servers, and their ends."""
+        is_usable = any(server.problem is None for server in self._servers)
+        hint = "retrying" if is_usable else f"giving up in {self._left_s:.0f} s"
         for server in self._servers:
-            if not server.is_noteworthy or now - server.noted_at < self._timeouts.notices:
-                continue
-            server.noted_at = now
-            problem = server.problem
-            if isinstance(problem, EndpointError):
-                self._emit(NoticeEvent(problem.message, problem.hint))
-            else:
-                self._emit(NoticeEvent(f"{server.name} is unavailable: {problem}", "retrying"))
+            is_first = not (is_usable or self._is_connected or server.problem is NOT_ASKED)
+            if server.is_noteworthy or is_first:
+                self._note(server, hint)
+            elif server.is_noted and server.problem is None and self._is_read:
+                server.is_noted = False
+                self._emit(NoticeEvent(f"{server.name} is available again", ""))
+
+    def _note(self, server: Server, hint: str) -> None:
+        """Note why a server is not usable, once until it is, and once within `notices` seconds."""
+        now = monotonic()
+        problem = server.problem
+        if server.is_noted or now - server.noted_at < self._timeouts.notices or not self._is_read:
+            return
+        server.is_noted = True
+        server.noted_at = now
+        if isinstance(problem, EndpointError):
+            self._emit(NoticeEvent(problem.message, problem.hint))
+        else:
+            self._emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
 
     def _note_once(self, notice: NoticeEvent) -> None:
-        if notice not in self._notices:
+        if notice not in self._notices and self._is_read:
             self._notices.add(notice)
             self._emit(notice)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether someone reads notices."""
+        return any(self._jobs) or not self._is_connected

@@ -37,11 +37,14 @@ from cerebrum_cli.engine.sequence import Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
+UNSTATED_HINT = "its replies may be truncated; check its log, or update it"
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
 REFUSED_HINT = "check the settings of the request, and the server's log"
-OF_THE_KEY = (401, 403)  # statuses that are the server's fault, unless it has answered a row
+MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
+OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
+OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
 NOT_ASKED = BusyServerError("no answer yet")
 
 
@@ -127,18 +130,19 @@ class Server:
         self.running: dict[PoolJob, None] = {}
         self.reaching: asyncio.Task[None] | None = None
         self.outstanding = 0  # samples that it has been given
-        self.has_replied = False
         self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
         self.failures = 0  # since its last answer
         self.lost_together = 0  # jobs that it had when it was lost
         self.heard_at = monotonic()  # when something last arrived of a reply
         self.is_known = False
         self.is_reached = False  # since it was lost, it has answered what it is, and fits
-        self.noted_at = -inf  # when users were last told of its problem
+        self.is_noted, self.noted_at = False, -inf  # whether users know its problem, and since when
         self.window = self._limit = 0
+        self._refusals = 0  # in turn
+        self._first_reply_at = inf
         self._retry_at = 0.0
         self._asked_at = 0.0  # when it was last asked something
-        self._has_dropped = False  # a part of a prompt
+        self._noticed = set[str]()  # hints of its notices
         self._window = window
         self._most = most
         self._expected = expected
@@ -207,10 +211,13 @@ class Server:
         del self.running[job]
         self.outstanding -= len(job.samples)
 
-    def note_answer(self) -> None:
+    def note_answer(self, is_reply: bool) -> None:
         """Note a reply to a row, or its refusal."""
         self.heard_at = monotonic()
         self.window = min(self._limit, self.window + 1)
+        if is_reply:
+            self._first_reply_at = min(self._first_reply_at, self.heard_at)
+            self._refusals = 0
         if self.is_reached and self.heard_at >= self._retry_at:
             self.failures = 0
             self.problem = None
@@ -245,46 +252,57 @@ class Server:
 
     async def answer(self, job: PoolJob) -> None:
         """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
+        limit = self._timeouts.row_timeout
         try:
-            await self._receive(job)
+            async with asyncio.timeout(limit) as deadline:
+                await self._receive(job, deadline)
         except RequestError as error:
             raise self._refusal(job, error) from error
+        except TimeoutError as error:
+            works = self.heard_at > job.start  # has answered others meanwhile
+            raise LostServerError(f"no reply within {limit:g} s", server_works=works) from error
         except DAMAGE as error:
             raise LostServerError("damaged reply") from error
 
     def _refusal(self, job: PoolJob, error: RequestError) -> Exception:
-        """What it means that a server refuses a row: a fault of the row, or of the server."""
+        """What it means that a server refuses a row: a fault of the row, of the server, or not known yet."""
         if error.status == 404:  # as from a gateway while the server restarts
             return LostServerError(error.reason)
-        if error.status in OF_THE_KEY and not self.has_replied:
-            return self.client.fault(error, REFUSED_HINT)
+        if error.status not in OF_THE_ROW:
+            self._refusals += 1
+            has_replied = job.start >= self._first_reply_at
+            is_of_the_server = error.status in OF_THE_KEY and not has_replied
+            if is_of_the_server or self._refusals >= MAX_REFUSALS:
+                return self.client.fault(error, REFUSED_HINT)
+            if not has_replied:
+                return LostServerError(error.reason, server_works=True)
         return RefusedRequestError(_explain(error, job.request, self.alias))
 
-    async def _receive(self, job: PoolJob) -> None:
+    async def _receive(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
         request = job.request
         info = self.info
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
         job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
         if request.stream:
-            await self._receive_stream(job, info)
+            await self._receive_stream(job, info, deadline)
         else:
             await self._receive_replies(job, info)
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
         """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
-        events = await self._ask(job.samples, info)
+        events = await self._ask(job, job.samples, info)
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
             try:
                 async with asyncio.TaskGroup() as group:  # one that fails ends the others
-                    turns = [group.create_task(self._ask([sample], info)) for sample in waiting]
+                    turns = [group.create_task(self._ask(job, [sample], info)) for sample in waiting]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
             for turn in turns:
                 events += turn.result()
         self._report(job, events)
 
-    async def _ask(self, samples: Sequence[RemoteSample], info: ServerInfo) -> list[SampleEvent]:
+    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[SampleEvent]:
         """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
         turns = [sample.take_turn() for sample in samples]
         body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
@@ -292,16 +310,18 @@ class Server:
         replies = info.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
+        if any(reply.end == "unstated" for reply in replies):
+            self._notice(job, "does not state why a reply ended", UNSTATED_HINT)
         return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
-    async def _receive_stream(self, job: PoolJob, info: ServerInfo) -> None:
+    async def _receive_stream(self, job: PoolJob, info: ServerInfo, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
         while job.unfinished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
-                    self.heard_at = monotonic()
+                    self._note_life(deadline)
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
                         self._report(job, [event])
@@ -310,22 +330,31 @@ class Server:
                 else:
                     raise LostServerError("the reply is incomplete")
 
+    def _note_life(self, deadline: asyncio.Timeout) -> None:
+        self.heard_at = monotonic()
+        if self._timeouts.row_timeout:
+            deadline.reschedule(asyncio.get_running_loop().time() + self._timeouts.row_timeout)
+
     def _report(self, job: PoolJob, events: Iterable[SampleEvent]) -> None:
         for event in events:
             if isinstance(event, FinishEvent):
-                self.has_replied = True
                 self._check_prompt(job, event)
             job.report([event])
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        if job.request.conversation is None or self._has_dropped:
+        if job.request.conversation is None:
             return
         characters = sum(len(message["content"]) for message in job.request.conversation.openai_messages)
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
-            problem = f"{self.name} read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
-            self._has_dropped = True
-            job.pooled.emit(NoticeEvent(problem, DROPPED_HINT))
+            problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
+            self._notice(job, problem, DROPPED_HINT)
+
+    def _notice(self, job: PoolJob, problem: str, hint: str) -> None:
+        """Report a problem of this server, once with each hint."""
+        if hint not in self._noticed:
+            self._noticed.add(hint)
+            job.pooled.emit(NoticeEvent(f"{self.name} {problem}", hint))
 
 
 def _explain(error: RequestError, request: Request, name: str) -> CerebrumError:

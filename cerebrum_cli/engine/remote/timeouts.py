@@ -12,6 +12,7 @@ class ServerTimeouts:
     """Times in seconds, and whether servers that do not answer at the start are waited for."""
 
     patience: float = PATIENCE_S
+    row_timeout: float | None = None  # of one request
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
     hedge: float = 30.0  # of a row before other servers are asked, too
     silence: float = 30.0  # of a server with a reply that streams, before it is asked what it is
