@@ -117,7 +117,9 @@ class RowStore:
         with self._errors():
             for position, row_flags in self._database.execute("SELECT position, flags FROM rows WHERE position >= 0"):
                 flags[position] = row_flags
-            for position, text in self._database.execute("SELECT position, object FROM rows WHERE NOT flags"):
+            for position, text in self._database.execute(
+                "SELECT position, object FROM rows WHERE position >= 0 AND NOT flags"
+            ):
                 tokens[position] = tuple(json.loads(text)[TOKENS])
         return FinishedRows(flags), tokens
 
