@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -299,8 +300,13 @@ def _require_success(reply: Any) -> Any:
 
 
 def _delay(retry_after: str) -> float | None:
-    """Seconds to wait; None where they are not stated."""
-    return float(retry_after) if retry_after.isdecimal() else None
+    """Seconds to wait, stated as such or as a date; None if neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _kept_alive(address: Any) -> socket.socket:

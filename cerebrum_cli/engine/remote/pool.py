@@ -24,7 +24,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
-from cerebrum_cli.engine.remote.server import PoolJob, Server
+from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
