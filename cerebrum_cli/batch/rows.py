@@ -48,7 +48,7 @@ INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12
 _MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
 
-_PIECE = re.compile(r"(?P<brace>\{\{|\}\})|\{(?P<field>[^{}]*)\}|(?P<stray>[{}])|(?P<text>[^{}]+)")
+_PIECE = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 
 RowId = str | int
 
@@ -136,13 +136,10 @@ def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: Inva
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template: literal texts, and names of fields with True, in order; `{{` and `}}` are literal braces."""
+    """A text with the names of its `fields` in braces; `{{` and `}}` are literal braces."""
 
-    pieces: tuple[tuple[str, bool], ...]
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(text for text, is_field in self.pieces if is_field))
+    text: str
+    fields: tuple[str, ...]
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """Render the prompt of a row; values that are not text are written as JSON.
@@ -152,29 +149,31 @@ class Template:
         for name in self.fields:
             if name not in fields:
                 raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
-        values = (fields[text] if is_field else text for text, is_field in self.pieces)
-        return "".join(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values)
+        return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
+
+
+def _rendered(piece: re.Match[str], fields: Mapping[str, Any]) -> str:
+    if piece["field"] is None:
+        return piece[0][0]
+    value = fields[piece["field"].strip()]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def parse_template(text: str) -> Template:
     """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
-    pieces = []
-    for match in _PIECE.finditer(text):
-        if match["stray"]:
-            raise UsageError(
-                f"unmatched {match['stray']} in the template, at character {match.start() + 1}",
-                "{name} is a field; write {{ and }} for literal braces",
-            )
-        if match["field"] is None:
-            pieces.append((match["text"] or match["brace"][0], False))
-        elif name := match["field"].strip():
-            pieces.append((name, True))
-        else:
-            raise UsageError(f"field without a name in the template, at character {match.start() + 1}", "write {NAME}")
-    template = Template(tuple(pieces))
-    if not template.fields:
+    fields = []
+    for piece in _PIECE.finditer(text):
+        place = f"in the template, at character {piece.start() + 1}"
+        if len(piece[0]) == 1:
+            raise UsageError(f"unmatched {piece[0]} {place}", "{name} is a field; write {{ and }} for literal braces")
+        if piece["field"] is None:
+            continue
+        if not piece["field"].strip():
+            raise UsageError(f"field without a name {place}", "write {NAME}")
+        fields.append(piece["field"].strip())
+    if not fields:
         raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
-    return template
+    return Template(text, tuple(dict.fromkeys(fields)))
 
 
 def name_row(unit: str, object: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from cerebrum_cli.eval.scorers import (
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.library.cache import Cache, CachedFile
-from cerebrum_cli.library.download import Download, Progress, RetryPolicy
+from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_hash
 from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
 
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
@@ -209,8 +209,14 @@ def load_dataset(task: Task, progress: Progress, offline: bool = False) -> tuple
 
 
 def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
-    """The contents of a dataset's files in the cache; none if one is missing."""
-    return {file: file.path.read_bytes() for file in cache.find_files(task.repo_id, task.file, task.files)}
+    """The contents of a dataset's files in the cache; none if one is missing or damaged."""
+    contents = {}
+    for file in cache.find_files(task.repo_id, task.file, task.files):
+        data = file.path.read_bytes()
+        if file.digest not in (None, sha256(data).hexdigest(), git_hash(data)):
+            return {}
+        contents[file] = data
+    return contents
 
 
 def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row]:
@@ -242,7 +248,7 @@ def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> di
     if len(files) != task.files:
         count = f"{len(files)} files" if files else "no file"
         raise PullError(
-            f"the dataset {task.repo_id} has {count} {task.file} for its split {task.split}",
+            f"the dataset {task.repo_id} has {count} {task.file}",
             "evaluate a JSON Lines file instead, or update cerebrum",
         )
     download = Download(listing, cache, progress)
@@ -262,6 +268,6 @@ def _require_hub(task: Task, offline: bool) -> None:
     else:
         return
     raise PullError(
-        f"the dataset {task.repo_id} of {task.name} is not downloaded, and {reason}",
+        f"the dataset {task.repo_id} of {task.name} is not downloaded, or damaged, and {reason}",
         f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset",
     )

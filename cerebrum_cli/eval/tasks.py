@@ -44,7 +44,6 @@ class Task:
     name: str
     file: str
     repo_id: str = ""
-    split: str = ""
     match: Match = "answer"
     template: str = ""
     follows: str = ""
@@ -109,7 +108,6 @@ TASKS = {
         Task(
             name="gsm8k",
             repo_id="openai/gsm8k",
-            split="test",
             file="main/test-*.parquet",
             match="answer",
             follows="zero-shot, with a last line as in simple-evals' MGSM",
@@ -119,7 +117,6 @@ TASKS = {
         Task(
             name="gsm8k@8shot",
             repo_id="openai/gsm8k",
-            split="test",
             file="main/test-*.parquet",
             match="answer",
             follows="prompt and stop string of lm-eval's gsm8k, with the first 8 training questions as earlier turns",
@@ -131,7 +128,6 @@ TASKS = {
         Task(
             name="math",
             repo_id="EleutherAI/hendrycks_math",
-            split="test",
             file="*/test-*.parquet",
             match="math",
             follows="zero-shot, the last box counts, as in Hendrycks et al. 2021 (arXiv 2103.03874)",
@@ -143,7 +139,6 @@ TASKS = {
         Task(
             name="math500",
             repo_id="HuggingFaceH4/MATH-500",
-            split="test",
             file="test.jsonl",
             match="math",
             follows="the protocol of math on the 500 problems of Lightman et al. 2023 (arXiv 2305.20050)",
@@ -154,7 +149,6 @@ TASKS = {
         Task(
             name="arc-challenge",
             repo_id="allenai/ai2_arc",
-            split="test",
             file="ARC-Challenge/test-*.parquet",
             match="answer",
             follows="zero-shot, with a last line as in simple-evals' multiple choice",
@@ -166,7 +160,6 @@ TASKS = {
         Task(
             name="humaneval",
             repo_id="openai/openai_humaneval",
-            split="test",
             file="openai_humaneval/test-*.parquet",
             match="code",
             template=CODE_TEMPLATE,
@@ -177,7 +170,6 @@ TASKS = {
         Task(
             name="humaneval+",
             repo_id="evalplus/humanevalplus",
-            split="test",
             file="data/test-*.parquet",
             match="code",
             template=CODE_TEMPLATE,
@@ -187,7 +179,6 @@ TASKS = {
         Task(
             name="mbpp",
             repo_id="google-research-datasets/mbpp",
-            split="test",
             file="full/test-*.parquet",
             match="code",
             template=TESTED_TEMPLATE,

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.files import exists, unfinished_file
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, parts_of, quantization_of, variants
+from cerebrum_cli.library.registry import SHA256
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _MODELS = "models--"
@@ -43,6 +44,14 @@ class CachedFile(NamedTuple):
     commit: str
     name: str  # in the repository
     path: Path  # in the snapshot
+
+    @property
+    def digest(self) -> str | None:
+        """The SHA-256 or git hash that its blob is named after; None on a file system without links."""
+        name = _link_target(self.path).name
+        if SHA256.fullmatch(name) or COMMIT.fullmatch(name):
+            return name
+        return None
 
 
 @dataclass(frozen=True, slots=True)

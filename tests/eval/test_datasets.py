@@ -162,10 +162,22 @@ def test_protocol_with_shots_takes_them_from_the_training_split(hub_user: HubUse
     assert not any(remark.startswith("protocol") for remark in with_own.remarks)
 
 
+@pytest.mark.slow
+def test_dataset_damaged_in_the_cache_is_downloaded_again(hub_user: HubUser) -> None:
+    found = load(hub_user, "math500")
+    [blob] = (hub_user.folder(DATASETS + MATH) / "blobs").iterdir()
+    blob.write_bytes(blob.read_bytes()[:-9] + b"#damaged\n")
+    problem, _ = refusal(hub_user, "math500", variables=OFFLINE)
+    assert problem == f"the dataset {MATH} of math500 is not downloaded, or damaged, and cerebrum is offline"
+    notices = Notices()
+    assert load(hub_user, "math500", notices) == found
+    assert "in the cache is damaged" in "".join(notices)
+
+
 @pytest.mark.parametrize("options", [{"offline": True}, {"variables": OFFLINE}])
 def test_dataset_missing_offline_is_named(hub_user: HubUser, options: dict[str, Any]) -> None:
     assert refusal(hub_user, "gsm8k", **options) == [
-        "the dataset openai/gsm8k of gsm8k is not downloaded, and cerebrum is offline",
+        "the dataset openai/gsm8k of gsm8k is not downloaded, or damaged, and cerebrum is offline",
         "run the command once online, or download it: hf download openai/gsm8k --repo-type dataset",
     ]
     assert not hub_user.hub.log.requests()
@@ -175,7 +187,7 @@ def test_dataset_missing_without_network_is_refused_at_once(hub_user: HubUser) -
     notices = Notices()
     [problem, _] = refusal(hub_user, "gsm8k", notices=notices, variables={"HF_ENDPOINT": "http://127.0.0.1:9"})
     reason = "the Hub cannot be reached (127.0.0.1:9: connection refused)"
-    assert problem == f"the dataset openai/gsm8k of gsm8k is not downloaded, and {reason}"
+    assert problem == f"the dataset openai/gsm8k of gsm8k is not downloaded, or damaged, and {reason}"
     assert notices == []
     assert load(hub_user, "gsm8k")
 
@@ -189,10 +201,10 @@ def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: Hub
     shutil.rmtree(hub_user.folder(DATASETS + GSM8K))
     repository.commit({GSM8K_FILE: None})
     problem, _ = refusal(hub_user, "gsm8k")
-    assert problem == "the dataset openai/gsm8k has no file main/test-*.parquet for its split test"
+    assert problem == "the dataset openai/gsm8k has no file main/test-*.parquet"
     repository.commit({f"main/test-0000{part}-of-00002.parquet": b"half" for part in range(2)})
     problem, _ = refusal(hub_user, "gsm8k")
-    assert problem == "the dataset openai/gsm8k has 2 files main/test-*.parquet for its split test"
+    assert problem == "the dataset openai/gsm8k has 2 files main/test-*.parquet"
     assert refusal(hub_user, "arc-challenge")[0] == "allenai/ai2_arc: no such repository on the Hub, or it is private"
 
 
@@ -238,12 +250,12 @@ def test_dataset_of_math_has_seven_files(hub_user: HubUser) -> None:
     assert ", */test-*.parquet at commit " in found.origin
     assert load(hub_user, "math", offline=True) == found
     next(hub_user.command.home.rglob("geometry/test-*")).unlink()
-    assert "is not downloaded, and cerebrum is offline" in refusal(hub_user, "math", offline=True)[0]
+    assert "is not downloaded, or damaged, and cerebrum is offline" in refusal(hub_user, "math", offline=True)[0]
     assert load(hub_user, "math") == found
     del files["prealgebra/test-00000-of-00001.parquet"]
     hub_user.hub.repository(repository, files)
     shutil.rmtree(next(hub_user.command.home.rglob("datasets--EleutherAI--hendrycks_math")))
-    assert refusal(hub_user, "math")[0].endswith("has 6 files */test-*.parquet for its split test")
+    assert refusal(hub_user, "math")[0].endswith("has 6 files */test-*.parquet")
 
 
 def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
