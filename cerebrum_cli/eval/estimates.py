@@ -6,7 +6,7 @@ samples are averaged first, so the questions are what varies, or clusters of the
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -83,29 +83,24 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
     With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
     its own cluster, this is the usual standard deviation over sqrt(n).
     """
-    return _error(mean(scores), _count_totals(scores, clusters))
+    return _error(mean(scores), _cluster_totals(scores, clusters))
 
 
-def _count_totals(scores: Sequence[float], clusters: Clusters) -> Counter[Totals]:
-    """Clusters by the sum and the number of their scores: few kinds, even of many questions."""
+def _cluster_totals(scores: Sequence[float], clusters: Clusters) -> list[Totals]:
     if clusters is None:
-        return Counter(Totals(score, 1) for score in scores)
+        return [Totals(score, 1) for score in scores]
     members = defaultdict[object, list[float]](list)
     for score, cluster in zip(scores, clusters, strict=True):
         members[cluster].append(score)
-    return Counter(Totals(fsum(cluster), len(cluster)) for cluster in members.values())
+    return [Totals(fsum(cluster), len(cluster)) for cluster in members.values()]
 
 
-def _error(center: float, totals: Counter[Totals]) -> float:
-    count = totals.total()
+def _error(center: float, totals: Sequence[Totals]) -> float:
+    count = len(totals)
     if count == 1:
         return 0.0
-    squares = fsum(times * (cluster.sum - cluster.size * center) ** 2 for cluster, times in totals.items())
-    return sqrt(count / (count - 1) * squares) / _size(totals)
-
-
-def _size(totals: Counter[Totals]) -> float:
-    return sum(times * cluster.size for cluster, times in totals.items())
+    squares = fsum((cluster.sum - cluster.size * center) ** 2 for cluster in totals)
+    return sqrt(count / (count - 1) * squares) / sum(cluster.size for cluster in totals)
 
 
 def wilson(value: float, n: float) -> Interval:
@@ -166,15 +161,15 @@ def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
     the mean is below 0.5). Where the scores do not vary, n is the number of questions, or of clusters.
     """
     value = mean(scores)
-    totals = _count_totals(scores, clusters)
+    totals = _cluster_totals(scores, clusters)
     error = _error(value, totals)
     if error < ROUNDING:
-        return Estimate(value, _corrected(value, totals.total()))
-    n = _size(totals)
-    size = n / totals.total()
+        return Estimate(value, _corrected(value, len(totals)))
+    n = len(scores)
+    size = n / len(totals)
     added = Totals(size * (value <= 0.5), size)
     center = (n * value + added.sum) / (n + size)
-    error_with_added = _error(center, totals + Counter([added]))
+    error_with_added = _error(center, [*totals, added])
     trials = min(_effective(value, error), _effective(center, error_with_added))
     return Estimate(value, _corrected(value, trials))
 

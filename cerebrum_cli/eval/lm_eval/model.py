@@ -232,13 +232,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             room = self.max_length - (settings.max_tokens or 0)
             truncated += len(tokens) > room
             rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
-        self._notify_of_ignored(ignored)
+        if ignored:
+            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
         return rows
-
-    def _notify_of_ignored(self, keys: set[str]) -> None:
-        if keys:
-            self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(keys))}", "omit them"))
 
     def _generation_settings(self, kwargs: Mapping[str, Any], seed: int) -> Settings:
         values = {**NEUTRAL, **kwargs}
