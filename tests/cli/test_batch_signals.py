@@ -147,7 +147,7 @@ def test_batch_killed_repeatedly_loses_and_repeats_nothing(job: Job) -> None:
     ("start", "number"), [('nohup "$@" &', signal.SIGHUP), ('"$@" &', signal.SIGINT)], ids=["nohup", "background"]
 )
 def test_batch_survives_a_signal_its_parent_ignores(job: Job, start: str, number: signal.Signals) -> None:
-    shell = job.start(around=("sh", "-c", f"{start} echo $! > pid; wait $!", "sh"))
+    shell = job.start(pause=0.01, around=("sh", "-c", f"{start} echo $! > pid; wait $!", "sh"))
     wait_until(lambda: len(job.partial) >= 2)
     for _ in range(2):
         os.kill(int((job.home / "pid").read_text()), number)

@@ -81,10 +81,9 @@ def test_paired_interval_takes_clusters_as_wholes() -> None:
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 8, 20])
-@pytest.mark.parametrize("per_cluster", [3, 6])
-def test_interval_of_few_clusters_excludes_the_truth_in_about_5_percent(clusters: int, per_cluster: int) -> None:
+def test_interval_of_few_clusters_excludes_the_truth_in_about_5_percent(clusters: int) -> None:
     generator, excluded = numpy.random.default_rng(7), 0
-    names = [name for name in range(clusters) for _ in range(per_cluster)]
+    names = [name for name in range(clusters) for _ in range(3)]
     for _ in range(1000):
         effects = generator.normal(0, 0.2, clusters)
         differences = [effects[name] + generator.normal(0, 0.1) for name in names]
@@ -164,14 +163,14 @@ def test_sequential_interval_holds_at_every_look() -> None:
     """Equal runs of up to 200 questions, compared after every 20."""
     random = Random(46)
     excluded = {"interval": 0, "sequential_interval": 0}
-    for _ in range(100):
+    for _ in range(60):
         answers = [random.choice(((RIGHT, WRONG), (WRONG, RIGHT), (RIGHT, RIGHT))) for _ in range(200)]
         a, b = ([replace(pair[side], cluster=number) for number, pair in enumerate(answers)] for side in (0, 1))
         looks = [compare(a[:n], b[:n]) for n in range(20, 201, 20)]
         for name in excluded:
             intervals = [getattr(look, name) for look in looks]
             excluded[name] += any(not interval.low <= 0 <= interval.high for interval in intervals)
-    assert excluded["interval"] > 15 and excluded["sequential_interval"] <= 3
+    assert excluded["interval"] > 8 and excluded["sequential_interval"] <= 3
 
 
 def test_compare_of_several_samples_uses_their_averages() -> None:

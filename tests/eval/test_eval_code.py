@@ -254,7 +254,7 @@ def test_sandbox_limits_and_isolates(
     secret.write_text("x")
     monkeypatch.setenv("SECRET", "x")
     code = code.replace("{secret!r}", repr(str(secret)))
-    result = run(sandbox, code, "assert f() == 1", 20 if reason != "timeout" else 1)
+    result = run(sandbox, code, "assert f() == 1", 20 if reason != "timeout" else 0.5)
     assert result.reason == reason and detail in result.detail, result
 
 
@@ -271,7 +271,7 @@ def test_sandbox_leaves_no_process_after(signum: signal.Signals, sandbox: Sandbo
     command = [sys.executable, "-c", RUNNING]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as parent:
         program = psutil.Process(parent.pid)
-        wait_until(lambda: any(user_seconds(each) > 0.5 for each in program.children(recursive=True)))
+        wait_until(lambda: any(user_seconds(each) > 0.1 for each in program.children(recursive=True)))
         running = program.children(recursive=True)
         os.killpg(parent.pid, signum)
         assert parent.wait(10) == -signum
