@@ -35,8 +35,8 @@ def require_compatible(tables: Sequence[Table]) -> None:
     for table in tables[1:]:
         for difference in differences(table, first):
             raise MergeError(f"{table.name} differs from {first.name} in {difference}", HINT)
-        require_global_tensors(table, first)
-        require_global_tensors(first, table)
+        if missing := sorted(table.global_tensors.keys() - first.global_tensors.keys() - {HEAD}):
+            raise MergeError(f"{first.name} has no {missing[0]}, unlike {table.name}", HINT)
 
 
 def differences(table: Table, first: Table) -> Iterator[str]:
@@ -56,12 +56,6 @@ def differences(table: Table, first: Table) -> Iterator[str]:
         is_unknown = key == "tokenizer.ggml.pre" and None in (actual, expected)  # missing in older files
         if actual != expected and not is_unknown:
             yield key
-
-
-def require_global_tensors(table: Table, other: Table) -> None:
-    """Raise MergeError for a missing tensor outside of layers; without a head the embeddings are used for it."""
-    if missing := sorted(other.global_tensors.keys() - table.global_tensors.keys() - {HEAD}):
-        raise MergeError(f"{table.name} has no {missing[0]}, unlike {other.name}", HINT)
 
 
 def display(value: Any) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import existing_parent, remove_abandoned, require_space
+from cerebrum_cli.core.files import remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
@@ -153,7 +153,7 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
 
 def require_room(directory: Path, size: int) -> None:
     """Raise MergeError if a file does not fit on the disk."""
-    require_space(existing_parent(directory), size + DISK_RESERVE, MergeError, "write elsewhere")
+    require_space(directory, size + DISK_RESERVE, MergeError, "write elsewhere")
 
 
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
@@ -205,7 +205,15 @@ def pull_merge(
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    models = _find_sources(puller, source_references(library, recipe.models, quantization), context, confirm)
+
+    def find(text: str) -> InstalledModel:  # a file is used as it is, and not registered
+        source = library.parse(text)
+        if isinstance(source, Path):
+            return library.find(source)
+        return puller.find_or_pull(source, None, context, confirm)
+
+    references = source_references(library, recipe.models, quantization)
+    models = {source: find(text) for source, text in references.items()}
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
         output=directory / spec.merged_name(label),
@@ -214,17 +222,3 @@ def pull_merge(
         quantization=quantization,
     )
     return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))[0]
-
-
-def _find_sources(
-    puller: Puller, references: Mapping[str, str], context: int | None, confirm: Confirm
-) -> dict[str, InstalledModel]:
-    """The models of a recipe, which are pulled if need be; a file is used as it is, and not registered."""
-    models = {}
-    for name, text in references.items():
-        source = puller.library.parse(text)
-        if isinstance(source, Path):
-            models[name] = puller.library.find(source)
-        else:
-            models[name] = puller.find_or_pull(source, None, context, confirm)
-    return models

@@ -111,7 +111,7 @@ def interpolate(value: float | tuple[float, ...], t: float) -> float:
 
 def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
     if position.name in CONSTANTS:
-        return copy_of(base_tensor(position, inputs))
+        return copy_of(inputs[position.slice.base][1])
     match position.recipe.method:
         case "slerp":
             return slerp(position, inputs)
@@ -124,18 +124,9 @@ def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
     return simplify(terms, position.offset)
 
 
-def base_tensor(position: TensorPosition, inputs: Inputs) -> Tensor:
-    """Tensor whose type and shape the result has: the base model's, otherwise the first."""
-    for source, tensor in inputs:
-        if source.model == position.slice.base_model:
-            return tensor
-    return inputs[0][1]
-
-
 def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs]:
-    models = [source.model for source, _ in inputs]
     others = list(inputs)
-    _, base = others.pop(models.index(position.slice.base_model or ""))
+    _, base = others.pop(position.slice.base)
     return base, others
 
 

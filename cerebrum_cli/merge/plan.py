@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.parser import Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
 from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
-from cerebrum_cli.merge.methods import TensorOp, TensorPosition, base_tensor, copy_of, input_tensors, tensor_op
+from cerebrum_cli.merge.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
@@ -219,14 +219,6 @@ class MergeStep(NamedTuple):
     origins: tuple[tuple[Table, int], ...]
 
     @property
-    def base(self) -> tuple[Table, int]:
-        """The origin that determines types and metadata: the base model's, otherwise the first."""
-        for source, origin in zip(self.slice.sources, self.origins, strict=True):
-            if source.model == self.slice.base_model:
-                return origin
-        return self.origins[0]
-
-    @property
     def layer_sources(self) -> LayerSources:
         origins = zip(self.slice.sources, self.origins, strict=True)
         return tuple((source.model, layer) for source, (_, layer) in origins)
@@ -249,7 +241,7 @@ class MergePlanner:
         )
         layers = tuple(step.layer_sources for step in steps)
         require_layer_pattern(self.tables, layers)
-        origins = [step.base for step in steps]
+        origins = [step.origins[step.slice.base] for step in steps]
         own_type = origins[0][0].content("general.file_type")
         file_type = self.target.file_type(own_type if isinstance(own_type, int) else None)
         metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
@@ -330,7 +322,7 @@ class MergePlanner:
                     SAME_SHAPE_HINT,
                 )
             inputs.append((source, tensor))
-        base = base_tensor(position, inputs)
+        _, base = inputs[step.slice.base]
         is_head = name == HEAD or (name == EMBEDDING and not self._has_head)
         return OutputTensor(name, base.shape, self.target.type_of(base, is_head), tensor_op(position, inputs))
 

@@ -42,6 +42,11 @@ class Slice:
     def models(self) -> tuple[str, ...]:
         return tuple(source.model for source in self.sources)
 
+    @property
+    def base(self) -> int:
+        """Index of the source whose types and shapes the result has: the base model's, otherwise the first."""
+        return self.models.index(self.base_model) if self.base_model in self.models else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

@@ -232,7 +232,7 @@ def test_merge_reports_a_tensor_that_one_model_lacks(recipe: dict[str, Any], nam
     other, factors = table("b"), Tensor("rope_freqs.weight", (64,), 0, Path("b.gguf"), 999)
     other = Table("b", other.metadata, {**other.tensors, factors.name: factors})
     for each in (recipe, stacked(("a", 0, 2), ("b", 2, 4))):
-        with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight, unlike b"):
+        with pytest.raises(MergeError, match=r"a has no rope_freqs\.weight"):
             plan(each, table("a"), other)
 
 
