@@ -53,10 +53,6 @@ def read_at_most(path: Path, limit: int) -> bytes | None:
     return None if len(data) > limit else data
 
 
-def existing_parent(path: Path) -> Path:
-    return next(parent for parent in (path, *path.parents) if exists(parent))
-
-
 def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -81,9 +77,13 @@ def translate_os_errors(
 
 
 def require_space(directory: Path, need: int, error_type: type[CerebrumError], elsewhere: str) -> None:
-    """Raise a CerebrumError if the disk of a directory has fewer free bytes; `elsewhere` is what helps besides."""
+    """Raise a CerebrumError if the disk of a directory, which may not exist yet, has fewer free bytes.
+
+    `elsewhere` is what helps besides.
+    """
     from shutil import disk_usage
 
+    directory = next(parent for parent in (directory, *directory.parents) if exists(parent))
     usage = disk_usage(directory)
     if usage.total and usage.free < need:  # some file systems report no size
         problem = f"{directory}: not enough disk space: needs {format_size(need)}; {format_size(usage.free)} is free"

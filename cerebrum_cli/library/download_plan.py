@@ -159,12 +159,8 @@ class DownloadPlanner:
         return None
 
     def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        for file in map(listing.file, variant.files):
-            if file.sha256 is None:
-                return False
-            if not exists(listing.place(self.library.cache, file).stored):
-                return False
-        return True
+        places = [listing.place(self.library.cache, listing.file(name)) for name in variant.files]
+        return all(exists(place.stored) for place in places)
 
 
 def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:

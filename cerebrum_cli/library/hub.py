@@ -47,16 +47,7 @@ class HubFile(NamedTuple):
 
     name: str
     size: int
-    sha256: str | None
-    git_hash: str | None = None
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 or git hash. Raises PullError if the Hub lists none, since the file could not be verified."""
-        digest = self.sha256 or self.git_hash
-        if digest is None:
-            raise PullError(f"{self.name}: the Hub lists no SHA-256 for it", "choose another file")
-        return digest
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +64,6 @@ class Listing:
         return next(file for file in self.files if file.name == name)
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
-        """Where a file belongs in a cache. Raises PullError if the Hub lists no digest of it."""
         return cache.place(self.repo_id, self.commit, file.name, file.digest)
 
 
@@ -148,20 +138,14 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
         files = []
         for file in info.siblings or ():
             is_wanted = kind == "dataset" or file.rfilename.lower().endswith(".gguf")
-            if is_wanted and is_safe_path(file.rfilename):
-                sha256 = file.lfs.sha256 if file.lfs else None
-                git_hash = file.blob_id if kind == "dataset" and not file.lfs else None
-                files.append(HubFile(file.rfilename, file.size or 0, _valid(sha256), _valid(git_hash)))
+            digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
+            is_digest = SHA256.fullmatch(digest) or (kind == "dataset" and COMMIT.fullmatch(digest))
+            if is_wanted and is_digest and is_safe_path(file.rfilename):
+                files.append(HubFile(file.rfilename, file.size or 0, digest))
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
     return Listing(repo_id, revision, commit, tuple(files), kind)
-
-
-def _valid(digest: str | None) -> str | None:
-    if digest and (SHA256.fullmatch(digest) or COMMIT.fullmatch(digest)):
-        return digest
-    return None
 
 
 class FoundRepository(NamedTuple):

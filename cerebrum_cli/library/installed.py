@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import Capacity
 
-ADAPTED = " with adapters "  # in an identity, between those of the file and of its adapters
 
 _PACKAGE = Path(__file__).parents[1]
 NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
@@ -157,20 +156,18 @@ class Library:
             raise ModelNotFound(
                 f"{path}: file not found", "check the path, or list installed models with cerebrum list"
             )
-        model = self._model_in(path)
+        resolved = absolute_path(path)
+        entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
+        if entry:
+            model = self.model_from_entry(entry)
+        else:
+            model = InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
         _ = model.header
         if model.missing:
             raise ModelNotFound(
                 f"{model.missing}: file not found", "put all files of the model in one directory, or download it again"
             )
         return model
-
-    def _model_in(self, path: Path) -> InstalledModel:
-        resolved = absolute_path(path)
-        for entry in self.registry.entries():
-            if entry.path == resolved:
-                return self.model_from_entry(entry)
-        return InstalledModel(path.stem, model_paths(resolved), self.spec_of_file(path))
 
     def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
         spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
@@ -201,27 +198,23 @@ class Library:
                 raise PullError(f"{repo_id}: {reason}", f"cerebrum pull {spec.name}")
 
     def identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files and adapters: for each file, its size, and its digest if that is known.
-
-        Otherwise its path and time take the place of the digest.
-        """
-        identities = []
-        if model.is_served:
-            identities.append(model.name)
-        else:
-            identities += map(self._identity_of_file, model.paths)
+        """Unique text for a model's files and adapters."""
+        identity = self.file_identity(model)
         if model.adapters:
-            identities[-1] += f"{ADAPTED}{model.adapter_identity}"
-        return " ".join(identities)
+            return f"{identity} with adapters {model.adapter_identity}"
+        return identity
+
+    def file_identity(self, model: InstalledModel) -> str:
+        """Unique text for a model's files: the size of each, and its digest if that is known, or its path and time."""
+        if model.is_served:
+            return model.name
+        return " ".join(map(self._identity_of_file, model.paths))
 
     def _identity_of_file(self, path: Path) -> str:
         stat = path.stat()
         digest = self.registry.known_digest(path)
         content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
         return f"{content} {stat.st_size}"
-
-    def file_identity(self, model: InstalledModel) -> str:
-        return self.identity(replace(model, adapters=()))
 
     def hashed_identity(self, model: InstalledModel) -> str:
         """`file_identity` with the digests of all files, which are computed unless they are known."""

@@ -205,8 +205,7 @@ class Puller:
 
     def _is_newest(self, cached: CachedModel, listing: Listing) -> bool:
         for file in listing.files:
-            is_part = file.name in cached.names and file.sha256
-            if is_part and not exists(listing.place(self.library.cache, file).stored):
+            if file.name in cached.names and not exists(listing.place(self.library.cache, file).stored):
                 return False
         return True
 
@@ -216,9 +215,8 @@ class Puller:
         variant = plan.variant
         assert listing is not None, "online, every plan except a package's has a listing"
         files = tuple(map(listing.file, variant.files))
-        digests = [file.digest for file in files]  # of all, before a download
         if name is not None:
-            require_free_name(library, name, plan.spec, digests[0])
+            require_free_name(library, name, plan.spec, files[0].digest)
         download = Download(listing, library.cache, self.progress, library.registry.digest)
         download.require_space(files)
         if not plan.chosen.installed:

@@ -115,7 +115,7 @@ def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model
     assert (done.code, done.out, cleaned(done)) == (
         1,
         "",
-        f"error: {FILE} was not downloaded correctly: its SHA-256 is {hashlib.sha256(altered).hexdigest()}, "
+        f"error: {FILE} was not downloaded correctly: its digest is {hashlib.sha256(altered).hexdigest()}, "
         f"not {hub_user.digest(FILE, REPO)}\n"
         " hint: the download was deleted; try again, or report it to the repository's owner\n",
     )
