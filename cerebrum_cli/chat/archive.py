@@ -34,6 +34,7 @@ from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.text import format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.prompt_sources import read_text
@@ -41,11 +42,14 @@ from cerebrum_cli.replies.source import ModelSource
 
 UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
-SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".txt": "transcript"}
+SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
+_SHAREGPT_NAMES = {role: name for name, role in _SHAREGPT.items()}
+_MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
 _AROUND = '" \n'  # a question, and text that the prompt takes as several lines
 _TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
 _FENCE = re.compile("^```", re.MULTILINE)
-_EXPECTED = 'expected OpenAI\'s {"messages": [...]}'
+_EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
 
 def session_rows(store: Store) -> list[dict[str, Any]]:
@@ -74,16 +78,23 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
 
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
-    """Export a session with its alternatives, as `markdown` or `json` (OpenAI messages)."""
+    """Export a session with its alternatives, as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
     messages, alternatives = store.messages(session), store.alternatives(session)
     if export_format == "markdown":
         return to_markdown(session.name, session.system_prompt, messages, alternatives)
-    turns = [_openai_message(stored) for stored in messages]
+    names: dict[str, Any] = {"name": session.name, "model": session.model}
+    key, turn = "messages", _openai_turn
+    if export_format == "sharegpt":
+        names = {"id": session.name}
+        key, turn = "conversations", _sharegpt_turn
+    turns = []
     if session.system_prompt is not None:
-        turns.insert(0, {"role": "system", "content": session.system_prompt})
-    exported = {"name": session.name, "model": session.model, "messages": turns}
+        turns.append(turn("system", session.system_prompt))
+    for stored in messages:
+        turns.append(turn(*_texts(stored)))
+    exported = {**names, key: turns}
     if alternatives:
-        exported["alternatives"] = [{"place": place, **_openai_message(stored)} for place, stored in alternatives]
+        exported["alternatives"] = [{"place": place, **turn(*_texts(stored))} for place, stored in alternatives]
     return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -114,31 +125,45 @@ def _markdown_parts(stored: StoredMessage) -> list[str]:
     return [content, f"*({end})*"]
 
 
-def _openai_message(stored: StoredMessage) -> dict[str, Any]:
+def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
+    return stored.message.role, stored.message.content, stored.metadata.reasoning
+
+
+def _openai_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
     """A message of OpenAI's API, with the key that servers add for reasoning."""
-    message: dict[str, Any] = {"role": stored.message.role, "content": stored.message.content}
-    if stored.metadata.reasoning:
-        message["reasoning_content"] = stored.metadata.reasoning
-    return message
+    turn = {"role": role, "content": content}
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+    return turn
+
+
+def _sharegpt_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
+    if reasoning:
+        content = REASONING_MARKUPS[0].wrap(reasoning) + content
+    return {"from": _SHAREGPT_NAMES.get(role, role), "value": content}
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
-    """Parse OpenAI messages into a name, if there is one, and a conversation. Raises SessionError."""
+    """Parse either JSON format into a name, if there is one, and a conversation. Raises SessionError."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SessionError(f"{source} is not JSON: {error}", _EXPECTED) from error
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "conversations" in value[0]:
+        if len(value) > 1:
+            raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
+        value = value[0]  # ShareGPT files are lists of conversations
     outer = value if isinstance(value, dict) else {"messages": value}
-    items = outer.get("messages")
+    items = outer.get("messages") or outer.get("conversations")
     if not isinstance(items, list):
         raise SessionError(f"{source} holds no conversation", _EXPECTED)
     try:
-        conversation = conversation_from_messages(items, source, is_request=False)
+        conversation = conversation_from_messages([*map(_openai_message, items)], source, is_request=False)
     except UsageError as error:
         raise SessionError(error.message, _EXPECTED) from error
     if not conversation.messages:
         raise SessionError(f"{source} holds no turns", _EXPECTED)
-    name = outer.get("name")
+    name = outer.get("name") or outer.get("id")
     if not isinstance(name, str):
         return None, conversation
     return printable_name(name) or None, conversation
@@ -274,3 +299,17 @@ def _message_object(stored: StoredMessage) -> dict[str, Any]:
     del metadata["vocabulary"]
     created = format_utc(stored.created)
     return {"role": stored.message.role, "content": stored.message.content, **metadata, "created": created}
+
+
+def _openai_message(item: Any) -> Any:
+    if not isinstance(item, dict):
+        return item
+    role = item.get("role", item.get("from"))
+    content = item.get("content", item.get("value"))
+    reasoning = item.get("reasoning_content") or item.get("reasoning")
+    role = _SHAREGPT.get(str(role), role)
+    if isinstance(content, str) and role == "assistant" and not reasoning:
+        marked = _MARKED.match(content)
+        if marked:
+            reasoning, content = marked[1].strip(), content[marked.end() :]
+    return {"role": role, "content": content, "reasoning_content": reasoning}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 MARKDOWN, TRANSCRIPT = "markdown", "transcript"
-EXPORT_FORMATS = (MARKDOWN, "json", TRANSCRIPT)
+EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 
 @subcommand(group, name="list", short_help="List sessions.")
@@ -147,7 +147,7 @@ def export(
 @subcommand(group, name="import")
 def import_session(
     app: App,
-    file: Annotated[str, positional("FILE", "A JSON file with OpenAI messages")],
+    file: Annotated[str, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
     _: QuietOptions,
     name: Annotated[str | None, Option("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
 ) -> None:

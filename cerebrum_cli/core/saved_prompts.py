@@ -102,6 +102,8 @@ class PromptDirectory:
         if name in names:
             return self.file(name)
         hint = f"{did_you_mean(name, names)}list all with cerebrum prompts list"
+        if len(name.split()) > 1:
+            hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
         raise UsageError(f"no saved prompt named {name!r}", hint)
 
     def find(self, name: str) -> SavedPrompt:

@@ -17,6 +17,15 @@ from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
+SHAREGPT = {
+    "id": "sums",
+    "conversations": [
+        {"from": "system", "value": "Be brief."},
+        {"from": "human", "value": "What is 2 + 2?\n"},
+        {"from": "gpt", "value": "Four."},
+        {"from": "human", "value": "And 3 + 3?"},
+    ],
+}
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
 
 
@@ -51,9 +60,12 @@ def test_markdown_notes_why_a_reply_is_incomplete(
         ({"name": "sums", "model": "a", "messages": SUMS.openai_messages}, "sums"),
         ({"messages": [{"role": "developer", "content": "Be brief."}, *SUMS.openai_messages[1:]]}, None),
         ([{**each, "content": [{"type": "text", "text": each["content"]}]} for each in SUMS.openai_messages], None),
+        (SHAREGPT, "sums"),
+        ([SHAREGPT], "sums"),
+        ({"conversations": [{"from": each["role"], "value": each["content"]} for each in SUMS.openai_messages]}, None),
     ],
 )
-def test_parse_conversation_accepts_messages_with_and_without_a_name(value: object, name: str | None) -> None:
+def test_parse_conversation_accepts_both_formats_and_their_names(value: object, name: str | None) -> None:
     assert parse_conversation(json.dumps(value), "here") == (name, READ_BACK)
 
 
@@ -68,12 +80,13 @@ def test_conversation_nested_too_deeply_is_not_json() -> None:
 
 def test_questions_in_a_row_are_joined_and_keep_markup() -> None:
     parts = [{"type": "text", "text": "<think>And?</think>"}]
-    messages = [SYSTEM, USER, {"role": "user", "content": parts}, {**REPLY, "reasoning_content": "Hm."}, USER]
+    messages = [SYSTEM, USER, {"role": "user", "content": parts}, {**REPLY, "content": "<think>Hm.</think>\n\nb"}, USER]
     expected = Conversation(system_prompt="c").user("a\n\n<think>And?</think>").assistant("b", None, "Hm.").user("a")
     assert parse_conversation(json.dumps(messages), "here")[1] == expected
 
 
-def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("export_format", ["json", "sharegpt"])
+def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path, export_format: str) -> None:
     session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
     [question, first] = store.messages(session)
     for reply, tokens, reason in (("Oth", (1, 2), "cancelled"), ("Other.", (1, 2, 3), "stop")):  # and continued
@@ -82,9 +95,9 @@ def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Pa
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
     store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
-    text = export_session(store, session, "json")
+    text = export_session(store, session, export_format)
     exported = json.loads(text)
-    assert [(other["place"], other["content"] == "Other.") for other in exported["alternatives"]] == [(2, True)]
+    assert [(other["place"], "Other." in other.values()) for other in exported["alternatives"]] == [(2, True)]
     (tmp_path / "talk.json").write_text(text)
     imported = store.messages(import_session(store, tmp_path / "talk.json", "again"))
     assert [(each.message.content, each.metadata.reasoning) for each in imported] == [
