@@ -283,6 +283,6 @@ def apply_prompt(
     """
     if options.saved_prompt is None:
         return None, overrides, options
-    saved = app.prompts.find(options.saved_prompt)
+    saved = app.prompts.find(options.saved_prompt, is_option=True)
     overrides = SourcedLayer(overrides, without_keys(saved.settings, on_command_line))
     return saved, overrides, options.with_saved(saved, on_command_line)

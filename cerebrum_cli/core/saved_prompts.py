@@ -96,19 +96,19 @@ class PromptDirectory:
     def file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
 
-    def find_file(self, name: str) -> Path:
-        """The file of a prompt. Raises UsageError if there is none."""
+    def find_file(self, name: str, is_option: bool = False) -> Path:
+        """The file of a prompt whose name is an argument, or the value of -p. Raises UsageError if there is none."""
         names = self.names()
         if name in names:
             return self.file(name)
         hint = f"{did_you_mean(name, names)}list all with cerebrum prompts list"
-        if len(name.split()) > 1:
+        if is_option and len(name.split()) > 1:
             hint = f"-p takes the name of a saved prompt; the question is an argument: cerebrum ask {quote(name)}"
         raise UsageError(f"no saved prompt named {name!r}", hint)
 
-    def find(self, name: str) -> SavedPrompt:
+    def find(self, name: str, is_option: bool = False) -> SavedPrompt:
         """Read a prompt by its name. Raises UsageError if there is none, and ConfigError with file and key."""
-        return read_prompt(self.find_file(name))
+        return read_prompt(self.find_file(name, is_option))
 
     def read_all(self) -> list[SavedPrompt]:
         return [read_prompt(self.file(name)) for name in self.names()]
