@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 from cerebrum_cli.core.events import (
@@ -127,7 +127,7 @@ class BatchProgress(Line):
         if done := answered(rows) - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        for texts in batch_texts(rows, self._speeds(seconds), left):
+        for texts in batch_texts(rows, self._speed_text(seconds), left):
             room = width - len(" ".join(filter(None, texts)))
             if room >= 0:
                 break
@@ -140,11 +140,11 @@ class BatchProgress(Line):
             yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
-    def _speeds(self, seconds: float) -> list[str]:
-        """The speed; none in the first second."""
+    def _speed_text(self, seconds: float) -> str:
+        """The speed; empty in the first second."""
         if seconds <= 1 or not self._all_tokens:
-            return []
-        return [f"{self._all_tokens / seconds:.1f} tokens/s"]
+            return ""
+        return f"{self._all_tokens / seconds:.1f} tokens/s"
 
 
 class StageProgress(Line):
@@ -236,15 +236,12 @@ def bar(done: int, total: int, width: int) -> Iterator[Segment]:
     yield "━" * (width - filled), GRAY
 
 
-def batch_texts(event: Counts, speeds: Sequence[str], left: str) -> Iterator[tuple[str, str, str]]:
-    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them.
-
-    `speeds` are ways to state the speed, the longest first.
-    """
+def batch_texts(event: Counts, speed: str, left: str) -> Iterator[tuple[str, str, str]]:
+    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them."""
     finished, total = counter(event)
     done = f"{finished:{len(str(total))}}/{total}"
     clauses = list(exceptions(event))
-    for speed in speeds:
+    if speed:
         yield done, ", ".join(clauses), f"{speed} {left}"
     while clauses:
         yield done, ", ".join(clauses), left

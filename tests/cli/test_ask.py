@@ -158,7 +158,7 @@ def test_endless_input_is_an_error(user: CommandLine, line: str, code: int, erro
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--dry-run",)], ids=("ask", "dry run"))
 def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, options: tuple[str, ...]) -> None:
-    (user.home / "long.txt").write_bytes(b"a" * 60_000_000)
+    (user.home / "long.txt").write_bytes(b"a" * 20_000_000)
     done = user.run("ask", "-f", "long.txt", *options)
     assert (done.code, done.out) == (4, "")
     assert re.search(r"^error: the prompt has at least \d+ tokens, but the context has \d+$", done.err, re.MULTILINE)

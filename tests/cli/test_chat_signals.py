@@ -124,10 +124,7 @@ def test_chat_second_ctrl_c_restores_the_terminal_and_exits(open_chat: OpenTermi
 
 
 def test_chat_ctrl_c_cancels_loading_for_a_slash_command(open_chat: OpenTerminal) -> None:
-    before = open_chat()
-    before.type("One?\r", shows="Yes.")
-    before.leave()
-    person = open_chat("Yes.", "-c", load=60)
+    person = open_chat(load=60)
     person.type("/prompt\r", shows=" 50%")
     person.type("\x03", shows="interrupted: /prompt did not finish")
     person.leave()
@@ -156,7 +153,7 @@ def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Pat
 
 def test_slash_set_and_model_can_be_interrupted(open_chat: OpenTerminal, tmp_path: Path, chatml_model: Path) -> None:
     (tmp_path / "other.gguf").write_bytes(chatml_model.read_bytes())
-    person = open_chat(reload=2)
+    person = open_chat(reload=1)
     person.type("One?\r", shows="Yes.")
     for line, message in (
         ("/set ctx 4096", "interrupted: /set did not finish"),

@@ -157,7 +157,7 @@ def test_editor_changes_the_prompt_a_question_and_a_reply_and_may_fail(
     editor = write_editor(tmp_path / "my editor", f'{fails_once}\nsed -i "s/one/two/; s/^/So: /" "$1"')
     person = open_small_chat(EDITOR=f"'{editor}'")
     person.type("one or none?\x18\x05", shows="error: the editor")  # Ctrl-X Ctrl-E
-    person.type("\x18\x05", shows="So: two or none?")
+    person.type("\x18\x05\r", shows="So: two or none?")  # with Enter typed ahead
     turn(person, "")
     turn(person, "/edit")
     assert "> So: So: two or ntwo?" in person.screen.lines
@@ -170,11 +170,4 @@ def test_editor_changes_the_prompt_a_question_and_a_reply_and_may_fail(
     assert question == "So: So: two or ntwo?"
     assert reply.startswith("So: ")
     assert reply in (tmp_path / "talk.md").read_text()
-
-
-def test_enter_typed_ahead_of_the_editor_sends_its_text_once(open_small_chat: OpenTerminal) -> None:
-    person = open_small_chat(VISUAL="true")
-    person.type("One?\x18\x05\r", shows="> One?")
-    turn(person, "")
-    person.leave()
     assert "Exception" not in person.output

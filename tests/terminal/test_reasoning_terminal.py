@@ -12,8 +12,9 @@ from person import OpenTerminal, Person
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
 QUESTION = "What is 38 plus 47?"
-SIZES = pytest.mark.parametrize("size", [(80, 24), (40, 20)], ids=["80x24", "40x20"])
-PLAIN = pytest.mark.parametrize("plain", [{}, {"ACCESSIBLE": "1"}], ids=["drawn", "accessible"])
+SCREENS = pytest.mark.parametrize(
+    ("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"]
+)
 
 
 def flat(person: Person) -> str:
@@ -27,8 +28,7 @@ def chat(open_terminal: OpenTerminal, thinker: Path, *arguments: str, **terminal
     return person
 
 
-@SIZES
-@PLAIN
+@SCREENS
 def test_chat_continues_reasoning_that_filled_the_context(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
@@ -42,8 +42,7 @@ def test_chat_continues_reasoning_that_filled_the_context(
     person.leave()
 
 
-@SIZES
-@PLAIN
+@SCREENS
 def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
@@ -55,7 +54,7 @@ def test_chat_drops_old_turns_before_it_asks_for_a_larger_context(
     assert "only reasoning" not in flat(person)
 
 
-@pytest.mark.parametrize(("size", "plain"), [((80, 24), {}), ((40, 20), {"ACCESSIBLE": "1"})], ids=["drawn", "plain"])
+@SCREENS
 def test_chat_shows_reasoning_as_it_is_generated(
     open_terminal: OpenTerminal, thinker: Path, size: tuple[int, int], plain: dict[str, str]
 ) -> None:
