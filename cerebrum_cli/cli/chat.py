@@ -173,7 +173,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.keyboard, repl.signals)
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
-    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SETTING_VALUES, SHOWN
+    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SHOWN
 
     def think_values() -> list[str]:
         loaded = repl.chat.loaded
@@ -189,4 +189,4 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         "prompt": repl.prompts.names,
     }
     history = None if repl.chat.settings.no_log else app.data_directory / HISTORY
-    return InteractivePrompt(repl, history, SlashCompleter(candidates, SETTING_VALUES))
+    return InteractivePrompt(repl, history, SlashCompleter(candidates))

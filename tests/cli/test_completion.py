@@ -13,7 +13,7 @@ from prompt_toolkit.document import Document
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTING_VALUES
+from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE
 
 
 def complete(user: CommandLine, line: str) -> list[str]:
@@ -84,8 +84,7 @@ COMPLETER = SlashCompleter(
         "setting": lambda: SETTABLE,
         "part": lambda: PARTS,
         "prompt": lambda: ["sum", "list"],
-    },
-    SETTING_VALUES,
+    }
 )
 
 

@@ -33,7 +33,7 @@ from cerebrum_cli.terminal.repl.questions import (
 )
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, setting_key
+from cerebrum_cli.terminal.repl.slash_lines import SETTING_VALUES, ArgumentKind, setting_key
 from cerebrum_cli.terminal.streams import discard_closed
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
@@ -150,7 +150,6 @@ def _key_bindings() -> KeyBindings:
 @dataclass(slots=True)
 class SlashCompleter(Completer):
     _candidates: Candidates
-    _setting_values: Mapping[str, Iterable[str]]
     _paths: PathCompleter = field(default_factory=lambda: PathCompleter(expanduser=True))
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
@@ -170,7 +169,7 @@ class SlashCompleter(Completer):
         key, space, value = argument.partition(" ")
         candidates: Iterable[str] = ()
         if kind == "setting" and space:
-            candidates, argument = self._setting_values.get(setting_key(key), ()), value.lstrip()
+            candidates, argument = SETTING_VALUES.get(setting_key(key), ()), value.lstrip()
         elif kind:
             with contextlib.suppress(CerebrumError):  # an unreadable database is reported when a command needs it
                 candidates = self._candidates[kind]()
