@@ -154,7 +154,6 @@ def compare(
     from cerebrum_cli.eval.comparison import conclusion
     from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
     from cerebrum_cli.terminal.reports import print_comparison
-    from cerebrum_cli.terminal.tables import wrapped
 
     runs = app.runs.find(before), app.runs.find(after)
     require_same_rules(runs, (before, after))
@@ -167,7 +166,7 @@ def compare(
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return
     print_comparison(app.streams, comparison, *runs, describe_differences(differing))
-    app.streams.answer(f"\n{wrapped(app.streams, conclusion(comparison, *(run.name for run in runs)))}\n")
+    app.streams.answer(f"\n{app.streams.wrapped(conclusion(comparison, *(run.name for run in runs)))}\n")
 
 
 def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:

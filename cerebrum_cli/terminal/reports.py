@@ -25,7 +25,6 @@ from cerebrum_cli.terminal.tables import (
     print_table,
     sampling_text,
     updated,
-    wrapped,
 )
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
 
 
 def print_title(streams: Streams, title: str) -> None:
-    streams.answer(f"{wrapped(streams, one_line(title))}\n\n")
+    streams.answer(f"{streams.wrapped(one_line(title))}\n\n")
 
 
 def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
@@ -307,9 +306,9 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
 
 def format_check_result(streams: Streams, result: CheckResult) -> str:
     head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
-    lines = [wrapped(streams, result.detail, len(head))]
+    lines = [streams.wrapped(result.detail, len(head))]
     if result.hint:
-        lines.append(wrapped(streams, f"hint: {result.hint}", len(head)))
+        lines.append(streams.wrapped(f"hint: {result.hint}", len(head)))
     return head + f"\n{' ' * len(head)}".join(lines) + "\n"
 
 

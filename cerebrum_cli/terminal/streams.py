@@ -20,6 +20,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
+MIN_NOTE_WIDTH = 20  # columns
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 # Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls, and
@@ -182,15 +183,18 @@ class Streams:
         else:
             self.notice(message)
 
+    def wrapped(self, text: str, indent: int = 0) -> str:
+        """A text wrapped to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
+        if not self.out_is_terminal:
+            return text
+        from textwrap import wrap
+
+        width = max(MIN_NOTE_WIDTH, columns(self.out) - 1 - indent)
+        return f"\n{' ' * indent}".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
     def write_line(self, head: str, text: str) -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
-        width = columns(self.err) - 1 if self.err_is_terminal else 0
-        if width > 2 * len(head):
-            from textwrap import wrap
-
-            lines = wrap(text, width - len(head), break_long_words=False, break_on_hyphens=False)
-            text = f"\n{' ' * len(head)}".join(lines)
-        self.info(head + text)
+        self.info(head + self.on_stderr.wrapped(text, len(head)))
 
     def notice(self, event: NoticeEvent) -> None:
         self.write_line("note: ", event.message)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_size, one_line
-from cerebrum_cli.terminal.streams import Streams, columns, strip_controls
+from cerebrum_cli.terminal.streams import Streams, strip_controls
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
@@ -22,7 +22,6 @@ PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or 
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
-MIN_NOTE_WIDTH = 20
 SIZES = ("size", "memory")  # columns of numbers of bytes
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
 OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
@@ -166,7 +165,7 @@ def bold(text: str) -> str:
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
-    streams.answer(f"\n{wrapped(streams, head)}\n\n")
+    streams.answer(f"\n{streams.wrapped(head)}\n\n")
     rows = []
     for candidate in plan.candidates:
         sizes = format_size(candidate.size), format_size(candidate.needed)
@@ -196,7 +195,7 @@ def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
     indent = max(map(len, fields)) + 2
     for key, text in fields.items():
         if key.startswith(WRAPPED):
-            fields[key] = wrapped(streams, text, indent)
+            fields[key] = streams.wrapped(text, indent)
     streams.answer(field_lines(fields))
 
 
@@ -293,14 +292,6 @@ def _fit_cell(cell: str, width: int) -> str:
     if cell_len(cell) <= width:
         return set_cell_size(cell, width)
     return set_cell_size(cell, width - 1) + "…"
-
-
-def wrapped(streams: Streams, text: str, indent: int = 0) -> str:
-    """Wrap a sentence to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
-    if not streams.out_is_terminal:
-        return text
-    width = max(MIN_NOTE_WIDTH, columns(streams.out) - indent)
-    return ("\n" + " " * indent).join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
 
 def _cell(value: Any) -> str:
