@@ -82,4 +82,5 @@ def completing(values: Values) -> Callable[[str], list[str]]:
         except (CerebrumError, OSError):
             return []
 
+    complete.__annotations__ = {}  # Typer would evaluate them
     return complete
