@@ -22,6 +22,7 @@ from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
 PART = ".part"  # suffix of unfinished files
+_DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 
@@ -183,7 +184,17 @@ def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) ->
         try:
             yield UnfinishedFile(part, file)
         finally:
-            remove(part)
+            _discard(part)
+
+
+@contextlib.contextmanager
+def work_directory(parent: Path, name: str, is_required: bool = False) -> Iterator[Path]:
+    """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with unfinished_file(parent / name, is_required=is_required) as part:
+        directory = part.path.with_suffix(_DIRECTORY)
+        directory.mkdir(mode=0o700)
+        yield directory
 
 
 def remove_abandoned(directory: Path, prefix: str = "") -> None:
@@ -193,7 +204,17 @@ def remove_abandoned(directory: Path, prefix: str = "") -> None:
             if path.name.startswith(prefix) and path.suffix == PART:
                 with contextlib.suppress(OSError), FileIO(path, "r+") as file:
                     if _flock(file, path):  # held until it is removed
-                        remove(path)
+                        _discard(path)
+
+
+def _discard(part: Path) -> None:
+    directory = part.with_suffix(_DIRECTORY)
+    if directory.is_dir():
+        from shutil import rmtree
+
+        rmtree(directory, ignore_errors=True)
+    if not directory.exists():
+        remove(part)
 
 
 def remove(path: Path) -> None:

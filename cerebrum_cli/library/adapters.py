@@ -15,6 +15,7 @@ from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD
 
 ALPHA = "adapter.lora.alpha"
+ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
 A, B = ".lora_a", ".lora_b"
 Shape = tuple[int, ...]
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
@@ -61,6 +62,9 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
     kind = str(metadata.get("adapter.type"))
     if kind != "lora":
         raise ModelFileError(path, f"an adapter of type {quoted(kind)}, not lora", _CONVERT)
+    if ACTIVATION in metadata:
+        problem = "an activated LoRA adapter, which applies only after certain tokens, and is not supported"
+        raise ModelFileError(path, problem, "use an ordinary LoRA adapter")
     made_for = str(metadata.get("general.architecture"))
     if made_for != architecture:
         problem = f"made for the architecture {quoted(made_for)}, but the model's is {quoted(architecture)}"

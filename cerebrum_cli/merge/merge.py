@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -193,6 +193,9 @@ def pull_merge(
 
     Without a quantization it takes that of the first source model.
     """
+    if spec.name in puller.merge_stack:
+        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
+    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
@@ -210,7 +213,7 @@ def pull_merge(
         source = library.parse(text)
         if isinstance(source, Path):
             return library.find(source)
-        return puller.find_or_pull(source, None, context, confirm)
+        return inner.find_or_pull(source, None, context, confirm)
 
     references = source_references(library, recipe.models, quantization)
     models = {source: find(text) for source, text in references.items()}

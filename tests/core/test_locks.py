@@ -17,6 +17,7 @@ from cerebrum_cli.core.files import (
     remove_abandoned,
     translate_os_errors,
     unfinished_file,
+    work_directory,
 )
 
 BUSY = CerebrumError("another process is writing it", "wait for it")
@@ -27,13 +28,14 @@ HOLD = """
 import sys
 from pathlib import Path
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.files import lock_file, unfinished_file
+from cerebrum_cli.core.files import lock_file, unfinished_file, work_directory
 how, path = sys.argv[1], Path(sys.argv[2])
 if how == "lock":
     held = lock_file(path, CerebrumError("busy"))
 else:
-    context = unfinished_file(path)
-    context.__enter__().path.write_bytes(b"half")
+    context = work_directory(path.parent, path.name) if how == "directory" else unfinished_file(path)
+    held = context.__enter__()
+    (held / "half" if how == "directory" else held.path).write_bytes(b"half")
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -41,7 +43,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def held(how: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a lock or an unfinished file, and is killed at the end."""
+    """Another process that holds a lock, an unfinished file or a work directory, and is killed at the end."""
     with start_python(HOLD, how, path) as process:
         assert process.stdout and process.stdout.readline() == "held\n"
         yield process
@@ -140,7 +142,7 @@ def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Pat
     atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert names(tmp_path) == [".file.0.part", "file"]
-    with pytest.raises(OSError, match="no file locks"), unfinished_file(tmp_path / "work", is_required=True):
+    with pytest.raises(OSError, match="no file locks"), work_directory(tmp_path, "work", is_required=True):
         pytest.fail("nobody could tell whether it is used")
     assert names(tmp_path) == [".file.0.part", "file"]
 
@@ -160,6 +162,19 @@ def test_unfinished_file_of_a_killed_process_is_removed_and_no_other(tmp_path: P
         assert (left in (one, other), rest) == (True, ["file", "other"])
     remove_abandoned(tmp_path)
     assert names(tmp_path) == ["file", "other"]
+
+
+@pytest.mark.slow
+def test_work_directory_of_a_killed_process_is_removed_and_no_other(tmp_path: Path) -> None:
+    with held("directory", tmp_path / "work"):
+        assert len(names(tmp_path)) == 2
+        with work_directory(tmp_path, "work") as directory:
+            (directory / "file").write_bytes(b"1")
+            assert len(names(tmp_path)) == 4
+        assert len(names(tmp_path)) == 2
+    with work_directory(tmp_path, "work") as directory:
+        assert sorted(path for path in tmp_path.iterdir() if path.is_dir()) == [directory]
+    assert names(tmp_path) == []
 
 
 def test_unfinished_file_taken_for_abandoned_is_replaced(tmp_path: Path, before_lock: BeforeLock) -> None:

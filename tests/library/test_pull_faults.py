@@ -123,10 +123,11 @@ def test_pull_rejects_and_deletes_altered_bytes(hub_user: HubUser, mistral_model
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
 
 
-def test_pull_accepts_a_complete_partial_file(hub_user: HubUser, mistral_model: Path) -> None:
-    partial(hub_user).write_bytes(mistral_model.read_bytes())
+@pytest.mark.parametrize("more", [0, 5_000_000])
+def test_pull_accepts_a_complete_or_oversized_partial_file(hub_user: HubUser, mistral_model: Path, more: int) -> None:
+    partial(hub_user).write_bytes(mistral_model.read_bytes() + bytes(more))
     assert cleaned(hub_user.pull(REPO)) == here(hub_user)
-    assert not hub_user.downloads()
+    assert len(hub_user.downloads()) == (1 if more else 0)
 
 
 @pytest.mark.slow

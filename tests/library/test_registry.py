@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.library.registry import Registry, RegistryEntry
+from cerebrum_cli.core.errors import ConfigError, ModelFileError
+from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 
 
 def model(name: str, path: str = "/models/file.gguf") -> RegistryEntry:
@@ -52,3 +52,19 @@ def test_registry_reports_an_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "registry.json").mkdir()
     with pytest.raises(ConfigError, match="Is a directory"):
         Registry(tmp_path).entries()
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "written"])
+def test_hash_of_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path, replaced: bool) -> None:
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(os.urandom(1000))
+
+    def change(done: int, total: int) -> None:
+        if replaced:
+            other.replace(path)
+        else:
+            path.write_bytes(b"half")
+
+    with pytest.raises(ModelFileError, match="changed while it was read"):
+        hash_file(path, change)

@@ -123,6 +123,7 @@ def transposed(name: str, values: Values) -> tuple[str, Values]:
         ({"metadata": {"general.type": "model"}}, "a model, not an adapter"),
         ({"metadata": {"adapter.type": "dora"}}, "an adapter of type 'dora', not lora"),
         ({"metadata": {"general.architecture": "gemma2"}}, "made for the architecture 'gemma2', but the model's is"),
+        ({"metadata": {"adapter.alora.invocation_tokens": [1, 2]}}, "an activated LoRA adapter"),
         ({"alpha": 16}, "its adapter.lora.alpha is '16'"),
         ({"alpha": float("nan")}, "its adapter.lora.alpha is 'nan'"),
         ({"alpha": np.float64(6)}, "its adapter.lora.alpha is '6.0' of type FLOAT64"),
