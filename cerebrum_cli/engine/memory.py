@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
-HEADROOM = 512 * 2**20  # left free on the host and on each GPU: for programs, drivers, and copies of what a step reads
+HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
 CPU_UBATCH = 128  # tokens; small, since an interrupt waits for the current step on a slow CPU
 GPU_UBATCH = 512
 OFFLOADED_ROWS = 32  # from which on llama.cpp evaluates layers in host memory on a GPU
@@ -148,11 +148,13 @@ def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequenc
     """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
     host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
     host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
+    used = sum(map(bool, offloaded))
     if sum(offloaded) <= len(sizes.layers):
         host += compute_bytes(sizes, context)
     else:
         host += 8 * context.n_ubatch * sizes.embedding_length + _mask_bytes(sizes, context)
-    buffers = [device_buffers(sizes, context, sum(offloaded)) if count else 0 for count in offloaded]
+        host += _input_copies(sizes, context, sum(offloaded), used)
+    buffers = [device_buffers(sizes, context, sum(offloaded), used) if count else 0 for count in offloaded]
     return MemoryNeeds(host, tuple(map(sum, zip(on_devices, buffers, strict=True))))
 
 
@@ -204,13 +206,13 @@ def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
     return int(context.token_bytes(layer) * cells) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
-def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int) -> int:
-    """Size of the compute buffer of each GPU, where GPUs hold `offloaded` layers between them.
+def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
+    """Size of the compute buffer of each of `n_devices` GPUs, which hold `offloaded` layers between them.
 
     Steps of OFFLOADED_ROWS copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache
     of a layer. With so many sequences, parts of up to 2.5 caches were seen there at the same time.
     """
-    buffer = compute_bytes(sizes, context)
+    buffer = compute_bytes(sizes, context) + _input_copies(sizes, context, offloaded, n_devices)
     rows = 4 * context.n_ubatch * sizes.embedding_length
     is_partial = offloaded <= len(sizes.layers)
     if is_partial or sizes.host_expert_bytes:
@@ -220,6 +222,13 @@ def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int) -
         copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
         buffer = max(buffer, copied + _mask_bytes(sizes, context) + 5 * rows)
     return buffer
+
+
+def _input_copies(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
+    """Further copies of a step's inputs: several GPUs that hold everything work on up to four steps at a time."""
+    if n_devices < 2 or offloaded <= len(sizes.layers) or sizes.host_expert_bytes:
+        return 0
+    return 3 * _mask_bytes(sizes, context) + 16 * context.n_ubatch * sizes.embedding_length
 
 
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:

@@ -287,8 +287,15 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
         output_bytes += sizes.input_bytes
     layers = [layer.weight_bytes + cache_bytes(layer, context) for layer in sizes.layers]
     layers.append(output_bytes)
-    waiting = deque(layers[len(layers) - count :])
-    buffers = device_buffers(sizes, context, count)
+    offloaded = layers[len(layers) - count :]
+    filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, 1))
+    if sum(map(bool, filled)) > 1:  # several need more memory
+        filled = _fill_in_order(offloaded, devices, device_buffers(sizes, context, count, len(devices)))
+    return filled
+
+
+def _fill_in_order(layers: Sequence[int], devices: tuple[Device, ...], buffers: int) -> tuple[int, ...]:
+    waiting = deque(layers)
     filled = []
     for device in devices:
         room = device.free - HEADROOM - buffers
