@@ -177,7 +177,7 @@ def rows(found: dict[str, Curve]) -> Iterator[str]:
 
 def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
     """The questions of two or three runs with all samples; a program of the second answers only what it prints."""
-    prose, programs, *others = (group_by_question(rescored(run.match, run.samples())[0]) for run in runs)
+    prose, programs, *others = (group_by_question(rescored(run)[0]) for run in runs)
     greedy = others[0] if others else {}
     sizes = [max(map(len, samples.values())) for samples in (prose, programs)]
 

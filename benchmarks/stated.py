@@ -58,7 +58,7 @@ def main() -> None:
     lines, all_read = [], list[tuple[Sample, bool]]()
     for path in options.runs:
         run = require_run(path)
-        samples, _ = rescored(run.match, run.samples())
+        samples, _ = rescored(run)
         wrong = {(str(label["id"]), int(label["sample"])) for label in labels if label["run"] == run.name}
         read = [(sample, (str(sample.id), sample.sample) in wrong) for sample in samples]
         lines.append(row(run.name, read))

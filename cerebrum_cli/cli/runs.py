@@ -8,7 +8,7 @@ Examples:
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +18,9 @@ import typer
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.text import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +39,8 @@ Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_na
 @option_group
 class RunOptions(QuietOptions):
     plot: Path | None = option(None, "Plot accuracy against votes and tokens", "Output", metavar="FILE")
-    rescore: bool = option(False, "Score the answers again, and save the scores", "Output")
+    rescore: bool = option(False, "Extract and score the answers again", "Output")
+    save: bool = option(False, "With --rescore: store the new scores in the run", "Output")
     run_code: bool = option(False, "With --rescore: run the programs again", "Output")
     json: bool = option(False, "Print a JSON object", "Output")
 
@@ -83,17 +83,21 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
 @subcommand(group, short_help="Show a run's results.")
 def show(app: App, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
-    from cerebrum_cli.eval.rescoring import save_scores
+    from cerebrum_cli.eval.rescoring import rescored, save_scores
+    from cerebrum_cli.eval.scorers import rules_of
 
-    if options.run_code and not options.rescore:
-        raise UsageError("--run-code requires --rescore", "add --rescore")
+    for needless in ("save", "run_code"):
+        if getattr(options, needless) and not options.rescore:
+            raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
     run = app.runs.find(name)
+    samples = run.samples()
     if options.rescore:
-        app.streams.report(f"{format_count(save_scores(run, options.run_code), 'score')} changed")
-        run = app.runs.find(name)
+        samples, changed = (save_scores if options.save else rescored)(run, options.run_code)
+        run = replace(run, scored_by=rules_of(run.match))
+        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
     elif run.outdated:
         app.streams.report(NoticeEvent(run.outdated, run.how_to_rescore(name)))
-    print_run(app, run, run.samples(), options.json, options.plot)
+    print_run(app, run, samples, options.json, options.plot)
 
 
 def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: Path | None = None) -> None:

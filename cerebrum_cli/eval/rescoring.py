@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
 from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
-from cerebrum_cli.eval.questions import Match, Question, QuestionId, Sample, sample_object
+from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
 from cerebrum_cli.results.output_files import MADE_BY, shown_values, write_record, write_result
@@ -24,18 +24,21 @@ QUESTION_FILE = "question file"
 QuestionResults = dict[QuestionId, QuestionResult]
 
 
-def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) -> tuple[list[Sample], int]:
-    """Score samples again: extract and compare their answers, or run their programs. With them, how many differ.
+def rescored(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
+    """Score the samples of a run again: extract and compare their answers, or run their programs.
+
+    With them, how many scores differ.
 
     Raises UsageError for code that must not be run, and CerebrumError for a search that takes too long.
     """
+    samples = run.samples()
     questions = tuple(Question(0, sample.id, "", sample.reference, sample.choices) for sample in samples)
     new = list(samples)
     changed = 0
-    with closing(reply_scorer(match, questions, run_code)) as scorer:
+    with closing(reply_scorer(run.match, questions, run_code)) as scorer:
         for index, (sample, question) in enumerate(zip(samples, questions, strict=True)):
             text = sample.text
-            if match == "code":
+            if run.match == "code":
                 text = sample.answer or ""
             if not sample.is_skipped:
                 scorer.add(index, question, text, sample.finish_reason == "stop")
@@ -46,17 +49,15 @@ def rescored(match: Match, samples: Sequence[Sample], run_code: bool = False) ->
     return new, changed
 
 
-def save_scores(run: Run, run_code: bool = False) -> int:
-    """Score the samples of a run again, store the scores, and return how many differ.
-
-    Raises BatchError if it is being written.
+def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
+    """Score the samples of a run again, and store the scores. Raises BatchError if it is being written.
 
     The record names no rules until its file is replaced: a process that dies in between leaves all the old scores or
     all the new ones, and a run that must be scored again before it is extended.
     """
     with writing(run) as store:
         run = require_run(run.path)
-        new, changed = rescored(run.match, run.samples(), run_code)
+        new, changed = rescored(run, run_code)
         objects = map(sample_object, new)
         result = None
         write_rules(run, None)
@@ -65,7 +66,7 @@ def save_scores(run: Run, run_code: bool = False) -> int:
         else:
             store.update(objects)
         write_rules(run, rules_of(run.match), result)
-        return changed
+        return new, changed
 
 
 def write_rules(run: Run, rules: str | None, result: str | None = None) -> None:

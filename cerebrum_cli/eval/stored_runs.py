@@ -70,7 +70,7 @@ class Run:
 
     def how_to_rescore(self, reference: str) -> str:
         code = " --run-code" if self.match == "code" else ""
-        return f"score it again: cerebrum runs show {quote(reference)} --rescore{code}"
+        return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
     def conditions(self) -> dict[str, Any]:

@@ -276,7 +276,7 @@ def test_run_is_opened_with_other_rules_of_scoring(
     assert run_eval(command, sums, "--limit", "4", "-o", run).code == 0
     other_rules(1)
     scored = f"run was scored by rules version {SCORING_VERSION}"
-    hint = f"score it again: cerebrum runs show {run} --rescore\n"
+    hint = f"score it again: cerebrum runs show {run} --rescore --save\n"
     shown = command.run("runs", "show", run)
     assert shown.code == 0 and f"note: {scored}, not rules version {now}\n      {hint}" in shown.err, shown.err
     assert command.run("runs", "show", run, "--json").object["scoring"] == str(SCORING_VERSION)
@@ -290,6 +290,6 @@ def test_run_is_opened_with_other_rules_of_scoring(
         difference = f"was made with another scoring ({SCORING_VERSION}, now {now})"
         assert_error(refused, 1, f"{run} {difference}", "use --restart to replace it, or choose another -o")
     assert run.read_bytes() == before
-    assert command.run("runs", "show", run, "--rescore").code == 0
+    assert command.run("runs", "show", run, "--rescore", "--save").code == 0
     assert run_eval(command, sums, "--limit", "6", "-o", run).object["n"] == 6
     assert command.run("runs", "show", run, "-q").err == ""

@@ -240,7 +240,7 @@ def test_comparison_is_of_scores_by_one_version(store: RunStore) -> None:
         with pytest.raises(UsageError) as error:
             require_same_rules([store.find(name) for name in names], names)
         assert error.value.message == f"a was scored by rules version {OLDER}, not rules version {NOW}"
-        assert error.value.hint == "score it again: cerebrum runs show a --rescore"
+        assert error.value.hint == "score it again: cerebrum runs show a --rescore --save"
     require_same_rules([store.find("a")] * 2, ("a", "a"))
 
 
@@ -287,7 +287,7 @@ def test_rescoring_changes_scores_only(tmp_path: Path) -> None:
     cut_off = replace(sample(2, text="It makes 7."), answer="7", correct=True, finish_reason="length")
     choice = replace(sample(3, text="b)"), answer=None, correct=False, reference="B", choices=("x", "y"))
     run = write_run(tmp_path / "run.jsonl", [outdated, cut_off, choice, skipped(4)], 4)
-    assert rescored(run.match, run.samples())[0] == [
+    assert rescored(run)[0] == [
         sample(1),
         replace(cut_off, answer=None, correct=False, basis="missing"),
         replace(choice, answer="B", correct=True),
@@ -305,7 +305,7 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     (tmp_path / "run.jsonl").symlink_to(tmp_path / "whole.jsonl")
     run = write_run(tmp_path / "run.jsonl", samples, questions, notes={"seconds": 1.0}, condition=condition)
     before = run.samples()
-    assert save_scores(run) == 1
+    assert save_scores(run) == ([sample(1), *before[1:]], 1)
     saved = require_run(run.path)
     assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
@@ -359,7 +359,7 @@ def test_rescoring_code_keeps_replies_without_a_program(tmp_path: Path) -> None:
     none = replace(sample(2), answer=None, reference=test, correct=False)
     samples = [program, none, replace(skipped(3), reference=test)]
     run = write_run(tmp_path / "run.jsonl", samples, 3, condition={**CONDITION, "match": "code"})
-    found = rescored(run.match, run.samples(), run_code=True)[0]
+    found = rescored(run, run_code=True)[0]
     assert [(each.answer, each.correct) for each in found] == [(code, True), (None, False), (None, False)]
     with pytest.raises(UsageError, match="this task runs programs"):
-        rescored(run.match, run.samples())
+        rescored(run)
