@@ -191,7 +191,7 @@ def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
 def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line", table: Table | None = None) -> ResultRows:
     """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
     return ResultRows(
-        Schema(OUTPUT_KEYS, ("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit)),
+        Schema(("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit)),
         len(rows),
         lambda position: rows[position].fields,
         sha256,

@@ -14,7 +14,6 @@ from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.questions import (
     QUESTIONS,
-    SAMPLE_KEYS,
     SAMPLES,
     SKIPPED,
     Match,
@@ -36,7 +35,6 @@ from cerebrum_cli.results.vote_objects import program_object
 POLL_S = 0.2  # a signal does not end a wait
 
 SCHEMA = Schema(
-    SAMPLE_KEYS,
     ("id", "sample"),
     lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
     lambda object: f"question {object['id']}",

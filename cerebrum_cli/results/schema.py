@@ -22,9 +22,8 @@ _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """The keys that each line has, and those whose values identify its row; its totals and its name in messages."""
+    """The keys whose values identify the row of a line; its totals and its name in messages."""
 
-    keys: tuple[str, ...]
     identity: tuple[str, ...]
     count: Callable[[Mapping[str, Any]], RowCounts]
     name: Callable[[Mapping[str, Any]], str]
