@@ -141,6 +141,8 @@ def test_results_take_few_bytes_a_row(output: Path) -> None:
                 for position in range(0, 20_000, 100):
                     if position not in results.finished:
                         results.write(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
+                    if position % 2000 == 0:
+                        results.flush()
                 assert len(results.finished) == 200 * (1 + first)
                 _, peak = tracemalloc.get_traced_memory()
         finally:
