@@ -20,7 +20,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
-MIN_NOTE_WIDTH = 20  # columns
+MIN_NOTE_WIDTH = 12  # columns
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 # Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls, and
