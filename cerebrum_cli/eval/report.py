@@ -107,7 +107,8 @@ class Report:
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
     were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
     `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
-    the ways to vote, `checked` and `unchecked` the votes of all samples.
+    the ways to vote, `checked` and `unchecked` the votes of all samples, and `no_program` the share of
+    samples without a program, such as truncated ones.
     """
 
     task: str
@@ -129,6 +130,7 @@ class Report:
     votes: tuple[VoteCost, ...] = ()
     checked: Checked | None = None
     unchecked: Checked | None = None
+    no_program: float = 0.0
 
 
 def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
@@ -304,7 +306,7 @@ def report_object(report: Report) -> dict[str, Any]:
         object["interval_with_skipped"] = skipped.interval
     if report.votes:
         whole = asdict(report)
-        for key in ("votes", "checked", "unchecked"):
+        for key in ("votes", "checked", "unchecked", "no_program"):
             object[key] = whole[key]
     return object
 

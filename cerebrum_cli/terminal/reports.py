@@ -116,6 +116,8 @@ def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
         "no answer": report.no_answer,
         "no answer (truncated)": report.cut_off,
     }
+    if report.votes:
+        shares["no program"] = report.no_program
     for label, share in shares.items():
         if share is not None:
             yield label, f"{share:.3f}"
