@@ -1,7 +1,5 @@
 """Comparison of two runs against brute force, scipy and statsmodels, and its conclusion in words."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import comb, sqrt
 from random import Random

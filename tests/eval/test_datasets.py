@@ -1,7 +1,5 @@
 """A task's dataset comes from the Hub once, into the cache that every tool shares, and is then read without network."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Estimates of an evaluation against brute force, scipy, statsmodels, and standard errors that lm-eval published."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from math import fsum

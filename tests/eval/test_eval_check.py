@@ -1,7 +1,5 @@
 """`eval --check python`: votes with a program after each sample, and what they cost."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from threading import Event

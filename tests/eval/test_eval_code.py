@@ -1,7 +1,5 @@
 """Programs in replies to HumanEval's prompts: finding them, running them in bubblewrap, scoring them meanwhile."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Rows become questions, or bad rows; subsets and seeds are the same everywhere; tasks and presets agree with cards."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from itertools import pairwise

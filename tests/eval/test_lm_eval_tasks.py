@@ -1,7 +1,5 @@
 """`cerebrum lm-eval TASK...`: local tasks on the model in the package, published figures, refusals and resuming."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal

@@ -1,7 +1,5 @@
 """Math-Verify widens the equality of math500: it adds correct answers, and what it cannot decide is not equal."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import closing

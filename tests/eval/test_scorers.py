@@ -1,7 +1,5 @@
 """Replies are scored: by their final answer, by the letter of a choice, or by their text."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """Merges of real files: each tensor of a stack equals its source's byte for byte, and llama.cpp loads the result."""
 
-from __future__ import annotations
-
 import hashlib
 from math import prod
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metadata of a merge, from tables in memory: layers, tokenizer, labels and provenance."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

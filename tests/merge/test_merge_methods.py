@@ -1,7 +1,5 @@
 """Merges of real files, compared with the formulas of mergekit 0.1.5 in double precision, and its names of tensors."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt

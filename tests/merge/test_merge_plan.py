@@ -1,7 +1,5 @@
 """Plan of a merge, from tables in memory: its layers, the operation of each tensor, and its files."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Pulling catalog models that are merged: the source models that are chosen and downloaded, and the 12B."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Merges that fail or are interrupted at any moment: no partial files remain, and existing files are unchanged."""
 
-from __future__ import annotations
-
 import os
 import resource
 import signal

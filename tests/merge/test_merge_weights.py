@@ -1,7 +1,5 @@
 """Bytes of a merge's tensors: block scales, ordered chunks of several threads, bounded memory, damaged sources."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Recipes: alternative spellings, and errors of one line with file, location and hint."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Progress of batches, evaluations and votes at a real terminal, which is erased at the end."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Chats with the real small model at a real terminal."""
 
-from __future__ import annotations
-
 import signal
 import time
 from pathlib import Path

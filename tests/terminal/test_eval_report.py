@@ -1,7 +1,5 @@
 """The report of an evaluation, its picture, and how far two quantizations are apart."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """A user without a model chooses from a few that fit this machine, in a real terminal."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

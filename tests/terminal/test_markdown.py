@@ -3,8 +3,6 @@
 `data/streams.json` holds replies of the starter model, and handwritten ones for what it does not generate.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import cycle

@@ -1,7 +1,5 @@
 """Streamed Markdown in a window that is resized, in tmux, a real terminal that rewraps its contents."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

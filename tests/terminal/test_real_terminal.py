@@ -1,7 +1,5 @@
 """`cerebrum ask` in a real terminal: its display, keys and signals."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -1,7 +1,5 @@
 """Reasoning at a real terminal: one that fills the context, and one that is shown as it is generated."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The chat loop: piped scripts, slash commands, and keys at a terminal."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from io import BytesIO, StringIO

@@ -1,7 +1,5 @@
 """Answers, status lines, errors and tables on a terminal and in a pipe."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
