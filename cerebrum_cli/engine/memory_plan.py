@@ -93,10 +93,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")
     fits_memory = fits(_single(options, PADDING, free).needs, free)
     if not fits_memory:
-        # they are mapped, so that the model runs all the same
-        problem = f"the model ({options.file.sizes.weight_bytes / 1e9:.1f} GB) does not fit in free memory"
-        hint = "close other programs, or use a smaller model or quantization"
-        emit(NoticeEvent(f"{problem}: weights are read from disk for each token", hint))
+        emit(mapped_weights_notice(options.file.sizes))
     require_context(options, free, counts_weights=fits_memory)
     length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
@@ -111,6 +108,13 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
         context=resolve(context, plan.sizes, plan.offloaded),
         repack=options.repack and fits_memory and not plan.host_experts,
     )
+
+
+def mapped_weights_notice(sizes: ModelSizes) -> NoticeEvent:
+    """The weights are mapped, so that the model runs all the same."""
+    problem = f"the model ({sizes.weight_bytes / 1e9:.1f} GB) does not fit in free memory"
+    hint = "close other programs, or use a smaller model or quantization"
+    return NoticeEvent(f"{problem}: weights are read from disk for each token", hint)
 
 
 def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> int:

@@ -205,15 +205,8 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
 
     Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
     """
-    if data[:4] != b"GGUF":
-        problem = f"not a GGUF file: it begins with {bytes(data[:40])!r}"
-        raise ModelFileError(path, problem, "llama.cpp reads GGUF: pull a GGUF of this model, or convert it")
     cursor = Cursor(path, data, 4, whole)
-    version, n_tensors, n_values = cursor.unpack("IQQ")
-    if version not in (2, 3):  # that of a big-endian file is very large
-        raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
-    if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
-        raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
+    n_tensors, n_values = _read_counts(cursor)
     values, vocabulary = _read_values(cursor, n_values)
     metadata = {key: value.content for key, value in values.items()}
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
@@ -226,6 +219,20 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
         problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"
         raise ModelFileError(path, problem, "pull it again, or copy it again")
     return Tables(metadata, values, vocabulary, tensors, cursor.position, data_start)
+
+
+def _read_counts(cursor: Cursor) -> tuple[int, int]:
+    """The numbers of tensors and metadata values, behind the magic bytes and the version."""
+    path, magic = cursor.path, bytes(cursor.data[:40])
+    if not magic.startswith(b"GGUF"):
+        problem = f"not a GGUF file: it begins with {magic!r}"
+        raise ModelFileError(path, problem, "llama.cpp reads GGUF: pull a GGUF of this model, or convert it")
+    version, n_tensors, n_values = cursor.unpack("IQQ")
+    if version not in (2, 3):  # that of a big-endian file is very large
+        raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
+    if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
+        raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
+    return n_tensors, n_values
 
 
 def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:

@@ -193,9 +193,6 @@ def pull_merge(
 
     Without a quantization it takes that of the first source model.
     """
-    if spec.name in puller.merge_stack:
-        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
-    inner = replace(puller, merge_stack=(*puller.merge_stack, spec.name))
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
@@ -208,15 +205,9 @@ def pull_merge(
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-
-    def find(text: str) -> InstalledModel:  # a file is used as it is, and not registered
-        source = library.parse(text)
-        if isinstance(source, Path):
-            return library.find(source)
-        return inner.find_or_pull(source, None, context, confirm)
-
+    inner = _inside(puller, spec)
     references = source_references(library, recipe.models, quantization)
-    models = {source: find(text) for source, text in references.items()}
+    models = {source: _find_source(inner, text, context, confirm) for source, text in references.items()}
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
         output=directory / spec.merged_name(label),
@@ -225,3 +216,18 @@ def pull_merge(
         quantization=quantization,
     )
     return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))[0]
+
+
+def _inside(puller: Puller, spec: ModelSpec) -> Puller:
+    """What pulls the sources of a catalog model. Raises ConfigError if the model is one of its own sources."""
+    if spec.name in puller.merge_stack:
+        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
+    return replace(puller, merge_stack=(*puller.merge_stack, spec.name))
+
+
+def _find_source(puller: Puller, text: str, context: int | None, confirm: Confirm) -> InstalledModel:
+    """Find a source model, or pull it; a file is used as it is, and not registered."""
+    source = puller.library.parse(text)
+    if isinstance(source, Path):
+        return puller.library.find(source)
+    return puller.find_or_pull(source, None, context, confirm)

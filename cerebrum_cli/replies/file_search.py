@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -36,11 +37,13 @@ class FileSearch(NamedTuple):
         from pathspec import GitIgnoreSpec
 
         def leave_out(error: OSError) -> None:
-            if Path(error.filename) == self.base:
+            path = Path(error.filename)
+            if path == self.base:
                 raise error
-            skipped.append((Path(error.filename), error.strerror or "unreadable"))
+            skipped.append((path, error.strerror or "unreadable"))
 
-        meant = GitIgnoreSpec.from_lines(["/" + "/".join(self.parts or (ANY_DIRECTORIES,))])
+        pattern = "/".join(self.parts or (ANY_DIRECTORIES,))
+        meant = GitIgnoreSpec.from_lines([f"/{pattern}"])
         location = self.base.resolve()
         rules = {self.base: rules_of(location)}  # of each directory that is still to be read
         found = []
@@ -52,15 +55,21 @@ class FileSearch(NamedTuple):
                 path = folder / file
                 if not self._may_lead_to(below / file) or ignores(here, location / below / file, False):
                     continue
-                if meant.match_file((below / file).as_posix()) and path.is_file() and not path.is_symlink():
+                if meant.match_file((below / file).as_posix()) and is_plain_file(path):
                     found.append(path)
-            for directory in tuple(directories):
-                place = location / below / directory
-                if directory != ".git" and self._may_lead_to(below / directory) and not ignores(here, place, True):
-                    rules[folder / directory] = (*read_rules(place), *here)
-                else:
-                    directories.remove(directory)
+            directories[:] = self._directories_to_read(directories, location, below, here)
+            for directory in directories:
+                rules[folder / directory] = (*read_rules(location / below / directory), *here)
         return sorted(found)
+
+    def _directories_to_read(self, names: Iterable[str], location: Path, below: Path, rules: Rules) -> list[str]:
+        chosen = []
+        for name in names:
+            if name == ".git" or not self._may_lead_to(below / name):
+                continue
+            if not ignores(rules, location / below / name, True):
+                chosen.append(name)
+        return chosen
 
     def _may_lead_to(self, path: Path) -> bool:
         """Whether the pattern may match a path or something below it; hidden ones only if a part of it begins so."""
@@ -68,6 +77,10 @@ class FileSearch(NamedTuple):
             return False
         fixed = takewhile(lambda part: part != ANY_DIRECTORIES, self.parts)
         return all(map(fnmatchcase, path.parts, fixed))
+
+
+def is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def search_of(path: Path) -> FileSearch | None:

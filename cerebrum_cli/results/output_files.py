@@ -245,32 +245,24 @@ def decide(
     record; rows in the partial file; the record with the hash of the result; the result. Then the partial file is
     deleted, unless the result is a table.
     """
-    if record is None:
-        if has_rows:
-            raise BatchError(
-                f"{paths.partial} exists, but its record {paths.meta.name} is missing",
-                "move it elsewhere, choose another -o, or use --restart to start over",
-            )
-        if output:
-            raise BatchError(f"{paths.output} already exists", REPLACE)
-        return "begin"
-    is_complete = record.result is not None and record.result == output
-    if difference := describe_difference(record, new):
-        if has_rows and not is_complete:
-            raise BatchError(
-                f"{paths.partial} was started with {difference}",
-                "run the previous command to resume, or use --restart to start over",
-            )
+    if record is None and has_rows:
+        raise BatchError(
+            f"{paths.partial} exists, but its record {paths.meta.name} is missing",
+            "move it elsewhere, choose another -o, or use --restart to start over",
+        )
+    is_complete = record is not None and record.result is not None and record.result == output
+    difference = describe_difference(record, new) if record else ""
+    if difference and has_rows and not is_complete:
+        raise BatchError(
+            f"{paths.partial} was started with {difference}",
+            "run the previous command to resume, or use --restart to start over",
+        )
+    if record is None or difference:
         if output:
             problem = f"was made with {difference}" if is_complete else "already exists"
             raise BatchError(f"{paths.output} {problem}", REPLACE)
         return "begin"
-    before, now = record.extent, new.extent
-    if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
-        raise BatchError(
-            f"{paths.output} already has more {' and '.join(smaller)}",
-            "use the same number or more, choose another -o, or use --restart to start over",
-        )
+    _require_no_fewer(record, new, paths)
     if is_complete:
         return "complete" if record.identity == new.identity else "extend"
     is_to_be_replaced = output == record.replaces and (has_rows or record.result is None)
@@ -280,3 +272,12 @@ def decide(
         f"{paths.output} was changed by another program",
         "move it elsewhere to resume, or use --restart to start over and replace it",
     )
+
+
+def _require_no_fewer(record: BatchRecord, new: BatchRecord, paths: OutputPaths) -> None:
+    before, now = record.extent, new.extent
+    if smaller := [f"{name} ({before[name]}, now {now[name]})" for name in now if now[name] < before.get(name, 0)]:
+        raise BatchError(
+            f"{paths.output} already has more {' and '.join(smaller)}",
+            "use the same number or more, choose another -o, or use --restart to start over",
+        )
