@@ -261,11 +261,3 @@ def test_architecture_catches_a_planted_violation(module: str, source: str, rule
     [found] = violations(source, module)
     assert found.startswith(f"{module}:{len(source.splitlines())}: ")
     assert rule in found
-
-
-@pytest.mark.parametrize("parameter", ["typical_p", "top_n_sigma", "dry_base"])
-def test_sampling_parameter_of_local_generation_takes_two_files(parameter: str) -> None:
-    package = ROOT / PACKAGE
-    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if parameter in path.read_text()}
-    local = {path for path in files if not path.startswith("engine/remote/")}
-    assert local == {"core/sampling.py", "engine/llama/sampler.py"}
