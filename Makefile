@@ -48,8 +48,9 @@ demo: $(INSTALLED)
 	$(BIN)/cerebrum pull starter
 	$(BIN)/cerebrum ask -m starter --stats "Out of six apples three are bad. What is the probability of picking a good one?"
 
+# Three processes for two cores: many tests wait for other processes.
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 wheels: setup
 	rm -f dist/cerebrum_llama-*.whl
