@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress, count
 from time import perf_counter
 from typing import TypeAlias
 
@@ -147,7 +148,7 @@ class RemoteSample(ReplySample):
             if chunk.text:
                 self._unsent = b""
             elif total is not None:
-                self._unsent += b"".join(map(self._piece, chunk.tokens))
+                self._unsent += self._bytes_of(chunk.tokens)
             yield from self._read(chunk.tokens, chunk.logprobs)
         elif chunk.text or chunk.end:
             text = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
@@ -181,20 +182,22 @@ class RemoteSample(ReplySample):
         has_controls = any(control is not LoopCheck for control in request.controls)
         return bool(request.stream or has_controls or has_late_stop or self.awaits_answer)
 
-    def _piece(self, token: int) -> bytes:
-        return self.vocabulary.piece(token, token in self.request.visible_tokens)
+    def _bytes_of(self, tokens: Sequence[int]) -> bytes:
+        visible = self.request.visible_tokens
+        piece = self.vocabulary.piece
+        return b"".join([piece(token, token in visible) for token in tokens])
 
     def _is_end(self, token: int) -> bool:
         return self.vocabulary.is_eog(token) and not self.request.ignore_eos
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
-        for at, token in enumerate(tokens):
-            if self._is_end(token):
+        if not self.request.ignore_eos:
+            ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
+            if (end := next(ends, None)) is not None:
                 self._is_over = True
-                self._end_token = (token,)
-                tokens = tokens[:at]
-                break
+                self._end_token = (tokens[end],)
+                tokens = tokens[:end]
         if not self.is_constrained:
             tokens = tokens[: self._check_loop(array("i", tokens))]
         yield from self._add(tokens, logprobs[: len(tokens)])
@@ -209,7 +212,7 @@ class RemoteSample(ReplySample):
 
     def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> Iterator[SampleEvent]:
         """Add tokens, of which the last may complete a stop string."""
-        pieces = self.text.feed(b"".join(map(self._piece, tokens)), tokens)
+        pieces = self.text.feed(self._bytes_of(tokens), tokens)
         self._markup = self.text.open_markup or self._markup
         self._is_over = self._is_over or self.text.is_stopped
         self.tokens += len(tokens)

@@ -175,9 +175,9 @@ class Server:
             return False
         if not self.is_reached:
             return monotonic() >= self._retry_at
-        is_streaming = any(job.request.stream for job in self.running)
-        silent_since = max(self.heard_at, self._asked_at)
-        return is_streaming and monotonic() - silent_since >= self._timeouts.silence
+        if monotonic() - max(self.heard_at, self._asked_at) < self._timeouts.silence:
+            return False
+        return any(job.request.stream for job in self.running)
 
     @property
     def is_noteworthy(self) -> bool:
