@@ -34,7 +34,7 @@ class SamplingParams:
     )
     temperature: float = option(
         0.0,
-        "Sampling temperature; 0 is greedy [default: the model's, else 0; in votes 0.7]",
+        "Sampling temperature; 0 is greedy [default: the model's, else 0; 0.7 in chats, votes]",
         "Sampling",
         metavar="T",
         least=0,
