@@ -300,6 +300,8 @@ class MergePlanner:
         by_source = []
         for table, _ in step.origins:
             tensors = dict(table.global_tensors)
+            if EMBEDDING not in tensors:
+                raise MergeError(f"{table.name} has no {EMBEDDING}", SAME_SHAPE_HINT)
             if is_after and self._has_head:  # without one the embeddings are used, but the merge has the first slice's
                 tensors.setdefault(HEAD, tensors[EMBEDDING])
             by_source.append(tensors)

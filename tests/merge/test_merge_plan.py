@@ -234,6 +234,11 @@ def test_merge_reports_a_tensor_that_one_model_lacks(recipe: dict[str, Any], nam
             plan(each, table("a"), other)
 
 
+def test_merge_of_a_model_without_embeddings_is_refused() -> None:
+    with pytest.raises(MergeError, match=r"a has no token_embd\.weight"):
+        plan(mixed("a"), without(table("a"), "token_embd.weight"))
+
+
 # Types of the tensors, and the file type.
 
 
