@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from hashlib import sha1, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from cerebrum_cli.eval.scorers import (
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.library.cache import Cache, CachedFile
-from cerebrum_cli.library.download import Download, Progress, RetryPolicy
+from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_hash
 from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
 
 IN_WORDS = "correct answers are words, and final answers must equal them; --match contains accepts them anywhere"
@@ -217,11 +217,6 @@ def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
             return {}
         contents[file] = data
     return contents
-
-
-def git_hash(data: bytes) -> str:
-    """The digest of a small file on the Hub."""
-    return sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row]:

@@ -193,6 +193,7 @@ def pull_merge(
 
     Without a quantization it takes that of the first source model.
     """
+    inner = _inside(puller, spec)
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
@@ -205,7 +206,6 @@ def pull_merge(
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    inner = _inside(puller, spec)
     references = source_references(library, recipe.models, quantization)
     models = {source: _find_source(inner, text, context, confirm) for source, text in references.items()}
     label = quantization or models[recipe.models[0]].display_name
