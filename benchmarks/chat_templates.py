@@ -57,10 +57,10 @@ def main() -> None:
 
 def compare(source: str) -> Iterator[Outcome]:
     """Compare the prompts of one template, for each state of its switch."""
-    markups, switch = markups_of(source), find_switch(source, BOS, EOS)
+    markups, switch = markups_of(source), find_switch(source)
     ours = EmbeddedFormat(source=source, bos=BOS, eos=EOS, special_tokens=lambda _: (), markups=markups)
     for thinks in (None, True, False) if switch else (None,):
-        values = {} if switch is None or thinks is None else {switch: thinks}
+        values = {} if switch is None or thinks is None else switch.values(thinks)
         theirs = [prompt for messages in ways(source) if (prompt := render(source, messages, values)) is not None]
         try:
             parts = ours.render(replace(THREE_TURNS, thinks=thinks))

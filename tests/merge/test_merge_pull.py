@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hub_user import CATALOGUED, HubUser, named
 from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
-from mistral_shape import METADATA, model_tensors
+from mistral_shape import metadata, model_tensors
 from tiny_models import write_quantized
 
 from cerebrum_cli.merge.merge import DISK_RESERVE
@@ -184,7 +184,7 @@ def write_sparse_7b(path: Path) -> None:
     from gguf import GGUFValueType, GGUFWriter
 
     writer = GGUFWriter(path, "llama")
-    for key, value in METADATA.items():
+    for key, value in metadata().items():
         kind = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
         writer.add_key_value(key, value, kind)
     tensors = list(model_tensors())
