@@ -85,7 +85,7 @@ def answer_rows(
     Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
     """
     yield from model.load()
-    model.check_settings(options.settings)
+    yield from model.check_settings(options.settings)
     progress = partial(RowEvent, total=len(rows))
     yield progress(len(results.finished), counts=results.counts)
     asked = rows_to_ask(model, rows, options, results)

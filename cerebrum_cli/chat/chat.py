@@ -279,7 +279,7 @@ class Chat:
             yield from self._change_model(source)
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
-            self.loaded.check_settings(settings)
+            yield from self.loaded.check_settings(settings)
         self.overrides, self.saved = overrides, saved
         self.settings = replace(settings, system=self.settings.system)
         if self.session:
@@ -299,7 +299,7 @@ class Chat:
         try:
             self._reopen(source)
             yield from self.loaded.load()
-            self.loaded.check_settings(source.settings)
+            yield from self.loaded.check_settings(source.settings)
         except BaseException:
             self._reopen(previous)
             raise

@@ -81,7 +81,8 @@ class TokenEvent:
     """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
     If the request asked for them, `logprobs` are the natural logarithms of the tokens' probabilities before sampling
-    settings apply; None for a token of which it is not known.
+    settings apply; None for a token of which it is not known. With `ends_reasoning`, all of the answer before it was
+    reasoning: a tag has ended it that nothing had begun.
     """
 
     sequence: SequenceId
@@ -89,6 +90,7 @@ class TokenEvent:
     channel: Channel = "answer"
     tokens: Sequence[int] = ()
     logprobs: Sequence[float | None] = ()
+    ends_reasoning: bool = False
 
 
 def answer_text(event: object) -> str:

@@ -147,6 +147,7 @@ class ReplySample:
         self, pieces: list[SplitText], tokens: Many[int], logprobs: Many[float | None]
     ) -> Iterator[TokenEvent]:
         """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
+        yield from self._reclassification()
         for channel, text in pieces[:-1]:
             yield TokenEvent(self.id, text, channel)
         channel = self.text.channel
@@ -157,8 +158,15 @@ class ReplySample:
 
     def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
         """The events of the text that was held back until the end."""
-        for channel, text in self.text.finish(is_truncated):
+        pieces = self.text.finish(is_truncated)
+        yield from self._reclassification()
+        for channel, text in pieces:
             yield TokenEvent(self.id, text, channel)
+
+    def _reclassification(self) -> Iterator[TokenEvent]:
+        if self.text.was_reasoning:
+            self.text.was_reasoning = False
+            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
 
     def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
         """The last event, with what is `known` of counts and times."""

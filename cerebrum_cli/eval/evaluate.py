@@ -192,7 +192,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Genera
     """
     scope = model.engine.cancel_scope
     yield from model.load()
-    model.check_settings(evaluation.settings)
+    yield from model.check_settings(evaluation.settings)
     rows = list(evaluation.missing_rows(run.finished))
     with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
         writer = SampleWriter(evaluation, run, scorer)

@@ -1,22 +1,38 @@
 """The one reader of a reply: bytes or text in, pieces of its reasoning and its answer out, and the stage it is in.
 
 Text is held back only while further text may still change what it is: half a character, the beginning of markup or of
-a stop string, and white space that may be the last.
+a stop string, and white space that may be the last. Only a tag that ends reasoning which nothing has begun changes what
+has been passed on: the answer so far `was_reasoning`.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.formats.thinking import ReasoningMarkup
+from cerebrum_cli.formats.thinking import (
+    ANSWERS,
+    BEGUN,
+    HEADERS,
+    MARKERS,
+    Marker,
+    ReasoningMarkup,
+    find_markers,
+    marker_at_start,
+    may_start_marker,
+    read_header,
+)
 
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
+MAX_HEADER = 120  # characters
+MAX_PREAMBLE = 100  # characters before a tag that opens reasoning all the same
 TAIL = 64  # characters of the end of a text that are remembered
+QUOTES = "`'\"\u201c\u2018\u00ab"  # before markup that is mentioned
 
 SplitText = tuple[Channel, str]
 # Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer.
@@ -35,6 +51,8 @@ class ReplyRules:
       part of an answer. A marker without any is spelled out, and an answer may begin with the same characters.
     - `endings`: tokens of each text that ends reasoning
     - `reasoning_end`: tokens within which the controls of a reply have ended its reasoning; None for any number
+    - `plain_answer`: an answer has no markup, since it matches a grammar
+    - `mentioned`: markers that the question has, and that an answer may have, too
     """
 
     markups: tuple[ReasoningMarkup, ...] = ()
@@ -44,15 +62,18 @@ class ReplyRules:
     trims: bool = False
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
-    endings: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    endings: Mapping[str, tuple[int, ...]] | None = field(default=None, hash=False)
     reasoning_end: int | None = None
+    plain_answer: bool = False
+    mentioned: frozenset[str] = frozenset()
 
 
 class ReplyText:
     """The text of one reply, up to the stop string that completes first, by channel.
 
-    Reasoning comes before the answer: markup in the answer is plain text. White space around both is dropped if the
-    rules say so. `open_markup` is that of reasoning that has not ended, after `reasoning_tokens` tokens so far.
+    A tag opens reasoning before the answer, or after a few words on a line of its own; elsewhere it is text. Markers
+    that nobody writes by hand, as those of channels, count anywhere unless they are quoted. White space around both is
+    dropped if the rules say so. `open_markup` is that of reasoning that has not ended, after `reasoning_tokens` tokens.
     """
 
     def __init__(self, rules: ReplyRules, stop: Sequence[str] = ()) -> None:
@@ -69,7 +90,13 @@ class ReplyText:
         self._held = ""  # text that is not assigned to a channel yet
         self._has_special = False  # token in the markup that is held
         self._has_answer = self.stage == "answer"
+        self._has_reasoning = bool(rules.opened)
+        self._mentions_tags = False  # in the answer
+        self._answer_length = self._answer_before = 0  # before the text that is being read
+        self._last = ""  # character of the answer
+        self._literal = 0  # characters of what is held that are known not to be a marker
         self._footer = ""
+        self.was_reasoning = False
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
         self._pieces: list[SplitText] = []
         self._stops = StopStrings(())
@@ -91,6 +118,7 @@ class ReplyText:
     def feed_text(self, text: str) -> list[SplitText]:
         """Add text, and return what can be assigned to a channel."""
         self._pieces = []
+        self._answer_before = self._answer_length
         self.tail = (self.tail + text)[-TAIL:]
         if self.rules.stops_anywhere:
             text = self._stops.feed(text)
@@ -107,12 +135,24 @@ class ReplyText:
         if self.stage == "thinking":
             self._emit("thinking", self._held)
             return pieces
-        self.stage = "answer"
-        self._read("")
+        if self.stage == "undecided":
+            self._start_answer()
         rest = self._held + self._stops.flush()
-        if not self._footer or rest.rstrip() != self._footer:
+        if not self._is_markup(rest.strip()):
             self._emit("answer", rest)
         return pieces
+
+    def _is_markup(self, rest: str) -> bool:
+        """Whether the end of an answer is a footer, a marker, or a header that says nothing."""
+        if not rest or not self.rules.markups:
+            return False
+        if rest == self._footer:
+            return True
+        marker = marker_at_start(rest, self.rules.markups)
+        if marker is None or marker.effect in ("open", "wrapper"):
+            return False
+        names = rest[marker.end :].split()
+        return not names or (marker.effect == "header" and names[0] in (*ANSWERS, "analysis", "thought", "think"))
 
     @property
     def channel(self) -> Channel:
@@ -147,9 +187,9 @@ class ReplyText:
     @property
     def closing(self) -> tuple[int, ...]:
         """Tokens that end reasoning which is open; empty if none is."""
-        if self.open_markup is None:
+        if self.open_markup is None or self.rules.endings is None:
             return ()
-        return self.rules.endings.get(self.open_markup.ending(), ())
+        return self.rules.endings[self.open_markup.ending()]
 
     def passes(self, token: int, text: str) -> bool:
         """Whether a token is markup, or white space, that may precede the answer here."""
@@ -168,7 +208,7 @@ class ReplyText:
 
     def begin_answer(self) -> None:
         """Begin the answer, with the text that may have been markup."""
-        self.stage = "answer"
+        self._start_answer()
 
     @property
     def _marker(self) -> str:
@@ -183,62 +223,172 @@ class ReplyText:
     # Reading, by stage.
 
     def _read(self, text: str) -> None:
-        if self.stage != "answer":
-            self._held += text
-            text = ""
-            while self._leaves_stage():
-                pass
         if self.stage == "answer":
-            self._read_answer(text)
+            text = self._up_to_stop(text)
+        self._held += text
+        while self._leaves_stage():
+            pass
 
     def _leaves_stage(self) -> bool:
         """Read what is held in the current stage; whether another one follows in which to read the rest."""
         if self.open_markup:
-            return self._read_reasoning(self.open_markup.close)
-        return self.stage == "undecided" and self._read_markup()
+            return self._read_reasoning(self.open_markup.end_pattern)
+        if self.stage == "undecided":
+            return self._read_start()
+        return self._read_answer()
 
-    def _read_reasoning(self, close: str) -> bool:
-        reasoning, closed, after = self._held.partition(close)
-        if closed:
-            self.stage = "undecided"
-            self.open_markup = None
-        else:
-            cut = len(reasoning) - partial_marker_length(reasoning, (close,))
-            reasoning, after = reasoning[:cut], reasoning[cut:]
-        self._held = after
-        self._emit("thinking", reasoning)
-        return bool(closed)
+    def _read_reasoning(self, end: str) -> bool:
+        text = self._held
+        found = re.search(end, text)
+        if found is None:
+            begun = re.search(BEGUN, text)
+            cut = begun.start() if begun else len(text)
+            self._emit("thinking", text[:cut])
+            self._held = text[cut:]
+            return False
+        self._emit("thinking", text[: found.start()])
+        self.open_markup = None
+        self.stage = "undecided"
+        at = found.end()
+        if found[0] in HEADERS:
+            at = found.start()
+        self._held = text[at:]
+        return True
 
-    def _read_markup(self) -> bool:
-        """Decide between markup and answer, at the start of the reply or after a reasoning block."""
+    def _read_start(self) -> bool:
+        """Decide between markup and answer, at the start of the reply or between blocks."""
         text = self._held.lstrip()
         if not text:
             return False
-        opening = {markup.open: markup for markup in self.rules.markups}
-        footers = {markup.header: markup.footer for markup in self.rules.markups if markup.header}
-        markers = (*opening, *footers)
-        found = max(filter(text.startswith, markers), key=len, default="")
-        if not found and any(marker.startswith(text) for marker in markers):
-            return False  # it may still be one
-        self._held = text.removeprefix(found)
+        marker = marker_at_start(text, self.rules.markups)
+        if marker is None and may_start_marker(text, self.rules.markups):
+            return False
+        if marker is None or (marker.effect == "wrapper" and not self._is_wrapper(marker, text)):
+            self._start_answer()
+            return True
+        if marker.effect == "header":
+            return self._read_header(marker, text)
         self._has_special = False
-        self._footer = footers.get(found, "")
-        self.stage = "answer"
-        if found in opening:
-            self.stage = "thinking"
-            self.open_markup = opening[found]
+        self._held = text[marker.end :]
+        if marker.effect == "open":
+            self._open(marker.markup)
+        elif marker.effect in ("answer", "wrapper"):
+            self._footer = marker.footer
+            self._start_block()
         return True
 
-    def _read_answer(self, text: str) -> None:
+    def _is_wrapper(self, marker: Marker, text: str) -> bool:
+        return self._has_reasoning and text[: marker.end] not in self.rules.mentioned
+
+    def _read_header(self, marker: Marker, text: str) -> bool:
+        header = read_header(text, marker)
+        if header is None:
+            if len(text) < MAX_HEADER:
+                return False
+            self._held = text
+            self._literal = marker.end
+            self._start_answer()
+            return True
+        end, channel = header
+        self._has_special = False
+        self._held = text[end:]
+        if channel == "thinking":
+            self._open(marker.markup)
+        elif channel == "answer":
+            self._start_block()
+        return True
+
+    def _open(self, markup: ReasoningMarkup) -> None:
+        self.open_markup = markup
+        self.stage = "thinking"
+        self._has_reasoning = True
+
+    def _start_block(self) -> None:
+        """Start the answer, or continue it after an earlier block."""
+        if "answer" in self._spaces:
+            self._spaces["answer"] = self._spaces["answer"] or "\n\n"
+        self._start_answer()
+
+    def _start_answer(self) -> None:
+        self._has_special = False
+        self.stage = "answer"
+        self._held = self._up_to_stop(self._held)
+
+    def _up_to_stop(self, text: str) -> str:
+        """The text of an answer, without white space before it, up to a stop string that counts there."""
         if not self._has_answer:
-            text = (self._held + text).lstrip()
-            self._held = ""
+            text = text.lstrip()
             self._has_answer = bool(text)
             self.overhang = text
-        if not self.rules.stops_anywhere:
-            text = self._stops.feed(text)
+        return text if self.rules.stops_anywhere else self._stops.feed(text)
+
+    def _read_answer(self) -> bool:
+        """Pass on what is held of the answer, up to a marker; whether what follows is to be read otherwise."""
+        text = self._held
+        cut = len(text)
+        if self.rules.markups and not self.rules.plain_answer:
+            for marker in find_markers(text):
+                if marker.start >= self._literal and self._counts(marker, text):
+                    return self._leave_answer(marker, text)
+            if begun := re.search(BEGUN, text):
+                cut = begun.start()
         if self._footer:
-            text, self._held = split_footer(self._held + text, self._footer)
+            cut = min(cut, footer_start(text, self._footer))
+        self._pass_on(text[:cut])
+        self._held = text[cut:]
+        return False
+
+    def _counts(self, marker: Marker, text: str) -> bool:
+        """Whether a marker in the answer is markup, not a part of its text."""
+        spelling = text[marker.start : marker.end]
+        last = text[marker.start - 1] if marker.start else self._last
+        if spelling in self.rules.mentioned or (last and last in QUOTES):
+            return False
+        if marker.effect == "open":
+            is_early = self._answer_length + marker.start <= MAX_PREAMBLE and last == "\n"
+            self._mentions_tags = self._mentions_tags or not is_early
+            return is_early and not self._has_reasoning
+        if marker.effect in ("close", "answer"):
+            if spelling in MARKERS:
+                return marker.effect == "close" or not self._has_reasoning
+            is_apart = last != " " or text.startswith("\n", marker.end)
+            return is_apart and not (self._has_reasoning or self._mentions_tags)
+        return marker.effect != "wrapper"
+
+    def _leave_answer(self, marker: Marker, text: str) -> bool:
+        """Read a marker in the answer: it is dropped, or begins another block, or all before it was reasoning."""
+        self._pass_on(text[: marker.start])
+        rest = text[marker.end :]
+        if marker.effect in ("header", "end", "open"):
+            self.stage = "undecided"
+            self._held = text[marker.start :] + self._stops.flush()
+        elif marker.effect == "dropped" or self._has_reasoning:
+            self._held = rest
+        elif rest.strip():
+            self._make_reasoning()
+            self._footer = marker.footer
+            self._held = rest + self._stops.flush()
+        else:
+            self._held = text[marker.start :]
+            return False
+        return True
+
+    def _make_reasoning(self) -> None:
+        """Make reasoning of the answer so far."""
+        self.was_reasoning = self._answer_before > 0
+        self._pieces[:] = [("thinking", text) for _, text in self._pieces]
+        self._spaces["thinking"] = self._spaces.pop("answer", "")
+        self._has_reasoning = True
+        self._has_answer = False
+        self._answer_length = self._answer_before = 0
+        self.overhang = ""
+        self.stage = "undecided"
+
+    def _pass_on(self, text: str) -> None:
+        if text:
+            self._answer_length += len(text)
+            self._last = text[-1]
+            self._literal = max(0, self._literal - len(text))
         self._emit("answer", text)
 
     def _emit(self, channel: Channel, text: str) -> None:
@@ -290,10 +440,9 @@ class StopStrings:
         return rest
 
 
-def split_footer(text: str, footer: str) -> tuple[str, str]:
-    """Split off what may be the end of an answer: a footer with white space behind it, or the beginning of one."""
+def footer_start(text: str, footer: str) -> int:
+    """Where the end of an answer may begin: a footer with white space behind it, or the beginning of one."""
     body = text.rstrip()
-    cut = len(text) - partial_marker_length(text, (footer,))
     if body.endswith(footer):
-        cut = len(body) - len(footer)
-    return text[:cut], text[cut:]
+        return len(body) - len(footer)
+    return len(text) - partial_marker_length(text, (footer,))

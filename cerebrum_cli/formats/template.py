@@ -20,7 +20,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Te
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
-    SWITCHES,
+    Switch,
     Turn,
     WriteReply,
     find_efforts,
@@ -139,18 +139,27 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def is_fixed(self) -> bool:
-        return bool(self.options.keys() & SWITCHES)
+        switch = find_switch(self.source)
+        names = {"enable_thinking", "thinking"}
+        if switch:
+            names.add(switch.name)
+        return bool(self.options.keys() & names)
 
     @property
-    def switch(self) -> str | None:
+    def switch(self) -> Switch | None:
         """The variable that turns reasoning on and off; None without one, and where the user has set it."""
         return None if self.is_fixed else find_switch(self.source)
 
     def values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
+        values = variables(self.bos, self.eos, datetime.now())
         effort, _ = find_efforts(self.source)
-        switches = {self.switch: thinks, effort: conversation.effort, PRESERVE: conversation.keeps_reasoning}
-        set_by_conversation = {name: value for name, value in switches.items() if name and value is not None}
-        return {**variables(self.bos, self.eos, datetime.now()), **set_by_conversation, **self.options}
+        if self.switch and thinks is not None:
+            values.update(self.switch.values(thinks))
+        if effort and conversation.effort:
+            values[effort] = conversation.effort
+        if conversation.keeps_reasoning is not None:
+            values[PRESERVE] = conversation.keeps_reasoning
+        return {**values, **self.options}
 
 
 class Rendering:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 from warnings import catch_warnings, simplefilter
 
 import jinja2
@@ -23,12 +23,31 @@ from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.formats.thinking import ReasoningMarkup
 
-SWITCHES = ("enable_thinking", "thinking")  # variables by which templates turn reasoning on and off
-EFFORT_NAMES = ("reasoning_effort", "thinking_effort")  # variables that take an effort
+EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # variables that take an effort
 COMMON_EFFORTS = ("low", "medium", "high")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
 REASONING, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
 
+
+class Switch(NamedTuple):
+    """A variable by which templates turn reasoning on and off, and its values."""
+
+    name: str
+    on: bool | str = True
+    off: bool | str = False
+
+    def values(self, thinks: bool) -> dict[str, bool | str]:
+        return {self.name: self.on if thinks else self.off}
+
+
+SWITCHES = (
+    Switch("enable_thinking"),
+    Switch("thinking"),
+    Switch("thinking_mode", "enabled", "disabled"),
+    Switch("thinking_mode", "on", "off"),
+    Switch("reasoning_effort", "high", "no_think"),
+    Switch("reasoning_effort", "high", "none"),
+)
 Turn = Mapping[str, str]  # a message as templates get it: `role`, `content`, and its reasoning
 WriteReply = Callable[[str, str | None], Turn]
 """Gives a template a reply: its answer, and its reasoning, if any."""
@@ -108,20 +127,21 @@ def try_render(source: str, messages: list[Turn], **values: Any) -> str | None:
 
 
 @cache
-def find_switch(source: str) -> str | None:
+def find_switch(source: str) -> Switch | None:
     """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
-    for name in SWITCHES:
-        if name in source:
-            on, off = (try_render(source, [ASKED], **{name: value}) for value in (True, False))
+    for switch in SWITCHES:
+        is_known = switch.off is False or f"'{switch.off}'" in source or f'"{switch.off}"' in source
+        if switch.name in source and is_known:
+            on, off = (try_render(source, [ASKED], **{switch.name: value}) for value in switch[1:])
             if on is not None and off is not None and on != off:
-                return name
+                return switch
     return None
 
 
-def thinking(source: str) -> dict[str, bool]:
+def thinking(source: str) -> dict[str, bool | str]:
     """The value by which a template turns reasoning on, if it has such a variable."""
     switch = find_switch(source)
-    return {switch: True} if switch else {}
+    return switch.values(True) if switch else {}
 
 
 @cache
@@ -131,7 +151,7 @@ def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
         if name not in source:
             continue
         unknown, *known = (
-            try_render(source, [ASKED], **thinking(source), **{name: effort}) for effort in (REASONING, *EFFORTS)
+            try_render(source, [ASKED], **(thinking(source) | {name: effort})) for effort in (REASONING, *EFFORTS)
         )
         prompts = {effort: prompt for effort, prompt in zip(EFFORTS, known, strict=True) if prompt is not None}
         if unknown is None:

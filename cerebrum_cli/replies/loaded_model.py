@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
@@ -17,6 +17,7 @@ from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.thinking import MARKERS, ReasoningMarkup, is_markup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Ask, Reply
@@ -42,6 +43,7 @@ class LoadedModel:
     format_name: str
     build_format: FormatBuilder
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
+    _noticed: set[str | None] = field(default_factory=set, init=False)  # values of `think`
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +79,7 @@ class LoadedModel:
 
     def _respond(self, request: Ask) -> Generator[Event, None, None]:
         yield from self.load()
+        yield from self.check_settings(request.settings, request.conversation.system_prompt)
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         with closing(self.engine.complete([prepared])) as events:
@@ -129,10 +132,18 @@ class LoadedModel:
         pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
-        """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another."""
+    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> Iterator[NoticeEvent]:
+        """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another.
+
+        Yield a notice of one that has no effect, once.
+        """
+        system_prompt = system_prompt or settings.system
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
-        self.controls.require_marked_reasoning(settings, system_prompt or settings.system)
+        self.controls.require_marked_reasoning(settings, system_prompt)
+        notice = self.controls.switch_notice(settings, system_prompt)
+        if notice and settings.think not in self._noticed:
+            self._noticed.add(settings.think)
+            yield notice
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -203,7 +214,7 @@ class LoadedModel:
         for _ in self.load():
             pass
         if settings:
-            self.check_settings(settings, conversation.system_prompt)
+            list(self.check_settings(settings, conversation.system_prompt))
         ids, text = self.tokenize(conversation), self.render(conversation)
         bos = self.engine.vocabulary.special_token_text("bos")
         if self.detokenize(ids[:1]) == bos and not text.startswith(bos):
@@ -229,10 +240,9 @@ class LoadedModel:
 
     @cached_property
     def visible_tokens(self) -> frozenset[int]:
-        markers: set[str] = set()
-        for markup in self.format.markups:
-            markers.update((markup.open, markup.close, markup.header))
-        return self.engine.vocabulary.special_token_ids(markers)
+        if not self.format.markups:
+            return frozenset()
+        return MarkupTokens(self.engine.vocabulary, self.format.markups)
 
     @cached_property
     def controls(self) -> ReplyControls:
@@ -284,6 +294,23 @@ class LoadedModel:
         if size < trained:
             advice = f" or {self.engine.larger_context} (trained context: {trained})"
         return PromptTooLong.for_context(tokens, size, advice)
+
+
+class MarkupTokens(frozenset[int]):
+    """The special tokens of a format's markup; any other token that is markup is in it, too."""
+
+    _is_markup: Callable[[int], bool]
+
+    def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup]) -> MarkupTokens:
+        texts = [text for markup in markups for text in (markup.open, markup.close, markup.header) if text]
+        tokens = super().__new__(cls, vocabulary.special_token_ids((*texts, *MARKERS)))
+        tokens._is_markup = cache(
+            lambda token: is_markup(vocabulary.piece(token, special=True).decode("utf-8", "replace"))
+        )
+        return tokens
+
+    def __contains__(self, token: object) -> bool:
+        return super().__contains__(token) or (isinstance(token, int) and self._is_markup(token))
 
 
 def final_markup(prompt: Sequence[PromptPart]) -> str:

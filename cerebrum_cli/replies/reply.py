@@ -127,6 +127,9 @@ class Reply:
 
     def emit(self, event: Event) -> None:
         if isinstance(event, TokenEvent):
+            if event.ends_reasoning:
+                self._texts["thinking"] += self._texts["answer"]
+                self._texts["answer"] = []
             self._texts[event.channel].append(event.text)
             self._tokens.extend(event.tokens)
             self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
@@ -289,6 +292,9 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
         case "repetition":
             hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
             return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
+        case "stop" if is_reasoning:
+            hint = "read it with --show-thinking, or use --think off or a number, or ask again"
+            return NoticeEvent("the reply has only reasoning, no answer", hint)
         case "stop" if is_blank and finish.context_size:
             return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
         case "stop" if is_blank:  # a server makes the prompt

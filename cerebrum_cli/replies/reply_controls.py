@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.sequence import continuation
-from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, open_markup
+from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, find_markers, open_markup
 from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class AnswerNow:
 
 @dataclass(eq=False)
 class ReplyControls:
-    """Creates the controls of replies in a format. What they force is tokenized when it is first needed.
+    """Creates the controls of replies in a format.
 
     Architectures have a sentence before the end of reasoning that is ended early.
     """
@@ -89,6 +90,8 @@ class ReplyControls:
             prefix=prefix,
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,
+            plain_answer=asked.grammar is not None,
+            mentioned=mentioned_markers(asked.conversation),
         )
         has_grammar = asked.grammar is not None
         is_off = asked.settings.thinks is False and self.format.has_switch
@@ -106,7 +109,7 @@ class ReplyControls:
         return replace(rules, stops_anywhere=False, markers=tokens, endings=self._endings)
 
     def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
-        """Raise UsageError for a limit of reasoning that nothing marks, and an effort that a template does not support.
+        """Raise UsageError for a limit of reasoning in a format without it, and an effort unknown to a template.
 
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
         of reasoning as a stop string is an error too.
@@ -114,20 +117,33 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return
-        markups = self.own_markups(system_prompt)
         if settings.thinks is not False:
-            require_stop_in_answer(settings.stop, markups)
+            require_stop_in_answer(settings.stop, self.own_markups(system_prompt))
         if settings.origin("think") in RECOMMENDED:
             return
         efforts = self.format.efforts
-        if settings.effort and self.format.name == EMBEDDED and settings.effort not in efforts:
+        if settings.effort and settings.effort not in efforts and (efforts or self.format.has_switch):
             known = ", ".join(("on", "off", "a number of tokens", *efforts))
             raise UsageError(f"this model does not support the effort {settings.think!r}", f"it supports: {known}")
-        if settings.reasoning_limit is not None and not (self.format.has_switch or markups):
+        if settings.reasoning_limit and not self.format.markups:
             raise UsageError(
-                f"think={settings.think} has no effect: this model does not mark its reasoning",
-                "omit it, or set it to on; --max-tokens limits the whole reply",
+                f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",
+                "omit it; --max-tokens limits the whole reply",
             )
+
+    def switch_notice(self, settings: Settings, system_prompt: str | None) -> NoticeEvent | None:
+        """A notice that the model cannot be told to reason, or how hard, as the user has chosen; None if it can."""
+        is_chosen = settings.think not in (None, "off") and settings.origin("think") not in RECOMMENDED
+        if not is_chosen or self.format.is_servers or self.format.has_switch or not self.format.markups:
+            return None
+        if settings.effort:
+            if self.format.efforts:
+                return None
+            return NoticeEvent(f"think={settings.think}: this model has no levels of thinking", "omit it")
+        if self.own_markups(system_prompt):
+            return None
+        hint = "a limit applies where a reply marks its reasoning all the same"
+        return NoticeEvent(f"think={settings.think}: this model has no switch for thinking", hint)
 
     def own_markups(self, system_prompt: str | None) -> tuple[ReasoningMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
@@ -142,12 +158,18 @@ class ReplyControls:
         return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 
     @cached_property
-    def _endings(self) -> Mapping[str, tuple[int, ...]]:
-        return plan_endings(self.vocabulary, self.format.markups, self._sentence)
+    def _endings(self) -> Endings:
+        return Endings(self.vocabulary)
 
     @property
     def _sentence(self) -> str:
         return closing_sentence(self.architecture)
+
+
+def mentioned_markers(conversation: Conversation) -> frozenset[str]:
+    """The markup in questions: an answer may have it, too."""
+    questions = [message.content for message in conversation.messages if message.role == "user"]
+    return frozenset(text[marker.start : marker.end] for text in questions for marker in find_markers(text))
 
 
 class ReasoningBudget:
@@ -168,19 +190,19 @@ class ReasoningBudget:
         """Do nothing: the text has the number of its tokens."""
 
     def intervene(self, text: ReplyText) -> Force | TokenBias | None:
-        markup = text.open_markup
-        if markup is None or partial_marker_length(text.tail, (markup.close,)):
+        markup, endings = text.open_markup, text.rules.endings
+        if markup is None or endings is None or partial_marker_length(text.tail, (markup.close,)):
             return None
         if self._is_due(text):
             sentence = "" if self._is_used_up else self._sentence
             self._is_used_up = True
-            return Force(text.rules.endings[markup.ending(text.tail, sentence)])
+            return Force(endings[markup.ending(text.tail, sentence)])
         if self._limit is None:
             return None
         excess = text.reasoning_tokens / self._limit - SOFT_END
         if excess <= 0 or not re.search(_SENTENCE_END, text.tail):
             return None
-        return TokenBias(text.rules.endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
+        return TokenBias(endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
 
     def _is_due(self, text: ReplyText) -> bool:
         if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
@@ -213,14 +235,13 @@ def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarku
             )
 
 
-def plan_endings(
-    vocabulary: Vocabulary, markups: tuple[ReasoningMarkup, ...], sentence: str = ""
-) -> dict[str, tuple[int, ...]]:
-    """Tokens of the texts that end reasoning, after any text, with a sentence or without one, and of the markup."""
-    texts: set[str] = set()
-    for markup in markups:
-        texts.add(markup.close)
-        for breaks in ("", "\n", "\n\n"):
-            reasoning = markup.open + breaks
-            texts.update((markup.ending(reasoning), markup.ending(reasoning, sentence)))
-    return {text: continuation(vocabulary, (Text(text, True),)) for text in texts}
+class Endings(dict[str, tuple[int, ...]]):
+    """The tokens of texts that end reasoning, each tokenized when it is first needed."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+
+    def __missing__(self, text: str) -> tuple[int, ...]:
+        self[text] = continuation(self._vocabulary, (Text(text, True),))
+        return self[text]

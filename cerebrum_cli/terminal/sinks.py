@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 T = TypeVar("T")
+MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark", "")
 
 
 class Sink(Protocol):
@@ -38,6 +39,10 @@ class AnswerSink:
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, TokenEvent) and event.ends_reasoning:
+            self.close()
+            self._stream, self._last = None, ""
+            self._streams.report(MISREAD)
         text = answer_text(event)
         if self._streams.out_is_terminal:
             text, self._held = strip_complete(self._held + text)

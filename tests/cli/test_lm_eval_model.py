@@ -405,7 +405,7 @@ def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
     ("text", "answer"),
     [
         (f"{ANALYSIS}<|start|>assistant<|channel|>final<|message|> Yes. \n", "Yes. \n"),
-        (f"{ANALYSIS}<|start|>assistant<|channel|>commentary<|message|>Hm.", None),
+        (f"{ANALYSIS}<|start|>assistant<|channel|>analysis<|message|>Hm.", None),
         ("<think>\n1</think>\n\nOne </think> two ", "two "),  # as `hf` does
         (" 42 ", "42 "),
     ],

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import ReasoningBudget, plan_endings
+from cerebrum_cli.replies.reply_controls import Endings, ReasoningBudget
 
 CONTEXT = 400
 PARTS = (
@@ -100,8 +100,9 @@ def thinking_request(
         trims=True,
         stops_anywhere=not (stop or grammar),
         markers={"<think>": vocabulary.special_token_ids(["<think>"])},
-        endings=plan_endings(vocabulary, REASONING_MARKUPS),
+        endings=Endings(vocabulary),
         reasoning_end=reasoning_end(budget),
+        plain_answer=grammar is not None,
     )
     return Request(
         (1, 2),

@@ -214,7 +214,7 @@ def test_earlier_reasoning_is_dropped_as_transformers_does(
         | (DROPPING[template](message.content, message.reasoning) if message.reasoning else {})
         for message in THREE_TURNS.messages
     ]
-    switched = {switch: thinks} if switch and thinks is not None else {}
+    switched = switch.values(thinks) if switch and thinks is not None else {}
     expected = render_plain(source, chatml, messages, **switched)
     parts = prompt_format.render(replace(THREE_TURNS, thinks=thinks if switch else None))
     assert text_of(parts) == expected

@@ -22,10 +22,10 @@ from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import EMBEDDED
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, ReasoningMarkup, closing_sentence
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply import Ask
-from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, plan_endings
+from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, Endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
@@ -57,7 +57,7 @@ def ask(model: Path, home: Path, reply: str, think: str | int, *options: str | P
 
 SENTENCE = REASONING.rstrip()
 LONG = "<think>" + ("and so on " * 9)[: LIMIT + SENTENCE_TOKENS]
-COMMENT = "<|channel|>commentary<|message|>Hm.<|end|><|start|>assistant"
+COMMENT = "<|channel|>reflection<|message|>Hm.<|end|><|start|>assistant"
 ANALYSIS = "<|channel|>analysis<|message|>Let me see."
 FINAL = "<|end|>" + HARMONY_FINAL
 ANSWER = "It is a long answer, with two sentences. Yes."
@@ -138,7 +138,7 @@ def test_eval_samples_state_where_reasoning_was_ended(models: dict[str, Path], t
 
 
 def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
-    endings = plan_endings(chatml, REASONING_MARKUPS)
+    endings = Endings(chatml)
     [close] = chatml.special_token_ids(["</think>"])
     assert endings[ENDING].count(close) == 1
     assert b"".join(chatml.piece(token, special=True) for token in endings[ENDING]) == ENDING.encode()
@@ -158,15 +158,6 @@ def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBac
 )
 def test_reasoning_ends_on_a_line_of_its_own(text: str, ending: str) -> None:
     assert REASONING_MARKUPS[0].ending(text) == ending
-
-
-@pytest.mark.parametrize("markup", REASONING_MARKUPS)
-@pytest.mark.parametrize("sentence", ["", "Time is up."])
-def test_reasoning_has_planned_endings_only(markup: ReasoningMarkup, sentence: str, chatml: LlamaBackend) -> None:
-    endings = plan_endings(chatml, REASONING_MARKUPS, sentence)
-    bodies = [body + "\n" * breaks for body in (markup.open, "a") for breaks in range(4)]
-    assert all(markup.ending(body, last) in endings for body in bodies for last in ("", sentence))
-    assert markup.close in endings
 
 
 def test_qwen3_ends_reasoning_with_the_sentence_of_its_report(models: dict[str, Path], tmp_path: Path) -> None:

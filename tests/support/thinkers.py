@@ -10,7 +10,7 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.engine.control import ControlFactory, Intervention
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, ReasoningBudget, plan_endings
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, Endings, ReasoningBudget
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -66,5 +66,5 @@ def answering_late(limit: int | None = None, **more: Any) -> ReplyRules:
     return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, **more)
 
 
-def endings() -> dict[str, tuple[int, ...]]:
-    return plan_endings(ScriptedBackend(lambda held, seed: END), REASONING_MARKUPS)
+def endings() -> Endings:
+    return Endings(ScriptedBackend(lambda held, seed: END))

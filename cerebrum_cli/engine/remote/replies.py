@@ -224,6 +224,9 @@ class RemoteSample(ReplySample):
     def _emit(
         self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> Iterator[SampleEvent]:
+        if self.text.was_reasoning:
+            self._pieces = [("thinking", text) for _, text in self._pieces]
+            self.text.was_reasoning = self.request.stream  # else all is sent at the end
         self._pieces += pieces
         if self.request.stream:
             yield from self.token_events(pieces, tokens, logprobs)
@@ -338,8 +341,8 @@ class RemoteSample(ReplySample):
         if self.request.stream:
             yield from self.last_events(is_truncated=not is_stopped)
         else:
-            joined = join_pieces(self._pieces + self.text.finish(is_truncated=not is_stopped))
-            yield from self.token_events(joined, self._ids, self._logprobs)
+            yield from self._emit(self.text.finish(is_truncated=not is_stopped))
+            yield from self.token_events(join_pieces(self._pieces), self._ids, self._logprobs)
         self._by_stop_string = self.text.is_stopped or end == "stop string"
         yield self.finish(self._reason(is_stopped or self._by_stop_string))
 
