@@ -11,8 +11,9 @@ from cerebrum_cli.terminal.interrupts import interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.library.fit import SeveralModels
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.library.reference import Reference
+    from cerebrum_cli.library.reference import ModelReference, Reference
 
 
 def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
@@ -66,6 +67,15 @@ def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | No
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
 
 
+def choose_file(app: App, error: SeveralModels) -> ModelReference:
+    """Ask which of several models of a repository is meant. Raises the error without an answer."""
+    choices = [f"{number:3}  {reference.file}" for number, reference in enumerate(error.choices, 1)]
+    number = app.streams.choose("\n".join([f"{error.message}:", *choices, "Pull which one?"]), len(choices))
+    if number is None:
+        raise error
+    return error.choices[number - 1]
+
+
 def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: int | None, offline: bool) -> bool:
     from cerebrum_cli.terminal.progress import FileProgress
 
@@ -78,7 +88,8 @@ def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: 
 def pull_model(
     app: App, reference: Reference, name: str | None, context: int | None, *, yes: bool, offline: bool
 ) -> InstalledModel:
-    """Download a model with a progress bar; ask before one that does not fit this machine."""
+    """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
+    from cerebrum_cli.library.fit import SeveralModels
     from cerebrum_cli.terminal.progress import FileProgress
 
     with FileProgress(app.streams) as progress:
@@ -87,7 +98,12 @@ def pull_model(
             progress.close()
             return yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
+        puller = app.puller(progress, offline)
         with interruptible("run it again to resume"):
-            model = app.puller(progress, offline).pull(reference, name, context, agree)
+            try:
+                model = puller.pull(reference, name, context, agree)
+            except SeveralModels as error:
+                progress.close()
+                model = puller.pull(choose_file(app, error), name, context, agree)
     app.streams.report(f"installed {model.reference}: {model.path}")
     return model

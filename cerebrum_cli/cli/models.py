@@ -21,7 +21,6 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
     environment_layer,
 )
-from cerebrum_cli.gguf.header import unsupported_kind
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 
@@ -143,11 +142,9 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 
 def next_step(app: App, model: InstalledModel) -> str:
-    """Notice with the command that tries an installed model; empty for one that generates no text."""
+    """Notice with the command that tries an installed model."""
     from cerebrum_cli.replies.source import format_of
 
-    if unsupported_kind(model.header):
-        return ""
     try:
         format_of(app.settings({}, model), model)
     except FormatError:
@@ -165,6 +162,8 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
         app.streams.answer_object(download_plan_object(plan))
         return
     print_candidates(app.streams, plan)
+    if plan.listing:
+        _ = plan.variant  # raises SeveralModels
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
 
 
@@ -289,13 +288,13 @@ def show(
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
-        plan, note = listing.quantization_plan(library, model, ctx), ""
+        plan, note = listing.quantization_plan(library, model, ctx), listing.kind_text(model)
     if json:
         candidates = listing.candidates_object(plan) if plan else {}
         app.streams.answer_object({**description, **candidates})
         return
     print_description(app.streams, description)
-    if plan:
+    if plan and not description.get("unsupported"):
         print_candidates(app.streams, plan)
     app.streams.report(note)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.architectures import unknown_part
+from cerebrum_cli.gguf.kinds import Kind, kind_of
 from cerebrum_cli.gguf.parser import Metadata, Tables, checked_integer, read_tables
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 from cerebrum_cli.gguf.types import FILE_TYPES
@@ -18,9 +20,6 @@ from cerebrum_cli.gguf.types import FILE_TYPES
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 UNKNOWN_FILE_TYPE = 2**32 - 1
-GENERATIVE_HINT = "use a decoder-only model; cerebrum list --available shows some"
-
-_NO_POOLING = (None, 0, 2**32 - 1)  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class Header:
 
     `tensor_types` counts the tensors of each type. `n_kv_heads` is the maximum of any layer.
     `chat_template` is untrusted code. `per_expert_tensors` marks the old Mixtral layout, which llama.cpp no longer
-    loads. `vocabulary` as in Tables.
+    loads. `vocabulary` as in Tables. `kind` is that of a file that cannot answer a prompt.
     """
 
     architecture: str
@@ -45,6 +44,12 @@ class Header:
     per_expert_tensors: bool
     vocabulary: tuple[int, int]
     metadata: Metadata
+    kind: Kind | None
+
+    @property
+    def unsupported(self) -> str | None:
+        """What the file is, if it cannot answer a prompt."""
+        return self.kind and self.kind.words
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -83,8 +88,12 @@ def vocabulary_digest(path: Path, header: Header) -> str | None:
 def header_from_tables(path: Path, tables: Tables) -> Header:
     """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
     metadata = tables.metadata
-    keys = Hyperparameters(path, metadata)
+    _require_part_name(path, metadata)
     names = [tensor.name for tensor in tables.tensors]
+    kind = kind_of(metadata, names)
+    if kind:
+        metadata = {"general.architecture": "", **metadata}
+    keys = Hyperparameters(path, metadata)
     sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tables.tensors])
     file_type = metadata.get("general.file_type", UNKNOWN_FILE_TYPE)
     template = metadata.get("tokenizer.chat_template")
@@ -102,28 +111,18 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
         per_expert_tensors=any(map(_EXPERT_TENSOR.fullmatch, names)),
         vocabulary=tables.vocabulary,
         metadata=metadata,
+        kind=kind,
     )
-
-
-def unsupported_kind(header: Header) -> str | None:
-    """The kind of a model that cannot answer a prompt; None for one that can, as far as its metadata shows.
-
-    What else cannot, `load_model` in engine/llama/load.py finds after loading.
-    """
-    name = header.architecture
-    metadata = header.metadata
-    if metadata.get(f"{name}.attention.causal") is False:
-        return "an encoder or diffusion model, which does not continue texts"
-    if metadata.get(f"{name}.pooling_type") not in _NO_POOLING:
-        return "an embedding model or reranker, which generates no text"
-    return None
 
 
 def require_generative(path: Path, header: Header) -> None:
     """Raise ModelFileError for a model that llama.cpp cannot load, or that cannot answer a prompt."""
+    if kind := header.kind:
+        raise ModelFileError(path, f"{kind.words} (architecture {header.architecture or 'none'})", kind.hint)
+    if problem := unknown_part(header.metadata):
+        problem = f"llama.cpp cannot load it: {problem}; it needs a newer llama.cpp, or is no language model"
+        raise ModelFileError(path, problem, "update cerebrum; if it is up to date, use another model")
     require_loadable(path, header)
-    if kind := unsupported_kind(header):
-        raise ModelFileError(path, f"{kind} (architecture {header.architecture})", GENERATIVE_HINT)
 
 
 def require_loadable(path: Path, header: Header) -> None:
@@ -134,13 +133,20 @@ def require_loadable(path: Path, header: Header) -> None:
             "made before April 2024 with one tensor per expert, which llama.cpp no longer loads",
             "pull a newer conversion of this model; for Cerebrum-1.0-8x7b: cerebrum pull cerebrum-8x7b",
         )
-    if not header.tensor_types:
-        raise _damaged(path, "it has no tensors")
     if not 0 < header.n_layers <= MAX_LAYERS:
         raise _damaged(path, f"it has {header.n_layers:,} layers")
     for key, value in header.metadata.items():
         if key.endswith("epsilon") and isinstance(value, float) and not 0 <= value < math.inf:
             raise _damaged(path, f"its {key} is {value}")
+
+
+def _require_part_name(path: Path, metadata: Metadata) -> None:
+    """Raise ModelFileError for a part of a split model under a name by which llama.cpp would not find the others."""
+    count = metadata.get("split.count", 1)
+    ending = f"-of-{count!s:0>5}.gguf"
+    if count not in (0, 1) and not path.name.lower().endswith(ending):
+        hint = f"rename its parts to NAME-00001{ending}, and so on"
+        raise ModelFileError(path, f"one of {count} parts of a model, under another name", hint)
 
 
 def _damaged(path: Path, problem: str) -> ModelFileError:

@@ -11,7 +11,7 @@ from threading import Thread
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.gguf.header import Header, header_from_tables
+from cerebrum_cli.gguf.header import Header, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
@@ -32,10 +32,20 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import quantization_plan
-from cerebrum_cli.library.reference import ModelReference, Reference, Variant, variants
+from cerebrum_cli.library.reference import (
+    ModelReference,
+    Reference,
+    Variant,
+    in_quantization,
+    likely_models,
+    parts_of,
+    quantization_of,
+    variants,
+)
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
+MOST_COMPANIONS = 4  # files of a repository that turn out to be no models, before this is reported
 
 
 @dataclass(slots=True)
@@ -80,14 +90,21 @@ class DownloadPlanner:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
         if listing is None:
             return None
+        models = _variants(listing)
+        request = PlanRequest(context, None, self.library.capacity())
         try:
-            return self._plan_listing(None, listing, _variants(listing), None, context, reads_header=False)
+            return self._assess(self._spec_of(listing, models), listing, likely_models(models, None), request)
         except (ModelNotFound, PullError):
             return None
 
-    def header(self, listing: Listing, file: HubFile) -> Header:
+    def header(self, listing: Listing, model: Variant, may_be_companion: bool = False) -> Header:
+        """Header of a model on the Hub. Raises ModelFileError for one that cannot be used here."""
+        file = listing.file(model.files[0])
         path = Path(listing.repo_id, file.name)
-        return header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
+        header = header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
+        if not (may_be_companion and header.kind and header.kind.accompanies):
+            require_generative(path, header)
+        return header
 
     def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
         """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
@@ -113,14 +130,19 @@ class DownloadPlanner:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
-        models: Sequence[Variant] = _variants(listing)
+        models = _variants(listing)
+        names = {file.name for file in listing.files}
+        parts = {part for name in names for part in parts_of(name)}
         if reference.file:
-            models = [model for model in models if reference.file in model.files]
-            if not models:
-                raise ModelNotFound(
-                    f"{repo_id} has no complete model {reference.file}",
-                    f"list its models: cerebrum pull --dry-run {repo_id}",
-                )
+            files = parts_of(reference.file)
+            models = (Variant(quantization_of(files[0]), files),)
+            parts = set(files)
+        missing = sorted(parts - names)
+        if reference.file in missing:
+            hint = f"list its models: cerebrum pull --dry-run {repo_id}"
+            raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
+        if missing and (reference.file or not in_quantization(models, reference.quantization)):
+            raise ModelNotFound(f"{repo_id} lacks {missing[0]}, a part of its model", "see its page on the Hub")
         return self._plan_listing(None, listing, models, reference.quantization, context)
 
     def _plan_listing(
@@ -130,27 +152,51 @@ class DownloadPlanner:
         models: Sequence[Variant],
         quantization: str | None,
         context: int | None,
-        reads_header: bool = True,
     ) -> DownloadPlan:
-        """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files."""
+        """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files.
+
+        The header of the chosen model is read, unless the catalog has its memory. If it is no language model, but
+        accompanies one, the next choice is tried.
+        """
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         spec = spec or self._spec_of(listing, models)
-        sizes = []
-        for model in models:
-            sizes.append((model.quantization, sum(listing.file(name).size for name in model.files)))
-        if (spec and spec.kv_bytes_per_token) or not reads_header:
-            layer_sizes = spec_sizes(spec)
-            trained = spec.context_size if spec else None
-        else:
-            header = self.header(listing, listing.file(models[0].files[0]))
-            layer_sizes = header.sizes
-            trained = header.context_length
-        installed = [model.quantization for model in models if self._is_cached(listing, model)]
         request = PlanRequest(context, quantization, self.library.capacity())
+        candidates = list(models)
+        usable: list[Variant] = []
+        known = None  # the header of one of these
+        while True:
+            plan = self._assess(spec, listing, likely_models(candidates, quantization), request, known)
+            unread = [model for model in plan.variants if model not in usable]
+            if not unread or (spec and spec.kv_bytes_per_token):
+                return plan
+            for model in unread:
+                others = [other for other in candidates if other != model]
+                may_skip = len(models) - len(others) <= MOST_COMPANIONS and in_quantization(others, quantization)
+                header = self.header(listing, model, may_be_companion=bool(may_skip))
+                if header.kind:
+                    candidates = others
+                else:
+                    usable.append(model)
+                    known = header
+
+    def _assess(
+        self,
+        spec: ModelSpec | None,
+        listing: Listing,
+        models: Sequence[Variant],
+        request: PlanRequest,
+        header: Header | None = None,
+    ) -> DownloadPlan:
+        """Plan with models of a repository: with the sizes in the header of one, or those of the catalog."""
+        sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
+        installed = [model.quantization for model in models if self._is_cached(listing, model)]
         name = spec.name if spec else listing.repo_id
-        plan = request.plan(name, sizes, installed, layer_sizes, trained, spec)
-        return replace(plan, listing=listing, variants=tuple(models))
+        memory = header.sizes if header else spec_sizes(spec)
+        trained = header.context_length if header else spec and spec.context_size
+        plan = request.plan(name, sizes, installed, memory, trained or None, spec)
+        chosen = in_quantization(models, request.quantization or plan.chosen.quantization)
+        return replace(plan, listing=listing, variants=tuple(chosen))
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:

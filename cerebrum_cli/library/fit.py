@@ -163,11 +163,22 @@ def _distance(quantization: str) -> tuple[bool, float]:
     return not FEWEST_BITS <= bits <= PREFERRED_BITS, abs(math.log(bits / PREFERRED_BITS))
 
 
+class SeveralModels(UsageError):
+    """A reference that means several models of a repository; `choices` are references to one each."""
+
+    def __init__(self, listing: Listing, quantization: str, models: Sequence[Variant]) -> None:
+        repo_id, revision = listing.repo_id, listing.revision
+        self.choices = [ModelReference(repo_id, file=model.files[0], revision=revision) for model in models]
+        references = " or ".join(map(str, self.choices))
+        super().__init__(f"{repo_id} has several {quantization} models", f"choose one: {references}")
+
+
 @dataclass(frozen=True, slots=True)
 class DownloadPlan:
     """A model's quantizations, assessed for this machine's memory and a context size, and the chosen one.
 
-    They come from a `listing` of the Hub, with the files of each as a variant, or from the catalog and installed files.
+    They come from a `listing` of the Hub, with the models that were meant as `variants`, or from the catalog and
+    installed files.
     """
 
     name: str
@@ -199,13 +210,10 @@ class DownloadPlan:
 
     @property
     def variant(self) -> Variant:
-        """Files of the chosen quantization. Raises UsageError if several models of a repository share its name."""
-        chosen = [variant for variant in self.variants if variant.quantization == self.chosen.quantization]
-        if len(chosen) != 1 and self.listing:
-            repo_id = self.listing.repo_id
-            choices = " or ".join(str(ModelReference(repo_id, file=variant.files[0])) for variant in chosen)
-            raise UsageError(f"{repo_id} has several {self.chosen.quantization} models", f"choose one: {choices}")
-        return chosen[0]
+        """Files of the chosen model. Raises SeveralModels if several of a repository were meant."""
+        if len(self.variants) > 1 and self.listing:
+            raise SeveralModels(self.listing, self.chosen.quantization, self.variants)
+        return self.variants[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +256,7 @@ def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanR
 
     The sizes of installed files override those of the catalog.
     """
-    own = [model for model in models if model.spec == spec and model.is_readable]
+    own = [model for model in models if model.spec == spec and model.is_usable]
     sizes = dict(spec.quantizations)
     if spec.sources:
         sizes = dict(spec.sources[0].quantizations or spec.quantizations)

@@ -140,12 +140,17 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
             is_wanted = kind == "dataset" or file.rfilename.lower().endswith(".gguf")
             digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
             is_digest = SHA256.fullmatch(digest) or (kind == "dataset" and COMMIT.fullmatch(digest))
-            if is_wanted and is_digest and is_safe_path(file.rfilename):
-                files.append(HubFile(file.rfilename, file.size or 0, digest))
+            if is_wanted and is_safe_path(file.rfilename):
+                is_listed = is_digest and file.size is not None
+                files.append(HubFile(file.rfilename, file.size or 0, digest if is_listed else ""))
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    return Listing(repo_id, revision, commit, tuple(files), kind)
+    verifiable = tuple(file for file in files if file.digest)
+    if files and not verifiable:
+        problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
+        raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
+    return Listing(repo_id, revision, commit, verifiable, kind)
 
 
 class FoundRepository(NamedTuple):

@@ -15,7 +15,15 @@ from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
-from cerebrum_cli.library.reference import STORE_PREFIXES, ModelReference, Reference, parse_reference, same_quantization
+from cerebrum_cli.library.reference import (
+    FILE_OF_REPO,
+    HUB,
+    STORE_PREFIXES,
+    ModelReference,
+    Reference,
+    parse_reference,
+    same_quantization,
+)
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 
 if TYPE_CHECKING:
@@ -121,9 +129,11 @@ class Library:
             if "://" in text:
                 raise
             raise self._unknown(text) from error
-        if isinstance(reference, Path):
-            return as_path(text)
-        return reference
+        if not isinstance(reference, Path):
+            return reference
+        if FILE_OF_REPO.match(text) and is_missing(reference.parent):
+            return self.parse(f"{HUB}/{text}")
+        return as_path(text)
 
     def find(self, reference: Reference) -> InstalledModel:
         if isinstance(reference, Path):
@@ -263,7 +273,9 @@ class Library:
         default = self.registry.default
         if default is not None:
             return self.resolve(default)
-        if model := next(iter(self.models()), None):  # installed by another tool, so not chosen by the user
+        if model := next(
+            (model for model in self.models() if model.is_usable), None
+        ):  # installed by another tool, so not chosen by the user
             raise ModelNotFound(
                 "no model given, and no default model is set",
                 f"add -m {model.reference}, or set the default: cerebrum pull --default {model.reference}",
@@ -294,13 +306,13 @@ class Library:
         if isinstance(reference, Path):
             return None
         matching = [model for model in models if self._matches(reference, model)]
-        readable = [model for model in matching if model.is_readable] or matching[:1]
-        for model in readable:
+        usable = [model for model in matching if model.is_usable] or matching[:1]
+        for model in usable:
             if self.is_default(model):
                 return model
-        if len(readable) > 1:
-            return self._recommended(readable)
-        return readable[0] if readable else None
+        if len(usable) > 1:
+            return self._recommended(usable)
+        return usable[0] if usable else None
 
     def _recommended(self, models: list[InstalledModel]) -> InstalledModel:
         from cerebrum_cli.library.fit import PlanRequest, installed_plan

@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.header import Header, unsupported_kind
+from cerebrum_cli.gguf.header import Header
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
@@ -88,7 +88,7 @@ def _header_object(header: Header) -> dict[str, Any]:
     return {
         "tensor_types": dict(header.tensor_types),
         "architecture": header.architecture,
-        "unsupported": unsupported_kind(header),
+        "unsupported": header.unsupported,
         "parameters": header.parameters,
         "layers": header.n_layers,
         "heads": sizes.n_heads,
@@ -163,7 +163,7 @@ def _facts_of_file(model: InstalledModel) -> dict[str, Any]:
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
-            "error": None,
+            "error": kind_text(model) or None,
         }
     except ModelFileError as error:
         problem = error.message
@@ -172,6 +172,12 @@ def _facts_of_file(model: InstalledModel) -> dict[str, Any]:
     size = model.file.size if model.file else None
     unknown = dict.fromkeys(("quantization", "format", "context_size"))
     return {**unknown, "size": size, "merged_from": [], "error": problem}
+
+
+def kind_text(model: InstalledModel) -> str:
+    """What the file is and what to do with it, if it cannot answer; otherwise no text."""
+    kind = model.header.kind
+    return f"{model.path}: {kind.words}; {kind.hint}" if kind else ""
 
 
 def found_rows(library: Library) -> list[dict[str, Any]]:
@@ -193,7 +199,7 @@ def _facts_of_stored(library: Library, stored: FoundModel) -> dict[str, Any]:
             "quantization": model.quantization,
             "size": model.size,
             "context_size": model.header.context_length,
-            "error": "only Ollama can load it" if stored.needs_ollama else unsupported_kind(model.header),
+            "error": "only Ollama can load it" if stored.needs_ollama else model.header.unsupported,
         }
     except (ModelFileError, ModelNotFound, OSError) as error:
         unknown = dict.fromkeys(("architecture", "quantization", "size", "context_size"))
@@ -278,7 +284,7 @@ def quantization_plan(library: Library, model: InstalledModel, context: int | No
         return known_plan(model.spec, [*others, model], request)
     uploads = []
     for other in others:
-        if model.cached and other.cached and other.name == model.name and not other.spec and other.is_readable:
+        if model.cached and other.cached and other.name == model.name and not other.spec and other.is_usable:
             uploads.append(other)
     return installed_plan([*uploads, model], request)
 

@@ -99,12 +99,12 @@ class InstalledModel:
         return next(filter(is_missing, self.paths), None)
 
     @cached_property
-    def is_readable(self) -> bool:
+    def is_usable(self) -> bool:
+        """Whether it has all its files, and can answer a prompt as far as its header shows."""
         try:
-            _ = self.header
+            return self.header.kind is None and not self.missing
         except ModelFileError:
             return False
-        return not self.missing
 
     @property
     def is_verified(self) -> bool:

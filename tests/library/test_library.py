@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gguf_files import write_model
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
@@ -267,3 +268,11 @@ def test_library_takes_no_other_commit_for_a_branch_that_was_never_pulled(librar
         f"{url % 'v2'} is not downloaded",
         f"cerebrum pull {url % 'v2'}",
     )
+
+
+def test_library_never_chooses_a_file_that_is_no_language_model(library: Library, tmp_path: Path) -> None:
+    path = store(library.cache, write_model(tmp_path / "draft.gguf", architecture="eagle3"))
+    assert error_of(library.resolve, None)[0] == "no model is installed"
+    [model] = library.models()
+    said = "a draft head for speculative decoding, not a whole model; name the model whose replies it drafts"
+    assert row(library, model)["error"] == f"{path}: {said}"

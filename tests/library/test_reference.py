@@ -36,6 +36,10 @@ VIEWS = (f"hf.co/{REPO}/resolve", f"{HUB}/{REPO}/resolve", f"{HUB}/{REPO}/blob")
         *((f"{host}{REPO}", ModelReference(REPO)) for host in ("", "www.huggingface.co/", f"{HUB}/")),
         *((text, ModelReference(REPO)) for text in (f"HTTPS://HuggingFace.CO/{REPO}", f"{HUB}/{REPO}\n")),
         *((f"{host}{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")) for host in ("", "hf.co/", "HF.co/")),
+        *((f"{host}{REPO}:latest", ModelReference(REPO)) for host in ("", "hf.co/", f"{HUB}/")),
+        *((f"hf.co/{REPO}{mark}{FILE}", ModelReference(REPO, file=FILE, revision="main")) for mark in ":/"),
+        (f"{HUB}/{REPO}/Q4/{FILE}", ModelReference(REPO, file=f"Q4/{FILE}", revision="main")),
+        (f"{REPO}:IQ4_XS-4.05bpw", ModelReference(REPO, "IQ4_XS-4.05bpw")),
         *((f"{view}/main/{FILE}", ModelReference(REPO, file=FILE, revision="main")) for view in VIEWS),
         (f"{HUB}/{REPO}/resolve/{COMMIT}/{FILE}", ModelReference(REPO, file=FILE, revision=COMMIT)),
         (f"{HUB}/{REPO}/resolve/refs%2Fpr%2F1/{FILE}", ModelReference(REPO, file=FILE, revision="refs/pr/1")),
@@ -81,7 +85,7 @@ REFUSED = {
         "https://user:secret@huggingface.co/a/b",
     ],
     "is not the URL of a .gguf file": [
-        *("hf.co/a/b/c.gguf", f"{HUB}/datasets/a/b", f"{HUB}/a/b/tree", f"{HUB}/a/b/resolve/main/config.json"),
+        *("hf.co/a/b/resolve/c.gguf", f"{HUB}/datasets/a/b", f"{HUB}/a/b/tree", f"{HUB}/a/b/resolve/main/config.json"),
         "hf.co/a/b/resolve/main/a\nb",
     ],
     "is not a URL of the Hub": [
@@ -140,6 +144,7 @@ QUANTIZATIONS = {
     "Q5_1": ("ggml-model_q5_1.gguf",),
     "FP16": ("x-fp16.gguf",),
     "BF16": ("x.BF16.gguf",),
+    "IQ4_XS-4.05bpw": ("x-IQ4_XS-4.05bpw.gguf", "x-iq4_xs-4.05BPW-00001-of-00002.gguf"),
     "MXFP4_MOE": ("gpt-oss-20b-MXFP4_MOE.gguf",),
     "NVFP4": ("x-NVFP4.gguf",),
     "Q8_0": ("Cerebrum-1.0-7b-Q8_0-00002-of-00003.GGUF",),
@@ -157,8 +162,20 @@ def test_variants_quantization_of_a_file_name() -> None:
 
 
 def test_variants_compare_quantizations_loosely() -> None:
-    same = (("Q4_K_M", "Q4_K_M"), ("Q4_K_S", "Q4_KS"), ("q4ks", "Q4_K_S"), ("UD-Q4_K_XL", "ud-q4_k_xl"))
-    different = (("UD-Q4_K_XL", "Q4_K_XL"), ("Q4_K", "Q4_K_M"), ("F16", "BF16"), ("", "Q4_0"))
+    same = (
+        ("Q4_K_M", "Q4_K_M"),
+        ("Q4_K_S", "Q4_KS"),
+        ("q4ks", "Q4_K_S"),
+        ("UD-Q4_K_XL", "ud-q4_k_xl"),
+        ("IQ4_XS-4.05bpw", "iq4_xs"),
+    )
+    different = (
+        ("UD-Q4_K_XL", "Q4_K_XL"),
+        ("Q4_K", "Q4_K_M"),
+        ("F16", "BF16"),
+        ("", "Q4_0"),
+        ("Q4-4.05bpw", "Q4-4.5bpw"),
+    )
     assert all(same_quantization(*pair) and same_quantization(*pair[::-1]) for pair in same)
     assert not any(same_quantization(*pair) or same_quantization(*pair[::-1]) for pair in different)
 

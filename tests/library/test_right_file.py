@@ -1,0 +1,228 @@
+"""Of the files in a repository, `pull` takes the model that is meant, or asks; of other files it says what they are."""
+
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf_files import add_values, write_file, write_model
+from hub_server import Content
+from hub_user import HubUser, cleaned
+from person import OpenTerminal
+
+from cerebrum_cli.engine.machine import REQUIREMENT
+from cerebrum_cli.gguf.architectures import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS
+
+REPO = "owner/gpt-oss-120b-GGUF"
+DRAFT = "a draft head for speculative decoding, not a whole model"
+USE_DECODER = "use a decoder-only model; cerebrum list --available shows some"
+
+
+def written(path: Path, architecture: str = "gpt-oss", size: int = 0, **values: Any) -> Path:
+    """Write a model of two layers; `size` makes the file larger."""
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        add_values(writer, {key.replace("__", "."): value for key, value in values.items()})
+        if size:
+            writer.add_tensor("blk.0.ffn_up.weight", np.zeros((size // 256, 64), dtype=np.float32))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_model(path, fill, architecture)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A model, and files that accompany models, by what they are."""
+    nextn = gguf.GGUFWriter(tmp_path / "mtp.gguf", "glm4moe")
+    nextn.add_block_count(3)
+    nextn.add_tensor("blk.2.nextn.eh_proj.weight", np.zeros((4, 64), dtype=np.float32))
+    write_file(nextn)
+    imatrix = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+    imatrix.kv_data[0].clear()
+    imatrix.add_type("imatrix")
+    imatrix.add_tensor("blk.0.ffn_up.weight.in_sum2", np.zeros((1, 64), dtype=np.float32))
+    write_file(imatrix)
+    return {
+        "model": written(tmp_path / "model.gguf", size=100_000),
+        "other": written(tmp_path / "other.gguf", size=200_000),
+        "eagle3": written(tmp_path / "eagle3.gguf", "eagle3", size=50_000),
+        "dflash": written(tmp_path / "dflash.gguf", "dflash"),
+        "mtp": tmp_path / "mtp.gguf",
+        "adapter": written(tmp_path / "adapter.gguf", general__type="adapter", adapter__type="lora"),
+        "imatrix": tmp_path / "imatrix.gguf",
+    }
+
+
+LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # files by what they are; what a reference's tag takes
+    "drafts": (
+        {
+            "gpt-oss-120b-Q8_0.gguf": "model",
+            "gpt-oss-120b-eagle3-Q8_0.gguf": "eagle3",
+            "dflash-gpt-oss-120b-Q4_K_M.gguf": "dflash",
+            "gpt-oss-120b-MTP-Q8_0.gguf": "mtp",
+        },
+        {"": "gpt-oss-120b-Q8_0.gguf", ":q8_0": "gpt-oss-120b-Q8_0.gguf"},
+    ),
+    "drafts known by their headers alone": (
+        {"a-small-Q4_K_M.gguf": "eagle3", "a-tiny-Q8_0.gguf": "mtp", "gpt-oss-120b-Q8_0.gguf": "model"},
+        {"": "gpt-oss-120b-Q8_0.gguf", ":Q8_0": "gpt-oss-120b-Q8_0.gguf"},
+    ),
+    "MTP/": (
+        {"MTP/glm-Q4_K_M.gguf": "mtp", "glm-Q8_0.gguf": "model", "BF16/glm-BF16.gguf": "other"},
+        {"": "glm-Q8_0.gguf", ":BF16": "BF16/glm-BF16.gguf"},
+    ),
+    "models with an MTP layer": (
+        {"glm-MTP-Q4_K_M.gguf": "model", "glm-MTP-Q8_0.gguf": "other", "mtp-glm-Q8_0.gguf": "mtp"},
+        {":Q8_0": "glm-MTP-Q8_0.gguf", ":q4_k_m": "glm-MTP-Q4_K_M.gguf"},
+    ),
+    "adapters": (
+        {"x-Q8_0.gguf": "model", "x-style-Q4_K_M.gguf": "adapter", "x-lora-f16.gguf": "adapter"},
+        {"": "x-Q8_0.gguf", ":latest": "x-Q8_0.gguf"},
+    ),
+    "bits per weight": (
+        {"x-IQ4_XS-4.05bpw.gguf": "model", "x-IQ4_XS-4.55bpw.gguf": "other", "x-Q3_K_S-2.66bpw.gguf": "other"},
+        {":IQ4_XS-4.05bpw": "x-IQ4_XS-4.05bpw.gguf", ":q3_k_s": "x-Q3_K_S-2.66bpw.gguf"},
+    ),
+}
+TAKEN = [(layout, tag) for layout, (_, taken) in LAYOUTS.items() for tag in taken]
+
+
+@pytest.mark.parametrize(("layout", "tag"), TAKEN)
+def test_right_file_of_a_repository_is_pulled(
+    hub_user: HubUser, files: Mapping[str, Path], layout: str, tag: str
+) -> None:
+    names, taken = LAYOUTS[layout]
+    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in names.items()})
+    planned = hub_user.run("pull", "--dry-run", "--json", f"{REPO}{tag}")
+    assert planned.code == 0, planned.err
+    assert cleaned(hub_user.pull(f"{REPO}{tag}")).endswith(f": {hub_user.path(taken[tag], REPO)}\n")
+    [row] = hub_user.listed()
+    assert (row["path"], row["default"], row["error"]) == (str(hub_user.path(taken[tag], REPO)), True, None)
+
+
+BUILDS = {"x-Q4_K_M.gguf": "model", "new/x-Q4_K_M.gguf": "other", "x-Q8_0.gguf": "other"}
+CHOICES = [f"https://huggingface.co/{REPO}/resolve/main/{name}" for name in ("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf")]
+
+
+@pytest.mark.parametrize("reference", [REPO, f"{REPO}:q4_k_m", f"--dry-run {REPO}"])
+def test_right_file_of_two_builds_is_named_by_the_user(
+    hub_user: HubUser, files: Mapping[str, Path], reference: str
+) -> None:
+    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
+    done = hub_user.run("pull", *reference.split())
+    assert (done.code, done.err) == (
+        2,
+        f"error: {REPO} has several Q4_K_M models\n hint: choose one: {CHOICES[0]} or {CHOICES[1]}\n",
+    )
+    for number, name in enumerate(("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf")):
+        for text in (CHOICES[number], f"hf.co/{REPO}/{name}", f"{REPO}:{name}", f"{REPO}/{name}"):
+            assert cleaned(hub_user.pull(text)).endswith(f": {hub_user.path(name, REPO)}\n")
+
+
+@pytest.mark.slow
+def test_right_file_of_two_builds_is_asked_for(
+    hub_user: HubUser, files: Mapping[str, Path], open_terminal: OpenTerminal
+) -> None:
+    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
+    person = open_terminal(sys.executable, "-m", "cerebrum_cli", "pull", REPO, **hub_user.environment({}))
+    person.wait_for("Pull which one? [1 to 2")
+    person.type("2\r")
+    person.wait_for("next: ")
+    assert [row["path"] for row in hub_user.listed()] == [str(hub_user.path("x-Q4_K_M.gguf", REPO))]
+
+
+KINDS = [
+    ("eagle3", f"{DRAFT} (architecture eagle3)", "name the model whose replies it drafts"),
+    ("mtp", f"{DRAFT} (architecture glm4moe)", "name the model whose replies it drafts"),
+    (
+        "adapter",
+        "a LoRA adapter, not a model (architecture gpt-oss)",
+        "apply it to its base model: -m MODEL --lora FILE",
+    ),
+    ("imatrix", "an importance matrix, not a model (architecture none)", "name the model that was quantized with it"),
+]
+
+
+@pytest.mark.parametrize(("kind", "words", "hint"), KINDS)
+def test_right_file_is_told_from_others_before_the_download(
+    hub_user: HubUser, files: Mapping[str, Path], kind: str, words: str, hint: str
+) -> None:
+    hub_user.hub.repository(REPO, {"x-Q8_0.gguf": files[kind]})
+    for reference in (REPO, f"{REPO}:Q8_0", f"{REPO}:x-Q8_0.gguf"):
+        done = hub_user.run("pull", reference)
+        assert (done.code, done.err) == (2, f"error: {REPO}/x-Q8_0.gguf: {words}\n hint: {hint}\n")
+    assert not hub_user.downloads()
+    for command in (("pull", files[kind]), ("ask", "-m", files[kind], "Why?")):
+        done = hub_user.run(*command)
+        assert (done.code, done.err) == (2, f"error: {files[kind]}: {words}\n hint: {hint}\n")
+    shown = hub_user.run("show", files[kind])
+    assert f"{files[kind]}: {words.partition(' (')[0]}" in shown.err and hint in shown.err
+
+
+UPDATE = "update cerebrum; if it is up to date, use another model"
+NEWER = f"; it needs a newer llama.cpp, or is no language model\n hint: {UPDATE}\n"
+UNKNOWN_PARTS = [(b"llama", b"qwen9", "unknown model architecture: 'qwen9'")]
+UNKNOWN_PARTS.append((b"smollm", b"newtok", "unknown pre-tokenizer type: 'newtok'"))
+
+
+@pytest.mark.parametrize(("known", "unknown", "problem"), UNKNOWN_PARTS)
+def test_right_file_of_a_newer_model_is_refused_before_the_download(
+    hub_user: HubUser, chatml_model: Path, tmp_path: Path, known: bytes, unknown: bytes, problem: str
+) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(chatml_model.read_bytes().replace(known, unknown))
+    hub_user.hub.repository(REPO, {f"x-Q{number}_0.gguf": path for number in range(2, 9)})
+    for reference in (REPO, f"{REPO}:Q8_0", f"--vocabulary {REPO}"):
+        hub_user.hub.log.clear()
+        done = hub_user.run("pull", *reference.split())
+        assert done.code == 2 and done.err.endswith(f"llama.cpp cannot load it: {problem}{NEWER}")
+        assert len(hub_user.hub.log.requests("cdn")) == 1 and not hub_user.downloads()
+    done = hub_user.run("ask", "-m", path, "Why?")
+    assert done.code == 2 and done.err.endswith(f"{problem}{NEWER}")
+
+
+def test_right_file_tables_are_those_of_llama() -> None:
+    """Every name that is known here is in the library of llama.cpp, whose linker lets strings share their ends."""
+    assert REQUIREMENT == "llama-cpp-python>=0.3.36,<0.3.37", "compare the tables with the source of the new version"
+    spec = find_spec("llama_cpp")
+    assert spec and spec.submodule_search_locations
+    content = b"".join(path.read_bytes() for path in Path(spec.submodule_search_locations[0], "lib").glob("*llama.*"))
+    for name in (KNOWN_ARCHITECTURES + KNOWN_PRE_TOKENIZERS).split():
+        assert f"{name}\0".encode() in content, name
+    assert set(gguf.MODEL_ARCH_NAMES.values()) - set(KNOWN_ARCHITECTURES.split()) <= {"(unknown)"}
+
+
+def test_right_file_of_an_incomplete_model_is_named(hub_user: HubUser, files: Mapping[str, Path]) -> None:
+    hub_user.hub.repository(REPO, dict.fromkeys(("x-Q8_0-00001-of-00002.gguf", "x-second.gguf"), files["model"]))
+    for reference in (f"{REPO}:Q8_0", f"{REPO}:x-Q8_0-00001-of-00002.gguf"):
+        done = hub_user.run("pull", reference)
+        said = f"error: {REPO} lacks x-Q8_0-00002-of-00002.gguf, a part of its model\n hint: see its page on the Hub\n"
+        assert (done.code, done.err) == (3, said)
+
+
+def test_right_file_of_a_renamed_part_is_named(hub_user: HubUser, tmp_path: Path) -> None:
+    path = written(tmp_path / "renamed-Q8_0.gguf", split__count=3, split__no=1)
+    hub_user.hub.repository(REPO, {path.name: path})
+    for command in (("pull", REPO), ("pull", path), ("ask", "-m", path, "Why?")):
+        done = hub_user.run(*command)
+        assert done.code == 2 and "one of 3 parts of a model, under another name" in done.err
+        assert done.err.endswith("\n hint: rename its parts to NAME-00001-of-00003.gguf, and so on\n")
+    assert not hub_user.downloads()
+
+
+def test_right_file_of_a_mirror_without_digests_has_a_hint(
+    hub_user: HubUser, files: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub_user.hub.repository(REPO, {"x-Q8_0.gguf": files["model"]})
+    monkeypatch.setattr(Content, "listed", {})
+    done = hub_user.run("pull", REPO)
+    problem = f"{hub_user.hub.url} lists the files of {REPO} without sizes and digests, so none can be verified"
+    assert (
+        done.err
+        == f"error: {problem}\n hint: unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH\n"
+    )
+    assert done.code == 1
