@@ -166,6 +166,22 @@ def test_untrusted_html_keeps_its_tokens_unless_the_template_uses_them(
         assert [names[token] for token in trusted] == [*user_defined]
 
 
+@pytest.mark.parametrize("given", [None, 2**32 - 1, 100_000])
+def test_missing_or_invalid_bos_and_eos_are_none(
+    given: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp has token 11 for them."""
+    metadata = {**tiny_models.bpe_metadata(), "tokenizer.ggml.add_bos_token": True}
+    for name in ("bos", "eos"):
+        del metadata[f"tokenizer.ggml.{name}_token_id"]
+        metadata |= {} if given is None else {f"tokenizer.ggml.{name}_token_id": given}
+    monkeypatch.setattr(tiny_models, "bpe_metadata", lambda: metadata)
+    with open_vocabulary(tiny_models.write_chatml(tmp_path / "none.gguf")) as backend:
+        assert (backend.special_token_text("bos"), backend.special_token_text("eos")) == ("", "")
+        assert pieces(backend, backend.tokenize((Text("a,"),))) == b"a,"
+        assert not backend.is_eog(11) and backend.is_eog(MARKS.index("<|im_end|>"))
+
+
 def test_tokenize_accepts_broken_and_much_text(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for text, trusted in product(("a\udcffb", "a\0<think>\0", "\ufeff"), (False, True)):
         data = text.encode("utf-8", "surrogatepass")

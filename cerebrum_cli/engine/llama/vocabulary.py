@@ -13,13 +13,14 @@ import ctypes
 import re
 import sys
 from collections.abc import Iterable
-from functools import cache, cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import llama
+from cerebrum_cli.engine.llama.context import model_metadata
 
 CONTROL = llama.LLAMA_TOKEN_ATTR_CONTROL | llama.LLAMA_TOKEN_ATTR_UNKNOWN
 USER_DEFINED = llama.LLAMA_TOKEN_ATTR_USER_DEFINED
@@ -28,6 +29,7 @@ LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # oth
 REPEATED = 64  # texts of a prompt format to remember
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
+DEFAULTS = {"bos": "<s>", "eos": "</s>"}  # which SentencePiece has where a file has no valid id
 # Gemma's user-defined tags. Any other token might be the markup of some model, as <s> is in most.
 HTML = re.compile(r"</?(?:table|caption|thead|tbody|tfoot|tr|th|td|h[1-6]|blockquote|strong|em|b|i|u|sub|sup|code)>")
 
@@ -36,12 +38,13 @@ class LlamaVocabulary:
     def __init__(self, model: Any) -> None:
         self._vocab = llama.llama_model_get_vocab(model)
         self.piece = cache(self._read_piece)
-        self.is_eog = cache(partial(llama.llama_vocab_is_eog, self._vocab))
+        self.is_eog = cache(self._is_eog)
         self._markup = cache(self._find_markup)
         self._split = lru_cache(REPEATED)(self._split_controls)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
+        self._bos, self._eos = (self._special_token(model, name) for name in DEFAULTS)
 
     def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
@@ -65,9 +68,8 @@ class LlamaVocabulary:
             run.clear()
             ids += self._checked_ids(item.ids)
             continues = bool(ids) and not llama.llama_vocab_get_attr(self._vocab, ids[-1]) & CONTROL
-        bos = llama.llama_vocab_bos(self._vocab)
-        if llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
-            ids.insert(0, bos)
+        if self._bos is not None and llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
         return tuple(ids)
 
     @cached_property
@@ -95,8 +97,26 @@ class LlamaVocabulary:
         )
 
     def special_token_text(self, name: str) -> str:
-        token = llama.llama_vocab_bos(self._vocab) if name == "bos" else llama.llama_vocab_eos(self._vocab)
-        return self._spelling(token) if token >= 0 else ""
+        token = self._bos if name == "bos" else self._eos
+        return "" if token is None else self._spelling(token)
+
+    def _special_token(self, model: Any, name: str) -> int | None:
+        """The token whose id the file has; None without a valid one.
+
+        llama.cpp has a default then, which in most vocabularies is any token, such as a comma (`llama-vocab.cpp` of
+        llama-cpp-python 0.3.36).
+        """
+        token: int = getattr(llama, f"llama_vocab_{name}")(self._vocab)
+        is_given = model_metadata(model, f"tokenizer.ggml.{name}_token_id") == str(token)
+        if is_given or (token >= 0 and self._spelling(token) == DEFAULTS[name]):
+            return token
+        return None
+
+    def _is_eog(self, token: int) -> bool:
+        is_default = self._eos is None and token == llama.llama_vocab_eos(self._vocab)
+        if is_default and not llama.llama_vocab_get_attr(self._vocab, token) & CONTROL:
+            return False
+        return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
     def _split_controls(self, text: str) -> list[PromptPart]:
         """Split trusted text at its first and last control token; what is between them is tokenized."""
