@@ -41,6 +41,8 @@ MAJORITY = 0.5
 def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
     prompt, token_ids = loaded.preview(conversation, loaded.source.settings)
+    for notice in loaded.take_notices():
+        streams.notice(notice)
     if options.json:
         streams.answer_object(
             {

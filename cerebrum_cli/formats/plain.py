@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 
@@ -48,6 +49,13 @@ class PromptFormat:
         If a server does that, render the messages: text of nearly the same length.
         """
         return tuple(Text(message["content"]) for message in conversation.openai_messages)
+
+    def require_messages(self) -> None:
+        """Raise FormatError for a format whose prompts leave out messages."""
+
+    def notice(self, _: Conversation) -> NoticeEvent | None:
+        """What the prompt of a conversation does not have in its place."""
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

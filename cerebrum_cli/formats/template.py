@@ -8,6 +8,8 @@ has placeholders of its own, which no message can contain.
 
 from __future__ import annotations
 
+import json
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +18,22 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+from markupsafe import escape
+
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
+    QUESTION,
+    SYSTEM,
     Switch,
     Turn,
     WriteReply,
     find_efforts,
     find_switch,
+    find_way,
     find_writer,
     run_template,
     variables,
@@ -41,13 +50,22 @@ TRIMS: tuple[Callable[[str], str], ...] = (
     *(methodcaller(strip, "\n") for strip in STRIPS),
 )
 
+REMOVED = re.compile(
+    "[</>]|(?:no_)?think|system_override"
+)  # what templates remove from messages, of switches and of markup
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
+OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"
+LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
 FROM_TEMPLATE = -1
 Piece = tuple[int, str]
 """Part of a render: the index of its text, or FROM_TEMPLATE, and the text. The two kinds alternate.
 
 A turn has two texts: its content, with the index of the turn, and its reasoning. Those follow the contents of all.
 """
+
+
+class MessageLeftOut(FormatError):
+    """A chat template whose prompt lacks a message."""
 
 
 class Placeholders:
@@ -82,7 +100,7 @@ class EmbeddedFormat(PromptFormat):
     """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
 
     `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
-    these decide whether a message could inject special tokens.
+    these decide whether a message could inject special tokens. `origin` is where the template is from, for errors.
     """
 
     source: str
@@ -92,6 +110,7 @@ class EmbeddedFormat(PromptFormat):
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
     markups: tuple[ReasoningMarkup, ...] = REASONING_MARKUPS
+    origin: str = EMBEDDED
 
     def mentions(self, markup: ReasoningMarkup) -> bool:
         is_tag = markup.own_lines  # what else ends reasoning may also end turns, as <|end|> does
@@ -106,8 +125,24 @@ class EmbeddedFormat(PromptFormat):
         return find_efforts(self.source)[1]
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails."""
+        """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails.
+
+        And MessageLeftOut if it lacks a message.
+        """
         return join_parts(Rendering(self, conversation).parts())
+
+    def notice(self, conversation: Conversation) -> NoticeEvent | None:
+        if not conversation.system_prompt or find_way(self.source).has_system:
+            return None
+        return NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
+
+    def require_messages(self) -> None:
+        try:
+            self.render(Conversation(system_prompt=SYSTEM).user(QUESTION))
+        except MessageLeftOut:
+            raise
+        except FormatError:
+            pass  # it may accept others
 
     def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
@@ -173,7 +208,8 @@ class Rendering:
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
         self.write, keeps_tokens = chat.history(conversation, self.values)
-        self.turns = conversation.openai_messages
+        self.way = find_way(chat.source)
+        self.turns = self.way.fold([*conversation.openai_messages])
         self.messages = dict(enumerate(conversation.messages, len(self.turns) - len(conversation.messages)))
         self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}
@@ -204,17 +240,24 @@ class Rendering:
                 messages.append(self.write(content, reasoning or None))
             else:
                 messages.append({**turn, "content": content})
-        return run_template(self.chat.source, {**values, "messages": messages})
+        return run_template(self.chat.source, {**values, "messages": self.way.messages(messages)})
 
     def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
-        pieces = _align(*self.placeholders.split(skeleton), prompt, self.texts)
-        if pieces is not None:
-            return pieces
-        if self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
+        first, placed = self.placeholders.split(skeleton)
+        pieces = _align(first, placed, prompt, self.texts)
+        if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
             raise FormatError(
                 "the chat template would turn message text into special tokens",
                 "remove text that looks like markup, or choose another --format",
             )
+        shown = {index for index, _ in placed}
+        for index, turn in reversed([*enumerate(self.turns)]):
+            is_shown = index in shown and (pieces is not None or _shows(prompt, turn))
+            if turn["content"].strip() and not is_shown:
+                problem = f"the chat template {self.chat.origin} leaves out {LEFT_OUT[turn['role']]}"
+                raise MessageLeftOut(problem, OTHER_FORMAT)
+        if pieces is not None:
+            return pieces
         first, replies = self.placeholders.split(prompt)
         pieces = [(FROM_TEMPLATE, first)]
         for index, literal in replies:  # fixed ones
@@ -262,6 +305,20 @@ def _align(first: str, placed: list[tuple[int, str]], real: str, texts: Sequence
         pieces += [(index, text), (FROM_TEMPLATE, literal)]
         at += len(text) + len(literal)
     return pieces if at == len(real) else None
+
+
+def _shows(prompt: str, turn: Turn) -> bool:
+    """Whether a template that rewrites texts shows all of a turn: white space, case and escapes may differ.
+
+    Of a reply, it may leave out reasoning.
+    """
+    text = turn["content"].strip()
+    forms = (text, json.dumps(text, ensure_ascii=False)[1:-1], str(escape(text)))
+    return turn["role"] == "assistant" or any(_squeezed(form) in _squeezed(prompt) for form in forms)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(REMOVED.sub("", text.casefold()).split())
 
 
 def try_template(path: Path) -> None:

@@ -1,12 +1,12 @@
 """The sandbox in which chat templates run: Jinja, with the functions that `transformers` gives templates.
 
-How a template treats reasoning is found out there, by rendering small conversations.
+How a template takes messages, and how it treats reasoning, is found out there, by rendering small conversations.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, partial
@@ -27,6 +27,7 @@ EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # 
 COMMON_EFFORTS = ("low", "medium", "high")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")  # of a message; `transformers` sets each that is read
 REASONING, QUESTION, ANSWER = "1234567", "2345678", "3456789"  # digits, which no template changes
+SYSTEM, NEXT_QUESTION = "4567890", "5678901"
 
 
 class Switch(NamedTuple):
@@ -48,10 +49,48 @@ SWITCHES = (
     Switch("reasoning_effort", "high", "no_think"),
     Switch("reasoning_effort", "high", "none"),
 )
-Turn = Mapping[str, str]  # a message as templates get it: `role`, `content`, and its reasoning
+Turn = Mapping[str, str]  # a message as templates with text get it: `role`, `content`, and its reasoning
 WriteReply = Callable[[str, str | None], Turn]
 """Gives a template a reply: its answer, and its reasoning, if any."""
 ASKED: Turn = {"role": "user", "content": QUESTION}
+SMALL_CONVERSATIONS: tuple[list[Turn], ...] = (
+    [ASKED],
+    [{"role": "system", "content": SYSTEM}, ASKED],
+    [ASKED, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT_QUESTION}],
+)
+
+
+class Way(NamedTuple):
+    """How a template takes messages: the roles whose content is a list of parts, and whether one is the system prompt.
+
+    Otherwise, the system prompt is the beginning of the first question.
+    """
+
+    parts: tuple[str, ...] = ()
+    has_system: bool = True
+
+    def messages(self, turns: Sequence[Turn]) -> list[Mapping[str, Any]]:
+        """The turns as the template takes them."""
+        return [
+            {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["role"] in self.parts else turn
+            for turn in turns
+        ]
+
+    def fold(self, turns: list[Turn]) -> list[Turn]:
+        """The turns, without one that is the system prompt if the template has none."""
+        if self.has_system or [turn["role"] for turn in turns[:2]] != ["system", "user"]:
+            return turns
+        system, first, *others = turns
+        if system["content"].strip():
+            first = {**first, "content": f"{system['content']}\n\n{first['content']}"}
+        return [first, *others]
+
+
+WAYS = tuple(
+    Way(parts, has_system)
+    for has_system in (True, False)
+    for parts in ((), ("system", "user", "assistant"), ("user",), ("user", "assistant"), ("system", "user"))
+)
 
 
 class GenerationBlock(Extension):
@@ -119,11 +158,31 @@ def variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def try_render(source: str, messages: list[Turn], **values: Any) -> str | None:
+def try_render(source: str, messages: Sequence[Mapping[str, Any]], **values: Any) -> str | None:
     """The prompt of a small conversation; None if the template fails, which is raised where a real one is rendered."""
     with suppress(FormatError):
         return run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages, **values})
     return None
+
+
+@cache
+def find_way(source: str) -> Way:
+    """The way in which a template shows most of small conversations: as text, where that shows all."""
+    total = sum(map(len, SMALL_CONVERSATIONS))
+    shown = dict[Way, int]()
+    for way in WAYS:
+        shown[way] = sum(_shown(source, way, turns) for turns in SMALL_CONVERSATIONS)
+        if shown[way] == total:
+            break
+    return max(shown, key=shown.__getitem__)
+
+
+def _shown(source: str, way: Way, turns: list[Turn]) -> int:
+    """Number of contents in the prompt of a conversation; none if that shows how Python writes a list of parts."""
+    prompt = try_render(source, way.messages(way.fold(turns)))
+    if prompt is None or "'text':" in prompt:
+        return 0
+    return sum(turn["content"] in prompt for turn in turns)
 
 
 @cache

@@ -106,7 +106,7 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
         n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
         expert_count=keys.integer("expert_count"),
-        chat_template=template if isinstance(template, str) and template else None,
+        chat_template=template if isinstance(template, str) and template.strip() else None,
         sizes=sizes,
         per_expert_tensors=any(map(_EXPERT_TENSOR.fullmatch, names)),
         vocabulary=tables.vocabulary,

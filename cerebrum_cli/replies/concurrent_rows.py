@@ -235,6 +235,7 @@ class _Run:
         requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
         with closing(self._model.engine.complete(requests, self.scope)) as completions:
             for event in completions:
+                yield from self._model.take_notices()
                 yield event
                 if self._refused:
                     yield from self.take_refused()

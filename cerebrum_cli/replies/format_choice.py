@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
+from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
 from cerebrum_cli.replies.text_tokens import special_tokens
 
@@ -18,45 +19,67 @@ if TYPE_CHECKING:
 FormatBuilder = Callable[["Vocabulary", int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""
 
-FORMAT_NAMES = (*PLAIN_FORMATS, EMBEDDED)
+FORMAT_NAMES = (*PLAIN_FORMATS, *NAMED_TEMPLATES, EMBEDDED)
+BUILT_IN = {RAW.name: RAW, SERVERS.name: SERVERS, **PLAIN_FORMATS}
+OTHER_FORMATS = f"--format ({', '.join(FORMAT_NAMES[:-1])}) or --chat-template FILE"
 MAX_TEMPLATE_BYTES = 2**20
 
 
 def choose_format(requested: str | None, known: str | None, template: str | None) -> str:
-    name = requested or known or (EMBEDDED if template else None)
+    """The name of a format. The `template` of a model may be just the name of one, as some converters write."""
+    name = requested or known or (EMBEDDED if template is not None else None)
     if name is None:
         raise FormatError(
             "unknown prompt format: the model is not in the catalog, and its file has no chat template",
-            f"choose one with --format ({', '.join(PLAIN_FORMATS)}), or run cerebrum ask --raw",
+            f"it may be a base model: run cerebrum ask --raw, or choose {OTHER_FORMATS}",
         )
     if name not in FORMAT_NAMES:
         raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(FORMAT_NAMES)}")
-    if name == EMBEDDED and not template:
-        raise FormatError("the model file has no chat template", f"use --format {' or '.join(PLAIN_FORMATS)}")
+    if name == EMBEDDED and template is None:
+        raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or run cerebrum ask --raw")
+    if name == EMBEDDED and template and template.strip() in NAMED_TEMPLATES:
+        return template.strip()
     return name
 
 
-def format_builder(name: str, template: str | None, options: Mapping[str, Any]) -> FormatBuilder:
-    """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options."""
-    if name != EMBEDDED or template is None:
+def template_of(name: str, embedded: str | None) -> str | None:
+    """The template of a format, which may be the one that is embedded in the model's file."""
+    return NAMED_TEMPLATES.get(name, embedded)
+
+
+def format_builder(
+    name: str, embedded: str | None, options: Mapping[str, Any], origin: str = EMBEDDED
+) -> FormatBuilder:
+    """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options.
+
+    `origin` is where the template is from, for errors.
+    """
+    built_in = BUILT_IN.get(name)
+    template = template_of(name, embedded)
+    if built_in:
         if options:
             raise UsageError(
                 f"template_arg needs the format embedded; this model uses {name}",
                 "omit it, or add --format embedded",
             )
-        return lambda *_: next(plain for plain in (RAW, SERVERS, *PLAIN_FORMATS.values()) if plain.name == name)
+        return lambda *_: built_in
+
+    assert template is not None
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
         from cerebrum_cli.formats.thinking import markups_of
 
         return EmbeddedFormat(
+            name=name,
+            stop=TURN_ENDS.get(name, ()),
             source=template,
             bos=vocabulary.special_token_text("bos"),
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
             options=options,
             markups=markups_of(template),
+            origin=origin,
         )
 
     return build

@@ -43,7 +43,7 @@ class LoadedModel:
     format_name: str
     build_format: FormatBuilder
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
-    _noticed: set[str | None] = field(default_factory=set, init=False)  # values of `think`
+    _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +82,7 @@ class LoadedModel:
         yield from self.check_settings(request.settings, request.conversation.system_prompt)
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
+        yield from self.take_notices()
         with closing(self.engine.complete([prepared])) as events:
             yield from raise_refusals(events)
 
@@ -140,10 +141,9 @@ class LoadedModel:
         system_prompt = system_prompt or settings.system
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
         self.controls.require_marked_reasoning(settings, system_prompt)
-        notice = self.controls.switch_notice(settings, system_prompt)
-        if notice and settings.think not in self._noticed:
-            self._noticed.add(settings.think)
-            yield notice
+        if notice := self.controls.switch_notice(settings, system_prompt):
+            self._notices.setdefault(notice, False)
+        yield from self.take_notices()
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
@@ -173,11 +173,19 @@ class LoadedModel:
         return next(iter(vocabulary.special_token_ids([text])), None)
 
     def load(self) -> Iterator[Event]:
-        """Load the model and yield the events of loading. Raises what made it fail."""
+        """Load the model and yield the events of loading. Raises what made it fail, and FormatError."""
         for event in self.engine.load():
             yield event
             if isinstance(event, LoadEvent) and self.format_name == EMBEDDED:
                 import cerebrum_cli.formats.template  # noqa: F401  # while native code loads: it takes long to import
+        _ = self.format
+
+    def take_notices(self) -> Iterator[NoticeEvent]:
+        """What the prompts so far lack, and settings without effect: each notice once."""
+        for notice, is_taken in self._notices.items():
+            self._notices[notice] = True
+            if not is_taken:
+                yield notice
 
     def count_tokens(self, conversation: Conversation) -> int:
         """Number of tokens in the prompt of a conversation; the least possible number of one that cannot fit."""
@@ -236,7 +244,9 @@ class LoadedModel:
 
     @cached_property
     def format(self) -> PromptFormat:
-        return self.build_format(self.engine.vocabulary, self.engine.context_size)
+        chosen = self.build_format(self.engine.vocabulary, self.engine.context_size)
+        chosen.require_messages()
+        return chosen
 
     @cached_property
     def visible_tokens(self) -> frozenset[int]:
@@ -281,6 +291,8 @@ class LoadedModel:
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         prompt = self.format.render(conversation)
+        if notice := self.format.notice(conversation):
+            self._notices.setdefault(notice, False)
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
             raise self._too_long(f"at least {least}")
         return prompt

@@ -35,6 +35,7 @@ from cerebrum_cli.replies.format_choice import (
     format_builder,
     require_valid,
     template_file,
+    template_of,
 )
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 from cerebrum_cli.replies.prompt_sources import read_text
@@ -85,10 +86,12 @@ class ModelSource:
 
     def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
-        if template is not None and (path := template_file(self.settings)):
+        path = template_file(self.settings)
+        if template is not None and path:
             self.installation.try_template(path)
             require_valid(path, template)
-        return name, format_builder(name, template, self.template_options)
+        origin = path or f"embedded in {self.model.path.name}"
+        return name, format_builder(name, template, self.template_options, str(origin))
 
     def validate(self) -> None:
         require_generative(self.model.path, self.model.header)
@@ -176,10 +179,11 @@ def slots_of(source: ModelSource) -> int:
 def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
     if model.is_served:
         return SERVERS.name, None
+    requested, known, embedded = settings.format, model.known_format, model.header.chat_template
     if path := template_file(settings):
-        return EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
-    embedded = model.header.chat_template
-    return choose_format(settings.format, model.known_format, embedded), embedded
+        requested, embedded = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
+    name = choose_format(requested, known, embedded)
+    return name, template_of(name, embedded)
 
 
 def load_options(

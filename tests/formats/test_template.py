@@ -1,27 +1,31 @@
 """Chat templates embedded in GGUF files, and replies that keep their tokens."""
 
 import datetime
+import html
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from random import Random
 from typing import Any, NoReturn
 
 import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, embedded, untrusted
+from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, chatml_prompt, embedded, untrusted
 from vocabularies import MARKS, marked_up, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.template import PRESERVE
-from cerebrum_cli.formats.template_sandbox import find_switch, run_template
+from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
+from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.loaded_model import detokenize
 
 CONVERSATIONS = {
@@ -86,7 +90,6 @@ def test_template_renders_like_plain_jinja_and_trusts_no_message(template: str, 
 @pytest.mark.parametrize(
     ("template", "conversation", "reason"),
     [
-        ("gemma", Conversation((), "Be brief.").user("Why?"), "System role not supported"),
         ("mistral", Conversation().user("a").user("b"), "conversation roles must alternate"),
         ("llama-2", Conversation().assistant("a").user("b"), "Conversation roles must alternate"),
     ],
@@ -119,6 +122,146 @@ def test_template_may_open_reasoning(template: str, opened: str | None, chatml: 
 def test_both_renders_use_the_same_time(chatml: LlamaBackend) -> None:
     parts = embedded(chatml, "{{ strftime_now('%f') }}" + BARE).render(Conversation().user("<|im_end|>"))
     assert untrusted(parts) == ["<|im_end|>"]
+
+
+@pytest.mark.parametrize(("name", "family"), [("gemma", "gemma"), ("llama3", "llama-3"), ("mistral", "mistral")])
+def test_named_format_is_like_the_template_of_its_family(name: str, family: str, chatml: LlamaBackend) -> None:
+    named = format_builder(name, None, {})(chatml, chatml.context_size)
+    for case, conversation in conversations(family):
+        if conversation.system_prompt != "":
+            assert text_of(named.render(conversation)) == text_of(embedded(chatml, family).render(conversation)), case
+
+
+def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
+    named = format_builder("chatml", None, {})(chatml, chatml.context_size)
+    assert text_of(named.render(ONE_TURN)) == chatml_prompt("Why is the sky blue?")
+    assert text_of(named.render(replace(ONE_TURN, system_prompt="S."))) == chatml_prompt("Why is the sky blue?", "S.")
+
+
+# Templates that take messages in another way, or leave some out.
+
+EACH = "{% for message in messages %}<{{ message.role }}>CONTENT{% endfor %}<assistant>"
+TEXT, PART = "{{ message.content }}", "{{ message.content[0].text }}"
+ODD = Conversation((), "Be <brief>.").user("1 < 2?").assistant("Yes.").user("  It's  a & b?")
+SHOWN = "<system>Be <brief>.<user>1 < 2?<assistant>Yes.<user>It's a & b?<assistant>"
+FOLDED = SHOWN.removeprefix("<system>").replace("Be <brief>.<user>", "<user>Be <brief>.")
+
+
+def branch(condition: str, yes: str, no: str = TEXT) -> str:
+    return f"{{% if {condition} %}}{yes}{{% else %}}{no}{{% endif %}}"
+
+
+def squeezed(text: str) -> str:
+    return "".join(html.unescape(text).casefold().replace('"', "").split())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *((content, SHOWN) for content in (TEXT, PART, branch("message.role == 'user'", PART))),
+        ("{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join }}", SHOWN),
+        (branch("message.content is string", "{{ raise_exception('') }}", PART), SHOWN),
+        (branch("message.role == 'system'", "{{ raise_exception('') }}"), FOLDED),
+        (branch("message.role == 'system'", "").replace("<{{ message.role }}>", ""), FOLDED),
+        *(
+            (f"{{{{ message.content{change} }}}}", SHOWN)
+            for change in (" | upper | e", ".split() | join(' ')", " | tojson")
+        ),
+    ],
+)
+def test_template_gets_messages_as_it_takes_them(content: str, expected: str, chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, EACH.replace("CONTENT", content))
+    prompt_format.require_messages()
+    assert squeezed(text_of(prompt_format.render(ODD))).replace("<system><user>", "<user>") == squeezed(expected)
+    assert (prompt_format.notice(ODD) is None) == (expected == SHOWN)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(EACH.replace("CONTENT", text) for text in ("", "{{ message.text }}", "{{ message.content[0].value }}")),
+        *(
+            EACH.replace("CONTENT", f"{{{{ message.content{change} }}}}")
+            for change in ("[:5]", " | length", " | first")
+        ),
+        *("chatml\n", " ", EACH.replace("CONTENT", branch("message.role == 'human'", TEXT, ""))),
+    ],
+)
+def test_template_that_shows_no_question_is_refused(source: str, chatml: LlamaBackend) -> None:
+    with pytest.raises(FormatError, match=r"^the chat template embedded leaves out a question$") as caught:
+        embedded(chatml, source).require_messages()
+    assert "--format (chatml, gemma, llama3, mistral)" in caught.value.hint
+
+
+def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBackend) -> None:
+    shown = EACH.replace("CONTENT", TEXT)
+    for source, what in (
+        (shown.replace("messages", "messages[-1:]"), "an earlier reply"),
+        (shown.replace("messages", "messages[::-2]"), "an earlier reply"),
+        (shown.replace("messages", "messages[:-1]"), "a question"),
+        (shown.replace("messages", "messages[1:]"), "a question"),
+    ):
+        with pytest.raises(FormatError, match=f"leaves out {what}$"):
+            embedded(chatml, source).render(Conversation().user("One?").assistant("1.").user("Two?"))
+
+
+def any_template(random: Random) -> str:
+    """A template of parts that are drawn: what it loops over, a condition, and how it writes content."""
+    contents = (
+        TEXT,
+        PART,
+        "{{ message['content'] }}",
+        "{{ message.text }}",
+        "{{ message }}",
+        "...",
+        "{{ loop.index }}",
+    )
+    parts = "{% for part in message.content %}{{ part.text }}{% endfor %}"
+    filters = (
+        "",
+        "",
+        " | trim",
+        " | upper",
+        " | e",
+        " | tojson",
+        "[:9]",
+        " | first",
+        " | length",
+        " | replace('a', '')",
+    )
+    roles = ("user", "user", "assistant", "system", "human")
+    content = random.choice((*contents, parts)).replace(" }}", random.choice(filters) + " }}")
+    condition = random.choice(
+        (
+            *("true", "true", "loop.last", "loop.first", "message.content is string", "message.content is not string"),
+            *("messages[0].role == 'system'", f"message.role == '{random.choice(roles)}'", "loop.index0 % 2 == 0"),
+        )
+    )
+    other = random.choice((TEXT, "", content, "{{ raise_exception('no') }}", "a question?"))
+    over = random.choice(("messages", "messages", "messages", "messages[1:]", "messages[-1:]", "messages | list"))
+    source = EACH.replace("CONTENT", branch(condition, content, other)).replace("in messages", f"in {over}")
+    return random.choice(("", "a question? ", "{{ bos_token }}")) + source
+
+
+def test_prompts_of_any_template_have_the_questions(chatml: LlamaBackend) -> None:
+    outcomes = Counter[bool]()
+    for seed in range(200):
+        random = Random(seed)
+        prompt_format = embedded(chatml, any_template(random))
+        conversation = Conversation((), random.choice((None, "Be a bee.")))
+        texts = [random.choice(("A question?", "1 < 2", "Is it\na b & c?", "a")) for _ in range(random.choice((1, 3)))]
+        for text in texts:
+            is_question = len(conversation.messages) % 2 == 0
+            conversation = conversation.user(text) if is_question else conversation.assistant(text)
+        try:
+            shown = text_of(prompt_format.render(conversation))
+        except FormatError:
+            outcomes[False] += 1
+            continue
+        outcomes[True] += 1
+        for text in filter(None, [*texts[::2], conversation.system_prompt]):
+            assert squeezed(text) in squeezed(shown.replace("\\n", "\n")), prompt_format
+    assert min(outcomes.values()) > 30
 
 
 # Replies as tokens in the prompt.
@@ -321,8 +464,9 @@ def test_sampled_reply_may_quote_the_markup_of_reasoning(
         *((hidden, "") for hidden in ("{{ ''.__class__ }}", "{{ messages.__class__ }}", "{{ 'a'|attr('__class__') }}")),
     ],
 )
-def test_sandbox_has_what_templates_expect(source: str, expected: str, chatml: LlamaBackend) -> None:
-    assert text_of(embedded(chatml, source).render(Conversation().user("hi"))) == expected
+def test_sandbox_has_what_templates_expect(source: str, expected: str) -> None:
+    values = {**variables("<s>", "</s>", datetime.datetime.now()), "messages": [{"role": "user", "content": "hi"}]}
+    assert run_template(source, values) == expected
 
 
 REJECTED = (  # attributes that templates must not reach, and values that are missing

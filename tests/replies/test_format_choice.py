@@ -19,7 +19,12 @@ CONTEXT_SIZE = 512
     [
         *(("cerebrum", "collective-cognition", "{}", "cerebrum"), ("embedded", "cerebrum", "{}", "embedded")),
         *(("cerebrum", "a-typo", None, "cerebrum"), (None, "cerebrum", "{}", "cerebrum")),
-        *((None, "embedded", "{}", "embedded"), (None, None, "{}", "embedded")),
+        *((None, "embedded", "{}", "embedded"), (None, None, "{}", "embedded"), ("llama3", None, None, "llama3")),
+        *(
+            (None, None, " chatml\n", "chatml"),
+            ("embedded", None, "gemma", "gemma"),
+            (None, "mistral", "{}", "mistral"),
+        ),
     ],
 )
 def test_requested_format_precedes_known_precedes_template(
@@ -31,7 +36,7 @@ def test_requested_format_precedes_known_precedes_template(
 @pytest.mark.parametrize(
     ("requested", "known", "template", "kind", "message"),
     [
-        ("chatml", None, "{}", UsageError, "unknown format 'chatml'"),
+        ("chatlm", None, "{}", UsageError, "unknown format 'chatlm'"),
         (None, None, None, FormatError, "unknown prompt format: the model is not in the catalog"),
         (None, "embedded", None, FormatError, "the model file has no chat template"),
         (None, "a-typo", "{}", UsageError, "unknown format 'a-typo'"),
@@ -56,10 +61,9 @@ def test_template_options_of_a_built_in_format_are_an_error() -> None:
 
 
 def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
-    prompt_format = format_builder("embedded", "{{ bos_token }}{{ eos_token }}{{ name }}", {"name": "x"})(
-        chatml, CONTEXT_SIZE
-    )
-    assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>x"
+    source = "{{ bos_token }}{{ eos_token }}{{ name }}{{ messages[0].content }}"
+    prompt_format = format_builder("embedded", source, {"name": "x"})(chatml, CONTEXT_SIZE)
+    assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>xa"
 
 
 def test_special_tokens_are_listed_in_order_with_repeats(chatml: LlamaBackend) -> None:

@@ -44,7 +44,7 @@ class LlamaVocabulary:
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
-        self._bos, self._eos = (self._special_token(model, name) for name in DEFAULTS)
+        self._special = {name: self._special_token(model, name) for name in DEFAULTS}
 
     def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
         """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
@@ -68,8 +68,9 @@ class LlamaVocabulary:
             run.clear()
             ids += self._checked_ids(item.ids)
             continues = bool(ids) and not llama.llama_vocab_get_attr(self._vocab, ids[-1]) & CONTROL
-        if self._bos is not None and llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [self._bos]:
-            ids.insert(0, self._bos)
+        bos = self._special["bos"]
+        if bos is not None and llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [bos]:
+            ids.insert(0, bos)
         return tuple(ids)
 
     @cached_property
@@ -97,7 +98,7 @@ class LlamaVocabulary:
         )
 
     def special_token_text(self, name: str) -> str:
-        token = self._bos if name == "bos" else self._eos
+        token = self._special[name]
         return "" if token is None else self._spelling(token)
 
     def _special_token(self, model: Any, name: str) -> int | None:
@@ -113,8 +114,7 @@ class LlamaVocabulary:
         return None
 
     def _is_eog(self, token: int) -> bool:
-        is_default = self._eos is None and token == llama.llama_vocab_eos(self._vocab)
-        if is_default and not llama.llama_vocab_get_attr(self._vocab, token) & CONTROL:
+        if self._special["eos"] is None and token == llama.llama_vocab_eos(self._vocab):
             return False
         return bool(llama.llama_vocab_is_eog(self._vocab, token))
 
