@@ -161,7 +161,7 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="schema and grammar"):
         model.reply(SUM, schema={}, grammar="root")
     with pytest.raises(UsageError, match="no question to answer"):
-        model.reply([{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}])
+        model.reply([{"role": "system", "content": "Be brief."}])
     with pytest.raises(PromptTooLong):
         model.reply("x" * 100_000).wait()
     with environment_of({"HOME": str(tmp_path), "PATH": ""}):

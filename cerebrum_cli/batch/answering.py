@@ -152,7 +152,7 @@ def keep_tokens(model: LoadedModel, event: Outcome, results: Results) -> None:
     """
     reply, request = event.result, event.row.request
     assert isinstance(reply, Reply) and isinstance(request, Ask)
-    if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar:
+    if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar or request.conversation.prefill:
         return
     if request.settings.reasoning_limit is None and request.settings.seed is None:
         position, _ = event.row.key

@@ -92,6 +92,7 @@ class InputRow:
                     (message.role, message.content, message.reasoning) for message in self.conversation.messages[:-1]
                 ],
                 "system": self.conversation.system_prompt,
+                "prefill": self.conversation.prefill and asdict(self.conversation.prefill),
                 "settings": dict(self.settings),
                 "model": self.model,
             }

@@ -28,7 +28,7 @@ from cerebrum_cli.chat.session import (
     without_files,
 )
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.conversation import REASONING_KEYS, Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.text import format_utc, one_line
@@ -306,7 +306,7 @@ def _openai_message(item: Any) -> Any:
         return item
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    reasoning = item.get("reasoning_content") or item.get("reasoning")
+    reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
     role = _SHAREGPT.get(str(role), role)
     if isinstance(content, str) and role == "assistant" and not reasoning:
         marked = _MARKED.match(content)

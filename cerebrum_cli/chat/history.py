@@ -243,7 +243,7 @@ def load_conversation(
 def prepended(earlier: Conversation, conversation: Conversation, system_prompt: str | None) -> Conversation:
     """A session's conversation and the messages of another; a system prompt, if given, replaces the session's."""
     prompt = earlier.system_prompt if system_prompt is None else system_prompt
-    return replace(earlier, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)
+    return replace(conversation, messages=(*earlier.messages, *conversation.messages), system_prompt=prompt)
 
 
 def resume(

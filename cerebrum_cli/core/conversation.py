@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +9,9 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
 
 Role = Literal["user", "assistant"]
-ROLES: tuple[Role, Role] = ("user", "assistant")
+ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
+TEXT_PARTS = ("text", "input_text", "output_text")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
     `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it, `keeps_reasoning`: whether
-    the prompt holds that of earlier replies. None leaves it to the format.
+    the prompt holds that of earlier replies. None leaves it to the format. `prefill` begins the next reply.
     """
 
     messages: tuple[Message, ...] = ()
@@ -40,15 +41,18 @@ class Conversation:
     thinks: bool | None = None
     effort: str | None = None
     keeps_reasoning: bool | None = None
+    prefill: Message | None = None
 
     def user(self, content: str) -> Conversation:
-        return replace(self, messages=(*self.messages, Message("user", content)))
+        return self._with(Message("user", content))
 
     def assistant(
         self, content: str, tokens: tuple[int, ...] | None = None, reasoning: str | None = None
     ) -> Conversation:
-        message = Message("assistant", content, tokens, self.thinks, reasoning)
-        return replace(self, messages=(*self.messages, message))
+        return self._with(Message("assistant", content, tokens, self.thinks, reasoning))
+
+    def _with(self, message: Message) -> Conversation:
+        return replace(self, messages=(*self.messages, message), prefill=None)
 
     @property
     def openai_messages(self) -> list[dict[str, str]]:
@@ -64,87 +68,86 @@ class Conversation:
         return self.messages[-1].content
 
     def with_question(self, content: str) -> Conversation:
-        return replace(self, messages=self.messages[:-1]).user(content)
+        return replace(self, messages=(*self.messages[:-1], Message("user", content)))
 
 
 def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
-    """Convert an OpenAI messages list; a request ends with a question. Raises UsageError with `name` as the source.
+    """Convert an OpenAI messages list. Raises UsageError with `name` as the source.
 
-    Elsewhere, questions in a row are joined.
+    A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
+    is the same; system messages that are not the first become part of the question.
     """
     if not isinstance(items, list) or not items:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    turns = [_message(item, f"{name}: message {number}") for number, item in enumerate(items, 1)]
-    system = None
-    first = 1  # number of the first turn
-    if turns[0].role == "system":
-        system = turns.pop(0).content
-        first = 2
+    turns = _joined([_turn(item, f"{name}: message {number}") for number, item in enumerate(items, 1)])
+    system = turns.pop(0).content if turns[0].role == "system" else None
+    messages: list[Message] = []
+    for turn in turns:
+        if not messages and turn.role == "assistant":
+            raise UsageError(f"{turn.where} has the role assistant, expected user", "a question must come first")
+        if is_request and turn.role == "user" and not turn.content.strip():
+            raise UsageError(f"{turn.where} is empty", "a question must contain text")
+        role: Role = "user" if turn.role == "user" else "assistant"
+        messages.append(Message(role, turn.content, reasoning=turn.reasoning or None))
     if not is_request:
-        before = len(turns)
-        turns = _joined(turns)
-        first += before - len(turns)
-    conversation = tuple(_checked(turns, name, first, is_request))
-    if is_request and len(turns) % 2 == 0:
-        raise UsageError(f"{name}: no question to answer", "the last message must have the role user")
-    return Conversation(conversation, system)
-
-
-def _checked(turns: list[_Turn], name: str, first: int, is_request: bool) -> Iterator[Message]:
-    """Yield the turns, which must alternate, as messages; `first` is the number of the first one."""
-    for number, turn in enumerate(turns):
-        where = f"{name}: message {first + number}"
-        role = ROLES[number % 2]
-        if turn.role != role:
-            raise UsageError(
-                f"{where} has the role {turn.role}, expected {role}",
-                "one system message may come first; then user and assistant alternate, starting with the user",
-            )
-        if is_request and role == "user" and not turn.content.strip():
-            raise UsageError(f"{where} is empty", "a question must contain text")
-        yield Message(role, turn.content, reasoning=turn.reasoning)
+        return Conversation(tuple(messages), system)
+    if not messages:
+        raise UsageError(f"{name}: no question to answer", "add a message with the role user")
+    prefill = messages.pop() if len(messages) % 2 == 0 else None
+    if prefill and not (prefill.content or prefill.reasoning):
+        prefill = None
+    return Conversation(tuple(messages), system, prefill=prefill)
 
 
 class _Turn(NamedTuple):
+    where: str
     role: str
     content: str
-    reasoning: str | None = None
+    reasoning: str
 
 
 def _joined(turns: list[_Turn]) -> list[_Turn]:
     joined: list[_Turn] = []
     for turn in turns:
-        if joined and turn.role == joined[-1].role == "user":
-            joined[-1] = _Turn("user", f"{joined[-1].content}\n\n{turn.content}")
+        last = joined[-1] if joined else turn
+        role = "user" if turn.role == "system" and last.role != "system" else turn.role
+        if joined and last.role == role:
+            content = "\n\n".join(filter(None, (last.content, turn.content)))
+            reasoning = "\n\n".join(filter(None, (last.reasoning, turn.reasoning)))
+            joined[-1] = _Turn(last.where, role, content, reasoning)
         else:
-            joined.append(turn)
+            joined.append(turn._replace(role=role))
     return joined
 
 
-def _message(item: Any, where: str) -> _Turn:
+def _turn(item: Any, where: str) -> _Turn:
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
         role = "system"
-    if role not in ("system", "user", "assistant"):
+    if role not in ROLES:
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    content = _text_of(item.get("content"))
+    if item.get("tool_calls"):
+        raise UsageError(f"{where} calls a tool", "tools are not supported: remove `tool_calls`")
+    content = _text_of(item["content"]) if "content" in item else None
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    reasoning = item.get("reasoning_content")
-    if role != "assistant" or not isinstance(reasoning, str) or not reasoning:
-        return _Turn(role, well_formed(content))
-    return _Turn(role, well_formed(content), well_formed(reasoning))
+    reasoning = ""
+    for key in REASONING_KEYS:
+        value = item.get(key)
+        if role == "assistant" and isinstance(value, str):
+            reasoning = reasoning or value
+    return _Turn(where, role, well_formed(content), well_formed(reasoning))
 
 
 def _text_of(content: Any) -> str | None:
-    """The text of a message, which may be in parts; None if it has other parts."""
-    if isinstance(content, str):
-        return content
+    """The text of a message, which may be in parts, or null; None if it has other parts."""
+    if content is None or isinstance(content, str):
+        return content or ""
     if not isinstance(content, list):
         return None
     texts = []
     for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
             return None
         texts.append(part["text"])
     return "".join(texts)

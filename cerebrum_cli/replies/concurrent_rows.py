@@ -141,9 +141,10 @@ class PendingRow:
         if sequence.turn or not isinstance(asked, Ask):
             return Reply()
         reply = Reply(None, asked.conversation)
-        if asked.prefix_tokens:
-            rules = self.request.rules
-            reply.begin(asked.prefix_tokens, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
+        rules = self.request.rules
+        if rules.prefix_tokens:
+            begun = self.request.prompt_tokens[-rules.prefix_tokens :]
+            reply.begin(begun, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
         return reply
 
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.formats.thinking import MARKERS, ReasoningMarkup, is_markup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
@@ -83,6 +84,8 @@ class LoadedModel:
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         yield from self.take_notices()
+        if request.conversation.prefill:
+            yield from beginning(prepared)
         with closing(self.engine.complete([prepared])) as events:
             yield from raise_refusals(events)
 
@@ -96,8 +99,16 @@ class LoadedModel:
         conversation = asked.conversation
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
+        prompt_end = final_markup(prompt)
+        if conversation.prefill:
+            self._require_continuable(asked)
+            start = self._render(replace(conversation, prefill=None))
+            start_tokens = self.engine.vocabulary.tokenize(start)
+            prefix = tokens[common_prefix(tokens, start_tokens) :]
+            asked = replace(asked, prefix_tokens=prefix)
+            prompt_end = final_markup(start) if tokens == (*start_tokens, *prefix) else ""
         self._require_room(len(tokens))
-        rules, controls = self.controls.create(asked, final_markup(prompt), self._text_of(prefix), self.answer_now)
+        rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
         return Request(
             tokens,
             self._sampling(asked),
@@ -114,6 +125,13 @@ class LoadedModel:
             opening=self._opening_length(prompt, tokens) + len(prefix),
             conversation=conversation if self.format.is_servers else None,
         )
+
+    def _require_continuable(self, asked: Ask) -> None:
+        hint = "end the messages with one of the user"
+        if asked.grammar is not None:
+            raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
+        if self.format.is_servers:
+            raise UsageError("a server that builds the prompt cannot continue a reply", hint)
 
     def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
@@ -290,7 +308,12 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+        prefill = conversation.prefill
+        if prefill:
+            conversation = conversation.assistant(prefill.content, None, prefill.reasoning)
         prompt = self.format.render(conversation)
+        if prefill:
+            prompt = without_end(prompt)
         if notice := self.format.notice(conversation):
             self._notices.setdefault(notice, False)
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
@@ -323,6 +346,24 @@ class MarkupTokens(frozenset[int]):
 
     def __contains__(self, token: object) -> bool:
         return super().__contains__(token) or (isinstance(token, int) and self._is_markup(token))
+
+
+def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
+    """A prompt up to the text of its last reply. Raises FormatError if that cannot be told from the template's."""
+    *parts, end = prompt
+    if not (isinstance(end, Text) and end.trusted):
+        return prompt
+    if not parts:
+        raise FormatError("the chat template rewrites the reply to continue", "end the messages with one of the user")
+    return tuple(parts)
+
+
+def beginning(request: Request) -> Iterator[TokenEvent]:
+    """The events of the reply that a request continues."""
+    rules = request.rules
+    yield TokenEvent(SequenceId(0), "", tokens=request.prompt_tokens[-rules.prefix_tokens :])
+    for channel, text in ReplyText(replace(rules, prefix="")).feed_text(rules.prefix):
+        yield TokenEvent(SequenceId(0), text, channel)
 
 
 def final_markup(prompt: Sequence[PromptPart]) -> str:

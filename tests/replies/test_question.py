@@ -1,6 +1,7 @@
 """Reading a question from the argument, files and a pipe, or a conversation from a messages list."""
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
@@ -94,6 +95,20 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
         ({"model": "m", "messages": [USER]}, Conversation().user("Why?")),
         ([{**USER, "name": "x"}], Conversation().user("Why?")),
         ([{"role": "user", "content": "\ud83d cut off"}], Conversation().user("\ufffd cut off")),
+        ([SYSTEM, SYSTEM, USER, USER], Conversation((), "Be brief.\n\nBe brief.").user("Why?\n\nWhy?")),
+        ([USER, ASSISTANT, SYSTEM, USER], Conversation().user("Why?").assistant("So.").user("Be brief.\n\nWhy?")),
+        ([USER, ASSISTANT, ASSISTANT, USER], Conversation().user("Why?").assistant("So.\n\nSo.").user("Why?")),
+        ([USER, {**USER, "content": None}, SYSTEM], Conversation().user("Why?\n\nBe brief.")),
+        ([{**USER, "content": [{"type": "input_text", "text": "Why?"}]}], Conversation().user("Why?")),
+        ([USER, {**ASSISTANT, "content": None, "tool_calls": []}], Conversation().user("Why?")),
+        ([USER, ASSISTANT], replace(Conversation().user("Why?"), prefill=Message("assistant", "So."))),
+        *(
+            (
+                [USER, {**ASSISTANT, key: "Hm."}, USER],
+                Conversation().user("Why?").assistant("So.", None, "Hm.").user("Why?"),
+            )
+            for key in ("reasoning", "reasoning_content", "thinking")
+        ),
     ],
 )
 def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:

@@ -1,0 +1,63 @@
+"""Replies that continue the last message of a list."""
+
+import pytest
+from asking import running_engine
+from installations import model_on
+from scripted_backend import END, ScriptedBackend
+from templates import TEMPLATES
+
+from cerebrum_cli.core.conversation import conversation_from_messages
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.formats.plain import SERVERS
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
+from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.replies.reply import Ask, Reply
+
+BEGUN, REST = b"It is", b" 4."
+MESSAGES = [
+    {"role": "user", "content": "2 + 2?"},
+    {"role": "assistant", "content": "It is", "reasoning": "Two and two."},
+]
+
+
+def continues(held: tuple[int, ...], seed: int) -> int:
+    _, _, rest = bytes(held).rpartition(BEGUN)
+    return REST[len(rest)] if len(rest) < len(REST) else END
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "reasoning", "prompt"),
+    [
+        ("chatml", None, None, "<|im_start|>assistant\nIt is"),
+        ("cerebrum", None, None, "User: 2 + 2?\nAI: It is"),
+        ("embedded", "mistral", None, "[/INST] It is"),
+        ("embedded", "deepseek-r1", None, "<｜Assistant｜>\n\nIt is"),
+        ("embedded", "qwen3.8", "Two and two.", "assistant\n<think>\nTwo and two.\n</think>\n\nIt is"),
+    ],
+)
+def test_reply_continues_the_last_message(name: str, template: str | None, reasoning: str | None, prompt: str) -> None:
+    asked = Ask(conversation_from_messages(MESSAGES, "m"), Settings())
+    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+        loaded = model_on(engine, format_builder(name, template and TEMPLATES[template], {}))
+        shown, ids = loaded.preview(asked.conversation)
+        assert shown.endswith(prompt) and bytes(ids).endswith(prompt.encode())
+        streamed = loaded.respond(asked)
+        assert "".join(streamed) == "It is 4."
+        [event] = [event for event in run_rows(loaded, [Row(0, asked)]) if isinstance(event, Outcome)]
+        assert isinstance(event.result, Reply)
+        for reply in (streamed, event.result):
+            assert (reply.text, reply.reasoning, reply.finish.completion_tokens) == ("It is 4.", reasoning, 3)
+            assert bytes(reply.tokens or ()).endswith(b"It is 4.")
+        following = reply.conversation.user("Why?")
+        assert [message.content for message in following.messages] == ["2 + 2?", "It is 4.", "Why?"]
+        assert "It is 4." in loaded.render(following)
+
+
+def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_templates() -> None:
+    conversation = conversation_from_messages(MESSAGES, "m")
+    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+        with pytest.raises(UsageError, match="a schema or grammar cannot apply to a reply that has begun"):
+            model_on(engine, format_builder("chatml", None, {})).respond(Ask(conversation, Settings(), "root")).wait()
+        with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
+            model_on(engine, format_builder(SERVERS.name, None, {})).respond(Ask(conversation, Settings())).wait()
