@@ -36,7 +36,7 @@ def test_random_input_is_an_error_at_worst(kind: str, seed: int) -> None:
     ids=("loops", "recursion"),
 )
 def test_two_interrupts_end_a_template(user: CommandLine, loop: str, options: tuple[str, ...]) -> None:
-    template = f"{{% if messages[-1].content == 'loop' %}}{loop}{{% endif %}}"
+    template = f"{{{{ messages[-1].content }}}}{{% if messages[-1].content == 'loop' %}}{loop}{{% endif %}}"
     model = write_chatml(user.home / "endless.gguf", chat_template=template)
     process = user.start("ask", "--set", "verbose=on", "-m", model, "loop", *options)
     assert process.stderr
