@@ -69,7 +69,7 @@ def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | No
 
 def choose_file(app: App, error: SeveralModels) -> ModelReference:
     """Ask which of several models of a repository is meant. Raises the error without an answer."""
-    choices = [f"{number:3}  {reference.file}" for number, reference in enumerate(error.choices, 1)]
+    choices = [f"{number}  {reference.file}" for number, reference in enumerate(error.choices, 1)]
     number = app.streams.choose("\n".join([f"{error.message}:", *choices, "Pull which one?"]), len(choices))
     if number is None:
         raise error

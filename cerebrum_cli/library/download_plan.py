@@ -132,12 +132,10 @@ class DownloadPlanner:
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         models = _variants(listing)
         names = {file.name for file in listing.files}
-        parts = {part for name in names for part in parts_of(name)}
         if reference.file:
-            files = parts_of(reference.file)
-            models = (Variant(quantization_of(files[0]), files),)
-            parts = set(files)
-        missing = sorted(parts - names)
+            models = (Variant(quantization_of(reference.file), parts_of(reference.file)),)
+        meant = [reference.file] if reference.file else names
+        missing = sorted({part for name in meant for part in parts_of(name)} - names)
         if reference.file in missing:
             hint = f"list its models: cerebrum pull --dry-run {repo_id}"
             raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)

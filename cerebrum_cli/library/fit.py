@@ -167,8 +167,8 @@ class SeveralModels(UsageError):
     """A reference that means several models of a repository; `choices` are references to one each."""
 
     def __init__(self, listing: Listing, quantization: str, models: Sequence[Variant]) -> None:
-        repo_id, revision = listing.repo_id, listing.revision
-        self.choices = [ModelReference(repo_id, file=model.files[0], revision=revision) for model in models]
+        repo_id = listing.repo_id
+        self.choices = [ModelReference(repo_id, None, model.files[0], listing.revision) for model in models]
         references = " or ".join(map(str, self.choices))
         super().__init__(f"{repo_id} has several {quantization} models", f"choose one: {references}")
 
