@@ -118,8 +118,13 @@ def test_right_file_of_two_builds_is_named_by_the_user(
         2,
         f"error: {REPO} has several Q4_K_M models\n hint: choose one: {CHOICES[0]} or {CHOICES[1]}\n",
     )
-    for number, name in enumerate(("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf")):
-        for text in (CHOICES[number], f"hf.co/{REPO}/{name}", f"{REPO}:{name}", f"{REPO}/{name}"):
+
+
+@pytest.mark.slow
+def test_right_file_by_any_of_its_names(hub_user: HubUser, files: Mapping[str, Path]) -> None:
+    hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
+    for choice, name in zip(CHOICES, ("new/x-Q4_K_M.gguf", "x-Q4_K_M.gguf"), strict=True):
+        for text in (choice, f"hf.co/{REPO}/{name}", f"{REPO}:{name}", f"{REPO}/{name}"):
             assert cleaned(hub_user.pull(text)).endswith(f": {hub_user.path(name, REPO)}\n")
 
 
