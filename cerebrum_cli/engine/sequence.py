@@ -96,6 +96,12 @@ class Request:
         """Whether the answer has to match a grammar here; a server of conversations has its schema."""
         return self.grammar is not None and self.conversation is None
 
+    @property
+    def beginning(self) -> tuple[Tokens, list[SplitText]]:
+        """The tokens and texts of the reply that the request continues."""
+        at = len(self.prompt_tokens) - self.rules.prefix_tokens
+        return self.prompt_tokens[at:], ReplyText(replace(self.rules, prefix="")).feed_text(self.rules.prefix)
+
     def compact(self) -> Request:
         """The request with its prompt in 4 bytes a token, for work that holds many."""
         return replace(self, prompt_tokens=array("i", self.prompt_tokens))

@@ -81,9 +81,8 @@ class Way(NamedTuple):
         if self.has_system or [turn["role"] for turn in turns[:2]] != ["system", "user"]:
             return turns
         system, first, *others = turns
-        if system["content"].strip():
-            first = {**first, "content": f"{system['content']}\n\n{first['content']}"}
-        return [first, *others]
+        content = f"{system['content']}\n\n{first['content']}"
+        return [{**first, "content": content if system["content"].strip() else first["content"]}, *others]
 
 
 WAYS = tuple(

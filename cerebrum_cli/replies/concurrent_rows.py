@@ -20,7 +20,6 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
@@ -141,10 +140,8 @@ class PendingRow:
         if sequence.turn or not isinstance(asked, Ask):
             return Reply()
         reply = Reply(None, asked.conversation)
-        rules = self.request.rules
-        if rules.prefix_tokens:
-            begun = self.request.prompt_tokens[-rules.prefix_tokens :]
-            reply.begin(begun, ReplyText(replace(rules, prefix="")).feed_text(rules.prefix))
+        if self.request.rules.prefix_tokens:
+            reply.begin(*self.request.beginning)
         return reply
 
 

@@ -17,7 +17,6 @@ from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.formats.thinking import MARKERS, ReasoningMarkup, is_markup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
@@ -85,7 +84,10 @@ class LoadedModel:
         prepared = self.prepare_reply(replace(request, stream=True))
         yield from self.take_notices()
         if request.conversation.prefill:
-            yield from beginning(prepared)
+            tokens, texts = prepared.beginning
+            yield TokenEvent(SequenceId(0), "", tokens=tokens)
+            for channel, text in texts:
+                yield TokenEvent(SequenceId(0), text, channel)
         with closing(self.engine.complete([prepared])) as events:
             yield from raise_refusals(events)
 
@@ -356,14 +358,6 @@ def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     if not parts:
         raise FormatError("the chat template rewrites the reply to continue", "end the messages with one of the user")
     return tuple(parts)
-
-
-def beginning(request: Request) -> Iterator[TokenEvent]:
-    """The events of the reply that a request continues."""
-    rules = request.rules
-    yield TokenEvent(SequenceId(0), "", tokens=request.prompt_tokens[-rules.prefix_tokens :])
-    for channel, text in ReplyText(replace(rules, prefix="")).feed_text(rules.prefix):
-        yield TokenEvent(SequenceId(0), text, channel)
 
 
 def final_markup(prompt: Sequence[PromptPart]) -> str:
