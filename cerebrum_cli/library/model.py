@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, Layer, SourcedLayer
+from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, vocabulary_digest
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -174,7 +175,7 @@ class InstalledModel:
         if self.is_bundled:
             return "cerebrum"
         merged = self.header.metadata.get(MERGE_FORMAT)
-        if isinstance(merged, str) and merged in PLAIN_FORMATS:
+        if isinstance(merged, str) and merged in {**PLAIN_FORMATS, **NAMED_TEMPLATES}:
             return merged
         return None
 
