@@ -81,22 +81,24 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     turns = _joined([_turn(item, f"{name}: message {number}") for number, item in enumerate(items, 1)])
     system = turns.pop(0).content if turns[0].role == "system" else None
-    messages: list[Message] = []
-    for turn in turns:
-        if not messages and turn.role == "assistant":
-            raise UsageError(f"{turn.where} has the role assistant, expected user", "a question must come first")
-        if is_request and turn.role == "user" and not turn.content.strip():
-            raise UsageError(f"{turn.where} is empty", "a question must contain text")
-        role: Role = "user" if turn.role == "user" else "assistant"
-        messages.append(Message(role, turn.content, reasoning=turn.reasoning or None))
+    messages = [_message(turn, is_request) for turn in turns]
+    if messages and messages[0].role == "assistant":
+        raise UsageError(f"{turns[0].where} has the role assistant, expected user", "a question must come first")
     if not is_request:
         return Conversation(tuple(messages), system)
     if not messages:
         raise UsageError(f"{name}: no question to answer", "add a message with the role user")
     prefill = messages.pop() if len(messages) % 2 == 0 else None
-    if prefill and not (prefill.content or prefill.reasoning):
-        prefill = None
-    return Conversation(tuple(messages), system, prefill=prefill)
+    has_prefill = prefill and (prefill.content or prefill.reasoning)
+    return Conversation(tuple(messages), system, prefill=prefill if has_prefill else None)
+
+
+def _message(turn: _Turn, is_request: bool) -> Message:
+    if turn.role == "assistant":
+        return Message("assistant", turn.content, reasoning=turn.reasoning or None)
+    if is_request and not turn.content.strip():
+        raise UsageError(f"{turn.where} is empty", "a question must contain text")
+    return Message("user", turn.content)
 
 
 class _Turn(NamedTuple):

@@ -96,20 +96,16 @@ class LoadedModel:
 
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
-        settings, prefix = asked.settings, asked.prefix_tokens
+        settings = asked.settings
         self.controls.require_marked_reasoning(settings, asked.conversation.system_prompt)
         conversation = asked.conversation
         prompt = self._render(conversation)
-        tokens = (*self.engine.vocabulary.tokenize(prompt), *prefix)
+        tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
         if conversation.prefill:
-            self._require_continuable(asked)
-            start = self._render(replace(conversation, prefill=None))
-            start_tokens = self.engine.vocabulary.tokenize(start)
-            prefix = tokens[common_prefix(tokens, start_tokens) :]
-            asked = replace(asked, prefix_tokens=prefix)
-            prompt_end = final_markup(start) if tokens == (*start_tokens, *prefix) else ""
+            asked, prompt_end = self._continuing(asked, tokens)
         self._require_room(len(tokens))
+        prefix = asked.prefix_tokens
         rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
         return Request(
             tokens,
@@ -128,12 +124,20 @@ class LoadedModel:
             conversation=conversation if self.format.is_servers else None,
         )
 
-    def _require_continuable(self, asked: Ask) -> None:
+    def _continuing(self, asked: Ask, tokens: tuple[int, ...]) -> tuple[Ask, str]:
+        """A request to continue a reply, by its prompt with that beginning, and the markup before the reply."""
         hint = "end the messages with one of the user"
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
             raise UsageError("a server that builds the prompt cannot continue a reply", hint)
+        start = self._render(replace(asked.conversation, prefill=None))
+        start_tokens = self.engine.vocabulary.tokenize(start)
+        shared = common_prefix(tokens, start_tokens)
+        end = (
+            final_markup(start) if shared == len(start_tokens) else ""
+        )  # else the template opens the reply in another way
+        return replace(asked, prefix_tokens=tokens[shared:]), end
 
     def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
@@ -352,12 +356,11 @@ class MarkupTokens(frozenset[int]):
 
 def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     """A prompt up to the text of its last reply. Raises FormatError if that cannot be told from the template's."""
-    *parts, end = prompt
-    if not (isinstance(end, Text) and end.trusted):
+    if not final_markup(prompt):
         return prompt
-    if not parts:
+    if len(prompt) == 1:
         raise FormatError("the chat template rewrites the reply to continue", "end the messages with one of the user")
-    return tuple(parts)
+    return prompt[:-1]
 
 
 def final_markup(prompt: Sequence[PromptPart]) -> str:
