@@ -116,9 +116,9 @@ def _parse_hub_path(text: str, path: str) -> ModelReference:
     path = FILE_OF_REPO.sub(rf"\1/resolve/{MAIN}/\2", path)
     owner, repo, view, revision, file = f"{path.rstrip('/')}////".split("/", 4)
     file = file.rstrip("/")
-    if not view:
-        repo, quantization = _split_quantization(repo)
     repo_id = f"{owner}/{repo}"
+    if not view:
+        repo_id, quantization = _split_quantization(repo_id)
     if not REPO_ID.fullmatch(repo_id):
         raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
     if not view:
@@ -135,11 +135,13 @@ def _parse_hub_path(text: str, path: str) -> ModelReference:
 
 
 def _split_quantization(text: str) -> tuple[str, str | None]:
-    """Split a name, or a revision, from the quantization behind it; Ollama's default tag means any."""
+    """Split a name, or a revision, from the quantization behind it; of a repository, Ollama's default tag means any."""
     name, colon, quantization = text.partition(":")
     if colon and not _QUANTIZATION.fullmatch(quantization):
         raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
-    return name, quantization.removesuffix(DEFAULT_TAG[1:]) or None
+    if "/" in name:
+        quantization = quantization.removesuffix(DEFAULT_TAG[1:])
+    return name, quantization or None
 
 
 def _unquote(text: str, part: str) -> str:
