@@ -20,6 +20,7 @@ OFFLOADED_ROWS = 32  # from which on llama.cpp evaluates layers in host memory o
 PADDING = 256  # tokens; llama.cpp rounds contexts up to it
 MIN_OUTPUTS = 64  # rows with logits that a step may have in any context: the most of a step with draft tokens
 SAMPLING_BYTES = 16  # for each token of the vocabulary, for all sequences together
+POOL_BYTES = 96 * 2**20  # of a GPU's kernels: 43 to 80 MiB on an H100, and 176 with experts
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 
@@ -207,7 +208,7 @@ def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
 
 
 def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
-    """Size of the compute buffer of each of `n_devices` GPUs, which hold `offloaded` layers between them.
+    """Size of the compute buffer and of the kernels' pool on each of `n_devices` GPUs, which hold `offloaded` layers.
 
     Steps of OFFLOADED_ROWS copy weights in host memory to a GPU, one tensor at a time, and for attention the KV cache
     of a layer. With so many sequences, parts of up to 2.5 caches were seen there at the same time.
@@ -221,7 +222,9 @@ def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n
         caches = max((context.token_bytes(layer) * context.cells(layer) for layer in sizes.layers), default=0)
         copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
         buffer = max(buffer, copied + _mask_bytes(sizes, context) + 5 * rows)
-    return buffer
+    if sizes.has_experts and not sizes.host_expert_bytes:
+        buffer += POOL_BYTES
+    return buffer + POOL_BYTES
 
 
 def _input_copies(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:

@@ -174,6 +174,8 @@ class LlamaBackend(LlamaVocabulary):
         )  # it takes memory
         sorts_few = params.temperature == 0 or params.top_k > 0
         is_single = self._options.n_streams == 1
+        if params.is_argmax and any(self._offloaded):  # where a step is as fast as llama.cpp's search of all tokens
+            is_single = False
         if constraint is None and is_single and sorts_few:
             suppressed = (TokenBias(token, -inf) for token in self._suppressed)
             params = replace(params, logit_bias=(*params.logit_bias, *suppressed))

@@ -6,7 +6,9 @@ import ctypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
@@ -128,6 +130,8 @@ def load_model(
     params.progress_callback = progress_callback(emit, stop)
     path = os.fsencode(options.file.path)
     log.problems.clear()
+    if any(plan.offloaded):  # greedy sampling needs it; it is imported while native code loads
+        Thread(target=import_module, args=("numpy",), daemon=True).start()
     with suppress_log():
         model = llama.llama_model_load_from_file(path, params)
     if not model and not stop:  # again, with logging
