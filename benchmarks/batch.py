@@ -284,6 +284,7 @@ class StepTimer:
         from cerebrum_cli.engine.llama.logits import GreedySampler
 
         self._decode, self._sample = llama.llama_decode, GreedySampler.sample
+        self._synchronize = llama.llama_synchronize
         llama.llama_decode = self.decode
         setattr(GreedySampler, "sample", lambda sampler, row: self.sample(sampler, row))  # noqa: B010
         self._slots = slots
@@ -301,6 +302,7 @@ class StepTimer:
         self._step_start, self._samples = now, 0
         start = time.perf_counter()
         status = self._decode(*arguments)
+        self._synchronize(arguments[0])  # a GPU has only begun
         self._native_s = time.perf_counter() - start
         return status
 

@@ -3,9 +3,9 @@
 Usage: python benchmarks/offload.py [--prompts N] [--tokens N] [--dry-run] FILE...
 
 Each FILE is a model. Its replies to questions in 20 languages are generated with all layers on the GPU, half of them,
-and the output layer alone, one at a time and SLOTS at a time, and on the CPU SLOTS at a time. Each is compared with the
-reply of the CPU, one at a time. Where they differ, rounding should have decided between two tokens that are nearly
-equally likely.
+and the output layer alone, one at a time and SLOTS at a time, with all layers and draft tokens, and on the CPU SLOTS at
+a time. Each is compared with the reply of the CPU, one at a time. Where they differ, rounding should have decided
+between two tokens that are nearly equally likely.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from same_text import QUESTIONS
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import AlternativesEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
@@ -41,8 +42,8 @@ Models named after an architecture are tiny, with random weights, from `tests/su
 llvmpipe is Mesa's driver that computes on the CPU; it allows no tensor of more than 128 MiB, such as the output layer
 of the 0.5B.
 
-| model | prompts | tokens | all layers | half of the layers | output layer | CPU, {slots} at a time | date | machine |
-|---|---|---|---|---|---|---|---|---|
+| model | prompts | tokens | all layers | half | output layer | all, drafts | CPU, {slots} at a time | date | machine |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -66,25 +67,27 @@ def compare(path: Path, options: Namespace) -> str:
     all_layers = len(read_header(path).sizes.layers) + 1
     expected = replies(path, 0, 1, options)
 
-    def cell(layers: int, slots: int) -> str:
-        pairs = zip(expected, replies(path, layers, slots, options), strict=True)
+    def cell(layers: int, slots: int, drafts: bool = False) -> str:
+        pairs = zip(expected, replies(path, layers, slots, options, drafts), strict=True)
         differ = [(number, *pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]]
         gap = f" ({max(gaps(path, differ)):.4f})" if differ else ""
         return f"{len(expected) - len(differ)}{gap}"
 
     cells = [f"{cell(layers, 1)}, {cell(layers, SLOTS)}" for layers in (all_layers, all_layers // 2, 1)]
-    row = path.stem, options.prompts, options.tokens, *cells, cell(0, SLOTS), date.today(), machine()
+    cells += [cell(all_layers, 1, drafts=True), cell(0, SLOTS)]
+    row = path.stem, options.prompts, options.tokens, *cells, date.today(), machine()
     line = f"| {' | '.join(map(str, row))} |"
     print(line, flush=True)
     return line
 
 
-def replies(path: Path, layers: int, slots: int, options: Namespace) -> list[list[int]]:
+def replies(path: Path, layers: int, slots: int, options: Namespace, drafts: bool = False) -> list[list[int]]:
     """Tokens of the replies to all prompts."""
     said: list[list[int]] = [[] for _ in range(options.prompts)]
-    with opened(path, layers, slots) as engine:
+    with opened(path, layers, slots, drafts) as engine:
         params = SamplingParams(max_tokens=options.tokens)
-        requests = [Request(prompt_tokens(engine, number), params, ignore_eos=True) for number in range(len(said))]
+        prompts = [prompt_tokens(engine, number) for number in range(len(said))]
+        requests = [Request(prompt, params, ignore_eos=True, speculative=drafts) for prompt in prompts]
         for event in engine.generate(requests):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += event.tokens
@@ -103,10 +106,11 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
 
 
 @contextmanager
-def opened(path: Path, layers: int, slots: int) -> Iterator[LocalEngine]:
+def opened(path: Path, layers: int, slots: int, drafts: bool = False) -> Iterator[LocalEngine]:
     """An engine with so many layers on GPUs and so many slots."""
     file = GgufFile(path, CONTEXT, read_header(path).sizes, is_verified=True)
-    options = LoadOptions(file, ContextOptions(CONTEXT, slots, THREADS), gpu_layers=str(layers), repack=False)
+    context = ContextOptions(CONTEXT, slots, THREADS, n_rs_seq=MAX_ROLLBACK * (drafts and bool(file.sizes.state_bytes)))
+    options = LoadOptions(file, context, gpu_layers=str(layers), repack=False)
     with closing(LocalEngine(lambda emit, stop: open_llama(options, emit, stop))) as engine:
         list(engine.load())
         yield engine

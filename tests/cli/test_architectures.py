@@ -118,7 +118,7 @@ def require_equal_replies(owner: Owner) -> None:
     compared = (*compare_chats(owner, story), *compare_commands(owner, story))
     different = [comparison for comparison in compared if comparison[1] != comparison[2]]
     # GPUs may round to F16 in steps of several rows, which decides between tokens that are equally likely
-    is_tie = [way for way, *_ in different] == ["speculative decoding in a chat"]
+    is_tie = {way for way, *_ in different} <= {"speculative decoding", "speculative decoding in a chat"}
     assert (accelerators() and is_tie) or different == []
 
 

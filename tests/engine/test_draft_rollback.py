@@ -109,6 +109,7 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
     context = replace(EXACT, slots=3, n_ubatch=64, kv_unified=kv_unified, n_rs_seq=MAX_ROLLBACK)
     backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
     backend.reserve(1024)
+    rounding = 0.01 if accelerators() else 1e-5  # a GPU's kernels depend on the number of rows: 0.0033 on an H100
 
     def evaluate(slot: int, start: int, stop: int) -> list[float]:
         """Evaluate tokens of a text; the logits after them."""
@@ -129,9 +130,9 @@ def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_
         evaluate(2, 40, end)
         expected = evaluate(2, end, end + 1)
         for slot in (1, 0):
-            assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=1e-5)
+            assert evaluate(slot, end, end + 1) == pytest.approx(expected, abs=rounding)
         assert backend.context.load_state(2, tmp_path / "state")
-        assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=1e-5)
+        assert evaluate(2, end, end + 1) == pytest.approx(expected, abs=rounding)
     backend.close()
 
 
