@@ -25,7 +25,7 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.template import EmbeddedFormat
 from cerebrum_cli.formats.template_sandbox import find_switch, find_writer, variables
-from cerebrum_cli.formats.thinking import markups_of
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 
 BOS, EOS = "<BOS>", "<EOS>"
 THREE_TURNS = (
@@ -57,8 +57,8 @@ def main() -> None:
 
 def compare(source: str) -> Iterator[Outcome]:
     """Compare the prompts of one template, for each state of its switch."""
-    markups, switch = markups_of(source), find_switch(source)
-    ours = EmbeddedFormat(source=source, bos=BOS, eos=EOS, special_tokens=lambda _: (), markups=markups)
+    switch = find_switch(source)
+    ours = EmbeddedFormat(source=source, bos=BOS, eos=EOS, special_tokens=lambda _: ())
     for thinks in (None, True, False) if switch else (None,):
         values = {} if switch is None or thinks is None else switch.values(thinks)
         theirs = [prompt for messages in ways(source) if (prompt := render(source, messages, values)) is not None]
@@ -71,7 +71,7 @@ def compare(source: str) -> Iterator[Outcome]:
         if prompt not in theirs:
             yield "different"
             continue
-        _, is_dropped = find_writer(source, {**variables(BOS, EOS, datetime.now()), **values}, markups)
+        _, is_dropped = find_writer(source, {**variables(BOS, EOS, datetime.now()), **values}, REASONING_MARKUPS)
         yield "equal, drops reasoning" if is_dropped else "equal"
 
 
@@ -82,7 +82,7 @@ def ways(source: str) -> Iterator[list[dict[str, str]]]:
         {"role": turn.role, "content": turn.content} | ({"reasoning": turn.reasoning} if turn.reasoning else {})
         for turn in turns
     ]
-    for markup in markups_of(source):
+    for markup in REASONING_MARKUPS:
         if markup.open in source or markup.close in source:
             contents = [(markup.wrap(turn.reasoning) if turn.reasoning else "") + turn.content for turn in turns]
             yield [{"role": turn.role, "content": text} for turn, text in zip(turns, contents, strict=True)]

@@ -94,7 +94,6 @@ class ReplyText:
         self._mentions_tags = False  # in the answer
         self._answer_length = self._answer_before = 0  # before the text that is being read
         self._last = ""  # character of the answer
-        self._literal = 0  # characters of what is held that are known not to be a marker
         self._footer = ""
         self.was_reasoning = False
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
@@ -136,7 +135,7 @@ class ReplyText:
             self._emit("thinking", self._held)
             return pieces
         if self.stage == "undecided":
-            self._start_answer()
+            self.begin_answer()
         rest = self._held + self._stops.flush()
         if not self._is_markup(rest.strip()):
             self._emit("answer", rest)
@@ -206,10 +205,6 @@ class ReplyText:
                 return True
         return False
 
-    def begin_answer(self) -> None:
-        """Begin the answer, with the text that may have been markup."""
-        self._start_answer()
-
     @property
     def _marker(self) -> str:
         """The markup that has begun, if any."""
@@ -264,7 +259,7 @@ class ReplyText:
         if marker is None and may_start_marker(text, self.rules.markups):
             return False
         if marker is None or (marker.effect == "wrapper" and not self._is_wrapper(marker, text)):
-            self._start_answer()
+            self.begin_answer()
             return True
         if marker.effect == "header":
             return self._read_header(marker, text)
@@ -285,9 +280,9 @@ class ReplyText:
         if header is None:
             if len(text) < MAX_HEADER:
                 return False
-            self._held = text
-            self._literal = marker.end
-            self._start_answer()
+            self.begin_answer()
+            self._pass_on(text[: marker.end])
+            self._held = text[marker.end :]
             return True
         end, channel = header
         self._has_special = False
@@ -307,9 +302,10 @@ class ReplyText:
         """Start the answer, or continue it after an earlier block."""
         if "answer" in self._spaces:
             self._spaces["answer"] = self._spaces["answer"] or "\n\n"
-        self._start_answer()
+        self.begin_answer()
 
-    def _start_answer(self) -> None:
+    def begin_answer(self) -> None:
+        """Begin the answer, with the text that may have been markup."""
         self._has_special = False
         self.stage = "answer"
         self._held = self._up_to_stop(self._held)
@@ -328,7 +324,7 @@ class ReplyText:
         cut = len(text)
         if self.rules.markups and not self.rules.plain_answer:
             for marker in find_markers(text):
-                if marker.start >= self._literal and self._counts(marker, text):
+                if self._counts(marker, text):
                     return self._leave_answer(marker, text)
             if begun := re.search(BEGUN, text):
                 cut = begun.start()
@@ -388,7 +384,6 @@ class ReplyText:
         if text:
             self._answer_length += len(text)
             self._last = text[-1]
-            self._literal = max(0, self._literal - len(text))
         self._emit("answer", text)
 
     def _emit(self, channel: Channel, text: str) -> None:

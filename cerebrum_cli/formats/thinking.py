@@ -21,7 +21,7 @@ class ReasoningMarkup:
     """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
 
     With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
-    behind this reasoning, where that is another one. `footer` ends an answer that began with the header.
+    behind this reasoning, where that is another one.
     """
 
     open: str
@@ -29,7 +29,6 @@ class ReasoningMarkup:
     header: str = ""
     own_lines: bool = False
     final: str = ""
-    footer: str = ""
 
     def wrap(self, reasoning: str) -> str:
         """The reasoning with its markup, as it precedes an answer."""
@@ -97,24 +96,12 @@ REASONING_MARKUPS = (
     ReasoningMarkup("<|start|>assistant to=self<|message|>", "<|eom|>", "to=user<|message|>", final=MUSE.header),
     ReasoningMarkup("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # of Apriel
 )
-REPLACED = {  # what replaces the first markup in templates with this text
-    # Granite 3.3.
-    "<response></response>": ReasoningMarkup("<think>", "</think>", "<response>", footer="</response>"),
-}
 
 # The last sentence of reasoning that is ended early, by how names of architectures begin.
 CLOSING_SENTENCES = {
     "qwen3": "Considering the limited time by the user, I have to give the solution based on the thinking directly"
     " now.",  # arXiv:2505.09388, section 4.4
 }
-
-
-def markups_of(template: str) -> tuple[ReasoningMarkup, ...]:
-    first, *others = REASONING_MARKUPS
-    for text, markup in REPLACED.items():
-        if text in template:
-            first = markup
-    return first, *others
 
 
 def closing_sentence(architecture: str) -> str:
@@ -218,7 +205,7 @@ def marker_at_start(text: str, markups: Iterable[ReasoningMarkup]) -> Marker | N
     candidates = [_describe(found)] if found else []
     for markup in markups:
         if markup.header and text.startswith(markup.header):
-            candidates.append(Marker(0, len(markup.header), "answer", footer=markup.footer))
+            candidates.append(Marker(0, len(markup.header), "answer"))
         if text.startswith(markup.open):
             candidates.append(Marker(0, len(markup.open), "open", markup))
     return max(reversed(candidates), key=lambda marker: marker.end, default=None)

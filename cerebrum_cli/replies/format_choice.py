@@ -68,7 +68,6 @@ def format_builder(
 
     def build(vocabulary: Vocabulary, context_size: int) -> PromptFormat:
         from cerebrum_cli.formats.template import EmbeddedFormat
-        from cerebrum_cli.formats.thinking import markups_of
 
         return EmbeddedFormat(
             name=name,
@@ -78,7 +77,6 @@ def format_builder(
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
             options=options,
-            markups=markups_of(template),
             origin=origin,
         )
 

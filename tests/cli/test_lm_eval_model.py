@@ -37,7 +37,7 @@ from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E40
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
-from cerebrum_cli.formats.thinking import markups_of  # noqa: E402
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS  # noqa: E402
 from cerebrum_cli.library.model import InstalledModel  # noqa: E402
 from cerebrum_cli.replies.concurrent_rows import Continuation  # noqa: E402
 from cerebrum_cli.replies.loaded_model import LoadedModel  # noqa: E402
@@ -411,7 +411,7 @@ def test_lm_returns_what_follows_the_reasoning(thinker: Path) -> None:
     ],
 )
 def test_lm_returns_the_answer_in_a_reply(text: str, answer: str | None) -> None:
-    markups = markups_of("")
+    markups = REASONING_MARKUPS
     reader = ReplyText(ReplyRules(markups))
     reply = Reply()
     reply.begin((), reader.feed_text(text) + reader.finish())

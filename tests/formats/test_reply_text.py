@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from thinkers import answering_late
 
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, markups_of, open_markup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
 
 THINK = REASONING_MARKUPS[0]
 RULES = ReplyRules(REASONING_MARKUPS, trims=True)
-GRANITE = ReplyRules(markups_of("Write your response between <response></response>."), trims=True)
 
 
 def read(stream: list[str], rules: ReplyRules = RULES) -> tuple[str, str]:
@@ -75,9 +74,9 @@ def test_reply_text_is_independent_of_chunks(case: dict[str, str]) -> None:
         ("<xml></response>", ("", "<xml></response>")),
     ],
 )
-def test_reply_text_drops_the_tags_around_an_answer_of_granite(text: str, expected: tuple[str, str]) -> None:
+def test_reply_text_drops_the_tags_around_an_answer(text: str, expected: tuple[str, str]) -> None:
     for place in range(len(text)):
-        assert read([text[:place], text[place:]], GRANITE) == expected
+        assert read([text[:place], text[place:]]) == expected
 
 
 @pytest.mark.parametrize("markup", REASONING_MARKUPS, ids=lambda markup: markup.open)
@@ -165,7 +164,7 @@ def without_tags(text: str) -> str:
 
 every_rules = st.builds(
     ReplyRules,
-    markups=st.sampled_from([(), REASONING_MARKUPS, GRANITE.markups]),
+    markups=st.sampled_from([(), REASONING_MARKUPS]),
     opened=openings,
     trims=st.booleans(),
     stops_anywhere=st.booleans(),
@@ -254,5 +253,5 @@ def test_reply_text_ignores_stop_strings_before_the_answer(
     ],
 )
 def test_reply_text_stops_in_an_answer_before_its_footer(pieces: list[bytes]) -> None:
-    rules = replace(GRANITE, stops_anywhere=False)
-    assert pieces_of(pieces, rules, ("e",)) == []
+    rules = replace(RULES, stops_anywhere=False)
+    assert pieces_of([b"<think>a</think>", *pieces], rules, ("e",)) == [("thinking", "a")]

@@ -18,13 +18,13 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, markups_of
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 # Where the answer starts, by the tokens of a reply.
 
 OPENS = {markup.open: (markup,) for markup in REASONING_MARKUPS}
 QWEN, MISTRAL, GEMMA = OPENS["<think>"], OPENS["[THINK]"], OPENS["<|channel>thought"]
-GRANITE = markups_of("<response></response>")[:1]
+COHERE = OPENS["<|START_THINKING|>"]
 SOLAR = tuple(markup for markup in REASONING_MARKUPS if "<|think|>" in markup.open)
 HARMONY = tuple(markup for markup in REASONING_MARKUPS if "<|message|>" in markup.open)
 SPECIAL = ("<|channel|>", "<|message|>", "<|start|>", "<|channel>", "[THINK]", "<|think|>", "<|begin|>", "<|content|>")
@@ -56,7 +56,9 @@ class Case:
         pytest.param(Case("H m </think> ␤␤ {", "tttpa", special=SPECIAL_TAGS, opened=True), id="opened in the prompt"),
         pytest.param(Case("␤ <think> H </think> {", "pptta", special=SPECIAL_TAGS), id="white space before it"),
         pytest.param(Case("< think >␤ H </ think > ␤ {", "pppttttpa"), id="spelled"),
-        pytest.param(Case("< think > H </ think >< response > {", "pppttttppa", GRANITE), id="header"),
+        pytest.param(
+            Case("<| START_THINKING|> H <|END_THINKING|>< |START_ RESPONSE|> {", "ppttppa", COHERE), id="header"
+        ),
         pytest.param(Case("< person", "pa", held="<", rest="think>"), id="spelled in part"),
         pytest.param(Case("< person", "aa", special=SPECIAL_TAGS), id="text like a special token"),
         pytest.param(Case("[ 1", "aa", MISTRAL), id="bracket"),
