@@ -293,7 +293,8 @@ def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -
             hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
             return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
         case "stop" if is_reasoning:
-            hint = "read it with --show-thinking, or use --think off or a number, or ask again"
+            limit = "--think N" if finish.context_size else "a larger context of the server"
+            hint = f"read it with --show-thinking, or use --think off or {limit}"
             return NoticeEvent("the reply has only reasoning, no answer", hint)
         case "stop" if is_blank and finish.context_size:
             return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")

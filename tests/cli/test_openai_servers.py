@@ -134,7 +134,7 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
     assert schemas == [{"type": "json_schema", "json_schema": named}]
     assert_error(ask("ask", "blank?", "--schema", schema()), 5, "the reply ended while reasoning, before an answer")
-    assert "larger context, or ask again" in ask("ask", "blank?").err
+    assert "use --think off or a larger context of the server" in ask("ask", "blank?").err
     done = ask("ask", "prose?", "--schema", schema())
     assert_error(done, 1, "the server ignored it", "the answer so far is saved; update the server, or use another")
     assert_error(ask("ask", "-c"), 1, "nothing to continue", "without token ids")
