@@ -8,7 +8,6 @@ has placeholders of its own, which no message can contain.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +16,6 @@ from datetime import datetime
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
-
-from markupsafe import escape
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
@@ -43,16 +40,9 @@ from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, op
 from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
-STRIPS = ("strip", "rstrip", "lstrip")
-TRIMS: tuple[Callable[[str], str], ...] = (
-    str,
-    *(methodcaller(strip) for strip in STRIPS),
-    *(methodcaller(strip, "\n") for strip in STRIPS),
-)
-
-REMOVED = re.compile(
-    "[</>]|(?:no_)?think|system_override"
-)  # what templates remove from messages, of switches and of markup
+TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")]
+# What templates change in texts: white space, signs and their escapes, and the switches that some remove.
+CHANGED = re.compile(r"&#?\w+;|\\[a-z]|(?:no_)?think|system_override|\W")
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"
 LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
@@ -80,19 +70,13 @@ class Placeholders:
     def text(self, index: int) -> str:
         return f"{self._start}{index}\ue001"
 
-    def split(self, rendered: str) -> tuple[str, list[tuple[int, str]]]:
-        """Split a render at the placeholders: the text before them, and for each its index and the text after it."""
-        first, *parts = rendered.split(self._start)
-        texts = [first]
-        indexes = list[int]()
-        for part in parts:
-            index, end, text = part.partition("\ue001")
-            if end and index.isdecimal():
-                indexes.append(int(index))
-                texts.append(text)
-            else:  # what a template has left of one
-                texts[-1] += self._start + part
-        return texts[0], list(zip(indexes, texts[1:], strict=True))
+    def split(self, rendered: str) -> list[Piece]:
+        """Split a render at the placeholders, whose texts are not in it."""
+        first, *others = re.split(f"{self._start}([0-9]+)\ue001", rendered)
+        pieces = [(FROM_TEMPLATE, first)]
+        for index, text in zip(others[::2], others[1::2], strict=True):
+            pieces += [(int(index), ""), (FROM_TEMPLATE, text)]
+        return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,8 +227,8 @@ class Rendering:
         return run_template(self.chat.source, {**values, "messages": self.way.messages(messages)})
 
     def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
-        first, placed = self.placeholders.split(skeleton)
-        pieces = _align(first, placed, prompt, self.texts)
+        placed = self.placeholders.split(skeleton)
+        pieces = _align(placed, prompt, self.texts)
         if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
             raise FormatError(
                 "the chat template would turn message text into special tokens",
@@ -256,13 +240,7 @@ class Rendering:
             if turn["content"].strip() and not is_shown:
                 problem = f"the chat template {self.chat.origin} leaves out {LEFT_OUT[turn['role']]}"
                 raise MessageLeftOut(problem, OTHER_FORMAT)
-        if pieces is not None:
-            return pieces
-        first, replies = self.placeholders.split(prompt)
-        pieces = [(FROM_TEMPLATE, first)]
-        for index, literal in replies:  # fixed ones
-            pieces += [(index, ""), (FROM_TEMPLATE, literal)]
-        return pieces
+        return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
 
     def _restore_headers(self, pieces: list[Piece]) -> None:
         """Put the text that follows a question before each earlier reply with known tokens, too.
@@ -282,43 +260,40 @@ class Rendering:
         if thinks not in self.headers:
             text = self.end
             if thinks != self.conversation.thinks and self.chat.switch:
-                _, parts = self.placeholders.split(self._fill(self.placed, self.chat.values(self.conversation, thinks)))
-                text = parts[-1][1] if parts else text
+                rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks))
+                _, *others = self.placeholders.split(rendered)
+                text = others[-1][1] if others else text
             is_closed = thinks is False and not self.chat.is_fixed
             self.headers[thinks] = self.chat.closed(text) if is_closed else text
         return self.headers[thinks]
 
 
-def _align(first: str, placed: list[tuple[int, str]], real: str, texts: Sequence[str]) -> list[Piece] | None:
-    """Split the real render into text of the template and of the messages; None if the two renders disagree.
+def _align(placed: list[Piece], prompt: str, texts: Sequence[str]) -> list[Piece] | None:
+    """Split a prompt into text of the template and of the messages; None if the two renders disagree.
 
-    `first` and `placed` are the other render, split at the placeholders of `texts`. Templates trim texts in different
-    ways, so all of them are tried.
+    `placed` is the other render, split at the placeholders of `texts`. Templates trim texts in different ways, so all
+    of them are tried.
     """
-    pieces: list[Piece] = [(FROM_TEMPLATE, first)]
-    at = len(first) if real.startswith(first) else len(real) + 1
-    for index, literal in placed:
-        ways = [trim(texts[index]) for trim in TRIMS] if index < len(texts) else []
-        text = next((way for way in ways if real.startswith(way + literal, at)), None)
-        if text is None:
+    pieces: list[Piece] = []
+    at = 0
+    for (index, _), (_, literal) in zip([(FROM_TEMPLATE, ""), *placed[1::2]], placed[::2], strict=True):
+        text = texts[index] if 0 <= index < len(texts) else ""
+        trimmed = (trim(text) for trim in TRIMS)
+        found = next((text for text in trimmed if prompt.startswith(text + literal, at)), None)
+        if found is None:
             return None
-        pieces += [(index, text), (FROM_TEMPLATE, literal)]
-        at += len(text) + len(literal)
-    return pieces if at == len(real) else None
+        pieces += [(index, found), (FROM_TEMPLATE, literal)]
+        at += len(found) + len(literal)
+    return pieces[1:] if at == len(prompt) else None
 
 
 def _shows(prompt: str, turn: Turn) -> bool:
-    """Whether a template that rewrites texts shows all of a turn: white space, case and escapes may differ.
-
-    Of a reply, it may leave out reasoning.
-    """
-    text = turn["content"].strip()
-    forms = (text, json.dumps(text, ensure_ascii=False)[1:-1], str(escape(text)))
-    return turn["role"] == "assistant" or any(_squeezed(form) in _squeezed(prompt) for form in forms)
+    """Whether a template that rewrites texts shows all of a turn. Of a reply, it may leave out reasoning."""
+    return turn["role"] == "assistant" or _unchanged(turn["content"]) in _unchanged(prompt)
 
 
-def _squeezed(text: str) -> str:
-    return "".join(REMOVED.sub("", text.casefold()).split())
+def _unchanged(text: str) -> str:
+    return CHANGED.sub("", text.casefold())
 
 
 def try_template(path: Path) -> None:
