@@ -193,7 +193,8 @@ class Rendering:
         self.values = chat.values(conversation, conversation.thinks)
         self.write, keeps_tokens = chat.history(conversation, self.values)
         self.way = find_way(chat.source)
-        self.turns = self.way.fold([*conversation.openai_messages])
+        conversation = self.way.fold(conversation)
+        self.turns = conversation.openai_messages
         self.messages = dict(enumerate(conversation.messages, len(self.turns) - len(conversation.messages)))
         self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, NamedTuple, NoReturn
@@ -19,6 +20,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -53,11 +55,11 @@ Turn = Mapping[str, str]  # a message as templates with text get it: `role`, `co
 WriteReply = Callable[[str, str | None], Turn]
 """Gives a template a reply: its answer, and its reasoning, if any."""
 ASKED: Turn = {"role": "user", "content": QUESTION}
-SMALL_CONVERSATIONS: tuple[list[Turn], ...] = (
-    [ASKED],
-    [{"role": "system", "content": SYSTEM}, ASKED],
-    [ASKED, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT_QUESTION}],
-)
+SMALL_CONVERSATIONS = {  # by the role that they add
+    "user": Conversation().user(QUESTION),
+    "system": Conversation(system_prompt=SYSTEM).user(QUESTION),
+    "assistant": Conversation().user(QUESTION).assistant(ANSWER).user(NEXT_QUESTION),
+}
 
 
 class Way(NamedTuple):
@@ -76,20 +78,14 @@ class Way(NamedTuple):
             for turn in turns
         ]
 
-    def fold(self, turns: list[Turn]) -> list[Turn]:
-        """The turns, without one that is the system prompt if the template has none."""
-        if self.has_system or [turn["role"] for turn in turns[:2]] != ["system", "user"]:
-            return turns
-        system, first, *others = turns
-        content = f"{system['content']}\n\n{first['content']}"
-        return [{**first, "content": content if system["content"].strip() else first["content"]}, *others]
-
-
-WAYS = tuple(
-    Way(parts, has_system)
-    for has_system in (True, False)
-    for parts in ((), ("system", "user", "assistant"), ("user",), ("user", "assistant"), ("system", "user"))
-)
+    def fold(self, conversation: Conversation) -> Conversation:
+        """The conversation, without a system prompt if the template has none."""
+        if self.has_system or not conversation.messages:
+            return conversation
+        first, *others = conversation.messages
+        texts = (*filter(str.strip, [conversation.system_prompt or ""]), first.content)
+        first = replace(first, content="\n\n".join(texts))
+        return replace(conversation, messages=(first, *others), system_prompt=None)
 
 
 class GenerationBlock(Extension):
@@ -166,22 +162,19 @@ def try_render(source: str, messages: Sequence[Mapping[str, Any]], **values: Any
 
 @cache
 def find_way(source: str) -> Way:
-    """The way in which a template shows most of small conversations: as text, where that shows all."""
-    total = sum(map(len, SMALL_CONVERSATIONS))
-    shown = dict[Way, int]()
-    for way in WAYS:
-        shown[way] = sum(_shown(source, way, turns) for turns in SMALL_CONVERSATIONS)
-        if shown[way] == total:
-            break
-    return max(shown, key=shown.__getitem__)
+    """The way in which a template shows all of small conversations: as text, where that does."""
+    way = Way()
+    for role, conversation in SMALL_CONVERSATIONS.items():
+        ways = way, Way((*way.parts, role), way.has_system), Way(way.parts, has_system=False)
+        way = next((way for way in ways if _shows(source, way, conversation)), way)
+    return way
 
 
-def _shown(source: str, way: Way, turns: list[Turn]) -> int:
-    """Number of contents in the prompt of a conversation; none if that shows how Python writes a list of parts."""
-    prompt = try_render(source, way.messages(way.fold(turns)))
-    if prompt is None or "'text':" in prompt:
-        return 0
-    return sum(turn["content"] in prompt for turn in turns)
+def _shows(source: str, way: Way, conversation: Conversation) -> bool:
+    turns = way.fold(conversation).openai_messages
+    prompt = try_render(source, way.messages(turns)) or ""
+    is_list = "'text':" in prompt  # of parts, as Python writes it
+    return not is_list and all(turn["content"] in prompt for turn in turns)
 
 
 @cache
