@@ -50,9 +50,6 @@ class PromptFormat:
         """
         return tuple(Text(message["content"]) for message in conversation.openai_messages)
 
-    def require_messages(self) -> None:
-        """Raise FormatError for a format whose prompts leave out messages."""
-
     def notice(self, _: Conversation) -> NoticeEvent | None:
         """What the prompt of a conversation does not have in its place."""
         return None

@@ -23,8 +23,6 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
-    QUESTION,
-    SYSTEM,
     Switch,
     Turn,
     WriteReply,
@@ -52,10 +50,6 @@ Piece = tuple[int, str]
 
 A turn has two texts: its content, with the index of the turn, and its reasoning. Those follow the contents of all.
 """
-
-
-class MessageLeftOut(FormatError):
-    """A chat template whose prompt lacks a message."""
 
 
 class Placeholders:
@@ -109,9 +103,9 @@ class EmbeddedFormat(PromptFormat):
         return find_efforts(self.source)[1]
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        """Render the prompt; only the template's own text is trusted. Raises FormatError if the template fails.
+        """Render the prompt; only the template's own text is trusted.
 
-        And MessageLeftOut if it lacks a message.
+        Raises FormatError if the template fails, or leaves out a message.
         """
         return join_parts(Rendering(self, conversation).parts())
 
@@ -119,14 +113,6 @@ class EmbeddedFormat(PromptFormat):
         if not conversation.system_prompt or find_way(self.source).has_system:
             return None
         return NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
-
-    def require_messages(self) -> None:
-        try:
-            self.render(Conversation(system_prompt=SYSTEM).user(QUESTION))
-        except MessageLeftOut:
-            raise
-        except FormatError:
-            pass  # it may accept others
 
     def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
@@ -240,7 +226,7 @@ class Rendering:
             is_shown = index in shown and (pieces is not None or _shows(prompt, turn))
             if turn["content"].strip() and not is_shown:
                 problem = f"the chat template {self.chat.origin} leaves out {LEFT_OUT[turn['role']]}"
-                raise MessageLeftOut(problem, OTHER_FORMAT)
+                raise FormatError(problem, OTHER_FORMAT)
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
 
     def _restore_headers(self, pieces: list[Piece]) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Vocabulary
     from cerebrum_cli.replies.inspection import GivenReply
 
+TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
+
 
 @dataclass(eq=False)
 class LoadedModel:
@@ -269,7 +271,7 @@ class LoadedModel:
     @cached_property
     def format(self) -> PromptFormat:
         chosen = self.build_format(self.engine.vocabulary, self.engine.context_size)
-        chosen.require_messages()
+        chosen.render(TRIAL)  # a template that rejects it, or leaves out the question, is one error of a whole run
         return chosen
 
     @cached_property

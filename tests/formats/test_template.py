@@ -171,7 +171,6 @@ def squeezed(text: str) -> str:
 )
 def test_template_gets_messages_as_it_takes_them(content: str, expected: str, chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, EACH.replace("CONTENT", content))
-    prompt_format.require_messages()
     assert squeezed(text_of(prompt_format.render(ODD))).replace("<system><user>", "<user>") == squeezed(expected)
     assert (prompt_format.notice(ODD) is None) == (expected == SHOWN)
 
@@ -189,7 +188,7 @@ def test_template_gets_messages_as_it_takes_them(content: str, expected: str, ch
 )
 def test_template_that_shows_no_question_is_refused(source: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError, match=r"^the chat template embedded leaves out a question$") as caught:
-        embedded(chatml, source).require_messages()
+        embedded(chatml, source).render(ONE_TURN)
     assert "--format (chatml, gemma, llama3, mistral)" in caught.value.hint
 
 
