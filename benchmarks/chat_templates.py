@@ -24,7 +24,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.template import EmbeddedFormat
-from cerebrum_cli.formats.template_sandbox import find_switch, find_writer, variables
+from cerebrum_cli.formats.template_sandbox import find_memory, find_switch, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 
 BOS, EOS = "<BOS>", "<EOS>"
@@ -71,8 +71,8 @@ def compare(source: str) -> Iterator[Outcome]:
         if prompt not in theirs:
             yield "different"
             continue
-        _, is_dropped = find_writer(source, {**variables(BOS, EOS, datetime.now()), **values}, REASONING_MARKUPS)
-        yield "equal, drops reasoning" if is_dropped else "equal"
+        memory = find_memory(source, {**variables(BOS, EOS, datetime.now()), **values}, REASONING_MARKUPS)
+        yield "equal, drops reasoning" if memory.drops else "equal"
 
 
 def ways(source: str) -> Iterator[list[dict[str, str]]]:

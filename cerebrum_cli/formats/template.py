@@ -23,16 +23,16 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
+    Memory,
     Switch,
     Turn,
-    WriteReply,
     find_efforts,
+    find_memory,
     find_switch,
     find_way,
-    find_writer,
     run_template,
     variables,
-    write_answer,
+    write_reply,
 )
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
 from cerebrum_cli.gguf.header import read_header
@@ -134,13 +134,13 @@ class EmbeddedFormat(PromptFormat):
         markup = open_markup(prompt_end, self.markups)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
-    def history(self, conversation: Conversation, values: Mapping[str, Any]) -> tuple[WriteReply, bool]:
-        """The function that gives earlier replies to the template, and whether they keep known tokens."""
+    def memory(self, conversation: Conversation, values: Mapping[str, Any]) -> Memory:
+        """What becomes of the reasoning of earlier replies: it is dropped if the template or the user drops it."""
         keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
-            return write_answer, False
-        write, is_dropped = find_writer(self.source, values, self.markups)
-        return write, bool(keeps) or not is_dropped
+            return Memory(drops=True)
+        memory = find_memory(self.source, values, self.markups)
+        return memory._replace(drops=False) if keeps else memory
 
     @property
     def is_fixed(self) -> bool:
@@ -177,7 +177,7 @@ class Rendering:
         self.chat = chat
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
-        self.write, keeps_tokens = chat.history(conversation, self.values)
+        self.memory = chat.memory(conversation, self.values)
         self.way = find_way(chat.source)
         conversation = self.way.fold(conversation)
         self.turns = conversation.openai_messages
@@ -187,11 +187,11 @@ class Rendering:
         self.headers: dict[bool | None, str] = {}
         self.texts = [turn["content"] for turn in self.turns] + [""] * len(self.turns)
         for index, message in self.messages.items():
-            part = chat.fixed_part(message, keeps_tokens)
+            part = chat.fixed_part(message, keeps_tokens=not self.memory.drops)
             if part:
                 self.fixed[index] = part
                 self.texts[index] = self.placeholders.text(index)
-            elif message.reasoning:
+            elif message.reasoning and self.memory.takes:
                 self.texts[index + len(self.turns)] = message.reasoning
 
     def parts(self) -> tuple[PromptPart, ...]:
@@ -208,7 +208,7 @@ class Rendering:
         messages: list[Turn] = []
         for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False):
             if turn["role"] == "assistant":
-                messages.append(self.write(content, reasoning or None))
+                messages.append(write_reply(content, reasoning, self.memory.markup))
             else:
                 messages.append({**turn, "content": content})
         return run_template(self.chat.source, {**values, "messages": self.way.messages(messages)})

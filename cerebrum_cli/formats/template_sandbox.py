@@ -6,7 +6,7 @@ How a template takes messages, and how it treats reasoning, is found out there, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
@@ -52,8 +52,6 @@ SWITCHES = (
     Switch("reasoning_effort", "high", "none"),
 )
 Turn = Mapping[str, str]  # a message as templates with text get it: `role`, `content`, and its reasoning
-WriteReply = Callable[[str, str | None], Turn]
-"""Gives a template a reply: its answer, and its reasoning, if any."""
 ASKED: Turn = {"role": "user", "content": QUESTION}
 SMALL_CONVERSATIONS = {  # by the role that they add
     "user": Conversation().user(QUESTION),
@@ -214,50 +212,53 @@ def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
     return None, ()
 
 
-def write_answer(answer: str, _: str | None = None) -> Turn:
-    return {"role": "assistant", "content": answer}
+def write_reply(answer: str, reasoning: str, markup: ReasoningMarkup | None) -> Turn:
+    """A reply as a template takes it: with its reasoning, if any, in markup, or else in fields of its own."""
+    turn = {"role": "assistant", "content": answer}
+    if not reasoning:
+        return turn
+    if markup:
+        return {**turn, "content": markup.wrap(reasoning) + answer}
+    return {**turn, **dict.fromkeys(REASONING_FIELDS, reasoning)}
 
 
-def write_fields(answer: str, reasoning: str | None) -> Turn:
-    return {**write_answer(answer), **(dict.fromkeys(REASONING_FIELDS, reasoning) if reasoning else {})}
+class Memory(NamedTuple):
+    """What a template takes and shows of the reasoning of earlier replies, and the markup that it takes it in."""
+
+    takes: bool = False
+    drops: bool = False
+    markup: ReasoningMarkup | None = None
 
 
-def write_inline(markup: ReasoningMarkup, answer: str, reasoning: str | None) -> Turn:
-    return write_answer(markup.wrap(reasoning) + answer if reasoning else answer)
+def find_memory(source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]) -> Memory:
+    """Find out what a template does with reasoning: that in fields of its own, or in one of the markups.
+
+    A template without reasoning gets only the answers, and so does one that puts an empty block before each.
+    """
+    fields = [None] if shows_fields(source) else []
+    memory = Memory()
+    for markup in (*fields, *markups):
+        if markup and markup.open not in source and markup.close not in source:
+            continue
+        with suppress(FormatError):  # GPT-OSS rejects markup in the content
+            prompt = run_template(source, {**values, "messages": _conversation(markup)})
+            if markup and f"{markup.close}{markup.open}" in "".join(prompt.split()):
+                return Memory()
+            drops = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
+            if drops or markup is None:
+                return Memory(True, drops, markup)
+            memory = memory if memory.takes else Memory(True, False, markup)
+    return memory
 
 
 @cache
 def shows_fields(source: str) -> bool:
     """Whether a template shows the reasoning of a last reply that has it in a field of its own."""
-    messages = _conversation(write_fields)[:-1]
-    prompt = try_render(source, messages, add_generation_prompt=False, **thinking(source))
-    return prompt is not None and REASONING in prompt
+    messages = _conversation(None)[:-1]
+    prompt = try_render(source, messages, add_generation_prompt=False, **thinking(source)) or ""
+    return REASONING in prompt
 
 
-def find_writer(
-    source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]
-) -> tuple[WriteReply, bool]:
-    """How a template takes replies with their reasoning, and whether it drops that of earlier ones.
-
-    A template without reasoning gets only the answers, and so does one that puts an empty block before each.
-    """
-    writers: dict[WriteReply, ReasoningMarkup | None] = {}
-    if shows_fields(source):
-        writers[write_fields] = None
-    shown = (markup for markup in markups if markup.open in source or markup.close in source)
-    writers |= {partial(write_inline, markup): markup for markup in shown}
-    keeping: WriteReply | None = None
-    for write, markup in writers.items():
-        with suppress(FormatError):  # GPT-OSS rejects markup in the content
-            prompt = run_template(source, {**values, "messages": _conversation(write)})
-            if markup and f"{markup.close}{markup.open}" in "".join(prompt.split()):
-                return write_answer, False
-            is_dropped = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
-            if is_dropped or write is write_fields:
-                return write, is_dropped
-            keeping = keeping or write
-    return keeping or write_answer, False
-
-
-def _conversation(write: WriteReply) -> list[Turn]:
-    return [ASKED, write(ANSWER, REASONING), ASKED, write(ANSWER, REASONING), ASKED]
+def _conversation(markup: ReasoningMarkup | None) -> list[Turn]:
+    reply = write_reply(ANSWER, REASONING, markup)
+    return [ASKED, reply, ASKED, reply, ASKED]
