@@ -12,7 +12,6 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from cerebrum_cli.formats.template_sandbox import (
     find_way,
     run_template,
     variables,
-    write_reply,
+    write_turn,
 )
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
 from cerebrum_cli.gguf.header import read_header
@@ -156,7 +155,7 @@ class EmbeddedFormat(PromptFormat):
         return None if self.is_fixed else find_switch(self.source)
 
     def values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
-        values = variables(self.bos, self.eos, datetime.now())
+        values = variables(self.bos, self.eos)
         effort, _ = find_efforts(self.source)
         if self.switch and thinks is not None:
             values.update(self.switch.values(thinks))
@@ -205,12 +204,10 @@ class Rendering:
 
     def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
         """Render the template with these texts of the turns."""
-        messages: list[Turn] = []
-        for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False):
-            if turn["role"] == "assistant":
-                messages.append(write_reply(content, reasoning, self.memory.markup))
-            else:
-                messages.append({**turn, "content": content})
+        messages = [
+            write_turn(turn["role"], content, reasoning, self.memory.markup)
+            for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False)
+        ]
         return run_template(self.chat.source, {**values, "messages": self.way.messages(messages)})
 
     def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
@@ -295,7 +292,7 @@ def try_template(path: Path) -> None:
     for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:
-            run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages})
+            run_template(source, {**variables(), "messages": messages})
         except FormatError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None

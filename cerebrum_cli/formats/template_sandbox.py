@@ -140,21 +140,21 @@ ENVIRONMENT.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not e
 ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
-def variables(bos: str, eos: str, now: datetime) -> dict[str, Any]:
+def variables(bos: str = "<s>", eos: str = "</s>") -> dict[str, Any]:
     return {
         "add_generation_prompt": True,
         "bos_token": bos,
         "eos_token": eos,
         "tools": None,
         "documents": None,
-        "strftime_now": now.strftime,
+        "strftime_now": datetime.now().strftime,
     }
 
 
 def try_render(source: str, messages: Sequence[Mapping[str, Any]], **values: Any) -> str | None:
     """The prompt of a small conversation; None if the template fails, which is raised where a real one is rendered."""
     with suppress(FormatError):
-        return run_template(source, {**variables("<s>", "</s>", datetime.now()), "messages": messages, **values})
+        return run_template(source, {**variables(), "messages": messages, **values})
     return None
 
 
@@ -212,14 +212,14 @@ def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
     return None, ()
 
 
-def write_reply(answer: str, reasoning: str, markup: ReasoningMarkup | None) -> Turn:
-    """A reply as a template takes it: with its reasoning, if any, in markup, or else in fields of its own."""
-    turn = {"role": "assistant", "content": answer}
-    if not reasoning:
-        return turn
-    if markup:
-        return {**turn, "content": markup.wrap(reasoning) + answer}
-    return {**turn, **dict.fromkeys(REASONING_FIELDS, reasoning)}
+def write_turn(role: str, content: str, reasoning: str = "", markup: ReasoningMarkup | None = None) -> Turn:
+    """A turn as a template takes it: with reasoning, if any, in markup, or else in fields of its own."""
+    turn = {"role": role, "content": content}
+    if reasoning and markup:
+        turn["content"] = markup.wrap(reasoning) + content
+    elif reasoning:
+        turn |= dict.fromkeys(REASONING_FIELDS, reasoning)
+    return turn
 
 
 class Memory(NamedTuple):
@@ -260,5 +260,5 @@ def shows_fields(source: str) -> bool:
 
 
 def _conversation(markup: ReasoningMarkup | None) -> list[Turn]:
-    reply = write_reply(ANSWER, REASONING, markup)
+    reply = write_turn("assistant", ANSWER, REASONING, markup)
     return [ASKED, reply, ASKED, reply, ASKED]

@@ -464,7 +464,7 @@ def test_sampled_reply_may_quote_the_markup_of_reasoning(
     ],
 )
 def test_sandbox_has_what_templates_expect(source: str, expected: str) -> None:
-    values = {**variables("<s>", "</s>", datetime.datetime.now()), "messages": [{"role": "user", "content": "hi"}]}
+    values = {**variables(), "messages": [{"role": "user", "content": "hi"}]}
     assert run_template(source, values) == expected
 
 
