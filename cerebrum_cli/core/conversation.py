@@ -81,45 +81,46 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
     turns = _joined([_turn(item, f"{name}: message {number}") for number, item in enumerate(items, 1)])
     system = turns.pop(0).content if turns[0].role == "system" else None
-    messages = [_message(turn, is_request) for turn in turns]
-    if messages and messages[0].role == "assistant":
+    if turns and turns[0].role == "assistant":
         raise UsageError(f"{turns[0].where} has the role assistant, expected user", "a question must come first")
+    messages = [Message(turn.role, turn.content, reasoning=turn.reasoning or None) for turn in turns]
+    conversation = Conversation(tuple(messages), system)
     if not is_request:
-        return Conversation(tuple(messages), system)
-    if not messages:
+        return conversation
+    if not turns:
         raise UsageError(f"{name}: no question to answer", "add a message with the role user")
-    prefill = messages.pop() if len(messages) % 2 == 0 else None
-    has_prefill = prefill and (prefill.content or prefill.reasoning)
-    return Conversation(tuple(messages), system, prefill=prefill if has_prefill else None)
-
-
-def _message(turn: _Turn, is_request: bool) -> Message:
-    if turn.role == "assistant":
-        return Message("assistant", turn.content, reasoning=turn.reasoning or None)
-    if is_request and not turn.content.strip():
-        raise UsageError(f"{turn.where} is empty", "a question must contain text")
-    return Message("user", turn.content)
+    for turn in turns[::2]:
+        if not turn.content.strip():
+            raise UsageError(f"{turn.where} is empty", "a question must contain text")
+    *before, last = messages
+    if last.role == "user":
+        return conversation
+    return replace(conversation, messages=tuple(before), prefill=last if last.content or last.reasoning else None)
 
 
 class _Turn(NamedTuple):
     where: str
-    role: str
+    role: Any
     content: str
     reasoning: str
 
 
 def _joined(turns: list[_Turn]) -> list[_Turn]:
-    joined: list[_Turn] = []
-    for turn in turns:
-        last = joined[-1] if joined else turn
+    first, *others = turns
+    joined = [first]
+    for turn in others:
+        last = joined[-1]
         role = "user" if turn.role == "system" and last.role != "system" else turn.role
-        if joined and last.role == role:
-            content = "\n\n".join(filter(None, (last.content, turn.content)))
-            reasoning = "\n\n".join(filter(None, (last.reasoning, turn.reasoning)))
-            joined[-1] = _Turn(last.where, role, content, reasoning)
+        if last.role == role:
+            content = _paragraphs(last.content, turn.content)
+            joined[-1] = last._replace(content=content, reasoning=_paragraphs(last.reasoning, turn.reasoning))
         else:
             joined.append(turn._replace(role=role))
     return joined
+
+
+def _paragraphs(*texts: str) -> str:
+    return "\n\n".join(filter(None, texts))
 
 
 def _turn(item: Any, where: str) -> _Turn:
@@ -133,11 +134,9 @@ def _turn(item: Any, where: str) -> _Turn:
     content = _text_of(item["content"]) if "content" in item else None
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    reasoning = ""
-    for key in REASONING_KEYS:
-        value = item.get(key)
-        if role == "assistant" and isinstance(value, str):
-            reasoning = reasoning or value
+    reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
+    if role != "assistant" or not isinstance(reasoning, str):
+        reasoning = ""
     return _Turn(where, role, well_formed(content), well_formed(reasoning))
 
 

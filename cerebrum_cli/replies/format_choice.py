@@ -37,14 +37,8 @@ def choose_format(requested: str | None, known: str | None, template: str | None
         raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(FORMAT_NAMES)}")
     if name == EMBEDDED and template is None:
         raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or run cerebrum ask --raw")
-    if name == EMBEDDED and template and template.strip() in NAMED_TEMPLATES:
-        return template.strip()
-    return name
-
-
-def template_of(name: str, embedded: str | None) -> str | None:
-    """The template of a format, which may be the one that is embedded in the model's file."""
-    return NAMED_TEMPLATES.get(name, embedded)
+    written = (template or "").strip()
+    return written if name == EMBEDDED and written in NAMED_TEMPLATES else name
 
 
 def format_builder(
@@ -55,7 +49,7 @@ def format_builder(
     `origin` is where the template is from, for errors.
     """
     built_in = BUILT_IN.get(name)
-    template = template_of(name, embedded)
+    template = NAMED_TEMPLATES.get(name, embedded)
     if built_in:
         if options:
             raise UsageError(

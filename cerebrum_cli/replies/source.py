@@ -22,6 +22,7 @@ from cerebrum_cli.engine.model_options import (
     plan_repacking,
 )
 from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.gguf.architectures import facts_of
@@ -35,7 +36,6 @@ from cerebrum_cli.replies.format_choice import (
     format_builder,
     require_valid,
     template_file,
-    template_of,
 )
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 from cerebrum_cli.replies.prompt_sources import read_text
@@ -179,11 +179,11 @@ def slots_of(source: ModelSource) -> int:
 def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
     if model.is_served:
         return SERVERS.name, None
-    requested, known, embedded = settings.format, model.known_format, model.header.chat_template
+    requested, template = settings.format, model.header.chat_template
     if path := template_file(settings):
-        requested, embedded = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
-    name = choose_format(requested, known, embedded)
-    return name, template_of(name, embedded)
+        requested, template = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
+    name = choose_format(requested, model.known_format, template)
+    return name, NAMED_TEMPLATES.get(name, template)
 
 
 def load_options(
