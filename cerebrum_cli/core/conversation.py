@@ -44,14 +44,14 @@ class Conversation:
     prefill: Message | None = None
 
     def user(self, content: str) -> Conversation:
-        return self._with(Message("user", content))
+        return self.add(Message("user", content))
 
     def assistant(
         self, content: str, tokens: tuple[int, ...] | None = None, reasoning: str | None = None
     ) -> Conversation:
-        return self._with(Message("assistant", content, tokens, self.thinks, reasoning))
+        return self.add(Message("assistant", content, tokens, self.thinks, reasoning))
 
-    def _with(self, message: Message) -> Conversation:
+    def add(self, message: Message) -> Conversation:
         return replace(self, messages=(*self.messages, message), prefill=None)
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 
@@ -50,9 +49,10 @@ class PromptFormat:
         """
         return tuple(Text(message["content"]) for message in conversation.openai_messages)
 
-    def notice(self, _: Conversation) -> NoticeEvent | None:
-        """What the prompt of a conversation does not have in its place."""
-        return None
+    @property
+    def has_system(self) -> bool:
+        """Whether a system prompt has its place; otherwise, it begins the first question."""
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class PlainFormat(PromptFormat):
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
-            content = message.content.replace(self.removed_text, "") if index and self.removed_text else message.content
+            content = message.content.replace(self.removed_text, "") if index else message.content
             text = content.strip()
             if message.role == "user":
                 parts += Text(f"{self.user} ", True), Text(text), Text("\n", True)

@@ -18,7 +18,6 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
@@ -108,10 +107,9 @@ class EmbeddedFormat(PromptFormat):
         """
         return join_parts(Rendering(self, conversation).parts())
 
-    def notice(self, conversation: Conversation) -> NoticeEvent | None:
-        if not conversation.system_prompt or find_way(self.source).has_system:
-            return None
-        return NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
+    @property
+    def has_system(self) -> bool:
+        return find_way(self.source).has_system
 
     def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.

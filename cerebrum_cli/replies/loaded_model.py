@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
+NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
 
 
 @dataclass(eq=False)
@@ -127,19 +128,14 @@ class LoadedModel:
         )
 
     def _continuing(self, asked: Ask, tokens: tuple[int, ...]) -> tuple[Ask, str]:
-        """A request to continue a reply, by its prompt with that beginning, and the markup before the reply."""
+        """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
         hint = "end the messages with one of the user"
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
             raise UsageError("a server that builds the prompt cannot continue a reply", hint)
-        start = self._render(replace(asked.conversation, prefill=None))
-        start_tokens = self.engine.vocabulary.tokenize(start)
-        shared = common_prefix(tokens, start_tokens)
-        end = (
-            final_markup(start) if shared == len(start_tokens) else ""
-        )  # else the template opens the reply in another way
-        return replace(asked, prefix_tokens=tokens[shared:]), end
+        shared = common_prefix(tokens, self.tokenize(replace(asked.conversation, prefill=None)))
+        return replace(asked, prefix_tokens=tokens[shared:]), self._text_of(tokens[:shared])
 
     def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
@@ -225,11 +221,10 @@ class LoadedModel:
 
     def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
         """The prompt tokens that do not depend on the first question; empty without a question."""
-        questions = [message.content for message in conversation.messages if message.role == "user"]
-        if not questions:
+        if not conversation.messages:
             return ()
         other = "0"
-        if questions[0].startswith(other):
+        if conversation.messages[0].content.startswith(other):
             other = "a"
         tokens = self.tokenize(conversation)
         other_tokens = self.tokenize(replace(conversation, messages=(Message("user", other),)))
@@ -316,14 +311,12 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        prefill = conversation.prefill
-        if prefill:
-            conversation = conversation.assistant(prefill.content, None, prefill.reasoning)
-        prompt = self.format.render(conversation)
-        if prefill:
-            prompt = without_end(prompt)
-        if notice := self.format.notice(conversation):
-            self._notices.setdefault(notice, False)
+        if conversation.prefill:
+            prompt = without_end(self.format.render(conversation.add(conversation.prefill)))
+        else:
+            prompt = self.format.render(conversation)
+        if conversation.system_prompt and not self.format.has_system:
+            self._notices.setdefault(NO_SYSTEM, False)
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
             raise self._too_long(f"at least {least}")
         return prompt

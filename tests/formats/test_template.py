@@ -172,7 +172,7 @@ def squeezed(text: str) -> str:
 def test_template_gets_messages_as_it_takes_them(content: str, expected: str, chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, EACH.replace("CONTENT", content))
     assert squeezed(text_of(prompt_format.render(ODD))).replace("<system><user>", "<user>") == squeezed(expected)
-    assert (prompt_format.notice(ODD) is None) == (expected == SHOWN)
+    assert prompt_format.has_system == (expected == SHOWN)
 
 
 @pytest.mark.parametrize(
