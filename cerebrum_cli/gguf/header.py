@@ -22,6 +22,10 @@ MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 UNKNOWN_FILE_TYPE = 2**32 - 1
 
 
+class NoLanguageModel(ModelFileError):
+    """The file cannot answer a prompt. It may belong to a model that can."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
@@ -38,7 +42,6 @@ class Header:
     n_layers: int
     n_kv_heads: int
     context_length: int | None
-    expert_count: int
     chat_template: str | None
     sizes: ModelSizes
     per_expert_tensors: bool
@@ -105,7 +108,6 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
         n_layers=keys.n_layers,
         n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
-        expert_count=keys.integer("expert_count"),
         chat_template=template if isinstance(template, str) and template.strip() else None,
         sizes=sizes,
         per_expert_tensors=any(map(_EXPERT_TENSOR.fullmatch, names)),
@@ -118,7 +120,7 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
 def require_generative(path: Path, header: Header) -> None:
     """Raise ModelFileError for a model that llama.cpp cannot load, or that cannot answer a prompt."""
     if kind := header.kind:
-        raise ModelFileError(path, f"{kind.words} (architecture {header.architecture or 'none'})", kind.hint)
+        raise NoLanguageModel(path, f"{kind.words} (architecture {header.architecture or 'none'})", kind.hint)
     if problem := unknown_part(header.metadata):
         problem = f"llama.cpp cannot load it: {problem}; it needs a newer llama.cpp, or is no language model"
         raise ModelFileError(path, problem, "update cerebrum; if it is up to date, use another model")

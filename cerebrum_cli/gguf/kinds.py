@@ -21,19 +21,16 @@ class Kind(NamedTuple):
     words: str
     hint: str = USE_DECODER
 
-    @property
-    def accompanies(self) -> bool:
-        """Whether such files may be beside the model that they belong to."""
-        return self.hint != USE_DECODER
-
 
 DRAFT = Kind("a draft head for speculative decoding, not a whole model", "name the model whose replies it drafts")
 IMAGE = Kind("an image or video model, which generates no text", "use stable-diffusion.cpp or ComfyUI")
 VOCABULARY_ALONE = Kind("a vocabulary alone: it has no tensors", "name the whole model")
 EMBEDDING = Kind("an embedding model or reranker, which generates no text")
 NOT_CAUSAL = Kind("an encoder or diffusion model, which does not continue texts")
-# By regular expressions of the type, the architecture, or the name of a tensor.
+# By regular expressions of the type, the architecture, the name of a tensor, or what `kind_of` writes of the metadata.
 _KINDS = {
+    "causal False": NOT_CAUSAL,
+    "pooling (?!(?:None|0|4294967295)$).*": EMBEDDING,  # LLAMA_POOLING_TYPE_*; "unspecified", -1, is written unsigned
     r"adapter|blk\..*\.lora_a": Kind("a LoRA adapter, not a model", "apply it to its base model: -m MODEL --lora FILE"),
     "controlvector": Kind("a control vector, not a model", "name the model that it is for"),
     "mmproj|clip|clip.vision": Kind(
@@ -50,7 +47,6 @@ _KINDS = {
     r"flux.*|sd[1-3]|sdxl|aura|hidream|cosmos|ltxv|hyvid|wan|lumina2|qwen_image.*|z_image|ideogram|krea2|pig|vae"
     r"|(?:model\.diffusion_model|first_stage_model|cond_stage_model|double_blocks|joint_blocks)\..*": IMAGE,
 }
-_NO_POOLING = (None, 0, 2**32 - 1)  # LLAMA_POOLING_TYPE_*; llama.cpp writes "unspecified", -1, unsigned
 
 
 def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | None:
@@ -59,12 +55,10 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
     What else cannot answer, `load_model` in engine/llama/load.py finds after loading.
     """
     architecture = metadata.get("general.architecture")
-    if metadata.get(f"{architecture}.attention.causal") is False:
-        return NOT_CAUSAL
-    if metadata.get(f"{architecture}.pooling_type") not in _NO_POOLING:
-        return EMBEDDING
+    causal = metadata.get(f"{architecture}.attention.causal")
+    pooling = metadata.get(f"{architecture}.pooling_type")
     tensor_names = "\n".join(tensors)
-    names = f"{metadata.get('general.type')}\n{architecture}\n{tensor_names}"
+    names = f"causal {causal}\npooling {pooling}\n{metadata.get('general.type')}\n{architecture}\n{tensor_names}"
     for pattern, kind in _KINDS.items():
         if re.search(f"^(?:{pattern})$", names, re.MULTILINE):
             return kind

@@ -11,7 +11,7 @@ from threading import Thread
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.gguf.header import Header, header_from_tables, require_generative
+from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
@@ -97,13 +97,12 @@ class DownloadPlanner:
         except (ModelNotFound, PullError):
             return None
 
-    def header(self, listing: Listing, model: Variant, may_be_companion: bool = False) -> Header:
+    def header(self, listing: Listing, model: Variant) -> Header:
         """Header of a model on the Hub. Raises ModelFileError for one that cannot be used here."""
         file = listing.file(model.files[0])
         path = Path(listing.repo_id, file.name)
         header = header_from_tables(path, parse_tables(path, self.header_bytes(listing, file), file.size))
-        if not (may_be_companion and header.kind and header.kind.accompanies):
-            require_generative(path, header)
+        require_generative(path, header)
         return header
 
     def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
@@ -153,8 +152,8 @@ class DownloadPlanner:
     ) -> DownloadPlan:
         """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files.
 
-        The header of the chosen model is read, unless the catalog has its memory. If it is no language model, but
-        accompanies one, the next choice is tried.
+        The header of the chosen model is read, unless the catalog has its memory. If it is no language model, the next
+        choice is tried.
         """
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
@@ -169,14 +168,13 @@ class DownloadPlanner:
             if not unread or (spec and spec.kv_bytes_per_token):
                 return plan
             for model in unread:
-                others = [other for other in candidates if other != model]
-                may_skip = len(models) - len(others) <= MOST_COMPANIONS and in_quantization(others, quantization)
-                header = self.header(listing, model, may_be_companion=bool(may_skip))
-                if header.kind:
-                    candidates = others
-                else:
+                try:
+                    known = self.header(listing, model)
                     usable.append(model)
-                    known = header
+                except NoLanguageModel:
+                    candidates.remove(model)
+                    if len(models) - len(candidates) > MOST_COMPANIONS or not in_quantization(candidates, quantization):
+                        raise
 
     def _assess(
         self,

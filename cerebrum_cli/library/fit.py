@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -104,18 +104,17 @@ def _fit_on_host(needed: int, available: int) -> Fit:
 
 def assess_quantizations(
     quantizations: Iterable[tuple[str, int]],
-    installed: Iterable[str],
+    installed: Collection[str],
     sizes: ModelSizes,
     context: int,
     capacity: Capacity,
 ) -> tuple[QuantizationFit, ...]:
     """Assess quantizations by the bytes of their files, smallest first; `sizes` are those of any of them."""
-    installed_names = tuple(installed)
     candidates = []
     comfortable = []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         memory = fit_memory(sizes.with_weights(size), context, capacity)
-        is_installed = _is_among(name, installed_names)
+        is_installed = any(same_quantization(name, other) for other in installed)
         candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed)
         candidates.append(candidate)
         if memory.is_comfortable:
@@ -124,10 +123,6 @@ def assess_quantizations(
         best = candidates.index(recommend(candidates, comfortable))
         candidates[best] = replace(candidates[best], recommended=True)
     return tuple(candidates)
-
-
-def _is_among(quantization: str, names: Iterable[str]) -> bool:
-    return any(same_quantization(quantization, name) for name in names)
 
 
 def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
@@ -228,7 +223,7 @@ class PlanRequest:
         self,
         name: str,
         quantizations: Iterable[tuple[str, int]],
-        installed: Iterable[str],
+        installed: Collection[str],
         sizes: ModelSizes,
         trained_context: int | None,
         spec: ModelSpec | None = None,
@@ -245,10 +240,7 @@ def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantizat
     if not matching:
         names = sorted({fit.quantization for fit in candidates})
         raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")
-    for candidate in matching:
-        if candidate.recommended:
-            return candidate
-    return matching[0]
+    return max(matching, key=lambda fit: fit.recommended)
 
 
 def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:
@@ -263,10 +255,11 @@ def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanR
     sizes |= {model.display_name: model.size for model in own}
     if not sizes:
         return None
-    installed = [model.display_name for model in own]
+    memory, trained_context = spec_sizes(spec), spec.context_size
     if own:
-        return request.plan(spec.name, sizes.items(), installed, own[0].sizes, own[0].trained_context, spec)
-    return request.plan(spec.name, sizes.items(), installed, spec_sizes(spec), spec.context_size, spec)
+        memory, trained_context = own[0].sizes, own[0].trained_context
+    installed = [model.display_name for model in own]
+    return request.plan(spec.name, sizes.items(), installed, memory, trained_context, spec)
 
 
 def installed_plan(models: Sequence[InstalledModel], request: PlanRequest) -> DownloadPlan:

@@ -136,21 +136,24 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
         request = api.model_info if kind == "model" else api.dataset_info
         info = request(repo_id, revision=revision, files_metadata=True, timeout=timeout)
         files = []
+        has_others = False
         for file in info.siblings or ():
             is_wanted = kind == "dataset" or file.rfilename.lower().endswith(".gguf")
             digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
             is_digest = SHA256.fullmatch(digest) or (kind == "dataset" and COMMIT.fullmatch(digest))
-            if is_wanted and is_safe_path(file.rfilename):
-                is_listed = is_digest and file.size is not None
-                files.append(HubFile(file.rfilename, file.size or 0, digest if is_listed else ""))
+            if not is_wanted or not is_safe_path(file.rfilename):
+                continue
+            if is_digest and file.size is not None:
+                files.append(HubFile(file.rfilename, file.size, digest))
+            else:
+                has_others = True
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    verifiable = tuple(file for file in files if file.digest)
-    if files and not verifiable:
+    if has_others and not files:
         problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    return Listing(repo_id, revision, commit, verifiable, kind)
+    return Listing(repo_id, revision, commit, tuple(files), kind)
 
 
 class FoundRepository(NamedTuple):

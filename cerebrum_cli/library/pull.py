@@ -123,15 +123,12 @@ class Puller:
         files = tuple(map(listing.file, plan.variant.files))
         for file in files:
             place = listing.place(cache, file)
-            header = b""
-            if not exists(place.stored):
-                header = self.planner.header_bytes(listing, file)
-                if file == files[0]:
-                    self.planner.header(listing, plan.variant)
+            if file == files[0] and not exists(place.stored):
+                self.planner.header(listing, plan.variant)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
-                if header:  # as a sparse file of full size: llama.cpp reads no tensors for a vocabulary
-                    atomic_write(place.stored, header, file.size)
+                if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary
+                    atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         self._remember_digests(cache, listing, files)

@@ -61,7 +61,7 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
     assert (header.architecture, header.quantization, header.sizes.embedding_length) == ("llama", "Q4_K_M", 64)
     assert (header.n_layers, header.sizes.n_heads, header.n_kv_heads) == (2, 8, 2)
     assert [(layer.key_length, layer.value_length) for layer in header.sizes.layers] == [(16, 16), (16, 16)]
-    assert (header.context_length, header.expert_count) == (32768, 8)
+    assert (header.context_length, header.metadata["llama.expert_count"]) == (32768, 8)
     assert (header.sizes.vocabulary_size, sum(header.tensor_types.values()), header.parameters) == (3, 1, 512)
     assert (header.chat_template, header.kv_bytes_per_token) == ("{{ messages }}", 2 * 2 * 2 * (8 + 8))
     arrays = {"tokenizer.ggml.tokens": Array("string", 3), "tokenizer.ggml.scores": Array("f32", 3, (0.0, -1.0, -2.0))}
