@@ -23,8 +23,6 @@ class Kind(NamedTuple):
 
 
 DRAFT = Kind("a draft head for speculative decoding, not a whole model", "name the model whose replies it drafts")
-IMAGE = Kind("an image or video model, which generates no text", "use stable-diffusion.cpp or ComfyUI")
-VOCABULARY_ALONE = Kind("a vocabulary alone: it has no tensors", "name the whole model")
 EMBEDDING = Kind("an embedding model or reranker, which generates no text")
 NOT_CAUSAL = Kind("an encoder or diffusion model, which does not continue texts")
 # By regular expressions of the type, the architecture, the name of a tensor, or what `kind_of` writes of the metadata.
@@ -45,7 +43,9 @@ _KINDS = {
         "a speech or audio model, which answers no text"
     ),
     r"flux.*|sd[1-3]|sdxl|aura|hidream|cosmos|ltxv|hyvid|wan|lumina2|qwen_image.*|z_image|ideogram|krea2|pig|vae"
-    r"|(?:model\.diffusion_model|first_stage_model|cond_stage_model|double_blocks|joint_blocks)\..*": IMAGE,
+    r"|(?:model\.diffusion_model|first_stage_model|cond_stage_model|double_blocks|joint_blocks)\..*": Kind(
+        "an image or video model, which generates no text", "use stable-diffusion.cpp or ComfyUI"
+    ),
 }
 
 
@@ -64,7 +64,7 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
             return kind
     # The first part of a split model may have no tensors. A model with layers to predict several tokens has others.
     if not tensor_names and f"{VOCABULARY}tokens" in metadata and metadata.get("split.count", 1) in (0, 1):
-        return VOCABULARY_ALONE
+        return Kind("a vocabulary alone: it has no tensors", "name the whole model")
     if ".nextn." in tensor_names and "blk.0." not in tensor_names:
         return DRAFT
     return None

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cerebrum_cli.core.files import exists, unfinished_file
-from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, parts_of, quantization_of, variants
+from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -141,7 +141,7 @@ class Cache:
         name = "/".join(names)
         if not (repo_id and snapshots == "snapshots" and name):
             return None
-        return self.model_from_files(repo_id, commit, Variant(quantization_of(name), parts_of(name)))
+        return self.model_from_files(repo_id, commit, variant_of(name))
 
     def find_files(self, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
         """Find `count` files by the pattern of their names: in the commit of `main`, or else in the newest with all."""

@@ -37,9 +37,9 @@ from cerebrum_cli.library.reference import (
     Reference,
     Variant,
     in_quantization,
+    is_model,
     likely_models,
-    parts_of,
-    quantization_of,
+    variant_of,
     variants,
 )
 
@@ -62,15 +62,16 @@ class DownloadPlanner:
     def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
+        quantization = reference.quantization if isinstance(reference, ModelReference) else None
+        request = PlanRequest(context, quantization, self.library.capacity())
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
-            return self._plan_repository(reference, context)
-        if isinstance(reference, Path) or spec is None:
+            return self._plan_repository(reference, request)
+        if spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), context)
         elif spec.package or spec.recipe or self.is_offline:
-            request = PlanRequest(context, reference.quantization, self.library.capacity())
             plan = known_plan(spec, self.library.models(), request)
         else:
-            plan = self._plan_spec(spec, reference.quantization, context)
+            plan = self._plan_spec(spec, request)
         if plan is None:
             raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
         return plan
@@ -112,7 +113,7 @@ class DownloadPlanner:
             self._headers[key] = RetryPolicy(self.progress).run(_read_header, listing, file)
         return self._headers[key]
 
-    def _plan_spec(self, spec: ModelSpec, quantization: str | None, context: int | None) -> DownloadPlan:
+    def _plan_spec(self, spec: ModelSpec, request: PlanRequest) -> DownloadPlan:
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
         errors: list[ModelNotFound] = []
@@ -120,35 +121,28 @@ class DownloadPlanner:
             try:
                 listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
                 models = [model for model in _variants(listing) if source.matches(Path(model.files[0]).name)]
-                return self._plan_listing(spec, listing, models, quantization, context)
+                return self._plan_listing(spec, listing, models, request)
             except ModelNotFound as error:
                 errors.append(error)
         raise errors[0]
 
-    def _plan_repository(self, reference: ModelReference, context: int | None) -> DownloadPlan:
+    def _plan_repository(self, reference: ModelReference, request: PlanRequest) -> DownloadPlan:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
+        names = [file.name for file in listing.files]
         models = _variants(listing)
-        names = {file.name for file in listing.files}
         if reference.file:
-            models = (Variant(quantization_of(reference.file), parts_of(reference.file)),)
-        meant = [reference.file] if reference.file else names
-        missing = sorted({part for name in meant for part in parts_of(name)} - names)
-        if reference.file in missing:
-            hint = f"list its models: cerebrum pull --dry-run {repo_id}"
-            raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
-        if missing and (reference.file or not in_quantization(models, reference.quantization)):
-            raise ModelNotFound(f"{repo_id} lacks {missing[0]}, a part of its model", "see its page on the Hub")
-        return self._plan_listing(None, listing, models, reference.quantization, context)
+            models = (variant_of(reference.file),)
+            if reference.file not in names:
+                hint = f"list its models: cerebrum pull --dry-run {repo_id}"
+                raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
+        elif not in_quantization(models, reference.quantization):
+            models = tuple(map(variant_of, filter(is_model, names)))
+        return self._plan_listing(None, listing, models, request)
 
     def _plan_listing(
-        self,
-        spec: ModelSpec | None,
-        listing: Listing,
-        models: Sequence[Variant],
-        quantization: str | None,
-        context: int | None,
+        self, spec: ModelSpec | None, listing: Listing, models: Sequence[Variant], request: PlanRequest
     ) -> DownloadPlan:
         """Plan with models of a repository; without a `spec`, the catalog's row is that of one of their files.
 
@@ -158,7 +152,7 @@ class DownloadPlanner:
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         spec = spec or self._spec_of(listing, models)
-        request = PlanRequest(context, quantization, self.library.capacity())
+        quantization = request.quantization
         candidates = list(models)
         usable: list[Variant] = []
         known = None  # the header of one of these

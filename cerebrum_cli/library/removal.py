@@ -61,15 +61,12 @@ def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:
     return model.path.parent == library.merge_directory
 
 
-def _names_of(library: Library, model: InstalledModel) -> list[str]:
-    return [entry.name for entry in library.registry.entries() if entry.path == model.path]
-
-
 def _owns_files(library: Library, model: InstalledModel) -> bool:
     """Whether a model's files are there, belong to this program, and have no other name."""
     if model.file is None:
         return True
-    if model.missing or len(_names_of(library, model)) > 1:
+    names = [entry.name for entry in library.registry.entries() if entry.path == model.path]
+    if model.missing or len(names) > 1:
         return False
     return model.file.source in ("package", "hub") or _is_pulled_merge(library, model)
 
