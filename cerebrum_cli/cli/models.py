@@ -163,7 +163,7 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
         return
     print_candidates(app.streams, plan)
     if plan.listing:
-        _ = plan.variant  # raises SeveralModels
+        _ = plan.download  # raises SeveralModels
     app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
 
 

@@ -119,7 +119,7 @@ class Cache:
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
         for folder in _sorted_entries(self.directory):
-            unique: dict[tuple[tuple[str, ...], tuple[Path, ...]], CachedModel] = {}
+            unique: dict[object, CachedModel] = {}
             repo_id = _repo_id_of(folder.name)
             for snapshot in self._snapshots(repo_id) if repo_id else ():
                 for variant in variants(_files(snapshot, is_model)):

@@ -204,11 +204,12 @@ class DownloadPlan:
         return get_args(Fit).index(self.chosen.fit), is_large
 
     @property
-    def variant(self) -> Variant:
-        """Files of the chosen model. Raises SeveralModels if several of a repository were meant."""
-        if len(self.variants) > 1 and self.listing:
+    def download(self) -> tuple[Listing, Variant]:
+        """Files of the chosen model in their listing. Raises SeveralModels if several of a repository were meant."""
+        assert self.listing is not None, "online, every plan except a package's has a listing"
+        if len(self.variants) > 1:
             raise SeveralModels(self.listing, self.chosen.quantization, self.variants)
-        return self.variants[0]
+        return self.listing, self.variants[0]
 
 
 @dataclass(frozen=True, slots=True)

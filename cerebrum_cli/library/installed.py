@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,14 +75,12 @@ class Library:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
         paths = {model.path for model in registered}
-        return registered + [model for model in _marked(self.cached_models()) if model.path not in paths]
+        cached = _marked(map(self.model_from_cache, self.cache.models()))
+        return registered + [model for model in cached if model.path not in paths]
 
     def vocabularies(self) -> list[InstalledModel]:
         models = map(self.model_from_cache, self.vocabulary_cache.models())
         return _marked(replace(model, is_vocabulary=True) for model in models)
-
-    def cached_models(self) -> Iterator[InstalledModel]:
-        return map(self.model_from_cache, self.cache.models())
 
     def model_from_cache(self, cached: CachedModel) -> InstalledModel:
         spec = self.spec_in(cached.repo_id, cached.names[0])

@@ -117,22 +117,20 @@ class Puller:
 
         llama.cpp opens the other parts for their tensor tables.
         """
-        library = self.library
-        listing = plan.listing
-        assert listing is not None, "online, every plan except a package's has a listing"
-        cache = library.vocabulary_cache
-        files = tuple(map(listing.file, plan.variant.files))
+        listing, variant = plan.download
+        cache = self.library.vocabulary_cache
+        files = tuple(map(listing.file, variant.files))
         for file in files:
             place = listing.place(cache, file)
             if file == files[0] and not exists(place.stored):
-                self.planner.header(listing, plan.variant)
+                self.planner.header(listing, variant)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
                 if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary
                     atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
-        return replace(self._stored(cache, listing, plan.variant), is_vocabulary=True)
+        return replace(self._stored(cache, listing, variant), is_vocabulary=True)
 
     def find_or_pull(
         self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
@@ -207,9 +205,7 @@ class Puller:
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library
-        listing = plan.listing
-        variant = plan.variant
-        assert listing is not None, "online, every plan except a package's has a listing"
+        listing, variant = plan.download
         files = tuple(map(listing.file, variant.files))
         if name is not None:
             require_free_name(library, name, plan.spec, files[0].digest)

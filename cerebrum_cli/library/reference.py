@@ -187,15 +187,9 @@ class Variant(NamedTuple):
 
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     """Group the files of a repository into models; a split file that lacks a part is left out."""
-    models: dict[tuple[str, ...], dict[int, str]] = {}
-    for file in sorted(files):
-        if is_model(file):
-            models.setdefault(parts_of(file), {})[_parse_split(file)[1]] = file
-    found = []
-    for parts, numbered in models.items():
-        if len(numbered) == len(parts):
-            found.append(variant_of(parts[0]))
-    return tuple(found)
+    names = set(files)
+    models = {variant_of(name) for name in names if is_model(name)}
+    return tuple(sorted((model for model in models if names.issuperset(model.files)), key=lambda model: model.files))
 
 
 def variant_of(file: str) -> Variant:

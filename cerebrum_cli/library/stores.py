@@ -21,7 +21,6 @@ from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.library.reference import (
     DEFAULT_TAG,
     STORES,
-    is_model,
     name_from_stem,
     variants,
 )
@@ -153,7 +152,7 @@ def _ollama_digests(manifest: Path) -> Iterator[str]:
 
 def _lm_studio_models() -> Iterator[FoundModel]:
     for folder in sorted({file.parent for file in _files(_lm_studio_directory(), "*/*/*.gguf")}):
-        models = variants(file.name for file in folder.iterdir() if is_model(file.name))
+        models = variants(file.name for file in folder.iterdir())
         counts = Counter(model.quantization for model in models)
         for quantization, (first, *_) in models:
             if counts[quantization] > 1:
