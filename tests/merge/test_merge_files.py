@@ -81,7 +81,11 @@ def test_merge_stacks_all_experts_of_a_mixtral(tmp_path: Path) -> None:
     made, header = read_tensors([out]), read_header(out)
     assert made["blk.11.ffn_down_exps.weight"].shape == (256, 256, 4)
     assert_layers_copied([out], [source], [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7])
-    assert (header.n_layers, header.metadata["llama.expert_count"], sum(header.tensor_types.values())) == (12, 4, 12 * 10 + 3)
+    assert (header.n_layers, header.metadata["llama.expert_count"], sum(header.tensor_types.values())) == (
+        12,
+        4,
+        12 * 10 + 3,
+    )
     assert header.parameters == sum(prod(each.shape) for each in made.values())
     assert len(generate(out)) == 6
 
