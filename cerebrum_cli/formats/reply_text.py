@@ -16,23 +16,24 @@ from typing import Literal
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.formats.thinking import (
-    ANSWERS,
     BEGUN,
-    HEADERS,
     MARKERS,
+    REASONING_MARKUPS,
     Marker,
     ReasoningMarkup,
     find_markers,
     marker_at_start,
+    may_have_marker,
     may_start_marker,
     read_header,
 )
 
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
-MAX_HEADER = 120  # characters
+MAX_LINE = 500  # characters of a line in which markup may be quoted
 MAX_PREAMBLE = 100  # characters before a tag that opens reasoning all the same
 TAIL = 64  # characters of the end of a text that are remembered
-QUOTES = "`'\"\u201c\u2018\u00ab"  # before markup that is mentioned
+QUOTES = ("`", "'", '"', "\u201c", "\u2018", "\u00ab")  # before markup that is mentioned
+SENTENCE_ENDS = (".", "!", "?", "\u2026")
 
 SplitText = tuple[Channel, str]
 # Where a reply is: in its reasoning, in markup or white space before its answer, or in its answer.
@@ -93,7 +94,9 @@ class ReplyText:
         self._has_reasoning = bool(rules.opened)
         self._mentions_tags = False  # in the answer
         self._answer_length = self._answer_before = 0  # before the text that is being read
-        self._last = ""  # character of the answer
+        self._line = ""  # of the answer, so far
+        self._is_fenced = False  # in a code block
+        self._is_over = False
         self._footer = ""
         self.was_reasoning = False
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
@@ -129,29 +132,13 @@ class ReplyText:
         if is_truncated or self.is_stopped:
             self._decoder.reset()
         pieces = self.feed_text(self._decoder.decode(b"", final=True))
-        if self.rules.stops_anywhere:
-            self._read(self._stops.flush())
-        if self.stage == "thinking":
-            self._emit("thinking", self._held)
-            return pieces
-        if self.stage == "undecided":
-            self.begin_answer()
-        rest = self._held + self._stops.flush()
-        if not self._is_markup(rest.strip()):
-            self._emit("answer", rest)
+        self._is_over = True
+        rest = self._stops.flush()
+        if self.stage == "answer":
+            self._held += rest
+            rest = ""
+        self._read(rest)
         return pieces
-
-    def _is_markup(self, rest: str) -> bool:
-        """Whether the end of an answer is a footer, a marker, or a header that says nothing."""
-        if not rest or not self.rules.markups:
-            return False
-        if rest == self._footer:
-            return True
-        marker = marker_at_start(rest, self.rules.markups)
-        if marker is None or marker.effect in ("open", "wrapper"):
-            return False
-        names = rest[marker.end :].split()
-        return not names or (marker.effect == "header" and names[0] in (*ANSWERS, "analysis", "thought", "think"))
 
     @property
     def channel(self) -> Channel:
@@ -234,10 +221,9 @@ class ReplyText:
 
     def _read_reasoning(self, end: str) -> bool:
         text = self._held
-        found = re.search(end, text)
+        found = re.search(end, text) if may_have_marker(text) else None
         if found is None:
-            begun = re.search(BEGUN, text)
-            cut = begun.start() if begun else len(text)
+            cut = self._certain_length(text)
             self._emit("thinking", text[:cut])
             self._held = text[cut:]
             return False
@@ -245,46 +231,46 @@ class ReplyText:
         self.open_markup = None
         self.stage = "undecided"
         at = found.end()
-        if found[0] in HEADERS:
+        if MARKERS.get(found[0]) in ("header", "answer"):
             at = found.start()
         self._held = text[at:]
         return True
+
+    def _certain_length(self, text: str) -> int:
+        """The length of what cannot be the beginning of a marker."""
+        if self._is_over or not may_have_marker(text):
+            return len(text)
+        begun = re.search(BEGUN, text)
+        return begun.start() if begun else len(text)
 
     def _read_start(self) -> bool:
         """Decide between markup and answer, at the start of the reply or between blocks."""
         text = self._held.lstrip()
         if not text:
             return False
-        marker = marker_at_start(text, self.rules.markups)
-        if marker is None and may_start_marker(text, self.rules.markups):
+        marker = marker_at_start(text)
+        is_late = not self.rules.stops_anywhere  # a grammar waits for the answer
+        if marker is None and may_start_marker(text, headless=not is_late) and not self._is_over:
             return False
-        if marker is None or (marker.effect == "wrapper" and not self._is_wrapper(marker, text)):
+        if marker is None or (marker.effect in ("open", "wrapper") and not self._is_meant(marker, text)):
             self.begin_answer()
             return True
-        if marker.effect == "header":
-            return self._read_header(marker, text)
-        self._has_special = False
-        self._held = text[marker.end :]
-        if marker.effect == "open":
-            self._open(marker.markup)
-        elif marker.effect in ("answer", "wrapper"):
-            self._footer = marker.footer
-            self._start_block()
-        return True
-
-    def _is_wrapper(self, marker: Marker, text: str) -> bool:
-        return self._has_reasoning and text[: marker.end] not in self.rules.mentioned
-
-    def _read_header(self, marker: Marker, text: str) -> bool:
-        header = read_header(text, marker)
-        if header is None:
-            if len(text) < MAX_HEADER:
+        end = marker.end
+        channel: Channel | None = None
+        known = [markup for markup in self.rules.markups if is_late and text.startswith(markup.open)]
+        if known:
+            marker = Marker(0, len(known[0].open), "open", known[0])
+            end, channel = marker.end, "thinking"
+        elif marker.effect == "header":
+            header = read_header(text, marker, self._is_over)
+            if header is None:
                 return False
-            self.begin_answer()
-            self._pass_on(text[: marker.end])
-            self._held = text[marker.end :]
-            return True
-        end, channel = header
+            end, channel = header
+        elif marker.effect == "open":
+            channel = "thinking"
+        elif marker.effect in ("answer", "wrapper"):
+            channel = "answer"
+            self._footer = marker.footer
         self._has_special = False
         self._held = text[end:]
         if channel == "thinking":
@@ -292,6 +278,13 @@ class ReplyText:
         elif channel == "answer":
             self._start_block()
         return True
+
+    def _is_meant(self, marker: Marker, text: str) -> bool:
+        """Whether a tag at the start is markup: the question may have asked for one of a name that is not usual."""
+        if marker.effect == "open" and marker.markup in REASONING_MARKUPS:
+            return True
+        is_mentioned = text[: marker.end] in self.rules.mentioned
+        return not is_mentioned and (marker.effect == "open" or self._has_reasoning)
 
     def _open(self, markup: ReasoningMarkup) -> None:
         self.open_markup = markup
@@ -322,51 +315,54 @@ class ReplyText:
         """Pass on what is held of the answer, up to a marker; whether what follows is to be read otherwise."""
         text = self._held
         cut = len(text)
-        if self.rules.markups and not self.rules.plain_answer:
+        if self.rules.markups and not self.rules.plain_answer and may_have_marker(text):
             for marker in find_markers(text):
-                if self._counts(marker, text):
-                    return self._leave_answer(marker, text)
-            if begun := re.search(BEGUN, text):
-                cut = begun.start()
+                before, after = text[: marker.start], text[marker.end :]
+                if self._counts(marker, before, after):
+                    return self._leave_answer(marker, before, after)
+            cut = self._certain_length(text)
         if self._footer:
-            cut = min(cut, footer_start(text, self._footer))
+            start = footer_start(text, self._footer)
+            if text[start:].rstrip().casefold() == self._footer or not self._is_over:
+                cut = min(cut, start)
         self._pass_on(text[:cut])
         self._held = text[cut:]
         return False
 
-    def _counts(self, marker: Marker, text: str) -> bool:
+    def _counts(self, marker: Marker, before: str, after: str) -> bool:
         """Whether a marker in the answer is markup, not a part of its text."""
-        spelling = text[marker.start : marker.end]
-        last = text[marker.start - 1] if marker.start else self._last
-        if spelling in self.rules.mentioned or (last and last in QUOTES):
-            return False
+        spelling = self._held[marker.start : marker.end]
+        line, is_fenced = last_line(self._line, self._is_fenced, before)
+        is_quoted = is_fenced or line.count("`") % 2 == 1 or line.endswith(QUOTES) or spelling in self.rules.mentioned
         if marker.effect == "open":
-            is_early = self._answer_length + marker.start <= MAX_PREAMBLE and last == "\n"
-            self._mentions_tags = self._mentions_tags or not is_early
-            return is_early and not self._has_reasoning
-        if marker.effect in ("close", "answer"):
-            if spelling in MARKERS:
-                return marker.effect == "close" or not self._has_reasoning
-            is_apart = last != " " or text.startswith("\n", marker.end)
-            return is_apart and not (self._has_reasoning or self._mentions_tags)
-        return marker.effect != "wrapper"
+            is_apart = (not line[:4].strip(" ") and len(line) < 4) or line.rstrip().endswith(SENTENCE_ENDS)
+            is_early = self._answer_length + marker.start <= MAX_PREAMBLE and is_apart and not self._has_reasoning
+            self._mentions_tags = self._mentions_tags or is_quoted or not is_early
+            return is_early and not is_quoted
+        if is_quoted or marker.effect == "wrapper":
+            return False
+        if marker.effect in ("close", "answer") and spelling not in MARKERS:
+            is_last = not (after.strip() or self._mentions_tags)
+            is_apart = not line.endswith(" ") or after.startswith("\n") or not (after or self._is_over)
+            return is_apart and (is_last or not (self._has_reasoning or self._mentions_tags))
+        return marker.effect != "answer" or not self._has_reasoning
 
-    def _leave_answer(self, marker: Marker, text: str) -> bool:
+    def _leave_answer(self, marker: Marker, before: str, after: str) -> bool:
         """Read a marker in the answer: it is dropped, or begins another block, or all before it was reasoning."""
-        self._pass_on(text[: marker.start])
-        rest = text[marker.end :]
+        if marker.effect in ("close", "answer") and not (after.strip() or self._is_over):
+            self._pass_on(before)
+            self._held = self._held[len(before) :]
+            return False
+        self._pass_on(before)
         if marker.effect in ("header", "end", "open"):
             self.stage = "undecided"
-            self._held = text[marker.start :] + self._stops.flush()
-        elif marker.effect == "dropped" or self._has_reasoning:
-            self._held = rest
-        elif rest.strip():
+            self._held = self._held[len(before) :] + self._stops.flush()
+        elif marker.effect == "dropped" or self._has_reasoning or not after.strip():
+            self._held = after
+        else:
             self._make_reasoning()
             self._footer = marker.footer
-            self._held = rest + self._stops.flush()
-        else:
-            self._held = text[marker.start :]
-            return False
+            self._held = after + self._stops.flush()
         return True
 
     def _make_reasoning(self) -> None:
@@ -381,9 +377,8 @@ class ReplyText:
         self.stage = "undecided"
 
     def _pass_on(self, text: str) -> None:
-        if text:
-            self._answer_length += len(text)
-            self._last = text[-1]
+        self._answer_length += len(text)
+        self._line, self._is_fenced = last_line(self._line, self._is_fenced, text)
         self._emit("answer", text)
 
     def _emit(self, channel: Channel, text: str) -> None:
@@ -435,9 +430,20 @@ class StopStrings:
         return rest
 
 
+def last_line(line: str, is_fenced: bool, text: str) -> tuple[str, bool]:
+    """The last line of a text that continues a line, and whether that is in a fenced code block."""
+    if "\n" not in text:
+        return (line + text)[-MAX_LINE:], is_fenced
+    *lines, last = (line + text).split("\n")
+    for each in lines:
+        if each.lstrip().startswith(("```", "~~~")):
+            is_fenced = not is_fenced
+    return last[-MAX_LINE:], is_fenced
+
+
 def footer_start(text: str, footer: str) -> int:
     """Where the end of an answer may begin: a footer with white space behind it, or the beginning of one."""
     body = text.rstrip()
-    if body.endswith(footer):
+    if body.casefold().endswith(footer):
         return len(body) - len(footer)
-    return len(text) - partial_marker_length(text, (footer,))
+    return len(text) - partial_marker_length(text.casefold(), (footer,))

@@ -40,9 +40,11 @@ class ReasoningMarkup:
     @property
     def end_pattern(self) -> str:
         """A regular expression of what ends the reasoning: of a block, any end and any other header."""
-        if self.close.startswith((*BLOCK_ENDS, "<|close|>")):
+        if self.close in BLOCK_ENDS:
             return BLOCK_END
-        return f"(?i:{re.escape(self.close)})"
+        if self.header:
+            return any_of((self.close, self.header))
+        return rf"(?i:{re.escape(self.close[:-1])} ?{re.escape(self.close[-1])})"
 
     def ending(self, text: str = "", sentence: str = "") -> str:
         """Markup that ends the reasoning after a text, which may include `open`, and begins the answer.
@@ -66,6 +68,7 @@ def missing_breaks(text: str, wanted: int) -> str:
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 SOLAR_FINAL = "<|begin|>assistant<|content|>"
+BEGIN_RESPONSE = "[BEGIN FINAL RESPONSE]"
 TAGS = ("think", "thinking", "seed:think", "mm:think", "think:opensource", "thought", "thoughts", "reasoning")
 HARMONY = ReasoningMarkup(
     "<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL
@@ -76,7 +79,7 @@ KIMI = ReasoningMarkup("<|open|>think<|sep|>", "<|close|>think<|sep|>", "<|open|
 MUSE = ReasoningMarkup("to=self<|message|>", "<|eom|>", "<|start|>assistant to=user<|message|>")
 REASONING_MARKUPS = (
     *(ReasoningMarkup(f"<{name}>", f"</{name}>", own_lines=True) for name in TAGS),
-    ReasoningMarkup("[THINK]", "[/THINK]"),
+    *(ReasoningMarkup(f"[{name}]", f"[/{name}]") for name in ("THINK", "THINKING", "REASONING")),
     ReasoningMarkup("◁think▷", "◁/think▷"),
     GEMMA,
     MEDGEMMA,
@@ -84,17 +87,13 @@ REASONING_MARKUPS = (
     ReasoningMarkup("<|begin_of_thought|>", "<|end_of_thought|>", "<|begin_of_solution|>"),
     HARMONY,
     ReasoningMarkup("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>", HARMONY_FINAL),
-    *(  # without its beginning
-        ReasoningMarkup(f"{start}analysis<|message|>", "<|end|>", f"{start}final<|message|>", final=HARMONY_FINAL)
-        for start in ("", "assistant<|channel|>")
-    ),
     ReasoningMarkup("<|inner_prefix|>", "<|inner_suffix|>"),  # of Apertus
     ReasoningMarkup("<|think|>", "<|end|>", SOLAR_FINAL),  # of Solar Open
     ReasoningMarkup("<|begin|>assistant<|think|>", "<|end|>", "<|content|>", final=SOLAR_FINAL),
     KIMI,
     MUSE,
     ReasoningMarkup("<|start|>assistant to=self<|message|>", "<|eom|>", "to=user<|message|>", final=MUSE.header),
-    ReasoningMarkup("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),  # of Apriel
+    ReasoningMarkup("Here are my reasoning steps:", BEGIN_RESPONSE),  # of Apriel
 )
 
 # The last sentence of reasoning that is ended early, by how names of architectures begin.
@@ -130,37 +129,55 @@ HEADERS = {  # what begins a header, with the markup of the reasoning that may f
     "<|channel>": GEMMA,
     "<unused94>": MEDGEMMA,
     "<|open|>": KIMI,
-    "<|close|>": KIMI,
 }
-BLOCK_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<channel|>", "<unused95>")
+BLOCK_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|/think|>", KIMI.close, "<channel|>", "<unused95>")
+ENDS = ("<|eot|>", "<|flush|>", "<|END_RESPONSE|>", "<|END_TEXT|>", "<|end_of_solution|>", "[END FINAL RESPONSE]")
+ANSWER_STARTS = ("<|content|>", "<|START_RESPONSE|>", "<|START_TEXT|>", "<|begin_of_solution|>", BEGIN_RESPONSE)
+OPENINGS = {
+    markup.open: markup
+    for markup in REASONING_MARKUPS
+    if not (markup.own_lines or markup.open.startswith((*HEADERS, "assistant", "analysis", "to=")))
+}
 MARKERS: Mapping[str, Effect] = {
     **dict.fromkeys(HEADERS, "header"),
-    **dict.fromkeys((*BLOCK_ENDS, "<|END_RESPONSE|>", "<|end_of_solution|>", "[END FINAL RESPONSE]"), "end"),
-    **dict.fromkeys(("<|content|>", "<|START_RESPONSE|>", "<|begin_of_solution|>", "[BEGIN FINAL RESPONSE]"), "answer"),
-    **dict.fromkeys(("<channel|>", "<unused95>", "[/THINK]", "<|END_THINKING|>"), "close"),
-    **dict.fromkeys(("<|inner_suffix|>", "<|end_of_thought|>"), "close"),
+    **dict.fromkeys((*BLOCK_ENDS, *ENDS), "end"),
+    **dict.fromkeys(OPENINGS, "open"),
+    **{markup.close: "close" for markup in OPENINGS.values() if markup.close not in BLOCK_ENDS},
+    "<|close|>response<|sep|>": "end",
+    **dict.fromkeys((GEMMA.close, MEDGEMMA.close, KIMI.close), "close"),
+    **dict.fromkeys(ANSWER_STARTS, "answer"),
     **dict.fromkeys(("<|begin_of_box|>", "<|end_of_box|>"), "dropped"),
 }
 MESSAGES: Mapping[str, Channel | None] = {  # what ends a header; None if its text decides what follows
     "<|message|>": None,
     "<|sep|>": None,
-    "\n": None,
     "<|content|>": "answer",
     "<|think|>": "thinking",
 }
-ANSWERS = ("final", "response", "assistant", "user", "commentary", "to")  # first words of headers
-NAME = r"(?i:(?:[\w.-]+[:_])?(?:think|thinking|thoughts?|reasoning|reflection|scratchpad|cot)(?:[:_][\w.-]+)?)"
-WRAPPER = r"(?i:<(?:(?:final_)?(?:answer|response|output|solution)|final)>)"
+ANSWERS = ("final", "answer", "response", "assistant", "user", "commentary", "to", "")  # first words of headers
+THOUGHTS = ("analysis", "thought", "thoughts", "think", "thinking", "reasoning", "reflection")
+MAX_HEADER = 120  # characters
+
+NAME = (
+    r"(?i:(?:[\w.-]+[:_])?(?:think|thinking|thoughts?|reason(?:ing)?|reflection|analysis|rationale|scratchpad"
+    r"|monologue|cot)(?:[:_][\w.-]+)?)"
+)
+TAG = rf"[<◁]\|?/?{NAME} ?\|?[>▷]"
+WRAPPER = r"(?i:<(?:(?:final_)?(?:answer|response|reply|result|output|solution)|final)>)"
 
 
 def any_of(texts: Iterable[str]) -> str:
-    return "|".join(re.escape(text) for text in texts)
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
 
 
-MARKER = rf"{any_of(MARKERS)}|<(?P<slash>/?){NAME}>|◁(?P<other>/?){NAME}▷|(?P<wrapper>{WRAPPER})"
-BLOCK_END = any_of((*HEADERS, *BLOCK_ENDS))
-HEADER_END = f"{any_of(MESSAGES)}|{BLOCK_END}"
-BEGUN = r"[<◁][/|]?[\w.:|-]{0,40}\Z|\[/?[A-Z ]{0,22}\Z"  # where a marker may have begun that the text does not end
+MARKER = f"(?P<known>{any_of(MARKERS)})|(?P<wrapper>{WRAPPER})|{TAG}"
+BLOCK_END = any_of((*HEADERS, *BLOCK_ENDS, "<|content|>"))
+# A line break ends a header unless something follows that may still end it.
+HEADER_END = rf"\s*(?P<message>{any_of(MESSAGES)})|(?<=[\w.])\n(?=\s*(?:[^\s<]|<[^|cu]))|{BLOCK_END}"
+BEGUN = r"<\|close\|>\w*(?:<\|?\w*\|?)?\Z|[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z"
+WORDS = ("assistant", "analysis", "commentary", "final", "user")
+HEADLESS = rf"(?:{any_of(WORDS)})?(?:\s?to=[\w.]+)?\s?(?=<\|(?:channel|message)\|>)"  # a header without its beginning
+BEGUN_HEADLESS = rf"(?:{any_of(WORDS)})?(?:\s?t(?:o(?:=[\w.]*)?)?)?(?:\s?(?:<(?:\|\w*\|?)?)?)?"
 
 
 class Marker(NamedTuple):
@@ -172,7 +189,7 @@ class Marker(NamedTuple):
     start: int
     end: int
     effect: Effect
-    markup: ReasoningMarkup = REASONING_MARKUPS[0]
+    markup: ReasoningMarkup = HARMONY
     footer: str = ""
 
 
@@ -183,6 +200,11 @@ def is_markup(token: str) -> bool:
     return any(token in text for text in (*known, *MESSAGES)) or bool(re.fullmatch(MARKER, token))
 
 
+def may_have_marker(text: str) -> bool:
+    """Whether a text has a character that a marker inside it begins with."""
+    return "<" in text or "[" in text or "◁" in text
+
+
 def find_markers(text: str) -> Iterator[Marker]:
     return map(_describe, re.finditer(MARKER, text))
 
@@ -190,55 +212,60 @@ def find_markers(text: str) -> Iterator[Marker]:
 def _describe(found: re.Match[str]) -> Marker:
     text = found[0]
     start, end = found.span()
-    if text in MARKERS:
-        return Marker(start, end, MARKERS[text], HEADERS.get(text, HARMONY))
+    if found["known"]:
+        return Marker(start, end, MARKERS[text], HEADERS.get(text) or OPENINGS.get(text, HARMONY))
     if found["wrapper"]:
-        return Marker(start, end, "wrapper", footer=f"</{text[1:]}")
-    if found["slash"] or found["other"]:
+        return Marker(start, end, "wrapper", footer=f"</{text[1:].casefold()}")
+    if re.search("/|end_|_end", text):
         return Marker(start, end, "close")
-    return Marker(start, end, "open", ReasoningMarkup(text, f"{text[0]}/{text[1:]}", own_lines=text[0] == "<"))
+    twin = text.replace(" ", "").replace("begin_", "end_").replace("_start", "_end")
+    if twin == text.replace(" ", ""):
+        twin = re.sub(r"\A.\|?", r"\g<0>/", twin)
+    return Marker(start, end, "open", ReasoningMarkup(text, twin, own_lines=text[0] == "<"))
 
 
-def marker_at_start(text: str, markups: Iterable[ReasoningMarkup]) -> Marker | None:
-    """The longest marker that a text starts with: of one of these families, or any other."""
-    found = re.match(MARKER, text)
-    candidates = [_describe(found)] if found else []
-    for markup in markups:
-        if markup.header and text.startswith(markup.header):
-            candidates.append(Marker(0, len(markup.header), "answer"))
-        if text.startswith(markup.open):
-            candidates.append(Marker(0, len(markup.open), "open", markup))
-    return max(reversed(candidates), key=lambda marker: marker.end, default=None)
+def marker_at_start(text: str) -> Marker | None:
+    """The marker that a text starts with, or a header that lacks its beginning."""
+    if found := re.match(MARKER, text):
+        return _describe(found)
+    return Marker(0, 0, "header") if re.match(HEADLESS, text) else None
 
 
-def may_start_marker(text: str, markups: Iterable[ReasoningMarkup]) -> bool:
-    """Whether further text may make a marker of this one."""
-    known = [text for markup in markups for text in (markup.open, markup.header)]
-    return any(marker.startswith(text) for marker in (*known, *MARKERS)) or bool(re.fullmatch(BEGUN, text))
+def may_start_marker(text: str, headless: bool) -> bool:
+    """Whether further text may make a marker of this one, or a header without its beginning."""
+    if any(marker.startswith(text) for marker in MARKERS) or re.fullmatch(BEGUN, text):
+        return True
+    is_word = any(word.startswith(text) for word in WORDS)
+    return headless and (is_word or bool(re.fullmatch(BEGUN_HEADLESS, text)))
 
 
-def read_header(text: str, marker: Marker) -> tuple[int, Channel | None] | None:
-    """Where the header that a marker begins has ended, and the channel of what follows; None before its end.
+def read_header(text: str, marker: Marker, is_over: bool) -> tuple[int, Channel] | None:
+    """Where the block begins whose header a marker begins, and its channel; None before its end is known.
 
-    A block without a message begins behind the first word. The channel is None behind the end of a block.
+    Without a message, it begins behind the name of the channel, if there is one.
     """
-    found = re.compile(HEADER_END).search(text, marker.end)
-    if found is None:
-        return None
-    if found[0] in HEADERS:
-        return read_header(text, Marker(*found.span(), "header"))
-    if text.startswith("<|close|>", marker.start):
-        return found.end(), None
-    first = re.compile(r"\s*(\w*)").match(text, marker.end)
+    ends = re.compile(HEADER_END)
+    start = marker.end
+    found = ends.search(text, start)
+    while found and found[0] in HEADERS:
+        start = found.end()
+        found = ends.search(text, start)
+    first = re.compile(r"\s*(\w*)(?:\s*<\|constrain\|>\w*)?").match(text, start)
     assert first
-    if found[0] not in MESSAGES:
-        return first.end(), channel_of(first[1], "")
-    header = text[marker.end : found.start()]
-    return found.end(), MESSAGES[found[0]] or channel_of(first[1], header)
+    name = first[1].casefold().removeprefix("assistant").partition("_")[0]
+    if found and found["message"]:
+        return found.end(), MESSAGES[found["message"]] or channel_of(name, text[marker.start : found.start()])
+    if not (found or is_over or len(text) > MAX_HEADER):
+        return None
+    is_word = not text[first.end() :].strip() or text[first.end()].isspace()
+    is_line = found is not None and found.start() == first.end() and found[0] == "\n"
+    if is_line or (is_word and name in (*ANSWERS, *THOUGHTS)):
+        return first.end(), channel_of(name, text[marker.start : first.end()])
+    return start, "thinking" if marker.markup in (GEMMA, MEDGEMMA) else "answer"
 
 
 def channel_of(name: str, header: str) -> Channel:
     """The channel of a block by the first word of its header: what is addressed to someone else is no answer."""
     recipient = re.search(r"to=(\w+)", header)
-    is_for_user = recipient is None or recipient[1] == "user"
-    return "answer" if name.casefold() in ANSWERS and is_for_user else "thinking"
+    is_for_user = recipient is None or recipient[1] in ("user", "assistant")
+    return "answer" if name in ANSWERS and is_for_user else "thinking"
