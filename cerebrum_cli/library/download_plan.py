@@ -94,7 +94,7 @@ class DownloadPlanner:
         models = _variants(listing)
         request = PlanRequest(context, None, self.library.capacity())
         try:
-            return self._assess(self._spec_of(listing, models), listing, likely_models(models, None), request)
+            return self._assess(self._spec_of(listing, models), listing, models, request)
         except (ModelNotFound, PullError):
             return None
 
@@ -152,12 +152,11 @@ class DownloadPlanner:
         if not models:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         spec = spec or self._spec_of(listing, models)
-        quantization = request.quantization
         candidates = list(models)
         usable: list[Variant] = []
         known = None  # the header of one of these
         while True:
-            plan = self._assess(spec, listing, likely_models(candidates, quantization), request, known)
+            plan = self._assess(spec, listing, candidates, request, known)
             unread = [model for model in plan.variants if model not in usable]
             if not unread or (spec and spec.kv_bytes_per_token):
                 return plan
@@ -167,7 +166,8 @@ class DownloadPlanner:
                     usable.append(model)
                 except NoLanguageModel:
                     candidates.remove(model)
-                    if len(models) - len(candidates) > MOST_COMPANIONS or not in_quantization(candidates, quantization):
+                    others = in_quantization(candidates, request.quantization)
+                    if not others or len(models) - len(candidates) > MOST_COMPANIONS:
                         raise
 
     def _assess(
@@ -178,7 +178,8 @@ class DownloadPlanner:
         request: PlanRequest,
         header: Header | None = None,
     ) -> DownloadPlan:
-        """Plan with models of a repository: with the sizes in the header of one, or those of the catalog."""
+        """Plan with the likely models of a repository: with the sizes in the header of one, or those of the catalog."""
+        models = likely_models(models, request.quantization)
         sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
         installed = [model.quantization for model in models if self._is_cached(listing, model)]
         name = spec.name if spec else listing.repo_id

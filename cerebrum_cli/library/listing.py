@@ -282,7 +282,7 @@ def quantization_plan(library: Library, model: InstalledModel, context: int | No
         return known_plan(model.spec, [*others, model], request)
     uploads = []
     for other in others:
-        if model.cached and other.cached and other.name == model.name and not other.spec and other.is_usable:
+        if model.cached and other.cached and other.name == model.name and other.is_usable:
             uploads.append(other)
     return installed_plan([*uploads, model], request)
 

@@ -144,7 +144,7 @@ class Puller:
             return self._register_found(find_in_store(text), name)
         spec = library.spec_of(reference)
         entry = library.registry.find(text)
-        if entry and library.spec_named(text) is None and not is_missing(entry.path):
+        if entry and spec is None and not is_missing(entry.path):
             return self._pull_registered(entry, name, context, confirm)
         if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
