@@ -266,6 +266,11 @@ class ReplyText:
             if header is None:
                 return False
             end, channel = header
+            if end < marker.end:
+                self.begin_answer()
+                self._pass_on(text[: marker.end])
+                self._held = text[marker.end :]
+                return True
         elif marker.effect == "open":
             channel = "thinking"
         elif marker.effect in ("answer", "wrapper"):

@@ -242,7 +242,7 @@ def may_start_marker(text: str, headless: bool) -> bool:
 def read_header(text: str, marker: Marker, is_over: bool) -> tuple[int, Channel] | None:
     """Where the block begins whose header a marker begins, and its channel; None before its end is known.
 
-    Without a message, it begins behind the name of the channel, if there is one.
+    Without a message, it begins behind the name of the channel, or at the marker, which is text then.
     """
     ends = re.compile(HEADER_END)
     start = marker.end
@@ -257,11 +257,13 @@ def read_header(text: str, marker: Marker, is_over: bool) -> tuple[int, Channel]
         return found.end(), MESSAGES[found["message"]] or channel_of(name, text[marker.start : found.start()])
     if not (found or is_over or len(text) > MAX_HEADER):
         return None
-    is_word = not text[first.end() :].strip() or text[first.end()].isspace()
+    is_word = name == "thought" or not text[first.end() :].strip() or text[first.end()].isspace()
     is_line = found is not None and found.start() == first.end() and found[0] == "\n"
     if is_line or (is_word and name in (*ANSWERS, *THOUGHTS)):
         return first.end(), channel_of(name, text[marker.start : first.end()])
-    return start, "thinking" if marker.markup in (GEMMA, MEDGEMMA) else "answer"
+    if marker.markup in (GEMMA, MEDGEMMA):
+        return start, "thinking"
+    return marker.start, "answer"
 
 
 def channel_of(name: str, header: str) -> Channel:
