@@ -37,8 +37,8 @@ from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")]
-# What templates change in texts: white space, signs and their escapes, and the switches that some remove.
-CHANGED = re.compile(r"&#?\w+;|\\[a-z]|(?:no_)?think|system_override|\W")
+# What templates change in texts: white space, signs that are escaped, and the switches that some remove.
+CHANGED = re.compile(r"&#?\w+;|\\[a-z]|(?:no_)?think|system_override|[\s<>/&'\"\\]")
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"
 LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
