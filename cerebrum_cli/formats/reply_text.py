@@ -248,48 +248,57 @@ class ReplyText:
         text = self._held.lstrip()
         if not text:
             return False
-        marker = marker_at_start(text)
-        is_late = not self.rules.stops_anywhere  # a grammar waits for the answer
-        if marker is None and may_start_marker(text, headless=not is_late) and not self._is_over:
+        marker = self._marker_at_start(text)
+        if marker is None and not self._is_over and may_start_marker(text, self.rules.stops_anywhere):
             return False
-        if marker is None or (marker.effect in ("open", "wrapper") and not self._is_meant(marker, text)):
+        if marker is None or not self._is_meant(marker, text):
             self.begin_answer()
             return True
-        end = marker.end
-        channel: Channel | None = None
-        known = [markup for markup in self.rules.markups if is_late and text.startswith(markup.open)]
-        if known:
-            marker = Marker(0, len(known[0].open), "open", known[0])
-            end, channel = marker.end, "thinking"
-        elif marker.effect == "header":
-            header = read_header(text, marker, self._is_over)
-            if header is None:
-                return False
-            end, channel = header
-            if end < marker.end:
-                self.begin_answer()
-                self._pass_on(text[: marker.end])
-                self._held = text[marker.end :]
-                return True
-        elif marker.effect == "open":
-            channel = "thinking"
-        elif marker.effect in ("answer", "wrapper"):
-            channel = "answer"
-            self._footer = marker.footer
+        if marker.effect == "header":
+            return self._read_header(marker, text)
         self._has_special = False
-        self._held = text[end:]
-        if channel == "thinking":
+        self._held = text[marker.end :]
+        if marker.effect == "open":
             self._open(marker.markup)
-        elif channel == "answer":
+        elif marker.effect in ("answer", "wrapper"):
+            self._footer = marker.footer
             self._start_block()
         return True
 
+    def _marker_at_start(self, text: str) -> Marker | None:
+        """The marker that a text starts with. Where a grammar waits for the answer, a header is taken literally."""
+        if not self.rules.stops_anywhere:
+            for markup in self.rules.markups:
+                if text.startswith(markup.open):
+                    return Marker(0, len(markup.open), "open", markup)
+        return marker_at_start(text)
+
     def _is_meant(self, marker: Marker, text: str) -> bool:
-        """Whether a tag at the start is markup: the question may have asked for one of a name that is not usual."""
+        """Whether a marker at the start is markup: a question may have asked for a tag whose name is not usual."""
+        if marker.effect not in ("open", "wrapper"):
+            return True
         if marker.effect == "open" and marker.markup in REASONING_MARKUPS:
             return True
         is_mentioned = text[: marker.end] in self.rules.mentioned
         return not is_mentioned and (marker.effect == "open" or self._has_reasoning)
+
+    def _read_header(self, marker: Marker, text: str) -> bool:
+        header = read_header(text, marker, self._is_over)
+        if header is None:
+            return False
+        end, channel = header
+        if end < marker.end:
+            self.begin_answer()
+            self._pass_on(text[: marker.end])
+            self._held = text[marker.end :]
+            return True
+        self._has_special = False
+        self._held = text[end:]
+        if channel == "thinking":
+            self._open(marker.markup)
+        else:
+            self._start_block()
+        return True
 
     def _open(self, markup: ReasoningMarkup) -> None:
         self.open_markup = markup

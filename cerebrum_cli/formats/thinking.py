@@ -244,26 +244,37 @@ def read_header(text: str, marker: Marker, is_over: bool) -> tuple[int, Channel]
 
     Without a message, it begins behind the name of the channel, or at the marker, which is text then.
     """
-    ends = re.compile(HEADER_END)
-    start = marker.end
-    found = ends.search(text, start)
-    while found and found[0] in HEADERS:
-        start = found.end()
-        found = ends.search(text, start)
+    start, ending = find_header_end(text, marker.end)
+    if not (ending or is_over or len(text) > MAX_HEADER):
+        return None
     first = re.compile(r"\s*(\w*)(?:\s*<\|constrain\|>\w*)?").match(text, start)
     assert first
     name = first[1].casefold().removeprefix("assistant").partition("_")[0]
-    if found and found["message"]:
-        return found.end(), MESSAGES[found["message"]] or channel_of(name, text[marker.start : found.start()])
-    if not (found or is_over or len(text) > MAX_HEADER):
-        return None
-    is_word = name == "thought" or not text[first.end() :].strip() or text[first.end()].isspace()
-    is_line = found is not None and found.start() == first.end() and found[0] == "\n"
-    if is_line or (is_word and name in (*ANSWERS, *THOUGHTS)):
+    if ending and ending["message"]:
+        header = text[marker.start : ending.start()]
+        return ending.end(), MESSAGES[ending["message"]] or channel_of(name, header)
+    is_line = ending is not None and ending[0] == "\n" and ending.start() == first.end()
+    if is_line or names_channel(name, text[first.end() :]):
         return first.end(), channel_of(name, text[marker.start : first.end()])
     if marker.markup in (GEMMA, MEDGEMMA):
         return start, "thinking"
     return marker.start, "answer"
+
+
+def find_header_end(text: str, start: int) -> tuple[int, re.Match[str] | None]:
+    """Where the last of several headers in a row begins, from a place in a text, and what ends it."""
+    pattern = re.compile(HEADER_END)
+    ending = pattern.search(text, start)
+    while ending and ending[0] in HEADERS:
+        start = ending.end()
+        ending = pattern.search(text, start)
+    return start, ending
+
+
+def names_channel(name: str, rest: str) -> bool:
+    """Whether the first word of a header, before the rest of the text, is the name of a channel."""
+    is_word = name == "thought" or not rest.strip() or rest[0].isspace()
+    return is_word and name in (*ANSWERS, *THOUGHTS)
 
 
 def channel_of(name: str, header: str) -> Channel:
