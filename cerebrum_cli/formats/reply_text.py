@@ -16,8 +16,8 @@ from typing import Literal
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.formats.thinking import (
-    BEGUN,
     MARKERS,
+    PARTIAL_MARKER,
     REASONING_MARKUPS,
     Marker,
     ReasoningMarkup,
@@ -240,7 +240,7 @@ class ReplyText:
         """The length of what cannot be the beginning of a marker."""
         if self._is_over or not may_have_marker(text):
             return len(text)
-        begun = re.search(BEGUN, text)
+        begun = re.search(PARTIAL_MARKER, text)
         return begun.start() if begun else len(text)
 
     def _read_start(self) -> bool:

@@ -1,8 +1,8 @@
 """Markup of reasoning and answers: the families of models that have it, and how it is found in a reply.
 
-A tag whose name speaks of thinking opens reasoning up to its twin. Everything else is in two tables: of the families,
-as their templates write it, and of what each marker does in a reply. Between a marker that begins a header and the next
-one is the header's text, such as `analysis` or `assistant to=user`, which says what follows it.
+A tag whose name speaks of thinking opens reasoning up to its closing tag. Everything else is in two tables: of the
+families, as their templates write it, and of what each marker does in a reply. Between a marker that begins a header
+and the next one is the header's text, such as `analysis` or `assistant to=user`, which says what follows it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.events import Channel
@@ -174,10 +173,10 @@ MARKER = f"(?P<known>{any_of(MARKERS)})|(?P<wrapper>{WRAPPER})|{TAG}"
 BLOCK_END = any_of((*HEADERS, *BLOCK_ENDS, "<|content|>"))
 # A line break ends a header unless something follows that may still end it.
 HEADER_END = rf"\s*(?P<message>{any_of(MESSAGES)})|(?<=[\w.])\n(?=\s*(?:[^\s<]|<[^|cu]))|{BLOCK_END}"
-BEGUN = r"<\|close\|>\w*(?:<\|?\w*\|?)?\Z|[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z"
+PARTIAL_MARKER = r"<\|close\|>\w*(?:<\|?\w*\|?)?\Z|[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z"
 WORDS = ("assistant", "analysis", "commentary", "final", "user")
 HEADLESS = rf"(?:{any_of(WORDS)})?(?:\s?to=[\w.]+)?\s?(?=<\|(?:channel|message)\|>)"  # a header without its beginning
-BEGUN_HEADLESS = rf"(?:{any_of(WORDS)})?(?:\s?t(?:o(?:=[\w.]*)?)?)?(?:\s?(?:<(?:\|\w*\|?)?)?)?"
+PARTIAL_HEADLESS = rf"(?:{any_of(WORDS)})?(?:\s?t(?:o(?:=[\w.]*)?)?)?(?:\s?(?:<(?:\|\w*\|?)?)?)?"
 
 
 class Marker(NamedTuple):
@@ -193,7 +192,6 @@ class Marker(NamedTuple):
     footer: str = ""
 
 
-@cache
 def is_markup(token: str) -> bool:
     """Whether the text of a token is a marker of a reply, or a part of one."""
     known = (text for markup in REASONING_MARKUPS for text in (markup.open, markup.close, markup.header, markup.final))
@@ -218,10 +216,10 @@ def _describe(found: re.Match[str]) -> Marker:
         return Marker(start, end, "wrapper", footer=f"</{text[1:].casefold()}")
     if re.search("/|end_|_end", text):
         return Marker(start, end, "close")
-    twin = text.replace(" ", "").replace("begin_", "end_").replace("_start", "_end")
-    if twin == text.replace(" ", ""):
-        twin = re.sub(r"\A.\|?", r"\g<0>/", twin)
-    return Marker(start, end, "open", ReasoningMarkup(text, twin, own_lines=text[0] == "<"))
+    close = text.replace(" ", "").replace("begin_", "end_").replace("_start", "_end")
+    if close == text.replace(" ", ""):
+        close = re.sub(r"\A.\|?", r"\g<0>/", close)
+    return Marker(start, end, "open", ReasoningMarkup(text, close, own_lines=text[0] == "<"))
 
 
 def marker_at_start(text: str) -> Marker | None:
@@ -233,10 +231,10 @@ def marker_at_start(text: str) -> Marker | None:
 
 def may_start_marker(text: str, headless: bool) -> bool:
     """Whether further text may make a marker of this one, or a header without its beginning."""
-    if any(marker.startswith(text) for marker in MARKERS) or re.fullmatch(BEGUN, text):
+    if any(marker.startswith(text) for marker in MARKERS) or re.fullmatch(PARTIAL_MARKER, text):
         return True
     is_word = any(word.startswith(text) for word in WORDS)
-    return headless and (is_word or bool(re.fullmatch(BEGUN_HEADLESS, text)))
+    return headless and (is_word or bool(re.fullmatch(PARTIAL_HEADLESS, text)))
 
 
 def read_header(text: str, marker: Marker, is_over: bool) -> tuple[int, Channel] | None:

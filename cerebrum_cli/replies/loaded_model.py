@@ -82,7 +82,6 @@ class LoadedModel:
 
     def _respond(self, request: Ask) -> Generator[Event, None, None]:
         yield from self.load()
-        yield from self.check_settings(request.settings, request.conversation.system_prompt)
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         yield from self.take_notices()
@@ -100,8 +99,8 @@ class LoadedModel:
         Also PromptTooLong if no room is left for a reply, and FormatError if the format cannot render the conversation.
         """
         settings = asked.settings
-        self.controls.require_marked_reasoning(settings, asked.conversation.system_prompt)
         conversation = asked.conversation
+        self._check_reasoning(settings, conversation.system_prompt)
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
@@ -160,12 +159,14 @@ class LoadedModel:
 
         Yield a notice of one that has no effect, once.
         """
-        system_prompt = system_prompt or settings.system
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
+        self._check_reasoning(settings, system_prompt or settings.system)
+        yield from self.take_notices()
+
+    def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         self.controls.require_marked_reasoning(settings, system_prompt)
         if notice := self.controls.switch_notice(settings, system_prompt):
             self._notices.setdefault(notice, False)
-        yield from self.take_notices()
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
