@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.formats.thinking import (
+from cerebrum_cli.formats.markers import (
     MARKERS,
     PARTIAL_MARKER,
-    REASONING_MARKUPS,
     Marker,
-    ReasoningMarkup,
+    end_pattern,
     find_markers,
     marker_at_start,
+    markup_after,
     may_have_marker,
     may_start_marker,
     read_header,
 )
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
 MAX_LINE = 500  # characters of a line in which markup may be quoted
@@ -63,7 +64,7 @@ class ReplyRules:
     trims: bool = False
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
-    endings: Mapping[str, tuple[int, ...]] | None = field(default=None, hash=False)
+    endings: Callable[[str], tuple[int, ...]] | None = field(default=None, hash=False)
     reasoning_end: int | None = None
     plain_answer: bool = False
     mentioned: frozenset[str] = frozenset()
@@ -175,7 +176,7 @@ class ReplyText:
         """Tokens that end reasoning which is open; empty if none is."""
         if self.open_markup is None or self.rules.endings is None:
             return ()
-        return self.rules.endings[self.open_markup.ending()]
+        return self.rules.endings(self.open_markup.ending())
 
     def passes(self, token: int, text: str) -> bool:
         """Whether a token is markup, or white space, that may precede the answer here."""
@@ -214,7 +215,7 @@ class ReplyText:
     def _leaves_stage(self) -> bool:
         """Read what is held in the current stage; whether another one follows in which to read the rest."""
         if self.open_markup:
-            return self._read_reasoning(self.open_markup.end_pattern)
+            return self._read_reasoning(end_pattern(self.open_markup))
         if self.stage == "undecided":
             return self._read_start()
         return self._read_answer()
@@ -283,7 +284,7 @@ class ReplyText:
         return not is_mentioned and (marker.effect == "open" or self._has_reasoning)
 
     def _read_header(self, marker: Marker, text: str) -> bool:
-        header = read_header(text, marker, self._is_over)
+        header = read_header(text, marker.end, self._is_over)
         if header is None:
             return False
         end, channel = header
@@ -295,7 +296,7 @@ class ReplyText:
         self._has_special = False
         self._held = text[end:]
         if channel == "thinking":
-            self._open(marker.markup)
+            self._open(markup_after(text[:end]))
         else:
             self._start_block()
         return True
@@ -355,7 +356,7 @@ class ReplyText:
             return is_early and not is_quoted
         if is_quoted or marker.effect == "wrapper":
             return False
-        if marker.effect in ("close", "answer") and spelling not in MARKERS:
+        if spelling.startswith("</"):
             is_last = not (after.strip() or self._mentions_tags)
             is_apart = not line.endswith(" ") or after.startswith("\n") or not (after or self._is_over)
             return is_apart and (is_last or not (self._has_reasoning or self._mentions_tags))

@@ -16,8 +16,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
+from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
-from cerebrum_cli.formats.thinking import MARKERS, ReasoningMarkup, is_markup
+from cerebrum_cli.formats.thinking import ReasoningMarkup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Ask, Reply

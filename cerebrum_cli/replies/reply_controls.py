@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Text
@@ -16,9 +16,10 @@ from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.sequence import continuation
+from cerebrum_cli.formats.markers import find_markers
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, find_markers, open_markup
+from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, open_markup
 from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
@@ -158,8 +159,8 @@ class ReplyControls:
         return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 
     @cached_property
-    def _endings(self) -> Endings:
-        return Endings(self.vocabulary)
+    def _endings(self) -> Callable[[str], tuple[int, ...]]:
+        return endings(self.vocabulary)
 
     @property
     def _sentence(self) -> str:
@@ -196,13 +197,13 @@ class ReasoningBudget:
         if self._is_due(text):
             sentence = "" if self._is_used_up else self._sentence
             self._is_used_up = True
-            return Force(endings[markup.ending(text.tail, sentence)])
+            return Force(endings(markup.ending(text.tail, sentence)))
         if self._limit is None:
             return None
         excess = text.reasoning_tokens / self._limit - SOFT_END
         if excess <= 0 or not re.search(_SENTENCE_END, text.tail):
             return None
-        return TokenBias(endings[markup.close][0], MAX_BIAS * excess / (1 - SOFT_END))
+        return TokenBias(endings(markup.close)[0], MAX_BIAS * excess / (1 - SOFT_END))
 
     def _is_due(self, text: ReplyText) -> bool:
         if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
@@ -235,13 +236,6 @@ def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarku
             )
 
 
-class Endings(dict[str, tuple[int, ...]]):
-    """The tokens of texts that end reasoning, each tokenized when it is first needed."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self._vocabulary = vocabulary
-
-    def __missing__(self, text: str) -> tuple[int, ...]:
-        self[text] = continuation(self._vocabulary, (Text(text, True),))
-        return self[text]
+def endings(vocabulary: Vocabulary) -> Callable[[str], tuple[int, ...]]:
+    """The tokens of a text that ends reasoning, which is tokenized once."""
+    return cache(lambda text: continuation(vocabulary, (Text(text, True),)))

@@ -24,7 +24,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import Endings, ReasoningBudget
+from cerebrum_cli.replies.reply_controls import ReasoningBudget, endings
 
 CONTEXT = 400
 PARTS = (
@@ -100,7 +100,7 @@ def thinking_request(
         trims=True,
         stops_anywhere=not (stop or grammar),
         markers={"<think>": vocabulary.special_token_ids(["<think>"])},
-        endings=Endings(vocabulary),
+        endings=endings(vocabulary),
         reasoning_end=reasoning_end(budget),
         plain_answer=grammar is not None,
     )

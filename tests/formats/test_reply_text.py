@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from thinkers import answering_late
 
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, MUSE, REASONING_MARKUPS, ReasoningMarkup, open_markup
 
 THINK = REASONING_MARKUPS[0]
 RULES = ReplyRules(REASONING_MARKUPS, trims=True)
@@ -136,6 +136,26 @@ def test_reply_text_counts_the_tokens_of_reasoning() -> None:
     for number, piece in enumerate([b"<think>", b"a", b"b", b"</think>", b"c"]):
         reader.feed(piece, (number,))
     assert reader.reasoning_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "ending"),
+    [
+        ("<|channel|>analysis code<|message|>a", f"<|end|>{HARMONY_FINAL}"),
+        ("<|start|>assistant to=self<|message|>a", f"<|eom|>{MUSE.header}"),
+        (" to=self<|message|>a", f"<|eom|>{MUSE.header}"),
+        ("<|channel>reflection\na", "<channel|>"),
+        ("<|open|>think<|sep|>a", "<|close|>think<|sep|><|open|>response<|sep|>"),
+        ("<mm:reflection>a", "\n</mm:reflection>\n\n"),
+        ("<|begin_of_rationale|>a", "\n<|end_of_rationale|>\n\n"),
+    ],
+)
+def test_reasoning_ends_as_its_family_ends_it(reply: str, ending: str) -> None:
+    text = ReplyText(ReplyRules(REASONING_MARKUPS, trims=True))
+    text.feed_text(reply)
+    assert text.open_markup and text.open_markup.ending(reply) == ending
+    text.feed_text(ending)
+    assert text.open_markup is None
 
 
 MARKERS = sorted(

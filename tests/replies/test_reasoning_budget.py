@@ -25,7 +25,7 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply import Ask
-from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, Endings
+from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
 IN_PROMPT = CHATML_TEMPLATE.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}").replace(
@@ -138,11 +138,11 @@ def test_eval_samples_state_where_reasoning_was_ended(models: dict[str, Path], t
 
 
 def test_reasoning_ends_with_the_special_tokens_of_a_vocabulary(chatml: LlamaBackend) -> None:
-    endings = Endings(chatml)
+    tokens_of = endings(chatml)
     [close] = chatml.special_token_ids(["</think>"])
-    assert endings[ENDING].count(close) == 1
-    assert b"".join(chatml.piece(token, special=True) for token in endings[ENDING]) == ENDING.encode()
-    ends, final = chatml.special_token_ids(["<|end|>"]), endings["<|end|>" + HARMONY_FINAL]
+    assert tokens_of(ENDING).count(close) == 1
+    assert b"".join(chatml.piece(token, special=True) for token in tokens_of(ENDING)) == ENDING.encode()
+    ends, final = chatml.special_token_ids(["<|end|>"]), tokens_of("<|end|>" + HARMONY_FINAL)
     assert final[0] in ends and len(final) < len("<|end|>" + HARMONY_FINAL)
 
 

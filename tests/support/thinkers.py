@@ -10,10 +10,11 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.engine.control import ControlFactory, Intervention
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, Endings, ReasoningBudget
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, ReasoningBudget, endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
+SPELLED = endings(ScriptedBackend(lambda held, seed: END))
 
 
 def reply_around(reasoning: str, forced: str, answer: str) -> str:
@@ -38,7 +39,7 @@ def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
 
 def thinking(limit: int | None = None, **more: Any) -> ReplyRules:
     """Rules of replies that may reason in any markup, up to a limit of tokens."""
-    return ReplyRules(REASONING_MARKUPS, endings=endings(), reasoning_end=reasoning_end(limit), **more)
+    return ReplyRules(REASONING_MARKUPS, endings=SPELLED, reasoning_end=reasoning_end(limit), **more)
 
 
 def reasoning_end(limit: int | None) -> int | None:
@@ -62,9 +63,5 @@ class CountingControl:
 def answering_late(limit: int | None = None, **more: Any) -> ReplyRules:
     """Rules of replies whose grammar and stop strings apply from where the answer starts."""
     markers: dict[str, frozenset[int]] = {"<think>": frozenset()}
-    more |= {"endings": endings(), "reasoning_end": reasoning_end(limit)}
+    more |= {"endings": SPELLED, "reasoning_end": reasoning_end(limit)}
     return ReplyRules(REASONING_MARKUPS[:1], stops_anywhere=False, markers=markers, **more)
-
-
-def endings() -> Endings:
-    return Endings(ScriptedBackend(lambda held, seed: END))
