@@ -24,10 +24,10 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import TRUNCATED, Origin
-from cerebrum_cli.core.row_events import RowCounts
+from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
+from cerebrum_cli.core.events import Origin
 from cerebrum_cli.core.text import truncate, well_formed
-from cerebrum_cli.results.schema import ResultRows, Schema, Table, to_json
+from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
 
 OUTPUT_KEYS = (
     "id",
@@ -181,18 +181,24 @@ def name_row(unit: str, object: Mapping[str, Any]) -> str:
     return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
 
 
-def count_row(unit: str, object: Mapping[str, Any]) -> RowCounts:
+def row_flags(object: Mapping[str, Any]) -> int:
     if object["error"] is not None:
-        return RowCounts(failed=1, errors=(f"{name_row(unit, object)}: {object['error']['message']}",))
+        return FINISHED | FAILED
+    flags = FINISHED
+    if object["finish_reason"] in TRUNCATED_REASONS:
+        flags |= TRUNCATED
     votes = object["votes"]
-    is_undecided = votes is not None and (votes["winner"] is None or votes["tie"])
-    return RowCounts(truncated=object["finish_reason"] in TRUNCATED, undecided=is_undecided)
+    if votes is not None and (votes["winner"] is None or votes["tie"]):
+        flags |= UNDECIDED
+    return flags
 
 
 def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line", table: Table | None = None) -> ResultRows:
     """The rows of a result. `unit` is the word for a row of the input, whose digest is `sha256`."""
     return ResultRows(
-        Schema(("prompt", REQUEST), partial(count_row, unit), partial(name_row, unit)),
+        ("prompt", REQUEST),
+        row_flags,
+        partial(name_row, unit),
         len(rows),
         lambda position: rows[position].fields,
         sha256,

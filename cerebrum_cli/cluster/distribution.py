@@ -101,13 +101,13 @@ class Distribution:
     def answer(self) -> Generator[Event, None, None]:
         yield events.StageEvent("starting the nodes", 0, 1)
         run = self.work.run
-        while (missing := len(run.rows) - len(run.finished)) and not self.is_cancelled:
+        while (missing := run.missing_count) and not self.is_cancelled:
             if self._fruitless == MAX_FRUITLESS:
-                first = run.rows.name(next(at for at in range(len(run.rows)) if at not in run.finished))
+                first = run.rows.name(run.rows.fields(next(run.missing)))
                 problem = f"workers fail on {missing} rows, beginning with {first}"
                 raise EndpointError(problem, "see the Ray logs of the nodes in /tmp/ray")
             yield from self._answer_once()
-            self._fruitless = self._fruitless + 1 if missing == len(run.rows) - len(run.finished) else 0
+            self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
 
     def _answer_once(self) -> Iterator[Event]:
         self._reports, alive_at = {}, time.monotonic()
@@ -126,11 +126,11 @@ class Distribution:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
         rows, samples, _, run = self.work
         self._workers = workers
-        rows_each = -(-(len(run.rows) - len(run.finished)) // workers)
+        rows_each = -(-run.missing_count // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
         concurrency = min(self.slots // (size * samples) + 2, max(2, -(-rows_each // size)))
-        missing: Iterator[int] = (position for position in range(len(run.rows)) if position not in run.finished)
+        missing = run.missing
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
         blocks = iter(lambda: {position: rows[position] for position in islice(missing, size)}, {})

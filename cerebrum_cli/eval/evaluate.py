@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, NoticeEvent, Origin, RefusedEvent
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts
+from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.questions import (
     QUESTIONS,
@@ -29,14 +30,15 @@ from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.results.results import Results
-from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows, Schema
+from cerebrum_cli.results.schema import FAILED, FINISHED, FinishedRows, ResultRows
 from cerebrum_cli.results.vote_objects import program_object
 
 POLL_S = 0.2  # a signal does not end a wait
 
-SCHEMA = Schema(
+sample_rows = partial(
+    ResultRows,
     ("id", "sample"),
-    lambda object: RowCounts(failed=object["finish_reason"] == SKIPPED),
+    lambda object: FINISHED | FAILED if object["finish_reason"] == SKIPPED else FINISHED,
     lambda object: f"question {object['id']}",
 )
 
@@ -72,7 +74,7 @@ class Evaluation:
         def fields(position: int) -> dict[str, Any]:
             return {"id": questions[position // samples].id, "sample": position % samples}
 
-        return ResultRows(SCHEMA, len(questions) * samples, fields)
+        return sample_rows(len(questions) * samples, fields)
 
     @property
     def extent(self) -> dict[str, int]:

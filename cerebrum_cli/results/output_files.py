@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -160,15 +160,6 @@ class BatchRecord:
     def identity(self) -> dict[str, Any]:
         """What the positions of rows depend on."""
         return {"input": self.input, "extent": dict(self.extent)}
-
-    def completed(self, result: str, counts: RowCounts) -> BatchRecord:
-        return replace(
-            self,
-            result=result,
-            failed=counts.failed,
-            truncated=counts.truncated,
-            undecided=counts.undecided,
-        )
 
     @property
     def adapter_files(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from cerebrum_cli.core.events import NoticeEvent, ServersEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.results.schema import FinishedRows, ResultRows, flags_of, to_json_line
+from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
 
 Records = Sequence[Mapping[str, Any]]
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
@@ -54,11 +54,12 @@ class Results:
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
         """Write the object of a row, once."""
-        counts = self.rows.schema.count(object)
-        flags = flags_of(counts)
+        flags = self.rows.flags(object)
         self._save(position, to_json_line(object), flags)
         self.finished[position] = flags
-        self.finished.errors = (*self.finished.errors, *counts.errors)[:SHOWN_ERRORS]
+        error = object.get("error")
+        if error and len(self.finished.errors) < SHOWN_ERRORS:
+            self.finished.errors += (f"{self.rows.name(object)}: {error['message']}",)
         self.unfinished.pop(position, None)
 
     def objects(self) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.results.output_files import REPLACE, RESUME
-from cerebrum_cli.results.schema import FinishedRows, ResultRows, flags_of, is_answer, to_json_line
+from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0
@@ -156,7 +156,7 @@ class RowStore:
         """
         with self._transaction():
             for position, line in enumerate(lines):
-                flags = flags_of(rows.schema.count(json.loads(line)))
+                flags = rows.flags(json.loads(line))
                 self._database.execute(_INSERT, (position, flags, line.decode()))
             self._index(rows)
             self._database.execute("CREATE TABLE moved (position INTEGER PRIMARY KEY, flags INTEGER, object TEXT)")
@@ -168,14 +168,13 @@ class RowStore:
 
     def _index(self, rows: ResultRows) -> None:
         """Create the tables of keys, on disk: those of all rows need much memory."""
-        schema = rows.schema
         self._database.execute("CREATE TEMP TABLE stored (key TEXT, is_answer INTEGER, position INTEGER)")
         self._database.execute("CREATE TEMP TABLE input (key TEXT, position INTEGER)")
         for position, flags, text in self._database.execute("SELECT * FROM rows"):
-            key = schema.identify(json.loads(text))
+            key = rows.identify(json.loads(text))
             self._database.execute("INSERT INTO stored VALUES (?, ?, ?)", (key, is_answer(flags), position))
         for position in range(len(rows)):
-            key = schema.identify(rows.fields(position))
+            key = rows.identify(rows.fields(position))
             self._database.execute("INSERT INTO input VALUES (?, ?)", (key, position))
 
     def _fill_moved(self, rows: ResultRows) -> bool:

@@ -20,19 +20,6 @@ _ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
 
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """The keys whose values identify the row of a line; its totals and its name in messages."""
-
-    identity: tuple[str, ...]
-    count: Callable[[Mapping[str, Any]], RowCounts]
-    name: Callable[[Mapping[str, Any]], str]
-
-    def identify(self, object: Mapping[str, Any]) -> str:
-        """Digest of what identifies the row that an object is for, or that it is."""
-        return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
-
-
 Table = Callable[[Iterable[Mapping[str, Any]]], Iterator[bytes]]
 """Encodes the objects of rows as the lines of a table."""
 
@@ -62,11 +49,14 @@ def _table_line(delimiter: str, values: Iterable[Any]) -> bytes:
 class ResultRows:
     """The rows of a result: their number, and the keys that each line takes from the input, which is read for them.
 
-    Rows of a batch may be equal. `sha256` is the digest of an input that may change from one run to the next. The
-    result is a `table`, or JSON Lines.
+    The values of the keys `identity` identify the row of a line; rows of a batch may be equal. A line has `flags`, and
+    a `name` in messages. `sha256` is the digest of an input that may change from one run to the next. The result is a
+    `table`, or JSON Lines.
     """
 
-    schema: Schema
+    identity: tuple[str, ...]
+    flags: Callable[[Mapping[str, Any]], int]
+    name: Callable[[Mapping[str, Any]], str]
     size: int
     fields: Callable[[int], Mapping[str, Any]]
     sha256: str | None = None
@@ -75,8 +65,9 @@ class ResultRows:
     def __len__(self) -> int:
         return self.size
 
-    def name(self, position: int) -> str:
-        return self.schema.name(self.fields(position))
+    def identify(self, object: Mapping[str, Any]) -> str:
+        """Digest of what identifies the row that an object is for, or that it is."""
+        return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
 
 
 class FinishedRows(Collection[int]):
@@ -119,11 +110,6 @@ class FinishedRows(Collection[int]):
 
     def _count(self, flag: int) -> int:
         return sum(rows for flags, rows in self._tally.items() if flags & flag)
-
-
-def flags_of(counts: RowCounts) -> int:
-    exceptions = {FAILED: counts.failed, TRUNCATED: counts.truncated, UNDECIDED: counts.undecided}
-    return FINISHED | sum(flag for flag, count in exceptions.items() if count)
 
 
 def is_answer(flags: int) -> bool:

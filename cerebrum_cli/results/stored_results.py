@@ -172,10 +172,6 @@ class StoredResults(Results):
             with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
                 self.write_notes({**self.notes, key: [*known, *new]})
 
-    def flush(self) -> None:
-        """Store all finished rows now, not within a second. Raises BatchError."""
-        self._store.flush()
-
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
 
@@ -187,11 +183,17 @@ class StoredResults(Results):
         if self.is_complete:
             return
         self._store.flush()
-        paths = self._paths
+        paths, counts = self._paths, self.counts
         then = f"{RESUME}; all rows are saved in {paths.partial}"
         with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
             result = write_result(part.file, self._lines())
-            record = self._record.completed(result, self.counts)
+            record = replace(
+                self._record,
+                result=result,
+                failed=counts.failed,
+                truncated=counts.truncated,
+                undecided=counts.undecided,
+            )
             write_record(paths, record, then)
             if identify(paths.output) != self._replaced:
                 raise BatchError(

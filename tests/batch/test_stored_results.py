@@ -11,6 +11,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +129,11 @@ def test_output_symlink_stays_and_its_target_is_replaced(output: Path, tmp_path:
 @pytest.mark.slow
 def test_results_take_few_bytes_a_row(output: Path) -> None:
     """So does one whose rows have moved."""
-    schema = result_rows(ROWS).schema
+    described = result_rows(ROWS)
 
     def rows(first: int) -> ResultRows:
         fields = lambda position: {"prompt": str(position - first), "line": position}  # noqa: E731
-        return ResultRows(schema, 20_000, fields, str(first))
+        return replace(described, size=20_000, fields=fields, sha256=str(first))
 
     for first, most in ((0, 15), (1, 26)):
         tracemalloc.start()
@@ -142,7 +143,7 @@ def test_results_take_few_bytes_a_row(output: Path) -> None:
                     if position not in results.finished:
                         results.write(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
                     if position % 2000 == 0:
-                        results.flush()
+                        next(results.objects())
                 assert len(results.finished) == 200 * (1 + first)
                 _, peak = tracemalloc.get_traced_memory()
         finally:
@@ -443,7 +444,7 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
         with contextlib.closing(open_batch(output)) as results:
             for position in ORDER:
                 results.write(position, answer(ROWS[position], "First."))
-                results.flush()
+                next(results.objects())  # which stores them
                 finished.append(position)
             results.complete()
 
@@ -550,10 +551,10 @@ def test_full_disk_keeps_committed_rows_and_resumes(output: Path) -> None:
     size = output_paths(output).partial.stat().st_size
     results = open_batch(output)
     results.write(0, answer(ROWS[0]))
-    results.flush()
+    list(results.objects())
     with full_disk(size):
         results.write(1, answer(ROWS[1], "x" * 100_000))
-        assert batch_error(results.flush)[1] == FREE_SPACE
+        assert batch_error(lambda: next(results.objects()))[1] == FREE_SPACE
         assert batch_error(results.close)[1] == FREE_SPACE
     assert names(output.parent) == IN_PROGRESS
     assert run(output) == [3, 1]

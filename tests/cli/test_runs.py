@@ -14,7 +14,7 @@ import pytest
 from cerebrum_cli.cli.runs import require_same_rules
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.eval import rescoring
-from cerebrum_cli.eval.evaluate import SCHEMA
+from cerebrum_cli.eval.evaluate import sample_rows
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
     compare_runs,
@@ -28,7 +28,6 @@ from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
 from cerebrum_cli.results import output_files
 from cerebrum_cli.results.output_files import output_paths
-from cerebrum_cli.results.schema import ResultRows
 from cerebrum_cli.results.stored_results import StoredResults, open_results
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
@@ -98,7 +97,7 @@ def write_run(
 
 def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> StoredResults:
     path.parent.mkdir(exist_ok=True)
-    rows = ResultRows(SCHEMA, questions * k, lambda position: {"id": position // k + 1, "sample": position % k})
+    rows = sample_rows(questions * k, lambda position: {"id": position // k + 1, "sample": position % k})
     return open_results(path, condition, rows, extent={"questions": questions, "samples": k})
 
 
@@ -176,7 +175,7 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     results = start_run(path, 2)
     results.write(0, sample_object(sample(1)))
-    results.flush()
+    list(results.objects())  # which stores them
     run = store.find("sums-tiny")
     with pytest.raises(BatchError, match=r"another process is writing sums-tiny\.jsonl") as error:
         store.delete(run)
