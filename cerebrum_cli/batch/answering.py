@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from cerebrum_cli.batch.rows import (
@@ -16,7 +15,6 @@ from cerebrum_cli.batch.rows import (
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, RefusedEvent
-from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.library.installed import Library
@@ -86,8 +84,7 @@ def answer_rows(
     """
     yield from model.load()
     yield from model.check_settings(options.settings)
-    progress = partial(RowEvent, total=len(rows))
-    yield progress(len(results.finished), counts=results.counts)
+    yield results.progress
     asked = rows_to_ask(model, rows, options, results)
     for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
         if not isinstance(event, Outcome):
@@ -97,7 +94,7 @@ def answer_rows(
         else:
             position, _ = event.row.key
             results.write(position, row_object(event, options, model.engine.larger_context))
-            yield progress(len(results.finished), counts=results.counts)
+            yield results.progress
 
 
 def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:

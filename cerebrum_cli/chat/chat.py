@@ -22,6 +22,7 @@ from cerebrum_cli.chat.history import (
     session_params,
     settings_of,
     unused_session_name,
+    without_last,
     without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
@@ -390,10 +391,6 @@ class Chat:
             raise
         finally:
             self.session = recorder.session
-
-
-def without_last(conversation: Conversation) -> Conversation:
-    return replace(conversation, messages=conversation.messages[:-1])
 
 
 def require_no_local(changes: Layer) -> None:

@@ -255,7 +255,11 @@ def resume(
         raise SessionError(NO_CONTINUATION, 'ask a question: cerebrum ask -c "..."')
     settings = settings_of(messages[-1], settings)
     conversation = load_conversation(store, session, model, settings)
-    return messages[-1], replace(conversation, messages=conversation.messages[:-1]), settings
+    return messages[-1], without_last(conversation), settings
+
+
+def without_last(conversation: Conversation) -> Conversation:
+    return replace(conversation, messages=conversation.messages[:-1])
 
 
 def can_continue(last: StoredMessage, model: InstalledModel) -> bool:

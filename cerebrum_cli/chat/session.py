@@ -107,6 +107,7 @@ METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
 COLUMNS = ("role", "content", "tokens", *METADATA_COLUMNS)
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
+sqlite3.register_adapter(dict, json.dumps)
 _ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 
 
@@ -144,13 +145,7 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
     tokens = None
     if message.tokens is not None:
         tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
-    values = [message.role, message.content, tokens]
-    for column in METADATA_COLUMNS:
-        value = getattr(metadata, column)
-        if value is not None and column in JSON_COLUMNS:
-            value = json.dumps(value)
-        values.append(value)
-    return tuple(values)
+    return message.role, message.content, tokens, *(getattr(metadata, column) for column in METADATA_COLUMNS)
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:

@@ -6,10 +6,9 @@ Several processes may use one database; each opens its own connection, on the th
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ class Store:
         row = {"name": name, "origin": origin, "params": {}, **values, "created": now, "updated": now}
         columns, places = ", ".join(row), ", ".join("?" * len(row))
         with self.transaction() as database, self._unique_name(name):
-            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", _encoded(row))
+            database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", tuple(row.values()))
             [session] = self._sessions("WHERE name = ?", name)
             if question is None:
                 return session
@@ -194,7 +193,7 @@ class Store:
             values["name"] = validated_name(values["name"])
         sets = ", ".join(f"{column} = ?" for column in values)
         with self._changing(session) as database, self._unique_name(values.get("name", "")):
-            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*_encoded(values), session.id))
+            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*values.values(), session.id))
         return replace(session, **values)
 
     def remove(self, session: Session) -> int:
@@ -316,7 +315,3 @@ def search_words(text: str) -> str:
         quoted = word.replace('"', '""')
         words.append(f'"{quoted}"*')
     return " ".join(words)
-
-
-def _encoded(values: Mapping[str, Any]) -> list[Any]:
-    return [json.dumps(value) if column == "params" else value for column, value in values.items()]

@@ -14,7 +14,6 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Save
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 
 if TYPE_CHECKING:
@@ -233,6 +232,5 @@ def answer_missing_rows(
 def report_counts(app: App, results: Results) -> None:
     from cerebrum_cli.terminal.progress import BatchProgress
 
-    size = len(results.rows)
     with closing(BatchProgress(app.streams, draws=False)) as summary:
-        summary.emit(RowEvent(size, size, results.counts))
+        summary.emit(results.progress)

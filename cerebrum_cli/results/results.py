@@ -38,6 +38,10 @@ class Results:
         return self.finished.counts
 
     @property
+    def progress(self) -> RowEvent:
+        return RowEvent(len(self.finished), self.finished.total, self.counts)
+
+    @property
     def missing(self) -> Iterator[int]:
         """The positions of unfinished rows."""
         return (position for position in range(len(self.rows)) if position not in self.finished)

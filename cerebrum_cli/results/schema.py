@@ -78,17 +78,18 @@ class FinishedRows(Collection[int]):
 
     def __init__(self, flags: bytearray) -> None:
         self._flags = flags
+        self.total = len(flags)
         self._tally = Counter(flags)
         self.errors: tuple[str, ...] = ()
 
     def __contains__(self, position: object) -> bool:
-        return isinstance(position, int) and 0 <= position < len(self._flags) and self._flags[position] > 0
+        return isinstance(position, int) and 0 <= position < self.total and self._flags[position] > 0
 
     def __iter__(self) -> Iterator[int]:
         return (position for position, flags in enumerate(self._flags) if flags)
 
     def __len__(self) -> int:
-        return len(self._flags) - self._tally[0]
+        return self.total - self._tally[0]
 
     def __getitem__(self, position: int) -> int:
         return self._flags[position]

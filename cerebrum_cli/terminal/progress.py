@@ -52,17 +52,13 @@ class BatchProgress(Line):
         if isinstance(event, (LoadEvent, StageEvent)):
             self._status.emit(event)
             return
-        self._status.close()
-        if isinstance(event, NoticeEvent):
-            super().close()
-            self.streams.report(event)
-        else:
-            self._latest = time.monotonic()
-            self._count(event)
+        self._status.erase()
+        super().emit(event)
         if self._rows:
             self.show()
 
-    def _count(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        self._latest = time.monotonic()
         match event:
             case PromptEvent(sequence, evaluated, total):
                 self._running.add(sequence)
@@ -85,8 +81,8 @@ class BatchProgress(Line):
                 self._rows = event
 
     def close(self) -> None:
-        self._status.close()
-        super().close()
+        self._status.erase()
+        self.erase()
         if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
             return
         self.streams.write_line("", self._summary())
@@ -155,11 +151,8 @@ class StageProgress(Line):
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)
 
-    def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
-            self.close()
-            self.streams.report(event)
-        elif isinstance(event, StageEvent):
+    def take(self, event: Event) -> None:
+        if isinstance(event, StageEvent):
             self._stage = event
             self.show(now=True)
 

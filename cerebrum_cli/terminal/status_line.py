@@ -54,8 +54,19 @@ class Line:
     def render(self, width: int) -> Iterable[Segment]:
         raise NotImplementedError
 
+    def emit(self, event: Event) -> None:
+        """Print a notice where the line was, or take any other event into account."""
+        if isinstance(event, NoticeEvent):
+            self.erase()
+            self.streams.report(event)
+        else:
+            self.take(event)
+
+    def take(self, event: Event) -> None:
+        raise NotImplementedError
+
     def show(self, now: bool = False) -> None:
-        """Show the line, after its delay, until `close` or `keep`; redraw it `now` if it shows."""
+        """Show the line, after its delay, until `erase` or `keep`; redraw it `now` if it shows."""
         if self.draws and self._thread is None:
             self._stopped.clear()
             self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
@@ -67,6 +78,9 @@ class Line:
             self.streams.report(self.log())
 
     def close(self) -> None:
+        self.erase()
+
+    def erase(self) -> None:
         """Erase the line; needed before anything else is written to the terminal. It can be shown again."""
         if self._thread:
             self._stopped.set()
@@ -77,7 +91,7 @@ class Line:
             self._drawn = ""
 
     def keep(self) -> None:
-        self.close()
+        self.erase()
         self._draw()
         self.streams.draw("\n")
         self._drawn = ""
@@ -141,14 +155,9 @@ class StatusLine(Line):
         self._text: str = ""
         self._has_hint = False
 
-    def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
-            self.close()
-            self.streams.report(event)
-        elif (self.draws or self.log) and not isinstance(event, ServersEvent):
-            self._show_stage(event)
-
-    def _show_stage(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        if isinstance(event, ServersEvent) or not (self.draws or self.log):
+            return
         is_reasoning = False
         if isinstance(event, TokenEvent):
             self._tokens[event.channel] += max(1, len(event.tokens))
@@ -158,7 +167,7 @@ class StatusLine(Line):
         if text is None:
             text = self._reply_text(event)
         if text is None:
-            self.close()
+            self.erase()
             return
         self._text = text
         self.show(now=not isinstance(event, TokenEvent))

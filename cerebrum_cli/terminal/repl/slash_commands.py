@@ -102,10 +102,15 @@ def change_setting(repl: Repl, argument: str) -> None:
     if key not in (*SETTABLE, *SHORTHANDS):
         near = did_you_mean(key, SETTABLE, cutoff=0.5)
         raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
+    apply_setting(repl, key, value, key)
+
+
+def apply_setting(repl: Repl, key: str, value: str, source: str) -> None:
+    """Change a setting, or reset it without a value; `source` names it in errors."""
     changes: dict[str, Any] = dict.fromkeys(keys_of(key))
     if value:
         for changed in changes:
-            changes[changed] = OPTIONS[changed].parse([value], key)
+            changes[changed] = OPTIONS[changed].parse([value], source)
     repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
     shown = {changed: getattr(settings, changed) for changed in changes}
@@ -146,15 +151,16 @@ def use_prompt(repl: Repl, argument: str) -> None:
 
 
 def undo(repl: Repl, _: str) -> None:
-    question = repl.chat.undo()
-    repl.last_finish = None
-    repl.streams.info(f"Undone: {shorten_question(question)}")
+    show_moved(repl, "Undone", repl.chat.undo())
 
 
 def redo(repl: Repl, _: str) -> None:
-    question = repl.chat.redo()
+    show_moved(repl, "Restored", repl.chat.redo())
+
+
+def show_moved(repl: Repl, what: str, question: str) -> None:
     repl.last_finish = None
-    repl.streams.info(f"Restored: {shorten_question(question)}")
+    repl.streams.info(f"{what}: {shorten_question(question)}")
 
 
 def choose_reply(repl: Repl, argument: str) -> None:
@@ -346,12 +352,10 @@ def show_prompt(repl: Repl, _: str) -> None:
 
 def think(repl: Repl, argument: str) -> None:
     if argument in SHOWN:
-        change_setting(repl, f"show_thinking {SHOWN[argument]}")
+        apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
         return
     if argument:
-        mode = OPTIONS["think"].parse([argument], "/think")
-        repl.wait_for(repl.chat.change_settings({"think": mode}))
-        repl.streams.info(settings_lines({"think": repl.chat.settings.think}))
+        apply_setting(repl, "think", argument, "/think")
         return
     reasoning = repl.chat.require_reply().metadata.reasoning
     if not reasoning:
