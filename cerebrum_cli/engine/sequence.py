@@ -288,7 +288,7 @@ class Sequence(ReplySample):
         return True
 
     def _force(self, tokens: tuple[int, ...]) -> None:
-        self.forced.append(Forced(len(self.generated), len(tokens)))
+        self.forced.append(Forced(self.request.rules.prefix_tokens + len(self.generated), len(tokens)))
         self.pending.extend(tokens)
 
     def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -355,7 +355,7 @@ def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     """A prompt up to the text of its last reply. Raises FormatError if that cannot be told from the template's."""
     if not final_markup(prompt):
         return prompt
-    if len(prompt) == 1:
+    if len(prompt) == 1 or isinstance(prompt[-2], Tokens):
         raise FormatError("the chat template rewrites the reply to continue", "end the messages with one of the user")
     return prompt[:-1]
 

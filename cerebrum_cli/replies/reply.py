@@ -76,8 +76,7 @@ class Reply:
         self._tokens = array("i")
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
-        self._prefix_length = 0  # tokens of the reply that this one continues
-        self._prefix_forced: tuple[Forced, ...] = ()
+        self._forced: tuple[Forced, ...] = ()  # in the reply that this one continues
 
     def __iter__(self) -> Iterator[str]:
         """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
@@ -121,7 +120,7 @@ class Reply:
     def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: tuple[Forced, ...] = ()) -> None:
         """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
         self._tokens.extend(tokens)
-        self._prefix_length, self._prefix_forced = len(tokens), forced
+        self._forced = forced
         for channel, text in texts:
             self._texts[channel].append(text)
 
@@ -134,8 +133,7 @@ class Reply:
             self._tokens.extend(event.tokens)
             self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
         elif isinstance(event, FinishEvent):
-            forced = (place._replace(at=self._prefix_length + place.at) for place in event.forced)
-            self._finish = replace(event, forced=(*self._prefix_forced, *forced))
+            self._finish = replace(event, forced=(*self._forced, *event.forced))
 
     def wait(self) -> Reply:
         """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""

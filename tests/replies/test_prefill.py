@@ -1,13 +1,15 @@
 """Replies that continue the last message of a list."""
 
+from dataclasses import replace
+
 import pytest
 from asking import running_engine
 from installations import model_on
 from scripted_backend import END, ScriptedBackend
 from templates import TEMPLATES
 
-from cerebrum_cli.core.conversation import conversation_from_messages
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.plain import SERVERS
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
@@ -61,3 +63,14 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
             model_on(engine, format_builder("chatml", None, {})).respond(Ask(conversation, Settings(), "root")).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
             model_on(engine, format_builder(SERVERS.name, None, {})).respond(Ask(conversation, Settings())).wait()
+
+
+@pytest.mark.parametrize("tokens", [None, tuple(b"B")])
+def test_reply_cannot_continue_where_a_template_rewrites_it(tokens: tuple[int, ...] | None) -> None:
+    asked = Conversation().user("a").assistant("b", tokens).user("c").assistant("It is")
+    begun = replace(asked, messages=asked.messages[:-1], prefill=asked.messages[-1])
+    template = "{% for message in messages %}{{ message.role }}: {{ message.content | upper }}\n{% endfor %}"
+    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+        loaded = model_on(engine, format_builder("embedded", template, {}))
+        with pytest.raises(FormatError, match="the chat template rewrites the reply to continue"):
+            loaded.preview(begun)

@@ -326,7 +326,7 @@ class RemoteSample(ReplySample):
         """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
         tokens = self._intervention.tokens if isinstance(self._intervention, Force) else ()
         if tokens and not (self.awaits_answer and self.text.stage == "undecided"):  # where it is markup
-            self.forced.append(Forced(self.tokens, len(tokens)))
+            self.forced.append(Forced(self.request.rules.prefix_tokens + self.tokens, len(tokens)))
         for token in tokens:
             if self._is_over or self._is_full:
                 return
