@@ -21,7 +21,7 @@ from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import OnProgress, RegistryEntry
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
-from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import Recipe, parse_recipe
 from cerebrum_cli.replies.prompt_sources import read_text
 
@@ -129,8 +129,14 @@ def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: Merge
     target = Target(options.type, recipe.dtype, options.quantization)
     if recipe.method == "passthrough":
         target = replace(target, dtype=None)
-    title = recipe.name or options.title or options.name
-    plan = MergePlanner(recipe, tables, target).plan(provenance(recipe, models, title))
+    texts = {
+        MERGE_RECIPE: recipe.text,
+        MERGE_SOURCES: "\n".join(dict.fromkeys(table.name for table in tables.values())),
+    }
+    tokenizer = models[recipe.tokenizer_model]
+    if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
+        texts[MERGE_FORMAT] = tokenizer.known_format
+    plan = MergePlanner(recipe, tables, target).plan(recipe.name or options.title or options.name, texts)
     require_supported_types(plan, llama_codec)
     return Merge(recipe, models, options, plan, array_items)
 
@@ -167,15 +173,6 @@ def public_name(model: InstalledModel) -> str:
     if model.is_unnamed:
         return model.path.name
     return model.reference
-
-
-def provenance(recipe: Recipe, models: Mapping[str, InstalledModel], title: str) -> Provenance:
-    tokenizer = models[recipe.tokenizer_model]
-    references = {name: public_name(model) for name, model in models.items()}
-    extra = {MERGE_RECIPE: recipe.text, MERGE_SOURCES: "\n".join(dict.fromkeys(references.values()))}
-    if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
-        extra[MERGE_FORMAT] = tokenizer.known_format
-    return Provenance(title, references, extra)
 
 
 # Catalog models that are merged instead of downloaded.

@@ -184,10 +184,9 @@ def simplify(terms: Sequence[Term], offset: float) -> TensorOp:
     coefficients = defaultdict[Tensor, float](float)
     for tensor, coefficient in terms:
         coefficients[tensor] += coefficient
-    first = next(iter(coefficients))
     nonzero = [Term(tensor, value) for tensor, value in coefficients.items() if abs(value) > COEFFICIENT_TOLERANCE]
     if not nonzero:
-        return offset_sum([Term(first, 0.0)], offset)
+        nonzero = [Term(terms[0].tensor, 0.0)]
     if len(nonzero) == 1 and abs(nonzero[0].coefficient - 1) < COEFFICIENT_TOLERANCE:
         return copy_of(nonzero[0].tensor)
     return offset_sum(nonzero, offset)

@@ -5,8 +5,8 @@ The metadata is what still holds of that of the sources, and the provenance of t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
@@ -31,25 +31,17 @@ _DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebr
 _DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """The name of a merge, references of its sources by name, and extra texts by key."""
-
-    name: str
-    references: Mapping[str, str]
-    extra: Mapping[str, str] = field(default_factory=dict)
-
-
 def merged_metadata(
     recipe: Recipe,
     tables: Mapping[str, Table],
     origins: Origins,
     file_type: int | None,
-    provenance: Provenance,
+    name: str,
+    texts: Mapping[str, str],
 ) -> Metadata:
     """Build the metadata of a merge; tokenizer and chat template come from the recipe's `tokenizer_source`.
 
-    `origins` are the model and layer that the metadata of each layer comes from.
+    `origins` are the model and layer that the metadata of each layer comes from. The `name` and `texts` are its own.
     """
     first = tables[recipe.base_model or recipe.models[0]]
     metadata = {}
@@ -65,10 +57,13 @@ def merged_metadata(
         if key in _DROPPED or key.startswith(_DROPPED_PREFIXES) or (is_license and not are_licensed_alike):
             del metadata[key]
     metadata |= hyperparameters(first, tables.values(), origins)
-    metadata["general.name"] = Value("STRING", provenance.name)
+    metadata["general.name"] = Value("STRING", name)
     if file_type is not None:
         metadata["general.file_type"] = Value("UINT32", file_type)
-    return metadata | base_models(recipe, tables, provenance)
+    metadata |= base_models(tables.values())
+    for key, content in texts.items():
+        metadata[key] = Value("STRING", content)
+    return metadata
 
 
 def hyperparameters(first: Table, tables: Collection[Table], origins: Origins) -> Metadata:
@@ -97,16 +92,14 @@ def layer_values(key: str, origins: Origins) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def base_models(recipe: Recipe, tables: Mapping[str, Table], provenance: Provenance) -> Metadata:
-    unique: dict[str, str] = {}  # a recipe may have two names for one model
-    for model in recipe.models:
-        unique.setdefault(provenance.references[model], model)
+def base_models(tables: Iterable[Table]) -> Metadata:
+    unique: dict[str, Table] = {}  # a recipe may have two names for one model
+    for table in tables:
+        unique.setdefault(table.name, table)
     result = {"general.base_model.count": Value("UINT32", len(unique))}
-    for number, (reference, model) in enumerate(unique.items()):
-        key = f"general.base_model.{number}"
-        result[f"{key}.name"] = Value("STRING", tables[model].text("general.name") or reference)
-    for key, content in provenance.extra.items():
-        result[key] = Value("STRING", content)
+    for number, (reference, table) in enumerate(unique.items()):
+        name = table.text("general.name") or reference
+        result[f"general.base_model.{number}.name"] = Value("STRING", name)
     return result
 
 
@@ -230,8 +223,8 @@ class MergePlanner:
     tables: Mapping[str, Table]
     target: Target
 
-    def plan(self, provenance: Provenance) -> Plan:
-        """Plan the merge. Raises MergeError if the models do not fit the recipe or each other."""
+    def plan(self, name: str, texts: Mapping[str, str]) -> Plan:
+        """Plan the merge, whose metadata has its name and these texts. Raises MergeError if the models do not fit the recipe or each other."""
         require_compatible([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
         tensors = (
@@ -244,7 +237,7 @@ class MergePlanner:
         origins = [step.origins[step.slice.base] for step in steps]
         own_type = origins[0][0].content("general.file_type")
         file_type = self.target.file_type(own_type if isinstance(own_type, int) else None)
-        metadata = merged_metadata(self.recipe, self.tables, origins, file_type, provenance)
+        metadata = merged_metadata(self.recipe, self.tables, origins, file_type, name, texts)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
     @property

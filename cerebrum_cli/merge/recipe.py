@@ -52,7 +52,7 @@ class Slice:
 class Recipe:
     """A parsed recipe; models are the names it uses.
 
-    `dtype` is F32, F16 or BF16; `tokenizer_source` is `union`, `base` or a model; `text` is the YAML source;
+    `dtype` is F32, F16 or BF16; `tokenizer` is a model, if the recipe names one; `text` is the YAML source;
     `ignored_keys` are unknown keys of the top level, which mergekit ignores too.
     """
 
@@ -61,7 +61,7 @@ class Recipe:
     parameters: Parameters
     base_model: str | None
     dtype: str | None
-    tokenizer_source: str | None
+    tokenizer: str | None
     name: str | None
     text: str
     ignored_keys: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ class Recipe:
             names += part.models
         for part in self.slices:
             names.append(part.base_model)
-        names += [self.base_model, self._named_tokenizer]
+        names += [self.base_model, self.tokenizer]
         return tuple(dict.fromkeys(filter(None, names)))
 
     @property
@@ -90,13 +90,7 @@ class Recipe:
 
     @property
     def tokenizer_model(self) -> str:
-        return self._named_tokenizer or self.base_model or self.models[0]
-
-    @property
-    def _named_tokenizer(self) -> str | None:
-        if self.tokenizer_source in _NO_MODEL:
-            return None
-        return self.tokenizer_source
+        return self.tokenizer or self.base_model or self.models[0]
 
 
 _METHODS: tuple[Method, ...] = get_args(Method)
@@ -108,7 +102,7 @@ _PARAMETERS = ("weight", "normalize", "t", "scale", "lambda")
 # Parameters of other mergekit methods, or of its execution, which published recipes contain without using them.
 _UNUSED_PARAMETERS = ("density", "embed_slerp", "epsilon", "gamma", "int8_mask", "rescale")
 _DTYPES = {"float32": "F32", "fp32": "F32", "float16": "F16", "fp16": "F16", "bfloat16": "BF16", "bf16": "BF16"}
-_NO_MODEL = ("union", "base")  # values of tokenizer_source that are not models
+_NO_MODEL = (None, "union", "base")  # values of tokenizer_source that are not models
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -131,7 +125,7 @@ def parse_recipe(text: str, where: str) -> Recipe:
         parameters=parameters,
         base_model=base_model,
         dtype=out_dtype or dtype,
-        tokenizer_source=_tokenizer_source(root),
+        tokenizer=_tokenizer(root),
         name=None if root["name"].value is None else root["name"].text("a name"),
         text=text,
         ignored_keys=tuple(printable(quoted(key)) for key in ignored),
@@ -256,19 +250,15 @@ def _dtype(field: Field) -> str | None:
     return _DTYPES[name]
 
 
-def _tokenizer_source(root: Field) -> str | None:
+def _tokenizer(root: Field) -> str | None:
     source = root["tokenizer_source"]
     if not root["tokenizer"].missing:
         if not source.missing:
             raise root.error("both tokenizer and tokenizer_source are given", "remove one of them")
         root["tokenizer"].require_keys(("source",))
         source = root["tokenizer"]["source"]
-        if source.missing:
-            return "union"  # mergekit's default
-    if source.missing:
-        return None
     if source.value in _NO_MODEL:
-        return str(source.value)
+        return None
     return _model(source).removeprefix("model:")
 
 

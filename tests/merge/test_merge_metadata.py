@@ -7,7 +7,7 @@ import pytest
 from merge_tables import KV_HEADS, contents, mixed, plan, refusal, stacked, table, value
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.merge.plan import MergePlanner, Provenance, Target
+from cerebrum_cli.merge.plan import MergePlanner, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
 
@@ -130,11 +130,9 @@ def test_merge_metadata_drops_what_describes_the_sources() -> None:
 
 
 def test_merge_metadata_lists_a_source_with_two_names_once() -> None:
-    references = {"a": "mine:Q4_K_M", "b": "other", "again": "mine:Q4_K_M"}
-    provenance = Provenance("Merged", references)
     recipe = parse_recipe(json.dumps(stacked(("a", 0, 2), ("again", 2, 4), ("b", 2, 4))), "recipe.yaml")
-    tables = {"a": table("a"), "b": table("b", {"general.name": None}), "again": table("a")}
-    made = contents(MergePlanner(recipe, tables, Target()).plan(provenance))
+    tables = {"a": table("a"), "b": table("other", {"general.name": None}), "again": table("a")}
+    made = contents(MergePlanner(recipe, tables, Target()).plan("Merged", {}))
     assert {key: each for key, each in made.items() if key.startswith("general.base_model.")} == {
         "general.base_model.count": 2,
         "general.base_model.0.name": "Model a",

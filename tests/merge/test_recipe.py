@@ -74,16 +74,16 @@ def test_recipe_model_may_be_a_mapping(written: object, name: str) -> None:
     ("keys", "source", "models"),
     [
         ({}, None, ("m",)),
-        ({"tokenizer_source": "base"}, "base", ("m",)),
+        ({"tokenizer_source": "base"}, None, ("m",)),
         ({"tokenizer_source": "acme/t"}, "acme/t", ("m", "acme/t")),
         ({"tokenizer_source": "model:acme/t"}, "acme/t", ("m", "acme/t")),
         ({"tokenizer": {"source": "m"}, "chat_template": "auto"}, "m", ("m",)),
-        ({"tokenizer": {"tokens": None}}, "union", ("m",)),
+        ({"tokenizer": {"tokens": None}}, None, ("m",)),
     ],
 )
 def test_recipe_reads_the_tokenizer_source(keys: dict[str, Any], source: str | None, models: tuple[str, ...]) -> None:
     recipe = read_json({**WHOLE, **keys})
-    assert (recipe.tokenizer_source, recipe.models) == (source, models)
+    assert (recipe.tokenizer, recipe.models) == (source, models)
 
 
 def test_recipe_accepts_keys_that_mergekit_ignores() -> None:

@@ -12,7 +12,7 @@ from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Provenance, Target
+from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
 
@@ -95,10 +95,9 @@ def without(whole: Table, tensor: str) -> Table:
 
 
 def plan(recipe: Mapping[str, Any], *tables: Table, target: Target | None = None) -> Plan:
-    references = {each.name: each.name for each in tables}
     parsed = parse_recipe(json.dumps(recipe), "recipe.yaml")
     planner = MergePlanner(parsed, {each.name: each for each in tables}, target or Target())
-    return planner.plan(Provenance("Merged", references))
+    return planner.plan("Merged", {})
 
 
 def refusal(recipe: Mapping[str, Any], *tables: Table) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from cerebrum_cli.library.catalogue import RECIPES
 from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.merge.execute import execute, require_supported_types
-from cerebrum_cli.merge.plan import MergePlanner, Plan, Provenance, Target
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 from cerebrum_cli.terminal.streams import Streams
 
@@ -55,7 +55,7 @@ def plan_merge(recipe: str, models: Models) -> Plan:
     parsed = parse_recipe(recipe, "recipe.yaml")
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     planner = MergePlanner(parsed, tables, Target())
-    plan = planner.plan(Provenance("merged", {name: name for name in models}))
+    plan = planner.plan("merged", {})
     require_supported_types(plan, LlamaCodec)
     return plan
 
