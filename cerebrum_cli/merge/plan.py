@@ -5,7 +5,7 @@ The metadata is what still holds of that of the sources, and the provenance of t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -21,7 +21,7 @@ from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 Metadata = dict[str, Value]
-Origins = Sequence[tuple[Table, int]]  # tables, and the number of a layer in each
+Origins = Sequence[tuple[str, int]]  # a model and the number of a layer in it, for each layer
 
 # Keys that describe a source file and do not hold for a merge of it.
 _NOT_INHERITED = (
@@ -56,7 +56,7 @@ def merged_metadata(
         is_license = key.startswith("general.license")
         if key in _DROPPED or key.startswith(_DROPPED_PREFIXES) or (is_license and not are_licensed_alike):
             del metadata[key]
-    metadata |= hyperparameters(first, tables.values(), origins)
+    metadata |= hyperparameters(first, tables, origins)
     metadata["general.name"] = Value("STRING", name)
     if file_type is not None:
         metadata["general.file_type"] = Value("UINT32", file_type)
@@ -66,25 +66,26 @@ def merged_metadata(
     return metadata
 
 
-def hyperparameters(first: Table, tables: Collection[Table], origins: Origins) -> Metadata:
+def hyperparameters(first: Table, tables: Mapping[str, Table], origins: Origins) -> Metadata:
     """Hyperparameters that may differ from the first model's: number of layers, context length, per-layer arrays."""
     prefix = f"{first.architecture}."
     result = {f"{prefix}block_count": Value("UINT32", len(origins))}
     lengths = []
-    for table in tables:
+    for table in tables.values():
         if table.whole_number("context_length") is not None:
             lengths.append(table.metadata[f"{prefix}context_length"])
         for key, value in table.metadata.items():
             if key.startswith(prefix) and key not in result and table.is_per_layer(key):
-                result[key] = value._replace(content=layer_values(key, origins))
+                result[key] = value._replace(content=layer_values(key, tables, origins))
     if lengths:
         result[f"{prefix}context_length"] = min(lengths, key=lambda value: value.content)
     return result
 
 
-def layer_values(key: str, origins: Origins) -> tuple[Any, ...]:
+def layer_values(key: str, tables: Mapping[str, Table], origins: Origins) -> tuple[Any, ...]:
     values = []
-    for table, layer in origins:
+    for model, layer in origins:
+        table = tables[model]
         value = table.layer_value(key, layer)
         if value is None:
             raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
@@ -205,16 +206,11 @@ class Plan:
 
 
 class MergeStep(NamedTuple):
-    """One layer to compute: its slice, relative depth in it, and the table and layer number of each source."""
+    """One layer to compute: its slice, relative depth in it, and the model and layer number of each source."""
 
     slice: Slice
     t: float
-    origins: tuple[tuple[Table, int], ...]
-
-    @property
-    def layer_sources(self) -> LayerSources:
-        origins = zip(self.slice.sources, self.origins, strict=True)
-        return tuple((source.model, layer) for source, (_, layer) in origins)
+    sources: LayerSources
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +220,7 @@ class MergePlanner:
     target: Target
 
     def plan(self, name: str, texts: Mapping[str, str]) -> Plan:
-        """Plan the merge, whose metadata has its name and these texts. Raises MergeError if the models do not fit the recipe or each other."""
+        """Plan a merge with these texts in its metadata. Raises MergeError if the models or the recipe do not fit."""
         require_compatible([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
         tensors = (
@@ -232,10 +228,10 @@ class MergePlanner:
             *self._layer_tensors(steps),
             *self._global_tensors(steps[-1], True),
         )
-        layers = tuple(step.layer_sources for step in steps)
+        layers = tuple(step.sources for step in steps)
         require_layer_pattern(self.tables, layers)
-        origins = [step.origins[step.slice.base] for step in steps]
-        own_type = origins[0][0].content("general.file_type")
+        origins = [step.sources[step.slice.base] for step in steps]
+        own_type = self.tables[origins[0][0]].content("general.file_type")
         file_type = self.target.file_type(own_type if isinstance(own_type, int) else None)
         metadata = merged_metadata(self.recipe, self.tables, origins, file_type, name, texts)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
@@ -264,10 +260,9 @@ class MergePlanner:
                 raise MergeError(f"slices[{number}]: layer counts differ: {found}", "give each source a layer_range")
             last = counts[0] - 1
             for index in range(counts[0]):
-                origins = []
-                for model, (start, _) in zip(part.models, ranges, strict=True):
-                    origins.append((self.tables[model], start + index))
-                yield MergeStep(part, index / last if last else 1.0, tuple(origins))
+                layers = [start + index for start, _ in ranges]
+                sources = tuple(zip(part.models, layers, strict=True))
+                yield MergeStep(part, index / last if last else 1.0, sources)
 
     def _layer_range(self, source: SliceSource, place: str) -> tuple[int, int]:
         n_layers = self.tables[source.model].n_layers
@@ -279,19 +274,19 @@ class MergePlanner:
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
-            by_source = [table.layer_tensors(layer) for table, layer in step.origins]
+            by_source = [self.tables[model].layer_tensors(layer) for model, layer in step.sources]
             first = by_source[0]
-            for (table, _), tensors in zip(step.origins, by_source, strict=True):
+            names = [self.tables[model].name for model in step.slice.models]
+            for name, tensors in zip(names, by_source, strict=True):
                 for suffix in sorted(tensors.keys() - first.keys()):
-                    raise MergeError(
-                        f"{step.origins[0][0].name} has no {tensors[suffix].name}, unlike {table.name}", SAME_SHAPE_HINT
-                    )
+                    raise MergeError(f"{names[0]} has no {tensors[suffix].name}, unlike {name}", SAME_SHAPE_HINT)
             for suffix in first:
                 yield self._output(f"blk.{index}.{suffix}", step.t, step, by_source, suffix)
 
     def _global_tensors(self, step: MergeStep, is_after: bool) -> Iterator[OutputTensor]:
         by_source = []
-        for table, _ in step.origins:
+        for model in step.slice.models:
+            table = self.tables[model]
             tensors = dict(table.global_tensors)
             if EMBEDDING not in tensors:
                 raise MergeError(f"{table.name} has no {EMBEDDING}", SAME_SHAPE_HINT)
@@ -307,7 +302,8 @@ class MergePlanner:
     ) -> OutputTensor:
         position = TensorPosition(self.recipe, step.slice, name, t, self._architecture)
         inputs, first = [], by_source[0][suffix]
-        for source, (table, _), tensors in zip(step.slice.sources, step.origins, by_source, strict=True):
+        for source, tensors in zip(step.slice.sources, by_source, strict=True):
+            table = self.tables[source.model]
             tensor = tensors.get(suffix)
             if tensor is None:
                 raise MergeError(f"{table.name} has no {first.name}", SAME_SHAPE_HINT)
