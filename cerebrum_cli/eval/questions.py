@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from cerebrum_cli.core.events import TRUNCATED, Origin
+from cerebrum_cli.core.events import TRUNCATED
 from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
@@ -18,17 +18,6 @@ MATCHES: tuple[Match, ...] = get_args(Match)[:-2]  # to choose from; tasks have 
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
 _BLOCKS = SEEDS // _STRIDE  # more than four million
-OPTIONAL_KEYS = (
-    "basis",
-    "choices",
-    "cluster",
-    "reasoning_closed_at",
-    "lowest_window",
-    "program",
-    "program_output",
-    "program_tokens",
-    *Origin._fields,
-)  # where they apply
 QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
@@ -134,17 +123,15 @@ class Sample:
         return self.cluster or (self.id,)
 
 
-SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.name not in OPTIONAL_KEYS)
+SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.default is MISSING)  # the others may be omitted
 
 
 def sample_object(sample: Sample) -> dict[str, Any]:
-    values = asdict(sample)
-    return {key: values[key] for key in (*SAMPLE_KEYS, *(key for key in OPTIONAL_KEYS if values[key]))}
+    return {key: value for key, value in asdict(sample).items() if value or key in SAMPLE_KEYS}
 
 
 def parse_sample(object: Mapping[str, Any]) -> Sample:
-    """Read a sample from JSON. Raises KeyError or TypeError for another object."""
-    optional = {key: object[key] for key in OPTIONAL_KEYS if key in object}
-    if "choices" in optional:
-        optional["choices"] = tuple(optional["choices"])
-    return Sample(**{key: object[key] for key in SAMPLE_KEYS}, **optional)
+    """Read a sample from JSON. Raises TypeError for another object."""
+    values = {field.name: object[field.name] for field in fields(Sample) if field.name in object}
+    values["choices"] = tuple(object.get("choices", ()))
+    return Sample(**values)
