@@ -197,7 +197,10 @@ def load_dataset(task: Task, progress: Progress, offline: bool = False) -> tuple
         return split_lines(data), digest, ""
     cache = Cache(cache_directory(), "dataset")
     with translate_os_errors(PullError, cache.directory):
-        files = _cached(task, cache) or _download(task, progress, cache, offline)
+        files = _cached(task, cache)
+        if not files:
+            _download(task, progress, cache, offline)
+            files = _cached(task, cache)
     data = b"".join(files.values())
     rows = split_lines(data)
     if task.file.endswith(".parquet"):
@@ -240,7 +243,7 @@ def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row
     yield from enumerate(rows, 1)
 
 
-def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> dict[CachedFile, bytes]:
+def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:
     _require_hub(task, offline)
     listing = RetryPolicy(progress).run(list_repository, task.repo_id, kind="dataset")
     matching = (file for file in listing.files if fnmatchcase(file.name, task.file))
@@ -253,10 +256,7 @@ def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> di
         )
     download = Download(listing, cache, progress)
     download.require_space(files)
-    contents = {}
-    for file, path in zip(files, download.fetch(files), strict=True):
-        contents[CachedFile(listing.commit, file.name, path)] = path.read_bytes()
-    return contents
+    download.fetch(files)
 
 
 def _require_hub(task: Task, offline: bool) -> None:
