@@ -30,7 +30,8 @@ from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.results.results import Results
-from cerebrum_cli.results.schema import FAILED, FINISHED, FinishedRows, ResultRows
+from cerebrum_cli.results.schema import FAILED, ResultRows
+from cerebrum_cli.results.stored_results import all_finished
 from cerebrum_cli.results.vote_objects import program_object
 
 POLL_S = 0.2  # a signal does not end a wait
@@ -212,8 +213,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Genera
 def evaluate_block(
     evaluation: Evaluation, model: LoadedModel, block: Mapping[int, Any], results: Results
 ) -> Iterator[Event]:
-    flags = bytearray([FINISHED]) * len(evaluation.rows)
+    results.finished = all_finished(evaluation.rows)
     for position in block:
-        flags[position] = 0
-    results.finished = FinishedRows(flags)
+        results.finished[position] = 0
     return evaluate(model, evaluation, results)

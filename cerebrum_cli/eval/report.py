@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from math import fsum
@@ -133,14 +133,15 @@ class Report:
     no_program: float = 0.0
 
 
-def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None) -> Report:
+def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None, checks: bool = False) -> Report:
     """Summarize a run of one model, which may be in progress: one or more samples, in any order.
 
-    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known.
+    `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known. If the
+    run `checks`, programs vote, too.
     """
     questions = list(group_by_question(run).values())
     complete = [question for question in questions if len(question) == samples]
-    return Report(
+    report = Report(
         task=task,
         model=run[0].model,
         n=len(questions),
@@ -157,6 +158,16 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         guessed=_share_with_basis(run, "guessed"),
         chance=_accuracy_of_guessing(questions),
     )
+    if not checks or not complete:
+        return report
+    checked = by_check(complete)
+    return replace(
+        report,
+        votes=tuple(vote_costs(complete)),
+        checked=checked.get(True),
+        unchecked=checked.get(False),
+        no_program=mean([sample.program is None for sample in run]),
+    )
 
 
 def majority_estimates(questions: Sequence[Sequence[Sample]], with_programs: bool) -> dict[int, Estimate]:
@@ -170,12 +181,12 @@ def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
     """Votes of samples, and of samples with programs, on questions of as many samples each."""
     samples = list(chain.from_iterable(questions))
     tokens = mean_of(samples, "completion_tokens")
-    program_tokens = mean_of(samples, "program_tokens")
     costs = []
-    for k, accuracy in majority_estimates(questions, with_programs=False).items():
-        costs.append(VoteCost(MAJORITY, k, accuracy, k * tokens))
-    for k, accuracy in majority_estimates(questions, with_programs=True).items():
-        costs.append(VoteCost(WITH_PROGRAMS, k, accuracy, k * (tokens + program_tokens)))
+    for kind in (MAJORITY, WITH_PROGRAMS):
+        if kind == WITH_PROGRAMS:
+            tokens += mean_of(samples, "program_tokens")
+        for k, accuracy in majority_estimates(questions, kind == WITH_PROGRAMS).items():
+            costs.append(VoteCost(kind, k, accuracy, k * tokens))
     return costs
 
 
@@ -283,33 +294,14 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> list[object]:
 
 
 def report_object(report: Report) -> dict[str, Any]:
-    object: dict[str, Any] = {
-        "task": report.task,
-        "model": report.model,
-        "n": report.n,
-        "samples": report.samples,
-        "accuracy": report.accuracy.value,
-        "interval": report.accuracy.interval,
-        "maj": _estimates_object(report.maj),
-        "pass_at": _estimates_object(report.pass_at),
-        "no_answer": report.no_answer,
-        "cut_off": report.cut_off,
-        "tokens_per_answer": report.tokens_per_answer,
-        "seconds_per_question": report.seconds_per_question,
-    }
-    for key in ("chance", "stated", "guessed"):
-        value = getattr(report, key)
-        if value is not None:
-            object[key] = value
-    if skipped := report.with_skipped:
-        object["accuracy_with_skipped"] = skipped.value
-        object["interval_with_skipped"] = skipped.interval
+    whole = asdict(report)
+    object = {key: whole[key] for key in ("task", "model", "n", "samples")}
+    object["accuracy"], object["interval"] = whole["accuracy"].values()
+    keys = ["maj", "pass_at", "no_answer", "cut_off", "tokens_per_answer", "seconds_per_question"]
+    keys += [key for key in ("chance", "stated", "guessed") if whole[key] is not None]
+    object |= {key: whole[key] for key in keys}
+    if report.with_skipped:
+        object["accuracy_with_skipped"], object["interval_with_skipped"] = whole["with_skipped"].values()
     if report.votes:
-        whole = asdict(report)
-        for key in ("votes", "checked", "unchecked", "no_program"):
-            object[key] = whole[key]
+        object |= {key: whole[key] for key in ("votes", "checked", "unchecked", "no_program")}
     return object
-
-
-def _estimates_object(estimates: Mapping[int, Estimate]) -> dict[str, Any]:
-    return {str(k): asdict(estimate) for k, estimate in estimates.items()}

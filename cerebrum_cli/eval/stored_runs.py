@@ -19,9 +19,8 @@ from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.eval.estimates import mean
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
-from cerebrum_cli.eval.report import Report, by_check, group_by_question, mean_accuracy, summarize, vote_costs
+from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.results.output_files import (
@@ -273,20 +272,9 @@ def report_of(run: Run, samples: Sequence[Sample]) -> Report:
     if notes.get("timed_samples"):
         seconds = notes["seconds"] * len(samples) / notes["timed_samples"]
     counted = [sample for sample in samples if not sample.is_skipped]
-    report = summarize(run.task, counted, run.samples_per_question, seconds)
+    report = summarize(run.task, counted, run.samples_per_question, seconds, CHECK in run.record.fingerprint)
     if len(counted) < len(samples):
         report = replace(report, with_skipped=mean_accuracy([*group_by_question(samples).values()]))
-    if CHECK in run.record.fingerprint:
-        complete = [question for question in group_by_question(counted).values() if len(question) == report.samples]
-        if complete:
-            checks = by_check(complete)
-            report = replace(
-                report,
-                votes=tuple(vote_costs(complete)),
-                checked=checks.get(True),
-                unchecked=checks.get(False),
-                no_program=mean([sample.program is None for sample in counted]),
-            )
     if run.match == "code":
         report = replace(report, maj={})  # programs are not put to a vote
     return report
