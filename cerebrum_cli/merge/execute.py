@@ -80,7 +80,8 @@ class TensorEvaluator(contextlib.ExitStack):
             yield from self._summed(output, output.op)
         elif len(output.shape) > 2 and EXPERTS in output.name:
             for number in range(prod(output.shape[2:])):
-                expert = expert_of(output.op, number)
+                first, second = expert_tensor(output.op.first, number), expert_tensor(output.op.second, number)
+                expert = output.op._replace(first=first, second=second)
                 yield from self._summed(output, self._slerp_as_sum(expert), output.shape[:2])
         else:
             yield from self._summed(output, self._slerp_as_sum(output.op))
@@ -176,10 +177,6 @@ def row_ranges(shape: Shape) -> Iterator[Rows]:
     step = max(1, CHUNK_WEIGHTS // shape[0])
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
-
-
-def expert_of(op: Slerp, number: int) -> Slerp:
-    return op._replace(first=expert_tensor(op.first, number), second=expert_tensor(op.second, number))
 
 
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Tensor
-from cerebrum_cli.gguf.table import split_layer
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import CONSTANTS, hugging_face_names, stored_offset
 
@@ -73,7 +72,7 @@ class TensorPosition(NamedTuple):
         For a tensor of a source, filters match the layer number there, as in mergekit.
         """
         stored = self.name
-        if tensor and split_layer(stored)[0] is not None:
+        if tensor and stored.startswith("blk."):
             stored = tensor.name
         names = hugging_face_names(stored, self.architecture)
         levels = [self.slice.parameters, self.recipe.parameters]

@@ -27,7 +27,10 @@ Origins = Sequence[tuple[str, int]]  # a model and the number of a layer in it, 
 _NOT_INHERITED = (
     "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
 )
-_DROPPED_PREFIXES = ("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix.")
+_DROPPED_PREFIXES: tuple[str, ...] = (
+    *("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix."),
+    "tokenizer.",  # the tokenizer may be another model's
+)
 _DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
 
 
@@ -44,18 +47,16 @@ def merged_metadata(
     `origins` are the model and layer that the metadata of each layer comes from. The `name` and `texts` are its own.
     """
     first = tables[recipe.base_model or recipe.models[0]]
+    dropped = _DROPPED_PREFIXES
+    if len({table.text("general.license") for table in tables.values()}) > 1:
+        dropped = (*dropped, "general.license")
     metadata = {}
     for key, value in first.metadata.items():
-        if not key.startswith("tokenizer."):
+        if key not in _DROPPED and not key.startswith(dropped):
             metadata[key] = value
     for key, value in tables[recipe.tokenizer_model].metadata.items():
         if key.startswith("tokenizer."):
             metadata[key] = value
-    are_licensed_alike = len({table.text("general.license") for table in tables.values()}) == 1
-    for key in [*metadata]:
-        is_license = key.startswith("general.license")
-        if key in _DROPPED or key.startswith(_DROPPED_PREFIXES) or (is_license and not are_licensed_alike):
-            del metadata[key]
     metadata |= hyperparameters(first, tables, origins)
     metadata["general.name"] = Value("STRING", name)
     if file_type is not None:
@@ -75,7 +76,7 @@ def hyperparameters(first: Table, tables: Mapping[str, Table], origins: Origins)
         if table.whole_number("context_length") is not None:
             lengths.append(table.metadata[f"{prefix}context_length"])
         for key, value in table.metadata.items():
-            if key.startswith(prefix) and key not in result and table.is_per_layer(key):
+            if key not in result and table.is_per_layer(key):
                 result[key] = value._replace(content=layer_values(key, tables, origins))
     if lengths:
         result[f"{prefix}context_length"] = min(lengths, key=lambda value: value.content)

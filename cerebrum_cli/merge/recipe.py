@@ -82,11 +82,11 @@ class Recipe:
         for part in self.slices:
             levels.append(part.parameters)
             levels += [source.parameters for source in part.sources]
-        found: dict[str, None] = {}
+        found = []
         for level in levels:
             for values in level.values():
-                found.update((row.filter, None) for row in values if row.filter is not None)
-        return tuple(found)
+                found += [row.filter for row in values if row.filter]
+        return tuple(dict.fromkeys(found))
 
     @property
     def tokenizer_model(self) -> str:
