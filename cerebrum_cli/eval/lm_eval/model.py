@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from cerebrum_cli.core.conversation import Conversation, Message, Role, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.sampling import SEEDS
@@ -137,18 +137,12 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         """
         if self._model.format_name == RAW.name:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
-        system = None
-        messages = []
-        for message in chat_history:
-            if message["role"] == "system":
-                system = system or message["content"]
-            else:
-                role: Role = "user" if message["role"] == "user" else "assistant"
-                messages.append(Message(role, message["content"]))
+        conversation = conversation_from_messages(chat_history, "a prompt of lm-eval", is_request=False)
         beginning = ""
         if not add_generation_prompt:
-            beginning = messages.pop().content
-        self._chat = conversation = self._model.source.settings.applied_to(Conversation(tuple(messages), system))
+            *earlier, last = conversation.messages
+            conversation, beginning = replace(conversation, messages=tuple(earlier)), last.content
+        self._chat = conversation = self._model.source.settings.applied_to(conversation)
         if not add_generation_prompt:
             conversation = replace(conversation, thinks=False)
         return self._model.render(conversation) + self._reply_space + beginning
@@ -158,15 +152,16 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def loglikelihood_rolling(self, requests: Sequence[Instance], **_: Any) -> list[float]:
         self._prepare("scoring")
         pairs: list[EncodedPair] = []
-        counts = []
-        for request in requests:
+        owners = []  # the request of each pair
+        for number, request in enumerate(requests):
             tokens = self.tok_encode(request.args[0], add_special_tokens=False)
-            windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1)
-            before = len(pairs)
-            pairs += ((None, *make_disjoint_window(window)) for window in windows)
-            counts.append(len(pairs) - before)
-        scores = iter(self._loglikelihood_tokens(pairs))
-        return [sum((logprob for logprob, _ in islice(scores, count)), 0.0) for count in counts]
+            for window in get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, 1):
+                pairs.append((None, *make_disjoint_window(window)))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, score in zip(owners, self._loglikelihood_tokens(pairs), strict=True):
+            totals[owner] += score[0]
+        return totals
 
     def generate_until(self, requests: Sequence[Instance], **_: Any) -> list[str]:
         """Continue texts up to a stop string, the end of the reply or `max_gen_toks`, and drop the reasoning.

@@ -128,10 +128,9 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
             rows[condition.task, metric] = row
     found = list(rows.values())
     for name, (conditions, published) in preset.averages.items():
-        parts = [rows.get((condition.task, condition.main_metric)) for condition in conditions]
-        measured = [part for part in parts if part is not None]
-        if len(measured) == len(conditions):
-            found.append(_average(name, measured, published))
+        keys = [(condition.task, condition.main_metric) for condition in conditions]
+        if rows.keys() >= {*keys}:
+            found.append(_average(name, [rows[key] for key in keys], published))
     return found
 
 
@@ -174,10 +173,8 @@ def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
     conditions = [condition for condition in preset.conditions if condition.task in results["results"]]
     if not conditions:
         return [f"{preset.source} has no results for these tasks"]
-    unstated: dict[str, None] = {}
-    notes: dict[str, None] = {}
+    lines = []
     for condition in conditions:
-        unstated.update((f"{preset.source} does not state {text}", None) for text in condition.unstated)
-        if condition.note:
-            notes[condition.note] = None
-    return [*unstated, *notes]
+        lines += [f"{preset.source} does not state {text}" for text in condition.unstated]
+    lines += [condition.note for condition in conditions if condition.note]
+    return list(dict.fromkeys(lines))
