@@ -108,7 +108,7 @@ def curve(
         for subset in combinations(drawn.prose, prose):
             for others in combinations(drawn.programs, programs):
                 won = winner([*(count(subset) if subset else []), *votes_of(others)])
-                right.append(won is not None and won.correct)
+                right.append(won.correct)
                 costs.append(sum(cost(sample, count is not plain) for sample in (*subset, *others)))
         accuracies.append(mean(right))
         tokens.append(mean(costs))
@@ -193,8 +193,7 @@ def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
 
 
 def is_right(sample: Sample) -> bool:
-    won = winner(votes_of([sample]))
-    return won is not None and won.correct
+    return winner(votes_of([sample])).correct
 
 
 def introduce(model: str, questions: Sequence[Drawn]) -> str:

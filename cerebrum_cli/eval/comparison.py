@@ -68,8 +68,8 @@ class Comparison:
 def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, QuestionResult]:
     found = {}
     for id, question in questions.items():
-        form, correct = winner(votes_of(question)) or (None, False)
-        found[id] = QuestionResult(accuracy_of(question), form, correct, question[0].cluster_key)
+        won = winner(votes_of(question))
+        found[id] = QuestionResult(accuracy_of(question), won.form, won.correct, question[0].cluster_key)
     return found
 
 

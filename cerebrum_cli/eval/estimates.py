@@ -50,9 +50,9 @@ class Totals(NamedTuple):
 
 
 class Winner(NamedTuple):
-    """The answer that wins a vote: its normal form, and whether it is correct."""
+    """The answer that wins a vote: its normal form, None if no sample has one, and whether it is correct."""
 
-    form: str
+    form: str | None
     correct: bool
 
 
@@ -225,16 +225,13 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     return shares
 
 
-def winner(votes: Sequence[Vote]) -> Winner | None:
-    """The answer that wins the vote of all samples; None if no sample has one."""
+def winner(votes: Sequence[Vote]) -> Winner:
+    """The answer that wins the vote of all samples."""
     import numpy
 
     ballots = _Ballots(votes)
     [number] = ballots.winners(numpy.arange(len(votes)).reshape(1, -1))
-    form = ballots.forms[number]
-    if form is None:
-        return None
-    return Winner(form, bool(ballots.correct[number]))
+    return Winner(ballots.forms[number], bool(ballots.correct[number]))
 
 
 def _subsets(size: int) -> dict[int, Indices]:

@@ -197,7 +197,7 @@ def by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, Checked]:
     for question in questions:
         votes = votes_of(question)
         won = winner(votes)
-        if won is None:
+        if won.form is None:
             continue
         forms, computed = {vote.form for vote in votes}, {vote.computed for vote in votes}
         is_checked = won.form in forms & computed

@@ -59,8 +59,8 @@ def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
         run = require_run(run.path)
         new, changed = rescored(run, run_code)
         objects = map(sample_object, new)
-        result = None
-        write_rules(run, None)
+        result = run.record.result
+        write_rules(run, None, result)
         if run.is_complete:
             result = replace_output(run.paths.output, objects)
         else:
@@ -69,12 +69,10 @@ def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
         return new, changed
 
 
-def write_rules(run: Run, rules: str | None, result: str | None = None) -> None:
+def write_rules(run: Run, rules: str | None, result: str | None) -> None:
     """Record the rules that scored a run, and the new identity of its file."""
     fingerprint = {**run.record.fingerprint, SCORING_RULES: rules}
-    record = replace(run.record, fingerprint=fingerprint)
-    if result:
-        record = replace(record, result=result)
+    record = replace(run.record, fingerprint=fingerprint, result=result)
     write_record(run.paths, record, AGAIN)
 
 

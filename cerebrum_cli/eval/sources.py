@@ -44,7 +44,6 @@ class LoadedTask:
     defaults, and `remarks` are sentences for the report.
     """
 
-    name: str
     questions: Questions
     bad_rows: tuple[BadRow, ...]
     fingerprint: Mapping[str, Any]
@@ -97,7 +96,6 @@ def read_source(
     }
     remarks = [origin, *_remarks(asked, preset, condition), *_remarks_on_questions(found.questions, shown, match)]
     return LoadedTask(
-        name=task.name,
         questions=found.questions,
         bad_rows=found.bad_rows,
         fingerprint=fingerprint,

@@ -104,7 +104,7 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
         tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
         samples.append(sample(number, answer, printed, reference="a"))
     won = winner(votes_of(samples))
-    assert (won and won.form) == (tally.leader and tally.leader.form)
+    assert won.form == (tally.leader and tally.leader.form)
     assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])
 
 
