@@ -30,7 +30,7 @@ from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.results.results import Results
-from cerebrum_cli.results.schema import FAILED, ResultRows
+from cerebrum_cli.results.schema import FAILED, FINISHED, ResultRows
 from cerebrum_cli.results.stored_results import all_finished
 from cerebrum_cli.results.vote_objects import program_object
 
