@@ -166,11 +166,11 @@ def answer_missing(
     options: ConcurrencyOptions,
     results: Results,
     answer: Callable[[Model], Generator[Event, None, None]],
-    block: tuple[Any, int, Callable[..., Iterator[Event]]],
+    work: tuple[Any, int, Callable[..., Iterator[Event]]],
 ) -> None:
     """Answer the rows that are missing in the results, with progress.
 
-    `block` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
+    `work` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
     """
     from cerebrum_cli.replies.interface import open_many
     from cerebrum_cli.results.results import noting_origins
@@ -181,14 +181,12 @@ def answer_missing(
     shares_terminal = results.in_order and streams.out_is_terminal
     draws = streams.can_redraw and not (options.verbose or shares_terminal)
     sinks = [BatchProgress(streams, draws, None if options.verbose else source.model.name)]
-    rows, samples, answer_block = block
     if options.ray is not None:
-        from cerebrum_cli.cluster.distribution import Work, distribute
+        from cerebrum_cli.cluster.distribution import distribute
 
-        work = Work(rows, samples, answer_block, results)
-        distributed = distribute(source, work, options.ray, options.ray_workers, options.patience)
+        distributed = distribute(source, work, results, options.ray, options.ray_workers, options.patience)
         render(distributed.answer(), distributed.cancel, sinks)
         return
-    loaded = open_many(source, results.missing_count * samples, results.servers)
+    loaded = open_many(source, results.missing_count * work[1], results.servers)
     with loaded, naming_grammar_file(options):
         render(noting_origins(answer(loaded), results, loaded), loaded.cancel, sinks)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -38,35 +39,34 @@ MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
 START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 
-class Work(NamedTuple):
-    """Rows by position, the number of samples of each, and where they are written.
-
-    `answer_block` answers some of them on a node: a model, a mapping of rows and a BlockResult give events.
-    """
-
-    rows: Any
-    samples: int
-    answer_block: Callable[..., Iterator[Event]]
-    run: Results
+# Rows by position, the number of samples of each, and what answers some of them on a node: a model, a mapping of rows
+# and a BlockResult give events.
+Work = tuple[Any, int, Callable[..., Iterator[Event]]]
 
 
 def distribute(
-    source: ModelSource, work: Work, address: str, workers: int | None = None, patience: float | None = None
+    source: ModelSource, work: Work, run: Results, address: str, workers: int | None, patience: float | None
 ) -> Distribution:
-    """The missing rows of some work, to be answered on the cluster that `--ray` names. Raises UsageError."""
+    """Some work, of which the rows that `run` lacks are to be answered on the cluster that `--ray` names.
+
+    Raises UsageError.
+    """
+    rows, samples, answer_block = work
     model = source.model
+    slots = slots_of(source)
     servers = source.servers
-    slots = (servers.window or SERVER_SAMPLES) if servers else slots_of(source)
     if servers:
-        servers = replace(servers, earlier=work.run.servers)
+        slots = servers.window or SERVER_SAMPLES
+        servers = replace(servers, earlier=run.servers)
     identity = source.installation.library.hashed_identity(model)
     # Nodes have installations of their own, and find the model there.
     portable = replace(
         source, installation=cast("Installation", None), model=cast("InstalledModel", None), servers=servers
     )
-    job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
-    run = partial(answer_blocks, parse_cluster(address), workers, not servers)
-    return Distribution(run, job, work, slots, START_S + (PATIENCE_S if patience is None else patience))
+    job = NodeJob(identity, model.path, model.reference, portable, answer_block)
+    cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
+    patience = START_S + (PATIENCE_S if patience is None else patience)
+    return Distribution(cluster, job, run, rows, samples, slots, patience)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -84,7 +84,9 @@ class Distribution:
 
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
-    work: Work
+    run: Results
+    rows: Any
+    samples: int
     slots: int
     patience: float = PATIENCE_S
     is_cancelled: bool = False
@@ -99,7 +101,7 @@ class Distribution:
 
     def answer(self) -> Generator[Event, None, None]:
         yield events.StageEvent("starting the nodes", 0, 1)
-        run = self.work.run
+        run = self.run
         while (missing := run.missing_count) and not self.is_cancelled:
             if self._fruitless == MAX_FRUITLESS:
                 first = run.rows.name(run.rows.fields(next(run.missing)))
@@ -123,16 +125,15 @@ class Distribution:
 
     def _plan(self, workers: int) -> tuple[Iterator[bytes], NodeJob, int]:
         """The blocks of missing rows for some workers, the job of each, and how many blocks it has at a time."""
-        rows, samples, _, run = self.work
         self._workers = workers
-        rows_each = -(-run.missing_count // workers)
+        rows_each = -(-self.run.missing_count // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
-        concurrency = min(self.slots // (size * samples) + 2, max(2, -(-rows_each // size)))
-        missing = run.missing
+        concurrency = min(self.slots // (size * self.samples) + 2, max(2, -(-rows_each // size)))
+        missing = self.run.missing
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2
-        blocks = iter(lambda: {position: rows[position] for position in islice(missing, size)}, {})
+        blocks = iter(lambda: {position: self.rows[position] for position in islice(missing, size)}, {})
         return map(pickle.dumps, blocks), self.job, concurrency
 
     def _take(self, message: bytes | WorkerReport) -> Iterator[Event]:
@@ -142,7 +143,7 @@ class Distribution:
                 yield event
             if isinstance(event, NoticeEvent):
                 self._notices.add(event)
-        yield self.work.run.progress
+        yield RowEvent(len(self.run.finished), len(self.run.rows), self.run.counts)
 
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
         self._reports[report.worker] = report
@@ -155,7 +156,7 @@ class Distribution:
         servers = self.job.source.servers
         if not (servers and servers.may_differ):
             self._require_one_model()
-        self.work.run.note(SERVERS, report.records)
+        self.run.note(SERVERS, report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
     def _require_one_model(self) -> None:
@@ -168,8 +169,8 @@ class Distribution:
     def _write(self, answer: bytes) -> Iterator[Event]:
         objects, tokens, notices = pickle.loads(answer)
         for position, object in objects.items():
-            if position not in self.work.run.finished:
-                self.work.run.write(position, object)
+            if position not in self.run.finished:
+                self.run.write(position, object)
         self._tokens += tokens
         yield from notices
         yield events.ServersEvent(self._tokens)
@@ -187,9 +188,10 @@ class BlockResult(Results):
         self.written: dict[int, Mapping[str, Any]] = {}
 
     def write(self, position: int, object: Mapping[str, Any]) -> None:
-        last = {INPUT: object[INPUT]} if INPUT in object else {}
-        others = {key: value for key, value in object.items() if key != INPUT}
-        self.written[position] = {**others, "server": platform.node(), **last}
+        written = {**object, "server": platform.node()}
+        if INPUT in written:
+            written[INPUT] = written.pop(INPUT)
+        self.written[position] = written
 
 
 @dataclass(frozen=True, slots=True)

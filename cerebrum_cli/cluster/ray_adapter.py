@@ -175,9 +175,10 @@ def find_places(workers: int, uses_gpus: bool) -> list[Place]:
 
     alive = (node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     resources_of = {node["NodeID"]: node["Resources"] for node in alive}
-    nodes = {node: resources for node, resources in resources_of.items() if resources.get("GPU")} or resources_of
-    on_gpus = _free_gpus(nodes) if uses_gpus else []
-    if uses_gpus and not on_gpus and any(resources.get("GPU") for resources in nodes.values()):
+    with_gpus = {node: resources for node, resources in resources_of.items() if resources.get("GPU")}
+    nodes = with_gpus or resources_of
+    on_gpus = _free_gpus(with_gpus) if uses_gpus else []
+    if uses_gpus and with_gpus and not on_gpus:
         raise EndpointError("no GPU of the Ray cluster is free", "wait for its other jobs: see ray status")
     chosen = on_gpus[: workers or None] or list(islice(cycle(nodes), workers or len(nodes)))
     if not chosen:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +19,10 @@ import ray_machines
 from batch_files import stored_lines
 from command_line import COMMAND, CommandLine, assert_error
 
-from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.readers import open_input, read_rows
 from cerebrum_cli.batch.rows import output_object, result_rows
 from cerebrum_cli.cluster import ray_adapter as ray_cluster
-from cerebrum_cli.cluster.distribution import Distribution, NodeJob, Work, find_file
+from cerebrum_cli.cluster.distribution import Distribution, NodeJob, find_file
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
@@ -91,8 +89,7 @@ def answer_all(
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
         with closing(open_results(output, {"model": "a"}, result_rows(rows))) as results:
-            work = Work(rows, 1, partial(answer_rows, options=BatchOptions(Settings(), ())), results)
-            events = list(Distribution(cluster, job, work, 64, **options).answer())
+            events = list(Distribution(cluster, job, results, rows, 1, 64, **options).answer())
             results.complete()
             assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
