@@ -17,7 +17,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from cerebrum_cli.core.files import atomic_write, read_small, read_small_json
+from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.memory import Device
 
@@ -112,8 +112,7 @@ def linux_processors(allowed: Set[int], quota: float, devices: Path = DEVICES) -
 def parse_cpu_list(text: str) -> set[int]:
     """CPUs in a list of Linux, such as "0-3,8"."""
     cpus: set[int] = set()
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
+    for first, last in re.findall(r"(\d+)-?(\d*)", text):
         cpus.update(range(int(first), int(last or first) + 1))
     return cpus
 
@@ -206,9 +205,7 @@ def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path
     with contextlib.suppress(OSError, ValueError):
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if not controllers:  # cgroup v2
-                found |= _cgroup_and_ancestors(root, path)
-            for name in {"memory", "cpu"}.intersection(controllers.split(",")):
+            for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
                 found |= _cgroup_and_ancestors(root / name, path)
     return found
 
@@ -262,21 +259,18 @@ def cgroup_memory(root: Path) -> float:
     if math.inf in (used, limit):
         return math.inf
     statistics = _text(root, "memory.stat", "memory/memory.stat")
-    counts = {name: int(count) for name, count in re.findall(r"^(\w+) (\d+)$", statistics, re.MULTILINE)}
-    prefix = ""
-    if "total_active_file" in counts:  # of cgroup v1, with its descendants
-        prefix = "total_"
-    reclaimable = counts.get(f"{prefix}active_file", 0) + counts.get(f"{prefix}inactive_file", 0)
-    return limit - used + reclaimable
+    # In cgroup v1, totals with the descendants come last.
+    reclaimable = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", statistics, re.MULTILINE))
+    return limit - used + sum(map(int, reclaimable.values()))
 
 
 def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
-    text = json.dumps([asdict(device) for device in devices]).encode()
+    if load_devices(path) == devices:
+        return
     with contextlib.suppress(OSError):
-        if not path.exists() or read_small(path) != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps([asdict(device) for device in devices]).encode())
 
 
 def load_devices(path: Path) -> tuple[Device, ...] | None:
