@@ -209,8 +209,7 @@ class PromptCache:
         return [
             slot
             for slot in self.scheduler.free_slots
-            if slot.tokens
-            and self.backend.context.length(slot.index) == len(slot.tokens)
+            if self.backend.context.length(slot.index) == len(slot.tokens)
             and slot.index not in self.backend.context.pending_copies
         ]
 

@@ -127,12 +127,12 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event
     if options.file.thinks:
         most = min(options.file.trained_context, THINKING_CONTEXT)
 
-    def fits_with(length: int) -> bool:
-        return fits(_single(options, length, free).needs, free)
+    def lacks_memory(length: int) -> bool:
+        return not fits(_single(options, length, free).needs, free)
 
-    if fits_with(most):
+    if not lacks_memory(most):
         return most
-    length = _longest(most, fits_with)
+    length = _longest(most, lacks_memory)
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
         emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
@@ -152,7 +152,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     length = options.context.length
     if needed(length) <= free.host:
         return
-    longest = _longest(length, lambda length: needed(length) <= free.host)
+    longest = _longest(length, lambda length: needed(length) > free.host)
     size = f"{needed(length) / 1e9:.1f} GB"
     if counts_weights:
         size += " including the model's weights"
@@ -230,11 +230,9 @@ def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
     return place(options, replace(options.context, length=length, slots=1), free.devices)
 
 
-def _longest(limit: int, fits_with: Callable[[int], bool]) -> int:
+def _longest(limit: int, lacks_memory: Callable[[int], bool]) -> int:
     """The longest context below a limit that fits, and at least 256 tokens; the limit itself does not fit."""
-    lengths = range(PADDING, pad_length(limit), PADDING)
-    count = bisect_left(lengths, True, key=lambda length: not fits_with(length))
-    return lengths[count - 1] if count else PADDING
+    return PADDING * max(1, bisect_left(range(PADDING, pad_length(limit), PADDING), True, key=lacks_memory))
 
 
 def plan_layers(

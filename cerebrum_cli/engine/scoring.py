@@ -177,7 +177,7 @@ class ScoreJob:
         return bool(step)
 
     def end(self) -> None:
-        if self._backend and self._backend.capacity:
+        if self._backend:
             for slot in range(self._backend.slots):
                 self._backend.context.clear(slot)
         self.emit(None)
