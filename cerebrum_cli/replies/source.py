@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -127,18 +128,20 @@ class ModelSource:
         return LocalEngine(open_backend, states)
 
     def _connect(self, servers: Servers) -> Engine:
+        from cerebrum_cli.engine.remote.description import ExpectedModel
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
         from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
         options = load_options(self.model, self.settings, vocabulary_only=True)
+        expected = partial(
+            ExpectedModel, earlier=servers.earlier, may_differ=servers.may_differ, messages=self.model.is_served
+        )
         return RemoteEngine(
             lambda emit, stop: self.installation.open_file(options, emit, stop),
             servers.endpoints,
             servers.window,
             replace(ServerTimeouts(), **servers.timeouts),
-            servers.earlier,
-            servers.may_differ,
-            self.model.is_served,
+            expected,
         )
 
 

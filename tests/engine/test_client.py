@@ -94,7 +94,6 @@ async def stream(client: Client) -> list[Any]:
 
 ASKS: dict[str, Ask] = {
     "get": lambda client: client.get("/v1/models", 20.0),
-    "text": lambda client: client.get("/metrics", 20.0, bytes.decode),
     "question": lambda client: client.post("/tokenize", {}, 20.0),
     "reply": lambda client: client.post("/completion", {}),
     "stream": stream,

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -173,9 +173,9 @@ class Client:
             json_serialize=partial(json.dumps, separators=(",", ":")),
         )
 
-    async def get(self, path: str, timeout_s: float, parse: Callable[[bytes], Any] = json.loads, **query: str) -> Any:
+    async def get(self, path: str, timeout_s: float, **query: str) -> Any:
         async with self._exchange("GET", path, timeout_s, params=query) as response:
-            return parse(await _content(response, QUESTION_BYTES))
+            return json.loads(await _content(response, QUESTION_BYTES))
 
     async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""

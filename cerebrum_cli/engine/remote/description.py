@@ -132,23 +132,16 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
-    if is_exact:
-        chosen = _find_model(models, endpoint.served_model, "--set served_model_name=NAME", endpoint.name)
-    else:
-        chosen = _find_model(models, endpoint.named_model or endpoint.served_model, "-m NAME", endpoint.name)
-    base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
-    return {**base, **{key: value for key, value in chosen.items() if value is not None}}
-
-
-def _find_model(
-    models: Mapping[str, Mapping[str, Any]], named: str | None, option: str, server: str
-) -> Mapping[str, Any]:
     names = format_names([server_text(name) for name in models], SHOWN_MODELS)
+    named, option = endpoint.served_model, "--set served_model_name=NAME"
+    if not is_exact:
+        named, option = endpoint.named_model or named, "-m NAME"
     if named is None:
         if len(models) > 1:
-            raise EndpointError(f"{server} serves several models", f"choose one with {option}: {names}")
+            raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
         [named] = models
     chosen = models.get(named) or models.get(f"{named}:latest")
     if chosen is None:
-        raise EndpointError(f"{server} does not serve the model {named!r}", f"it serves {names}")
-    return chosen
+        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
+    base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
+    return {**base, **{key: value for key, value in chosen.items() if value is not None}}

@@ -24,6 +24,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
+from cerebrum_cli.engine.remote.kind import origin
 from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
@@ -295,7 +296,7 @@ class Pool:
         self._has_started.set()
         if any(server.info.kind.takes_messages for server in self.known):
             self._note_once(NO_EXACT_PROMPTS)
-        variants = {f"{server.info.weights} on {server.info.kind.name} {server.info.build}" for server in self.known}
+        variants = {f"{origin(server.info.recorded)} {server.info.build}" for server in self.known}
         if len(variants) > 1:
             problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
             self._note_once(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))

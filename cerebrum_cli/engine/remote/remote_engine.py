@@ -6,13 +6,13 @@ import asyncio
 import atexit
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import OpenBackend
+from cerebrum_cli.engine.backend import OpenBackend, Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
 from cerebrum_cli.engine.machine import raise_open_files
 from cerebrum_cli.engine.remote.client import Endpoint
@@ -36,7 +36,7 @@ class RemoteCompletions(Completions[RemoteSample]):
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
         super().__init__(scope)
         self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
-        self._source: Iterator[tuple[int, Request]] | None = enumerate(requests)
+        self._source: Iterator[tuple[int, Request]] = enumerate(requests)
         self._submitted: dict[int, PooledRequest] = {}
         self._read_source()
 
@@ -45,27 +45,24 @@ class RemoteCompletions(Completions[RemoteSample]):
             self._call(lambda: self._pool.cancel(lambda job: job.pooled is pooled))
 
     def __next__(self) -> Event:
-        if self._source and len(self._live) < READ_AT * self._pool.window:
+        if len(self._live) < READ_AT * self._pool.window:
             self._read_source()
         return super().__next__()
 
     def close(self) -> None:
-        self._source = None
-        if self._live:
-            self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
-            self._live.clear()
+        self._source = iter(())
+        self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
+        self._live.clear()
 
     def _read_source(self) -> None:
         jobs = list[PoolJob]()
-        for index, request in self._source or ():
+        for index, request in self._source:
             if self._scope.is_set():
                 break
             self._submitted[index] = PooledRequest(request, first_seed(request), self._outbox.put)
             jobs += self._create_jobs(index, request.n)
             if len(self._live) >= AHEAD * self._pool.window:
                 break
-        else:
-            self._source = None
         if jobs:
             self._call(lambda: self._pool.submit(jobs, self._scope))
 
@@ -102,15 +99,12 @@ class RemoteEngine(Engine):
         self,
         open_vocabulary: OpenBackend,
         endpoints: Sequence[Endpoint],
-        window: int | None = None,
-        timeouts: ServerTimeouts | None = None,
-        earlier: Sequence[Mapping[str, str]] = (),
-        may_differ: bool = False,
-        messages: bool = False,
+        window: int | None,
+        timeouts: ServerTimeouts,
+        expected: Callable[[Vocabulary], ExpectedModel] = ExpectedModel,
     ) -> None:
         self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
-        self._earlier, self._may_differ, self._messages = earlier, may_differ, messages
-        self._timeouts = timeouts or ServerTimeouts()
+        self._timeouts, self._expected = timeouts, expected
         self._stop = StopFlag()
         self._loop = asyncio.new_event_loop()
         self._serving: asyncio.Task[None] | None = None
@@ -193,7 +187,7 @@ class RemoteEngine(Engine):
             raise EngineError("loading interrupted")
         self._serving = asyncio.current_task()
         pool = None
-        expected = ExpectedModel(self.vocabulary, self._earlier, self._may_differ, self._messages)
+        expected = self._expected(self.vocabulary)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
         try:
             servers = list[Server]()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress, count
+from itertools import chain
 from time import perf_counter
 from typing import TypeAlias
 
@@ -61,14 +61,12 @@ class RemoteSample(ReplySample):
         self._timings = Timings()  # as stated by the server
         self._ids = array("i")
         self._characters = array("i")  # of a reply without ids
-        self._pieces: list[SplitText] = []
+        self._texts: dict[Channel, list[str]] = {}
         self._logprobs: list[float | None] = []
         self._unsent = b""  # of the tokens: the server still holds it back
-        self._by_stop_string = False
         if not self._takes_messages:
             self._prompt_tokens = len(request.prompt_tokens)
         self._markup = self.text.open_markup  # of the last reasoning
-        self._turns = 0
         self._begin_turn(request)
 
     # Its requests.
@@ -77,7 +75,7 @@ class RemoteSample(ReplySample):
         """The next request: for the reply, for its reasoning, or for what is left of it."""
         request = self.request
         params = request.params
-        is_first = self._turns == 0
+        is_first = self._turn is request
         limit = params.max_tokens
         rules = request.rules
         if rules.reasoning_end and is_first and not request.stream:
@@ -95,7 +93,6 @@ class RemoteSample(ReplySample):
         elif request.grammar and not self._takes_messages:  # all of it is the answer
             turn = replace(turn, rules=ReplyRules())
         self._begin_turn(turn)
-        self._turns += 1
         return turn
 
     def _begin_turn(self, turn: Request) -> None:
@@ -192,12 +189,11 @@ class RemoteSample(ReplySample):
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
-        if not self.request.ignore_eos:
-            ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
-            if (end := next(ends, None)) is not None:
-                self._is_over = True
-                self._end_token = (tokens[end],)
-                tokens = tokens[:end]
+        end = next((at for at, token in enumerate(tokens) if self._is_end(token)), None)
+        if end is not None:
+            self._is_over = True
+            self._end_token = (tokens[end],)
+            tokens = tokens[:end]
         if not self.is_constrained:
             tokens = tokens[: self._check_loop(array("i", tokens))]
         yield from self._add(tokens, logprobs[: len(tokens)])
@@ -225,9 +221,10 @@ class RemoteSample(ReplySample):
         self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
     ) -> Iterator[SampleEvent]:
         if self.text.was_reasoning:
-            self._pieces = [("thinking", text) for _, text in self._pieces]
+            self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
             self.text.was_reasoning = self.request.stream  # else all is sent at the end
-        self._pieces += pieces
+        for channel, text in pieces:
+            self._texts.setdefault(channel, []).append(text)
         if self.request.stream:
             yield from self.token_events(pieces, tokens, logprobs)
 
@@ -236,8 +233,7 @@ class RemoteSample(ReplySample):
     def _control(self, token: int) -> None:
         """Let the controls intervene after a token. Raises RefusedRequestError."""
         if self.is_constrained:
-            self._require_whole_tokens()
-            self._intervention = Force(())
+            self._leave_answer()
             return
         for control in self.controls:
             control.feed((token,), self.text)
@@ -262,14 +258,14 @@ class RemoteSample(ReplySample):
             piece = self.vocabulary.piece(token, special=True)
             if text.passes(token, piece.decode("utf-8", "replace")):
                 return False
-        self._require_whole_tokens()
-        self._intervention = Force(())
+        self._leave_answer()
         return True
 
-    def _require_whole_tokens(self) -> None:
-        """Raise RefusedRequestError if a part of the answer is in the token before it."""
+    def _leave_answer(self) -> None:
+        """Leave the answer to another request. Raises RefusedRequestError if part of it is in the token before it."""
         if self.text.held:
             raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
+        self._intervention = Force(())
 
     def _end(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
         """End the running turn with its last part, or the one after which the rest is left."""
@@ -342,9 +338,10 @@ class RemoteSample(ReplySample):
             yield from self.last_events(is_truncated=not is_stopped)
         else:
             yield from self._emit(self.text.finish(is_truncated=not is_stopped))
-            yield from self.token_events(join_pieces(self._pieces), self._ids, self._logprobs)
-        self._by_stop_string = self.text.is_stopped or end == "stop string"
-        yield self.finish(self._reason(is_stopped or self._by_stop_string))
+            pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]
+            yield from self.token_events(pieces, self._ids, self._logprobs)
+        by_stop_string = self.text.is_stopped or end == "stop string"
+        yield self.finish(self._reason(is_stopped or by_stop_string), by_stop_string)
 
     def _reason(self, is_stopped: bool) -> FinishReason:
         if isinstance(self._intervention, EndReply):
@@ -382,7 +379,7 @@ class RemoteSample(ReplySample):
     @property
     def _is_json(self) -> bool:
         """Whether an answer may be JSON, by its beginning: the server has the schema."""
-        answer = "".join(text for channel, text in self._pieces if channel == "answer")
+        answer = "".join(self._texts.get("answer", ()))
         return answer.lstrip()[:1] in JSON_STARTS
 
     # Its end.
@@ -399,7 +396,7 @@ class RemoteSample(ReplySample):
             return replace(self._timings, ttft_s=ttft_s or self._timings.prefill_s, decode_steps=steps)
         return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - self._started_at - ttft_s, decode_steps=steps)
 
-    def finish(self, reason: FinishReason) -> FinishEvent:
+    def finish(self, reason: FinishReason, by_stop_string: bool = False) -> FinishEvent:
         """The last event, now: that of a sample which ends here, not on the server, is `cancelled`."""
         return self.finish_event(
             reason,
@@ -408,15 +405,7 @@ class RemoteSample(ReplySample):
             completion_tokens=self.tokens,
             context_size=0 if self._takes_messages else self.context_size,
             timings=self._measured_timings,
-            by_stop_string=self._by_stop_string,
+            by_stop_string=by_stop_string,
             has_all_tokens=self.has_all_tokens,
             origin=self.origin,
         )
-
-
-def join_pieces(pieces: Iterable[SplitText]) -> list[SplitText]:
-    """Join the texts of each channel."""
-    texts: dict[Channel, list[str]] = {}
-    for channel, text in pieces:
-        texts.setdefault(channel, []).append(text)
-    return [(channel, "".join(parts)) for channel, parts in texts.items()]
