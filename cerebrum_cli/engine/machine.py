@@ -206,24 +206,18 @@ def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path
         for line in membership.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
-                found |= _cgroup_and_ancestors(root / name, path)
+                folder = root / name / path.lstrip("/")
+                found |= {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(root / name)}
     return found
-
-
-def _cgroup_and_ancestors(mount: Path, path: str) -> set[Path]:
-    folder = mount / path.lstrip("/")
-    return {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(mount)}
 
 
 def cgroup_quota(root: Path) -> float:
     """CPU quota of a cgroup; infinity if unlimited."""
-    quota, _, period = _text(root, "cpu.max").partition(" ")
-    if not quota:  # v1
-        quota = _text(root, "cpu/cpu.cfs_quota_us", "cpu.cfs_quota_us")
-        period = _text(root, "cpu/cpu.cfs_period_us", "cpu.cfs_period_us")
-    if not quota.isdecimal() or not int(quota) or not period.isdecimal():  # "max", or -1
+    v1 = (_text(root, f"cpu/cpu.cfs_{name}_us", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    limit = re.fullmatch(r"([1-9]\d*) ([1-9]\d*)", _text(root, "cpu.max") or " ".join(v1))
+    if not limit:  # "max", or -1
         return math.inf
-    return int(quota) / int(period)
+    return int(limit[1]) / int(limit[2])
 
 
 def available_memory() -> int:

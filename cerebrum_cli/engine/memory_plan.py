@@ -309,10 +309,8 @@ def _fill_in_order(layers: Sequence[int], devices: tuple[Device, ...], buffers: 
     return tuple(filled)
 
 
-def plan_slots(
-    sizes: ModelSizes, requested: int, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory
-) -> int:
-    """Number of concurrent sequences: the requested number, or what fits; at least one.
+def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory) -> int:
+    """Number of concurrent sequences: that of the context, or what fits; at least one.
 
     `free` is measured beside the weights, also beside those that are mapped.
     """
@@ -320,7 +318,7 @@ def plan_slots(
     def lacks_memory(slots: int) -> bool:
         return not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free)
 
-    return _most_slots(requested, lacks_memory)
+    return _most_slots(context.slots, lacks_memory)
 
 
 def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:

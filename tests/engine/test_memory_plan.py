@@ -147,7 +147,7 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
         left = beside_weights(plan, free)
         for length in (320, 1280, longest.length):
             requested = replace(longest, length=length)
-            slots = plan_slots(plan.sizes, 64, requested, plan.offloaded, left)
+            slots = plan_slots(plan.sizes, requested, plan.offloaded, left)
             needs = memory_needs(plan.sizes, replace(requested, slots=slots), plan.offloaded)
             assert fits(needs, free) or (slots == 1 and length > 1280), (machine, length, slots)
 

@@ -88,7 +88,7 @@ class LlamaBackend(LlamaVocabulary):
             return self._options.slots
         options = replace(self._options, length=length + self._room)
         free = self._free or self._measure_memory()
-        return plan_slots(self._sizes, options.slots, options, self._offloaded, free)
+        return plan_slots(self._sizes, options, self._offloaded, free)
 
     def _measure_memory(self) -> FreeMemory:
         free = free_memory()

@@ -99,7 +99,6 @@ class RemoteSample(ReplySample):
         self.needs_turn = False
         self._turn = turn
         self._turn_start = self.tokens
-        self._is_over = False  # no further token is part of the turn
         self._end_token: tuple[int, ...] = ()
         self._intervention: EndReply | Force | None = None
 
@@ -163,7 +162,6 @@ class RemoteSample(ReplySample):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
             if self._is_end(token):
-                self._is_over = True
                 self._end_token = (token,)
                 return
             is_constrained = self.is_constrained
@@ -179,6 +177,11 @@ class RemoteSample(ReplySample):
         has_controls = any(control is not LoopCheck for control in request.controls)
         return bool(request.stream or has_controls or has_late_stop or self.awaits_answer)
 
+    @property
+    def _is_over(self) -> bool:
+        """Whether no further token is part of the turn."""
+        return bool(self._end_token) or self.text.is_stopped
+
     def _bytes_of(self, tokens: Sequence[int]) -> bytes:
         visible = self.request.visible_tokens
         piece = self.vocabulary.piece
@@ -191,7 +194,6 @@ class RemoteSample(ReplySample):
         """Add all of a turn that nothing but its own end, or a loop, can end."""
         end = next((at for at, token in enumerate(tokens) if self._is_end(token)), None)
         if end is not None:
-            self._is_over = True
             self._end_token = (tokens[end],)
             tokens = tokens[:end]
         if not self.is_constrained:
@@ -210,7 +212,6 @@ class RemoteSample(ReplySample):
         """Add tokens, of which the last may complete a stop string."""
         pieces = self.text.feed(self._bytes_of(tokens), tokens)
         self._markup = self.text.open_markup or self._markup
-        self._is_over = self._is_over or self.text.is_stopped
         self.tokens += len(tokens)
         self._ids.extend(tokens)
         if self.request.logprobs and not self.request.stream:
