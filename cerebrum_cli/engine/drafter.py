@@ -34,7 +34,6 @@ class Drafter:
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self._tokens = array("i", prompt)
-        self._packed = bytearray(self._tokens.tobytes())  # the same, to be searched
         self._prompt_length = len(prompt)
         self._place: int | None = None  # position of the token in earlier text that is expected next
         self._match = 0  # number of equal tokens before that position and before the next one
@@ -64,7 +63,6 @@ class Drafter:
             else:
                 self._place = None
         self._tokens.append(token)
-        self._packed += self._tokens[-1:].tobytes()
 
     def _look_up(self) -> None:
         """Find where the last tokens occurred before, and were continued."""
@@ -79,9 +77,10 @@ class Drafter:
         """Position after the last earlier occurrence of the last `length` tokens."""
         if len(self._tokens) <= length:
             return None
-        ngram = self._packed[-length * TOKEN_BYTES :]
-        end = len(self._packed) - TOKEN_BYTES
-        while (start := self._packed.rfind(ngram, 0, end)) >= 0:
+        packed = self._tokens.tobytes()
+        ngram = packed[-length * TOKEN_BYTES :]
+        end = len(packed) - TOKEN_BYTES
+        while (start := packed.rfind(ngram, 0, end)) >= 0:
             if start % TOKEN_BYTES == 0:
                 return start // TOKEN_BYTES + length
             end = start + len(ngram) - 1

@@ -242,20 +242,14 @@ def plan_layers(
 
     GPUs are filled in order. Layers that were requested and do not fit go to the last one.
     """
-    all_layers = len(sizes.layers) + 1
-    if not devices:
-        return ()
-    if requested != "auto":
-        count = all_layers
-        if requested != "all":
-            count = min(int(requested), all_layers)
+    most = len(sizes.layers) + 1
+    if requested.isdecimal():
+        most = min(int(requested), most)
+    for count in range(most, 0, -1):
         filled = _fill(sizes, context, devices, count)
         left = count - sum(filled)
-        return (*filled[:-1], filled[-1] + left)
-    for count in range(all_layers, 0, -1):
-        filled = _fill(sizes, context, devices, count)
-        if sum(filled) == count:
-            return filled
+        if requested != "auto" or not left:
+            return (*filled[:-1], filled[-1] + left)
     return (0,) * len(devices)
 
 

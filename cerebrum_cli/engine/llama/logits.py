@@ -21,6 +21,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.grammar import accept_token, is_allowed
+from cerebrum_cli.engine.llama.sampler import Chain
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.engine.step import TokenScore
 
@@ -100,13 +101,12 @@ class Candidates:
 
 
 @dataclass
-class ChainSampler:
-    """A chain, which it frees, that shares its candidates with those of other sequences.
+class ChainSampler(Chain):
+    """A chain that shares its candidates with those of other sequences.
 
     With `params`, it gets only the likeliest of them, from which its chain samples without top-k and top-p.
     """
 
-    chain: Any
     logits: Callable[[int], Any]
     candidates: Candidates
     params: SamplingParams | None
@@ -123,12 +123,6 @@ class ChainSampler:
         array = candidates.likeliest(row_logits, params) if params else candidates.fill(row_logits)
         llama.llama_sampler_apply(self.chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
-
-    def accept(self, token: int) -> None:
-        llama.llama_sampler_accept(self.chain, token)
-
-    def close(self) -> None:
-        llama.llama_sampler_free(self.chain)
 
 
 class GreedySampler:

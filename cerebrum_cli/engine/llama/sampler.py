@@ -100,17 +100,23 @@ def _random_samplers(params: SamplingParams, seed: int) -> Iterator[Any]:
 
 
 @dataclass
-class LlamaSampler:
+class Chain:
     """The chain of one sequence, which it frees."""
 
     chain: Any
-    batch_position: BatchPosition
-
-    def sample(self, row: int) -> int:
-        return int(llama.llama_sampler_sample(self.chain, *self.batch_position(row)))
 
     def accept(self, token: int) -> None:
         llama.llama_sampler_accept(self.chain, token)
 
     def close(self) -> None:
         llama.llama_sampler_free(self.chain)
+
+
+@dataclass
+class LlamaSampler(Chain):
+    """A chain that llama.cpp itself applies to the logits of a row."""
+
+    batch_position: BatchPosition
+
+    def sample(self, row: int) -> int:
+        return int(llama.llama_sampler_sample(self.chain, *self.batch_position(row)))

@@ -136,7 +136,7 @@ def parse_url(text: str) -> str:
     if parts.scheme not in ("http", "https") or not has_host or parts.fragment:
         raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return SplitResult(parts.scheme, parts.netloc, path, parts.query, "").geturl()
+    return parts._replace(path=path).geturl()
 
 
 class Client:

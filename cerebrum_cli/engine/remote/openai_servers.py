@@ -160,7 +160,7 @@ class Sglang(_SharedFields):
         return body
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        return [_sglang_chunk(reply) for reply in (answer if isinstance(answer, list) else [answer])]
+        return [_sglang_chunk(answer)]
 
     async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
         seen = 0
