@@ -107,7 +107,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
             Signals(streams),
             SLASH_COMMANDS,
             PromptDirectory(directory),
-            no_markdown=device == os.devnull,
+            is_markdown=device != os.devnull,
         )
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()

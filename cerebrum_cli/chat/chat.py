@@ -34,6 +34,7 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
 from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
@@ -59,7 +60,7 @@ class Chat:
     name: str | None = None
     saved: Layer = field(default_factory=dict)
     _counted: tuple[object, int] | None = field(default=None, init=False)
-    _sampled: tuple[int | None, tuple[int, ...]] | None = field(default=None, init=False)  # of the message with this id
+    _generated: tuple[int | None, Reply] | None = field(default=None, init=False)  # for the message with this id
     _undone: list[tuple[int | None, int | None]] = field(default_factory=list, init=False)  # leaves after and before
 
     @property
@@ -77,6 +78,14 @@ class Chat:
         """The last reply; None if the last message is a question."""
         messages = self.messages
         return messages[-1] if messages and messages[-1].message.role == "assistant" else None
+
+    @property
+    def generated(self) -> Reply | None:
+        """The last reply as it was generated; None if that was before the chat was opened."""
+        leaf = self.session.leaf if self.session else None
+        if self._generated and self._generated[0] == leaf:
+            return self._generated[1]
+        return None
 
     @property
     def context_usage(self) -> tuple[int, int] | None:
@@ -173,8 +182,8 @@ class Chat:
         self.loaded.require_inspection()
         last = self.require_reply()
         tokens = last.message.tokens
-        if self._sampled and self._sampled[0] == last.id:
-            tokens = self._sampled[1]
+        if self.generated:
+            tokens = tuple(self.generated.sampled)
         if tokens is None or not is_author(self.loaded.model, last.metadata):
             raise SessionError("the tokens of the last reply are not known for this model", "use /retry first")
         conversation = settings_of(last, self.settings).applied_to(self.conversation)
@@ -385,7 +394,8 @@ class Chat:
         try:
             yield from self.load()
             yield from recorder.record(majority_vote)
-            self._sampled = recorder.session.leaf, tuple(recorder.reply.sampled)
+            if recorder.reply.is_finished:
+                self._generated = recorder.session.leaf, recorder.reply
         except BaseException as error:
             recorder.end_early(error, previous_leaf)
             raise

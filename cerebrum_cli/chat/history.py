@@ -101,10 +101,10 @@ class History:
             file.close()
             self._held = None
 
-    def get(self, name: str) -> Session:
+    def get(self, name: str, hint: str = "list sessions with cerebrum sessions list") -> Session:
         session = self.store.find(name)
         if session is None:
-            raise UsageError(f"no session named {name!r}", "list sessions with cerebrum sessions list")
+            raise UsageError(f"no session named {name!r}", hint)
         return session
 
     def close(self) -> None:

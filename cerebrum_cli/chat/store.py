@@ -100,9 +100,7 @@ class Store:
         with self.transaction() as database, self._unique_name(name):
             database.execute(f"INSERT INTO sessions ({columns}) VALUES ({places})", tuple(row.values()))
             [session] = self._sessions("WHERE name = ?", name)
-            if question is None:
-                return session
-            return self._add(database, session, question, ReplyMetadata())
+            return self.add_message(session, question) if question else session
 
     def find(self, name: str) -> Session | None:
         found = self._sessions("WHERE name = ?", well_formed(name))
@@ -171,30 +169,37 @@ class Store:
         return {text for (text,) in self._rows("SELECT content FROM messages WHERE role = 'user'")}
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
-        with self._changing(session) as database:
-            return self._add(database, session, message, metadata or ReplyMetadata())
+        with self.transaction() as database:
+            self._update(session, updated=time.time())  # first: without the session, its messages may be missing
+            cursor = database.execute(
+                f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)})"
+                f" VALUES (?, ?, ?{', ?' * len(COLUMNS)})",
+                (session.leaf, session.id, time.time(), *message_values(message, metadata or ReplyMetadata())),
+            )
+            return self.move(session, cursor.lastrowid)
 
     def update_message(self, session: Session, message: Message, metadata: ReplyMetadata) -> None:
         columns = ", ".join(f"{column} = ?" for column in COLUMNS)
-        with self._changing(session) as database:
+        with self.transaction() as database:
             database.execute(
                 f"UPDATE messages SET {columns} WHERE id = ?", (*message_values(message, metadata), session.leaf)
             )
-            database.execute("UPDATE sessions SET updated = ? WHERE id = ?", (time.time(), session.id))
+            self._update(session, updated=time.time())
 
     def move(self, session: Session, leaf: int | None) -> Session:
         """Move a session to another branch; the messages of the previous one stay in the tree."""
-        with self._changing(session) as database:
-            return self._set_leaf(database, session, leaf)
+        first = session.first
+        with self.transaction():
+            if first and all(stored.id != first for stored in self.messages(replace(session, leaf=leaf))):
+                first = None  # the branch ends before it: all of it may fit again
+            return self._update(session, leaf=leaf, first=first, updated=time.time())
 
     def update_session(self, session: Session, **values: Any) -> Session:
         """Change columns of a session: name, system_prompt, model, format, params or first."""
         if "name" in values:
             values["name"] = validated_name(values["name"])
-        sets = ", ".join(f"{column} = ?" for column in values)
-        with self._changing(session) as database, self._unique_name(values.get("name", "")):
-            database.execute(f"UPDATE sessions SET {sets} WHERE id = ?", (*values.values(), session.id))
-        return replace(session, **values)
+        with self.transaction(), self._unique_name(values.get("name", "")):
+            return self._update(session, **values)
 
     def remove(self, session: Session) -> int:
         """Delete a session, and the messages that no session shares any more; return their number."""
@@ -271,12 +276,13 @@ class Store:
             self._database = open_database(self.path) if self.path else open_in_memory()
         return self._database
 
-    @contextlib.contextmanager
-    def _changing(self, session: Session) -> Iterator[sqlite3.Connection]:
-        with self.transaction() as database:
-            if database.execute("SELECT 1 FROM sessions WHERE id = ?", (session.id,)).fetchone() is None:
-                raise SessionError(f"session {session.name!r} was deleted by another process", "start a new one")
-            yield database
+    def _update(self, session: Session, **values: Any) -> Session:
+        """Change columns of a session, in a transaction. Raises SessionError if it was deleted."""
+        columns = ", ".join(f"{column} = ?" for column in values)
+        update = f"UPDATE sessions SET {columns} WHERE id = ?"
+        if not self._opened().execute(update, (*values.values(), session.id)).rowcount:
+            raise SessionError(f"session {session.name!r} was deleted by another process", "start a new one")
+        return replace(session, **values)
 
     @contextlib.contextmanager
     def _unique_name(self, name: str) -> Iterator[None]:
@@ -286,26 +292,6 @@ class Store:
             if "sessions.name" not in str(error):
                 raise
             raise SessionError(f"session {name!r} already exists", "choose another name") from error
-
-    def _add(
-        self, database: sqlite3.Connection, session: Session, message: Message, metadata: ReplyMetadata
-    ) -> Session:
-        cursor = database.execute(
-            f"INSERT INTO messages (parent, session, created, {', '.join(COLUMNS)})"
-            f" VALUES (?, ?, ?{', ?' * len(COLUMNS)})",
-            (session.leaf, session.id, time.time(), *message_values(message, metadata)),
-        )
-        return self._set_leaf(database, session, cursor.lastrowid)
-
-    def _set_leaf(self, database: sqlite3.Connection, session: Session, leaf: int | None) -> Session:
-        now = time.time()
-        session = replace(session, leaf=leaf, updated=now)
-        if session.first and all(stored.id != session.first for stored in self.messages(session)):
-            session = replace(session, first=None)  # the branch ends before it: all of it may fit again
-        database.execute(
-            "UPDATE sessions SET leaf = ?, first = ?, updated = ? WHERE id = ?", (leaf, session.first, now, session.id)
-        )
-        return session
 
 
 def search_words(text: str) -> str:

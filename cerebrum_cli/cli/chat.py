@@ -89,7 +89,7 @@ def chat(
                 signals,
                 SLASH_COMMANDS,
                 app.prompts,
-                no_markdown=options.no_markdown,
+                is_markdown=not options.no_markdown,
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
             )

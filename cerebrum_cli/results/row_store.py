@@ -20,7 +20,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
-from cerebrum_cli.results.output_files import REPLACE, RESUME
+from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
@@ -82,7 +82,7 @@ class RowStore:
         self._thread.start()
 
     def _connect(self) -> sqlite3.Connection:
-        with translate_os_errors(BatchError, self.path, self._then, "choose an -o on another file system"):
+        with output_errors(self.path, self._then):
             lock_file(self.path, self._is_busy()).close()  # to SQLite, a missing lock looks like a busy one
         database = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:

@@ -108,12 +108,9 @@ class BatchProgress(Line):
             of = format_count(total, "question")
         parts = [f"{done} of {of} done", *exceptions(self._rows)]
         if self._started and self._all_tokens and self._latest > self._started:
-            parts.append(self._speed(self._latest - self._started))
+            tokens, seconds = self._all_tokens, self._latest - self._started
+            parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")
         return ", ".join(parts)
-
-    def _speed(self, seconds: float) -> str:
-        tokens = self._all_tokens
-        return f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)"
 
     def render(self, width: int) -> Iterator[Segment]:
         rows = self._rows

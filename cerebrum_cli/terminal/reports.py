@@ -298,20 +298,17 @@ def check_terminal(streams: Streams) -> CheckResult:
 
 
 def print_check_result(streams: Streams, result: CheckResult) -> None:
-    text = format_check_result(streams, result)
-    if streams.can_style and environment("NO_COLOR") is None:
-        details = strip_controls(text.removeprefix(result.status))
-        streams.answer(f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}", is_styled=True)
-    else:
-        streams.answer(text)
-
-
-def format_check_result(streams: Streams, result: CheckResult) -> str:
     head = result.status.ljust(STATUS_WIDTH) + result.name.ljust(NAME_WIDTH)
     lines = [streams.wrapped(result.detail, len(head))]
     if result.hint:
         lines.append(streams.wrapped(f"hint: {result.hint}", len(head)))
-    return head + f"\n{' ' * len(head)}".join(lines) + "\n"
+    text = head + f"\n{' ' * len(head)}".join(lines) + "\n"
+    if streams.can_style and environment("NO_COLOR") is None:
+        details = strip_controls(text.removeprefix(result.status))
+        text = f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}"
+        streams.answer(text, is_styled=True)
+    else:
+        streams.answer(text)
 
 
 def repository_name(row: Row) -> str:

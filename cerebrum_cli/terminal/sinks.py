@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.reply_controls import AnswerNow
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
-T = TypeVar("T")
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark", "")
 
 

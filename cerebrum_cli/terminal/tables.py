@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
     from cerebrum_cli.library.fit import Capacity, DownloadPlan
 
-PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is truncated or wrapped
+PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
@@ -46,8 +45,8 @@ def print_columns(
 def column_value(row: Row, column: Column) -> Any:
     if not isinstance(column, str):
         return column(row)
-    if column in SIZES:
-        return size_text(row[column])
+    if column in SIZES and row[column] is not None:
+        return format_size(row[column])
     return row[column]
 
 
@@ -159,10 +158,6 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
         streams.answer("{session}  {role}: {excerpt}\n".format_map(match))
 
 
-def bold(text: str) -> str:
-    return f"\x1b[1m{text}\x1b[0m"
-
-
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
     streams.answer(f"\n{streams.wrapped(head)}\n\n")
@@ -234,41 +229,25 @@ def print_table(
     shorten: str = "",
     drop: Sequence[str] = (),
 ) -> None:
-    lines = table_lines(headings, rows, table_width(streams), shorten, drop)
-    if streams.can_style:
-        lines[0] = bold(lines[0])
-    streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
-
-
-def table_width(streams: Streams) -> int:
-    from rich.console import Console
-
-    if streams.out_is_terminal:
-        return Console(file=streams.out).width
-    return PIPE_WIDTH
-
-
-def table_lines(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    width: int,
-    shorten: str = "",
-    drop: Sequence[str] = (),
-) -> list[str]:
-    """The lines of a table of a width: first the column `shorten` is truncated, then columns are left out.
+    """Print a table; on a narrow terminal, the column `shorten` is truncated, then columns are left out.
 
     Columns are left out in the order of `drop`, and after these from the last on.
     """
     from rich.cells import cell_len
+    from rich.console import Console
 
-    lines: list[Sequence[str]] = [headings]
+    cells: list[Sequence[str]] = [headings]
     for row in rows:
-        lines.append([_cell(value).translate(_ONE_LINE) for value in row])
-    columns = dict(zip(headings, zip(*lines, strict=True), strict=True))
-    widths = {heading: max(map(cell_len, cells)) for heading, cells in columns.items()}
-    _fit_widths(widths, width, shorten, drop)
+        cells.append([_cell(value).translate(_ONE_LINE) for value in row])
+    columns = dict(zip(headings, zip(*cells, strict=True), strict=True))
+    widths = {heading: max(map(cell_len, column)) for heading, column in columns.items()}
+    if streams.out_is_terminal:
+        _fit_widths(widths, Console(file=streams.out).width, shorten, drop)
     padded = [[_fit_cell(cell, widths[heading]) for cell in columns[heading]] for heading in widths]
-    return ["  ".join(cells).rstrip() for cells in zip(*padded, strict=True)]
+    lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
+    if streams.can_style:
+        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
 
 
 def _fit_widths(widths: dict[str, int], width: int, shorten: str, drop: Sequence[str]) -> None:
@@ -302,16 +281,12 @@ def _cell(value: Any) -> str:
     return strip_controls(str(value))
 
 
-def size_text(size: int | None) -> str | None:
-    return None if size is None else format_size(size)
-
-
 def field_lines(fields: Mapping[str, str]) -> str:
     width = max(map(len, fields))
     return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
 
 
-def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str] = MappingProxyType({})) -> str:
+def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
     texts = {key: _setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
     for key, text in texts.items():

@@ -83,9 +83,9 @@ class InteractivePrompt(PlainPrompt):
             text = self.edit(text.text)
             self._draft = ""
             self._session.history.append_string(text)
-            self.streams.answer(prompt_text(text) + "\n")
+            self.streams.answer(prompt_text(text))
         elif self._session.app.erase_when_done:
-            self.streams.answer(prompt_text(shorten_question(text)) + "\n")
+            self.streams.answer(prompt_text(shorten_question(text)))
         return strip_fences(well_formed(text))
 
     def _prompt(self) -> str | OpenInEditor:

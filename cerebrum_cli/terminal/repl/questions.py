@@ -33,7 +33,7 @@ class ScriptInput:
 
     def read(self) -> str:
         for question in self._questions:
-            self._echo(prompt_text(question) + "\n")
+            self._echo(prompt_text(question))
             return question
         raise EOFError
 
@@ -45,7 +45,7 @@ class ScriptInput:
 
 
 def prompt_text(question: str) -> str:
-    return PROMPT + question.replace("\n", f"\n{CONTINUATION}")
+    return PROMPT + question.replace("\n", f"\n{CONTINUATION}") + "\n"
 
 
 def shorten_question(question: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
@@ -46,10 +46,9 @@ class Repl:
     commands: Sequence[SlashCommand]
     prompts: PromptDirectory
     keyboard: Keyboard = field(default_factory=Keyboard)
-    no_markdown: bool = False
+    is_markdown: bool = True
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
-    last_finish: FinishEvent | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
@@ -108,7 +107,7 @@ class Repl:
         if pending:
             segments.append(f"with {format_names(pending)}")
         segments.append(chat.loaded.format_name)
-        if self.last_finish and (speed := self.last_finish.timings.tokens_per_second):
+        if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
         return strip_controls(SEPARATOR.join(filter(None, segments)))
 
@@ -125,7 +124,6 @@ class Repl:
 
     def render(self, events: Generator[Event, None, None]) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
-        self.last_finish = None
         reply = Reply(events)
         reasoning = ReasoningSink(
             lambda: self.chat.loaded.answer_now,
@@ -134,7 +132,7 @@ class Repl:
             shows=self.chat.settings.show_thinking,
             summarizes=True,
         )
-        sinks = reasoning, AnswerSink(self.streams, not self.no_markdown)
+        sinks = reasoning, AnswerSink(self.streams, self.is_markdown)
         try:
             line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
             self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
@@ -146,7 +144,7 @@ class Repl:
         finally:
             if reply.is_finished:
                 self.streams.report(self._notice(reply))
-                self._end_turn(reply)
+                self._end_turn()
 
     def _notice(self, reply: Reply) -> NoticeEvent | None:
         reason = reply.finish.reason
@@ -168,11 +166,9 @@ class Repl:
 
     def switch_session(self, session: Session | None) -> None:
         self.streams.report(self.chat.switch_session(session))
-        self.last_finish = None
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
         """Vote on a question, or without one again on the last; Ctrl-C shows the leading sample."""
-        self.last_finish = None
         if not question:
             self._show_vote(self.chat.retry(settings, majority_vote), majority_vote)
             return
@@ -187,14 +183,13 @@ class Repl:
                 raise
         finally:
             if reply := majority_vote.reply:
-                show_answer(self.streams, reply.text, not self.no_markdown)
+                show_answer(self.streams, reply.text, self.is_markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
                 self.streams.report(outcome_notice(majority_vote.tally))
-                self._end_turn(reply)
+                self._end_turn()
 
-    def _end_turn(self, reply: Reply) -> None:
+    def _end_turn(self) -> None:
         self._has_replied, self.exit_code = True, 0
-        self.last_finish = reply.finish
         if self.streams.out_is_terminal:
             self.streams.answer("\n")
 
@@ -219,7 +214,7 @@ class Repl:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
-                show_answer(self.streams, stored.message.content, not self.no_markdown)
+                show_answer(self.streams, stored.message.content, self.is_markdown)
         last = self.chat.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
@@ -227,7 +222,7 @@ class Repl:
         self.streams.answer("\n")
 
     def show_question(self, question: str) -> None:
-        self.streams.answer(prompt_text(shorten_question(question)) + "\n")
+        self.streams.answer(prompt_text(shorten_question(question)))
 
     def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, **shown: Any) -> None:
         """Consume events, with their progress in a line, of which more may be `shown`; Ctrl-C stops the work."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA
-from cerebrum_cli.core.errors import SessionError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
@@ -151,23 +151,17 @@ def use_prompt(repl: Repl, argument: str) -> None:
 
 
 def undo(repl: Repl, _: str) -> None:
-    show_moved(repl, "Undone", repl.chat.undo())
+    repl.streams.info(f"Undone: {shorten_question(repl.chat.undo())}")
 
 
 def redo(repl: Repl, _: str) -> None:
-    show_moved(repl, "Restored", repl.chat.redo())
-
-
-def show_moved(repl: Repl, what: str, question: str) -> None:
-    repl.last_finish = None
-    repl.streams.info(f"{what}: {shorten_question(question)}")
+    repl.streams.info(f"Restored: {shorten_question(repl.chat.redo())}")
 
 
 def choose_reply(repl: Repl, argument: str) -> None:
     replies, current = repl.chat.replies, repl.chat.last_reply
     if argument:
         repl.chat.choose_reply(numbered(argument, replies, "/replies"))
-        repl.last_finish = None
         repl.show_last_exchange()
         return
     rows = []
@@ -247,9 +241,7 @@ def list_sessions(repl: Repl, _: str) -> None:
 
 
 def load_session(repl: Repl, argument: str) -> None:
-    session = repl.chat.history.store.find(argument)
-    if session is None:
-        raise SessionError(f"no session named {argument!r}", LIST_SESSIONS)
+    session = repl.chat.history.get(argument, LIST_SESSIONS)
     repl.switch_session(session)
     repl.streams.info(f"Now in session {session.name!r}")
     repl.show_last_exchange()
@@ -305,11 +297,12 @@ def show_tokens(repl: Repl, _: str) -> None:
 
 def show_stats(repl: Repl, _: str) -> None:
     last = repl.chat.require_reply()
-    if repl.last_finish is None:
+    generated = repl.chat.generated
+    if generated is None:
         raise UsageError("the last reply has no statistics: they are not saved", "ask something first, or /retry")
     loaded = repl.chat.loaded
     sampling = sampling_text(samplers_in_effect(last.metadata.params or {}))
-    line = stats_line(repl.last_finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
+    line = stats_line(generated.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
     repl.streams.write_line("", line)
 
 
