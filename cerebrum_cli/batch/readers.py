@@ -14,7 +14,7 @@ import stat
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BufferedRandom, BufferedReader
@@ -189,7 +189,7 @@ class TableRows:
     """
 
     delimiter: str
-    header: Sequence[str]
+    header: tuple[str, ...]
     template: Template | None
     include_input: bool
 
@@ -219,7 +219,7 @@ class TableRows:
 
 def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
     _, record = next(_records(lines, delimiter), (0, []))
-    header = [name.strip() for name in record]
+    header = tuple(name.strip() for name in record)
     for name in template.fields if template else (_PROMPT_COLUMN,):
         if header and header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
@@ -280,7 +280,7 @@ class IndexedRows:
         self.sha256 = source.sha256
         source.require_unchanged()
         self.unit = form.unit
-        self.columns = None if form.header is None else tuple(form.header)
+        self.columns = form.header
 
     def __len__(self) -> int:
         return len(self._offsets)

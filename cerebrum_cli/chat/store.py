@@ -237,7 +237,7 @@ class Store:
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits: list[SearchHit] = []
-        with self._read() as database, contextlib.closing(database.execute(_MATCHES, (words,))) as ranked:
+        with translated(self.path), contextlib.closing(self._opened().execute(_MATCHES, (words,))) as ranked:
             for row in ranked:
                 session = sessions.get(session_of.get(row["id"], row["session"]))
                 if session:
@@ -255,13 +255,8 @@ class Store:
             return [message_from_row(row) for row in self._rows(query, *values)]
 
     def _rows(self, query: str, *values: object) -> list[Any]:
-        with self._read() as database:
-            return database.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
         with translated(self.path):
-            yield self._opened()
+            return self._opened().execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

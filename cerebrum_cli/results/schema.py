@@ -91,9 +91,6 @@ class FinishedRows(Collection[int]):
     def __len__(self) -> int:
         return self.total - self._tally[0]
 
-    def __getitem__(self, position: int) -> int:
-        return self._flags[position]
-
     def __setitem__(self, position: int, flags: int) -> None:
         self._tally[self._flags[position]] -= 1
         self._tally[flags] += 1
@@ -106,7 +103,7 @@ class FinishedRows(Collection[int]):
     def forget_failed(self) -> None:
         """Forget the rows without an answer, which are to be answered again."""
         for position in self:
-            if not is_answer(self[position]):
+            if not is_answer(self._flags[position]):
                 self[position] = 0
 
     def _count(self, flag: int) -> int:

@@ -57,9 +57,7 @@ def open_results(
     would be lost.
     """
     paths = output_paths(output)
-    new = BatchRecord(
-        normalize(fingerprint), len(rows), rows.sha256, extent=dict(extent or {}), notes=dict(notes or {})
-    )
+    new = BatchRecord(normalize(fingerprint), len(rows), rows.sha256, extent=extent or {}, notes=notes or {})
     if restart:
         discard_store(paths.partial)
     store = RowStore(paths.partial)
