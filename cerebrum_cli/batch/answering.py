@@ -89,8 +89,8 @@ def answer_rows(
     for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
         if not isinstance(event, Outcome):
             yield event
-        elif is_cancelled(event.result):
-            keep_tokens(model, event, results)
+        elif isinstance(event.result, Reply) and event.result.finish_reason == "cancelled":
+            keep_tokens(model, event.row, event.result, results)
         else:
             position, _ = event.row.key
             results.write(position, row_object(event, options, model.engine.larger_context))
@@ -138,21 +138,17 @@ def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
     return replace(row, error=RowError(REFUSED, message))
 
 
-def is_cancelled(outcome: Reply | MajorityVote | RefusedEvent) -> bool:
-    return isinstance(outcome, Reply) and outcome.finish_reason == "cancelled"
-
-
-def keep_tokens(model: LoadedModel, event: Outcome, results: Results) -> None:
+def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) -> None:
     """Keep the tokens of an interrupted reply, which the next run continues.
 
     Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.
     """
-    reply, request = event.result, event.row.request
-    assert isinstance(reply, Reply) and isinstance(request, Ask)
-    if not reply.tokens or model.format.verbatim or event.row.vote or request.grammar or request.conversation.prefill:
+    request = row.request
+    assert isinstance(request, Ask)
+    if not reply.tokens or model.format.verbatim or row.vote or request.grammar or request.conversation.prefill:
         return
     if request.settings.reasoning_limit is None and request.settings.seed is None:
-        position, _ = event.row.key
+        position, _ = row.key
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 

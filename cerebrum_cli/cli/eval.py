@@ -276,7 +276,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     }
     run = open_results(path, fingerprint, rows, options.restart, extent=evaluation.extent, notes=notes)
     with resumable(run, "samples", options.restart):
-        if len(run.finished) < len(rows):
+        if len(run.finished) < rows.size:
             run.write_notes({**run.notes, **notes})
             generate(app, prepared, run, options)
     return require_run(path)
@@ -290,7 +290,7 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
     evaluation = prepared.evaluation
     before, start = len(run.finished), time.monotonic()
     here = partial(evaluate, evaluation=evaluation, run=run)
-    block = range(len(evaluation.rows)), 1, partial(evaluate_block, evaluation)
+    block = range(evaluation.rows.size), 1, partial(evaluate_block, evaluation)
     try:
         answer_missing(app, prepared.source, options, run, here, block)
     finally:
@@ -307,7 +307,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
     evaluation = prepared.evaluation
     prompt, token_ids = first_prompt(prepared)
-    samples = missing = len(evaluation.rows)
+    samples = missing = evaluation.rows.size
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
     pace = seconds_per_sample(app, prepared)

@@ -18,7 +18,6 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerRepor
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
-from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -143,7 +142,7 @@ class Distribution:
                 yield event
             if isinstance(event, NoticeEvent):
                 self._notices.add(event)
-        yield RowEvent(len(self.run.finished), len(self.run.rows), self.run.counts)
+        yield self.run.progress
 
     def _take_report(self, report: WorkerReport) -> Iterator[Event]:
         self._reports[report.worker] = report

@@ -44,11 +44,11 @@ class Results:
     @property
     def missing(self) -> Iterator[int]:
         """The positions of unfinished rows."""
-        return (position for position in range(len(self.rows)) if position not in self.finished)
+        return (position for position in range(self.rows.size) if position not in self.finished)
 
     @property
     def missing_count(self) -> int:
-        return len(self.rows) - len(self.finished)
+        return self.rows.size - len(self.finished)
 
     @property
     def servers(self) -> Records:
@@ -99,7 +99,7 @@ class StreamedResults(Results):
     in_order = True
 
     def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        super().__init__(rows, FinishedRows(bytearray(len(rows))))
+        super().__init__(rows, FinishedRows(bytearray(rows.size)))
         self._write_line = write
         self._waiting: dict[int, str] = {}
         self._next = 0

@@ -173,7 +173,7 @@ class RowStore:
         for position, flags, text in self._database.execute("SELECT * FROM rows"):
             key = rows.identify(json.loads(text))
             self._database.execute("INSERT INTO stored VALUES (?, ?, ?)", (key, is_answer(flags), position))
-        for position in range(len(rows)):
+        for position in range(rows.size):
             key = rows.identify(rows.fields(position))
             self._database.execute("INSERT INTO input VALUES (?, ?)", (key, position))
 

@@ -62,9 +62,6 @@ class ResultRows:
     sha256: str | None = None
     table: Table | None = None
 
-    def __len__(self) -> int:
-        return self.size
-
     def identify(self, object: Mapping[str, Any]) -> str:
         """Digest of what identifies the row that an object is for, or that it is."""
         return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()

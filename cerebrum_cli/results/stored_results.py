@@ -57,7 +57,7 @@ def open_results(
     would be lost.
     """
     paths = output_paths(output)
-    new = BatchRecord(normalize(fingerprint), len(rows), rows.sha256, extent=extent or {}, notes=notes or {})
+    new = BatchRecord(normalize(fingerprint), rows.size, rows.sha256, extent=extent or {}, notes=notes or {})
     if restart:
         discard_store(paths.partial)
     store = RowStore(paths.partial)
@@ -93,7 +93,7 @@ def _open(
         write_record(paths, record)  # after the rows, so that no answer is lost
     else:
         return StoredResults(paths, store, rows, record, all_finished(rows), is_complete=True)
-    finished, unfinished = store.load(len(rows))
+    finished, unfinished = store.load(rows.size)
     if retry_failed:
         finished.forget_failed()  # new answers replace them
     results = StoredResults(paths, store, rows, record, finished, replaced=output)
@@ -118,7 +118,7 @@ def _move_rows(store: RowStore, rows: ResultRows, new: BatchRecord) -> None:
 
 
 def all_finished(rows: ResultRows) -> FinishedRows:
-    return FinishedRows(bytearray([FINISHED]) * len(rows))
+    return FinishedRows(bytearray([FINISHED]) * rows.size)
 
 
 class StoredResults(Results):
@@ -204,13 +204,13 @@ class StoredResults(Results):
         self.close()
 
     def how_to_resume(self, unit: str, again: str) -> str:
-        done = self.what_is_saved(unit) or f"0 of {len(self.rows)} {unit} done"
+        done = self.what_is_saved(unit) or f"0 of {self.rows.size} {unit} done"
         return f"{done}; run it again{again} to resume"
 
     def what_is_saved(self, unit: str) -> str:
         if not (self.finished or self.unfinished):
             return ""
-        return f"{len(self.finished)} of {len(self.rows)} {unit} done, saved in {self._paths.partial}"
+        return f"{len(self.finished)} of {self.rows.size} {unit} done, saved in {self._paths.partial}"
 
     def close(self) -> None:
         """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""

@@ -42,9 +42,8 @@ class Keyboard:
         """
         handlers: dict[int, Any] = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
-            handlers[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_stop)
-            handlers[signal.SIGQUIT] = signal.signal(signal.SIGQUIT, self._on_stop)
-            handlers[signal.SIGCONT] = signal.signal(signal.SIGCONT, self._on_continue)
+            actions = {signal.SIGTSTP: self._on_stop, signal.SIGQUIT: self._on_stop, signal.SIGCONT: self._on_continue}
+            handlers = {number: signal.signal(number, action) for number, action in actions.items()}
         RESTORE_ON_EXIT.append(self.restore)
         try:
             if self._initial_modes:

@@ -19,7 +19,7 @@ from cerebrum_cli.core.events import (
     StageEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
+from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
 from cerebrum_cli.terminal.streams import Streams
@@ -86,10 +86,9 @@ class BatchProgress(Line):
         if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
             return
         self.streams.write_line("", self._summary())
-        if isinstance(self._rows, RowEvent):
-            self._write_errors(self._rows.counts)
-
-    def _write_errors(self, counts: RowCounts) -> None:
+        if isinstance(self._rows, EvalProgress):
+            return
+        counts = self._rows.counts
         for message in counts.errors:
             self.streams.write_line("  ", message)
         more = counts.failed - len(counts.errors)

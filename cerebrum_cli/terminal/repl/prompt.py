@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,7 +150,6 @@ def _key_bindings() -> KeyBindings:
 @dataclass(slots=True)
 class SlashCompleter(Completer):
     _candidates: Candidates
-    _paths: PathCompleter = field(default_factory=lambda: PathCompleter(expanduser=True))
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
         text = document.text_before_cursor
@@ -164,7 +163,7 @@ class SlashCompleter(Completer):
             return
         kind: ArgumentKind = next((slash.argument_kind for slash in SLASH_COMMANDS if slash.name == name), "")
         if kind == "path":
-            yield from self._paths.get_completions(Document(argument), complete_event)
+            yield from PathCompleter(expanduser=True).get_completions(Document(argument), complete_event)
             return
         key, space, value = argument.partition(" ")
         candidates: Iterable[str] = ()
