@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from math import inf
 
+from cerebrum_cli.engine.control import TOKEN_BYTES
+
 # Duration of a decode step by its number of rows, in steps of one row: of Qwen2.5-Coder 0.5B in Q4_K_M on a CPU with
 # AVX2, and no less with AVX-512 or 7B parameters. Between these numbers, kernels compute rows in vain. With more cores
 # or a GPU, rows cost less, so what pays off by this table does so there.
@@ -19,7 +21,6 @@ STEP_COSTS: Mapping[int, float] = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64
 MAX_DRAFT = max(STEP_COSTS) - 1
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 
-TOKEN_BYTES = 4
 MIN_PROBABILITY = 0.75  # of a draft token to be worth a row
 MIN_GAIN = 1.1  # expected tokens per time, over a step without draft tokens
 NGRAM_LENGTHS = (5, 3)  # tokens that a new place has to match, longest first

@@ -189,9 +189,7 @@ class Scheduler:
             key=lambda slot: (len(slot.tokens) > 0, slot.last_used if self._kv_unified else slot.index),
         )
 
-    def next_admission(
-        self, copied_cells: int = 0, reusable: Callable[[Slot, int], int] = lambda _, length: length
-    ) -> Admission:
+    def next_admission(self, copied_cells: int, reusable: Callable[[Slot, int], int]) -> Admission:
         """Choose a slot for the next waiting sequence, and the slot whose common prefix saves the most as its source.
 
         `reusable` is how much of a slot's first tokens can be reused. A prefix in a running slot has to be copied,

@@ -119,6 +119,15 @@ def build_paths(continuations: Sequence[tuple[Tokens, Tokens]]) -> list[TriePath
     return paths
 
 
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request whose continuations have `left` tokens to score."""
+
+    index: int
+    scores: list[Score]
+    left: int
+
+
 StepRow = tuple[TokenRow, list[TriePath]]  # and the open paths that the row is evaluated for
 
 
@@ -135,30 +144,24 @@ class ScoreJob:
         emit: Callable[[ScoringEvent | BaseException | None], None],
     ) -> None:
         self.emit = emit
-        self._scores: dict[int, list[Score]] = {}
-        self._pending: dict[int, int] = {}  # tokens, by request
-        self._places: list[tuple[int, int]] = []  # request and index of each continuation
+        self._places: list[tuple[Pending, int]] = []  # request and index of each continuation
+        self._total = self._scored = 0  # tokens
         texts: list[tuple[Tokens, Tokens]] = []
         for index, request in enumerate(requests):
             if error := refusal(request, context_size):
                 emit(RefusedEvent(SequenceId(index), error))
             else:
+                scores = [Score(0.0, True, len(text)) for text in request.continuations]
+                pending = Pending(index, scores, sum(map(len, request.continuations)))
                 texts += [(request.context, text) for text in request.continuations]
-                self._add(index, [len(text) for text in request.continuations])
+                self._places += [(pending, place) for place in range(len(scores))]
+                self._total += pending.left
+                self._report_if_done(pending)
         self._paths = build_paths(texts)
-        self._total = sum(self._pending.values())
-        self._scored = 0  # of these tokens
         self._opened = 0  # number of paths that are open or finished
         self._open: deque[TriePath] = deque()
         self._free_slots: list[int] = []
         self._backend: Backend | None = None  # once memory is reserved
-
-    def _add(self, index: int, lengths: list[int]) -> None:
-        """Expect the scores of a request's continuations, of these lengths."""
-        self._scores[index] = [Score(0.0, True, length) for length in lengths]
-        self._pending[index] = sum(lengths)
-        self._places += [(index, place) for place in range(len(lengths))]
-        self._report_if_done(index)
 
     def step(self, backend: Backend) -> bool:
         """Execute the next step; False, and the job ends, if none is left.
@@ -271,17 +274,17 @@ class ScoreJob:
                 path.evaluated = row.position + 1
         scores = backend.score_tokens([(index, token) for index, token, _ in lookups])
         for (_, _, number), score in zip(lookups, scores, strict=True):
-            index, place = self._places[number]
-            total, is_greedy, tokens = self._scores[index][place]
-            self._scores[index][place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
-            self._pending[index] -= 1
-            self._report_if_done(index)
+            pending, place = self._places[number]
+            total, is_greedy, tokens = pending.scores[place]
+            pending.scores[place] = Score(total + score.logprob, is_greedy and score.is_argmax, tokens)
+            pending.left -= 1
+            self._report_if_done(pending)
         self._scored += len(lookups)
         self.emit(StageEvent("scoring", self._scored, self._total))
 
-    def _report_if_done(self, index: int) -> None:
-        if not self._pending[index]:
-            self.emit(LogprobScores(index, tuple(self._scores.pop(index))))
+    def _report_if_done(self, pending: Pending) -> None:
+        if not pending.left:
+            self.emit(LogprobScores(pending.index, tuple(pending.scores)))
 
     def _start_again(self, backend: Backend) -> None:
         """Evaluate the open paths again after an interrupted step, which may have written any part of its rows."""

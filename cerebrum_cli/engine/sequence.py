@@ -25,7 +25,7 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.control import Constraint, ControlFactory, EndReply, Force, ReplyControl
+from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, EndReply, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 # Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "tuple[int, ...] | array[int]"
 
-TOKEN_BYTES = 4
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 

@@ -23,7 +23,8 @@ from zlib import crc32
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
-from cerebrum_cli.engine.sequence import TOKEN_BYTES, common_tokens, pack_tokens
+from cerebrum_cli.engine.control import TOKEN_BYTES
+from cerebrum_cli.engine.sequence import common_tokens, pack_tokens
 
 STATE = ".state"
 HEAD = struct.Struct("=4sII")  # of llama.cpp: a magic number, a version, and the number of tokens, which follow

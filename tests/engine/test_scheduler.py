@@ -28,7 +28,7 @@ def test_scheduler_puts_late_samples_first() -> None:
     scheduler, [a, b, c, d] = Scheduler(1), [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")]
     samples = {each: create_sequences(0, each, lambda event: None, range(2), 0) for each in (a, b, c, d)}
     scheduler.submit([*samples[a], *samples[b]], first=False)
-    scheduler.admit(scheduler.next_admission(), 0)
+    scheduler.admit(scheduler.next_admission(0, lambda _, length: length), 0)
     scheduler.submit(samples[c], first=True)
     scheduler.submit(samples[d], first=False)
     assert list(scheduler.waiting) == [*samples[c], samples[a][1], *samples[b], *samples[d]]
@@ -40,7 +40,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     for end in ("old one", "new one", "third one", "other one", "new one, again", "new one, retried"):
         [sequence] = create_sequences(0, Request(tokens(f"ab {end}")), lambda event: None, range(1), 0)
         scheduler.waiting.append(sequence)
-        admission = scheduler.next_admission()
+        admission = scheduler.next_admission(0, lambda _, length: length)
         scheduler.admit(admission, admission.prefix_length)
         [share] = scheduler.schedule(lambda position: 100)
         scheduler.record_evaluated(sequence, share.tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 from cerebrum_cli.engine.llama.bindings import llama
@@ -19,13 +20,18 @@ def accelerators() -> tuple[Device, ...]:
     if not llama.llama_supports_gpu_offload():
         return ()
     found: dict[int, list[Device]] = {GPU: [], INTEGRATED_GPU: []}
-    count = bind("ggml_backend_dev_count", ctypes.c_size_t, ())
-    get = bind("ggml_backend_dev_get", ctypes.c_void_p, (ctypes.c_size_t,))
-    for handle in map(get, range(count())):
+    for handle in _registered("dev"):
         kind = _ask_device("type", ctypes.c_int, handle)
         if kind in found:
             found[kind].append(_describe_device(handle, kind == INTEGRATED_GPU))
     return tuple(found[GPU] or found[INTEGRATED_GPU])
+
+
+def _registered(kind: str) -> Iterator[Any]:
+    """Handles of all devices (`dev`), or all backends (`reg`)."""
+    count = bind(f"ggml_backend_{kind}_count", ctypes.c_size_t, ())
+    get = bind(f"ggml_backend_{kind}_get", ctypes.c_void_p, (ctypes.c_size_t,))
+    return map(get, range(count()))
 
 
 def _describe_device(handle: Any, is_integrated: bool) -> Device:
@@ -101,13 +107,11 @@ def offloads() -> bool:
 
 def build() -> Build:
     """Describe the installed build; finding its GPUs initializes their drivers."""
-    count = bind("ggml_backend_reg_count", ctypes.c_size_t, ())
-    get = bind("ggml_backend_reg_get", ctypes.c_void_p, (ctypes.c_size_t,))
     name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
     return Build(
         version=_package_version(),
         ggml=library_text("ggml_version"),
-        backends=tuple(name(get(index)).decode("utf-8", "replace") for index in range(count())),
+        backends=tuple(name(handle).decode("utf-8", "replace") for handle in _registered("reg")),
         offloads=offloads(),
         cpu_features=read_cpu_features(llama.llama_print_system_info().decode("utf-8", "replace")),
         devices=accelerators(),

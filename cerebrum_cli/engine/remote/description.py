@@ -33,8 +33,13 @@ DESCRIBE_S = 30.0  # a busy server answers between two steps
 DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
 PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
 # Of the probe without BOS and the like, in the words of llama-server and of the others.
-TOKENIZE = {"content": PROBE, "add_special": False, "parse_special": False}
-TOKENIZE |= {"prompt": PROBE, "add_special_tokens": False}
+TOKENIZE = {
+    "content": PROBE,
+    "add_special": False,
+    "parse_special": False,
+    "prompt": PROBE,
+    "add_special_tokens": False,
+}
 
 
 @dataclass

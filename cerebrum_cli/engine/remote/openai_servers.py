@@ -238,10 +238,8 @@ class OpenAIServer(ServerKind):
 
 def _weights(entry: Mapping[str, Any], path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
-    names = [_source_name(path or entry["id"])]
-    if entry.get("parent"):
-        names.append(_source_name(entry["parent"]))
-    return server_text(" on ".join(names))
+    sources = path or entry["id"], entry.get("parent")
+    return server_text(" on ".join(map(_source_name, filter(None, sources))))
 
 
 def _source_name(path: Any) -> str:

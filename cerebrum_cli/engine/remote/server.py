@@ -252,10 +252,17 @@ class Server:
 
     async def answer(self, job: PoolJob) -> None:
         """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
+        request = job.request
+        total = len(request.prompt_tokens)
+        evaluated = 0 if request.stream else total  # whole replies show no progress
+        job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
         limit = self._timeouts.row_timeout
         try:
             async with asyncio.timeout(limit) as deadline:
-                await self._receive(job, deadline)
+                if request.stream:
+                    await self._receive_stream(job, self.info, deadline)
+                else:
+                    await self._receive_replies(job, self.info)
         except RequestError as error:
             raise self._refusal(job, error) from error
         except TimeoutError as error:
@@ -277,17 +284,6 @@ class Server:
             if not has_replied:
                 return LostServerError(error.reason, server_works=True)
         return RefusedRequestError(_explain(error, job.request, self.alias))
-
-    async def _receive(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
-        request = job.request
-        info = self.info
-        total = len(request.prompt_tokens)
-        evaluated = 0 if request.stream else total  # whole replies show no progress
-        job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
-        if request.stream:
-            await self._receive_stream(job, info, deadline)
-        else:
-            await self._receive_replies(job, info)
 
     async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
         """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
