@@ -24,6 +24,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import AlternativesEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
+from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
@@ -88,7 +89,7 @@ def replies(path: Path, layers: int, slots: int, options: Namespace, drafts: boo
         params = SamplingParams(max_tokens=options.tokens)
         prompts = [prompt_tokens(engine, number) for number in range(len(said))]
         requests = [Request(prompt, params, ignore_eos=True, speculative=drafts) for prompt in prompts]
-        for event in engine.generate(requests):
+        for event in raise_refusals(engine.complete(requests)):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += event.tokens
     return said
@@ -101,7 +102,9 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
             same = next(at for at, pair in enumerate(zip(expected, given, strict=True)) if pair[0] != pair[1])
             prompt = prompt_tokens(engine, number)
             request = inspection(prompt, tuple(expected[: same + 1]), likeliest=2)
-            *_, last = (event for event in engine.generate([request]) if isinstance(event, AlternativesEvent))
+            *_, last = (
+                event for event in raise_refusals(engine.complete([request])) if isinstance(event, AlternativesEvent)
+            )
             yield last.likeliest[0].logprob - last.likeliest[1].logprob
 
 

@@ -14,6 +14,7 @@ from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
@@ -72,7 +73,7 @@ def generate(
     token_events: dict[SequenceId, list[TokenEvent]] = {}
     ended: dict[SequenceId, bool] = {}
     requests = [Request(prompt, replace(params, seed=seed), n=n) for prompt, seed in zip(prompts, seeds, strict=True)]
-    for event in engine.generate(requests):
+    for event in raise_refusals(engine.complete(requests)):
         if isinstance(event, TokenEvent):
             token_events.setdefault(event.sequence, []).append(event)
         elif isinstance(event, FinishEvent):

@@ -16,14 +16,13 @@ import atexit
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, SequenceId
+from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.engine.checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
@@ -31,7 +30,6 @@ from cerebrum_cli.engine.engine import (
     Engine,
     EventQueue,
     first_seed,
-    raise_refusals,
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
@@ -186,14 +184,6 @@ class LocalEngine(Engine):
     @property
     def context_size(self) -> int:
         return self.backend.context_size
-
-    def generate(self, requests: Iterable[Request]) -> Generator[Event, None, None]:
-        """Yield the events of all samples of all requests as they occur, each ending with a FinishEvent.
-
-        Prompts must be shorter than the context. Closing the generator frees the slots before returning.
-        """
-        with closing(self.complete(requests)) as completions:
-            yield from raise_refusals(completions)
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)

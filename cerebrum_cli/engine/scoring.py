@@ -175,8 +175,10 @@ class ScoreJob:
             self.end()
         elif backend.decode([row for row, _ in step]):
             self._process_output(backend, step)
-        else:
-            self._start_again(backend)
+        else:  # it was interrupted, and may have written any part of its rows: evaluate the open paths again
+            backend.context.clear_all()
+            for path in self._open:
+                path.evaluated = 0
         return bool(step)
 
     def end(self) -> None:
@@ -285,9 +287,3 @@ class ScoreJob:
     def _report_if_done(self, pending: Pending) -> None:
         if not pending.left:
             self.emit(LogprobScores(pending.index, tuple(pending.scores)))
-
-    def _start_again(self, backend: Backend) -> None:
-        """Evaluate the open paths again after an interrupted step, which may have written any part of its rows."""
-        backend.context.clear_all()
-        for path in self._open:
-            path.evaluated = 0

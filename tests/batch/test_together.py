@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from asking import Reply, collect_replies, loaded
+from asking import Reply, collect_replies, generate, loaded
 
 import cerebrum_cli
 from cerebrum_cli.core.conversation import Conversation
@@ -51,13 +51,13 @@ def prompt_of(engine: LocalEngine, question: str) -> tuple[int, ...]:
 def answers(engine: LocalEngine, questions: list[str], limit: int | None = 60) -> list[list[int]]:
     """Greedy replies to all questions, generated concurrently."""
     params = SamplingParams(max_tokens=limit)
-    said = collect_replies(engine.generate([Request(prompt_of(engine, question), params) for question in questions]))
+    said = collect_replies(generate(engine, [Request(prompt_of(engine, question), params) for question in questions]))
     return [said[SequenceId(index)].ids for index in range(len(questions))]
 
 
 def samples_of(engine: LocalEngine, count: int, limit: int | None = 60) -> list[Reply]:
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
-    said = collect_replies(engine.generate([Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    said = collect_replies(generate(engine, [Request(prompt_of(engine, SUMS[0]), params, n=count)]))
     return [said[SequenceId(0, sample)] for sample in range(count)]
 
 
@@ -111,7 +111,7 @@ def test_failed_decode_leaves_a_unified_cache_usable() -> None:
         for _ in range(2):
             answers(engine, [f"{number}. {LONG[:300]}" for number in range(3)], 20)
             with pytest.raises(EngineError, match="failed to decode"):
-                list(engine.generate([Request((10**6,))]))
+                list(generate(engine, [Request((10**6,))]))
             assert answers(engine, [LONG[:1000] + SUMS[0]], 20) == [alone]
 
 

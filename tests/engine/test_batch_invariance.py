@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import loaded
+from asking import generate, loaded
 from command_line import CommandLine
 from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
@@ -86,7 +86,7 @@ def replies(
     said: Replies = [[] for _ in requests]
     params = SamplingParams(max_tokens=limit)
     with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
-        for event in engine.generate([Request(each, params, logprobs=True, ignore_eos=True) for each in requests]):
+        for event in generate(engine, [Request(each, params, logprobs=True, ignore_eos=True) for each in requests]):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
     return said

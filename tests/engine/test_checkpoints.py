@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask, collect_replies, loaded, running_engine
+from asking import ask, collect_replies, generate, loaded, running_engine
 from llama_engines import TALE, in_f32, options
 from scripted_backend import ScriptedBackend, endless, replies, tokens
 
@@ -98,7 +98,7 @@ def test_sequences_are_evaluated_again_in_longer_slots(
     backend, requests = growing(4, fitting_cells=cells)
     limited = [replace(request, params=SamplingParams(max_tokens=limit)) for request in requests]
     with running_engine(backend) as engine:
-        said = collect_replies(engine.generate(limited)).values()
+        said = collect_replies(generate(engine, limited)).values()
     assert [len(reply.ids) for reply in said] == [limit or 90] * 4
     is_moved = len(reserved) > 1
     assert (backend.evaluated > 4 * (9 + (limit or 90))) == is_moved
@@ -133,6 +133,6 @@ def test_llama_replies_continue_in_longer_slots(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(Request, "max_length", lambda self, size: size)
         with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
             prompt = engine.vocabulary.tokenize([Text(TALE)])[:60]
-            found = collect_replies(engine.generate([Request(prompt, params, n=3, ignore_eos=True)]))
+            found = collect_replies(generate(engine, [Request(prompt, params, n=3, ignore_eos=True)]))
             said.append([reply.ids for reply in found.values()])
     assert said[0] == said[1]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import pytest
-from asking import ask, collect_replies, running_engine, when_held
+from asking import ask, collect_replies, generate, running_engine, when_held
 from command_line import start_python
 from scripted_backend import END, FIRST_SHARED_STEP, ScriptedBackend, endless, replies, tokens
 from waiting import assert_returns
@@ -66,7 +66,7 @@ def test_refused_sequence_ends_alone(engine: LocalEngine) -> None:
     said = collect_replies(event for event in events if event is not refused)
     assert (said[SequenceId(1)].text, said[SequenceId(1)].reason) == ("aaa", "stop")
     with pytest.raises(GrammarError, match="rejects"):
-        list(engine.generate([request("G#"), request("x#")]))
+        list(generate(engine, [request("G#"), request("x#")]))
 
 
 # Cancelling and closing.
@@ -117,7 +117,7 @@ def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
     error = EngineError("out of luck")
     scripted = ScriptedBackend(ENDLESS, slots=3, context_size=100_000, fails={FIRST_SHARED_STEP: error})
     with running_engine(scripted) as engine:
-        one, two = engine.generate([COUNT]), engine.generate([NAME, COUNT])
+        one, two = generate(engine, [COUNT]), generate(engine, [NAME, COUNT])
         next(one), next(two)
         for events in (one, two):
             with pytest.raises(EngineError, match="out of luck"):
@@ -129,7 +129,7 @@ def test_step_error_reaches_every_stream_and_the_engine_recovers() -> None:
 def test_load_events_are_kept_for_late_callers_and_delivered_once() -> None:
     told: tuple[Event, ...] = (NoticeEvent("no GPU", "get one"), LoadEvent(0.5), LoadEvent(1.0))
     engine = LocalEngine(ScriptedBackend(LONG, load_events=told).open)
-    assert next(engine.generate([COUNT])) == PromptEvent(SequenceId(0), 0, 7)
+    assert next(generate(engine, [COUNT])) == PromptEvent(SequenceId(0), 0, 7)
     assert list(engine.load()) == [*told]
     assert list(engine.load()) == []
     assert_returns(lambda: list(engine.load()))
@@ -149,7 +149,7 @@ def test_load_error_is_raised_by_every_call() -> None:
         with pytest.raises(EngineError, match="damaged"):
             next(engine.load())
         with pytest.raises(EngineError, match="damaged"):
-            next(engine.generate([COUNT]))
+            next(generate(engine, [COUNT]))
     with pytest.raises(EngineError, match="not loaded"):
         _ = engine.backend
     engine.cancel()
@@ -177,7 +177,7 @@ def test_loading_can_be_interrupted(end: Callable[[LocalEngine], None]) -> None:
 def test_close_ends_streams_and_joins_the_thread() -> None:
     scripted = ScriptedBackend(LONG, holds={4: 0})
     engine = LocalEngine(scripted.open)
-    events = engine.generate([COUNT])
+    events = generate(engine, [COUNT])
     next(events)
     assert scripted.is_held.wait(20)
     assert_returns(engine.close)
@@ -204,11 +204,12 @@ def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
 @pytest.mark.slow
 def test_process_failing_with_an_open_stream_exits() -> None:
     script = (
+        "from asking import generate\n"
         "from cerebrum_cli.engine.local import LocalEngine\n"
         "from scripted_backend import *\n"
         "from cerebrum_cli.engine.sequence import Request\n"
         "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
-        "events = engine.generate([Request(tokens('?'))])\n"
+        "events = generate(engine, [Request(tokens('?'))])\n"
         "next(events)\n"
         "raise RuntimeError('a bug')\n"
     )

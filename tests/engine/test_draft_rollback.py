@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from architectures import all_architectures, write_all_kinds, write_architecture
-from asking import Guesser, Reply, collect_replies, loaded
+from asking import Guesser, Reply, collect_replies, generate, loaded
 from installations import source_of
 from llama_engines import options
 
@@ -28,11 +28,11 @@ Compare = Callable[[Path, float, bool], None]  # of a model, a temperature, and 
 EXACT = ContextOptions(1024, n_threads=1, flash_attention=False, cache_type_k="f32", cache_type_v="f32")
 
 
-def generate(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[Reply]:
+def generate_all(path: Path, context: ContextOptions, conversations: Iterable[Request]) -> list[Reply]:
     """Replies of one engine to requests, one after the other."""
     load_options = replace(options(path), context=context)
     with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
-        replies = (collect_replies(engine.generate([request])) for request in conversations)
+        replies = (collect_replies(generate(engine, [request])) for request in conversations)
         return [reply for [reply] in (samples.values() for samples in replies)]
 
 
@@ -44,16 +44,16 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
         context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
         params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
         request = Request(prompt, params, ignore_eos=True)
-        [plain] = generate(path, context, [request])
+        [plain] = generate_all(path, context, [request])
         monkeypatch.setattr(Guesser, "known", [plain.ids])
         monkeypatch.setattr(scheduler, "Drafter", Guesser)
         context = replace(context, n_rs_seq=MAX_ROLLBACK)
         next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
-        [drafted, after] = generate(path, context, [replace(request, speculative=True), next_turn])
+        [drafted, after] = generate_all(path, context, [replace(request, speculative=True), next_turn])
         assert drafted.ids == plain.ids
         assert drafted.finish
         assert drafted.finish.timings.draft_n > drafted.finish.timings.draft_n_accepted > LENGTH // 4
-        [fresh] = generate(path, context, [next_turn])
+        [fresh] = generate_all(path, context, [next_turn])
         assert (after.ids, after.cached > len(prompt)) == (fresh.ids, True)
 
     return compare

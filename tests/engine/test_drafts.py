@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import Reply, ask, collect_replies, running_engine
+from asking import Reply, ask, collect_replies, generate, running_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
@@ -139,7 +139,7 @@ def test_engine_drafts_and_interrupted_steps_change_no_reply(
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:
         requests = [Request(tokens(text), params, n=n, speculative=True) for text in prompts]
-        said = collect_replies(engine.generate(requests))
+        said = collect_replies(generate(engine, requests))
     for index, text in enumerate(prompts):
         for sample in range(n):
             reply = said[SequenceId(index, sample)]
@@ -165,12 +165,12 @@ def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path
     """A saved state holds only the window, and a rejected draft must leave enough of it."""
     with open_engine(sliding_window_model, tmp_path) as engine:
         start = engine.vocabulary.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
-        [before] = collect_replies(engine.generate([Request(start, SamplingParams(max_tokens=20))])).values()
+        [before] = collect_replies(generate(engine, [Request(start, SamplingParams(max_tokens=20))])).values()
         engine.save_prompt_cache(1)
     prompt = (*start, *before.ids)
     with open_engine(sliding_window_model, tmp_path) as engine:
         [reply] = collect_replies(
-            engine.generate([Request(prompt, SamplingParams(max_tokens=100), speculative=True)])
+            generate(engine, [Request(prompt, SamplingParams(max_tokens=100), speculative=True)])
         ).values()
     assert reply.cached > 200
     count, accepted = drafted(reply)

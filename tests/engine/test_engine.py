@@ -1,7 +1,7 @@
 """The engine: replies, samples, reuse of evaluated tokens, seeds, memory and timings."""
 
 import pytest
-from asking import ask, collect_replies, running_engine
+from asking import ask, collect_replies, generate, running_engine
 from scripted_backend import MARK, ScriptedBackend, replies, tokens
 
 from cerebrum_cli.core.errors import EngineError
@@ -31,7 +31,7 @@ def test_engine_copies_only_a_prefix_worth_the_copy(kv_unified: bool, cached: in
     script = {"ab: one": "first", "ab! two": "second"}
     backend = ScriptedBackend(replies(script), slots=2, context_size=2000, kv_unified=kv_unified)
     with running_engine(backend) as engine:
-        said = collect_replies(engine.generate(Request(tokens(prompt)) for prompt in script))
+        said = collect_replies(generate(engine, (Request(tokens(prompt)) for prompt in script)))
     assert [(reply.text, reply.cached) for reply in said.values()] == [("first", 0), ("second", cached)]
 
 
@@ -39,7 +39,7 @@ def test_engine_prefills_in_chunks_and_reports_progress() -> None:
     prompt = "x" * 40
     with running_engine(ScriptedBackend(replies({prompt: "y", "x" * 41: "z"}))) as engine:
         for asked, told in ((prompt, [0, 16, 32]), ("x" * 41, [40])):
-            events = list(engine.generate([Request(tokens(asked))]))
+            events = list(generate(engine, [Request(tokens(asked))]))
             progress = [event for event in events if isinstance(event, PromptEvent)]
             assert [event.evaluated for event in progress] == told
             assert {event.total for event in progress} == {len(asked)}
@@ -50,7 +50,7 @@ def test_engine_hides_control_tokens_unless_requested() -> None:
     with running_engine(ScriptedBackend(replies({"?": (MARK, *b"a")}))) as engine:
         [silent] = ask(engine, "?")
         visible = engine.backend.special_token_ids(["<mark>"])
-        [spelled] = collect_replies(engine.generate([Request(tokens("?"), visible_tokens=visible)])).values()
+        [spelled] = collect_replies(generate(engine, [Request(tokens("?"), visible_tokens=visible)])).values()
     assert (silent.text, spelled.text) == ("a", "<mark>a")
     assert silent.ids == spelled.ids == [MARK, ord("a")]
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-from asking import ask, running_engine
+from asking import ask, generate, running_engine
 from scripted_backend import ScriptedBackend, replies, tokens
 
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
@@ -32,7 +32,7 @@ def requests(*prompts: str, n: int = 1, max_tokens: int | None = None) -> list[R
 
 
 def generated(engine: LocalEngine, asked: list[Request]) -> tuple[list[Event], dict[tuple[int, ...], FinishEvent]]:
-    events = list(engine.generate(asked))
+    events = list(generate(engine, asked))
     return events, {event.sequence: event for event in events if isinstance(event, FinishEvent)}
 
 

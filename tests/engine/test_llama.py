@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 
 import pytest
-from asking import ask, collect_replies, loaded
+from asking import ask, collect_replies, generate, loaded
 from llama_engines import STORY, greedy, open_engine, options
 
 from cerebrum_cli.core.conversation import Text
@@ -67,7 +67,7 @@ def test_quoted_parentheses_are_not_groups(tiny_model: Path) -> None:
 def test_llama_cancels_a_long_prefill_immediately(chatml_model: Path) -> None:
     prompt = tuple(20 + index % 200 for index in range(60_000))  # half a minute of prefill
     with open_engine(chatml_model, context_size=65_536) as engine:
-        events = engine.generate([Request(prompt)])
+        events = generate(engine, [Request(prompt)])
         told = next(event for event in events if isinstance(event, PromptEvent) and event.evaluated > 2000)
         threading.Timer(0.03, engine.cancel).start()
         rest = list(events)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
-from asking import Guesser, ask, loaded
+from asking import Guesser, ask, generate, loaded
 from command_line import CommandLine
 from gguf_files import rewritten
 from llama_engines import STORY, in_f32, open_engine, options
@@ -71,7 +71,7 @@ def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, 
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
         request = Request(prompt, sampling, controls=(bias,), logprobs=True, ignore_eos=True)
-        events = [event for event in engine.generate([request]) if isinstance(event, TokenEvent) and event.tokens]
+        events = [event for event in generate(engine, [request]) if isinstance(event, TokenEvent) and event.tokens]
     ids = [token for event in events for token in event.tokens]
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)
     assert all(event.logprobs[0] is not None and event.logprobs[0] < -1 for event in events[3::3])  # without the bias

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
-from asking import collect_replies, running_engine, when_held
+from asking import collect_replies, generate, running_engine, when_held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import ALPHABET, ScriptedBackend, random_model, replies, token_score, tokens
@@ -222,7 +222,7 @@ def test_scores_end_with_the_error_of_a_step() -> None:
 
 def test_scores_wait_for_running_sequences() -> None:
     backend = ScriptedBackend(replies({"hello ": "world!"}), slots=4, kv_unified=True)
-    with running_engine(backend) as engine, closing(engine.generate([Request(tokens("hello "))])) as running:
+    with running_engine(backend) as engine, closing(generate(engine, [Request(tokens("hello "))])) as running:
         events = [next(running)]
         scores = collect_scores(engine.score(MANY))
         [reply] = collect_replies([*events, *running]).values()
@@ -236,9 +236,9 @@ def test_scores_reserve_one_separate_cache_and_replies_then_all() -> None:
     with running_engine(backend) as engine:
         scores = collect_scores(engine.score(MANY))
         one_slot = [slots for _, slots in backend.reserved]
-        with closing(engine.generate([Request(tokens("hello "))])) as running:
+        with closing(generate(engine, [Request(tokens("hello "))])) as running:
             events = [next(running)]
-        [reply] = collect_replies(engine.generate([Request(tokens("hello "))])).values()
+        [reply] = collect_replies(generate(engine, [Request(tokens("hello "))])).values()
     assert events and reply.text == "world!"
     assert scores == dict(enumerate(map(expected_scores, MANY)))
     assert (one_slot, [slots for _, slots in backend.reserved[1:]]) == ([1], [4])

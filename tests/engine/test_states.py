@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import Reply, collect_replies, running_engine
+from asking import Reply, collect_replies, generate, running_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import END, ScriptedBackend, expected_reply, random_model, replies, tokens
@@ -161,7 +161,7 @@ def ask_once(
     engine: LocalEngine, prompt: str, *, n: int = 1, limit: int | None = None
 ) -> tuple[Reply, list[NoticeEvent]]:
     """The first reply to a prompt, and the notices."""
-    events: list[Event] = list(engine.generate([Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
+    events: list[Event] = list(generate(engine, [Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
     said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
     return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
 
@@ -253,7 +253,7 @@ def test_cache_never_changes_replies(
             with caching_engine(backend, Path(folder), limit) as engine:
                 for blocks, seed in prompts:
                     prompt = tuple(token for block in blocks for token in block)
-                    events = engine.generate([Request(prompt, SamplingParams(seed=seed, max_tokens=80), n=2)])
+                    events = generate(engine, [Request(prompt, SamplingParams(seed=seed, max_tokens=80), n=2)])
                     for sample in collect_replies(events).values():
                         assert sample.ids == expected_reply(prompt, sample.seed, 80, 250)[0]
                     engine.save_prompt_cache(1)
@@ -295,14 +295,14 @@ def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
     backend = ScriptedBackend(end_at_once, slots=2, context_size=300)
     with caching_engine(backend, tmp_path) as engine:
         one = SamplingParams(max_tokens=1)
-        list(engine.generate([Request(tokens("x" * 100), one), Request(tokens(SECOND), one)]))
+        list(generate(engine, [Request(tokens("x" * 100), one), Request(tokens(SECOND), one)]))
         assert [bytes(held) for held in backend.memory] == [b"x" * 100, SECOND.encode()]
-        list(engine.generate([Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
+        list(generate(engine, [Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
         assert backend.pending_copies == {0, 1}
         engine.save_prompt_cache(1)
         engine.save_prefix(tokens(SECOND))
         assert file_count(tmp_path) == 0
-        list(engine.generate([Request(tokens(SECOND), one)]))  # decodes
+        list(generate(engine, [Request(tokens(SECOND), one)]))  # decodes
         engine.save_prompt_cache(1)
         assert file_count(tmp_path) == 1
 
@@ -313,5 +313,5 @@ def test_restoring_spares_slots_of_pending_copies(tmp_path: Path) -> None:
     with caching_engine(backend, tmp_path) as engine:
         params = SamplingParams(max_tokens=20, seed=0)
         requests = [Request(tokens(SECOND), params, n=2), Request(tokens(GOES_ON), params)]
-        said = collect_replies(engine.generate(requests))
+        said = collect_replies(generate(engine, requests))
     assert [reply.text for reply in said.values()] == ["", "x" * 20, "x" * 20]

@@ -9,7 +9,7 @@ from pickle import dumps, loads
 from typing import Any
 
 import pytest
-from asking import collect_replies
+from asking import collect_replies, generate
 from command_line import CommandLine, Finished, assert_error
 from llama_engines import open_engine
 from tiny_models import CHATML_TEMPLATE, write_bigrams
@@ -201,7 +201,7 @@ def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Pat
     with open_engine(chatml_model) as engine:
         request = Request((97,), SamplingParams(), 'root ::= "abc"', rules=rules)
         with pytest.raises(GrammarError, match=r"rejects 'z'") if text is None else nullcontext():
-            [reply] = collect_replies(engine.generate([request])).values()
+            [reply] = collect_replies(generate(engine, [request])).values()
             assert reply.text == text
 
 

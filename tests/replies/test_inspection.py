@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from asking import ask, collect_replies, loaded, running_engine
+from asking import ask, collect_replies, generate, loaded, running_engine
 from chats import finish, make_chat
 from command_line import Finished
 from llama_engines import in_f32, options
@@ -38,7 +38,7 @@ BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of
 
 def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], likeliest: int = 2) -> list[Event]:
     request = inspection(prompt, tuple(reply), likeliest)
-    return list(engine.generate([request]))
+    return list(generate(engine, [request]))
 
 
 def reports(events: Iterable[Event]) -> list[AlternativesEvent]:
@@ -79,12 +79,12 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
     load_options = in_f32(options(precise_model, context_size=512))
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
     with loaded(LocalEngine(lambda emit, stop: open_llama(load_options, emit, stop))) as engine:
-        events = list(engine.generate([Request(prompt, params, logprobs=True, ignore_eos=True)]))
+        events = list(generate(engine, [Request(prompt, params, logprobs=True, ignore_eos=True)]))
         sampled = [event for event in events if isinstance(event, TokenEvent) and event.tokens]
         decoded = [TokenLogprob(event.tokens[0], event.logprobs[0] or 0.0) for event in sampled]
         evaluated = inspect(engine, prompt, [each.token for each in decoded], 5)
         [next_turn] = collect_replies(
-            engine.generate([Request((*prompt, *(each.token for each in decoded), 5), params)])
+            generate(engine, [Request((*prompt, *(each.token for each in decoded), 5), params)])
         ).values()
         reused = len(prompt) - (1 if engine.backend.trimmable_length else OPENING_TOKENS)
     found = reports(evaluated)

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from asking import ask, collect_replies, running_engine
+from asking import ask, collect_replies, generate, running_engine
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
 from scripted_backend import ScriptedBackend, endless, tokens
@@ -118,7 +118,7 @@ def test_engine_ends_a_reply_that_repeats_itself(speculative: bool) -> None:
     backend = ScriptedBackend(endless({"go": "over and over "}), slots=2, context_size=2000)
     request = Request(tokens("go"), SamplingParams(), speculative=speculative, controls=(LoopCheck,))
     with running_engine(backend) as engine:
-        [reply] = collect_replies(engine.generate([request])).values()
+        [reply] = collect_replies(generate(engine, [request])).values()
         [plain] = ask(engine, "go", max_tokens=300)
     assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS)
     assert plain.reason == "length"

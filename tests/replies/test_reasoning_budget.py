@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from asking import collect_replies, running_engine
+from asking import collect_replies, generate, running_engine
 from command_line import Finished
 from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
@@ -175,7 +175,7 @@ def test_engine_truncates_forced_tokens_at_the_limits(limit: int | None, context
     backend = ScriptedBackend(speaker(lambda seed: ENDED.format(seed=seed)), context_size=context)
     request = Request(tokens("go"), SamplingParams(seed=7, max_tokens=limit), controls=(budget(),), rules=thinking())
     with running_engine(backend) as engine:
-        [reply] = collect_replies(engine.generate([request])).values()
+        [reply] = collect_replies(generate(engine, [request])).values()
     assert (reply.reason, reply.text) == (reason, "\nI can see 7!\n</thi")
 
 
@@ -183,7 +183,7 @@ def test_engine_counts_the_reasoning_of_a_prefix() -> None:
     rules = thinking(prefix="<think>" + "and so " * 9, prefix_tokens=70)
     request = Request(tokens("go"), SamplingParams(seed=7), controls=(budget(),), rules=rules)
     with running_engine(ScriptedBackend(speaker(lambda seed: "I see. " * 20), context_size=400)) as engine:
-        [reply] = collect_replies(engine.generate([request])).values()
+        [reply] = collect_replies(generate(engine, [request])).values()
     assert reply.finish and 70 <= reply.finish.forced[0].at < 82
 
 
@@ -192,7 +192,7 @@ def test_engine_lets_several_controls_intervene() -> None:
     with running_engine(backend) as engine:
         interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
         request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, interrupt))
-        [reply] = collect_replies(engine.generate([request])).values()
+        [reply] = collect_replies(generate(engine, [request])).values()
     assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
     assert reply.reason == "repetition"
     assert reply.finish and reply.finish.forced[0].at == 5
@@ -203,7 +203,7 @@ def test_ends_of_reasoning_become_likelier_close_to_the_limit() -> None:
     backend = ScriptedBackend(speaker(lambda seed: "<think>" + "a. " * 40), context_size=400)
     request = Request(tokens("go"), SamplingParams(), controls=(budget(limit=100),), rules=thinking())
     with running_engine(backend) as engine:
-        [reply] = collect_replies(engine.generate([request])).values()
+        [reply] = collect_replies(generate(engine, [request])).values()
     assert reply.finish and 100 < reply.finish.forced[0].at < 110  # no end came, so that one was forced
     biases = [bias.bias for bias in backend.biases]
     assert {bias.token for bias in backend.biases} == {tokens("</think>")[0]}

@@ -1,8 +1,8 @@
 """Run requests on an engine, and collect the reply of each sequence."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from scripted_backend import ScriptedBackend
@@ -11,9 +11,16 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
+from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore
+
+
+def generate(engine: LocalEngine, requests: Iterable[Request]) -> Generator[Event, None, None]:
+    """Yield the events of all samples as they occur; closing the generator frees the slots before returning."""
+    with closing(engine.complete(requests)) as completions:
+        yield from raise_refusals(completions)
 
 
 @dataclass(slots=True)
@@ -104,5 +111,5 @@ def ask(
 ) -> list[Reply]:
     tokens = engine.vocabulary.tokenize([Text(prompt)])
     request = Request(tokens, SamplingParams(**params), grammar, n, speculative=speculative)  # type: ignore[arg-type]
-    said = collect_replies(engine.generate([request]))
+    said = collect_replies(generate(engine, [request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from asking import Reply, collect_replies, loaded
+from asking import Reply, collect_replies, generate, loaded
 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -44,7 +44,7 @@ def open_engine(
 
 
 def greedy(engine: LocalEngine, prompt: tuple[int, ...], limit: int) -> Reply:
-    [reply] = collect_replies(engine.generate([Request(prompt, SamplingParams(max_tokens=limit))])).values()
+    [reply] = collect_replies(generate(engine, [Request(prompt, SamplingParams(max_tokens=limit))])).values()
     return reply
 
 
@@ -63,6 +63,6 @@ def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[in
 def greedy_reply(
     engine: LocalEngine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
 ) -> tuple[Reply, list[object]]:
-    events = list(engine.generate([Request(prompt, SamplingParams(max_tokens=limit), n=n)]))
+    events = list(generate(engine, [Request(prompt, SamplingParams(max_tokens=limit), n=n)]))
     notices: list[object] = [event for event in events if isinstance(event, NoticeEvent)]
     return list(collect_replies(event for event in events if event not in notices).values())[-1], notices

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 from zlib import crc32
 
-from asking import Reply, collect_replies, loaded
+from asking import Reply, collect_replies, generate, loaded
 from model_servers import ModelServer
 from scripted_backend import END, Model, ScriptedBackend
 from server_kinds import LlamaServer
@@ -62,7 +62,7 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
     [eos] = vocabulary.special_token_ids([vocabulary.special_token_text("eos")])
 
     def model(held: tuple[int, ...], seed: int) -> int:
-        [reply] = collect_replies(engine.generate([Request(held, SamplingParams(max_tokens=1))])).values()
+        [reply] = collect_replies(generate(engine, [Request(held, SamplingParams(max_tokens=1))])).values()
         return reply.ids[0] if reply.ids else eos
 
     return LlamaServer(model, context_size=engine.context_size, vocabulary=vocabulary)

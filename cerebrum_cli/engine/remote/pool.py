@@ -143,8 +143,9 @@ class Pool:
         before = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
         for server in self._servers:
             for job in list(server.running):
-                is_late = job.start < before and job.may_be_copied
-                if is_late and (other := self._choose(job, but=server)):
+                if job.request.stream or job.losses or job.copy or job.start >= before:
+                    continue
+                if other := self._choose(job, but=server):
                     job.copy = replace(job, copy=job)
                     self._start(job.copy, other)
 
@@ -207,7 +208,7 @@ class Pool:
         lost = error if isinstance(error, LostServerError) else LostServerError(str(error))
         if not lost.server_works:
             server.lose(error)
-        others = [other for other in self._servers if other is not server and not other.is_lost]
+        others = [other for other in self._servers if other is not server and other.is_reached and not other.failures]
         if job.has_output or (job.request.stream and not others):
             job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
             return

@@ -368,20 +368,15 @@ class RemoteSample(ReplySample):
             return
         tokens = (*self._ids[self._turn_start :], *self._end_token)
         try:
-            if self._takes_messages:
-                matches = self._is_json
+            if self._takes_messages:  # the server has the schema: it may be JSON, by its beginning
+                answer = "".join(self._texts.get("answer", ()))
+                matches = answer.lstrip()[:1] in JSON_STARTS
             else:
                 matches = not tokens or self.vocabulary.matches_grammar(grammar, tokens)
         except GrammarError as error:
             raise RefusedRequestError(error) from error
         if not matches:
             raise RefusedRequestError(EndpointError(IGNORED, "update the server, or use another"))
-
-    @property
-    def _is_json(self) -> bool:
-        """Whether an answer may be JSON, by its beginning: the server has the schema."""
-        answer = "".join(self._texts.get("answer", ()))
-        return answer.lstrip()[:1] in JSON_STARTS
 
     # Its end.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
@@ -81,10 +81,6 @@ class PoolJob:
     def unfinished(self) -> tuple[RemoteSample, ...]:
         return tuple(sample for sample in self.samples if sample.id in self.pooled.running)
 
-    @property
-    def may_be_copied(self) -> bool:
-        return not (self.request.stream or self.losses or self.copy)
-
     def split(self, count: int) -> PoolJob | None:
         """Limit the job to so many samples; return one for the others."""
         samples = self.unfinished
@@ -93,22 +89,23 @@ class PoolJob:
             return None
         return replace(self, samples=samples[count:], copy=None)
 
-    def report(self, events: Iterable[SampleEvent]) -> None:
-        """Emit events of samples that have not finished: a copy may have been faster."""
+    def report(self, event: SampleEvent) -> None:
+        """Emit an event of a sample that has not finished: a copy may have been faster."""
         running = self.pooled.running
-        for event in events:
-            if event.sequence in running:
-                if isinstance(event, (FinishEvent, RefusedEvent)):
-                    running.remove(event.sequence)
-                self.pooled.emit(event)
+        if event.sequence in running:
+            if isinstance(event, (FinishEvent, RefusedEvent)):
+                running.remove(event.sequence)
+            self.pooled.emit(event)
 
     def cancel(self) -> None:
-        self.report([sample.finish("cancelled") for sample in self.unfinished])
+        for sample in self.unfinished:
+            self.report(sample.finish("cancelled"))
         if self.task:
             self.task.cancel()
 
     def refuse(self, error: CerebrumError) -> None:
-        self.report([RefusedEvent(sample.id, error, sample.origin) for sample in self.unfinished])
+        for sample in self.unfinished:
+            self.report(RefusedEvent(sample.id, error, sample.origin))
 
 
 class Server:
@@ -163,10 +160,6 @@ class Server:
         self.is_known = self.is_reached = True
         if not self.failures:
             self.problem = None
-
-    @property
-    def is_lost(self) -> bool:
-        return not self.is_reached or self.failures > 0
 
     @property
     def is_due(self) -> bool:
@@ -255,7 +248,8 @@ class Server:
         request = job.request
         total = len(request.prompt_tokens)
         evaluated = 0 if request.stream else total  # whole replies show no progress
-        job.report(PromptEvent(sample.id, evaluated, total) for sample in job.samples)
+        for sample in job.samples:
+            job.report(PromptEvent(sample.id, evaluated, total))
         limit = self._timeouts.row_timeout
         try:
             async with asyncio.timeout(limit) as deadline:
@@ -296,7 +290,8 @@ class Server:
                 raise errors.exceptions[0] from errors
             for turn in turns:
                 events += turn.result()
-        self._report(job, events)
+        for event in events:
+            self._report(job, event)
 
     async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[SampleEvent]:
         """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
@@ -320,7 +315,7 @@ class Server:
                     self._note_life(deadline)
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                        self._report(job, [event])
+                        self._report(job, event)
                     if sample.needs_turn or not job.unfinished:
                         break
                 else:
@@ -331,11 +326,10 @@ class Server:
         if self._timeouts.row_timeout:
             deadline.reschedule(asyncio.get_running_loop().time() + self._timeouts.row_timeout)
 
-    def _report(self, job: PoolJob, events: Iterable[SampleEvent]) -> None:
-        for event in events:
-            if isinstance(event, FinishEvent):
-                self._check_prompt(job, event)
-            job.report([event])
+    def _report(self, job: PoolJob, event: SampleEvent) -> None:
+        if isinstance(event, FinishEvent):
+            self._check_prompt(job, event)
+        job.report(event)
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
