@@ -209,7 +209,8 @@ class PromptCache:
         return [
             slot
             for slot in self.scheduler.free_slots
-            if self.backend.context.length(slot.index) == len(slot.tokens)
+            if slot.tokens
+            and self.backend.context.length(slot.index) == len(slot.tokens)
             and slot.index not in self.backend.context.pending_copies
         ]
 
