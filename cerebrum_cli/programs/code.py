@@ -176,15 +176,11 @@ def _with_preamble(preamble: str, code: str) -> str:
 
 
 def _bare_function(text: str, entry_point: str) -> str | None:
-    definition = re.compile(rf"(?P<indent> *)(async )?def {re.escape(entry_point)} *\(")
-    lines = text.split("\n")
-    start, indent = None, ""
-    for number, line in enumerate(lines):
-        if match := definition.match(line):
-            start, indent = number, match["indent"]
-    if start is None:
+    definitions = list(re.finditer(rf"(?m)^( *)(async )?def {re.escape(entry_point)} *\(", text))
+    if not definitions:
         return None
-    lines = [line.removeprefix(indent) for line in lines]
+    start, indent = text.count("\n", 0, definitions[-1].start()), definitions[-1][1]
+    lines = [line.removeprefix(indent) for line in text.split("\n")]
     for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
             if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
