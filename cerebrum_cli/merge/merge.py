@@ -126,9 +126,9 @@ def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: Merge
         require_loadable(model.path, read_header(model.path))
         tables[name] = read_table(public_name(model), model.paths)
         array_items += tables[name].array_items
-    target = Target(options.type, recipe.dtype, options.quantization)
+    dtype = recipe.dtype
     if recipe.method == "passthrough":
-        target = replace(target, dtype=None)
+        dtype = None
     texts = {
         MERGE_RECIPE: recipe.text,
         MERGE_SOURCES: "\n".join(dict.fromkeys(table.name for table in tables.values())),
@@ -136,7 +136,8 @@ def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: Merge
     tokenizer = models[recipe.tokenizer_model]
     if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
         texts[MERGE_FORMAT] = tokenizer.known_format
-    plan = MergePlanner(recipe, tables, target).plan(recipe.name or options.title or options.name, texts)
+    title = recipe.name or options.title or options.name
+    plan = MergePlanner(recipe, tables, Target(options.type, dtype, options.quantization)).plan(title, texts)
     require_supported_types(plan, llama_codec)
     return Merge(recipe, models, options, plan, array_items)
 

@@ -242,15 +242,12 @@ class MergePlanner:
         return self.tables[self.recipe.models[0]].architecture
 
     def _unmatched_filters(self) -> tuple[str, ...]:
-        names = set[str]()
+        names: list[str] = []
         for table in self.tables.values():
             for tensor in table.tensors:
-                names.update(hugging_face_names(tensor, self._architecture))
-        unmatched = []
-        for filter in self.recipe.filters:
-            if not any(filter in name for name in names):
-                unmatched.append(filter)
-        return tuple(unmatched)
+                names += hugging_face_names(tensor, self._architecture)
+        text = "\n".join(names)
+        return tuple(filter for filter in self.recipe.filters if filter not in text)
 
     def _steps(self) -> Iterator[MergeStep]:
         for number, part in enumerate(self.recipe.slices):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
-_BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)")
+from cerebrum_cli.gguf.table import split_layer
 
 # Names in GGUF and in Hugging Face files, without the suffix `.weight` or `.bias` where it is the same in both.
 _GLOBAL: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -91,10 +90,9 @@ def hugging_face_names(name: str, architecture: str = "llama") -> tuple[str, ...
         return (name,)
     if stem in _GLOBAL:
         return (f"{_GLOBAL[stem]}.{kind}",)
-    block = _BLOCK.fullmatch(stem)
-    if block is None:
+    layer, part = split_layer(stem)
+    if layer is None:
         return (name,)
-    layer, part = block.groups()
     rows = {**_PER_LAYER, **_BY_ARCHITECTURE.get(architecture, {})}
     translated = rows.get(f"{part}.{kind}", "").split()
     if not translated:
