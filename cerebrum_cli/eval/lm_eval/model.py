@@ -90,10 +90,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def eot_token_id(self) -> int:
-        vocabulary = self._model.engine.vocabulary
-        for token in vocabulary.special_token_ids([vocabulary.special_token_text("eos")]):
-            return token
-        return self.prefix_token_id
+        return self.prefix_token_id  # required by lm-eval, which reads it only from models with its own tokenizers
 
     @property
     def tokenizer_name(self) -> str:
@@ -138,13 +135,12 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if self._model.format_name == RAW.name:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
         conversation = conversation_from_messages(chat_history, "a prompt of lm-eval", is_request=False)
+        self._chat = conversation = self._model.source.settings.applied_to(conversation)
         beginning = ""
         if not add_generation_prompt:
             *earlier, last = conversation.messages
-            conversation, beginning = replace(conversation, messages=tuple(earlier)), last.content
-        self._chat = conversation = self._model.source.settings.applied_to(conversation)
-        if not add_generation_prompt:
-            conversation = replace(conversation, thinks=False)
+            conversation = replace(conversation, messages=tuple(earlier), thinks=False)
+            beginning = last.content
         return self._model.render(conversation) + self._reply_space + beginning
 
     # Requests.
@@ -239,9 +235,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         system = None
         if self._chat:
             stop, system = self._model.format.stop, self._chat.system_prompt
-        common = self._model.source.settings
+        common, max_tokens = self._model.source.settings, kwargs["max_gen_toks"]
         try:
-            max_tokens = int(kwargs["max_gen_toks"])
             settings = Settings(
                 max_tokens=max_tokens,
                 temperature=float(values["temperature"]),

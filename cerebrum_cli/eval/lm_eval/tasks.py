@@ -50,14 +50,14 @@ def find_tasks(tasks: Sequence[str], include_path: Path | None) -> tuple[TaskMan
     manager = Tasks(include_path=include_path, include_defaults=include_path is None)
     if include_path and not all(manager.match_tasks([task]) for task in tasks):
         manager = Tasks(include_path=include_path)
-    found: dict[str, None] = {}
+    found = []
     for task in tasks:
         names = manager.match_tasks([task])
         if not names:
             hint = did_you_mean(task, manager.all_tasks, 3) + "list all with lm_eval ls tasks"
             raise UsageError(f"lm-eval has no task {task!r}", hint)
-        found.update(dict.fromkeys(names))
-    return manager, list(found)
+        found += names
+    return manager, list(dict.fromkeys(found))
 
 
 class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
