@@ -68,8 +68,7 @@ class Comparison:
 def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, QuestionResult]:
     found = {}
     for id, question in questions.items():
-        won = winner(votes_of(question))
-        found[id] = QuestionResult(accuracy_of(question), won.form, won.correct, question[0].cluster_key)
+        found[id] = QuestionResult(accuracy_of(question), *winner(votes_of(question)), question[0].cluster_key)
     return found
 
 

@@ -163,14 +163,14 @@ def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
     value = mean(scores)
     totals = _cluster_totals(scores, clusters)
     error = _error(value, totals)
-    if error < ROUNDING:
-        return Estimate(value, _corrected(value, len(totals)))
-    n = len(scores)
-    size = n / len(totals)
-    added = Totals(size * (value <= 0.5), size)
-    center = (n * value + added.sum) / (n + size)
-    error_with_added = _error(center, [*totals, added])
-    trials = min(_effective(value, error), _effective(center, error_with_added))
+    trials: float = len(totals)
+    if error >= ROUNDING:
+        n = len(scores)
+        size = n / len(totals)
+        added = Totals(size * (value <= 0.5), size)
+        center = (n * value + added.sum) / (n + size)
+        error_with_added = _error(center, [*totals, added])
+        trials = min(_effective(value, error), _effective(center, error_with_added))
     return Estimate(value, _corrected(value, trials))
 
 

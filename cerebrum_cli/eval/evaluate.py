@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -211,7 +211,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Genera
 
 
 def evaluate_block(
-    evaluation: Evaluation, model: LoadedModel, block: Mapping[int, Any], results: Results
+    evaluation: Evaluation, model: LoadedModel, block: Iterable[int], results: Results
 ) -> Iterator[Event]:
     results.finished = all_finished(evaluation.rows)
     for position in block:

@@ -238,7 +238,7 @@ def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row
         except (pyarrow.ArrowException, OSError) as error:
             problem = f"{task.repo_id}/{file.name} is not a parquet file that pyarrow can read: {error}"
             raise PullError(problem.partition("\n")[0], "report it to the dataset's owner") from error
-    yield from enumerate(rows, 1)
+    return enumerate(rows, 1)
 
 
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:

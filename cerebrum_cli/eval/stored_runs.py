@@ -81,13 +81,14 @@ class Run:
     @property
     def sampling(self) -> dict[str, Any]:
         recorded = {}
-        for key in (*SAMPLERS, "think"):
+        for key in SAMPLERS:
             value = self.record.fingerprint.get(key.replace("_", " "))
             if value is not None:
                 recorded[key] = value
-        sampling: dict[str, Any] = samplers_in_effect(recorded)
-        if recorded.get("think"):
-            sampling["think"] = recorded["think"]
+        sampling = samplers_in_effect(recorded)
+        think = self.record.fingerprint.get("think")
+        if think:
+            sampling["think"] = think
         return sampling
 
     @property
@@ -131,12 +132,12 @@ class RunStore:
         yield from sorted(runs, key=lambda run: (run.changed_at, run.name))
 
     def find(self, reference: str) -> Run:
-        run = None
+        paths = [Path(reference)]
         if "/" not in reference:
-            run = read_run(self.directory / f"{reference}{SUFFIX}")
-        run = run or read_run(Path(reference))
-        if run is not None:
-            return run
+            paths.insert(0, self.directory / f"{reference}{SUFFIX}")
+        for path in paths:
+            if run := read_run(path):
+                return run
         if exists(Path(reference)):
             raise _not_a_run(reference)
         similar = did_you_mean(reference, [run.name for run in self], 3)
