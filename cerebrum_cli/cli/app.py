@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.machine import Build
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.download import Progress
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
@@ -59,15 +58,19 @@ class App(Installation):
 
         return RunStore(self.data_directory / "runs")
 
-    def puller(self, progress: Progress, offline: bool) -> Puller:
+    @contextmanager
+    def puller(self, offline: bool) -> Iterator[Puller]:
+        """What plans downloads and pulls models, with progress on the terminal."""
         from cerebrum_cli.library.pull import Puller
+        from cerebrum_cli.terminal.progress import FileProgress
 
         def merge(*arguments: Any) -> InstalledModel:
             from cerebrum_cli.merge.merge import pull_merge
 
             return pull_merge(*arguments)
 
-        return Puller(self.library, progress, merge, offline)
+        with FileProgress(self.streams) as progress:
+            yield Puller(self.library, progress, offline, merge=merge)
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

@@ -31,11 +31,9 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
             error.hint = "add --endpoint if a server has it, or choose another model with -m"
         if error.pullable is None or not (yes or app.streams.can_ask):
             raise
-        from cerebrum_cli.terminal.progress import FileProgress
-
         reference = app.library.parse(error.pullable)
-        with FileProgress(app.streams) as progress:
-            if app.puller(progress, offline).is_unavailable_offline(reference):
+        with app.puller(offline) as puller:
+            if puller.is_unavailable_offline(reference):
                 raise
         if settings.model is None and not yes:
             from cerebrum_cli.library.listing import suggestions
@@ -77,10 +75,8 @@ def choose_file(app: App, error: SeveralModels) -> ModelReference:
 
 
 def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: int | None, offline: bool) -> bool:
-    from cerebrum_cli.terminal.progress import FileProgress
-
-    with FileProgress(app.streams) as progress:
-        plan = app.puller(progress, offline).planner.plan(reference, context)
+    with app.puller(offline) as puller:
+        plan = puller.plan(reference, context)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
@@ -90,20 +86,18 @@ def pull_model(
 ) -> InstalledModel:
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
     from cerebrum_cli.library.fit import SeveralModels
-    from cerebrum_cli.terminal.progress import FileProgress
 
-    with FileProgress(app.streams) as progress:
+    with app.puller(offline) as puller:
 
         def agree(warning: str) -> bool:
-            progress.close()
+            puller.progress.close()
             return yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
 
-        puller = app.puller(progress, offline)
         with interruptible("run it again to resume"):
             try:
                 model = puller.pull(reference, name, context, agree)
             except SeveralModels as error:
-                progress.close()
+                puller.progress.close()
                 model = puller.pull(choose_file(app, error), name, context, agree)
     app.streams.report(f"installed {model.reference}: {model.path}")
     return model

