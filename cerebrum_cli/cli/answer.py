@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,12 @@ class AnswerPrinter:
     session: Session | None
     continued: StoredMessage | None
     saved_as: str | None = None
-    keyboard: Keyboard = field(default_factory=Keyboard)
     uncertain: tuple[UncertainToken, ...] | None = None
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
-        hides_keys = self.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
+        hides_keys = Keyboard().without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
             with hides_keys, naming_grammar_file(self.options):
                 yield

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
-    from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.replies.tally import Votes
     from cerebrum_cli.results.results import Results
     from cerebrum_cli.results.schema import Table
 
@@ -60,14 +58,15 @@ def batch(
         str, positional("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
     ],
     output: Annotated[
-        Path,
+        Path | None,
         Option(
             "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output",
             "Output",
             short="-o",
             metavar="OUTPUT",
         ),
-    ],
+    ] = None,
+    *,
     overrides: Annotated[Layer, settings_options(REPLY_KEYS)],
     options: BatchCommandOptions,
 ) -> None:
@@ -85,6 +84,8 @@ def batch(
     from cerebrum_cli.results.output_files import output_paths, table_type
     from cerebrum_cli.results.schema import DELIMITERS
 
+    if output is None:
+        raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
     saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
     source = Path(input_file)
     if output != STANDARD:
@@ -118,34 +119,14 @@ def answer_input(
 
     Raises Interrupted with how to resume.
     """
-    from cerebrum_cli.cli.generation import resumable, settings_by_mode
+    from cerebrum_cli.batch.answering import BatchOptions, answer_rows
+    from cerebrum_cli.cli.generation import answer_missing, read_grammar, resumable, settings_by_mode
 
     votes = options.vote_bounds
     samples_by = "--votes" if votes else None
     source = options.find_source(app, overrides, samples_by=samples_by)
     modes = settings_by_mode(app, source, overrides, samples_by)
-    row_options = options_of_rows(app, source, votes, modes, options)
-    record = fingerprint(app, source, row_options, options, saved)
-    results = results_of(app, output, record, source.model.adapter_params, rows, options)
-    with resumable(results, "rows", options.restart):
-        if results.missing_count:
-            answer_missing_rows(app, source, rows, row_options, results, options)
-        else:
-            report_counts(app, results)
-    return results.counts.failed + results.counts.undecided
-
-
-def options_of_rows(
-    app: App,
-    source: ModelSource,
-    votes: Votes | None,
-    modes: Mapping[str, Settings],
-    options: BatchCommandOptions,
-) -> BatchOptions:
-    from cerebrum_cli.batch.answering import BatchOptions
-    from cerebrum_cli.cli.generation import read_grammar
-
-    return BatchOptions(
+    row_options = BatchOptions(
         source.settings,
         source.model.names,
         grammar=read_grammar(app, options, source.model),
@@ -154,6 +135,16 @@ def options_of_rows(
         ignore_eos=options.ignore_eos,
         modes=modes,
     )
+    record = fingerprint(app, source, row_options, options, saved)
+    results = results_of(app, output, record, source.model.adapter_params, rows, options)
+    with resumable(results, "rows", options.restart):
+        if results.missing_count:
+            answer_block = partial(answer_rows, options=row_options)
+            answer = partial(answer_block, rows=rows, results=results)
+            answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
+        else:
+            report_counts(app, results)
+    return results.counts.failed + results.counts.undecided
 
 
 def fingerprint(
@@ -211,22 +202,6 @@ def table_of(output: Path, rows: IndexedRows) -> Table | None:
 
         return parquet_table()
     return partial(table_lines, DELIMITERS[name], rows.columns)
-
-
-def answer_missing_rows(
-    app: App,
-    source: ModelSource,
-    rows: IndexedRows,
-    row_options: BatchOptions,
-    results: Results,
-    options: BatchCommandOptions,
-) -> None:
-    from cerebrum_cli.batch.answering import answer_rows
-    from cerebrum_cli.cli.generation import answer_missing
-
-    answer_block = partial(answer_rows, options=row_options)
-    answer = partial(answer_block, rows=rows, results=results)
-    answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
 
 
 def report_counts(app: App, results: Results) -> None:

@@ -349,12 +349,11 @@ def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:
     """Text and token ids of the prompt of the first question."""
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.replies.interface import open_source
-    from cerebrum_cli.replies.reply import Ask
 
     evaluation = prepared.evaluation
-    asked = Ask(evaluation.conversation(evaluation.questions[0]), evaluation.settings)
+    conversation = evaluation.conversation(evaluation.questions[0])
     with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        return loaded.preview(asked.conversation, asked.settings)
+        return loaded.preview(conversation, evaluation.settings)
 
 
 def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:

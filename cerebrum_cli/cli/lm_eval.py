@@ -121,16 +121,12 @@ def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, opt
         remove(lock)
 
 
-def require_lm_eval() -> None:
-    if find_spec("lm_eval") is None:
-        raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
-
-
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
     from cerebrum_cli.results.output_files import output_paths
 
     output = options.output
-    require_lm_eval()
+    if find_spec("lm_eval") is None:
+        raise UsageError("lm-eval is not installed", pip_install('"cerebrum-cli[lm-eval]"'))
     if not options.apply_chat_template:
         needless = "" if overrides.get("system") is None else "--system"
         if overrides.get("think") in ("on", *EFFORTS):

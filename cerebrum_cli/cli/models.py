@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
@@ -25,13 +26,12 @@ from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.reference import Reference
+    from cerebrum_cli.library.registry import OnProgress
 
 
 @composed
@@ -303,23 +303,26 @@ def describe_not_installed(
     app: App, reference: Reference, ctx: int | None, error: ModelNotFound
 ) -> tuple[dict[str, Any], DownloadPlan | None]:
     """Describe a model by its vocabulary or the catalog, and plan its download. Raises the error without either."""
-    from cerebrum_cli.library.listing import describe_available
+    from cerebrum_cli.library import listing
 
-    available = describe_available(app.library, reference, partial(settings_by_mode, app), ctx)
+    description: dict[str, Any] = {}
+    plan = None
+    spec = app.library.spec_of(reference)
     vocabulary = app.library.stored_vocabulary(reference)
-    if available is None and vocabulary is None:
+    if spec and not isinstance(reference, Path):
+        modes = settings_by_mode(app, spec)
+        description, plan = listing.describe_available(app.library, spec, reference, modes, ctx)
+    elif vocabulary is None:
         raise error
-    description, plan = available or ({}, None)
     if vocabulary:
-        description = describe(app, vocabulary, lambda *_: None)
+        description = describe(app, vocabulary)
     return description, plan
 
 
-def describe(app: App, model: InstalledModel, on_progress: Callable[[int, int], None]) -> dict[str, Any]:
+def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = None) -> dict[str, Any]:
     from cerebrum_cli.library import listing
 
-    by_mode = partial(settings_by_mode, app)
-    return listing.describe(app.library, model, ask_settings(app, model), by_mode, on_progress)
+    return listing.describe(app.library, model, ask_settings(app, model), settings_by_mode(app, model), on_progress)
 
 
 def ask_settings(app: App, model: InstalledModel) -> Settings:

@@ -9,7 +9,6 @@ Examples:
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.text import format_utc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +71,7 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
                 "accuracy": accuracy and accuracy.value,
                 "interval": accuracy and list(accuracy.interval),
                 "complete": run.is_complete,
-                "updated": datetime.fromtimestamp(run.changed_at, UTC).isoformat(timespec="seconds"),
+                "updated": format_utc(run.changed_at),
             }
         )
         outdated += [run.name] if run.outdated else []

@@ -77,7 +77,7 @@ def composed(function: Callable[..., Any]) -> Callable[..., Any]:
         assigned = texts.pop(SET, None) or ()
         if HELP in assigned:
             return print_settings(app_of(context).streams, declared.settable)
-        require_complete(context, declared.required)
+        require_arguments(context)
         given = GivenOptions.parse(texts, assigned, declared.settable)
         values = declared.values(given)
         app = app_of(context, values.values())
@@ -94,7 +94,6 @@ class DeclaredCommand(NamedTuple):
 
     parameters: Mapping[str, inspect.Parameter]
     groups: Mapping[str, Mapping[str, Option]]
-    settable: Mapping[str, Option]
 
     @classmethod
     def of(cls, parameters: Mapping[str, inspect.Parameter]) -> DeclaredCommand:
@@ -103,14 +102,17 @@ class DeclaredCommand(NamedTuple):
             if options := options_in(parameter):
                 groups[name] = options
         NAMES.update(*groups.values())
-        return cls(parameters, groups, settable_options(groups.values()))
+        return cls(parameters, groups)
 
     @property
-    def required(self) -> Iterator[Option]:
-        """Options without a default."""
-        for name, options in self.groups.items():
-            if name in options and self.parameters[name].default is inspect.Parameter.empty:
-                yield options[name]
+    def settable(self) -> dict[str, Option]:
+        """The options that `--set` takes: settings, and those without a flag."""
+        settable = {}
+        for options in self.groups.values():
+            for name, declared in options.items():
+                if name in OPTIONS or not declared.heading:
+                    settable[name] = declared
+        return settable
 
     def typer_parameters(self) -> list[inspect.Parameter]:
         parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
@@ -158,16 +160,6 @@ def options_in(parameter: inspect.Parameter) -> Mapping[str, Option]:
     return declared if isinstance(declared, dict) else {}
 
 
-def settable_options(groups: Iterable[Mapping[str, Option]]) -> dict[str, Option]:
-    """The options that `--set` takes: settings, and those without a flag."""
-    settable = {}
-    for options in groups:
-        for name, declared in options.items():
-            if name in OPTIONS or not declared.heading:
-                settable[name] = declared
-    return settable
-
-
 def typer_parameter(declared: Option, values: Values | None = None) -> inspect.Parameter:
     """Typer's parameter of an option, as text, several texts or a switch."""
     kind: Any = str | None
@@ -190,17 +182,13 @@ def typer_parameter(declared: Option, values: Values | None = None) -> inspect.P
     return inspect.Parameter(declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def require_complete(context: typer.Context, required: Iterable[Option]) -> None:
-    """Raise UsageError for an argument or an option that is missing, and for arguments left over."""
+def require_arguments(context: typer.Context) -> None:
+    """Raise UsageError for an argument that is missing, and for those left over."""
     hint = f"see {context.command_path} --help"
     for parameter in context.command.params:
         is_missing = parameter.required and context.params[parameter.name] is None
         if is_missing and parameter.param_type_name == "argument":
             raise UsageError(f"missing argument '{parameter.metavar}'", hint)
-    for declared in required:
-        if context.params[declared.name] is None and variable_that_sets(declared.name) is None:
-            names = [repr(name) for name in (declared.short, flag(declared.name)) if name]
-            raise UsageError(f"missing option {' / '.join(names)}", hint)
     if context.args:
         raise UsageError(f"unexpected argument: {' '.join(context.args)}", hint)
 

@@ -224,27 +224,22 @@ def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
     if texts == (NONE,):
         return ()
     for text in texts:
-        if not is_adapter(text):
-            raise InvalidValue(text, "FILE or FILE:SCALE, with a finite number as the scale, or only none")
+        try:
+            parse_adapter(text)
+        except ValueError as error:
+            expected = "FILE or FILE:SCALE, with a finite number as the scale, or only none"
+            raise InvalidValue(text, expected) from error
     return texts
 
 
-def is_adapter(text: str) -> bool:
-    try:
-        path, _ = parse_adapter(text)
-    except ValueError:
-        return False
-    return path != NONE
-
-
 def parse_adapter(text: str) -> tuple[str, float]:
-    """Read FILE or FILE:SCALE. Raises ValueError for a scale that is not finite, and for a missing file name."""
+    """Read FILE or FILE:SCALE. Raises ValueError for a scale that is not finite, and for a missing name, or none."""
     name, colon, number = text.rpartition(":")
     path, scale = text, 1.0
     if colon:
         with suppress(ValueError):  # for a colon in the name
             path, scale = name, float(number)
-    if not path or not isfinite(scale):
+    if path in ("", NONE) or not isfinite(scale):
         raise ValueError(text)
     return path, scale
 

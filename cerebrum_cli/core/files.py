@@ -188,10 +188,10 @@ def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) ->
 
 
 @contextlib.contextmanager
-def work_directory(parent: Path, name: str, is_required: bool = False) -> Iterator[Path]:
+def work_directory(parent: Path, name: str) -> Iterator[Path]:
     """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
     parent.mkdir(parents=True, exist_ok=True)
-    with unfinished_file(parent / name, is_required=is_required) as part:
+    with unfinished_file(parent / name, is_required=True) as part:
         directory = part.path.with_suffix(_DIRECTORY)
         directory.mkdir(mode=0o700)
         yield directory

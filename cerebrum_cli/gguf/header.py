@@ -72,22 +72,6 @@ def parts_sizes(paths: Sequence[Path]) -> ModelSizes:
     return model_sizes(keys, [(tensor.name, tensor.size) for part in parts for tensor in part.tensors])
 
 
-def vocabulary_digest(path: Path, header: Header) -> str | None:
-    """Digest in hexadecimal of the vocabulary in a file with this header; None if the file cannot be read.
-
-    It has 16 bytes, and covers those of the vocabulary in the file, a few megabytes: a millisecond for 49,000 tokens.
-    """
-    import hashlib
-
-    start, end = header.vocabulary
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return hashlib.sha256(file.read(end - start)).hexdigest()[:32]
-    except OSError:
-        return None
-
-
 def header_from_tables(path: Path, tables: Tables) -> Header:
     """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
     metadata = tables.metadata

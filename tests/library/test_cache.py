@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.cache import Cache, CachePath
 
 OLD, NEW, NEWER = ("0" * 39 + digit for digit in "123")
 FILE = "Model-Q4_K_M.gguf"
@@ -64,7 +64,7 @@ def test_cache_lists_a_model_once_by_each_of_its_names(cache: Cache) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a", "x-Q8_0": "b"}, age=20)
     snapshot(cache, NEW, {"x-Q4_0": "a", "x-Q8_0": "c"}, age=10)
     snapshot(cache, NEWER, {"x-Q4_K_S": "a", "x-Q4_K_M": "a", "x-Q2_K": "d"}, "other/r")
-    cache.place("other/r", NEW, FILE, digest("d")).blob.unlink()
+    CachePath(cache.repository_directory("other/r"), NEW, FILE, digest("d")).blob.unlink()
     old, new = [("o/r", "1", "Q8_0")], [("o/r", "2", "Q4_0"), ("o/r", "2", "Q8_0")]
     assert found(cache) == [*new, *old, ("other/r", "3", "Q4_K_M"), ("other/r", "3", "Q4_K_S")]
 
@@ -80,7 +80,7 @@ def test_cache_split_model_requires_all_parts(cache: Cache) -> None:
 
 def test_cache_blob_may_be_a_link_or_missing(cache: Cache, tmp_path: Path) -> None:
     snapshot(cache, OLD, {"x-Q4_0": "a"})
-    shared = cache.place("o/r", NEW, FILE, digest("a")).blob
+    shared = CachePath(cache.repository_directory("o/r"), NEW, FILE, digest("a")).blob
     shared.rename(tmp_path / "shared")
     shared.symlink_to(tmp_path / "shared")
     (model,) = cache.models()
@@ -125,7 +125,7 @@ def listed(directory: Path) -> list[str]:
 
 
 def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str = "main", repo_id: str = "o/r") -> Path:
-    place = cache.place(repo_id, commit, name, digest(content))
+    place = CachePath(cache.repository_directory(repo_id), commit, name, digest(content))
     place.make_directories()
     place.blob.write_text(content)
     cache.write_ref(repo_id, revision, commit)
@@ -135,7 +135,7 @@ def put(cache: Cache, name: str, content: str, commit: str = OLD, revision: str 
 def test_cache_link_is_replaced_only_if_it_leads_elsewhere(cache: Cache) -> None:
     path = put(cache, FILE, "a")
     before = path.lstat()
-    assert (cache.place("o/r", OLD, FILE, digest("a")).link(), path.lstat()) == (path, before)
+    assert (CachePath(cache.repository_directory("o/r"), OLD, FILE, digest("a")).link(), path.lstat()) == (path, before)
     put(cache, FILE, "b")
     assert (path.read_text(), listed(path.parent)) == ("b", [FILE])
     path.unlink()

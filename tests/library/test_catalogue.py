@@ -73,7 +73,7 @@ def test_spec_matches_whole_and_split_files_in_any_case(spec: ModelSpec, source:
 
 def test_catalogue_rows_recommend_sampling_for_each_mode() -> None:
     def sampled(name: str, **user: object) -> tuple[object, ...]:
-        values = fold(*PACKAGED[name].recommended, user)
+        values = fold(PACKAGED[name].recommended, user)
         return values.think, values.temperature, values.top_k, values.top_p, values.min_p, values.presence_penalty
 
     assert sampled("qwen3.5-4b") == sampled("qwen3.5-4b", think="on") == ("on", 1.0, 20, 0.95, 0.0, 1.5)

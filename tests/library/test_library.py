@@ -12,7 +12,7 @@ from gguf_files import write_model
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
-from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.fit import Capacity
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import row
@@ -229,7 +229,7 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
 
 def store(cache: Cache, model: Path) -> Path:
     name = "Thinker-Q4_K_M.gguf"
-    place = cache.place(REPO, COMMIT, name, DIGEST)
+    place = CachePath(cache.repository_directory(REPO), COMMIT, name, DIGEST)
     place.make_directories()
     place.blob.write_bytes(model.read_bytes())
     return place.link()
