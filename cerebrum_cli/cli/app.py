@@ -59,8 +59,8 @@ class App(Installation):
         return RunStore(self.data_directory / "runs")
 
     @contextmanager
-    def puller(self, offline: bool) -> Iterator[Puller]:
-        """What plans downloads and pulls models, with progress on the terminal."""
+    def puller(self, offline: bool, context: int | None = None, yes: bool = False) -> Iterator[Puller]:
+        """What plans downloads and pulls models, with progress and questions on the terminal."""
         from cerebrum_cli.library.pull import Puller
         from cerebrum_cli.terminal.progress import FileProgress
 
@@ -69,8 +69,12 @@ class App(Installation):
 
             return pull_merge(*arguments)
 
+        def confirm(warning: str) -> bool:
+            progress.close()
+            return yes or self.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+
         with FileProgress(self.streams) as progress:
-            yield Puller(self.library, progress, offline, merge=merge)
+            yield Puller(self.library, progress, offline, context, merge=merge, confirm=confirm)
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

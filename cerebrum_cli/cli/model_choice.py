@@ -75,8 +75,8 @@ def choose_file(app: App, error: SeveralModels) -> ModelReference:
 
 
 def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: int | None, offline: bool) -> bool:
-    with app.puller(offline) as puller:
-        plan = puller.plan(reference, context)
+    with app.puller(offline, context) as puller:
+        plan = puller.plan(reference)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
@@ -87,17 +87,10 @@ def pull_model(
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
     from cerebrum_cli.library.fit import SeveralModels
 
-    with app.puller(offline) as puller:
-
-        def agree(warning: str) -> bool:
-            puller.progress.close()
-            return yes or app.streams.confirm(f"{warning}. Pull it anyway?", default=False)
-
-        with interruptible("run it again to resume"):
-            try:
-                model = puller.pull(reference, name, context, agree)
-            except SeveralModels as error:
-                puller.progress.close()
-                model = puller.pull(choose_file(app, error), name, context, agree)
+    with app.puller(offline, context, yes) as puller, interruptible("run it again to resume"):
+        try:
+            model = puller.pull(reference, name)
+        except SeveralModels as error:
+            model = puller.pull(choose_file(app, error), name)
     app.streams.report(f"installed {model.reference}: {model.path}")
     return model

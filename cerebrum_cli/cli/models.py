@@ -55,8 +55,8 @@ def search(
     from cerebrum_cli.terminal.tables import print_rows
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
-    with app.puller(offline) as puller:
-        repositories = puller.search(text, ctx)
+    with app.puller(offline, ctx) as puller:
+        repositories = puller.search(text)
     rows = [search_row(*repository) for repository in repositories]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
@@ -130,8 +130,8 @@ def suggested_model(app: App, ctx: int | None) -> str:
 
 
 def pull_vocabulary(app: App, reference: Reference, ctx: int | None, offline: bool) -> InstalledModel:
-    with app.puller(offline) as puller, interruptible("run it again"):
-        installed = puller.pull_vocabulary(reference, ctx)
+    with app.puller(offline, ctx) as puller, interruptible("run it again"):
+        installed = puller.pull_vocabulary(reference)
     what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
     app.streams.report(f"{what} {installed.reference}: {installed.path}")
     return installed
@@ -156,8 +156,8 @@ def show_download_plan(app: App, reference: Reference, context: int | None, opti
     from cerebrum_cli.library.listing import download_plan_object
     from cerebrum_cli.terminal.tables import print_candidates
 
-    with app.puller(options.offline) as puller:
-        plan = puller.plan(reference, context)
+    with app.puller(options.offline, context) as puller:
+        plan = puller.plan(reference)
     if options.json:
         app.streams.answer_object(download_plan_object(plan))
         return

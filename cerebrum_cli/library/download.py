@@ -63,9 +63,6 @@ class Progress(Protocol):
     def notice(self, event: NoticeEvent) -> None:
         """Report an event to the user."""
 
-    def close(self) -> None:
-        """Remove what is shown, before a question."""
-
 
 @dataclass(slots=True)
 class RetryPolicy:

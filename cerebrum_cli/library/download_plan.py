@@ -50,24 +50,27 @@ MOST_COMPANIONS = 4  # files of a repository that turn out to be no models, befo
 
 @dataclass(slots=True)
 class DownloadPlanner:
+    """Plans downloads for a context size, if one is chosen."""
+
     library: Library
     progress: Progress
     offline: bool = False
+    context: int | None = None
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict, init=False)
 
     @property
     def is_offline(self) -> bool:
         return self.offline or is_offline()
 
-    def plan(self, reference: Reference, context: int | None = None) -> DownloadPlan:
+    def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
         quantization = reference.quantization if isinstance(reference, ModelReference) else None
-        request = PlanRequest(context, quantization, self.library.capacity())
+        request = PlanRequest(self.context, quantization, self.library.capacity())
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
             return self._plan_repository(reference, request)
         if spec is None:
-            plan = quantization_plan(self.library, self.library.find(reference), context)
+            plan = quantization_plan(self.library, self.library.find(reference), self.context)
         elif spec.package or spec.recipe or self.is_offline:
             plan = known_plan(spec, self.library.models(), request)
         else:
@@ -76,7 +79,7 @@ class DownloadPlanner:
             raise ModelNotFound(f"no quantizations of {reference} are known", "list them online: omit --offline")
         return plan
 
-    def search(self, text: str, context: int | None) -> list[tuple[FoundRepository, DownloadPlan | None]]:
+    def search(self, text: str) -> list[tuple[FoundRepository, DownloadPlan | None]]:
         """Search the Hub for GGUF repositories, with a plan of each; None without a model or if the Hub lists none.
 
         Raises PullError if the search itself fails.
@@ -85,14 +88,14 @@ class DownloadPlanner:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
         repositories = RetryPolicy(self.progress).run(search_repositories, well_formed(text), MOST_FOUND)
         listings = _list_repositories([repository.repo_id for repository in repositories])
-        return [(repository, self._estimate(listings.get(repository.repo_id), context)) for repository in repositories]
+        return [(repository, self._estimate(listings.get(repository.repo_id))) for repository in repositories]
 
-    def _estimate(self, listing: Listing | None, context: int | None) -> DownloadPlan | None:
+    def _estimate(self, listing: Listing | None) -> DownloadPlan | None:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
         if listing is None:
             return None
         models = _variants(listing)
-        request = PlanRequest(context, None, self.library.capacity())
+        request = PlanRequest(self.context, None, self.library.capacity())
         try:
             return self._assess(self._spec_of(listing, models), listing, models, request)
         except (ModelNotFound, PullError):

