@@ -126,8 +126,7 @@ class AnswerPrinter:
         if options.streams_answer:
             sinks.append(AnswerSink(self.streams, self._is_markdown))
         render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
-        if options.top_logprobs is not None:
-            self._inspect(reply, options.top_logprobs)
+        self._inspect(reply)
 
     @property
     def _is_markdown(self) -> bool:
@@ -181,8 +180,8 @@ class AnswerPrinter:
         try:
             events = vote_events(self.loaded, self.request, vote)
             render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
-            if vote.reply and self.options.top_logprobs is not None:
-                self._inspect(vote.reply, self.options.top_logprobs)
+            if vote.reply:
+                self._inspect(vote.reply)
         finally:
             if vote.reply:
                 self._save(vote.reply)
@@ -249,8 +248,10 @@ class AnswerPrinter:
             notice = NoticeEvent(problem, MORE_SAMPLES)
         self.streams.report(notice)
 
-    def _inspect(self, reply: Reply, count: int) -> None:
-        if not reply.is_finished:
+    def _inspect(self, reply: Reply) -> None:
+        """Find the least certain tokens of a reply, if the options ask for them."""
+        count = self.options.top_logprobs
+        if count is None or not reply.is_finished:
             return
         from cerebrum_cli.replies.inspection import GivenReply, LeastCertain
 

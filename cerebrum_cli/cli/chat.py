@@ -127,20 +127,16 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     if options.continue_ and not is_saved:
         raise UsageError("no_log is on, so there is no session to continue", "use --set no_log=off, or omit -c")
     history = app.open_history(is_saved)
-    try:
-        session = find_session(history, options)
-        if session and saved:
-            overrides = SourcedLayer({"system": session.system_prompt}, overrides)
-        overrides = with_session_defaults(session, overrides, bool(options.endpoint))
-        layer = with_session_defaults(session, prompted, bool(options.endpoint))
-        source = chat_source(options.find_source(app, layer))
-        conversation = Chat(history, resolve, overrides, open_source(source), source.settings, session, options.session)
-        conversation.saved = saved
-        if session and "system" in prompted:
-            conversation.set_system_prompt(prompted["system"])
-    except BaseException:
-        history.close()  # which frees its session
-        raise
+    session = find_session(history, options)
+    if session and saved:
+        overrides = SourcedLayer({"system": session.system_prompt}, overrides)
+    overrides = with_session_defaults(session, overrides, bool(options.endpoint))
+    layer = with_session_defaults(session, prompted, bool(options.endpoint))
+    source = chat_source(options.find_source(app, layer))
+    conversation = Chat(history, resolve, overrides, open_source(source), source.settings, session, options.session)
+    conversation.saved = saved
+    if session and "system" in prompted:
+        conversation.set_system_prompt(prompted["system"])
     return conversation
 
 

@@ -39,7 +39,6 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-SAMPLES_OPTION = "--samples"
 DEVIATING = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
@@ -170,7 +169,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         app.ignore_settings(CONDITION_KEYS)
     samples = options.samples or task.condition.samples
     conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
-    samples_by = SAMPLES_OPTION if samples > 1 else None
+    samples_by = "--samples" if samples > 1 else None
     model_source = options.find_source(app, SourcedLayer(conditions, overrides), samples_by=samples_by)
     settings = model_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds

@@ -137,7 +137,8 @@ def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
     try:
         yield
     except GrammarError as error:
-        raise GrammarError(f"{options.schema or options.grammar}: {error.message}", error.hint) from error
+        error.message = f"{options.schema or options.grammar}: {error.message}"
+        raise
 
 
 @contextmanager
@@ -151,7 +152,8 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
         results.complete()
     except Interrupted as error:
         again = " without --restart" if restart else ""
-        raise Interrupted(error.exit_code - 128, results.how_to_resume(unit, again)) from error
+        error.hint = results.how_to_resume(unit, again)
+        raise
     except (EndpointError, EngineError) as error:
         hints = error.hint, results.what_is_saved(unit)
         error.hint = "; ".join(filter(None, hints))

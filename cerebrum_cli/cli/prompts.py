@@ -89,8 +89,8 @@ def edit(
     try:
         read_prompt(path)
     except ConfigError as error:
-        again = f"run cerebrum prompts edit {name} to open the file again, with your text"
-        raise ConfigError(error.message, f"{error.hint}; {again}") from error
+        error.hint += f"; run cerebrum prompts edit {name} to open the file again, with your text"
+        raise
     app.streams.report(f"{name} saved in {path}")
 
 

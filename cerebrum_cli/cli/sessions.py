@@ -8,7 +8,6 @@ Examples:
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,26 +94,26 @@ def rm(
     """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
-    with closing(app.open_history()) as history:  # which frees its locks
-        chosen = {name: history.get(name) for name in names or ()}
-        if older_than:
-            for session in archive.sessions_older_than(history.store, older_than):
-                chosen[session.name] = session
-        elif not names:
-            raise UsageError("no session given", "name one or more, or use --older-than")
-        if not chosen:
-            app.streams.info(f"no session is older than {older_than}")
-            return
-        for session in chosen.values():  # before the question: one that is open cannot be deleted
-            history.lock(session)
-        listed = ", ".join(chosen)
-        what = f"session {listed}"
-        if len(chosen) > 1:
-            what = f"{len(chosen)} sessions ({listed})"
-        require_agreement(app, f"Delete {what}?", listed, yes)
-        states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
-        for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
-            app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
+    history = app.open_history()
+    chosen = {name: history.get(name) for name in names or ()}
+    if older_than:
+        for session in archive.sessions_older_than(history.store, older_than):
+            chosen[session.name] = session
+    elif not names:
+        raise UsageError("no session given", "name one or more, or use --older-than")
+    if not chosen:
+        app.streams.info(f"no session is older than {older_than}")
+        return
+    for session in chosen.values():  # before the question: one that is open cannot be deleted
+        history.lock(session)
+    listed = ", ".join(chosen)
+    what = f"session {listed}"
+    if len(chosen) > 1:
+        what = f"{len(chosen)} sessions ({listed})"
+    require_agreement(app, f"Delete {what}?", listed, yes)
+    states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
+    for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
+        app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
 
 
 @subcommand(group)

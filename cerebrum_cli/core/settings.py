@@ -7,7 +7,7 @@ CEREBRUM_* variables, the saved prompt that `-p` names, the command line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class Settings(SamplingParams):
 
     def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
-        values = {parameter.name: getattr(self, parameter.name) for parameter in fields(SamplingParams)}
+        values = {key: getattr(self, key) for key in SAMPLING_KEYS}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
 
     def for_samples(self, by: str) -> Settings:

@@ -102,7 +102,10 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterat
     yield "reply"
     reply = model.respond(Ask(Conversation().user(QUESTION), settings))
     with _time_limit(model):
-        finish = _finished(reply.wait()).finish
+        reply.wait()
+    if not reply.is_finished:
+        raise EndpointError("there was no reply", "check the log of the server")
+    finish = reply.finish
     yield _assess_reply(reply, model.engine.larger_context)
     if finish.reason == "cancelled":
         return
@@ -148,12 +151,6 @@ def _require_whole_reply(model: Model) -> None:
         for reply in model.replies([QUESTION], max_tokens=SAMPLED_TOKENS):
             if isinstance(reply, Reply) and reply.finish_reason == "cancelled":
                 raise EndpointError(f"no reply within {REPLY_TIMEOUT_S:g} s", SLOW)
-
-
-def _finished(reply: Reply) -> Reply:
-    if not reply.is_finished:
-        raise EndpointError("there was no reply", "check the log of the server")
-    return reply
 
 
 @contextmanager

@@ -67,9 +67,6 @@ class Table:
     def global_tensors(self) -> Mapping[str, Tensor]:
         return self.tensors_by_layer.get(None, {})
 
-    def layer_tensors(self, index: int) -> Mapping[str, Tensor]:
-        return self.tensors_by_layer.get(index, {})
-
     def content(self, key: str, default: Any = None) -> Any:
         if key not in self.metadata:
             return default

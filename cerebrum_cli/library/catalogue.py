@@ -141,7 +141,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
                 rows[name] = rows.get(name, {}) | row
                 specs[name] = _at(f"models.{name}", partial(_spec, path.parent, name), rows[name])
         except _Invalid as error:
-            raise ConfigError(f"{path}: {error.place}: {error.problem}", "edit the file") from error
+            raise ConfigError(f"{path}: {'.'.join(error.keys)}: {error.problem}", "edit the file") from error
     return tuple(specs.values())
 
 
@@ -152,10 +152,6 @@ class _Invalid(ValueError):
         super().__init__(problem)
         self.problem = problem
         self.keys = keys
-
-    @property
-    def place(self) -> str:
-        return ".".join(self.keys)
 
 
 def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:

@@ -232,16 +232,13 @@ class PlanRequest:
         """Plan with quantizations by the bytes of their files. Raises ModelNotFound without the requested one."""
         context = planned_context(self.context, trained_context)
         candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity)
-        chosen = choose_candidate(name, candidates, self.quantization)
+        wanted = self.quantization
+        matching = [fit for fit in candidates if wanted is None or same_quantization(wanted, fit.quantization)]
+        if not matching:
+            names = sorted({fit.quantization for fit in candidates})
+            raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {', '.join(names)}")
+        chosen = max(matching, key=lambda fit: fit.recommended)
         return DownloadPlan(name, candidates, chosen, context, self.capacity, spec)
-
-
-def choose_candidate(name: str, candidates: Sequence[QuantizationFit], quantization: str | None) -> QuantizationFit:
-    matching = [fit for fit in candidates if quantization is None or same_quantization(quantization, fit.quantization)]
-    if not matching:
-        names = sorted({fit.quantization for fit in candidates})
-        raise ModelNotFound(f"{name} has no quantization {quantization}", f"available: {', '.join(names)}")
-    return max(matching, key=lambda fit: fit.recommended)
 
 
 def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:

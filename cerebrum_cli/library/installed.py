@@ -108,11 +108,9 @@ class Library:
             spec = self.spec_of(reference)
             if error.pullable is None or (spec and (spec.package or spec.recipe)):
                 raise
-            raise ModelNotFound(
-                error.message,
-                f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: cerebrum pull {error.pullable})",
-                error.pullable,
-            ) from error
+            whole = f"cerebrum pull {error.pullable}"
+            error.hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: {whole})"
+            raise
 
     def stored_vocabulary(self, reference: Reference) -> InstalledModel | None:
         return self.best_match(reference, self.vocabularies())

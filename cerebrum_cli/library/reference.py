@@ -27,11 +27,10 @@ HUB_HOSTS = (HUB, "hf.co", f"www.{HUB}")
 MAIN = "main"  # the default revision
 RepositoryKind = Literal["model", "dataset"]
 
-# Without `:` and `/`, which separate the parts of a reference.
+# Also of a quantization. Without `:` and `/`, which separate the parts of a reference.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
-_QUANTIZATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILE_VIEWS = ("resolve", "blob", "raw")
 FILE_OF_REPO = re.compile(rf"^({_PART}/{_PART})[:/](?!(?:resolve|blob|raw|tree)/)(.+\.gguf)$", re.IGNORECASE)
 _HUB_HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HUB_HOSTS))})/", re.IGNORECASE)
@@ -137,7 +136,7 @@ def _parse_hub_path(text: str, path: str) -> ModelReference:
 def _split_quantization(text: str) -> tuple[str, str | None]:
     """Split a name, or a revision, from the quantization behind it; of a repository, Ollama's default tag means any."""
     name, colon, quantization = text.partition(":")
-    if colon and not _QUANTIZATION.fullmatch(quantization):
+    if colon and not MODEL_NAME.fullmatch(quantization):
         raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
     if "/" in name:
         quantization = quantization.removesuffix(DEFAULT_TAG[1:])

@@ -21,7 +21,8 @@ def find_removable(library: Library, reference: Reference) -> InstalledModel:
     except ModelNotFound as error:
         if vocabulary := library.stored_vocabulary(reference):
             return vocabulary
-        raise ModelNotFound(error.message, "list installed models with cerebrum list") from error
+        error.hint = "list installed models with cerebrum list"
+        raise
     if model.is_bundled:
         raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", "list what can be: cerebrum list")
     if model.is_unnamed:

@@ -30,9 +30,7 @@ _OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"
 _ACCESS_HINT = "check its permissions; for Ollama, join its group: sudo usermod -aG ollama $USER"
 # Files that only Ollama's llama.cpp can load, since its compatibility layer translates them (llama/compat in its
 # sources): architectures under names of its own, other parts of the model in the same file, and other tensor names.
-_OLLAMA_ARCHITECTURES = {
-    *("gptoss", "olmo3", "qwen25vl", "deepseekocr", "glmocr", "glm4moelite", "nemotron_h_omni"),
-}
+_OLLAMA_ARCHITECTURES = ("gptoss", "olmo3", "qwen25vl", "deepseekocr", "glmocr", "glm4moelite", "nemotron_h_omni")
 _OLLAMA_PARTS = ("v.", "mm.", "a.", "mtp.", "model.vision_tower.")  # prefixes of tensors
 _OLLAMA_NAMES = {  # of tensors and metadata, by architecture
     "lfm2": ("output_norm.weight",),

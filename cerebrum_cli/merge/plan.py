@@ -272,7 +272,7 @@ class MergePlanner:
 
     def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
         for index, step in enumerate(steps):
-            by_source = [self.tables[model].layer_tensors(layer) for model, layer in step.sources]
+            by_source = [self.tables[model].tensors_by_layer.get(layer, {}) for model, layer in step.sources]
             first = by_source[0]
             names = [self.tables[model].name for model in step.slice.models]
             for name, tensors in zip(names, by_source, strict=True):
