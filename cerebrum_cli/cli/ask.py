@@ -12,7 +12,7 @@ from cerebrum_cli.cli.signature import (
     positional,
     settings_options,
 )
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -46,7 +46,8 @@ def ask(
         return
     from cerebrum_cli.replies.prompt_sources import PromptSources
 
-    saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
+    saved, applied, options = apply_prompt(app, options, on_command_line)
+    overrides = SourcedLayer(overrides, applied)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
     votes = options.vote_bounds
     continues = continues_reply(app, options, question)

@@ -14,7 +14,7 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Save
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,7 +86,8 @@ def batch(
 
     if output is None:
         raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
-    saved, overrides, options = apply_prompt(app, overrides, options, on_command_line)
+    saved, applied, options = apply_prompt(app, options, on_command_line)
+    overrides = SourcedLayer(overrides, applied)
     source = Path(input_file)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)

@@ -18,7 +18,7 @@ from cerebrum_cli.cli.signature import (
 )
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer, without_keys
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
@@ -76,10 +76,7 @@ def chat(
     question = only_question(words)
     if options.continue_ and options.session:
         raise UsageError.conflict("-c", "--session")
-    saved, _, options = apply_prompt(app, overrides, options, on_command_line)
-    applied: Layer = {}
-    if saved:
-        applied = without_keys(saved.settings, on_command_line)
+    saved, applied, options = apply_prompt(app, options, on_command_line)
     conversation = open_chat(app, overrides, applied, options)
     with Signals(app.streams) as signals:
         try:

@@ -337,8 +337,7 @@ def ask_settings(app: App, model: InstalledModel) -> Settings:
 def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
     layer = environment_layer(*SAMPLING_KEYS)
-    thinks = {mode: SourcedLayer(layer, {"think": is_on}) for is_on, mode in MODES.items()}
-    return {mode: app.readable_settings(layer, model) for mode, layer in thinks.items()}
+    return {mode: app.readable_settings(SourcedLayer(layer, {"think": is_on}), model) for is_on, mode in MODES.items()}
 
 
 @composed

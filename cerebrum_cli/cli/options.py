@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import PATIENCE_S, Layer, SourcedLayer, without_keys
+from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -275,14 +275,14 @@ Options = TypeVar("Options", bound=SavedPromptOptions)
 
 
 def apply_prompt(
-    app: App, overrides: Layer, options: Options, on_command_line: frozenset[str]
+    app: App, options: Options, on_command_line: frozenset[str]
 ) -> tuple[SavedPrompt | None, Layer, Options]:
-    """The saved prompt, and the settings and options with what it sets, except for those `on_command_line`.
+    """The saved prompt, its settings, and the options with what it sets, except for those `on_command_line`.
 
     Raises UsageError for an unknown name, and ConfigError.
     """
     if options.saved_prompt is None:
-        return None, overrides, options
+        return None, {}, options
     saved = app.prompts.find(options.saved_prompt, is_option=True)
-    overrides = SourcedLayer(overrides, without_keys(saved.settings, on_command_line))
-    return saved, overrides, options.with_saved(saved, on_command_line)
+    settings = without_keys(saved.settings, on_command_line)
+    return saved, settings, options.with_saved(saved, on_command_line)
