@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress, count
 from time import perf_counter
 from typing import TypeAlias
 
@@ -192,10 +192,11 @@ class RemoteSample(ReplySample):
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
-        end = next((at for at, token in enumerate(tokens) if self._is_end(token)), None)
-        if end is not None:
-            self._end_token = (tokens[end],)
-            tokens = tokens[:end]
+        if not self.request.ignore_eos:
+            ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
+            if (end := next(ends, None)) is not None:
+                self._end_token = (tokens[end],)
+                tokens = tokens[:end]
         if not self.is_constrained:
             tokens = tokens[: self._check_loop(array("i", tokens))]
         yield from self._add(tokens, logprobs[: len(tokens)])
