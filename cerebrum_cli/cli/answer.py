@@ -237,7 +237,7 @@ class AnswerPrinter:
 
         notice = outcome_notice(tally)
         if tally.leader is None:
-            problem = f"no final answer in {tally.samples} samples"
+            problem = f"no final answer in {format_count(tally.samples, 'sample')}"
             raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
         if notice and (self.options.final or not tally.winner):
             raise NoAnswer(notice.message, notice.hint)

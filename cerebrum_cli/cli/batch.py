@@ -60,7 +60,7 @@ def batch(
     output: Annotated[
         Path | None,
         Option(
-            "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output",
+            "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output [required]",
             "Output",
             short="-o",
             metavar="OUTPUT",
@@ -70,7 +70,7 @@ def batch(
     overrides: Annotated[Layer, settings_options(REPLY_KEYS)],
     options: BatchCommandOptions,
 ) -> None:
-    """Each answer is written to OUTPUT.partial immediately; OUTPUT appears when all are done, in the order of INPUT.
+    """Answers are saved to OUTPUT.partial within a second; OUTPUT appears when all are done, in the order of INPUT.
 
     If the run is interrupted, or INPUT has changed, run it again: rows that have an answer keep it. Settings are
     recorded in OUTPUT.meta.json.

@@ -50,7 +50,7 @@ ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equa
 class EvalOptions(ConcurrencyOptions):
     preset: str | None = option(None, "Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(
-        None, "Number of questions, chosen at random [default: all]", "Input", metavar="N", least=1
+        None, "Number of questions, a fixed random subset [default: all]", "Input", metavar="N", least=1
     )
     template: str | None = option(None, "Build the prompt from a question's fields", "Input", metavar="TEXT")
     examples: Path | None = option(
@@ -91,7 +91,7 @@ def evaluate_model(
 ) -> None:
     """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.
 
-    Each sample is saved immediately; run the same command again to resume. A larger --limit extends the run, and so
+    Samples are saved within a second; run the same command again to resume. A larger --limit extends the run, and so
     does a larger --samples at the same temperature.
 
     Examples:

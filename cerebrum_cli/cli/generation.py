@@ -125,7 +125,7 @@ def read_grammar(app: App, options: ConstrainedOptions, model: InstalledModel) -
     if not grammar:
         return None
     if model.is_served:
-        raise UsageError("--grammar is impossible through chat completions", "use --schema, or llama-server")
+        raise UsageError("--grammar does not work through chat completions", "use --schema, or llama-server")
     text = read_text(grammar, MAX_GRAMMAR_BYTES)
     if not text.strip():  # to servers this means no constraint
         raise GrammarError(f"{grammar}: the grammar is empty", "it must be GBNF with a rule named root")

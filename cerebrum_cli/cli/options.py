@@ -115,7 +115,9 @@ class GenerationOptions(ConstrainedOptions):
     check: str | None = option(
         None, "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
-    min_checked: int | None = option(None, "Programs required to confirm the winning answer [default: 0]", metavar="N")
+    min_checked: int | None = option(
+        None, "Programs required to confirm the winning answer [default: 0]", metavar="N", least=0
+    )
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -129,7 +131,7 @@ class GenerationOptions(ConstrainedOptions):
             return None
         from cerebrum_cli.replies.tally import parse_votes
 
-        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked)
+        votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked or 0)
         if votes.checks:
             from cerebrum_cli.replies.checking import create_check
 

@@ -34,7 +34,7 @@ class SamplingParams:
     )
     temperature: float = option(
         0.0,
-        "Sampling temperature; 0 is greedy [default: the model's, else 0; 0.7 in chats, votes]",
+        "Sampling temperature; 0 is greedy [default: the model's, else 0, or 0.7 in chats and votes]",
         "Sampling",
         metavar="T",
         least=0,
@@ -42,7 +42,7 @@ class SamplingParams:
     top_k: int = option(40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", metavar="K", least=0)
     top_p: float = option(
         0.95,
-        f"Keep the likeliest tokens up to probability P {MODEL_ELSE.format(0.95)}",
+        f"Keep the most likely tokens that sum to probability P {MODEL_ELSE.format(0.95)}",
         "Sampling",
         metavar="P",
         least=0,

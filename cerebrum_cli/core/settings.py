@@ -66,7 +66,12 @@ class Settings(SamplingParams):
         None, "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
     )
     ctx: int | None = option(
-        None, "Context size in tokens [default: at most 32768]", "Model", metavar="N", least=1, local=True
+        None,
+        "Context size in tokens [default: up to 8192; 32768 for reasoning models]",
+        "Model",
+        metavar="N",
+        least=1,
+        local=True,
     )
     lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
     threads: int | None = option(
@@ -96,7 +101,7 @@ class Settings(SamplingParams):
     )
     think: str | None = option(
         None,
-        "Turn thinking on or off, limit it, or set its effort",
+        "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
         "Length",
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
@@ -105,7 +110,7 @@ class Settings(SamplingParams):
         None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
     )
     show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
-    no_log: bool = option(False, "Do not save this conversation as a session [default: off]", "Output")
+    no_log: bool = option(False, "Save nothing: no session, history or prompt cache [default: off]", "Output")
     vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     speculative: bool | None = option(

@@ -22,25 +22,25 @@ class Kind(NamedTuple):
     hint: str = USE_DECODER
 
 
-DRAFT = Kind("a draft head for speculative decoding, not a whole model", "name the model whose replies it drafts")
+DRAFT = Kind("a draft head for speculative decoding, not a whole model", "use the model that it was made for")
 EMBEDDING = Kind("an embedding model or reranker, which generates no text")
-NOT_CAUSAL = Kind("an encoder or diffusion model, which does not continue texts")
+NOT_CAUSAL = Kind("an encoder, encoder-decoder or diffusion model, which is not supported")
 # By regular expressions of the type, the architecture, the name of a tensor, or what `kind_of` writes of the metadata.
 _KINDS = {
     "causal False": NOT_CAUSAL,
     "pooling (?!(?:None|0|4294967295)$).*": EMBEDDING,  # LLAMA_POOLING_TYPE_*; "unspecified", -1, is written unsigned
     r"adapter|blk\..*\.lora_a": Kind("a LoRA adapter, not a model", "apply it to its base model: -m MODEL --lora FILE"),
-    "controlvector": Kind("a control vector, not a model", "name the model that it is for"),
+    "controlvector": Kind("a control vector, not a model", "use the model that it was made for"),
     "mmproj|clip|clip.vision": Kind(
-        "a projector for images or sound, not a language model", "name the model beside it, which reads text"
+        "a projector for images or sound, not a language model", "use the language model in the same repository"
     ),
-    "imatrix": Kind("an importance matrix, not a model", "name the model that was quantized with it"),
+    "imatrix": Kind("an importance matrix, not a model", "use the model that was quantized with it"),
     "eagle.*|dflash|dspark|medusa|mtp|.*[-_]assistant": DRAFT,
     "(.*-)?bert(-.*)?|eurobert|gemma-embedding|llama-embed": EMBEDDING,
     "dream|llada|llada-moe|rnd1|t5|t5encoder": NOT_CAUSAL,
-    "wavtokenizer-dec|vocoder|snac|dac|mimi": Kind("a vocoder, which turns codes into sound", "name a language model"),
+    "wavtokenizer-dec|vocoder|snac|dac|mimi": Kind("a vocoder, which turns codes into sound", "use a language model"),
     "qwen3tts|pockettts|kokoro|parler-tts|dia|csm|outetts|vibevoice|whisper|parakeet|canary|acestep.*": Kind(
-        "a speech or audio model, which answers no text"
+        "a speech or audio model, which does not answer text prompts"
     ),
     r"flux.*|sd[1-3]|sdxl|aura|hidream|cosmos|ltxv|hyvid|wan|lumina2|qwen_image.*|z_image|ideogram|krea2|pig|vae"
     r"|(?:model\.diffusion_model|first_stage_model|cond_stage_model|double_blocks|joint_blocks)\..*": Kind(
@@ -64,7 +64,7 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
             return kind
     # The first part of a split model may have no tensors. A model with layers to predict several tokens has others.
     if not tensor_names and f"{VOCABULARY}tokens" in metadata and metadata.get("split.count", 1) in (0, 1):
-        return Kind("a vocabulary alone: it has no tensors", "name the whole model")
+        return Kind("a vocabulary without tensors", "use the whole model")
     if ".nextn." in tensor_names and "blk.0." not in tensor_names:
         return DRAFT
     return None

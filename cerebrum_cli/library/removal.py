@@ -24,10 +24,12 @@ def find_removable(library: Library, reference: Reference) -> InstalledModel:
         error.hint = "list installed models with cerebrum list"
         raise
     if model.is_bundled:
-        raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", "list what can be: cerebrum list")
+        raise UsageError(
+            f"{model.name} is part of cerebrum and cannot be deleted", "cerebrum list shows which models can be deleted"
+        )
     if model.is_unnamed:
         raise ModelNotFound(
-            f"{model.path} is not registered", "delete the file yourself; list what rm can remove with cerebrum list"
+            f"{model.path} is not registered", "delete the file yourself; cerebrum list shows what rm can remove"
         )
     return model
 
@@ -37,7 +39,7 @@ def removal_question(library: Library, model: InstalledModel) -> str:
         return f"Delete the vocabulary of {model.reference} in {model.path}?"
     if _owns_files(library, model):
         return f"Delete {model.reference}, {format_size(model.size)} in {model.path}?"
-    return f"Remove {model.reference} from the list, without its file?"
+    return f"Remove {model.reference} from the list, but keep its file?"
 
 
 def remove(library: Library, model: InstalledModel) -> str:
@@ -45,7 +47,7 @@ def remove(library: Library, model: InstalledModel) -> str:
     if model.is_vocabulary:
         _delete(library, model)
         return f"deleted the vocabulary of {model.reference}"
-    report = f"removed {model.reference} from the list, without its file"
+    report = f"removed {model.reference} from the list; its file is kept"
     was_default = library.is_default(model)
     if _owns_files(library, model):
         report = f"deleted {model.reference}, freed {format_size(_delete(library, model))}"

@@ -129,7 +129,7 @@ class LoadedModel:
 
     def _continuing(self, asked: Ask, tokens: tuple[int, ...]) -> tuple[Ask, str]:
         """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
-        hint = "end the messages with one of the user"
+        hint = "end the list with a user message"
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
@@ -356,7 +356,9 @@ def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
     if not final_markup(prompt):
         return prompt
     if len(prompt) == 1 or isinstance(prompt[-2], Tokens):
-        raise FormatError("the chat template rewrites the reply to continue", "end the messages with one of the user")
+        raise FormatError(
+            "the chat template alters the last reply, so it cannot be continued", "end the list with a user message"
+        )
     return prompt[:-1]
 
 

@@ -143,8 +143,8 @@ class ReplyControls:
             return NoticeEvent(f"think={settings.think}: this model has no levels of thinking", "omit it")
         if self.own_markups(system_prompt):
             return None
-        hint = "a limit applies where a reply marks its reasoning all the same"
-        return NoticeEvent(f"think={settings.think}: this model has no switch for thinking", hint)
+        hint = "a limit still applies to any reasoning that the reply marks"
+        return NoticeEvent(f"think={settings.think}: this model has no thinking switch", hint)
 
     def own_markups(self, system_prompt: str | None) -> tuple[ReasoningMarkup, ...]:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
@@ -222,7 +222,7 @@ def require_servable(settings: Settings) -> None:
         impossible.append("logit_bias")
     if impossible:
         raise UsageError(
-            f"{impossible[0]} is impossible through chat completions: the server builds the prompt and sends no ids",
+            f"{impossible[0]} does not work through chat completions: the server builds the prompt and sends no IDs",
             "omit it, or use llama-server",
         )
 

@@ -54,15 +54,15 @@ class Votes:
             raise UsageError.invalid("--min-votes", votes, f"from 1 to {self.maximum}, the number of samples")
         return replace(self, needed=votes or 1)
 
-    def checked_by(self, language: str | None, needed: int | None = None) -> Votes:
+    def checked_by(self, language: str | None, needed: int = 0) -> Votes:
         """The same samples, checked by programs in a language if one is given. Raises UsageError."""
         if language not in (None, "python"):
             raise UsageError.invalid("--check", language, "python")
-        if needed is not None and not (language and 0 <= needed <= self.maximum):
-            raise UsageError.invalid(
-                "--set min_checked", needed, f"from 0 to {self.maximum} samples, with --check python"
-            )
-        return replace(self, checks=language is not None, needed_checked=needed or 0)
+        if needed and not language:
+            raise UsageError("min_checked needs --check python", "add --check python")
+        if needed > self.maximum:
+            raise UsageError.invalid("--set min_checked", needed, f"from 0 to {self.maximum}, the number of samples")
+        return replace(self, checks=language is not None, needed_checked=needed)
 
 
 AUTO = Votes(3, 16)

@@ -14,7 +14,6 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.engine import Completions, Engine
 from cerebrum_cli.replies.reply import Ask, Reply, mean_probability
 from cerebrum_cli.replies.tally import Tally, Votes
@@ -155,10 +154,11 @@ def outcome_notice(tally: Tally) -> NoticeEvent | None:
             return None
         problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
     elif leader.satisfies(replace(votes, needed=1)):
-        problem = f"the best answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
+        problem = f"the leading answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
     elif leader.is_checked:
-        programs = format_count(leader.programs, "program")
-        problem = f"only {programs} came to the best answer: min_checked={votes.needed_checked}"
+        problem = (
+            f"the leading answer has {leader.programs} of the {votes.needed_checked} programs that min_checked requires"
+        )
     else:
-        problem = f"{NOT_CHECKED}: min_checked={votes.needed_checked}"
+        problem = f"{NOT_CHECKED} (min_checked={votes.needed_checked})"
     return NoticeEvent(problem, MORE_SAMPLES)

@@ -145,7 +145,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", points_range(comparison.interval)),
-        ("at every look", "", points_range(comparison.sequential_interval)),
+        ("anytime-valid", "", points_range(comparison.sequential_interval)),
         *change_rows(comparison, " (votes)" if is_of_votes else ""),
     ]
     if comparison.smallest_difference is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.settings import DEFAULT
-from cerebrum_cli.core.text import format_size, one_line
+from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.terminal.streams import Streams, strip_controls
 
 if TYPE_CHECKING:
@@ -367,7 +367,7 @@ def context_text(used: int, size: int) -> str:
 def result_text(event: TallyEvent) -> str:
     """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
     if not event.tally:
-        return f"no final answer in {event.samples} samples"
+        return f"no final answer in {format_count(event.samples, 'sample')}"
     (winner, count), *behind = event.tally
     text = f"{one_line(winner)}: {count} of {event.samples} votes ({count / event.samples:.0%})"
     if not behind:

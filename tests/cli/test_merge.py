@@ -131,7 +131,7 @@ def test_merge_result_is_listed_and_shown_like_other_models(home: Home) -> None:
     assert (metadata["general.name"], metadata["general.base_model.0.name"]) == ("out", "tiny quantized")
     assert "merged_from         Tiny-Q4_K_M\n" in home.run("show", "out").out
     done = home.run("rm", "-y", "out")
-    assert (done.code, done.err) == (0, "removed out from the list, without its file\n")
+    assert (done.code, done.err) == (0, "removed out from the list; its file is kept\n")
     assert ([row["name"] for row in home.rows], "out.gguf" in home.files) == (["Tiny-Q4_K_M"], True)
 
 

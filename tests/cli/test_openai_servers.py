@@ -168,11 +168,11 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
     [
         (("--raw",), "--raw needs the exact prompt, which the server builds"),
         (("--dry-run",), "--dry-run needs the exact prompt"),
-        (("--grammar", "schema.json"), "--grammar is impossible through chat completions"),
-        (("--think", "100"), "think=100 is impossible through chat completions"),
-        (("--format", "cerebrum"), "format is impossible"),
-        (("--chat-template", "schema.json"), "chat_template is impossible"),
-        (("--set", "logit_bias=42=-1"), "logit_bias is impossible"),
+        (("--grammar", "schema.json"), "--grammar does not work through chat completions"),
+        (("--think", "100"), "think=100 does not work through chat completions"),
+        (("--format", "cerebrum"), "format does not work"),
+        (("--chat-template", "schema.json"), "chat_template does not work"),
+        (("--set", "logit_bias=42=-1"), "logit_bias does not work"),
         (("-m", "nano"), "does not serve the model 'nano'"),
     ],
 )

@@ -10,7 +10,7 @@ from hub_user import CATALOGUED, HubUser, named
 from tiny_models import write_chatml
 
 OWNED = "someone/tiny-GGUF"
-UNLISTED = "removed other from the list, without its file\n"
+UNLISTED = "removed other from the list; its file is kept\n"
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_rm_keeps_files_of_another_name(hub_user: HubUser) -> None:
     hub_user.pull(OWNED, "--name", "one")
     hub_user.pull(OWNED, "--name", "two")
     path = hub_user.path("tiny-Q8_0.gguf", OWNED)
-    assert removed(hub_user, "one") == "removed one from the list, without its file\n"
+    assert removed(hub_user, "one") == "removed one from the list; its file is kept\n"
     assert path.exists()
     assert hub_user.ask("-m", "two")
     assert removed(hub_user, "two").startswith("deleted two, ")

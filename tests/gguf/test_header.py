@@ -213,7 +213,7 @@ def test_header_mutations_raise_only_model_file_errors(
 
 # Models that generate no text are refused before they are loaded: by their header, and by what llama.cpp knows.
 
-NOT_CAUSAL = "an encoder or diffusion model, which does not continue texts"
+NOT_CAUSAL = "an encoder, encoder-decoder or diffusion model, which is not supported"
 EMBEDS = "an embedding model or reranker, which generates no text"
 BERT_HINT = " hint: use a decoder-only model; cerebrum list --available shows some\n"
 

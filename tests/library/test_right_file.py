@@ -141,14 +141,14 @@ def test_right_file_of_two_builds_is_asked_for(
 
 
 KINDS = [
-    ("eagle3", f"{DRAFT} (architecture eagle3)", "name the model whose replies it drafts"),
-    ("mtp", f"{DRAFT} (architecture glm4moe)", "name the model whose replies it drafts"),
+    ("eagle3", f"{DRAFT} (architecture eagle3)", "use the model that it was made for"),
+    ("mtp", f"{DRAFT} (architecture glm4moe)", "use the model that it was made for"),
     (
         "adapter",
         "a LoRA adapter, not a model (architecture gpt-oss)",
         "apply it to its base model: -m MODEL --lora FILE",
     ),
-    ("imatrix", "an importance matrix, not a model (architecture none)", "name the model that was quantized with it"),
+    ("imatrix", "an importance matrix, not a model (architecture none)", "use the model that was quantized with it"),
 ]
 
 

@@ -72,5 +72,5 @@ def test_reply_cannot_continue_where_a_template_rewrites_it(tokens: tuple[int, .
     template = "{% for message in messages %}{{ message.role }}: {{ message.content | upper }}\n{% endfor %}"
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder("embedded", template, {}))
-        with pytest.raises(FormatError, match="the chat template rewrites the reply to continue"):
+        with pytest.raises(FormatError, match="the chat template alters the last reply"):
             loaded.preview(begun)

@@ -217,7 +217,7 @@ def test_vote_can_need_checked_samples() -> None:
     assert (won := checked_tally("b.a.aaaa", votes).winner) and (won.answer, won.count) == ("a", 3)
     assert [checked_tally(counted, votes).is_decided for counted in ("aaaa", "a.b.", "a.a.a.")] == [False, False, True]
     assert Votes(4, 4).checked_by(None) == Votes(4, 4)
-    for language, needed in (("perl", None), (None, 1), ("python", 5)):
+    for language, needed in (("perl", 0), (None, 1), ("python", 5)):
         with pytest.raises(UsageError):
             Votes(4, 4).checked_by(language, needed)
 

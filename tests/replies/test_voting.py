@@ -132,7 +132,7 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
     enough = runner.run("q", "--votes", "5", "--min-votes", "3", "--final", replies=SPLIT_VOTE)
     assert (enough.code, enough.out, enough.err) == (0, "4\n", "")
     done = runner.run("q", "--votes", "5", "--min-votes", "4", "--json")
-    problem = "the best answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
+    problem = "the leading answer has 2 of 4 votes, fewer than --min-votes 4"  # the fifth sample cannot change that
     assert (done.code, done.err.splitlines()[0]) == (5, f"error: {problem}")
     votes = done.object["votes"]
     assert (done.object["final_answer"], votes["winner"], votes["sample_count"]) == (None, None, 4)
@@ -142,6 +142,7 @@ def test_vote_winner_needs_min_votes(runner: VoteRunner) -> None:
             "invalid --min-votes: 6\n hint: it must be from 1 to 5, the number of samples",
         ),
         (("--min-votes", "2"), "--min-votes needs --votes\n hint: add --votes K, the number of samples"),
+        (("--votes", "2", "--set", "min_checked=1"), "min_checked needs --check python\n hint: add --check python"),
     ):
         done = runner.run("q", *arguments)
         assert (done.code, done.err) == (2, f"error: {problem}\n")
@@ -153,7 +154,7 @@ def test_chat_vote_reports_a_tie_and_too_few_votes(runner: VoteRunner) -> None:
     done = run_here(runner.script, runner.home, *command, piped=b"/votes 2 Why?\n")
     assert "note: 2 answers are tied with 1 of 2 votes each" in done.err
     done = run_here(runner.script, runner.home, *command, "--min-votes", "3", piped=b"/votes 4 Why?\n/votes 2\n")
-    assert "note: the best answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
+    assert "note: the leading answer has 2 of 4 votes, fewer than --min-votes 3" in done.err
     assert "error: invalid --min-votes: 3\n hint: it must be from 1 to 2" in done.err
 
 

@@ -377,7 +377,9 @@ SLASH_COMMANDS = (
     SlashCommand("undo", undo, "", "undo the last turn"),
     SlashCommand("redo", redo, "", "restore the last undone turn"),
     SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
-    SlashCommand("retry", retry, "[TEMP|SEED]", "answer again, with a temperature such as 0.7 or a seed (above 2)"),
+    SlashCommand(
+        "retry", retry, "[TEMP|SEED]", "answer again; a whole number above 2 is a seed, another number a temperature"
+    ),
     SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
     SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
     SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
@@ -421,7 +423,7 @@ SLASH_COMMANDS = (
         "think",
         think,
         "[MODE|show|hide]",
-        "show the last reply's reasoning; set thinking to on, off, N tokens or an effort; show or hide it live",
+        "show the last reasoning, set thinking (on, off, tokens, effort), or show or hide it live",
         "think",
     ),
 )
