@@ -23,7 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.template import EmbeddedFormat
-from cerebrum_cli.formats.template_sandbox import find_memory, find_switch, variables
+from cerebrum_cli.formats.template_sandbox import find_reasoning_history, find_switch, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 
 BOS, EOS = "<BOS>", "<EOS>"
@@ -70,8 +70,8 @@ def compare(source: str) -> Iterator[Outcome]:
         if prompt not in theirs:
             yield "different"
             continue
-        memory = find_memory(source, {**variables(BOS, EOS), **values}, REASONING_MARKUPS)
-        yield "equal, drops reasoning" if memory.drops else "equal"
+        history = find_reasoning_history(source, {**variables(BOS, EOS), **values}, REASONING_MARKUPS)
+        yield "equal, drops reasoning" if history.drops else "equal"
 
 
 def ways(source: str) -> Iterator[list[dict[str, str]]]:

@@ -1,8 +1,8 @@
 """Markers of reasoning and answers: what each does in a reply, and how it is found.
 
-A tag whose name speaks of thinking opens reasoning up to its closing tag; the other markers are in a table. Between a
-marker that begins a header and the next one is the header's text, such as `analysis` or `assistant to=user`, which says
-what follows it.
+A reasoning tag, such as `<think>`, opens reasoning up to its closing tag; the other markers are in a table. Between a
+marker that begins a header and the next one is the header's text, such as `analysis` or `assistant to=user`, which
+determines what follows it.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def may_start_marker(text: str, headless: bool) -> bool:
 
 
 def read_header(text: str, start: int, is_over: bool) -> tuple[int, Channel] | None:
-    """Where the block begins whose header a text starts with, and its channel; None before its end is known.
+    """Find the start and channel of the block after a header; None while the header is incomplete.
 
     `start` is the end of the header's first marker. Without a message, the block begins behind the name of the channel,
     or at the marker, which is text then.

@@ -1,8 +1,8 @@
 """The one reader of a reply: bytes or text in, pieces of its reasoning and its answer out, and the stage it is in.
 
 Text is held back only while further text may still change what it is: half a character, the beginning of markup or of
-a stop string, and white space that may be the last. Only a tag that ends reasoning which nothing has begun changes what
-has been passed on: the answer so far `was_reasoning`.
+a stop string, and white space that may be the last. One exception: a closing tag without an opening one turns the
+answer emitted so far into reasoning (`was_reasoning`).
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class ReplyText:
         return text if self.rules.stops_anywhere else self._stops.feed(text)
 
     def _read_answer(self) -> bool:
-        """Pass on what is held of the answer, up to a marker; whether what follows is to be read otherwise."""
+        """Pass on what is held of the answer, up to a marker; return whether text after the marker is left to read."""
         text = self._held
         cut = len(text)
         if self.rules.markups and not self.rules.plain_answer and may_have_marker(text):

@@ -21,13 +21,13 @@ from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
-    Memory,
+    ReasoningHistory,
     Switch,
     Turn,
+    find_content_format,
     find_efforts,
-    find_memory,
+    find_reasoning_history,
     find_switch,
-    find_way,
     run_template,
     variables,
     write_turn,
@@ -109,7 +109,7 @@ class EmbeddedFormat(PromptFormat):
 
     @property
     def has_system(self) -> bool:
-        return find_way(self.source).has_system
+        return find_content_format(self.source).has_system
 
     def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
@@ -131,13 +131,13 @@ class EmbeddedFormat(PromptFormat):
         markup = open_markup(prompt_end, self.markups)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
-    def memory(self, conversation: Conversation, values: Mapping[str, Any]) -> Memory:
+    def reasoning_history(self, conversation: Conversation, values: Mapping[str, Any]) -> ReasoningHistory:
         """What becomes of the reasoning of earlier replies: it is dropped if the template or the user drops it."""
         keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
-            return Memory(drops=True)
-        memory = find_memory(self.source, values, self.markups)
-        return memory._replace(drops=False) if keeps else memory
+            return ReasoningHistory(drops=True)
+        history = find_reasoning_history(self.source, values, self.markups)
+        return history._replace(drops=False) if keeps else history
 
     @property
     def is_fixed(self) -> bool:
@@ -174,9 +174,9 @@ class Rendering:
         self.chat = chat
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
-        self.memory = chat.memory(conversation, self.values)
-        self.way = find_way(chat.source)
-        conversation = self.way.fold(conversation)
+        self.reasoning_history = chat.reasoning_history(conversation, self.values)
+        self.content_format = find_content_format(chat.source)
+        conversation = self.content_format.fold(conversation)
         self.turns = conversation.openai_messages
         self.messages = dict(enumerate(conversation.messages, len(self.turns) - len(conversation.messages)))
         self.placeholders = Placeholders()
@@ -184,11 +184,11 @@ class Rendering:
         self.headers: dict[bool | None, str] = {}
         self.texts = [turn["content"] for turn in self.turns] + [""] * len(self.turns)
         for index, message in self.messages.items():
-            part = chat.fixed_part(message, keeps_tokens=not self.memory.drops)
+            part = chat.fixed_part(message, keeps_tokens=not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
                 self.texts[index] = self.placeholders.text(index)
-            elif message.reasoning and self.memory.takes:
+            elif message.reasoning and self.reasoning_history.takes:
                 self.texts[index + len(self.turns)] = message.reasoning
 
     def parts(self) -> tuple[PromptPart, ...]:
@@ -203,10 +203,10 @@ class Rendering:
     def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
         """Render the template with these texts of the turns."""
         messages = [
-            write_turn(turn["role"], content, reasoning, self.memory.markup)
+            write_turn(turn["role"], content, reasoning, self.reasoning_history.markup)
             for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False)
         ]
-        return run_template(self.chat.source, {**values, "messages": self.way.messages(messages)})
+        return run_template(self.chat.source, {**values, "messages": self.content_format.messages(messages)})
 
     def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
         placed = self.placeholders.split(skeleton)

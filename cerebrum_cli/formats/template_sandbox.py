@@ -60,10 +60,10 @@ SMALL_CONVERSATIONS = {  # by the role that they add
 }
 
 
-class Way(NamedTuple):
-    """How a template takes messages: the roles whose content is a list of parts, and whether one is the system prompt.
+class ContentFormat(NamedTuple):
+    """How a template expects messages: the roles whose content is a list of parts, and whether it has a system prompt.
 
-    Otherwise, the system prompt is the beginning of the first question.
+    Without one, the system prompt is the beginning of the first question.
     """
 
     parts: tuple[str, ...] = ()
@@ -159,18 +159,22 @@ def try_render(source: str, messages: Sequence[Mapping[str, Any]], **values: Any
 
 
 @cache
-def find_way(source: str) -> Way:
-    """The way in which a template shows all of small conversations: as text, where that does."""
-    way = Way()
+def find_content_format(source: str) -> ContentFormat:
+    """Find a format with which a template shows every message of small conversations; strings are preferred."""
+    found = ContentFormat()
     for role, conversation in SMALL_CONVERSATIONS.items():
-        ways = way, Way((*way.parts, role), way.has_system), Way(way.parts, has_system=False)
-        way = next((way for way in ways if _shows(source, way, conversation)), way)
-    return way
+        candidates = (
+            found,
+            ContentFormat((*found.parts, role), found.has_system),
+            ContentFormat(found.parts, has_system=False),
+        )
+        found = next((candidate for candidate in candidates if _shows(source, candidate, conversation)), found)
+    return found
 
 
-def _shows(source: str, way: Way, conversation: Conversation) -> bool:
-    turns = way.fold(conversation).openai_messages
-    prompt = try_render(source, way.messages(turns)) or ""
+def _shows(source: str, content_format: ContentFormat, conversation: Conversation) -> bool:
+    turns = content_format.fold(conversation).openai_messages
+    prompt = try_render(source, content_format.messages(turns)) or ""
     is_list = "'text':" in prompt  # of parts, as Python writes it
     return not is_list and all(turn["content"] in prompt for turn in turns)
 
@@ -222,7 +226,7 @@ def write_turn(role: str, content: str, reasoning: str = "", markup: ReasoningMa
     return turn
 
 
-class Memory(NamedTuple):
+class ReasoningHistory(NamedTuple):
     """What a template takes and shows of the reasoning of earlier replies, and the markup that it takes it in."""
 
     takes: bool = False
@@ -230,25 +234,27 @@ class Memory(NamedTuple):
     markup: ReasoningMarkup | None = None
 
 
-def find_memory(source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]) -> Memory:
+def find_reasoning_history(
+    source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]
+) -> ReasoningHistory:
     """Find out what a template does with reasoning: that in fields of its own, or in one of the markups.
 
     A template without reasoning gets only the answers, and so does one that puts an empty block before each.
     """
     fields = [None] if shows_fields(source) else []
-    memory = Memory()
+    history = ReasoningHistory()
     for markup in (*fields, *markups):
         if markup and markup.open not in source and markup.close not in source:
             continue
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
             prompt = run_template(source, {**values, "messages": _conversation(markup)})
             if markup and f"{markup.close}{markup.open}" in "".join(prompt.split()):
-                return Memory()
+                return ReasoningHistory()
             drops = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
             if drops or markup is None:
-                return Memory(True, drops, markup)
-            memory = memory if memory.takes else Memory(True, False, markup)
-    return memory
+                return ReasoningHistory(True, drops, markup)
+            history = history if history.takes else ReasoningHistory(True, False, markup)
+    return history
 
 
 @cache

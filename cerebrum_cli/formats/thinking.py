@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class ReasoningMarkup:
     """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
 
-    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the header
-    behind this reasoning, where that is another one.
+    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the
+    answer's header after this reasoning, if it differs from `header`.
     """
 
     open: str
