@@ -109,6 +109,7 @@ def test_vote_without_a_final_answer_exits_5(runner: VoteRunner, arguments: tupl
     assert done.code == 5
     hints = {True: "read the reply: cerebrum sessions show q", False: "ask for a final answer in the prompt"}
     assert done.err == f"error: no final answer in 3 samples\n hint: {hints['--final' in arguments]}\n"
+    assert "no final answer in 1 sample\n" in runner.run("q", "--votes", "1").err
     if "--json" in arguments:
         votes = done.object["votes"]
         assert (votes["winner"], votes["tally"], votes["agreement"], votes["sample_count"]) == (None, [], 0.0, 3)
