@@ -54,6 +54,13 @@ class Conversation:
     def add(self, message: Message) -> Conversation:
         return replace(self, messages=(*self.messages, message), prefill=None)
 
+    def with_folded_system(self, at: int) -> Conversation:
+        """The conversation with its system prompt at the beginning of a message."""
+        messages = list(self.messages)
+        texts = (*filter(str.strip, [self.system_prompt or ""]), messages[at].content)
+        messages[at] = replace(messages[at], content="\n\n".join(texts))
+        return replace(self, messages=tuple(messages), system_prompt=None)
+
     @property
     def openai_messages(self) -> list[dict[str, str]]:
         messages = []

@@ -45,6 +45,7 @@ class PromptFormat:
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt of the next reply, without BOS unless the format itself writes it.
 
+        It ends with the text of the conversation's `prefill`, unless that has no text, or none that the format shows.
         If a server does that, render the messages: text of nearly the same length.
         """
         return tuple(Text(message["content"]) for message in conversation.openai_messages)
@@ -78,14 +79,20 @@ class PlainFormat(PromptFormat):
             else:
                 reply = Text(f" {text}") if message.tokens is None else Tokens(message.tokens)
                 parts += Text(self.assistant, True), reply, Text(self.reply_end, True)
-        return join_parts((*parts, Text(self.assistant, True)))
+        parts.append(Text(self.assistant, True))
+        beginning = conversation.prefill.content if conversation.prefill else ""
+        beginning = beginning.replace(self.removed_text, "").strip()
+        if beginning:
+            parts.append(Text(f" {beginning}"))
+        return join_parts(tuple(parts))
 
 
 class RawFormat(PromptFormat):
     """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
 
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        return (Text(conversation.messages[-1].content, True),)
+        last = conversation.prefill or conversation.messages[-1]
+        return (Text(last.content, True),)
 
 
 CEREBRUM = PlainFormat(

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import unescape
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,
-    Turn,
     find_content_format,
     find_efforts,
     find_reasoning_history,
@@ -37,8 +38,10 @@ from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")]
-# What templates change in texts: white space, signs that are escaped, and the switches that some remove.
-CHANGED = re.compile(r"&#?\w+;|\\[a-z]|(?:no_)?think|system_override|[\s<>/&'\"\\]")
+# What templates change in texts, besides entities of HTML: white space, escaped characters, and switches.
+CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
+SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
+CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"
 LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
@@ -103,9 +106,19 @@ class EmbeddedFormat(PromptFormat):
     def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         """Render the prompt; only the template's own text is trusted.
 
-        Raises FormatError if the template fails, or leaves out a message.
+        Raises FormatError, with the name of the template, if it fails, or leaves out a message.
         """
-        return join_parts(Rendering(self, conversation).parts())
+        try:
+            return join_parts(Rendering(self, conversation).parts())
+        except FormatError as error:
+            prefill = conversation.prefill
+            if prefill and not prefill.content.strip():  # reasoning, which not all templates show
+                return self.render(replace(conversation, prefill=None))
+            if prefill and conversation.system_prompt:  # some show it only with a question that comes last
+                return self.render(conversation.with_folded_system(-1))
+            meant = did_you_mean(self.source.strip().casefold(), list(NAMED_TEMPLATES))
+            hint = ", or ".join(filter(None, [error.hint, OTHER_FORMAT]))
+            raise FormatError(f"the chat template {self.origin} {error.message}", f"{meant}{hint}") from error
 
     @property
     def has_system(self) -> bool:
@@ -168,10 +181,14 @@ class Rendering:
     """One rendering of a conversation: the texts of its turns, and what the template makes of them.
 
     `fixed` are the replies, by the index of their turn, that the template gets only as placeholders, in both renders.
+    If the conversation has a `prefill`, the prompt ends with the text of that.
     """
 
     def __init__(self, chat: EmbeddedFormat, conversation: Conversation) -> None:
         self.chat = chat
+        self.begins = conversation.prefill is not None
+        if conversation.prefill:
+            conversation = conversation.add(conversation.prefill)
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
         self.reasoning_history = chat.reasoning_history(conversation, self.values)
@@ -195,9 +212,17 @@ class Rendering:
         self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
         self.end = pieces[-1][1]
-        if len(pieces) > 1 and pieces[-2][0] == len(self.turns) - 1:
+        last = len(self.turns) - 1
+        final = pieces[-2][0] if len(pieces) > 1 else FROM_TEMPLATE
+        if final == last:
             self._restore_headers(pieces)
         pieces[-1] = FROM_TEMPLATE, self._header(self.conversation.thinks)
+        if self.begins:
+            if final not in (last, last + len(self.turns)):
+                raise FormatError(
+                    "alters the last reply, so it cannot be continued", "end the list with a user message"
+                )
+            pieces.pop()
         return tuple(self.fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in pieces)
 
     def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
@@ -212,17 +237,30 @@ class Rendering:
         placed = self.placeholders.split(skeleton)
         pieces = _align(placed, prompt, self.texts)
         if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
-            raise FormatError(
-                "the chat template would turn message text into special tokens",
-                "remove text that looks like markup, or choose another --format",
-            )
-        shown = {index for index, _ in placed}
+            raise FormatError("would turn message text into special tokens", "remove text that looks like markup")
+        shown = {index for index, _ in pieces} if pieces else {*self._rewritten(placed, prompt)}
         for index, turn in reversed([*enumerate(self.turns)]):
-            is_shown = index in shown and (pieces is not None or _shows(prompt, turn))
-            if turn["content"].strip() and not is_shown:
-                problem = f"the chat template {self.chat.origin} leaves out {LEFT_OUT[turn['role']]}"
-                raise FormatError(problem, OTHER_FORMAT)
+            if turn["content"].strip() and index not in shown:
+                raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}")
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
+
+    def _rewritten(self, placed: list[Piece], prompt: str) -> Iterator[int]:
+        """Yield the index of each text that the prompt has where the other render has its placeholder.
+
+        Of a reply, a template may leave out reasoning, and a system prompt may be nothing but a switch.
+        """
+        changed = SWITCH_REMOVED if "/no_think" in self.chat.source else CHANGED
+        rest = _unchanged(prompt, changed)
+        for (_, before), (index, _) in zip(placed[::2], placed[1::2], strict=False):
+            role = self.turns[index % len(self.turns)]["role"]
+            text = _unchanged(self.texts[index], changed)
+            if role == "assistant" or (role == "system" and not text):
+                yield index
+                continue
+            _, found, after = rest.partition(_unchanged(before, changed)[-CONTEXT:] + text)
+            if found and text:
+                yield index
+                rest = after
 
     def _restore_headers(self, pieces: list[Piece]) -> None:
         """Put the text that follows a question before each earlier reply with known tokens, too.
@@ -269,13 +307,8 @@ def _align(placed: list[Piece], prompt: str, texts: Sequence[str]) -> list[Piece
     return pieces[1:] if at == len(prompt) else None
 
 
-def _shows(prompt: str, turn: Turn) -> bool:
-    """Whether a template that rewrites texts shows all of a turn. Of a reply, it may leave out reasoning."""
-    return turn["role"] == "assistant" or _unchanged(turn["content"]) in _unchanged(prompt)
-
-
-def _unchanged(text: str) -> str:
-    return CHANGED.sub("", text.casefold())
+def _unchanged(text: str, changed: re.Pattern[str]) -> str:
+    return changed.sub("", unescape(unescape(text)).casefold())
 
 
 def try_template(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, NamedTuple, NoReturn
@@ -80,10 +79,7 @@ class ContentFormat(NamedTuple):
         """The conversation, without a system prompt if the template has none."""
         if self.has_system or not conversation.messages:
             return conversation
-        first, *others = conversation.messages
-        texts = (*filter(str.strip, [conversation.system_prompt or ""]), first.content)
-        first = replace(first, content="\n\n".join(texts))
-        return replace(conversation, messages=(first, *others), system_prompt=None)
+        return conversation.with_folded_system(0)
 
 
 class GenerationBlock(Extension):
@@ -99,30 +95,25 @@ class GenerationBlock(Extension):
 def run_template(source: str, values: Mapping[str, Any]) -> str:
     """Render a template, in any time and memory it takes: `try_template` bounds both for unknown files.
 
-    Raises FormatError if the template is invalid, rejects the values, or fails.
+    Raises FormatError, which lacks the name of the template, if it is invalid, rejects the values, or fails.
     """
     try:
         return compile_template(source).render(values)
     except (FormatError, Interrupted):
         raise
     except Exception as error:  # a template is code: it can fail in any way code can
-        raise FormatError(
-            f"the chat template rejects this conversation: {_line(error)}",
-            "change the conversation, or choose another --format",
-        ) from error
+        raise FormatError(f"rejects this conversation: {_line(error)}", "correct the template") from error
 
 
 @cache
 def compile_template(source: str) -> jinja2.Template:
-    """Compile a template. Raises FormatError if it is invalid."""
+    """Compile a template. Raises FormatError, which lacks its name, if it is invalid."""
     try:
         with catch_warnings():
             simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
             return ENVIRONMENT.from_string(source)
     except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
-        raise FormatError(
-            f"the chat template cannot be parsed: {_line(error)}", "choose a --format, or run cerebrum ask --raw"
-        ) from error
+        raise FormatError(f"cannot be parsed: {_line(error)}", "correct the template") from error
 
 
 def _line(error: Exception) -> str:

@@ -71,7 +71,7 @@ def format_builder(
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
             options=options,
-            origin=origin,
+            origin=origin if name == EMBEDDED else name,
         )
 
     return build
@@ -98,4 +98,6 @@ def require_valid(path: Path, template: str) -> None:
     try:
         compile_template(template)
     except FormatError as error:
-        raise FormatError(f"{path}: {error.message}", "correct it, or choose another chat template") from error
+        raise FormatError(
+            f"{path}: the chat template {error.message}", "correct it, or choose another chat template"
+        ) from error

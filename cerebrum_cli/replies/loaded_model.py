@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
@@ -105,7 +105,7 @@ class LoadedModel:
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
-        if conversation.prefill:
+        if conversation.prefill and not prompt_end:
             asked, prompt_end = self._continuing(asked, tokens)
         self._require_room(len(tokens))
         prefix = asked.prefix_tokens
@@ -268,7 +268,10 @@ class LoadedModel:
     @cached_property
     def format(self) -> PromptFormat:
         chosen = self.build_format(self.engine.vocabulary, self.engine.context_size)
-        chosen.render(TRIAL)  # a template that rejects it, or leaves out the question, is one error of a whole run
+        try:  # a template that rejects both, or leaves out the question, is one error of a whole run
+            chosen.render(TRIAL)
+        except FormatError:
+            chosen.render(replace(TRIAL, system_prompt=None))
         return chosen
 
     @cached_property
@@ -313,10 +316,7 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
-        if conversation.prefill:
-            prompt = without_end(self.format.render(conversation.add(conversation.prefill)))
-        else:
-            prompt = self.format.render(conversation)
+        prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self._notices.setdefault(NO_SYSTEM, False)
         if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
@@ -349,17 +349,6 @@ class MarkupTokens(frozenset[int]):
 
     def __contains__(self, token: object) -> bool:
         return super().__contains__(token) or (isinstance(token, int) and self._is_markup(token))
-
-
-def without_end(prompt: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
-    """A prompt up to the text of its last reply. Raises FormatError if that cannot be told from the template's."""
-    if not final_markup(prompt):
-        return prompt
-    if len(prompt) == 1 or isinstance(prompt[-2], Tokens):
-        raise FormatError(
-            "the chat template alters the last reply, so it cannot be continued", "end the list with a user message"
-        )
-    return prompt[:-1]
 
 
 def final_markup(prompt: Sequence[PromptPart]) -> str:

@@ -22,7 +22,7 @@ from vocabularies import MARKS, marked_up, text_of
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.template import PRESERVE
+from cerebrum_cli.formats.template import OTHER_FORMAT, PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
 from cerebrum_cli.replies.format_choice import format_builder
@@ -99,8 +99,8 @@ def test_template_error_has_the_reason(
 ) -> None:
     with pytest.raises(FormatError, match=reason) as caught:
         embedded(chatml, template).render(conversation)
-    assert caught.value.message.startswith("the chat template rejects this conversation: ")
-    assert caught.value.hint
+    assert caught.value.message.startswith("the chat template embedded rejects this conversation: ")
+    assert caught.value.hint == f"correct the template, or {OTHER_FORMAT}"
 
 
 def test_template_gets_the_options(chatml: LlamaBackend) -> None:
@@ -190,6 +190,49 @@ def test_template_that_shows_no_question_is_refused(source: str, chatml: LlamaBa
     with pytest.raises(FormatError, match=r"^the chat template embedded leaves out a question$") as caught:
         embedded(chatml, source).render(ONE_TURN)
     assert "--format (chatml, gemma, llama3, mistral)" in caught.value.hint
+
+
+SWITCHED = "{{ message.content.replace('/no_think', '').replace('/think', '') | trim }}"
+
+
+@pytest.mark.parametrize(
+    ("content", "questions", "is_shown"),
+    [
+        *(
+            (branch("message.content | length > 5", TEXT, ""), (text,), False)
+            for text in ("think", "<>", '"\'"', "user")
+        ),
+        ("{{ message.content | striptags }}", ("What does <think> mean?",), False),
+        ("{{ message.content.replace('think', '') }}", ("/no_think Why?",), False),
+        (SWITCHED, ("/no_think Why?",), True),
+        (SWITCHED, ("Why? /think",), True),
+        (SWITCHED, ("/think",), False),
+        (SWITCHED, ("What is in a/think?",), False),
+        ("{{ message.content | upper | e }}", ("1 < 2?", "Why &lt; 'x'?"), True),
+        (
+            branch("loop.index0 == 2 and message.content == 'Why?'", "", "{{ message.content | e }}"),
+            ("Why?",) * 2,
+            False,
+        ),
+    ],
+)
+def test_rewritten_question_is_shown_whole_and_in_its_place(
+    content: str, questions: tuple[str, ...], is_shown: bool, chatml: LlamaBackend
+) -> None:
+    conversation = Conversation()
+    for question in questions:
+        conversation = (conversation.assistant("'So.'") if conversation.messages else conversation).user(question)
+    prompt_format = embedded(chatml, EACH.replace("CONTENT", content))
+    if is_shown:
+        assert squeezed(text_of(prompt_format.render(conversation)))
+    else:
+        with pytest.raises(FormatError, match="leaves out a question"):
+            prompt_format.render(conversation)
+
+
+def test_system_prompt_may_be_nothing_but_a_switch(chatml: LlamaBackend) -> None:
+    prompt_format = embedded(chatml, EACH.replace("CONTENT", SWITCHED))
+    assert text_of(prompt_format.render(Conversation((), "/no_think").user("Why?"))) == "<system><user>Why?<assistant>"
 
 
 def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBackend) -> None:
@@ -501,9 +544,9 @@ UNPARSABLE = (
 def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: LlamaBackend) -> None:
     with pytest.raises(FormatError) as caught:
         embedded(chatml, source).render(ONE_TURN)
-    assert caught.value.message.startswith(f"the chat template {error}")
+    assert caught.value.message.startswith(f"the chat template embedded {error}")
     assert "\n" not in caught.value.message
-    assert caught.value.hint
+    assert caught.value.hint == f"correct the template, or {OTHER_FORMAT}"
 
 
 def test_template_with_literal_placeholders_is_safe(chatml: LlamaBackend) -> None:

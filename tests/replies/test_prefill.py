@@ -23,6 +23,11 @@ MESSAGES = [
 ]
 
 
+STRICT = (  # a template that demands content
+    "{% for message in messages %}[{{ message.content or raise_exception('empty') }}]{% endfor %}"
+)
+
+
 def continues(held: tuple[int, ...], seed: int) -> int:
     _, _, rest = bytes(held).rpartition(BEGUN)
     return REST[len(rest)] if len(rest) < len(REST) else END
@@ -56,6 +61,42 @@ def test_reply_continues_the_last_message(name: str, template: str | None, reaso
         assert "It is 4." in loaded.render(following)
 
 
+@pytest.mark.parametrize("last", [{"content": " \n"}, {"content": None, "reasoning": "2 + 2?"}])
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("chatml", None), ("mistral", None), ("cerebrum", None), ("embedded", "deepseek-r1"), ("embedded", "ministral")],
+)
+def test_reply_without_visible_text_has_not_begun(name: str, template: str | None, last: dict[str, str | None]) -> None:
+    source = STRICT if template == "ministral" else template and TEMPLATES[template]
+    asked = conversation_from_messages([MESSAGES[0], {"role": "assistant", **last}], "m")
+    with running_engine(ScriptedBackend(lambda *_: END, context_size=1000)) as engine:
+        loaded = model_on(engine, format_builder(name, source, {}))
+        assert loaded.preview(asked) == loaded.preview(Conversation().user("2 + 2?"))
+        assert "".join(loaded.respond(Ask(asked, Settings(), "root ::= [0-9]*"))) == ""
+
+
+def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
+    asked = conversation_from_messages([MESSAGES[0], {**MESSAGES[1], "content": None}], "m")
+    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+        loaded = model_on(engine, format_builder("embedded", TEMPLATES["qwen3.8"], {}))
+        assert loaded.render(asked).endswith("assistant\n<think>\nTwo and two.")
+
+
+def test_system_prompt_that_only_a_last_question_shows_precedes_a_reply_that_has_begun() -> None:
+    template = (
+        "{% if messages[0].role == 'system' %}{% set system, messages = messages[0].content, messages[1:] %}{% endif %}"
+        "{% for message in messages %}{% if loop.last and system and message.role == 'user' %}[{{ system }}\n\n"
+        "{% else %}[{% endif %}{{ message.content }}]{% endfor %}"
+    )
+    with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
+        loaded = model_on(engine, format_builder("embedded", template, {}))
+        begun = conversation_from_messages([{"role": "system", "content": "S."}, *MESSAGES], "m")
+        assert loaded.render(replace(begun, prefill=None)) == "[S.\n\n2 + 2?]"
+        assert loaded.render(begun) == "[S.\n\n2 + 2?][It is"
+        reply = loaded.respond(Ask(begun, Settings()))
+        assert "".join(reply).endswith("It is 4.")
+
+
 def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_templates() -> None:
     conversation = conversation_from_messages(MESSAGES, "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
@@ -72,5 +113,5 @@ def test_reply_cannot_continue_where_a_template_rewrites_it(tokens: tuple[int, .
     template = "{% for message in messages %}{{ message.role }}: {{ message.content | upper }}\n{% endfor %}"
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder("embedded", template, {}))
-        with pytest.raises(FormatError, match="the chat template alters the last reply"):
+        with pytest.raises(FormatError, match="the chat template embedded alters the last reply"):
             loaded.preview(begun)
