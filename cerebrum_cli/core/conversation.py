@@ -10,7 +10,9 @@ from cerebrum_cli.core.text import well_formed
 
 Role = Literal["user", "assistant"]
 ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
-TEXT_PARTS = ("text", "input_text", "output_text")
+TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "refusal")
+REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking")
+TEXT_KEYS = ("text", "content", "refusal", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -82,11 +84,13 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     """Convert an OpenAI messages list. Raises UsageError with `name` as the source.
 
     A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
-    is the same; system messages that are not the first become part of the question.
+    is the same; system messages that are not the first become part of the question. Those without content are ignored.
     """
-    if not isinstance(items, list) or not items:
+    numbered = enumerate(items if isinstance(items, list) else [], 1)
+    turns = [turn for number, item in numbered if (turn := _turn(item, f"{name}: message {number}"))]
+    if not turns:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    turns = _joined([_turn(item, f"{name}: message {number}") for number, item in enumerate(items, 1)])
+    turns = _joined(turns)
     system = turns.pop(0).content if turns[0].role == "system" else None
     if turns and turns[0].role == "assistant":
         raise UsageError(f"{turns[0].where} has the role assistant, expected user", "a question must come first")
@@ -102,7 +106,9 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     *before, last = messages
     if last.role == "user":
         return conversation
-    return replace(conversation, messages=tuple(before), prefill=last if last.content or last.reasoning else None)
+    return replace(
+        conversation, messages=tuple(before), prefill=last if last.content.strip() or last.reasoning else None
+    )
 
 
 class _Turn(NamedTuple):
@@ -130,34 +136,44 @@ def _paragraphs(*texts: str) -> str:
     return "\n\n".join(filter(None, texts))
 
 
-def _turn(item: Any, where: str) -> _Turn:
+def _turn(item: Any, where: str) -> _Turn | None:
+    """A message as a turn; None if it has neither content nor reasoning."""
     role = item.get("role") if isinstance(item, dict) else None
     if role == "developer":
         role = "system"
     if role not in ROLES:
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    if item.get("tool_calls"):
-        raise UsageError(f"{where} calls a tool", "tools are not supported: remove `tool_calls`")
-    content = _text_of(item["content"]) if "content" in item else None
+    for key in filter(item.get, ("tool_calls", "function_call")):
+        raise UsageError(f"{where} calls a tool", f"tools are not supported: remove `{key}`")
+    content = _text_of(item)
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
     reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
     if role != "assistant" or not isinstance(reasoning, str):
         reasoning = ""
+    if item.get("content") is None and not content and not reasoning:
+        return None
     return _Turn(where, role, well_formed(content), well_formed(reasoning))
 
 
-def _text_of(content: Any) -> str | None:
-    """The text of a message, which may be in parts, or null; None if it has other parts."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    if not isinstance(content, list):
-        return None
+def _text_of(message: dict[str, Any]) -> str | None:
+    """The text of a message, which may be in parts, or null; None if it has other parts, or its text is ambiguous."""
+    content = message.get("content")
+    waiting = [{**message, "type": "text"} if content is None else content]
     texts = []
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in TEXT_PARTS or not isinstance(part.get("text"), str):
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting += reversed(part)
+        elif isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS:
+            values = [part[key] for key in TEXT_KEYS if part.get(key) is not None]
+            if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *REASONING_KEYS)):
+                return None
+            waiting += values
+        elif isinstance(part, str):
+            texts.append(part)
+        elif part is not None and not (isinstance(part, dict) and part["type"] in REASONING_PARTS):
             return None
-        texts.append(part["text"])
     return "".join(texts)
 
 

@@ -44,3 +44,4 @@ TURN_ENDS = {  # stop strings, for vocabularies in which they are no special tok
     "llama3": ("<|eot_id|>",),
     "mistral": ("</s>",),
 }
+OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"

@@ -20,7 +20,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
+from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
@@ -43,7 +43,6 @@ CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
 SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
-OTHER_FORMAT = f"choose another --format ({', '.join(NAMED_TEMPLATES)}) or --chat-template FILE, or use --raw"
 LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
 FROM_TEMPLATE = -1
 Piece = tuple[int, str]
@@ -117,8 +116,7 @@ class EmbeddedFormat(PromptFormat):
             if prefill and conversation.system_prompt:  # some show it only with a question that comes last
                 return self.render(conversation.with_folded_system(-1))
             meant = did_you_mean(self.source.strip().casefold(), list(NAMED_TEMPLATES))
-            hint = ", or ".join(filter(None, [error.hint, OTHER_FORMAT]))
-            raise FormatError(f"the chat template {self.origin} {error.message}", f"{meant}{hint}") from error
+            raise FormatError(f"the chat template {self.origin} {error.message}", meant + error.hint) from error
 
     @property
     def has_system(self) -> bool:
@@ -237,11 +235,13 @@ class Rendering:
         placed = self.placeholders.split(skeleton)
         pieces = _align(placed, prompt, self.texts)
         if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
-            raise FormatError("would turn message text into special tokens", "remove text that looks like markup")
+            raise FormatError(
+                "would turn message text into special tokens", f"remove text that looks like markup, or {OTHER_FORMAT}"
+            )
         shown = {index for index, _ in pieces} if pieces else {*self._rewritten(placed, prompt)}
         for index, turn in reversed([*enumerate(self.turns)]):
             if turn["content"].strip() and index not in shown:
-                raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}")
+                raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}", OTHER_FORMAT)
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
 
     def _rewritten(self, placed: list[Piece], prompt: str) -> Iterator[int]:
@@ -254,13 +254,11 @@ class Rendering:
         for (_, before), (index, _) in zip(placed[::2], placed[1::2], strict=False):
             role = self.turns[index % len(self.turns)]["role"]
             text = _unchanged(self.texts[index], changed)
-            if role == "assistant" or (role == "system" and not text):
-                yield index
-                continue
             _, found, after = rest.partition(_unchanged(before, changed)[-CONTEXT:] + text)
-            if found and text:
-                yield index
+            if found:
                 rest = after
+            if role == "assistant" or (found and (text or role == "system")):
+                yield index
 
     def _restore_headers(self, pieces: list[Piece]) -> None:
         """Put the text that follows a question before each earlier reply with known tokens, too.

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.thinking import ReasoningMarkup
 
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # variables that take an effort
@@ -102,7 +103,7 @@ def run_template(source: str, values: Mapping[str, Any]) -> str:
     except (FormatError, Interrupted):
         raise
     except Exception as error:  # a template is code: it can fail in any way code can
-        raise FormatError(f"rejects this conversation: {_line(error)}", "correct the template") from error
+        raise FormatError(f"rejects this conversation: {_line(error)}", OTHER_FORMAT) from error
 
 
 @cache
@@ -113,7 +114,7 @@ def compile_template(source: str) -> jinja2.Template:
             simplefilter("ignore", SyntaxWarning)  # Python's, of the code that Jinja makes
             return ENVIRONMENT.from_string(source)
     except Exception as error:  # not only TemplateError: deep nesting and long numbers raise others
-        raise FormatError(f"cannot be parsed: {_line(error)}", "correct the template") from error
+        raise FormatError(f"cannot be parsed: {_line(error)}", OTHER_FORMAT) from error
 
 
 def _line(error: Exception) -> str:

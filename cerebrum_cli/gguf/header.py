@@ -92,7 +92,7 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
         n_layers=keys.n_layers,
         n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
-        chat_template=template if isinstance(template, str) and template.strip() else None,
+        chat_template=template.lstrip("\ufeff") if isinstance(template, str) and template.strip() else None,
         sizes=sizes,
         per_expert_tensors=any(map(_EXPERT_TENSOR.fullmatch, names)),
         vocabulary=tables.vocabulary,

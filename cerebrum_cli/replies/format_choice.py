@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.settings import SESSION, Settings
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
 from cerebrum_cli.replies.text_tokens import special_tokens
@@ -34,10 +35,11 @@ def choose_format(requested: str | None, known: str | None, template: str | None
             f"it may be a base model: run cerebrum ask --raw, or choose {OTHER_FORMATS}",
         )
     if name not in FORMAT_NAMES:
-        raise UsageError(f"unknown format {name!r}", f"use one of {', '.join(FORMAT_NAMES)}")
+        meant = did_you_mean(name.casefold(), FORMAT_NAMES)
+        raise UsageError(f"unknown format {name!r}", f"{meant}use one of {', '.join(FORMAT_NAMES)}")
     if name == EMBEDDED and template is None:
         raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or run cerebrum ask --raw")
-    written = (template or "").strip()
+    written = (template or "").strip().casefold()
     return written if name == EMBEDDED and written in NAMED_TEMPLATES else name
 
 

@@ -4,6 +4,7 @@ import datetime
 import html
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +23,8 @@ from vocabularies import MARKS, marked_up, text_of
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.template import OTHER_FORMAT, PRESERVE
+from cerebrum_cli.formats.named_templates import OTHER_FORMAT
+from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
 from cerebrum_cli.replies.format_choice import format_builder
@@ -100,7 +102,7 @@ def test_template_error_has_the_reason(
     with pytest.raises(FormatError, match=reason) as caught:
         embedded(chatml, template).render(conversation)
     assert caught.value.message.startswith("the chat template embedded rejects this conversation: ")
-    assert caught.value.hint == f"correct the template, or {OTHER_FORMAT}"
+    assert caught.value.hint == OTHER_FORMAT
 
 
 def test_template_gets_the_options(chatml: LlamaBackend) -> None:
@@ -233,6 +235,13 @@ def test_rewritten_question_is_shown_whole_and_in_its_place(
 def test_system_prompt_may_be_nothing_but_a_switch(chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, EACH.replace("CONTENT", SWITCHED))
     assert text_of(prompt_format.render(Conversation((), "/no_think").user("Why?"))) == "<system><user>Why?<assistant>"
+
+
+@pytest.mark.parametrize("name", ["Llama-3", "Mistral7", "\nGemma2\n"])
+def test_template_that_is_like_the_name_of_a_format_gets_a_hint(name: str, chatml: LlamaBackend) -> None:
+    with pytest.raises(FormatError) as caught:
+        embedded(chatml, name).render(ONE_TURN)
+    assert re.match(r"did you mean (llama3|mistral|gemma)\? choose another", caught.value.hint)
 
 
 def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBackend) -> None:
@@ -546,7 +555,7 @@ def test_invalid_template_is_a_one_line_error(source: str, error: str, chatml: L
         embedded(chatml, source).render(ONE_TURN)
     assert caught.value.message.startswith(f"the chat template embedded {error}")
     assert "\n" not in caught.value.message
-    assert caught.value.hint == f"correct the template, or {OTHER_FORMAT}"
+    assert caught.value.hint == OTHER_FORMAT
 
 
 def test_template_with_literal_placeholders_is_safe(chatml: LlamaBackend) -> None:

@@ -55,7 +55,7 @@ def test_header_has_the_values_in_the_file(tmp_path: Path) -> None:
         "tokenizer.ggml.tokens": ["<s>", "</s>", "ä" * 300],
         "tokenizer.ggml.scores": [0.0, -1.0, -2.0],
         "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": "{{ messages }}",
+        "tokenizer.chat_template": "\ufeff{{ messages }}",
     }
     header = header_with(tmp_path, values)
     assert (header.architecture, header.quantization, header.sizes.embedding_length) == ("llama", "Q4_K_M", 64)

@@ -24,6 +24,7 @@ CONTEXT_SIZE = 512
             (None, None, " chatml\n", "chatml"),
             ("embedded", None, "gemma", "gemma"),
             (None, "mistral", "{}", "mistral"),
+            (None, None, "ChatML\n", "chatml"),
         ),
     ],
 )
@@ -37,6 +38,7 @@ def test_requested_format_precedes_known_precedes_template(
     ("requested", "known", "template", "kind", "message"),
     [
         ("chatlm", None, "{}", UsageError, "unknown format 'chatlm'"),
+        ("Llama-3", None, None, UsageError, "unknown format 'Llama-3'"),
         (None, None, None, FormatError, "unknown prompt format: the model is not in the catalog"),
         (None, "embedded", None, FormatError, "the model file has no chat template"),
         (None, "a-typo", "{}", UsageError, "unknown format 'a-typo'"),
@@ -48,6 +50,7 @@ def test_missing_or_unknown_format_is_an_error(
     with pytest.raises(kind, match=message) as caught:
         choose_format(requested, known, template)
     assert "cerebrum" in caught.value.hint
+    assert caught.value.hint.startswith("did you mean llama3? use one of ") == (requested == "Llama-3")
 
 
 def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> None:

@@ -101,6 +101,41 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
         ([USER, {**USER, "content": None}, SYSTEM], Conversation().user("Why?\n\nBe brief.")),
         ([{**USER, "content": [{"type": "input_text", "text": "Why?"}]}], Conversation().user("Why?")),
         ([USER, {**ASSISTANT, "content": None, "tool_calls": []}], Conversation().user("Why?")),
+        ([{**SYSTEM, "content": None}, USER], Conversation().user("Why?")),
+        (
+            [
+                USER,
+                ASSISTANT,
+                USER,
+                {**ASSISTANT, "content": None},
+                {**USER, "content": None},
+                {**SYSTEM, "content": None},
+            ],
+            Conversation().user("Why?").assistant("So.").user("Why?"),
+        ),
+        (
+            [USER, {"role": "assistant", "reasoning": "Hm."}, USER],
+            Conversation().user("Why?").assistant("", None, "Hm.").user("Why?"),
+        ),
+        (
+            [USER, {**ASSISTANT, "content": None, "refusal": "So."}, USER],
+            Conversation().user("Why?").assistant("So.").user("Why?"),
+        ),
+        ([{"role": "user", "text": "Why?", "type": "message"}], Conversation().user("Why?")),
+        ([{**USER, "text": "How?"}], Conversation().user("Why?")),
+        ([USER, {**ASSISTANT, "content": " \n"}], Conversation().user("Why?")),
+        *(
+            ([{**USER, "content": content}], Conversation().user("Why?"))
+            for content in (
+                {"type": "text", "text": "Why?"},
+                ["Why", "?"],
+                [{"text": "Why?"}],
+                [{"type": "text", "content": "Why?"}, {"type": "text", "text": None}],
+                [{"type": "text", "text": {"value": "Why?", "annotations": []}}],
+                [{"type": "thinking", "thinking": "Hm."}, {"type": "summary_text", "text": "Why?"}],
+                [{"type": "reasoning", "summary": []}, {"type": "refusal", "refusal": "Why?"}],
+            )
+        ),
         ([USER, ASSISTANT], replace(Conversation().user("Why?"), prefill=Message("assistant", "So."))),
         *(
             (
@@ -113,6 +148,30 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
 )
 def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
     assert parse_messages(json.dumps(messages), "m.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "problem"),
+    [
+        *(
+            ({**USER, "content": [part]}, "message 1 has no text content")
+            for part in (
+                *(5, {}, {"type": "text"}, {"type": "image_url", "text": "Why?"}, {"type": ["text"], "text": "Why?"}),
+                *({"text": "Why?", "content": "How?"}, {"text": {"data": "Why?"}}),
+            )
+        ),
+        ({**USER, "content": 5}, "message 1 has no text content"),
+        ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
+        ({"role": "assistant"}, "message 1 has no text content"),
+        ({**ASSISTANT, "function_call": {"name": "f"}}, "message 1 calls a tool"),
+        ({**USER, "content": None}, "has no messages"),
+        ({**USER, "content": " "}, "message 1 is empty"),
+    ],
+)
+def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem) as caught:
+        parse_messages(json.dumps([message]), "m.json")
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
