@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import unescape
+from itertools import chain
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,14 @@ class EmbeddedFormat(PromptFormat):
             return None
         if keeps_tokens:
             return Tokens(message.tokens)
-        texts = f"{message.content}\n{message.reasoning}"
-        for markup in self.markups:
-            for marker in (markup.open, markup.close, markup.header, markup.final):
-                if marker and marker in texts:
-                    return Text(message.content)
+        if self.is_quoted_in(f"{message.content}\n{message.reasoning}"):
+            return Text(message.content)
         return None
+
+    def is_quoted_in(self, text: str) -> bool:
+        """Whether a text has markup of reasoning."""
+        markers = ((markup.open, markup.close, markup.header, markup.final) for markup in self.markups)
+        return any(marker in text for marker in chain(*markers) if marker)
 
     def closed(self, prompt_end: str) -> str:
         markup = open_markup(prompt_end, self.markups)
@@ -247,7 +250,8 @@ class Rendering:
     def _rewritten(self, placed: list[Piece], prompt: str) -> Iterator[int]:
         """Yield the index of each text that the prompt has where the other render has its placeholder.
 
-        Of a reply, a template may leave out reasoning, and a system prompt may be nothing but a switch.
+        Of a reply, a template may leave out reasoning and what precedes its markup, and a system prompt may be nothing
+        but a switch.
         """
         changed = SWITCH_REMOVED if "/no_think" in self.chat.source else CHANGED
         rest = _unchanged(prompt, changed)
@@ -257,7 +261,10 @@ class Rendering:
             _, found, after = rest.partition(_unchanged(before, changed)[-CONTEXT:] + text)
             if found:
                 rest = after
-            if role == "assistant" or (found and (text or role == "system")):
+            is_optional = role == "assistant" and (
+                index >= len(self.turns) or self.chat.is_quoted_in(self.texts[index])
+            )
+            if is_optional or (found and (text or role != "user")):
                 yield index
 
     def _restore_headers(self, pieces: list[Piece]) -> None:

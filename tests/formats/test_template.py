@@ -251,6 +251,10 @@ def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBac
         (shown.replace("messages", "messages[::-2]"), "an earlier reply"),
         (shown.replace("messages", "messages[:-1]"), "a question"),
         (shown.replace("messages", "messages[1:]"), "a question"),
+        (
+            EACH.replace("CONTENT", branch("message.role == 'user'", TEXT, "{{ message.content.split('.')[0] }}")),
+            "an earlier reply",
+        ),
     ):
         with pytest.raises(FormatError, match=f"leaves out {what}$"):
             embedded(chatml, source).render(Conversation().user("One?").assistant("1.").user("Two?"))
