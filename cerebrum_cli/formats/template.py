@@ -116,7 +116,7 @@ class EmbeddedFormat(PromptFormat):
                 return self.render(replace(conversation, prefill=None))
             if prefill and conversation.system_prompt:  # some show it only with a question that comes last
                 return self.render(conversation.with_folded_system(-1))
-            meant = did_you_mean(self.source.strip().casefold(), list(NAMED_TEMPLATES))
+            meant = did_you_mean(self.source.strip().casefold(), list(NAMED_TEMPLATES), cutoff=0.9)
             raise FormatError(f"the chat template {self.origin} {error.message}", meant + error.hint) from error
 
     @property

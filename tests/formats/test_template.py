@@ -242,6 +242,9 @@ def test_template_that_is_like_the_name_of_a_format_gets_a_hint(name: str, chatm
     with pytest.raises(FormatError) as caught:
         embedded(chatml, name).render(ONE_TURN)
     assert re.match(r"did you mean (llama3|mistral|gemma)\? choose another", caught.value.hint)
+    with pytest.raises(FormatError) as caught:
+        embedded(chatml, "llama2").render(ONE_TURN)
+    assert caught.value.hint == OTHER_FORMAT
 
 
 def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBackend) -> None:
