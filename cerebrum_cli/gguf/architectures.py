@@ -75,7 +75,7 @@ def facts_of(architecture: str) -> ArchitectureFacts:
 
 
 # What a file may name, else llama.cpp refuses to load it: `LLM_ARCH_NAMES` in llama-arch.cpp, and the comparisons with
-# `tokenizer_pre` in `llama_vocab::impl::load` of llama-vocab.cpp.
+# `tokenizer_model` and `tokenizer_pre` in `llama_vocab::impl::load` of llama-vocab.cpp.
 KNOWN_ARCHITECTURES = """
 afmoe apertus arcee arctic arwkv7 baichuan bailingmoe bailingmoe2 bailingmoe3 bert bitnet bloom chameleon chatglm clip
 codeshell cogvlm cohere2 cohere2moe command-r dbrx deci deepseek deepseek2 deepseek2-ocr deepseek32 deepseek4 dflash
@@ -90,6 +90,7 @@ plm pockettts qwen qwen2 qwen2moe qwen2vl qwen3 qwen35 qwen35moe qwen3moe qwen3n
 qwen4exp refact rnd1 rwkv6 rwkv6qwen2 rwkv7 seed_oss smallthinker smollm3 spark2_5 stablelm starcoder starcoder2
 step35 t5 t5encoder talkie wavtokenizer-dec xverse
 """
+KNOWN_TOKENIZERS = "bert gemma4 gpt2 hybriddna llama no_vocab none plamo2 rwkv t5 test whitespace"
 KNOWN_PRE_TOKENIZERS = """
 a.x-4.0 afmoe bailingmoe bailingmoe2 bloom chameleon chatglm-bpe codeshell cohere2moe command-r dbrx deepseek-coder
 deepseek-llm deepseek-r1-qwen deepseek-v3 default exaone exaone-moe exaone4 f2llmv2 falcon falcon-h1 falcon3 gemma4
@@ -107,7 +108,10 @@ def unknown_part(metadata: Mapping[str, object]) -> str | None:
     architecture = metadata.get("general.architecture")
     if architecture not in KNOWN_ARCHITECTURES.split():
         return f"unknown model architecture: {architecture!r}"
+    tokenizer = metadata.get("tokenizer.ggml.model", "none")
+    if tokenizer not in KNOWN_TOKENIZERS.split():
+        return f"unknown tokenizer: {tokenizer!r}"
     pre_tokenizer = metadata.get("tokenizer.ggml.pre") or "default"
-    if metadata.get("tokenizer.ggml.model") == "gpt2" and pre_tokenizer not in KNOWN_PRE_TOKENIZERS.split():
+    if tokenizer == "gpt2" and pre_tokenizer not in KNOWN_PRE_TOKENIZERS.split():
         return f"unknown pre-tokenizer type: {pre_tokenizer!r}"
     return None

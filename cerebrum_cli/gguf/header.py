@@ -130,7 +130,8 @@ def _require_part_name(path: Path, metadata: Metadata) -> None:
     """Raise ModelFileError for a part of a split model under a name by which llama.cpp would not find the others."""
     count = metadata.get("split.count", 1)
     ending = f"-of-{count!s:0>5}.gguf"
-    if count not in (0, 1) and not path.name.lower().endswith(ending):
+    is_first = metadata.get("split.no", 0) == 0
+    if count not in (0, 1) and not (is_first and path.name.lower().endswith(ending)):
         hint = f"rename its parts to NAME-00001{ending}, and so on"
         raise ModelFileError(path, f"one of {count} parts of a model, under another name", hint)
 

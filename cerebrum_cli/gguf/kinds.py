@@ -65,6 +65,8 @@ def kind_of(metadata: Mapping[str, object], tensors: Iterable[str]) -> Kind | No
     # The first part of a split model may have no tensors. A model with layers to predict several tokens has others.
     if not tensor_names and f"{VOCABULARY}tokens" in metadata and metadata.get("split.count", 1) in (0, 1):
         return Kind("a vocabulary without tensors", "use the whole model")
-    if ".nextn." in tensor_names and "blk.0." not in tensor_names:
+    layers = metadata.get(f"{architecture}.block_count")
+    predicting = metadata.get(f"{architecture}.nextn_predict_layers")
+    if ".nextn." in tensor_names and (layers == predicting or "blk.0." not in tensor_names):
         return DRAFT
     return None

@@ -10,7 +10,7 @@ from threading import Thread
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import did_you_mean, well_formed
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
 from cerebrum_cli.library.catalogue import ModelSpec
@@ -37,6 +37,7 @@ from cerebrum_cli.library.reference import (
     Reference,
     Variant,
     in_quantization,
+    is_labeled,
     is_model,
     likely_models,
     variant_of,
@@ -45,7 +46,6 @@ from cerebrum_cli.library.reference import (
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
-MOST_COMPANIONS = 4  # files of a repository that turn out to be no models, before this is reported
 
 
 @dataclass(slots=True)
@@ -138,10 +138,16 @@ class DownloadPlanner:
         if reference.file:
             models = (variant_of(reference.file),)
             if reference.file not in names:
-                hint = f"list its models: cerebrum pull --dry-run {repo_id}"
+                ending = reference.file.lower()
+                alike = [name for name in names if name.lower().endswith(ending)]
+                similar = did_you_mean(reference.file, alike or names, 3, 0 if alike else 0.6)
+                hint = f"{similar}list its models: cerebrum pull --dry-run {repo_id}"
                 raise ModelNotFound(f"{repo_id} has no complete model {reference.file}", hint)
         elif not in_quantization(models, reference.quantization):
             models = tuple(map(variant_of, filter(is_model, names)))
+            if not models:  # companions alone: the header of one says what it is
+                models = tuple(map(variant_of, names))
+                request = replace(request, quantization=None)
         return self._plan_listing(None, listing, models, request)
 
     def _plan_listing(
@@ -169,8 +175,7 @@ class DownloadPlanner:
                     usable.append(model)
                 except NoLanguageModel:
                     candidates.remove(model)
-                    others = in_quantization(candidates, request.quantization)
-                    if not others or len(models) - len(candidates) > MOST_COMPANIONS:
+                    if not in_quantization(candidates, request.quantization):
                         raise
 
     def _assess(
@@ -190,6 +195,8 @@ class DownloadPlanner:
         trained = header.context_length if header else spec and spec.context_size
         plan = request.plan(name, sizes, installed, memory, trained or None, spec)
         chosen = in_quantization(models, request.quantization or plan.chosen.quantization)
+        if request.quantization is None and not is_labeled(chosen[0]):
+            chosen = [model for model in models if not is_labeled(model)]
         return replace(plan, listing=listing, variants=tuple(chosen))
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:

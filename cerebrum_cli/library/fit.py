@@ -17,7 +17,7 @@ from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.library.reference import ModelReference, Variant, same_quantization
+from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, same_quantization
 
 if TYPE_CHECKING:
     from cerebrum_cli.library.hub import Listing
@@ -165,7 +165,8 @@ class SeveralModels(UsageError):
         repo_id = listing.repo_id
         self.choices = [ModelReference(repo_id, None, model.files[0], listing.revision) for model in models]
         references = " or ".join(map(str, self.choices))
-        super().__init__(f"{repo_id} has several {quantization} models", f"choose one: {references}")
+        kind = f"{quantization} models" if is_labeled(models[0]) else "models without a quantization in their names"
+        super().__init__(f"{repo_id} has several {kind}", f"choose one: {references}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ class Library:
 
     def parse(self, text: str) -> Reference:
         """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
+        text = text.strip()
         if self.registry.find(text):
             return ModelReference(text)
         try:
@@ -124,6 +125,8 @@ class Library:
         except UsageError as error:
             if "://" in text:
                 raise
+            if "/" in text or text.endswith(":"):
+                raise ModelNotFound(error.message, error.hint) from error
             raise self._unknown(text) from error
         if not isinstance(reference, Path):
             return reference

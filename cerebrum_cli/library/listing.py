@@ -10,7 +10,7 @@ from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
-from cerebrum_cli.gguf.header import Header
+from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
@@ -172,9 +172,12 @@ def _facts_of_file(model: InstalledModel) -> dict[str, Any]:
 
 
 def kind_text(model: InstalledModel) -> str:
-    """What the file is and what to do with it, if it cannot answer; otherwise no text."""
-    kind = model.header.kind
-    return f"{model.path}: {kind.words}; {kind.hint}" if kind else ""
+    """Why a model cannot answer and what to do, as far as its header shows; otherwise no text."""
+    try:
+        require_generative(model.path, model.header)
+    except ModelFileError as error:
+        return f"{error.message}; {error.hint}"
+    return ""
 
 
 def found_rows(library: Library) -> list[dict[str, Any]]:

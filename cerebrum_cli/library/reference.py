@@ -2,8 +2,8 @@
 
     NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
-    hf.co/OWNER/REPO/FILE.gguf              one file of it; so is OWNER/REPO:FILE.gguf
-    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` likewise)
+    [hf.co/]OWNER/REPO/FILE.gguf            one file of it; so is OWNER/REPO:FILE.gguf
+    https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` and other views likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
     ollama:NAME[:TAG]                       a model in the store of Ollama
     lmstudio:NAME[:QUANT]                   a model in the store of LM Studio
@@ -23,17 +23,24 @@ from urllib.parse import quote, unquote, urlsplit
 from cerebrum_cli.core.errors import UsageError
 
 HUB = "huggingface.co"
-HUB_HOSTS = (HUB, "hf.co", f"www.{HUB}")
 MAIN = "main"  # the default revision
 RepositoryKind = Literal["model", "dataset"]
 
 # Also of a quantization. Without `:` and `/`, which separate the parts of a reference.
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_GIT = re.compile(r"(?:\.git)+$")  # of the URL that git clones
 REPO_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}")  # `--` stands for the slash in the cache
-_FILE_VIEWS = ("resolve", "blob", "raw")
-FILE_OF_REPO = re.compile(rf"^({_PART}/{_PART})[:/](?!(?:resolve|blob|raw|tree)/)(.+\.gguf)$", re.IGNORECASE)
-_HUB_HOST = re.compile(rf"(?:{'|'.join(map(re.escape, HUB_HOSTS))})/", re.IGNORECASE)
+FILE_OF_REPO = re.compile(rf"{_PART}/{_PART}[@:/]", re.IGNORECASE)
+# How the address of the Hub is written, and what follows it: views are pages of a file or a branch.
+_HUB_ADDRESS = re.compile(
+    r"^(?:(?:hf|huggingface):/*|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?::443|:80)?/)", re.IGNORECASE
+)
+_HUB_PATH = re.compile(
+    rf"(?P<repo>{_PART}/{_PART})(?:(?:@|/(?:resolve|blob|raw|tree|blame|commits|edit)/)(?P<revision>[^/:]+?))?"
+    r"(?:[:/](?P<file>.+\.gguf)|:(?P<quantization>[^/]*))?/*",
+    re.IGNORECASE,
+)
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
 
@@ -60,7 +67,7 @@ class ModelReference:
         if self.revision:
             return f"https://{HUB}/{self.name}/tree/{quote(self.revision, safe='')}{suffix}"
         plain = f"{self.name}{suffix}"
-        if looks_like_path(plain) or _HUB_HOST.match(plain):
+        if looks_like_path(plain) or _HUB_ADDRESS.match(plain):
             return f"hf.co/{plain}"
         return plain
 
@@ -73,18 +80,21 @@ DEFAULT_TAG = ":latest"  # Ollama's
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
+    text = text.strip()
     if text.startswith(STORE_PREFIXES):
         return ModelReference(text.removesuffix(DEFAULT_TAG))
-    if "://" in text:
-        return _parse_url(text, endpoint)
-    if _HUB_HOST.match(text):
-        return _parse_hub_path(text, urlsplit(f"https://{text}").path.removeprefix("/"))
-    if looks_like_path(text) and "\0" not in text:
-        return Path(text)
-    name, quantization = _split_quantization(text)
-    if REPO_ID.fullmatch(name) or MODEL_NAME.fullmatch(name):
-        return ModelReference(name, quantization)
-    raise UsageError(f"{text!r} is not a model reference", _FORMS)
+    path = _HUB_ADDRESS.sub("", text)
+    if "://" in path:
+        return _parse_hub_path(text, _path_on_endpoint(text, endpoint))
+    if path == text:
+        if looks_like_path(text) and "\0" not in text:
+            return Path(text)
+        if "/" not in text:
+            name, quantization = _split_quantization(text)
+            if not MODEL_NAME.fullmatch(name):
+                raise UsageError(f"{text!r} is not a model reference", _FORMS)
+            return ModelReference(name, quantization)
+    return _parse_hub_path(text, re.split("[?#]", path)[0])
 
 
 def looks_like_path(text: str) -> bool:
@@ -97,49 +107,43 @@ def is_safe_path(name: str) -> bool:
     return name.isprintable() and "\\" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def _parse_url(text: str, endpoint: str | None) -> ModelReference:
+def _path_on_endpoint(text: str, endpoint: str | None) -> str:
+    """The path of a URL on another Hub."""
     try:
         parts = urlsplit(text)
         own_host = urlsplit(endpoint or "").netloc.lower()
     except ValueError as error:
         raise UsageError(f"{text!r} is not a URL: {error}", _FORMS) from error
-    if parts.scheme not in ("http", "https") or parts.netloc.lower() not in (*HUB_HOSTS, own_host):
+    if parts.scheme not in ("http", "https") or parts.netloc.lower() != own_host:
         raise UsageError(
             f"{parts.hostname or ''!r}: can only pull from the Hugging Face Hub",
             "download the file, then: cerebrum pull PATH  (for another Hub, set HF_ENDPOINT to its URL)",
         )
-    return _parse_hub_path(text, parts.path.removeprefix("/"))
+    return parts.path.removeprefix("/")
 
 
 def _parse_hub_path(text: str, path: str) -> ModelReference:
-    path = FILE_OF_REPO.sub(rf"\1/resolve/{MAIN}/\2", path)
-    owner, repo, view, revision, file = f"{path.rstrip('/')}////".split("/", 4)
-    file = file.rstrip("/")
-    repo_id = f"{owner}/{repo}"
-    if not view:
-        repo_id, quantization = _split_quantization(repo_id)
-    if not REPO_ID.fullmatch(repo_id):
-        raise UsageError(f"{text!r} does not name a repository", f"a repository is OWNER/REPO; {_FORMS}")
-    if not view:
-        return ModelReference(repo_id, quantization)
-    if view == "tree" and revision and not file:
-        revision, quantization = _split_quantization(revision)
-        return ModelReference(repo_id, quantization, revision=_unquote(text, revision))
-    if view in _FILE_VIEWS and revision and file.lower().endswith(".gguf"):
-        return ModelReference(repo_id, file=_unquote(text, file), revision=_unquote(text, revision))
-    raise UsageError(
-        f"{text!r} is not the URL of a .gguf file on the Hub",
-        f"use https://{HUB}/{repo_id}/resolve/{MAIN}/FILE.gguf, or {repo_id} for the best fit",
-    )
+    match = _HUB_PATH.fullmatch(path)
+    repo_id = _GIT.sub("", match["repo"]) if match else ""
+    if not match or not REPO_ID.fullmatch(repo_id):
+        raise UsageError(f"{text!r} does not name a repository of the Hub, or a .gguf file in one", _FORMS)
+    revision, file, quantization = match.group("revision", "file", "quantization")
+    if quantization is not None:
+        _, quantization = _split_quantization(f"{repo_id}:{quantization}")
+    if revision:
+        revision = _unquote(text, revision)
+    if file:
+        file, revision = _unquote(text, file), revision or MAIN
+    return ModelReference(repo_id, quantization, file, revision)
 
 
 def _split_quantization(text: str) -> tuple[str, str | None]:
-    """Split a name, or a revision, from the quantization behind it; of a repository, Ollama's default tag means any."""
+    """Split a name from the quantization behind it; of a repository, Ollama's default tag means any."""
     name, colon, quantization = text.partition(":")
     if colon and not MODEL_NAME.fullmatch(quantization):
         raise UsageError(f"{text!r} has no quantization after the colon", "add one, such as :Q4_K_M")
-    if "/" in name:
-        quantization = quantization.removesuffix(DEFAULT_TAG[1:])
+    if "/" in name and quantization.lower() == DEFAULT_TAG[1:]:
+        return name, None
     return name, quantization or None
 
 
@@ -159,7 +163,7 @@ def _unquote(text: str, part: str) -> str:
 _SUFFIX = ".gguf"
 # As llama.cpp names parts (llama_split_path): five digits, starting at 1.
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})$")
-# Quantization at the end of a file name, as spelled by llama-quantize and by repositories, or else within it.
+# Quantization at the end of a name, as spelled by llama-quantize and by repositories, or else within it.
 _LABEL = re.compile(
     r"(?:^|[-._])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|FP?16|FP?32)"
     r"(?:-[\d.]+bpw)?)"
@@ -228,12 +232,20 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 
 def quantization_of(file: str) -> str:
-    """Quantization in a file name, in capitals; else its stem in characters a reference allows."""
-    stem = PurePosixPath(_parse_split(file)[0]).name
-    label = _LABEL.search(stem) or _INNER_LABEL.search(stem)
-    if label:
-        return label[1].upper().replace("BPW", "bpw")
-    return name_from_stem(stem) or "model"
+    """Quantization in a file's name or in that of a directory; else its stem in characters a reference allows."""
+    return _label_of(file) or name_from_stem(PurePosixPath(_parse_split(file)[0]).name) or "model"
+
+
+def is_labeled(model: Variant) -> bool:
+    """Whether the names of a model state its quantization."""
+    return _label_of(model.files[0]) is not None
+
+
+def _label_of(file: str) -> str | None:
+    for name in reversed(PurePosixPath(_parse_split(file)[0]).parts):
+        if label := _LABEL.search(name) or _INNER_LABEL.search(name):
+            return label[1].upper().replace("BPW", "bpw")
+    return None
 
 
 def name_from_stem(stem: str) -> str:
@@ -241,8 +253,12 @@ def name_from_stem(stem: str) -> str:
 
 
 def same_quantization(first: str, second: str) -> bool:
-    """Whether two spellings mean the same quantization: Q4_K_S, q4_k_s and Q4_KS do, IQ4_XS and IQ4_XS-4.05bpw, too."""
-    short, long = sorted((first.upper().replace("_", ""), second.upper().replace("_", "")), key=len)
+    """Whether two spellings mean the same quantization.
+
+    Q4_K_S, q4_k_s and Q4_KS do, F16 and FP16, and IQ4_XS and IQ4_XS-4.05bpw.
+    """
+    spellings = [text.upper().replace("_", "").replace("FP", "F") for text in (first, second)]
+    short, long = sorted(spellings, key=len)
     return short == long or bool(re.fullmatch(r"-[\d.]+BPW", long.removeprefix(short)))
 
 

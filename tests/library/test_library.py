@@ -275,5 +275,5 @@ def test_library_never_chooses_a_file_that_is_no_language_model(library: Library
     path = store(library.cache, write_model(tmp_path / "draft.gguf", architecture="eagle3"))
     assert error_of(library.resolve, None)[0] == "no model is installed"
     [model] = library.models()
-    said = "a draft head for speculative decoding, not a whole model; use the model that it was made for"
-    assert row(library, model)["error"] == f"{path}: {said}"
+    words = "a draft head for speculative decoding, not a whole model (architecture eagle3)"
+    assert row(library, model)["error"] == f"{path}: {words}; use the model that it was made for"

@@ -18,7 +18,7 @@ PAGE = f"https://huggingface.co/{CATALOGUED}"
 def repositories(hub_user: HubUser, chatml_model: Path) -> None:
     model = {"own-Q8_0.gguf": chatml_model}
     hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): chatml_model, named("Q2_K"): chatml_model})
-    hub_user.hub.repository("owner/bare", {"README.md": b"# Bare\n", "mmproj-F16.gguf": chatml_model})
+    hub_user.hub.repository("owner/bare", {"README.md": b"# Bare\n"})
     hub_user.hub.repository("owner/private", model, private=True, readers=(READER,))
     hub_user.hub.repository("owner/gated", model, gated="manual", readers=(READER,))
 

@@ -37,6 +37,11 @@ VIEWS = (f"hf.co/{REPO}/resolve", f"{HUB}/{REPO}/resolve", f"{HUB}/{REPO}/blob")
         *((text, ModelReference(REPO)) for text in (f"HTTPS://HuggingFace.CO/{REPO}", f"{HUB}/{REPO}\n")),
         *((f"{host}{REPO}:Q4_K_M", ModelReference(REPO, "Q4_K_M")) for host in ("", "hf.co/", "HF.co/")),
         *((f"{host}{REPO}:latest", ModelReference(REPO)) for host in ("", "hf.co/", f"{HUB}/")),
+        *((f"{REPO}{end}", ModelReference(REPO)) for end in ("/", " ", ".git", ".git/", ":Latest", ":LATEST/", "#x")),
+        *((f"{hub}{REPO}", ModelReference(REPO)) for hub in ("hf:", "hf://", "HF:/", f"{HUB}:443/", "hf.co:443/", " ")),
+        *((f"{REPO}/{view}/v1", ModelReference(REPO, revision="v1")) for view in ("tree", "blob", "commits")),
+        (f"hf://{REPO}@v1/{FILE} ", ModelReference(REPO, file=FILE, revision="v1")),
+        (f"{HUB}/{REPO}/blame/v1/Q4/{FILE}", ModelReference(REPO, file=f"Q4/{FILE}", revision="v1")),
         *((f"hf.co/{REPO}{mark}{FILE}", ModelReference(REPO, file=FILE, revision="main")) for mark in ":/"),
         (f"{HUB}/{REPO}/Q4/{FILE}", ModelReference(REPO, file=f"Q4/{FILE}", revision="main")),
         (f"{REPO}:IQ4_XS-4.05bpw", ModelReference(REPO, "IQ4_XS-4.05bpw")),
@@ -76,17 +81,16 @@ def test_reference_accepts_urls_of_the_configured_hub(endpoint: str, text: str) 
 
 
 REFUSED = {
-    "is not a model reference": ["a.gguf\0.gguf", "", "cerebrum 7b", ".hidden", "a\\b", "a/b/c", "a/b..c"],
-    "has no quantization after the colon": ["a:", "a:b:c"],
-    "does not name a repository": ["hf.co/", "hf.co/../b", "https://", f"{HUB}/a"],
+    "is not a model reference": ["a.gguf\0.gguf", "", "cerebrum 7b", ".hidden", "a\\b"],
+    "has no quantization after the colon": ["a:", "a:b:c", "a/b:", "hf.co/a/b: ", "a/b/tree/main:"],
+    "does not name a repository of the Hub, or a .gguf file in one": [
+        *("hf.co/", "hf.co/../b", "https://", f"{HUB}/a", "hf:a", "a/b/c", "a/b..c", "a/b/c.safetensors", "a/.git"),
+        *(f"{HUB}/datasets/a/b", f"{HUB}/a/b/tree", f"{HUB}/a/b/resolve/main/config.json", "a/b/resolve/main/a\nb"),
+    ],
     "is not a URL": ["https://[/a/b"],
     "can only pull from the Hugging Face Hub": [
         *("://a/b", "https://example.com/a/b.gguf", "https://huggingface.co.example.com/a/b"),
         "https://user:secret@huggingface.co/a/b",
-    ],
-    "is not the URL of a .gguf file": [
-        *("hf.co/a/b/resolve/c.gguf", f"{HUB}/datasets/a/b", f"{HUB}/a/b/tree", f"{HUB}/a/b/resolve/main/config.json"),
-        "hf.co/a/b/resolve/main/a\nb",
     ],
     "is not a URL of the Hub": [
         *(f"{HUB}/a/b/resolve/main/{file}" for file in ("../c.gguf", "%2e%2e/c.gguf", "a%5Cc.gguf", "%FF.gguf")),
@@ -104,7 +108,30 @@ def test_reference_error_has_problem_and_hint(problem: str, text: str) -> None:
 
 
 PIECES = (
-    *(":", "/", "//", "\\", ".", "..", "~", "-", "--", "@", "?", "#", " ", "\n", "\t", "\0", "\x1b[31m", "\u2028"),
+    *(
+        ":",
+        "/",
+        "//",
+        "\\",
+        ".",
+        "..",
+        "~",
+        "-",
+        "--",
+        "@",
+        "?",
+        "#",
+        " ",
+        "\n",
+        ".git",
+        ":latest",
+        "hf:",
+        ":443",
+        "\t",
+        "\0",
+        "\x1b[31m",
+        "\u2028",
+    ),
     *("%2e%2e", "%2F", "%5C", "%00", "%0A", "%FF", "%", "ä", "\udcff", "[", "]", "１"),
     *("a", "b", "main", ".gguf", ".GGUF", "Q4_0", "tree/", "resolve/", "blob/", "a/b/resolve/main/", "a/b/tree/"),
     *("hf.co", "https://", "huggingface.co/", "https://huggingface.co/", "https://huggingface.co/a/b/"),
@@ -152,7 +179,7 @@ QUANTIZATIONS = {
     "Q4_0": ("gemma-4-E4B_q4_0-it.gguf",),
     "UD-Q4_K_XL": ("x.UD-Q4_K_XL.v2.gguf",),
     **{name: (f"{name}.gguf",) for name in ("model", "Llama-Q4-instruct", "FAQ4")},
-    "model-v2": ("Q4_K_M/model-v2.gguf",),
+    "Q5_K_M": ("Q5_K_M/model-v2.gguf", "x-q5_k_m/part/x-00001-of-00002.gguf", "Q8_0/x-Q5_K_M.gguf"),
 }
 
 
@@ -168,11 +195,12 @@ def test_variants_compare_quantizations_loosely() -> None:
         ("q4ks", "Q4_K_S"),
         ("UD-Q4_K_XL", "ud-q4_k_xl"),
         ("IQ4_XS-4.05bpw", "iq4_xs"),
+        ("F16", "FP16"),
     )
     different = (
         ("UD-Q4_K_XL", "Q4_K_XL"),
         ("Q4_K", "Q4_K_M"),
-        ("F16", "BF16"),
+        ("FP16", "BF16"),
         ("", "Q4_0"),
         ("Q4-4.05bpw", "Q4-4.5bpw"),
     )
@@ -199,7 +227,7 @@ INVALID_PARTS = ("x-Q4_0-00000-of-00000.gguf", "x-Q4_0-00001-of-00000.gguf", "x-
         ),
         ((IN_THREE[2], "x-Q4_0.gguf", *IN_THREE[:2]), (WHOLE, Variant("Q8_0", IN_THREE))),
         *((("x-Q4_0.gguf", *IN_THREE[:at], *IN_THREE[at + 1 :]), (WHOLE,)) for at in range(3)),
-        ((*parts("Q8_0/x", 2), *parts("x", 2)), (Variant("x", parts("Q8_0/x", 2)), Variant("x", parts("x", 2)))),
+        ((*parts("Q8_0/x", 2), *parts("x", 2)), (Variant("Q8_0", parts("Q8_0/x", 2)), Variant("x", parts("x", 2)))),
         ((*IN_THREE, *IN_TWO), (Variant("Q8_0", IN_TWO), Variant("Q8_0", IN_THREE))),
         ((*IN_THREE[1:], *IN_TWO), (Variant("Q8_0", IN_TWO),)),
         (("x.gguf", "x.GGUF"), (Variant("x", ("x.GGUF",)), Variant("x", ("x.gguf",)))),

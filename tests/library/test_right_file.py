@@ -15,20 +15,25 @@ from hub_user import HubUser, cleaned
 from person import OpenTerminal
 
 from cerebrum_cli.engine.machine import REQUIREMENT
-from cerebrum_cli.gguf.architectures import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS
+from cerebrum_cli.gguf.architectures import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS, KNOWN_TOKENIZERS
 
 REPO = "owner/gpt-oss-120b-GGUF"
 DRAFT = "a draft head for speculative decoding, not a whole model"
 USE_DECODER = "use a decoder-only model; cerebrum list --available shows some"
 
 
-def written(path: Path, architecture: str = "gpt-oss", size: int = 0, **values: Any) -> Path:
+def written(
+    path: Path, architecture: str = "gpt-oss", size: int = 0, tensors: tuple[str, ...] = (), **values: Any
+) -> Path:
     """Write a model of two layers; `size` makes the file larger."""
 
     def fill(writer: gguf.GGUFWriter) -> None:
         add_values(writer, {key.replace("__", "."): value for key, value in values.items()})
         if size:
             writer.add_tensor("blk.0.ffn_up.weight", np.zeros((size // 256, 64), dtype=np.float32))
+
+        for name in tensors:
+            writer.add_tensor(name, np.zeros((4, 64), dtype=np.float32))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_model(path, fill, architecture)
@@ -46,7 +51,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
     imatrix.add_type("imatrix")
     imatrix.add_tensor("blk.0.ffn_up.weight.in_sum2", np.zeros((1, 64), dtype=np.float32))
     write_file(imatrix)
+    layers = {"glm4moe__block_count": 1, "glm4moe__nextn_predict_layers": 1}
+    written(tmp_path / "first.gguf", "glm4moe", tensors=("blk.0.nextn.eh_proj.weight",), **layers)
     return {
+        "first": tmp_path / "first.gguf",
         "model": written(tmp_path / "model.gguf", size=100_000),
         "other": written(tmp_path / "other.gguf", size=200_000),
         "eagle3": written(tmp_path / "eagle3.gguf", "eagle3", size=50_000),
@@ -70,6 +78,18 @@ LAYOUTS: dict[str, tuple[dict[str, str], dict[str, str]]] = {  # files by what t
     "drafts known by their headers alone": (
         {"a-small-Q4_K_M.gguf": "eagle3", "a-tiny-Q8_0.gguf": "mtp", "gpt-oss-120b-Q8_0.gguf": "model"},
         {"": "gpt-oss-120b-Q8_0.gguf", ":Q8_0": "gpt-oss-120b-Q8_0.gguf"},
+    ),
+    "many companions": (
+        {**{f"style{number}-F16.gguf": "adapter" for number in range(12)}, "x-F16.gguf": "model"},
+        {"": "x-F16.gguf", ":f16": "x-F16.gguf"},
+    ),
+    "quantizations of directories": (
+        {"Q8_0/x.gguf": "model", "Q4_K_M/x.gguf": "other", "old/x-FP16.gguf": "model"},
+        {":Q8_0": "Q8_0/x.gguf", ":q4_k_m": "Q4_K_M/x.gguf", ":F16": "old/x-FP16.gguf"},
+    ),
+    "names without a quantization": (
+        {"model.gguf": "model", "head.gguf": "eagle3"},
+        {"": "model.gguf", "/model.gguf": "model.gguf", "/resolve/main/model.gguf": "model.gguf"},
     ),
     "MTP/": (
         {"MTP/glm-Q4_K_M.gguf": "mtp", "glm-Q8_0.gguf": "model", "BF16/glm-BF16.gguf": "other"},
@@ -120,6 +140,49 @@ def test_right_file_of_two_builds_is_named_by_the_user(
     )
 
 
+def test_right_file_of_models_without_quantizations_is_named_by_the_user(
+    hub_user: HubUser, files: Mapping[str, Path]
+) -> None:
+    hub_user.hub.repository(REPO, {"model.gguf": files["model"], "other.gguf": files["other"]})
+    done = hub_user.run("pull", REPO)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {REPO} has several models without a quantization in their names\n")
+    assert "main/model.gguf or https://" in done.err
+
+
+def test_right_file_of_companions_alone_is_told_by_a_header(hub_user: HubUser, files: Mapping[str, Path]) -> None:
+    for name, kind, words in (
+        ("mtp-x-Q8_0.gguf", "mtp", DRAFT),
+        ("imatrix.gguf", "imatrix", "an importance matrix, not a model"),
+    ):
+        hub_user.hub.repository(REPO, {name: files[kind]})
+        for tag in ("", ":Q8_0", ":f16", f"/{name}"):
+            done = hub_user.run("pull", f"{REPO}{tag}")
+            assert done.code == 2 and done.err.startswith(f"error: {REPO}/{name}: {words} (")
+
+
+@pytest.mark.parametrize("file", ["Q8_0.gguf", "X-q8_0.GGUF", "x-Q8_0.gguf", "sub/x-Q80.gguf"])
+def test_right_file_is_suggested_for_another_spelling(hub_user: HubUser, files: Mapping[str, Path], file: str) -> None:
+    hub_user.hub.repository(REPO, {"sub/x-Q8_0.gguf": files["model"]})
+    done = hub_user.run("pull", f"{REPO}/{file}")
+    assert done.code == 3
+    assert done.err == (
+        f"error: {REPO} has no complete model {file}\n"
+        f" hint: did you mean sub/x-Q8_0.gguf? list its models: cerebrum pull --dry-run {REPO}\n"
+    )
+
+
+@pytest.mark.parametrize("ending", [".part1of2", "-split-a", ".aa", ".00"])
+def test_right_file_in_pieces_must_be_joined(hub_user: HubUser, files: Mapping[str, Path], ending: str) -> None:
+    hub_user.hub.repository(REPO, {f"x-Q8_0.gguf{ending}": files["model"]})
+    done = hub_user.run("pull", REPO)
+    assert (done.code, done.err) == (
+        3,
+        f"error: {REPO} has its models in pieces, which must be joined\n"
+        " hint: download the pieces of one, join them with cat, then: cerebrum pull PATH\n",
+    )
+
+
 @pytest.mark.slow
 def test_right_file_by_any_of_its_names(hub_user: HubUser, files: Mapping[str, Path]) -> None:
     hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})
@@ -141,8 +204,8 @@ def test_right_file_of_two_builds_is_asked_for(
 
 
 KINDS = [
+    *((draft, f"{DRAFT} (architecture glm4moe)", "use the model that it was made for") for draft in ("mtp", "first")),
     ("eagle3", f"{DRAFT} (architecture eagle3)", "use the model that it was made for"),
-    ("mtp", f"{DRAFT} (architecture glm4moe)", "use the model that it was made for"),
     (
         "adapter",
         "a LoRA adapter, not a model (architecture gpt-oss)",
@@ -171,6 +234,7 @@ def test_right_file_is_told_from_others_before_the_download(
 UPDATE = "update cerebrum; if it is up to date, use another model"
 NEWER = f"; it needs a newer llama.cpp, or is no language model\n hint: {UPDATE}\n"
 UNKNOWN_PARTS = [(b"llama", b"qwen9", "unknown model architecture: 'qwen9'")]
+UNKNOWN_PARTS.append((b"gpt2", b"newt", "unknown tokenizer: 'newt'"))
 UNKNOWN_PARTS.append((b"smollm", b"newtok", "unknown pre-tokenizer type: 'newtok'"))
 
 
@@ -188,6 +252,7 @@ def test_right_file_of_a_newer_model_is_refused_before_the_download(
         assert len(hub_user.hub.log.requests("cdn")) == 1 and not hub_user.downloads()
     done = hub_user.run("ask", "-m", path, "Why?")
     assert done.code == 2 and done.err.endswith(f"{problem}{NEWER}")
+    assert problem in hub_user.run("show", path).err
 
 
 def test_right_file_tables_are_those_of_llama() -> None:
@@ -196,7 +261,7 @@ def test_right_file_tables_are_those_of_llama() -> None:
     spec = find_spec("llama_cpp")
     assert spec and spec.submodule_search_locations
     content = b"".join(path.read_bytes() for path in Path(spec.submodule_search_locations[0], "lib").glob("*llama.*"))
-    for name in (KNOWN_ARCHITECTURES + KNOWN_PRE_TOKENIZERS).split():
+    for name in f"{KNOWN_ARCHITECTURES} {KNOWN_TOKENIZERS} {KNOWN_PRE_TOKENIZERS}".split():
         assert f"{name}\0".encode() in content, name
     assert set(gguf.MODEL_ARCH_NAMES.values()) - set(KNOWN_ARCHITECTURES.split()) <= {"(unknown)"}
 
@@ -209,9 +274,11 @@ def test_right_file_of_an_incomplete_model_is_named(hub_user: HubUser, files: Ma
         assert (done.code, done.err) == (3, said)
 
 
-def test_right_file_of_a_renamed_part_is_named(hub_user: HubUser, tmp_path: Path) -> None:
-    path = written(tmp_path / "renamed-Q8_0.gguf", split__count=3, split__no=1)
-    hub_user.hub.repository(REPO, {path.name: path})
+@pytest.mark.parametrize(("name", "number"), [("renamed-Q8_0.gguf", 0), ("swapped-Q8_0-00001-of-00003.gguf", 1)])
+def test_right_file_of_a_renamed_part_is_named(hub_user: HubUser, tmp_path: Path, name: str, number: int) -> None:
+    path = written(tmp_path / name, split__count=3, split__no=number)
+    others = [name.replace("00001", part) for part in ("00002", "00003")]
+    hub_user.hub.repository(REPO, dict.fromkeys((name, *others), path))
     for command in (("pull", REPO), ("pull", path), ("ask", "-m", path, "Why?")):
         done = hub_user.run(*command)
         assert done.code == 2 and "one of 3 parts of a model, under another name" in done.err
