@@ -83,7 +83,7 @@ def answer_rows(
     Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
     """
     yield from model.load()
-    yield from model.check_settings(options.settings)
+    model.check_settings(options.settings)
     yield results.progress
     asked = rows_to_ask(model, rows, options, results)
     for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):

@@ -289,7 +289,8 @@ class Chat:
             yield from self._change_model(source)
         elif changes.get("logit_bias") or changes.get("think"):
             yield from self.load()
-            yield from self.loaded.check_settings(settings)
+            self.loaded.check_settings(settings)
+            yield from self.loaded.take_notices()
         self.overrides, self.saved = overrides, saved
         self.settings = replace(settings, system=self.settings.system)
         if self.session:
@@ -309,7 +310,8 @@ class Chat:
         try:
             self._reopen(source)
             yield from self.loaded.load()
-            yield from self.loaded.check_settings(source.settings)
+            self.loaded.check_settings(source.settings)
+            yield from self.loaded.take_notices()
         except BaseException:
             self._reopen(previous)
             raise

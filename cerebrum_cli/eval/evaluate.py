@@ -195,7 +195,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Genera
     """
     scope = model.engine.cancel_scope
     yield from model.load()
-    yield from model.check_settings(evaluation.settings)
+    model.check_settings(evaluation.settings)
     rows = list(evaluation.missing_rows(run.finished))
     with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
         writer = SampleWriter(evaluation, run, scorer)

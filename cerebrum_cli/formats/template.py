@@ -20,8 +20,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, OTHER_FORMAT
+from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
@@ -116,8 +115,7 @@ class EmbeddedFormat(PromptFormat):
                 return self.render(replace(conversation, prefill=None))
             if prefill and conversation.system_prompt:  # some show it only with a question that comes last
                 return self.render(conversation.with_folded_system(-1))
-            meant = did_you_mean(self.source.strip().casefold(), list(NAMED_TEMPLATES), cutoff=0.9)
-            raise FormatError(f"the chat template {self.origin} {error.message}", meant + error.hint) from error
+            raise FormatError(f"the chat template {self.origin} {error.message}", error.hint) from error
 
     @property
     def has_system(self) -> bool:

@@ -247,7 +247,7 @@ class _Run:
 def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     """The request to continue a text. Raises UsageError as `check_settings` does."""
     settings = text.settings
-    list(model.check_settings(replace(settings, stop=())))  # those of a task are for any model
+    model.check_settings(replace(settings, stop=()))  # those of a task are for any model
     markups = model.controls.own_markups(settings.system)
     raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
     rules, controls = raw.create(Ask(Conversation(), settings), text.text, "", model.answer_now)

@@ -101,7 +101,7 @@ class LoadedModel:
         """
         settings = asked.settings
         conversation = asked.conversation
-        self._check_reasoning(settings, conversation.system_prompt)
+        self.check_settings(settings, conversation.system_prompt)
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
@@ -155,16 +155,13 @@ class LoadedModel:
         pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
 
-    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> Iterator[NoticeEvent]:
+    def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
         """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another.
 
-        Yield a notice of one that has no effect, once.
+        One that has no effect gets a notice.
         """
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
-        self._check_reasoning(settings, system_prompt or settings.system)
-        yield from self.take_notices()
-
-    def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
+        system_prompt = system_prompt or settings.system
         self.controls.require_marked_reasoning(settings, system_prompt)
         if notice := self.controls.switch_notice(settings, system_prompt):
             self._notices.setdefault(notice, False)
@@ -245,7 +242,7 @@ class LoadedModel:
         for _ in self.load():
             pass
         if settings:
-            list(self.check_settings(settings, conversation.system_prompt))
+            self.check_settings(settings, conversation.system_prompt)
         ids, text = self.tokenize(conversation), self.render(conversation)
         bos = self.engine.vocabulary.special_token_text("bos")
         if self.detokenize(ids[:1]) == bos and not text.startswith(bos):

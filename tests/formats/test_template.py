@@ -4,7 +4,6 @@ import datetime
 import html
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -235,16 +234,6 @@ def test_rewritten_question_is_shown_whole_and_in_its_place(
 def test_system_prompt_may_be_nothing_but_a_switch(chatml: LlamaBackend) -> None:
     prompt_format = embedded(chatml, EACH.replace("CONTENT", SWITCHED))
     assert text_of(prompt_format.render(Conversation((), "/no_think").user("Why?"))) == "<system><user>Why?<assistant>"
-
-
-@pytest.mark.parametrize("name", ["Llama-3", "Mistral7", "\nGemma2\n"])
-def test_template_that_is_like_the_name_of_a_format_gets_a_hint(name: str, chatml: LlamaBackend) -> None:
-    with pytest.raises(FormatError) as caught:
-        embedded(chatml, name).render(ONE_TURN)
-    assert re.match(r"did you mean (llama3|mistral|gemma)\? choose another", caught.value.hint)
-    with pytest.raises(FormatError) as caught:
-        embedded(chatml, "llama2").render(ONE_TURN)
-    assert caught.value.hint == OTHER_FORMAT
 
 
 def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBackend) -> None:
