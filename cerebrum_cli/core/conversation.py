@@ -103,12 +103,18 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     for turn in turns[::2]:
         if not turn.content.strip():
             raise UsageError(f"{turn.where} is empty", "a question must contain text")
-    *before, last = messages
+    return _with_prefill(conversation)
+
+
+def _with_prefill(conversation: Conversation) -> Conversation:
+    """A conversation whose last message, if it is the assistant's, is the beginning of the reply."""
+    *before, last = conversation.messages
     if last.role == "user":
         return conversation
-    return replace(
-        conversation, messages=tuple(before), prefill=last if last.content.strip() or last.reasoning else None
-    )
+    prefill = None
+    if last.content.strip() or last.reasoning:
+        prefill = last
+    return replace(conversation, messages=tuple(before), prefill=prefill)
 
 
 class _Turn(NamedTuple):

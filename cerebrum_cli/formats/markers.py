@@ -100,7 +100,7 @@ def is_markup(token: str) -> bool:
 
 def may_have_marker(text: str) -> bool:
     """Whether a text has a character that a marker inside it begins with."""
-    return "<" in text or "[" in text or "◁" in text
+    return re.search(r"[<\[◁]", text) is not None
 
 
 def find_markers(text: str) -> Iterator[Marker]:

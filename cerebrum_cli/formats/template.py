@@ -199,8 +199,12 @@ class Rendering:
         self.fixed: dict[int, PromptPart] = {}
         self.headers: dict[bool | None, str] = {}
         self.texts = [turn["content"] for turn in self.turns] + [""] * len(self.turns)
+        self._place_replies()
+
+    def _place_replies(self) -> None:
+        """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
         for index, message in self.messages.items():
-            part = chat.fixed_part(message, keeps_tokens=not self.reasoning_history.drops)
+            part = self.chat.fixed_part(message, keeps_tokens=not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
                 self.texts[index] = self.placeholders.text(index)

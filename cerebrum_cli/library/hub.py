@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
 
 _WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
-_PART_OF_FILE = re.compile(r"\.gguf[-._](?:part|split|[a-z]{2}$|\d+$)", re.IGNORECASE)  # as `split` names them
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
@@ -157,9 +156,6 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
     if has_others and not files:
         problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    if not files and any(_PART_OF_FILE.search(file.rfilename) for file in info.siblings or ()):
-        problem = f"{repo_id} has its models in pieces, which must be joined"
-        raise ModelNotFound(problem, "download the pieces of one, join them with cat, then: cerebrum pull PATH")
     return Listing(repo_id, revision, commit, tuple(files), kind)
 
 

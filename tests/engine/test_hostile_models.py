@@ -152,7 +152,7 @@ def replaced(key: str, content: Any) -> Callable[[Metadata, list[TensorRow]], No
 
 TOKENS = tuple(map(str.encode, tiny_models.bpe_metadata()["tokenizer.ggml.tokens"]))  # type: ignore[arg-type]
 HOSTILE: dict[str, tuple[Callable[[Metadata, list[TensorRow]], None], str]] = {
-    "no tensors": (lambda _, tensors: tensors.clear(), "it has no tensors"),
+    "no tensors": (lambda _, tensors: tensors.clear(), "a vocabulary without tensors"),
     "many layers": (replaced("llama.block_count", 513), "it has 513 layers"),
     "epsilon": (replaced("llama.attention.layer_norm_rms_epsilon", nan), "layer_norm_rms_epsilon is nan"),
     "duplicate tokens": (replaced("tokenizer.ggml.tokens", TOKENS[:1] + TOKENS[:-1]), "llama.cpp crashes on it"),

@@ -172,17 +172,6 @@ def test_right_file_is_suggested_for_another_spelling(hub_user: HubUser, files: 
     )
 
 
-@pytest.mark.parametrize("ending", [".part1of2", "-split-a", ".aa", ".00"])
-def test_right_file_in_pieces_must_be_joined(hub_user: HubUser, files: Mapping[str, Path], ending: str) -> None:
-    hub_user.hub.repository(REPO, {f"x-Q8_0.gguf{ending}": files["model"]})
-    done = hub_user.run("pull", REPO)
-    assert (done.code, done.err) == (
-        3,
-        f"error: {REPO} has its models in pieces, which must be joined\n"
-        " hint: download the pieces of one, join them with cat, then: cerebrum pull PATH\n",
-    )
-
-
 @pytest.mark.slow
 def test_right_file_by_any_of_its_names(hub_user: HubUser, files: Mapping[str, Path]) -> None:
     hub_user.hub.repository(REPO, {name: files[kind] for name, kind in BUILDS.items()})

@@ -148,5 +148,10 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     chosen = models.get(named) or models.get(f"{named}:latest")
     if chosen is None:
         raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
-    base = models.get(str(chosen.get("parent")), {})  # of an adapter, which has no context size of its own
-    return {**base, **{key: value for key, value in chosen.items() if value is not None}}
+    return _with_parent(chosen, models)
+
+
+def _with_parent(chosen: Mapping[str, Any], models: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entry of an adapter, which has no context size of its own, with what its parent's has."""
+    parent = models.get(str(chosen.get("parent")), {})
+    return {**parent, **{key: value for key, value in chosen.items() if value is not None}}
