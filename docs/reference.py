@@ -61,7 +61,7 @@ def block(text: str) -> list[str]:
 
 def chat_page() -> str:
     """Slash commands and keys of `cerebrum chat`."""
-    commands = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in SLASH_COMMANDS]
+    commands = [(slash.usage, slash.help) for slash in SLASH_COMMANDS]
     lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(KEYS))]
     return "\n".join(lines).rstrip() + "\n"
 

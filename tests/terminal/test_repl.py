@@ -1,5 +1,6 @@
 """The chat loop: piped scripts, slash commands, and keys at a terminal."""
 
+import os
 import time
 from collections.abc import Callable
 from io import BytesIO, StringIO
@@ -11,6 +12,7 @@ from person import OpenTerminal
 from scripted_command import app_for
 
 from cerebrum_cli.main import run
+from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import help_text
@@ -31,30 +33,74 @@ from cerebrum_cli.terminal.streams import Streams
         ('say """ here', ['say """ here']),
         ('"""doc""" is what?\nb', ['"""doc""" is what?', "b"]),
         ('"""\nx = """y""" + z\n"""\nb', ['x = """y""" + z', "b"]),
+        ('"""\ndef f():\n    """Doc."""\n    return 1\n"""\nb', ['def f():\n    """Doc."""\n    return 1', "b"]),
+        ('"""a""" and """b"""\n"""c""" or """?\n"""d"""', ['"""a""" and """b"""', '"""c""" or """?', "d"]),
+        ('/system """\na\n\nb"""\n/system """c"""', ["/system a\n\nb", "/system c"]),
+        ('/set system """\na\n"""\n/set stop """\nb', ["/set system a", '/set stop """', "b"]),
     ],
 )
 def test_split_questions_reads_lines_and_fenced_blocks(text: str, expected: list[str]) -> None:
-    assert list(split_questions(text)) == expected
+    assert [line.text for line in split_questions(text)] == expected
 
 
 def test_long_questions_are_shortened_to_their_ends() -> None:
     lines = [f"Cats sleep {number}." for number in range(300)]
-    shown = shorten_question("\n".join([*lines, "x" * 1000])).splitlines()
-    assert shown == [*lines[:4], "...", *lines[-3:], "x" * 200 + " ..."]
+    shown = shorten_question("\n".join([*lines, "x" * 1000, "word " * 50])).splitlines()
+    assert shown == [*lines[:4], "(294 more lines)", *lines[-2:], "x" * 200 + " ...", "word " * 39 + "word ..."]
 
 
 # Slash commands.
 
 
-def test_help_names_every_slash_command() -> None:
-    help = help_text(SLASH_COMMANDS, 1000)
-    for slash in SLASH_COMMANDS:
-        assert f"/{slash.name}" in help
-        assert slash.help in help
-    assert "Ctrl-D" in help
-    for width in (60, 44, 30):
-        assert max(map(len, help_text(SLASH_COMMANDS, width).splitlines())) <= width
-        assert help_text(SLASH_COMMANDS, width).split() == help.split()
+def test_help_fits_a_screen_and_explains_every_command(open_chat: OpenTerminal) -> None:
+    person = open_chat()
+    person.type("/help\r", shows="Ctrl-Z")
+    assert person.screen.scrolled_rows == 0
+    help = " ".join(" ".join(person.screen.lines).split())
+    assert not [slash.usage for slash in SLASH_COMMANDS if slash.usage not in help]
+    person.type("/help /retry\r", shows="answer again")
+    person.leave()
+
+
+@pytest.mark.parametrize("width", [60, 44, 30])
+def test_help_keeps_its_words_in_narrow_windows(width: int) -> None:
+    rows = [(slash.usage, slash.help) for slash in SLASH_COMMANDS]
+    help = help_text(rows, width)
+    assert max(map(len, help.splitlines())) <= width
+    assert help.split() == " ".join(f"{usage} {effect}" for usage, effect in rows).split()
+
+
+# Keys.
+
+
+UNDERSTOOD = {
+    "13;2": "\n",
+    "13;6": "\n",
+    "13": "\r",
+    "27": "\x1b",
+    "32;2": " ",
+    "97;2": "A",
+    "1092": "\u0444",
+    "99;5": "\x03",
+    "127;2": "\x7f",
+}
+IGNORED = ("57441;2u", "97;9u", "97;5:3u", "49;5u", "9;5u", "27;5;9~")
+
+
+@pytest.mark.parametrize(
+    ("sent", "characters"),
+    [
+        *((f"\x1b[{key}u", character) for key, character in UNDERSTOOD.items()),
+        *((f"\x1b[{key}", "") for key in IGNORED),
+        *((key, key) for key in ("\x1b[A", "\x1b[1;5C", "\x1b[200~", "\x1b[201~", "\x1b[3~", "[13;2u")),
+        ("\x1b[27;2;13~", "\n"),
+    ],
+)
+def test_keys_of_newer_terminals_become_characters(sent: str, characters: str) -> None:
+    read, write = os.pipe()
+    with open(read), open(write, "w") as terminal:
+        print("a", sent, "b", sep="", end="", file=terminal, flush=True)
+        assert KeyReader(read).read() == f"a{characters}b"
 
 
 # Piped scripts.
@@ -109,6 +155,50 @@ def test_prompt_takes_multi_line_questions(open_chat: OpenTerminal, user: Comman
 
 
 SCRIPT = {"rows": {"Who?": "Me."}, "seeds": ["Yes."]}
+PASTES = (
+    "/* one */\n/* two */",
+    "/undo\n/clear\n",
+    '"""One.\n\nTwo.\n"""\nimport os\n',
+    '"""\nquoted\n"""',
+    "/system Be kind.\n/retry",
+)
+TYPED = ("/exit codes in bash?", "/tmp is full", "/clear all rows of x")
+
+
+@pytest.mark.slow
+def test_pasted_text_is_literal_and_what_is_no_command_a_question(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat("", "--session", "literal", **SCRIPT)
+    for text in PASTES:
+        person.type("\x1b[200~" + text.replace("\n", "\r") + "\x1b[201~ Why?\r", shows="Yes.")
+    person.type("\x1b[A\r", shows="Yes.")  # from the history
+    for text in TYPED:
+        person.type(f"{text}\r", shows="note: sent as a question: /")
+        person.wait_for("Yes.")
+    person.type("/udno\r", shows="did you mean /undo?")
+    person.type("\x1b[200~/system Be\x1b[201~ kind.\r", shows="system prompt: Be kind.")
+    person.type("\x1b[200~/clear\r\x1b[201~\r", shows="New conversation")
+    person.leave()
+    pasted = [f"{text} Why?" for text in (*PASTES, PASTES[-1])]
+    assert user.contents("literal")[::2] == [*pasted, *TYPED]
+
+
+@pytest.mark.slow
+def test_prompt_keeps_a_draft_wraps_long_lines_and_knows_newer_keys(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat("", **SCRIPT)
+    person.type("one\x1b[57441;2u\x1b[13;2utwo\x1b[32;2uthree\x1b[97;9u", shows="... two three")
+    person.type("\x1b[99;5u", shows=">")  # Ctrl-C
+    person.type("\x1b[A", shows="> one")
+    person.type("\r", shows="Yes.")
+    person.type('/system """\rBe kind.\r\rBe brief.\r"""\r', shows="system prompt: Be kind.")
+    person.type("/system\r", shows="system prompt: Be kind.")
+    digits = "0123456789" * 12
+    long = digits * 20
+    for columns, typed, shown in ((80, f"{digits}\n1", f"{digits}... 1"), (40, long, f"{long[:200]} ...")):
+        person.resize(columns, 24)
+        person.type(f"{typed}\r", shows="Yes.")
+        assert "".join(person.screen.lines).rpartition("> 0")[2].partition("Yes.")[0] == shown[1:]
+    person.leave()
+    assert user.contents("one-two-three")[0] == "one\ntwo three"
 
 
 @pytest.mark.slow
@@ -215,11 +305,11 @@ def test_question_taller_than_the_screen_is_shortened_once_it_is_sent(open_chat:
     pasted = "\n".join(f"line {number}" for number in range(60))
     person.type(f"\x1b[200~{pasted}\x1b[201~", shows="line 59")
     person.type("\r", shows="Long indeed.")
-    shown = [line for line in person.screen.lines if "line " in line or line == "... ..."]
+    shown = [line for line in person.screen.lines if "line" in line]
     assert shown == [
         "> line 0",
         *(f"... line {n}" for n in (1, 2, 3)),
-        "... ...",
+        "... (52 more lines)",
         *(f"... line {n}" for n in range(56, 60)),
     ]
     person.leave()

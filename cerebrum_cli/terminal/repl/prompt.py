@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +18,29 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
+from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
+from prompt_toolkit.utils import get_cwidth
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import (
     CONTINUATION,
     PROMPT,
+    InputLine,
     PlainPrompt,
-    is_complete,
+    parse_input,
     prompt_text,
+    read_block,
     shorten_question,
-    strip_fences,
 )
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import SETTING_VALUES, ArgumentKind, setting_key
+from cerebrum_cli.terminal.repl.slash_lines import SETTING_VALUES, ArgumentKind, find_slash, setting_key
 from cerebrum_cli.terminal.streams import discard_closed
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
@@ -58,21 +65,25 @@ class InteractivePrompt(PlainPrompt):
             problem = f"prompt history is not saved: {history}: {error.strerror}"
             repl.streams.report(NoticeEvent(problem, "remove that file, or make it writable"))
         self._draft = ""  # initial text of the prompt
+        self.pasted_line = ""  # the first of several that were pasted at the start
+        keyboard = Vt100Input(sys.stdin)
+        keyboard.stdin_reader = KeyReader(keyboard.fileno())
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
+            input=keyboard,
             history=past,
             completer=completer,
             complete_while_typing=False,
-            key_bindings=_key_bindings(),
+            key_bindings=_key_bindings(self),
             multiline=True,
             vi_mode=repl.chat.settings.vi,
             enable_suspend=True,
             refresh_interval=REFRESH_S,
             bottom_toolbar=repl.toolbar,
-            prompt_continuation=CONTINUATION,
+            prompt_continuation=lambda _, __, wraps: "" if wraps else CONTINUATION,
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
-    def read(self) -> str:
+    def read(self) -> InputLine:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP.
 
         If the editor fails, UsageError is raised and the next prompt begins with the text.
@@ -86,7 +97,13 @@ class InteractivePrompt(PlainPrompt):
             self.streams.answer(prompt_text(text))
         elif self._session.app.erase_when_done:
             self.streams.answer(prompt_text(shorten_question(text)))
-        return strip_fences(well_formed(text))
+        text = well_formed(text)
+        return self.parse(text) or read_block(text, iter(()))
+
+    def parse(self, text: str) -> InputLine | None:
+        if self.pasted_line and text.startswith(self.pasted_line):
+            return InputLine(text, is_literal=True)
+        return parse_input(text)
 
     def _prompt(self) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
@@ -96,7 +113,8 @@ class InteractivePrompt(PlainPrompt):
                 return self._session.prompt(PROMPT, default=draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
-                return ""  # Ctrl-C discards the line
+                self._session.default_buffer.append_to_history()
+                return ""
             raise
         except OSError as error:  # the terminal was closed
             discard_closed(self.streams)
@@ -118,7 +136,7 @@ class InteractivePrompt(PlainPrompt):
             self._exit_on_signal(self.signals.exit_signal)
 
 
-def _key_bindings() -> KeyBindings:
+def _key_bindings(prompt: InteractivePrompt) -> KeyBindings:
     """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
     keys = KeyBindings()
     writing = has_focus(DEFAULT_BUFFER)
@@ -126,9 +144,10 @@ def _key_bindings() -> KeyBindings:
     @keys.add("enter", filter=writing)
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_complete(buffer.text):
-            rows = event.app.output.get_size().rows
-            event.app.erase_when_done = buffer.document.line_count > rows - 2  # it would scroll by once more
+        if prompt.parse(buffer.text) is not None:
+            size = event.app.output.get_size()
+            height = buffer.document.line_count + get_cwidth(buffer.text) // size.columns
+            event.app.erase_when_done = height > size.rows - 2  # it would scroll by once more
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
@@ -137,6 +156,13 @@ def _key_bindings() -> KeyBindings:
     @keys.add("c-j", filter=writing)
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
+
+    @keys.add(Keys.BracketedPaste, filter=writing)
+    def _(event: KeyPressEvent) -> None:
+        pasted = re.sub("\r\n?", "\n", event.data)
+        if not event.current_buffer.cursor_position:
+            prompt.pasted_line = pasted[: pasted.rstrip().find("\n") + 1]
+        event.current_buffer.insert_text(pasted)
 
     @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
     @keys.add("v", filter=writing & vi_navigation_mode)
@@ -161,7 +187,8 @@ class SlashCompleter(Completer):
                 if slash.name.startswith(name):
                     yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.help)
             return
-        kind: ArgumentKind = next((slash.argument_kind for slash in SLASH_COMMANDS if slash.name == name), "")
+        command = find_slash(name, SLASH_COMMANDS)
+        kind: ArgumentKind = command.argument_kind if command else ""
         if kind == "path":
             yield from PathCompleter(expanduser=True).get_completions(Document(argument), complete_event)
             return

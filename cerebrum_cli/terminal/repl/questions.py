@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
@@ -18,23 +19,32 @@ from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import Streams
 
 FENCE = '"""'
+# A block is a question, or the argument of a command. Its first line has no other quotes than those around it.
+BLOCK = re.compile(r'(/(?!set (?!system ))\w+ [^"\n]*|)"""((?:(?!""").)*(?:\n(?s:.*?))?)("""|)')
 MAX_TERMINAL_LINE = 4095  # bytes that a Linux terminal passes on of a line; it drops the rest
 PASTE_GAP_S = 0.05  # lines that follow sooner were pasted
 PROMPT, CONTINUATION = "> ", "... "
 MAX_LINE, EDGE_LINES = 200, 4  # characters of a line, lines at each end of a question shown again
 
 
+class InputLine(NamedTuple):
+    """A question or a slash command as it was read; a literal one is a question, whatever it begins with."""
+
+    text: str
+    is_literal: bool = False
+
+
 class ScriptInput:
     redraws = False
 
     def __init__(self, text: str, echo: Callable[[str], None]) -> None:
-        self._questions = split_questions(text)
+        self._lines = split_questions(text)
         self._echo = echo
 
-    def read(self) -> str:
-        for question in self._questions:
-            self._echo(prompt_text(question))
-            return question
+    def read(self) -> InputLine:
+        for line in self._lines:
+            self._echo(prompt_text(line.text))
+            return line
         raise EOFError
 
     def edit(self, _: str, /) -> str:
@@ -51,44 +61,41 @@ def prompt_text(question: str) -> str:
 def shorten_question(question: str) -> str:
     """Shorten a long question to its first and last lines; the last ones usually ask."""
     lines = question.splitlines()
-    if len(lines) > 2 * EDGE_LINES + 1:
-        lines = [*lines[:EDGE_LINES], "...", *lines[-EDGE_LINES:]]
+    hidden = len(lines) - 2 * EDGE_LINES
+    if hidden > 1:
+        lines[EDGE_LINES:-EDGE_LINES] = [f"({hidden} more lines)"]
     for index, line in enumerate(lines):
         if len(line) > MAX_LINE:
-            lines[index] = f"{line[:MAX_LINE]} ..."
+            words = line[:MAX_LINE].rpartition(" ")[0]
+            lines[index] = f"{words or line[:MAX_LINE]} ..."
     return "\n".join(lines)
 
 
-def split_questions(text: str) -> Iterator[str]:
+def split_questions(text: str) -> Iterator[InputLine]:
     lines = iter(text.splitlines())
     for line in lines:
         if line.strip():
-            yield read_question(line, lines)
+            yield read_block(line, lines)
 
 
-def read_question(text: str, lines: Iterator[str]) -> str:
-    while not is_complete(text) and (line := next(lines, None)) is not None:
-        text += f"\n{line}"
-    return strip_fences(text)
+def read_block(text: str, lines: Iterator[str]) -> InputLine:
+    """Read the further lines of a block, if a text opens one."""
+    while (line := parse_input(text)) is None:
+        more = ""
+        while FENCE not in more:
+            more = next(lines, FENCE)
+            text += f"\n{more}"
+    return line
 
 
-def is_complete(text: str) -> bool:
-    stripped = text.strip()
-    return not _opens_block(stripped) or stripped[len(FENCE) :].endswith(FENCE)
-
-
-def strip_fences(text: str) -> str:
-    stripped = text.strip()
-    inner = stripped.removeprefix(FENCE).removesuffix(FENCE)
-    is_quoted_line = stripped == f"{FENCE}{inner}{FENCE}" and "\n" not in inner and FENCE not in inner
-    if is_quoted_line or _opens_block(stripped):
-        return inner.strip("\n")
-    return text
-
-
-def _opens_block(stripped: str) -> bool:
-    first = stripped.partition("\n")[0]
-    return first.startswith(FENCE) and FENCE not in first[len(FENCE) :]
+def parse_input(text: str) -> InputLine | None:
+    """A question or a slash command, without the quotes of a block; None while a block, or a quote in it, is open."""
+    block = BLOCK.fullmatch(text.strip())
+    if block and text.count(FENCE) % 2:
+        return None
+    if block is None or not block[3]:
+        return InputLine(text)
+    return InputLine(block[1] + block[2].strip("\n"), is_literal=not block[1])
 
 
 @dataclass
@@ -104,14 +111,16 @@ class PlainPrompt:
     signals: Signals
     is_ended: bool = field(default=False, init=False)
 
-    def read(self) -> str:
+    def read(self) -> InputLine:
         with self.signals.acting(raise_at_prompt):
             is_typed_ahead = self._has_input(0)
             lines = [self._read_line(PROMPT)]
             with contextlib.suppress(EOFError):  # it ends the chat when it is read again
-                while not (is_typed_ahead or lines[0].startswith("/")) and self._has_input(PASTE_GAP_S):
+                while not is_typed_ahead and self._has_input(PASTE_GAP_S):
                     lines.append(self._read_line(""))
-            return read_question("\n".join(lines), iter(lambda: self._read_line(CONTINUATION), None))
+            if len(lines) > 1:
+                return InputLine("\n".join(lines), is_literal=True)
+            return read_block(lines[0], iter(lambda: self._read_line(CONTINUATION), None))
 
     def edit(self, text: str) -> str:
         """Edit a text and return the result. Raises UsageError if the editor fails, or does not write UTF-8.

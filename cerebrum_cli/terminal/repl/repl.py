@@ -20,7 +20,7 @@ from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.questions import InputSource, prompt_text, shorten_question
+from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, prompt_text, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
@@ -71,12 +71,12 @@ class Repl:
                 self.show_question(first)
                 with self._reporting_errors():
                     self._ask(first)
-            while not self.is_done and (text := self._read()) is not None:
-                if text.strip():
+            while not self.is_done and (line := self._read()) is not None:
+                if line.text.strip():
                     with self._reporting_errors():
-                        self._run_line(text)
+                        self._run_line(line)
 
-    def _read(self) -> str | None:
+    def _read(self) -> InputLine | None:
         """Read the next question; None after Ctrl-D, or Ctrl-C twice at an empty prompt."""
         for is_last in (False, True):
             try:
@@ -88,7 +88,7 @@ class Repl:
                 return None
             except CerebrumError as error:
                 self._show_error(error)
-                return ""
+                return InputLine("")
         return None
 
     def toolbar(self) -> str:
@@ -253,15 +253,16 @@ class Repl:
         with self._pending_input(text) as question:
             self.render(self.chat.send(question))
 
-    def _run_line(self, text: str) -> None:
-        line = parse_slash(text, self.commands)
-        if line is None:
-            if text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
+    def _run_line(self, line: InputLine) -> None:
+        command = None if line.is_literal else parse_slash(line.text, self.commands)
+        if command is None or isinstance(command, NoticeEvent):
+            self.streams.report(command)
+            if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:
-                self._ask(text)
+                self._ask(line.text)
             return
-        slash, argument = line
+        slash, argument = command
         try:
             slash.run(self, argument)
         except Interrupted as error:

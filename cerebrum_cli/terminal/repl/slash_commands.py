@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
@@ -13,7 +14,6 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import read_prompt_files
 from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
@@ -21,15 +21,17 @@ from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
-    DEFAULT_SYSTEM,
-    OWN_COMMANDS,
+    DEFAULT,
+    KEYS,
     PARTS,
     SETTABLE,
     SETTABLE_ON_SERVERS,
     SHOWN,
     SlashCommand,
+    find_slash,
     help_text,
     parse_path,
+    setting_hint,
     setting_key,
 )
 from cerebrum_cli.terminal.reports import print_latest, print_uncertain
@@ -58,11 +60,15 @@ LOADED = ("format", "ctx")  # settings whose values are known once the model is 
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
-def show_help(repl: Repl, _: str) -> None:
+def show_help(repl: Repl, argument: str) -> None:
+    rows = [(group, ", ".join(slash.usage for slash in commands)) for group, commands in COMMAND_GROUPS.items()]
+    rows += [("", ""), *KEYS]
+    if slash := find_slash(argument.removeprefix("/"), SLASH_COMMANDS):
+        rows = [(slash.usage, slash.help)]
     width = PIPE_WIDTH
     if repl.streams.out_is_terminal:
         width = columns(repl.streams.out)
-    repl.streams.answer(help_text(SLASH_COMMANDS, width))
+    repl.streams.answer(help_text(rows, width))
 
 
 def exit_chat(repl: Repl, _: str) -> None:
@@ -76,7 +82,7 @@ def start_new(repl: Repl, _: str) -> None:
 
 def set_system_prompt(repl: Repl, argument: str) -> None:
     if argument:
-        repl.chat.set_system_prompt(None if argument == DEFAULT_SYSTEM else argument)
+        repl.chat.set_system_prompt(None if argument == DEFAULT else argument)
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
@@ -92,29 +98,29 @@ def change_model(repl: Repl, argument: str) -> None:
 
 
 def change_setting(repl: Repl, argument: str) -> None:
-    key, _, value = argument.partition(" ")
-    key, value = setting_key(key), value.strip()
+    name, _, value = argument.partition(" ")
+    key, value = setting_key(name), value.strip()
     if not key:
         print_settings(repl, asdict(repl.chat.settings))
         return
-    if key in OWN_COMMANDS:
-        raise UsageError(f"/set cannot change {key}", f"use {OWN_COMMANDS[key]}")
     if key not in (*SETTABLE, *SHORTHANDS):
-        near = did_you_mean(key, SETTABLE, cutoff=0.5)
-        raise UsageError(f"unknown setting {key!r}", f"{near}list all with /set")
-    apply_setting(repl, key, value, key)
+        raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
+    expected = OPTIONS[keys_of(key)[0]].expected
+    if not value and "off" in expected:
+        raise UsageError(f"/set {key} needs a value", f"{expected}; or {DEFAULT} to reset it")
+    apply_setting(repl, key, value or DEFAULT, key)
 
 
 def apply_setting(repl: Repl, key: str, value: str, source: str) -> None:
-    """Change a setting, or reset it without a value; `source` names it in errors."""
+    """Change a setting, or reset it; `source` names it in errors."""
     changes: dict[str, Any] = dict.fromkeys(keys_of(key))
-    if value:
+    if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
     repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
     shown = {changed: getattr(settings, changed) for changed in changes}
-    repl.streams.info(settings_lines(shown, {} if value else settings.origins))
+    repl.streams.info(settings_lines(shown, settings.origins if value == DEFAULT else {}))
 
 
 def show_settings(repl: Repl, _: str) -> None:
@@ -356,74 +362,101 @@ def think(repl: Repl, argument: str) -> None:
     repl.streams.answer(reasoning + "\n")
 
 
-SLASH_COMMANDS = (
-    SlashCommand("help", show_help, "", "show commands and keys"),
-    SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
-    SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
-    SlashCommand(
-        "system",
-        set_system_prompt,
-        f"[TEXT|{DEFAULT_SYSTEM}]",
-        "show or set the system prompt; `default` restores the format's own",
+COMMAND_GROUPS = {
+    "Chat": (
+        SlashCommand("help", show_help, "[WORD]", "show commands and keys, or explain a command"),
+        SlashCommand("exit", exit_chat, "", "exit; so do /quit, /bye, /q and Ctrl-D", aliases=("quit", "bye", "q")),
+        SlashCommand("clear", start_new, "", "start a new conversation; this one stays saved"),
+        SlashCommand(
+            "file",
+            attach_file,
+            "PATH",
+            "prepend a file, directory or glob to the next question",
+            "path",
+            required=("a file", "for example /file notes.txt"),
+        ),
+        SlashCommand(
+            "use",
+            use_prompt,
+            "[NAME]",
+            "list saved prompts, or use one for the next question, with its settings",
+            "prompt",
+        ),
     ),
-    SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
-    SlashCommand(
-        "set", change_setting, "[KEY [VALUE]]", "list all settings, change one, or reset it (no value)", "setting"
+    "Settings": (
+        SlashCommand(
+            "system",
+            set_system_prompt,
+            "[TEXT|default]",
+            "show or set the system prompt; `default` restores the format's own",
+        ),
+        SlashCommand("model", change_model, "[MODEL]", "show the model, or switch to another", "model"),
+        SlashCommand(
+            "set",
+            change_setting,
+            "[KEY [VALUE]]",
+            "list all settings, change one, or reset it (`default`, or no value)",
+            "setting",
+        ),
+        SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
+        SlashCommand(
+            "think",
+            think,
+            "[MODE|show|hide]",
+            "show the last reasoning, set thinking (on, off, tokens, effort), or show or hide it live",
+            "think",
+        ),
     ),
-    SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
-    SlashCommand(
-        "use", use_prompt, "[NAME]", "list saved prompts, or use one for the next question, with its settings", "prompt"
+    "Last question": (
+        SlashCommand("undo", undo, "", "undo the last turn"),
+        SlashCommand("redo", redo, "", "restore the last undone turn"),
+        SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
+        SlashCommand(
+            "retry",
+            retry,
+            "[TEMP|SEED]",
+            "answer again; a whole number above 2 is a seed, another number a temperature",
+        ),
+        SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
+        SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
     ),
-    SlashCommand("undo", undo, "", "undo the last turn"),
-    SlashCommand("redo", redo, "", "restore the last undone turn"),
-    SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
-    SlashCommand(
-        "retry", retry, "[TEMP|SEED]", "answer again; a whole number above 2 is a seed, another number a temperature"
+    "Sessions": (
+        SlashCommand("sessions", list_sessions, "", "list saved sessions"),
+        SlashCommand(
+            "load", load_session, "NAME", "switch to another session", "session", required=("a session", LIST_SESSIONS)
+        ),
+        SlashCommand(
+            "save",
+            rename_session,
+            "NAME",
+            "rename this session (sessions are always saved)",
+            required=("a name", "for example /save holidays"),
+        ),
+        SlashCommand("fork", fork, "[NAME]", "continue in a copy of this session"),
+        SlashCommand(
+            "export",
+            export_session,
+            "FILE",
+            "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)",
+            "path",
+            required=("a file", "for example /export talk.md"),
+        ),
     ),
-    SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
-    SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
-    SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
-    SlashCommand("fork", fork, "[NAME]", "continue in a copy of this session"),
-    SlashCommand("sessions", list_sessions, "", "list saved sessions"),
-    SlashCommand(
-        "load", load_session, "NAME", "switch to another session", "session", required=("a session", LIST_SESSIONS)
+    "Last reply": (
+        SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
+        SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
+        SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     ),
-    SlashCommand(
-        "save",
-        rename_session,
-        "NAME",
-        "rename this session (sessions are always saved)",
-        required=("a name", "for example /save holidays"),
+    "Details": (
+        SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
+        SlashCommand(
+            "why",
+            explain_reply,
+            "[N]",
+            "show the last reply's least certain tokens, each with N alternatives (default: 3)",
+        ),
+        SlashCommand("tokens", show_tokens, "", "show context usage"),
+        SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
     ),
-    SlashCommand(
-        "export",
-        export_session,
-        "FILE",
-        "write the session as .md, .json (OpenAI messages) or .txt (exact prompt)",
-        "path",
-        required=("a file", "for example /export talk.md"),
-    ),
-    SlashCommand(
-        "file",
-        attach_file,
-        "PATH",
-        "prepend a file, directory or glob to the next question",
-        "path",
-        required=("a file", "for example /file notes.txt"),
-    ),
-    SlashCommand("tokens", show_tokens, "", "show context usage"),
-    SlashCommand("stats", show_stats, "", "show speed and token counts of the last reply"),
-    SlashCommand(
-        "why", explain_reply, "[N]", "show the last reply's least certain tokens, each with N alternatives (default: 3)"
-    ),
-    SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
-    SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
-    SlashCommand("prompt", show_prompt, "", "show the exact prompt"),
-    SlashCommand(
-        "think",
-        think,
-        "[MODE|show|hide]",
-        "show the last reasoning, set thinking (on, off, tokens, effort), or show or hide it live",
-        "think",
-    ),
-)
+}
+SLASH_COMMANDS = tuple(chain.from_iterable(COMMAND_GROUPS.values()))

@@ -5,21 +5,28 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
-from collections.abc import Callable, Iterable
-from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.settings import KEYS as SETTINGS
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
+from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
-DEFAULT_SYSTEM = "default"  # argument of /system for the format's own prompt
+DEFAULT = "default"  # argument of /system and /set that undoes a change
 
-OWN_COMMANDS = {"model": "/model", "system": "/system"}  # settings that have their own command
-SETTABLE = tuple(key for key in SETTINGS if key not in (*OWN_COMMANDS, "no_log", "vi"))  # which apply to the next chat
+OTHER_SETTINGS = {  # settings with their own command, and those of ollama
+    "model": "/model",
+    "system": "/system",
+    "nothink": "/think off",
+    "num_ctx": "/set ctx",
+    "num_predict": "/set max_tokens",
+    "verbose": "/stats",
+}
+SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
 SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
@@ -42,21 +49,24 @@ class SlashCommand(NamedTuple):
     aliases: tuple[str, ...] = ()
     required: tuple[str, str] | None = None
 
+    @property
+    def usage(self) -> str:
+        return f"/{self.name} {self.argument}".rstrip()
+
 
 KEYS = (
     ("Enter", "send"),
-    ("Alt-Enter, Ctrl-J", "new line"),
+    ("Alt-Enter, Ctrl-J", "new line; Shift-Enter too, if your terminal sends it"),
     ('"""', "start or end multi-line input"),
-    ("Tab", "complete a command, file, model, session, setting or saved prompt"),
+    ("Tab", "complete a command, or its argument"),
     ("Up, Down", "previous questions"),
     ("Ctrl-R", "search previous questions"),
     ("Ctrl-X Ctrl-E", "edit in $VISUAL or $EDITOR"),
     ("Ctrl-L", "clear the screen"),
-    ("Ctrl-C", "end the reasoning, or stop a reply and keep its text; twice at an empty prompt: exit"),
+    ("Ctrl-C", "end the reasoning, stop a reply, clear the line; twice: exit"),
     ("Ctrl-D", "exit"),
     ("Ctrl-Z", "suspend (resume with fg)"),
 )
-
 
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
@@ -86,47 +96,59 @@ def parse_path(argument: str) -> Path:
     return Path(argument).expanduser()
 
 
-def parse_slash(line: str, commands: Iterable[SlashCommand]) -> tuple[SlashCommand, str] | None:
-    """The slash command of a line, and its argument; None for a question. Raises UsageError."""
+def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | NoticeEvent | None:
+    """The slash command of a line, and its argument; None for a question, or a notice if it looks like a command.
+
+    Raises UsageError.
+    """
     if not line.startswith("/"):
         return None
     name, _, argument = re.sub(r"\s", " ", line[1:], count=1).partition(" ")
-    slash = find_slash(name, commands)
     argument = argument.strip()
+    slash = find_slash(name, commands)
+    if slash is None:
+        known = [f"/{slash.name}" for slash in commands]
+        near = did_you_mean(f"/{OTHER_NAMES.get(name, name)}", known, cutoff=0.7)
+        hint = f"{near}list commands with /help"
+        if not argument and (near or not name):
+            hint += "; to send the text itself, put a space before the slash"
+            raise UsageError(f"unknown command /{name}", hint)
+        return NoticeEvent(f"sent as a question: /{name} is not a command", hint)
+    if argument and not slash.argument:
+        return NoticeEvent(f"sent as a question: /{name} has no argument", "list commands with /help")
     if slash.required and not argument:
         what, hint = slash.required
         raise UsageError(f"/{slash.name} needs {what}", hint)
     return slash, argument
 
 
-def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand:
-    """The command of a name. Raises UsageError if there is none."""
-    names = []
+def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand | None:
     for slash in commands:
         if name == slash.name or name in slash.aliases:
             return slash
-        names += [slash.name, *slash.aliases]
-    hint = "list commands with /help; to send the text itself, put a space before the slash"
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    if name in OTHER_NAMES:
-        near = [OTHER_NAMES[name]]
-    if near:
-        hint = f"did you mean /{near[0]}? {hint}"
-    raise UsageError(f"unknown command /{name}", hint)
+    return None
 
 
 def setting_key(text: str) -> str:
     return text.removeprefix("--").replace("-", "_")
 
 
-def help_text(commands: Iterable[SlashCommand], width: int) -> str:
-    """Commands and keys, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
-    calls = [(f"/{slash.name} {slash.argument}".rstrip(), slash.help) for slash in commands]
-    indent = max(len(call) for call, _ in (*calls, *KEYS)) + 2
+def setting_hint(argument: str) -> str:
+    """How to change a setting that is unknown, or written as in another program."""
+    name, *value = re.split(r"[\s=:]+", argument.removeprefix("parameter "), maxsplit=1)
+    key = setting_key(name)
+    if key in (*SETTABLE, *OTHER_SETTINGS):
+        return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
+    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
+
+
+def help_text(rows: Sequence[tuple[str, str]], width: int) -> str:
+    """Rows of help, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
+    indent = max(len(typed) for typed, _ in rows) + 2
     lines: list[str] = []
-    for call, summary in (*calls, ("", ""), *KEYS):
+    for typed, summary in rows:
         if width >= 2 * indent:
-            lines += wrap(f"{call:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
+            lines += wrap(f"{typed:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
         else:
-            lines += [call, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
+            lines += [typed, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines) + "\n"
