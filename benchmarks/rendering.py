@@ -97,18 +97,12 @@ class ReplyTimes(NamedTuple):
 def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     """Draw a long reply of the starter model on a device; RuntimeError if the reply ends early."""
     attach_to(device)
-    chat = open_chat(directory, model="starter", max_tokens=tokens, cache_gb=0)
+    is_markdown = device != os.devnull
+    chat = open_chat(directory, model="starter", max_tokens=tokens, cache_gb=0, markdown=is_markdown)
     times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(
-            chat,
-            streams,
-            Signals(streams),
-            SLASH_COMMANDS,
-            PromptDirectory(directory),
-            is_markdown=device != os.devnull,
-        )
+        repl = Repl(chat, streams, Signals(streams), SLASH_COMMANDS, PromptDirectory(directory))
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:

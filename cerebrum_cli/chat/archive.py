@@ -79,9 +79,9 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
 
 def export_session(store: Store, session: Session, export_format: str) -> str:
     """Export a session with its alternatives, as `markdown`, `json` (OpenAI messages) or `sharegpt`."""
-    messages, alternatives = store.messages(session), store.alternatives(session)
     if export_format == "markdown":
-        return to_markdown(session.name, session.system_prompt, messages, alternatives)
+        return "\n\n".join(text for _, text in markdown_parts(store, session)) + "\n"
+    messages, alternatives = store.messages(session), store.alternatives(session)
     names: dict[str, Any] = {"name": session.name, "model": session.model}
     key, turn = "messages", _openai_turn
     if export_format == "sharegpt":
@@ -98,31 +98,31 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
-def to_markdown(
-    name: str,
-    system_prompt: str | None,
-    messages: Sequence[StoredMessage],
-    alternatives: Sequence[tuple[int, StoredMessage]] = (),
-) -> str:
-    parts = [f"# {name}"]
-    if system_prompt is not None:
-        parts += ["## System", system_prompt]
-    for stored in messages:
-        parts += [f"## {stored.message.role.capitalize()}", *_markdown_parts(stored)]
+def markdown_parts(store: Store, session: Session) -> Iterator[tuple[str, str]]:
+    """A session in parts, each with the role of who wrote it, if anybody did."""
+    yield "", f"# {session.name}"
+    if session.system_prompt is not None:
+        yield "", "## System"
+        yield "system", session.system_prompt
+    for stored in store.messages(session):
+        yield "", f"## {stored.message.role.capitalize()}"
+        yield from _message_parts(stored)
+    alternatives = store.alternatives(session)
     if alternatives:
-        parts.append("## Alternatives")
+        yield "", "## Alternatives"
     for place, stored in alternatives:
-        parts += [f"### {stored.message.role.capitalize()} (message {place})", *_markdown_parts(stored)]
-    return "\n\n".join(filter(None, parts)) + "\n"
+        yield "", f"### {stored.message.role.capitalize()} (message {place})"
+        yield from _message_parts(stored)
 
 
-def _markdown_parts(stored: StoredMessage) -> list[str]:
+def _message_parts(stored: StoredMessage) -> Iterator[tuple[str, str]]:
     content, end = stored.message.content.strip(), stored.early_end
-    if not end:
-        return [content]
-    if len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
+    if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
         content += "\n```"
-    return [content, f"*({end})*"]
+    if content:
+        yield stored.message.role, content
+    if end:
+        yield "", f"*({end})*"
 
 
 def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:

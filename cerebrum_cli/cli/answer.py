@@ -130,7 +130,8 @@ class AnswerPrinter:
 
     @property
     def _is_markdown(self) -> bool:
-        return not (self.options.no_markdown or self.options.raw or self.request.grammar)
+        is_plain = self.options.no_markdown or self.options.raw or self.request.grammar
+        return self.request.settings.markdown and not is_plain
 
     def _final_answer(self, reply: Reply) -> str | None:
         return None if self.options.schema else reply.final_answer
@@ -140,7 +141,7 @@ class AnswerPrinter:
         options = self.options
         if not options.extract_flag:
             return None
-        from cerebrum_cli.terminal.markdown.code_blocks import find_code
+        from cerebrum_cli.terminal.markdown.blocks import find_code
 
         return find_code(reply.text, options.extract_lang, options.extract == LAST)
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def ask(
     app: App,
     on_command_line: frozenset[str],
-    overrides: Annotated[Layer, settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log"))],
+    overrides: Annotated[
+        Layer, settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
+    ],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:

@@ -49,7 +49,10 @@ def chat(
     ] = None,
     *,
     overrides: Annotated[
-        Layer, settings_options((*REPLY_KEYS, "speculative", "overflow", "cache_gb", "show_thinking", "no_log", "vi"))
+        Layer,
+        settings_options(
+            (*REPLY_KEYS, "speculative", "overflow", "cache_gb", "show_thinking", "no_log", "markdown", "vi")
+        ),
     ],
     options: ChatOptions,
 ) -> None:
@@ -76,6 +79,8 @@ def chat(
     question = only_question(words)
     if options.continue_ and options.session:
         raise UsageError.conflict("-c", "--session")
+    if options.no_markdown:
+        overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = apply_prompt(app, options, on_command_line)
     conversation = open_chat(app, overrides, applied, options)
     with Signals(app.streams) as signals:
@@ -86,7 +91,6 @@ def chat(
                 signals,
                 SLASH_COMMANDS,
                 app.prompts,
-                is_markdown=not options.no_markdown,
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
             )

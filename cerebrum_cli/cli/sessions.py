@@ -65,7 +65,12 @@ def show(app: App, name: Name, json: Json = False) -> None:
     else:
         from cerebrum_cli.terminal.sinks import show_answer
 
-        show_answer(app.streams, archive.export_session(history.store, session, MARKDOWN), markdown=True)
+        renders = app.readable_settings({}).markdown
+        before = ""
+        for role, text in archive.markdown_parts(history.store, session):
+            app.streams.answer(before)
+            show_answer(app.streams, f"{text}\n", markdown=renders and role in ("", "assistant"))
+            before = "\n"
 
 
 @subcommand(group, short_help="Search all messages.")

@@ -111,6 +111,7 @@ class Settings(SamplingParams):
     )
     show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = option(False, "Save nothing: no session, history or prompt cache [default: off]", "Output")
+    markdown: bool = option(True, "Format Markdown and mathematics on a terminal [default: on]", choices=("on", "off"))
     vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
     speculative: bool | None = option(

@@ -38,6 +38,8 @@ class AnswerSink:
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent):
+            self._pause()
         if isinstance(event, TokenEvent) and event.ends_reasoning:
             self.close()
             self._stream, self._last = None, ""
@@ -62,6 +64,15 @@ class AnswerSink:
                 self._stream.close()
         elif self._last and not self._last.endswith("\n"):
             self._streams.answer("\n")
+
+    def _pause(self) -> None:
+        """Leave the cursor at the start of a line: a notice follows, on the same terminal."""
+        if self._stream:
+            with self._streams.writing_answer():
+                self._stream.pause()
+        elif self._streams.out_is_terminal and self._last and not self._last.endswith("\n"):
+            self._last = "\n"
+            self._streams.answer(self._last)
 
     def _render(self, text: str) -> None:
         if self._stream is None:
@@ -162,7 +173,8 @@ def render(
         try:
             for event in events:
                 signals.can_cancel = signals.can_cancel or isinstance(event, (PromptEvent, TokenEvent))
-                for sink in sinks:
+                is_notice = isinstance(event, NoticeEvent)  # the first sink prints it, the others make room for it
+                for sink in reversed(sinks) if is_notice else sinks:
                     sink.emit(event)
         finally:
             events.close()

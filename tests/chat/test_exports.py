@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from installations import source_of
 
-from cerebrum_cli.chat.archive import export_session, export_to_file, import_session, parse_conversation, to_markdown
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.chat.archive import export_session, export_to_file, import_session, parse_conversation
+from cerebrum_cli.chat.session import ReplyMetadata, Session
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Conversation, Message, Role, Text
+from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.replies.interface import open_source
@@ -29,10 +29,6 @@ SHAREGPT = {
 READ_BACK = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.").user("And 3 + 3?")
 
 
-def stored(role: Role, content: str, metadata: ReplyMetadata | None = None) -> StoredMessage:
-    return StoredMessage(1, None, Message(role, content), metadata or ReplyMetadata(), 0.0)
-
-
 @pytest.mark.parametrize(
     ("content", "finish_reason", "model", "expected"),
     [
@@ -46,11 +42,11 @@ def stored(role: Role, content: str, metadata: ReplyMetadata | None = None) -> S
     ],
 )
 def test_markdown_notes_why_a_reply_is_incomplete(
-    content: str, finish_reason: str | None, model: str | None, expected: str
+    store: Store, content: str, finish_reason: str | None, model: str | None, expected: str
 ) -> None:
     metadata = ReplyMetadata(finish_reason=finish_reason, model=model)
-    markdown = to_markdown("count", None, [stored("user", "Count!"), stored("assistant", content, metadata)])
-    assert markdown == f"# count\n\n## User\n\nCount!\n\n## Assistant\n\n{expected}\n"
+    session = create_session(store, (Message("assistant", content), metadata))
+    assert export_session(store, session, "markdown") == (f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{expected}\n")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
 
     assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
     assert "number-1-bold  user: Number 1 **bold**?" in at_terminal("search", "numb 1").screen.lines
-    assert "Number 1 bold?" in at_terminal("show", "number-1-bold").screen.lines
+    assert "Number 1 **bold**?" in at_terminal("show", "number-1-bold").screen.lines
 
 
 def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:

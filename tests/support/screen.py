@@ -8,8 +8,8 @@ import pyte
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from cerebrum_cli.terminal.markdown.code_blocks import parse_units
-from cerebrum_cli.terminal.markdown.renderer import render_rows as markdown_rows
+from cerebrum_cli.terminal.markdown.blocks import Reader
+from cerebrum_cli.terminal.markdown.renderer import render_rows
 
 
 class Screen:
@@ -75,7 +75,9 @@ class ScreenFile(StringIO):
 def render_whole(text: str, columns: int, rows: int) -> Screen:
     file = ScreenFile(columns, rows)
     console = Console(file=file, width=columns, height=rows)
-    for row in markdown_rows(console, console.options, parse_units(text)):
+    reader = Reader()
+    blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
+    for row in render_rows(console, blocks + reader.finish()):
         console.print(Segments([*row, Segment.line()]), end="")
     return file.screen
 

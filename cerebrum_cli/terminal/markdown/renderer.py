@@ -1,7 +1,5 @@
-"""Render streaming Markdown: print final text once, and redraw only rows that changed.
+"""Render streaming Markdown: print each line once it is complete, and redraw only rows that changed.
 
-A top-level block or list item is final when a complete line of another one follows, a line of its code after some
-lookahead lines.
 Rows to be redrawn take at most two thirds of the window, since rows that have scrolled away, as they do when the window
 shrinks, cannot be redrawn.
 """
@@ -12,41 +10,25 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from copy import copy
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from itertools import zip_longest
+from typing import TYPE_CHECKING
 
-from markdown_it.token import Token
-from rich.cells import chop_cells
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len, chop_cells
 from rich.control import Control
-from rich.markdown import (
-    CodeBlock,
-    Heading,
-    HorizontalRule,
-    ListElement,
-    Markdown,
-    MarkdownElement,
-    UnknownElement,
-)
-from rich.padding import Padding
-from rich.rule import Rule
+from rich.measure import Measurement
 from rich.segment import ControlType, Segment, Segments
 from rich.syntax import Syntax
+from rich.table import Table as Grid
 from rich.text import Text
 from rich.theme import Theme
 
-from cerebrum_cli.terminal.markdown.code_blocks import (
-    CODE,
-    LOOKAHEAD_LINES,
-    Preceding,
-    Unit,
-    code_lines,
-    highlight_chunks,
-    parse_inline,
-    parse_units,
-)
+from cerebrum_cli.terminal.markdown.blocks import Block, Code, Display, Fence, MarkdownTable, Reader, TextLine
+from cerebrum_cli.terminal.markdown.inline import inline_text
+from cerebrum_cli.terminal.markdown.mathematics import formula
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions
 
 MIN_REDRAW_INTERVAL_S = 1 / 10
 MAX_REDRAW_INTERVAL_S = 1.0
@@ -55,15 +37,16 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 # A last line of only these characters may become any kind of block: it is not drawn until more of it arrives. Both
 # parts match spaces: without possessive quantifiers, matching would be quadratic in their number.
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
+_PREFIX = re.compile(r"[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
+_HEADING = re.compile(r"#{1,6}\s+")
+_LINE_BREAK = re.compile(r"<br ?/?>")
 
 # The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
 THEME = "ansi_dark"
 STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
-RULE_COLUMNS = 40  # the length of the text is not known while it streams
-CODE_INDENT = (0, 0, 0, 2)
-MAX_LINES_ABOVE = 64  # lines of context for code to be redrawn, which bounds the cost for long code
-NUMBER_COLUMNS = 3  # that a list item takes beside its number: two of spaces, and one of text
-TABLE_FRAME_ROWS = 4  # rows of a table outside its body
+CODE_INDENT = "  "
+MAX_WIDTH = 10_000  # columns of a table whose width is measured
+MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
 Row = list[Segment]
 
@@ -71,8 +54,9 @@ Row = list[Segment]
 class MarkdownStream:
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._text = ""  # text not yet final, from the start of the last unit
-        self._preceding = Preceding()
+        self._line = ""  # the last one, which is not complete
+        self._reader = Reader()
+        self._final: list[Block] = []  # not printed yet
         self._drawn: list[Row] = []  # rows on the screen that may still change
         self._drawn_width = 0
         self._next_draw = 0.0
@@ -80,10 +64,12 @@ class MarkdownStream:
 
     def feed(self, text: str) -> None:
         """Add text, and draw it if enough time has passed since the last drawing, given its cost."""
-        self._text += text.replace("\r", "")
+        *lines, self._line = (self._line + text.replace("\r", "")).split("\n")
+        for line in lines:
+            self._final += self._reader.read(line)
         start = time.monotonic()
         if start >= self._next_draw:
-            self._draw(self._console.options)
+            self._draw()
             end = time.monotonic()
             # A drawing that costs far more than the last is an outlier, such as the first use of a lexer.
             self._draw_seconds = min(end - start, 3 * self._draw_seconds + 0.001)
@@ -91,46 +77,31 @@ class MarkdownStream:
                 MIN_REDRAW_INTERVAL_S, min(self._draw_seconds / MAX_DRAWING_SHARE, MAX_REDRAW_INTERVAL_S)
             )
 
+    def pause(self) -> None:
+        """Erase what may still change, before something else is printed."""
+        self._show(self._console.options, self._take_final(), [])
+
     def close(self) -> None:
+        if self._line:
+            self._final += self._reader.read(self._line)
+        self._final += self._reader.finish()
+        self._line = ""
+        self.pause()
+
+    def _draw(self) -> None:
         options = self._console.options
-        self._show(options, render_rows(self._console, options, parse_units(self._text, self._preceding)), [])
-        self._text = ""
-        self._preceding = Preceding()
-
-    def _draw(self, options: ConsoleOptions) -> None:
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
-        final = self._take_final(options)
-        last_line = self._text.rfind("\n") + 1
-        text = self._text[:last_line] if _AMBIGUOUS_LINE.fullmatch(self._text, last_line) else self._text
-        limited = (limit_redraw(unit, max_rows) for unit in parse_units(text, self._preceding))
-        self._show(options, final, render_rows(self._console, options, limited)[-max_rows:])
+        reader = copy(self._reader)
+        changing: list[Block] = []
+        if self._line and not _AMBIGUOUS_LINE.fullmatch(self._line):
+            changing = reader.read(self._line)
+        changing += reader.unfinished()
+        self._show(options, self._take_final(), render_rows(self._console, changing[-max_rows:])[-max_rows:])
 
-    def _take_final(self, options: ConsoleOptions) -> list[Row]:
-        """Rows that are final according to complete lines: `#` may become `#include`."""
-        units = parse_units(self._text[: self._text.rfind("\n") + 1], self._preceding)
-        if not units:
-            return []
-        *final, last = units
-        rows = render_rows(self._console, options, final)
-        if final:
-            codes = [token for unit in final for token in unit.tokens if token.type in CODE]
-            code_count = codes[-1].meta["number"] if codes else self._preceding.code_count
-            self._preceding = Preceding(True, code_count, last.list_item)
-            self._text = "\n".join(self._text.split("\n")[last.line :])
-        return rows + self._take_final_code(options, last)
-
-    def _take_final_code(self, options: ConsoleOptions, unit: Unit) -> list[Row]:
-        code = unit.tokens[0]
-        if code.type not in CODE:
-            return []
-        chunks = list(highlight_chunks(len(code_lines(code))))
-        printed = self._preceding.code_lines
-        if not chunks or chunks[-1][1] <= printed:
-            return []
-        line = chunks[-1][1]
-        code.meta["lines"] = (printed, line)
-        self._preceding = replace(self._preceding, code_lines=line)
-        return render_rows(self._console, options, [unit])
+    def _take_final(self) -> list[Row]:
+        rows = render_rows(self._console, self._final)
+        self._final = []
+        return rows
 
     def _show(self, options: ConsoleOptions, final: list[Row], changing: list[Row]) -> None:
         # A row of uncertain width must take one row to be erased.
@@ -193,83 +164,88 @@ def common_length(first: list[Row], second: list[Row]) -> int:
     return length
 
 
-# Units as rows, independent of the text before and after them.
+def render_rows(console: Console, blocks: Iterable[Block]) -> list[Row]:
+    rows: list[Row] = []
+    for part in parts(console, blocks):
+        rows += [_without_padding(row) for row in console.render_lines(part, pad=False)]
+    return rows
 
 
-def render_rows(console: Console, options: ConsoleOptions, units: Iterable[Unit]) -> list[Row]:
-    result: list[Row] = []
-    for unit in units:
-        for token in unit.tokens:
-            if token.type == "inline":
-                token.children = parse_inline(token.content)
-        view = copy(REPLY)
-        view.parsed = unit.tokens
-        rendered = [_without_padding(row) for row in console.render_lines(view, options, pad=False)]
-        if unit.tokens[-1].type == "hr":
-            rendered.pop()  # an empty row, which the next block adds too
-        result += [[], *rendered] if unit.blank_before else rendered
-    return result
-
-
-def limit_redraw(unit: Unit, max_rows: int) -> Unit:
-    """Make a unit to be redrawn cheap: only the last rows of a table, less context for code."""
-    tokens = unit.tokens
-    for token in tokens:
-        if token.type in CODE:
-            token.meta["context_lines"] = MAX_LINES_ABOVE
-    body = len(tokens)
-    row_starts: list[int] = []
-    for at, token in enumerate(tokens):
-        if token.type == "tbody_open":
-            body = at + 1
-            row_starts.clear()
-        elif token.type == "tr_open" and at >= body:
-            row_starts.append(at)
-    shown = row_starts[-max(1, max_rows - TABLE_FRAME_ROWS) :]
-    if not shown:
-        return unit
-    return unit._replace(tokens=tokens[:body] + tokens[shown[0] :])
+def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
+    """Blocks as rows of text, and tables."""
+    for block in blocks:
+        match block:
+            case TextLine(text):
+                yield from line_texts(console, text)
+            case MarkdownTable():
+                yield from table_parts(console, block)
+            case Display(text):
+                yield from hanging(console, CODE_INDENT, formula(text))
+            case Fence(prefix, _, _, number):
+                yield from hanging(console, prefix, Text(f"[{number}] {block.language}", style="dim"))
+            case Code():
+                yield from code_texts(console, block)
 
 
 def _without_padding(row: Row) -> Row:
-    """Drop trailing spaces, which would be copied from the screen."""
-    while row and not (row[-1].style and row[-1].style.bgcolor):
+    """A row without the spaces at its end, which would be copied from the screen."""
+    while row:
         text, style, control = row.pop()
         if text := text.rstrip():
             return [*row, Segment(text, style, control)]
     return row
 
 
-class NumberedCode(CodeBlock):
-    token: Token
-
-    @classmethod
-    def create(cls, markdown: Markdown, token: Token) -> NumberedCode:
-        block = cls(token.info.partition(" ")[0], markdown.code_theme)
-        block.token = token
-        return block
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        first, last = self.token.meta["lines"]
-        if first == 0:
-            number = self.token.meta["number"]
-            yield Text(f"[{number}] {self.lexer_name}", style="dim", no_wrap=True, overflow="ellipsis")
-        lines = code_lines(self.token)
-        syntax = Syntax("", self.lexer_name or "text", theme=THEME)
-        for begin, end, seen in highlight_ranges(first, last, len(lines)):
-            above = max(0, begin - self.token.meta.get("context_lines", begin))
-            code = close_comment("\n".join(lines[above:seen]))
-            highlighted = syntax.highlight(code, (begin - above + 1, end - above)).split("\n")
-            yield Padding(Text("\n").join(highlighted[begin - above : end - above]), CODE_INDENT)
+def line_texts(console: Console, line: str) -> list[Text]:
+    line = line.expandtabs()
+    found = _PREFIX.match(line)
+    prefix = found[0] if found else ""
+    body = line[len(prefix) :]
+    heading = _HEADING.match(body)
+    text = inline_text(body[heading.end() :] if heading else body)
+    if heading:
+        text.stylize("bold")
+    return hanging(console, prefix, text)
 
 
-def highlight_ranges(first: int, last: int | None, count: int) -> Iterator[tuple[int, int, int]]:
-    for begin, end in highlight_chunks(count):
-        if first <= begin and (last is None or end <= last):
-            yield begin, end, end + LOOKAHEAD_LINES
-            first = end
-    if last is None:
-        yield first, count, count
+def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
+    """A text in rows behind a prefix, below which the further ones begin."""
+    indent = cell_len(prefix)
+    if console.width - indent < MIN_HANGING:
+        return list(Text.assemble(prefix, text).wrap(console, console.width, overflow="fold"))
+    first, *others = text.wrap(console, console.width - indent, overflow="fold") or [Text()]
+    return [Text.assemble((prefix, "bold"), first), *(Text.assemble(" " * indent, row) for row in others)]
+
+
+def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]:
+    """A table; in a window that is too narrow for its words, each row as lines of `column: value`."""
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    header, *rows = [[cell_text(cell) for cell in row] for row in table.rows]
+    for title, alignment in zip(header, table.alignments, strict=True):
+        grid.add_column(title, justify=alignment, overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    unbounded = console.options.update(width=MAX_WIDTH)
+    if Measurement.get(console, unbounded, grid).minimum <= console.width:
+        yield grid
+        return
+    for row in rows:
+        for title, cell in zip(header, row, strict=True):
+            yield from hanging(console, "", Text.assemble(title, ": ", cell))
+        yield Text()
+
+
+def cell_text(cell: str) -> Text:
+    return Text("\n").join(map(inline_text, _LINE_BREAK.split(cell)))
+
+
+def code_texts(console: Console, code: Code) -> Iterator[Text]:
+    source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
+    start, end = len(code.above), len(code.above) + len(code.lines)
+    highlighted = Syntax("", code.fence.language or "text", theme=THEME).highlight(source).split("\n")[start:end]
+    indent = " " * len(code.fence.prefix) + CODE_INDENT
+    for _, text in zip_longest(code.lines, highlighted, fillvalue=Text()):  # blank lines at the end are left out
+        yield from hanging(console, indent, text)
 
 
 def close_comment(code: str) -> str:
@@ -278,49 +254,3 @@ def close_comment(code: str) -> str:
         if code.rfind(begin) > code.rfind(end):
             return f"{code}\n{end}"
     return code
-
-
-class NumberedList(ListElement):
-    """A list with room for two-digit numbers, since its length is not known yet."""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        options = options.update(width=max(2 + NUMBER_COLUMNS, options.max_width))
-        for number, item in enumerate(self.items, self.list_start or 0):
-            if self.list_type == "bullet_list_open":
-                yield from item.render_bullet(console, options)
-            else:  # a number of any length is followed by one space, and by one column at least
-                last = max(10, number // 10)
-                wide = options.update(width=max(len(str(last)) + NUMBER_COLUMNS, options.max_width))
-                yield from item.render_number(console, wide, number, last_number=last)
-
-
-class LeftHeading(Heading):
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        self.text.justify = "left"
-        yield self.text
-
-
-class ShortRule(HorizontalRule):
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, RULE_COLUMNS)
-        yield from console.render(Rule(style="markdown.hr", characters="-"), options.update(width=width))
-        yield Text()
-
-
-def _without_new_line(element: type[MarkdownElement]) -> type[MarkdownElement]:
-    """Make a block type without rich's trailing empty row, which `render_rows` adds instead."""
-    return type(element.__name__, (element,), {"new_line": False})
-
-
-class ReplyMarkdown(Markdown):
-    elements: ClassVar[dict[str, type[MarkdownElement]]] = {
-        **{name: _without_new_line(element) for name, element in Markdown.elements.items()},
-        **dict.fromkeys(("fence", "code_block"), _without_new_line(NumberedCode)),
-        **dict.fromkeys(("bullet_list_open", "ordered_list_open"), _without_new_line(NumberedList)),
-        "heading_open": _without_new_line(LeftHeading),
-        "hr": _without_new_line(ShortRule),
-        "inline": _without_new_line(UnknownElement),
-    }
-
-
-REPLY = ReplyMarkdown("", hyperlinks=False)

@@ -46,7 +46,6 @@ class Repl:
     commands: Sequence[SlashCommand]
     prompts: PromptDirectory
     keyboard: Keyboard = field(default_factory=Keyboard)
-    is_markdown: bool = True
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
@@ -132,7 +131,7 @@ class Repl:
             shows=self.chat.settings.show_thinking,
             summarizes=True,
         )
-        sinks = reasoning, AnswerSink(self.streams, self.is_markdown)
+        sinks = reasoning, AnswerSink(self.streams, self.chat.settings.markdown)
         try:
             line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
             self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
@@ -183,7 +182,7 @@ class Repl:
                 raise
         finally:
             if reply := majority_vote.reply:
-                show_answer(self.streams, reply.text, self.is_markdown)
+                show_answer(self.streams, reply.text, self.chat.settings.markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
                 self.streams.report(outcome_notice(majority_vote.tally))
                 self._end_turn()
@@ -214,7 +213,7 @@ class Repl:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
-                show_answer(self.streams, stored.message.content, self.is_markdown)
+                show_answer(self.streams, stored.message.content, self.chat.settings.markdown)
         last = self.chat.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"

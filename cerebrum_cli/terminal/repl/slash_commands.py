@@ -326,7 +326,7 @@ def copy_reply(repl: Repl, argument: str) -> None:
     text = repl.chat.require_reply().message.content
     part = "the reply"
     if argument:
-        from cerebrum_cli.terminal.markdown.code_blocks import code_blocks
+        from cerebrum_cli.terminal.markdown.blocks import code_blocks
 
         blocks = code_blocks(text)
         if not blocks:

@@ -1,0 +1,219 @@
+"""Read Markdown line by line, as plain lines, code, tables, and display mathematics.
+
+Each line is read for good once it is complete, but for those of a table and of display mathematics.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+FENCE = re.compile(r"(?P<prefix>[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+)?)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
+DISPLAY = re.compile(r"\s*(\\\[|\$\$|\\begin\{[a-z]+\*?\})")
+ENDS = {r"\[": r"\]", "$$": "$$"}
+CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
+MAX_DISPLAY_LINES = 40
+CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
+
+
+Alignment = Literal["left", "center", "right"]
+
+
+class TextLine(NamedTuple):
+    text: str
+
+
+class MarkdownTable(NamedTuple):
+    """A table by cells: its alignments, and its rows, of which the first is the header."""
+
+    alignments: tuple[Alignment, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+class Display(NamedTuple):
+    """Mathematics on lines of its own, with its delimiters."""
+
+    text: str
+
+
+class Fence(NamedTuple):
+    """The beginning of a code block: what precedes it in its line, its number, and what it names."""
+
+    prefix: str
+    marks: str
+    info: str
+    number: int
+
+    @property
+    def language(self) -> str:
+        return next(iter(self.info.split()), "")
+
+
+class Code(NamedTuple):
+    """Some lines of a code block, with those `above` and `below` on which their highlighting may depend."""
+
+    fence: Fence
+    lines: tuple[str, ...]
+    above: tuple[str, ...]
+    below: tuple[str, ...]
+
+
+Block = TextLine | MarkdownTable | Display | Fence | Code
+
+
+class Reader:
+    """Reads lines, and holds back those of a block that is not complete: code, a table or mathematics.
+
+    A copy can read further lines without a change of the original.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[str, ...] = ()
+        self._fence: Fence | None = None
+        self._fences = 0
+        self._above: tuple[str, ...] = ()  # the code that is held
+
+    def read(self, line: str) -> list[Block]:
+        """Read a complete line; return what is complete now."""
+        if self._fence:
+            return self._read_code(self._fence, line)
+        if not self._held:
+            return self._read_first(line)
+        if DISPLAY.match(self._held[0]):
+            return self._read_display(line)
+        return self._read_table(line)
+
+    def finish(self) -> list[Block]:
+        """What is held, when the text ends."""
+        if len(self._held) < 2 or self._fence or DISPLAY.match(self._held[0]):
+            return self.unfinished()
+        held, self._held = self._held, ()
+        return [table(held)]
+
+    def unfinished(self) -> list[Block]:
+        """What is held, as it looks for now; it is not held any longer."""
+        if self._fence:
+            return self._take_code(self._fence, is_over=True)
+        held, self._held = self._held, ()
+        return [TextLine(line) for line in held]
+
+    def _read_first(self, line: str) -> list[Block]:
+        """Read a line while no block is open."""
+        if found := FENCE.fullmatch(line):
+            self._fences += 1
+            self._fence = Fence(found["prefix"], found["marks"], found["info"], self._fences)
+            return [self._fence]
+        if DISPLAY.match(line):
+            return self._read_display(line)
+        if "|" in line:
+            self._held = (line,)
+            return []
+        return [TextLine(line)]
+
+    def _read_code(self, fence: Fence, line: str) -> list[Block]:
+        mark = fence.marks[0]
+        if line.count(mark) >= len(fence.marks) and not line.strip(f" \t>{mark}"):
+            rest = self._take_code(fence, is_over=True)
+            self._fence = None
+            self._above = ()
+            return rest
+        self._held += (re.sub(rf"\A[\s>]{{0,{len(fence.prefix)}}}", "", line),)
+        return self._take_code(fence)
+
+    def _take_code(self, fence: Fence, is_over: bool = False) -> list[Block]:
+        """The code that has enough lines below it, or all if the block is over."""
+        pieces: list[Block] = []
+        while len(self._held) >= CODE_LINES + BELOW or (is_over and self._held):
+            lines, self._held = self._held[:CODE_LINES], self._held[CODE_LINES:]
+            pieces.append(Code(fence, lines, self._above, self._held[:BELOW]))
+            self._above = (*self._above, *lines)[-ABOVE:]
+        return pieces
+
+    def _read_display(self, line: str) -> list[Block]:
+        self._held += (line,)
+        text = "\n".join(self._held)
+        start = DISPLAY.match(text)
+        assert start
+        end = ENDS.get(start[1]) or start[1].replace("begin", "end")
+        _, found, after = text[start.end() :].partition(end)
+        if found and not after.strip(" .,;:"):
+            self._held = ()
+            return [Display(text)]
+        if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
+            *before, last = self.unfinished()
+            return [*before, *self._read_first(line)] if before else [last]
+        return []
+
+    def _read_table(self, line: str) -> list[Block]:
+        is_row = "|" in line
+        if len(self._held) == 1:
+            is_row = bool(SEPARATOR.fullmatch(line)) and len(cells(line)) == len(cells(self._held[0]))
+        if is_row:
+            self._held += (line,)
+            return []
+        return self.finish() + self._read_first(line)
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a row; a pipe in code, or after a backslash, is text."""
+    line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
+    line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
+    return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
+
+
+def table(lines: tuple[str, ...]) -> MarkdownTable:
+    header, separator, *others = (cells(line) for line in lines)
+    rows = []
+    for row in (header, *others):
+        last = len(header) - 1
+        row += [""] * (last - len(row) + 1)
+        rows.append((*row[:last], " | ".join(row[last:])))
+    return MarkdownTable(tuple(map(alignment, separator)), tuple(rows))
+
+
+def alignment(cell: str) -> Alignment:
+    if not cell.endswith(":"):
+        return "left"
+    return "center" if cell.startswith(":") else "right"
+
+
+class CodeBlock(NamedTuple):
+    """The text of a code block, and the language its fence names; empty if none."""
+
+    text: str
+    language: str
+
+
+def code_blocks(text: str) -> list[CodeBlock]:
+    reader = Reader()
+    lines: dict[Fence, list[str]] = {}
+    blocks = [block for line in text.replace("\r", "").split("\n") for block in reader.read(line)]
+    for block in blocks + reader.finish():
+        if isinstance(block, Fence):
+            lines[block] = []
+        elif isinstance(block, Code):
+            lines[block.fence] += block.lines
+    return [CodeBlock("\n".join(texts).rstrip("\n"), fence.language) for fence, texts in lines.items()]
+
+
+def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
+    """Text of the first or last code block that is not blank, in a language if one is given."""
+    texts = []
+    for block in code_blocks(text):
+        if block.text.strip() and (not language or is_same_language(block.language, language)):
+            texts.append(block.text)
+    if not texts:
+        return None
+    return texts[-1] if last else texts[0]
+
+
+def is_same_language(*languages: str) -> bool:
+    """Whether all names are those of one language: `py` and `python3` are."""
+    from rich.syntax import Syntax
+
+    lexers = [Syntax("", language).lexer for language in languages]
+    names = [lexer.name for lexer in lexers if lexer]
+    if len(names) < len(languages):
+        names = [language.lower() for language in languages]
+    return len(set(names)) == 1

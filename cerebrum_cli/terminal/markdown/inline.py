@@ -1,0 +1,99 @@
+"""Inline Markdown of one line: what becomes styling, and mathematics; every other character stays.
+
+Markup begins and ends at the edges of words only, so that `5*6*7`, `*args` and `__init__` are text. Backslashes,
+entities, links and HTML are text, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
+from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
+from rich.text import Text
+
+from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, formula
+
+Rule = Callable[[StateInline, bool], bool]
+
+# Scripts without spaces between words, and their punctuation.
+_IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
+_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…*_~{_IDEOGRAPHIC}-]?")
+_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…*_~{_IDEOGRAPHIC}-]?")
+_FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name
+_LAST = re.compile(r"[^\s(\[{/\\=<]")
+_IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
+_FACTOR = re.compile(r"[\d)=]\s*\*(?=[\d(]|\w\b)")  # a product, with a space on one side
+STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
+CODE_STYLE = "markdown.code"
+
+
+def inline_text(line: str, renders_math: bool = True) -> Text:
+    """A line with its styling, and with mathematics as Unicode."""
+    text = Text()
+    styles: list[str] = []
+    for token in PARSER.parseInline(line)[0].children or ():
+        name = token.type.removesuffix("_open").removesuffix("_close")
+        if token.nesting > 0:
+            styles.append(STYLES[name])
+        elif token.nesting < 0:
+            styles.pop()
+        elif name == "code_inline":
+            text.append(token.content, " ".join([CODE_STYLE, *styles]))
+        elif name == "math" and renders_math:
+            shown = formula(token.content)
+            shown.stylize_before(" ".join(styles))
+            text.append_text(shown)
+        else:
+            text.append(token.content, " ".join(styles))
+    return text
+
+
+def _at_word_edges(rule: Rule) -> Rule:
+    """A rule for delimiters that open and close only at the edges of words."""
+
+    def read(state: StateInline, silent: bool) -> bool:
+        start = state.pos
+        identifier = _IDENTIFIER.match(state.src, start)
+        if identifier and not silent:
+            state.pending += identifier[0]
+            state.pos = identifier.end()
+            return True
+        count = len(state.delimiters)
+        if not rule(state, silent):
+            return False
+        line, end = state.src, state.pos
+        before, after = line[:start][-1:], line[end : end + 1]
+        opens = bool(_BEFORE.fullmatch(before) and _FIRST.match(line, end)) and not _is_factor(line, start)
+        closes = bool(_AFTER.fullmatch(after) and _LAST.fullmatch(before))
+        for delimiter in state.delimiters[count:]:
+            delimiter.open = opens
+            delimiter.close = closes
+        return True
+
+    return read
+
+
+def _is_factor(line: str, at: int) -> bool:
+    start = len(line[:at].rstrip()) - 1
+    return bool(_FACTOR.match(line, max(start, 0)))
+
+
+def _read_math(state: StateInline, silent: bool) -> bool:
+    found = INLINE_MATH.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        token = state.push("math", "", 0)
+        token.content = found[0]
+    state.pos = found.end()
+    return True
+
+
+PARSER = MarkdownIt("zero").enable(["backticks", "emphasis", "strikethrough"])
+PARSER.inline.ruler.at("emphasis", _at_word_edges(read_emphasis))
+PARSER.inline.ruler.at("strikethrough", _at_word_edges(read_strikethrough))
+PARSER.inline.ruler.push("math", _read_math)
