@@ -155,6 +155,9 @@ class Backend(Vocabulary, Protocol):
         enough memory.
         """
 
+    def grow(self, length: int) -> None:
+        """Raise the maximum length of a sequence, as far as memory allows; the next `reserve` allocates it."""
+
     def prefill_chunk(self, position: int) -> int:
         """Maximum number of prompt tokens to evaluate in one step from this position."""
 

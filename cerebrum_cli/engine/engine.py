@@ -189,6 +189,9 @@ class Engine(ABC):
         self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
+    def grow(self, length: int) -> None:  # noqa: B027
+        """Raise the maximum length of a sequence, as far as memory allows; servers have their own."""
+
     def save_prompt_cache(  # noqa: B027
         self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False
     ) -> None:

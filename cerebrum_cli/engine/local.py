@@ -185,6 +185,9 @@ class LocalEngine(Engine):
     def context_size(self) -> int:
         return self.backend.context_size
 
+    def grow(self, length: int) -> None:
+        self.backend.grow(length)
+
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
 

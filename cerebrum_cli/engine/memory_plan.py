@@ -130,8 +130,6 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event
     def lacks_memory(length: int) -> bool:
         return not fits(_single(options, length, free).needs, free)
 
-    if not lacks_memory(most):
-        return most
     length = _longest(most, lacks_memory)
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
@@ -231,7 +229,9 @@ def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
 
 
 def _longest(limit: int, lacks_memory: Callable[[int], bool]) -> int:
-    """The longest context below a limit that fits, and at least 256 tokens; the limit itself does not fit."""
+    """The longest context up to a limit that fits, and at least 256 tokens."""
+    if not lacks_memory(limit):
+        return limit
     return PADDING * max(1, bisect_left(range(PADDING, pad_length(limit), PADDING), True, key=lacks_memory))
 
 
@@ -313,6 +313,17 @@ def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[i
         return not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free)
 
     return _most_slots(context.slots, lacks_memory)
+
+
+def plan_length(
+    sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory, most: int
+) -> int:
+    """Length of a longer context of a loaded model: `most`, or what fits."""
+
+    def lacks_memory(length: int) -> bool:
+        return not fits(context_needs(sizes, replace(context, length=length, slots=1), offloaded), free)
+
+    return _longest(most, lacks_memory)
 
 
 def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:

@@ -14,6 +14,7 @@ from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, SequenceId, 
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine, raise_refusals
+from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.markers import MARKERS, is_markup
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
+REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
+MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
 
 
@@ -107,7 +110,7 @@ class LoadedModel:
         prompt_end = final_markup(prompt)
         if conversation.prefill and not prompt_end:
             asked, prompt_end = self._continuing(asked, tokens)
-        self._require_room(len(tokens))
+        self._make_room(len(tokens), settings)
         prefix = asked.prefix_tokens
         rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
         return Request(
@@ -262,9 +265,13 @@ class LoadedModel:
     def detokenize(self, ids: Sequence[int]) -> str:
         return detokenize(self.engine.vocabulary, ids)
 
+    @property
+    def _largest_context(self) -> int:
+        return max(self.engine.context_size, self.model.trained_context)
+
     @cached_property
     def format(self) -> PromptFormat:
-        chosen = self.build_format(self.engine.vocabulary, self.engine.context_size)
+        chosen = self.build_format(self.engine.vocabulary, self._largest_context)
         try:  # a template that rejects both, or leaves out the question, is one error of a whole run
             chosen.render(TRIAL)
         except FormatError:
@@ -316,19 +323,39 @@ class LoadedModel:
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self._notices.setdefault(NO_SYSTEM, False)
-        if least := least_tokens(self.engine.vocabulary, self.engine.context_size, prompt):
-            raise self._too_long(f"at least {least}")
+        if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
+            raise self._too_long(least, "at least ")
         return prompt
+
+    def _make_room(self, tokens: int, settings: Settings) -> None:
+        """Double what a prompt needs, unless the context has room, or its size was chosen. Raises PromptTooLong."""
+        size, trained, source = self.engine.context_size, self.model.trained_context, self.source
+        room = min(settings.max_tokens or size, size // REPLY_FRACTION)
+        may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
+        if may_grow and tokens + room > size and tokens < trained:
+            self.grow(min(pad_length(2 * tokens), trained))
+        self._require_room(tokens)
+
+    def grow(self, length: int) -> None:
+        """Enlarge the context for the next prompt, as far as memory allows, with a notice."""
+        size = self.engine.context_size
+        self.save_prompt_cache(MIN_CACHED_TOKENS)
+        self.engine.grow(length)
+        if self.engine.context_size > size:
+            problem = f"increasing the context from {size} to {self.engine.context_size} tokens"
+            self._notices[NoticeEvent(problem, "use --ctx N, or /set ctx N in a chat, for another size")] = False
 
     def _require_room(self, tokens: int) -> None:
         if tokens >= self.engine.context_size:
-            raise self._too_long(str(tokens))
+            raise self._too_long(tokens)
 
-    def _too_long(self, tokens: str) -> PromptTooLong:
+    def _too_long(self, tokens: int, least: str = "") -> PromptTooLong:
         size, trained, advice = self.engine.context_size, self.model.trained_context, ""
         if size < trained:
-            advice = f" or {self.engine.larger_context} (trained context: {trained})"
-        return PromptTooLong.for_context(tokens, size, advice)
+            advice = f" (trained context: {trained})"
+        if tokens < trained:
+            advice = f" or {self.engine.larger_context}{advice}"
+        return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
 
 class MarkupTokens(frozenset[int]):

@@ -10,7 +10,7 @@ from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, fits, host_bytes, memory_needs, weight_needs
-from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load, plan_slots
+from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_length, plan_load, plan_slots
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
 
@@ -176,6 +176,14 @@ def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
     assert planned(chat, FreeMemory(needed(8192) - 1))[1] == [
         "context limited to 7936 tokens by free memory (default: 8192)"
     ]
+
+
+def test_plan_length_is_what_fits_beside_the_weights() -> None:
+    chat = options("Mistral 7B", CHAT)
+    plan, _ = planned(chat, FreeMemory(64 * GIB))
+    needed = memory.HEADROOM + memory.context_needs(plan.sizes, replace(plan.context, length=20_480, slots=1)).host
+    for free, expected in ((64 * GIB, 32_000), (needed, 20_480), (needed - 1, 20_224)):
+        assert plan_length(plan.sizes, plan.context, (), FreeMemory(free), 32_000) == expected
 
 
 def test_plan_context_uses_the_memory_of_a_gpu_only_if_allowed() -> None:

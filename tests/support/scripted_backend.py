@@ -119,7 +119,7 @@ class ScriptedBackend:
 
     Right after a step, `max_rollback` tokens can be removed from a recurrent model too, but not the first row.
     `fitting_cells` are the tokens that all slots together can hold; `reserved` records length and slots of each memory.
-    A token takes 4 bytes of the `checkpoint_budget`.
+    A token takes 4 bytes of the `checkpoint_budget`. The context grows up to `max_context`.
 
     By number of a step, `fails` raises an error, `interrupts` stops after some rows, and `holds` waits for the stop
     flag first. `unwritable` fails saves.
@@ -128,6 +128,7 @@ class ScriptedBackend:
     model: Model
     slots: int = 1
     context_size: int = 100
+    max_context: int = 0
     batch_size: int = 16
     can_trim: bool = True
     max_rollback: int = 0
@@ -215,6 +216,9 @@ class ScriptedBackend:
 
     def special_token_text(self, name: str) -> str:
         return "<end>" if name == "eos" else ""
+
+    def grow(self, length: int) -> None:
+        self.context_size = max(self.context_size, min(length, self.max_context))
 
     def slots_for(self, length: int) -> int:
         return max(1, min(self.requested, self.fitting_cells // length))

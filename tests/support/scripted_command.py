@@ -3,7 +3,7 @@
 SCRIPT is JSON. `reply` answers every prompt, one byte for each token, with `pause` seconds before each; after `stuck`
 tokens the model hangs. `load` and `reload` are the seconds that the first and later loads take. For batches, `rows`
 maps the ends of prompts to replies, `seeds` lists replies to all other prompts by seed, `context` is the context size,
-and `cells` the number of tokens that fit in memory.
+`grows` what it can grow to, and `cells` the number of tokens that fit in memory.
 """
 
 import json
@@ -79,6 +79,7 @@ def batch_backend(script: dict[str, Any], slots: int) -> RecordingBackend:
         model,
         slots=slots,
         context_size=script.get("context", 100_000),
+        max_context=script.get("grows", 0),
         batch_size=1000,
         fitting_cells=script.get("cells", 1_000_000),
     )

@@ -25,7 +25,7 @@ from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_tex
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
-from cerebrum_cli.engine.memory_plan import LoadPlan, plan_slots
+from cerebrum_cli.engine.memory_plan import LoadPlan, plan_length, plan_slots
 from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ class LlamaBackend(LlamaVocabulary):
         options = replace(self._options, length=length + self._room)
         free = self._free or self._measure_memory()
         return plan_slots(self._sizes, options, self._offloaded, free)
+
+    def grow(self, length: int) -> None:
+        longest = plan_length(self._sizes, self._options, self._offloaded, self._measure_memory(), length)
+        if longest > self.context_size:
+            self._options = replace(self._options, length=longest)
+            self.context_size = longest
 
     def _measure_memory(self) -> FreeMemory:
         free = free_memory()

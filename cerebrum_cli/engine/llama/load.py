@@ -54,10 +54,7 @@ def open_llama(
     if not options.vocabulary_only:
         adapters = load_adapters(model, options.file.adapters)
     plan = replace(plan, context=adapted(plan, model))
-    mapped = 0
-    if plan.context.n_streams > 1:
-        mapped = mapped_bytes(plan, free)
-    backend = LlamaBackend(model, plan, stop, adapters, mapped)
+    backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
     if options.whole_context:
         backend.reserve(plan.context.length)
     return backend
