@@ -34,12 +34,12 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
 from cerebrum_cli.replies.interface import Model, open_source
+from cerebrum_cli.replies.loaded_model import MIN_CACHED_TOKENS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
 Events = Generator[Event, None, None]
-MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
 
@@ -143,15 +143,24 @@ class Chat:
         yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
 
     def continue_reply(self) -> Events:
+        """Continue the last reply, if it was cut off or edited. Raises SessionError."""
         last = self.require_reply()
+        if last.is_edited:
+            yield from self.reply_from(last.message.content)
+            return
         if not can_continue(last, self.loaded.model):
             raise SessionError(NO_CONTINUATION, "ask a question, or use /retry")
         yield from self.load()
         if last.metadata.finish_reason == "context" and not self.loaded.is_remote:
-            yield from self._enlarge_context(last)
+            self._enlarge_context(last)
         continued = without_partial_character(last, self.loaded)
         previous_leaf = self._move(self.require_question().id)
         yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
+
+    def reply_from(self, beginning: str) -> Events:
+        """Reply to the last question again, with a given beginning."""
+        previous_leaf = self._move(self.require_question().id)
+        yield from self._reply(previous_leaf, prefill=Message("assistant", beginning))
 
     @property
     def doubled_context(self) -> int | None:
@@ -161,18 +170,17 @@ class Chat:
             return None
         return min(2 * size, trained)
 
-    def _enlarge_context(self, last: StoredMessage) -> Events:
-        """Load the model with a larger context if question and reply fill this one. Raises SessionError."""
+    def _enlarge_context(self, last: StoredMessage) -> None:
+        """Enlarge the context if question and reply fill this one. Raises SessionError."""
         size = self.loaded.context_size or 0
         asked = without_last(self.conversation)
         if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
-        larger = self.doubled_context
-        if larger is None:
-            problem = f"the reply fills the context of {size} tokens, the largest this model supports"
+        if larger := self.doubled_context:
+            self.loaded.grow(larger)
+        if self.loaded.context_size == size:
+            problem = f"the reply fills the context of {size} tokens, the largest for this model and free memory"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
-        yield NoticeEvent(f"increasing the context from {size} to {larger} tokens", "use /set ctx N for another size")
-        yield from self.change_settings({"ctx": larger})
 
     def given_reply(self) -> GivenReply:
         """The last reply in the tokens it was sampled as. Raises SessionError if they are not known.
@@ -385,14 +393,15 @@ class Chat:
         continued: StoredMessage | None = None,
         settings: Settings | None = None,
         majority_vote: MajorityVote | None = None,
+        prefill: Message | None = None,
     ) -> Events:
-        """Yield the events of a reply to the last question, saving it while it is generated.
+        """Yield the events of a reply to the last question, which may begin with `prefill`, saving it meanwhile.
 
         Of a vote, the winning sample is saved, or the leading one if it is interrupted. If there is no reply to save,
         the session is moved back to `previous_leaf`.
         """
         session, settings = self._update_session(), settings or self.settings
-        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued)
+        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued, prefill)
         try:
             yield from self.load()
             yield from recorder.record(majority_vote)

@@ -41,13 +41,14 @@ def save_interval(elapsed_s: float) -> float:
 
 @dataclass(slots=True)
 class ReplyRecorder:
-    """The reply to the last question of `session`; it may continue the reply `continued`."""
+    """The reply to the last question of `session`; it may continue the reply `continued`, or begin with `prefill`."""
 
     store: Store
     session: Session
     loaded: Model
     settings: Settings
     continued: StoredMessage | None = None
+    prefill: Message | None = None
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
     _question: int | None = field(init=False)  # the message that is answered
@@ -93,7 +94,7 @@ class ReplyRecorder:
                     with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
                         self._save(None)
                 if isinstance(event, FinishEvent) and event.reason == "context" and event.has_all_tokens:
-                    self._prefix = tuple(self.reply.sampled)
+                    self._prefix, self.prefill = tuple(self.reply.sampled), None
                     if notice := self._make_room():
                         return notice
                 yield event
@@ -109,7 +110,8 @@ class ReplyRecorder:
     @property
     def _request(self) -> Ask:
         limit = self.settings.max_tokens and max(1, self.settings.max_tokens - self._generated)
-        return Ask(self._conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
+        conversation = replace(self._conversation, prefill=self.prefill)
+        return Ask(conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""

@@ -51,12 +51,16 @@ class StoredMessage:
     created: float
 
     @property
+    def is_edited(self) -> bool:
+        """Whether a user has written this reply, or it was imported."""
+        return self.message.role == "assistant" and not (self.metadata.model or self.metadata.finish_reason)
+
+    @property
     def early_end(self) -> str | None:
         """Why a reply is incomplete; None for a complete one, and for one that was imported or edited."""
-        metadata = self.metadata
-        if self.message.role != "assistant" or not (metadata.model or metadata.finish_reason):
+        if self.message.role != "assistant" or self.is_edited:
             return None
-        return END_LABELS.get(metadata.finish_reason)
+        return END_LABELS.get(self.metadata.finish_reason)
 
     def is_continued(self, others: Iterable[StoredMessage]) -> bool:
         """Whether one of several messages is this reply, continued after it was cut off."""

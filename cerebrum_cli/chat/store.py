@@ -142,8 +142,7 @@ class Store:
 
     def replies(self, question: StoredMessage) -> list[StoredMessage]:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
-        found = self._messages(_REPLIES, question.id)
-        return [reply for reply in found if not reply.is_continued(found)]
+        return self._messages(_REPLIES, question.id)
 
     def alternatives(self, session: Session) -> list[tuple[int, StoredMessage]]:
         """The session's messages on other branches, oldest first, each with its place in a conversation, from 1.

@@ -170,7 +170,7 @@ def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat,
     assert contents(chat) == ["One?", "First."]
     assert text(endless_chat.send("One?")).startswith("and so on")
     before = contents(endless_chat)
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(SessionError, match="the reply fills the context of 500 tokens, the largest"):
         list(endless_chat.continue_reply())
     assert contents(endless_chat) == before
 

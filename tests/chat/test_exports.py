@@ -88,7 +88,7 @@ def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Pa
     for reply, tokens, reason in (("Oth", (1, 2), "cancelled"), ("Other.", (1, 2, 3), "stop")):  # and continued
         metadata = ReplyMetadata(model="small", finish_reason=reason)
         session = store.add_message(store.move(session, question.id), Message("assistant", reply, tokens), metadata)
-    assert [stored.message.content for stored in store.replies(question)] == ["First.", "Other."]
+    assert [stored.message.content for stored in store.replies(question)] == ["First.", "Oth", "Other."]
     store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
     text = export_session(store, session, export_format)
