@@ -222,9 +222,7 @@ class Rendering:
         pieces[-1] = FROM_TEMPLATE, self._header(self.conversation.thinks)
         if self.begins:
             if final not in (last, last + len(self.turns)):
-                raise FormatError(
-                    "alters the last reply, so it cannot be continued", "end the list with a user message"
-                )
+                raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
             pieces.pop()
         return tuple(self.fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in pieces)
 

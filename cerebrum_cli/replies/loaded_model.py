@@ -132,7 +132,7 @@ class LoadedModel:
 
     def _continuing(self, asked: Ask, tokens: tuple[int, ...]) -> tuple[Ask, str]:
         """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
-        hint = "end the list with a user message"
+        hint = "omit the beginning of the reply"
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
