@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.options import AnswerOptions, SavedPromptOptions, apply_prompt
+from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, apply_prompt
 from cerebrum_cli.cli.signature import (
     composed,
     only_question,
@@ -33,7 +33,7 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 
 
 @option_group
-class ChatOptions(SavedPromptOptions, AnswerOptions):
+class ChatOptions(QuestionOptions, AnswerOptions):
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
@@ -58,13 +58,17 @@ def chat(
 ) -> None:
     """Type /help for commands and keys.
 
+    Piped text follows QUESTION; without one, each of its lines is a question or a slash command.
+
     Each reply is saved while it is being generated: -c continues the latest session, however it ended.
 
     Examples:
       cerebrum chat
       cerebrum chat -m cerebrum-7b --session physics
       cerebrum chat -c
+      git diff | cerebrum chat "Review this"
     """
+    from cerebrum_cli.replies.prompt_sources import compose_prompt, read_piped, read_prompt_files
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -82,6 +86,10 @@ def chat(
     if options.no_markdown:
         overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = apply_prompt(app, options, on_command_line)
+    files = read_prompt_files(options.file, app.streams.report)
+    if question is not None and app.streams.piped is not None:
+        question = compose_prompt(question, (), read_piped(app.streams.piped))
+        app.streams = app.streams.with_terminal_input()
     conversation = open_chat(app, overrides, applied, options)
     with Signals(app.streams) as signals:
         try:
@@ -93,6 +101,7 @@ def chat(
                 app.prompts,
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
+                pending_files=files,
             )
             repl.run(input_lines(app, repl), question)
         finally:

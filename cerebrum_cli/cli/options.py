@@ -150,10 +150,14 @@ class SavedPromptOptions:
 
 
 @option_group
-class AskOptions(SavedPromptOptions, GenerationOptions):
+class QuestionOptions(SavedPromptOptions):
     file: tuple[Path, ...] = option(
         (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH", splits=True
     )
+
+
+@option_group
+class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
     continue_: bool = option(False, "Continue the latest session", "Input", short="-c")

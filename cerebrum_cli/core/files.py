@@ -25,6 +25,7 @@ PART = ".part"  # suffix of unfinished files
 _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
+expand_user = os.path.expanduser
 
 
 def read_small(path: Path) -> bytes:

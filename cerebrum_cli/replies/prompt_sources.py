@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,6 +163,11 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     if skipped:
         on_notice(skipped_notice(skipped))
     return files
+
+
+def names_of(files: Iterable[tuple[str, str]]) -> str:
+    """The names of files that were read, shortened to a few."""
+    return format_names([name for name, _ in files])
 
 
 def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[tuple[str, str]]:

@@ -84,6 +84,16 @@ class Streams:
     in_is_terminal: bool
     is_quiet: bool = False  # without notices and progress
 
+    def with_terminal_input(self) -> Streams:
+        """These after a pipe was read: input comes from the terminal that shows the output, if there is one."""
+        if not self.out_is_terminal:
+            return self
+        try:
+            os.dup2(os.open("/dev/tty", os.O_RDWR), sys.stdin.fileno())
+        except OSError:
+            return self
+        return replace(self, piped=None, in_is_terminal=True)
+
     @property
     def can_redraw(self) -> bool:
         return self.err_is_terminal and not is_plain_terminal() and not self.is_quiet

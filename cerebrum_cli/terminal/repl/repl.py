@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.replies.prompt_sources import compose_prompt
+from cerebrum_cli.replies.prompt_sources import compose_prompt, names_of
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
@@ -69,7 +69,7 @@ class Repl:
             if first is not None:
                 self.show_question(first)
                 with self._reporting_errors():
-                    self._ask(first)
+                    self.ask(first)
             while not self.is_done and (line := self._read()) is not None:
                 if line.text.strip():
                     with self._reporting_errors():
@@ -91,20 +91,20 @@ class Repl:
         return None
 
     def toolbar(self) -> str:
-        """Session, model and context first: a narrow terminal cuts off the rest."""
+        """The most important first: a narrow terminal cuts off the rest."""
         chat = self.chat
         segments = []
+        pending = [name for name, _ in self.pending_files]
+        if self.pending_prompt:
+            pending.append(self.pending_prompt.name)
+        if pending:
+            segments.append(f"with {format_names(pending)}")
         if chat.session:
             segments.append(chat.session.name)
         if not chat.is_saved:
             segments.append("not saved")
         segments.append(chat.loaded.model.label)
         segments.append(self._context_text())
-        pending = [name for name, _ in self.pending_files]
-        if self.pending_prompt:
-            pending.append(self.pending_prompt.name)
-        if pending:
-            segments.append(f"with {format_names(pending)}")
         segments.append(chat.loaded.format_name)
         if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
@@ -164,7 +164,15 @@ class Repl:
         return notice
 
     def switch_session(self, session: Session | None) -> None:
+        """Switch to a session, or to a new one; what would go before the next question is dropped."""
         self.streams.report(self.chat.switch_session(session))
+        self.pending_prompt = None
+        self.detach_files()
+
+    def detach_files(self) -> None:
+        if self.pending_files:
+            self.streams.info(f"detached {names_of(self.pending_files)}")
+        self.pending_files = []
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:
         """Vote on a question, or without one again on the last; Ctrl-C shows the leading sample."""
@@ -246,9 +254,10 @@ class Repl:
             if not isinstance(error, PromptTooLong):
                 raise
             self.pending_files, self.pending_prompt = files, saved
-            raise CerebrumError(error.message, f"{error.hint}; /undo removes a turn, /clear starts over") from error
+            advice = "/file none detaches the files" if files else "/undo removes a turn, /clear starts over"
+            raise CerebrumError(error.message, f"{error.hint}; {advice}") from error
 
-    def _ask(self, text: str) -> None:
+    def ask(self, text: str) -> None:
         with self._pending_input(text) as question:
             self.render(self.chat.send(question))
 
@@ -259,7 +268,7 @@ class Repl:
             if line.text.strip() in BARE_EXITS and self.input.confirm("Exit the chat?"):
                 self.is_done = True
             else:
-                self._ask(line.text)
+                self.ask(line.text)
             return
         slash, argument = command
         try:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.replies.prompt_sources import read_prompt_files
+from cerebrum_cli.replies.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
@@ -33,6 +34,7 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     parse_path,
     setting_hint,
     setting_key,
+    split_paths,
 )
 from cerebrum_cli.terminal.reports import print_latest, print_uncertain
 from cerebrum_cli.terminal.streams import columns
@@ -150,7 +152,7 @@ def use_prompt(repl: Repl, argument: str) -> None:
         rows = [saved.as_object() for saved in repl.prompts.read_all()]
         print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
         return
-    saved = repl.prompts.find(argument)
+    saved = SavedPrompt("no saved prompt") if argument == NONE else repl.prompts.find(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
     repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
@@ -231,11 +233,11 @@ def edit(repl: Repl, argument: str) -> None:
         repl.render(repl.chat.edit_question(text))
     else:
         repl.chat.replace_reply(text)
-        repl.streams.info("reply replaced; the conversation continues from it")
+        repl.streams.info("reply replaced; /continue continues it")
 
 
-def continue_reply(repl: Repl, _: str) -> None:
-    repl.render(repl.chat.continue_reply())
+def continue_reply(repl: Repl, argument: str) -> None:
+    repl.render(repl.chat.reply_from(argument) if argument else repl.chat.continue_reply())
 
 
 def fork(repl: Repl, argument: str) -> None:
@@ -286,11 +288,16 @@ def export_session(repl: Repl, argument: str) -> None:
 
 
 def attach_file(repl: Repl, argument: str) -> None:
-    path = parse_path(argument)
-    files = read_prompt_files([path], repl.streams.notice)
+    if argument == NONE:
+        repl.detach_files()
+        return
+    paths, question = split_paths(argument)
+    files = read_prompt_files(paths, repl.streams.notice)
     repl.pending_files += files
-    what = f"{path}: {len(files)} files" if len(files) > 1 else files[0][0]
-    repl.streams.info(f"{what} will be prepended to your next question")
+    if question:
+        repl.ask(question)
+    else:
+        repl.streams.info(f"{names_of(files)} will be prepended to your next question")
 
 
 def show_tokens(repl: Repl, _: str) -> None:
@@ -370,17 +377,10 @@ COMMAND_GROUPS = {
         SlashCommand(
             "file",
             attach_file,
-            "PATH",
-            "prepend a file, directory or glob to the next question",
+            "PATHS [QUESTION]",
+            "prepend files, directories or globs to a question; `none` detaches them",
             "path",
             required=("a file", "for example /file notes.txt"),
-        ),
-        SlashCommand(
-            "use",
-            use_prompt,
-            "[NAME]",
-            "list saved prompts, or use one for the next question, with its settings",
-            "prompt",
         ),
     ),
     "Settings": (
@@ -397,6 +397,13 @@ COMMAND_GROUPS = {
             "[KEY [VALUE]]",
             "list all settings, change one, or reset it (`default`, or no value)",
             "setting",
+        ),
+        SlashCommand(
+            "use",
+            use_prompt,
+            "[NAME]",
+            "list saved prompts, or use one for the next question, with its settings; `none` drops it",
+            "prompt",
         ),
         SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
         SlashCommand(
@@ -418,7 +425,6 @@ COMMAND_GROUPS = {
             "answer again; a whole number above 2 is a seed, another number a temperature",
         ),
         SlashCommand("votes", vote, "K [QUESTION]", "vote with K samples on a question (default: the last one)"),
-        SlashCommand("continue", continue_reply, "", "continue an interrupted or truncated reply"),
     ),
     "Sessions": (
         SlashCommand("sessions", list_sessions, "", "list saved sessions"),
@@ -443,6 +449,12 @@ COMMAND_GROUPS = {
         ),
     ),
     "Last reply": (
+        SlashCommand(
+            "continue",
+            continue_reply,
+            "[TEXT]",
+            "continue a reply that was cut off or edited, or reply again from TEXT on",
+        ),
         SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
         SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
         SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),

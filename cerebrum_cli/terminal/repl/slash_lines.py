@@ -6,12 +6,14 @@ import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import exists, expand_user
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.format_choice import FORMAT_NAMES
@@ -67,6 +69,16 @@ KEYS = (
     ("Ctrl-Z", "suspend (resume with fg)"),
 )
 
+
+MAX_WORDS = 16  # of a path with spaces that are not escaped
+SEPARATOR = re.compile(r"[\s,]+|\Z")  # of paths
+LIKE_A_PATH = re.compile(  # where there is no such file
+    r"""(["'])[^"']*\.[a-z]\w*\1"""  # a name with a suffix, in quotes
+    r"""|(?:~|(?:\\.|[^\s,"'])*[/*])(?:\\.|[^\s,])*"""  # a directory or a pattern
+    r"""|(?:\\.|[^\s,"'])+\.[a-z]\w*(?=[\s,]|\Z)""",  # a name with a suffix
+    re.IGNORECASE,
+)
+
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
     "?": "help",
@@ -82,17 +94,42 @@ OTHER_NAMES = {  # of commands in other programs, and the one that does the same
 }
 
 
+def split_paths(text: str) -> tuple[list[Path], str]:
+    """The paths at the beginning of a text, with spaces or commas between them, and the question behind them.
+
+    A text that begins with none is one path. Raises UsageError for an empty path.
+    """
+    paths: list[Path] = []
+    while text and (path := first_path(text)):
+        paths.append(parse_path(path))
+        text = text[len(path) :].lstrip(", \t\n")
+    if not paths:
+        return [parse_path(text)], ""
+    return paths, text
+
+
+def first_path(text: str) -> str:
+    """The longest beginning of a text that is the path of a file, or else its first word if that looks like a path."""
+    path = LIKE_A_PATH.match(text)
+    found = path[0] if path else ""
+    for separator in islice(SEPARATOR.finditer(text), MAX_WORDS):
+        beginning = text[: separator.start()]
+        if exists(parse_path(beginning)):
+            found = beginning
+    return found
+
+
 def parse_path(argument: str) -> Path:
     """Path in an argument, which may be quoted or have escaped spaces, as terminals paste dropped files.
 
     Raises UsageError for an empty path, which Path takes for the working directory.
     """
-    if not Path(argument).expanduser().exists():
+    if not exists(Path(expand_user(argument))):
         with contextlib.suppress(ValueError):
             [argument] = shlex.split(argument)
     if not argument:
         raise UsageError("the path is empty", "name a file; `.` is the working directory")
-    return Path(argument).expanduser()
+    return Path(expand_user(argument))
 
 
 def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | NoticeEvent | None:

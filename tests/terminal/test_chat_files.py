@@ -1,0 +1,151 @@
+"""Files and the beginnings of replies in a chat, at a real terminal: attached, detached, piped in and continued."""
+
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine
+from person import OpenTerminal
+from scripted_command import run_here
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.engine import memory_plan
+from cerebrum_cli.terminal.repl.slash_lines import split_paths
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+SCRIPT = {"rows": {"Count": "One two three."}, "seeds": ["Yes."]}
+NAMES = ("cats.txt", "my dogs.txt", "a,b.c", "notes")
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        (tmp_path / name).write_text(f"This is {name}.\n")
+    (tmp_path / "docs").mkdir()
+    return tmp_path
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("text", "paths", "question"),
+    [
+        ("cats.txt", ["cats.txt"], ""),
+        ("cats.txt Who sleeps?", ["cats.txt"], "Who sleeps?"),
+        ("cats.txt, my dogs.txt,notes Who, and why?", ["cats.txt", "my dogs.txt", "notes"], "Who, and why?"),
+        ("'my dogs.txt' \"cats.txt\" x", ["my dogs.txt", "cats.txt"], "x"),
+        ("my\\ dogs.txt a,b.c\nx\ny", ["my dogs.txt", "a,b.c"], "x\ny"),
+        ("docs *.py src/ ~/x Explain this.", ["docs", "*.py", "src", "~/x"], "Explain this."),
+        ("cats.txt dogs.txt 'no such.md' What?", ["cats.txt", "dogs.txt", "no such.md"], "What?"),
+        ("no such file", ["no such file"], ""),
+        ("cats.txt e.g. Why?", ["cats.txt"], "e.g. Why?"),
+        ('notes "Why?"', ["notes"], '"Why?"'),
+        ("~nobody-here/x", ["~nobody-here/x"], ""),
+        ("x" * 5000, ["x" * 5000], ""),
+    ],
+)
+def test_paths_are_told_from_the_question_behind_them(text: str, paths: list[str], question: str) -> None:
+    expected = [Path(path).expanduser() if path == "~/x" else Path(path) for path in paths]
+    assert split_paths(text) == (expected, question)
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(UsageError, match="the path is empty"):
+        split_paths('"" Why?')
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("files")
+def test_files_are_attached_shown_and_detached(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat(**SCRIPT)
+    person.type('/file cats.txt, "my dogs.txt"\r', shows="with cats.txt, my dogs.txt |")
+    person.type("/file none\r", shows="detached cats.txt, my dogs.txt")
+    person.type("/file cats.txt dogs.txt\r", shows="dogs.txt: No such file")
+    assert "with cats.txt" not in person.screen.lines[-1]
+    for command in ("/clear", "/load first"):
+        if command != "/clear":
+            person.type("/save first\rOne?\r", shows="Yes.")
+        person.type("/file notes\r", shows="with notes |")
+        person.type(f"{command}\r", shows="detached notes")
+    person.resize(40, 24)
+    person.type("/file cats.txt my dogs.txt\r", shows="with cats.txt, my dogs.txt |")
+    person.type("/file notes Who sleeps?\r", shows="Yes.")
+    person.type("Sure?\r", shows="Yes.")
+    person.leave()
+    asked, sure = user.contents("first")[2::2]
+    assert [f"This is {name}." in asked for name in NAMES] == [True, True, False, True]
+    assert (asked.splitlines()[-1], sure) == ("Who sleeps?", "Sure?")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("files")
+def test_chat_begins_with_files_and_with_piped_text(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat("", "-f", "cats.txt", "--session", "files", **SCRIPT)
+    person.wait_for("with cats.txt |")
+    person.type("Who sleeps?\r", shows="Yes.")
+    person.leave()
+    assert user.contents("files")[0] == "cats.txt:\n```txt\nThis is cats.txt.\n```\n\nWho sleeps?"
+    pipe = ("sh", "-c", 'printf "+a\\n-b\\n" | "$@"', "sh")
+    person = open_chat("", "Review this", "-f", "notes", "--session", "diff", shell=pipe, **SCRIPT)
+    person.wait_for("Yes.")
+    person.type("Sure?\r", shows="Yes.")
+    person.leave()
+    assert user.contents("diff")[::2] == ["notes:\n```\nThis is notes.\n```\n\nReview this\n\n+a\n-b", "Sure?"]
+
+
+@pytest.mark.slow
+def test_edited_reply_is_continued_and_its_beginning_can_be_given(
+    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nsed -i "s/One/Two/" "$1"\n')
+    editor.chmod(0o755)
+    person = open_chat("", "-n", "3", shell=("env", f"EDITOR={editor}"), **SCRIPT)
+    person.type("Count\r", shows="resumes it")
+    person.type("/continue\r", shows="resumes it")
+    person.type("/replies\r", shows="*  2      One tw")
+    assert any(line == "   1      One" for line in person.screen.lines)
+    person.type("/edit answer\r", shows="/continue continues it")
+    person.type("/set max_tokens 20\r/continue\r", shows="Two two three.")
+    person.type("/continue Six \r", shows="Six two three.")
+    person.type("/replies\r", shows="*  5      Six two three.")
+    person.leave()
+    assert user.contents("count") == ["Count", "Six two three."]
+
+
+# The context grows for a prompt.
+
+WORDS = "word " * 100
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "code"),
+    [
+        ("ask", (), 0),
+        ("ask", ("--votes", "2"), 0),
+        ("chat", (), 0),
+        ("ask", ("--ctx", "300"), 4),
+        ("chat", ("--set", "overflow=stop"), 4),
+    ],
+)
+def test_context_grows_for_a_file_unless_its_size_was_chosen(
+    files: Path, chatml_model: Path, command: str, arguments: tuple[str, ...], code: int
+) -> None:
+    (files / "words").write_text(WORDS)
+    script = {"rows": {}, "seeds": ["The answer is 4."], "context": 300, "grows": 2000}
+    asked = ("-f", "words", "How many?", *arguments)
+    done = run_here(script, files, command, "-m", chatml_model, *asked, piped=b"")
+    assert done.code == code
+    assert ("note: increasing the context from 300 to 1280 tokens\n" in done.err) == (code == 0)
+    assert ("The answer is 4." in done.out) == (code == 0)
+
+
+def test_llama_cpp_evaluates_what_the_context_grew_for(user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    (user.home / "words").write_text(WORDS)
+    asked = ("-f", "words", "-n", "4", "--temperature", "0")
+    fits = user.run("ask", *asked, "Why?")
+    monkeypatch.setattr(memory_plan, "DEFAULT_CONTEXT", 256)
+    assert "increasing" not in fits.err
+    for command in ("ask", "chat"):
+        grown = user.run(command, *asked, "Why?", stdin="")
+        assert "increasing the context from 256 to " in grown.err
+        assert grown.out.endswith(fits.out), grown
