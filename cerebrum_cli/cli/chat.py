@@ -68,7 +68,7 @@ def chat(
       cerebrum chat -c
       git diff | cerebrum chat "Review this"
     """
-    from cerebrum_cli.replies.prompt_sources import compose_prompt, read_piped, read_prompt_files
+    from cerebrum_cli.replies.prompt_sources import read_prompt_files
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -80,16 +80,13 @@ def chat(
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    question = only_question(words)
     if options.continue_ and options.session:
         raise UsageError.conflict("-c", "--session")
     if options.no_markdown:
         overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = apply_prompt(app, options, on_command_line)
     files = read_prompt_files(options.file, app.streams.report)
-    if question is not None and app.streams.piped is not None:
-        question = compose_prompt(question, (), read_piped(app.streams.piped))
-        app.streams = app.streams.with_terminal_input()
+    question = read_question(app, words)
     conversation = open_chat(app, overrides, applied, options)
     with Signals(app.streams) as signals:
         try:
@@ -109,6 +106,18 @@ def chat(
                 app.streams.report(conversation.close())
     if repl.exit_code:
         raise typer.Exit(repl.exit_code)
+
+
+def read_question(app: App, words: list[str]) -> str | None:
+    """The first question, with the text that is piped in behind it; further ones then come from the terminal."""
+    from cerebrum_cli.replies.prompt_sources import compose_prompt, read_piped
+
+    question = only_question(words)
+    if question is None or app.streams.piped is None:
+        return question
+    question = compose_prompt(question, (), read_piped(app.streams.piped))
+    app.streams = app.streams.with_terminal_input()
+    return question
 
 
 def is_question(argument: str) -> bool:
