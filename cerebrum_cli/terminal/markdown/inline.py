@@ -15,7 +15,7 @@ from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
 from rich.text import Text
 
-from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, formula
+from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, formula, is_mathematics
 
 Rule = Callable[[StateInline, bool], bool]
 
@@ -84,7 +84,7 @@ def _is_factor(line: str, at: int) -> bool:
 
 def _read_math(state: StateInline, silent: bool) -> bool:
     found = INLINE_MATH.match(state.src, state.pos)
-    if found is None:
+    if found is None or not is_mathematics(found):
         return False
     if not silent:
         token = state.push("math", "", 0)

@@ -8,11 +8,9 @@ from typing import Any
 
 from rich.text import Text
 
-# Between single dollar signs, amounts of money and variables of a shell are text: mathematics has an operator or a
-# command, or is a number or one or two letters.
 INLINE_MATH = re.compile(
-    r"\\\((?:(?!\\\()[^`]){1,999}?\\\)|\\\[(?:(?!\\\[)[^`]){1,999}?\\\]|\$\$[^$`]{1,999}\$\$"
-    r"|\$(?!\s)(?=[^$]*[\\^_=<>+*/{}]|[\d.,]+\$|\w\w?\$)[^$`]{1,500}(?<![\s\\])\$(?![\w$])"
+    r"\\\((?P<round>(?:(?!\\\()[^`]){1,999}?)\\\)|\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){1,999}?)\\\]"
+    r"|\$\$(?P<double>[^$`]{1,999})\$\$|(?<![\w\\])\$(?P<single>(?!\s)[^$`]{1,500}(?<![\s\\]))\$(?![\w${(])"
 )
 DELIMITED = re.compile(
     r"(?s)\s*(?:\\[(\[]|\$\$?|(?=\\begin))(?P<latex>.*?)(?:\\[)\]]|\$\$?|(?<=\}))(?P<after>[.,;:]?)\s*"
@@ -57,6 +55,15 @@ def formula(source: str) -> Text:
     return Text.assemble(*zip(pieces, ["", "bold"] * len(pieces), strict=False))
 
 
+def is_mathematics(found: re.Match[str]) -> bool:
+    """Whether what is between the delimiters of mathematics is not other text."""
+    content = next(filter(None, found.groups()))
+    has_operator = re.search(r"[\\^_=<>+*/|]", content) is not None
+    if found["single"]:
+        return has_operator or re.fullmatch(r"[\d.,]+|\w\w?", content) is not None
+    return has_operator or re.search(r"[^\W\d_]{3}", content) is None
+
+
 def to_unicode(latex: str) -> str | None:
     """LaTeX as Unicode, with line breaks between its rows; None if it is not valid."""
     from pylatexenc.latex2text import LatexNodes2Text
@@ -73,7 +80,7 @@ def to_unicode(latex: str) -> str | None:
     try:
         nodes, _, _ = LatexWalker(NO_BRACKET.sub(" ", latex), parsing, tolerant_parsing=False).get_latex_nodes()
         text = UNKNOWN.sub(lambda unknown: unknown[0].translate(TO_LITERAL), writer.nodelist_to_text(nodes))
-    except (LatexWalkerError, RecursionError):
+    except (LatexWalkerError, RecursionError, ValueError):
         return None
     text = re.sub("[{}]", "", with_scripts(text)).translate(FROM_LITERAL)
     rows = (" ".join(RELATION.sub(r" \1 ", row).split()) for row in text.strip().split("\n"))
@@ -96,12 +103,16 @@ def contexts() -> tuple[Any, Any]:
     parsing.add_context_category("here", parsed, prepend=True)
     writing.add_context_category("here", [*written, MacroTextSpec("sqrt", root)], environments, prepend=True)
     writing.set_unknown_macro_spec(MacroTextSpec("", verbatim))
-    writing.set_unknown_environment_spec(EnvironmentTextSpec("", verbatim))
+    writing.set_unknown_environment_spec(EnvironmentTextSpec("", refuse))
     return parsing, writing
 
 
 def verbatim(node: Any) -> str:
     return str(node.latex_verbatim().translate(TO_LITERAL))
+
+
+def refuse(node: Any) -> str:
+    raise ValueError(f"unknown environment: {node.environmentname}")
 
 
 def fraction(node: Any, l2tobj: Any) -> str:

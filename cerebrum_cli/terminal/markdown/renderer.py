@@ -180,7 +180,8 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
             case MarkdownTable():
                 yield from table_parts(console, block)
             case Display(text):
-                yield from hanging(console, CODE_INDENT, formula(text))
+                shown = formula(text)
+                yield from hanging(console, "" if shown.plain == text else CODE_INDENT, shown)
             case Fence(prefix, _, _, number):
                 yield from hanging(console, prefix, Text(f"[{number}] {block.language}", style="dim"))
             case Code():
