@@ -270,7 +270,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
     gone = [question.strip(_AROUND) for question in questions]
 
     def without(entry: re.Match[str]) -> str:
-        text = "\n".join(line[1:] for line in entry[1].splitlines())
+        text = entry[1].replace("\n+", "\n")[1:-1]
         typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
         if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):
             return ""

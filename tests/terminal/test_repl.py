@@ -26,6 +26,7 @@ from cerebrum_cli.terminal.streams import Streams
     [
         ("one\ntwo\n", ["one", "two"]),
         ("\n  \none\n\n", ["one"]),
+        ("a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\rh\r\ni", ["a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g\rh", "i"]),
         ('"""\na\n\nb\n"""\nc', ["a\n\nb", "c"]),
         ('"""a\nb"""', ["a\nb"]),
         ('"""\n  a\nb\n"""', ["  a\nb"]),

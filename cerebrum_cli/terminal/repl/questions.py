@@ -60,7 +60,7 @@ def prompt_text(question: str) -> str:
 
 def shorten_question(question: str) -> str:
     """Shorten a long question to its first and last lines; the last ones usually ask."""
-    lines = question.splitlines()
+    lines = question.removesuffix("\n").split("\n")
     hidden = len(lines) - 2 * EDGE_LINES
     if hidden > 1:
         lines[EDGE_LINES:-EDGE_LINES] = [f"({hidden} more lines)"]
@@ -72,7 +72,8 @@ def shorten_question(question: str) -> str:
 
 
 def split_questions(text: str) -> Iterator[InputLine]:
-    lines = iter(text.splitlines())
+    """Questions and commands in lines, which end in LF or CRLF: other separators, such as U+2028, are text."""
+    lines = iter(text.replace("\r\n", "\n").split("\n"))
     for line in lines:
         if line.strip():
             yield read_block(line, lines)
