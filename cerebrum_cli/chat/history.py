@@ -119,8 +119,9 @@ class History:
         loaded: LoadedModel,
         settings: Settings,
         continued: StoredMessage | None = None,
+        name: str | None = None,
     ) -> Session:
-        """Save the new messages of a conversation and its reply; without a session, create one.
+        """Save the new messages of a conversation and its reply; without a session, create one, by its `name` if given.
 
         Without a FinishEvent, the reply was interrupted. It takes the place of the last one if that was `continued`.
         """
@@ -129,7 +130,8 @@ class History:
             if session and continued:
                 session = self.store.move(session, continued.parent)
             if session is None:
-                session = self.store.create(unused_session_name(self.store, conversation), "ask", params=params)
+                name = name or unused_session_name(self.store, conversation)
+                session = self.store.create(name, "ask", params=params)
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,

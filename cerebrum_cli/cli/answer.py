@@ -214,7 +214,13 @@ class AnswerPrinter:
         request = self.request
         try:
             session = self.open_history().record(
-                self.session, request.conversation, reply, self.loaded, request.settings, self.continued
+                self.session,
+                request.conversation,
+                reply,
+                self.loaded,
+                request.settings,
+                self.continued,
+                self.options.session,
             )
             self.saved_as = session.name
         except SessionError as error:
@@ -294,6 +300,7 @@ class AnswerPrinter:
         if options.json:
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
+            value["session"] = self.saved_as
             if options.top_logprobs:
                 value["least_certain"] = self.uncertain and [token.as_object() for token in self.uncertain]
             streams.answer_object(value)

@@ -33,7 +33,8 @@ def ask(
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 
-    The exchange is saved as a session, which -c continues; without a prompt, -c continues a reply that was cut off.
+    The exchange is saved as a session. -c continues the latest, --session NAME any, or creates it; without a prompt,
+    they continue a reply that was cut off.
 
     Examples:
       cerebrum ask "Why is the sky blue?"
@@ -60,8 +61,8 @@ def ask(
 
 
 def continues_reply(app: App, options: AskOptions, question: PromptSources) -> bool:
-    """Whether `-c` continues a reply, since there is no question."""
-    if not options.continue_ or options.dry_run or options.votes or options.schema or options.grammar:
+    """Whether a reply of the session is continued, since there is no question."""
+    if not options.session_flag or options.dry_run or options.votes or options.schema or options.grammar:
         return False
     is_asked = question.prompt is not None or question.files or question.saved or app.streams.piped is not None
     return not is_asked
@@ -76,11 +77,13 @@ def answer(
 
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
-    if options.continue_:
+    if options.session_flag:
         from cerebrum_cli.chat import history
 
-        session = open_history().acquire_latest()
+        session = options.acquire_session(open_history())
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
+        if session is None:  # so there is no reply to continue
+            question.validate(app.streams.piped)
     source = find_source(app, overrides, options, votes)
     settings = source.settings
     grammar = read_grammar(app, options, source.model)

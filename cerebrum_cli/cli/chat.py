@@ -34,8 +34,6 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 
 @option_group
 class ChatOptions(QuestionOptions, AnswerOptions):
-    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
-    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
     min_votes: int | None = option(None, "Votes required to win /votes [default: 1]", "Sampling", metavar="N")
     no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
 
@@ -80,8 +78,6 @@ def chat(
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    if options.continue_ and options.session:
-        raise UsageError.conflict("-c", "--session")
     if options.no_markdown:
         overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = apply_prompt(app, options, on_command_line)
@@ -161,10 +157,8 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
 
 def find_session(history: History, options: ChatOptions) -> Session | None:
     """The session to continue. Opens the database, whose errors should precede the first question."""
-    if options.session is not None:
-        return history.acquire_named(options.session)
-    if options.continue_:
-        return history.acquire_latest()
+    if options.session_flag:
+        return options.acquire_session(history)
     history.store.names()
     return None
 

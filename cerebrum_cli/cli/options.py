@@ -12,6 +12,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
 
 if TYPE_CHECKING:
+    from cerebrum_cli.chat.history import History
+    from cerebrum_cli.chat.session import Session
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
@@ -154,13 +156,29 @@ class QuestionOptions(SavedPromptOptions):
     file: tuple[Path, ...] = option(
         (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH", splits=True
     )
+    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
+    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+
+    @property
+    def session_flag(self) -> str:
+        """The option that chooses a session; empty without one. Raises UsageError for both."""
+        if self.session is None:
+            return "-c" if self.continue_ else ""
+        if self.continue_:
+            raise UsageError.conflict("-c", "--session")
+        return "--session"
+
+    def acquire_session(self, history: History) -> Session | None:
+        """Lock the chosen session; None if it is to be created. Raises SessionError."""
+        if self.session is None:
+            return history.acquire_latest()
+        return history.acquire_named(self.session)
 
 
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
-    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
     save_prompt: str | None = option(None, "Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
     extract: str | None = option(
@@ -204,12 +222,13 @@ class AskOptions(QuestionOptions, GenerationOptions):
             raise UsageError.invalid("--extract", "", "a language, as in --extract=python")
         code = self.extract_flag or ""
         part, one_of_them = "--final" if self.final else code, "omit one of them"
+        session = self.session_flag
         for is_conflict, first, second, hint in (
             (self.final and code, "--final", code, one_of_them),
             (self.votes and code, code, "--votes", f"{one_of_them}: votes count answers, not code"),
             (part and self.schema, part, "--schema", f"omit {part}: the whole answer is JSON"),
-            (self.continue_ and self.raw, "-c", "--raw", one_of_them),
-            (self.continue_ and self.messages, "-c", "--messages", one_of_them),
+            (session and self.raw, session, "--raw", one_of_them),
+            (session and self.messages, session, "--messages", one_of_them),
         ):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)

@@ -17,7 +17,7 @@ from cerebrum_cli.main import assembled
 
 ANSWER_KEYS = (
     "model file format text final_answer extracted finish_reason reasoning_closed_at prompt_tokens cached_tokens"
-    " completion_tokens seed reasoning votes timings"
+    " completion_tokens seed reasoning votes timings session"
 )
 TIMING_KEYS = "load_s prefill_s ttft_s decode_s prompt_tokens_per_second tokens_per_second draft_n draft_n_accepted"
 

@@ -77,6 +77,25 @@ def test_ask_continue_without_a_prompt_continues_a_reply_that_was_cut_off(user: 
     assert_error(user.run("ask", "-c"), 1, "nothing to continue: the reply is complete", 'cerebrum ask -c "..."')
 
 
+def test_ask_session_creates_and_continues_a_named_session(user: CommandLine) -> None:
+    first = user.run("ask", "--session", "my talk", "-n", "5", "--json", "Why?").object
+    ask(user, "Other?", "Yes.")
+    assert_error(user.run("ask", "--session", "new"), 2, "no prompt given")
+    more = user.run("ask", "--session", "my talk", "-n", "3", "--json").object
+    assert more["text"].startswith(first["text"]) and (first["session"], more["session"]) == ("my talk", "my talk")
+    second = user.run("ask", "--session", "my talk", "--json", "-n", "2", "And?").object
+    assert user.contents("my talk") == ["Why?", more["text"], "And?", second["text"]]
+    assert user.run("ask", "--session", "new", "--no-log", "--json", "-n", "1", "Hm?").object["session"] is None
+    assert [row["name"] for row in listed(user)] == ["my talk", "other"]
+    for options, problem in (
+        (("-c", "--session", "a"), "-c and --session cannot"),
+        (("--session", "a", "--raw"), "--session and --raw cannot"),
+        (("--session", "a\nb"), "session name"),
+        (("--session", ""), "session name"),
+    ):
+        assert problem in user.run("ask", *options, "Why?").err
+
+
 def test_sessions_rm_erases_all_traces(user: CommandLine) -> None:
     ask(user, "Who hides the zebra?", "A walrus.")
     ask(user, "What stays?", "This.")
@@ -137,10 +156,10 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
 def test_sessions_rm_forgets_the_questions_typed_at_the_prompt(user: CommandLine) -> None:
     history = FileHistory(str(user.home / "data" / "cerebrum" / "history"))
     typed = ["Who was I?", "Why?", '"""\nTwo\n\nlines\n"""', "/votes 4 Who was I?", "+1 to C++", 'Is it "foo"', "2"]
-    typed += ["/set top_k 2", "/help", "Who are you?", "Twice?"]
+    typed += ["A\u2028B", "/set top_k 2", "/help", "Who are you?", "Twice?"]
     for text in typed:
         history.store_string(text)
-    gone = ("Who was I?", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")
+    gone = ("Who was I?", "A\u2028B", "Two\n\nlines", "# file.txt\nWhy?", "+1 to C++", 'Is it "foo"', "2", "", "Twice?")
     for question in (*gone, "Who are you?", "Twice?"):
         with closing(Store(database(user))) as store:
             name = "kept" if question == "Who are you?" or store.find("kept") else "gone"
