@@ -73,7 +73,8 @@ def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
     """The rows of `sessions search`, best match first."""
     rows = []
     for session, stored, excerpt in store.search(text):
-        rows.append({"session": session.name, "role": stored.message.role, "excerpt": one_line(excerpt)})
+        fields = {"session": session.name, "role": stored.message.role, "created": format_utc(stored.created)}
+        rows.append({**fields, "excerpt": one_line(excerpt)})
     return rows
 
 

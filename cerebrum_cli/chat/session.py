@@ -132,8 +132,11 @@ def suggest_name(conversation: Conversation) -> str:
     if not conversation.messages:
         return "session"
     question = without_files(conversation.messages[0].content).lower()
-    words = "".join(char if is_letter(char) else " " for char in question).split()
-    return "-".join(words[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
+    return "-".join(letter_words(question)[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
+
+
+def letter_words(text: str) -> list[str]:
+    return "".join(char if is_letter(char) else " " for char in text).split()
 
 
 def is_letter(char: str) -> bool:

@@ -6,9 +6,10 @@ Several processes may use one database; each opens its own connection, on the th
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from cerebrum_cli.chat.session import (
     Session,
     SessionSummary,
     StoredMessage,
+    letter_words,
     message_from_row,
     message_values,
     session_from_row,
@@ -58,7 +60,15 @@ _UNNEEDED_MESSAGES = (
 )
 _MATCHES = (  # best first; FTS5 computes an excerpt when its row is read
     "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
-    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH ? ORDER BY rank"
+    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH :query ORDER BY rank"
+)
+# Thai to Burmese, Khmer, Chinese, Japanese and Korean: the index takes a text without spaces for one word.
+_UNSPACED = "*[\u0e00-\u11ff\u1780-\u17ff\u3005-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]*"
+_UNSPACED_MATCHES = (  # latest first
+    "SELECT *, substr(content, max(1, instr(lower(content), lower(:first)) - 30), 100) AS excerpt FROM messages"
+    f" WHERE instr(lower(content), lower(:first)) AND content GLOB '{_UNSPACED}'"  # the cheapest first
+    " AND id NOT IN (SELECT rowid FROM texts WHERE texts MATCH :query) AND NOT EXISTS"
+    " (SELECT 1 FROM json_each(:words) WHERE NOT instr(lower(content), lower(value))) ORDER BY id DESC"
 )
 
 _BRANCH = (  # messages that end at one, oldest first
@@ -228,22 +238,28 @@ class Store:
     def search(self, text: str, limit: int = 50) -> list[SearchHit]:
         """Find the messages that contain words beginning with all words of a text, best match first.
 
-        Each has the latest of the sessions whose branch contains it; on no branch, the one it was added to.
+        In texts of scripts without spaces, words are found anywhere. Each message has the latest of the sessions whose
+        branch contains it; on no branch, the one it was added to.
         """
-        words = search_words(text)
+        words = letter_words(well_formed(text))
         if not words:
             return []
+        parameters = {"query": search_words(text), "first": words[0], "words": json.dumps(words)}
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits: list[SearchHit] = []
-        with translated(self.path), contextlib.closing(self._opened().execute(_MATCHES, (words,))) as ranked:
-            for row in ranked:
+        with translated(self.path), contextlib.closing(self._matches(parameters)) as matches:
+            for row in matches:
                 session = sessions.get(session_of.get(row["id"], row["session"]))
                 if session:
                     hits.append(SearchHit(session, message_from_row(row), row["excerpt"]))
                 if len(hits) == limit:
                     break
         return hits
+
+    def _matches(self, parameters: dict[str, str]) -> Generator[sqlite3.Row, None, None]:
+        for query in (_MATCHES, _UNSPACED_MATCHES):
+            yield from self._opened().execute(query, parameters)
 
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
         with translated(self.path):

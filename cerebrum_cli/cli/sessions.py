@@ -80,7 +80,10 @@ def search(
     _: QuietOptions,
     json: JsonArray = False,
 ) -> None:
-    """Search all messages for words, or the beginnings of words, best match first."""
+    """Search all messages for words, or the beginnings of words, best match first.
+
+    In Chinese, Japanese and other texts without spaces, words are found anywhere.
+    """
 
     rows = archive.search_rows(app.open_history().store, text)
     print_rows(app.streams, rows, json, print_matches, "No matches")

@@ -155,7 +155,7 @@ print_prompts = partial(
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     for match in matches:
-        streams.answer("{session}  {role}: {excerpt}\n".format_map(match))
+        streams.answer("{session}  {created:.10}  {role}: {excerpt}\n".format_map(match))
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:

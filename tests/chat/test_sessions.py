@@ -219,6 +219,33 @@ def test_search_ranks_matches_and_excerpts_them(sessions: Store) -> None:
     assert hits[0].session == session
 
 
+@pytest.mark.parametrize(
+    "text, found, not_found",
+    [
+        ("我今天在东京吃了拉面。", "东京|拉面|京|今天 拉面|东京，|「拉面」", "京东|拉面 大阪|，"),
+        ("東京タワーの高さは333mです", "タワー|高さ|333|333M|東京 です|さは", "タワ高|33m3"),
+        ("私はPythonでﾌﾟﾛｸﾞﾗﾐﾝｸﾞを学ぶ", "python|PYTHON を|ﾗﾐﾝ|学ぶ?", "pythonを"),
+        ("ฉันกินข้าวที่บ้าน", "ข้าว|บ้าน ข้าว", "ขาว"),
+        ("나는 서울특별시에 산다", "특별시|서울|산다", "부산"),
+        ("Ask don't 日本 mcat", "don't|don|日本 ask", "cats"),
+    ],
+)
+def test_search_finds_words_in_texts_without_spaces(sessions: Store, text: str, found: str, not_found: str) -> None:
+    add_texts(sessions, sessions.create("a", "chat"), "word", text)
+    for query in found.split("|"):
+        assert search_results(sessions, query) == [("a", text)], query
+    for query in not_found.split("|"):
+        assert search_results(sessions, query) == [], query
+
+
+def test_search_excerpts_texts_without_spaces(sessions: Store) -> None:
+    session = add_texts(sessions, sessions.create("a", "chat"), "大" * 500 + "象" * 3 + "大" * 500, "象です")
+    assert sessions.search("象")[0].excerpt == "象です"
+    excerpt = sessions.search("象象")[0].excerpt
+    assert "大象象象大" in excerpt and len(excerpt) == 100
+    assert sessions.search("象", limit=1)[0].session == session
+
+
 def test_search_names_the_session_whose_branch_has_the_message(sessions: Store) -> None:
     session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "an elephant")
     fork = sessions.create("b", "chat", leaf=session.leaf)

@@ -149,7 +149,9 @@ def test_sessions_at_a_terminal(user: CommandLine) -> None:
         return person
 
     assert [line.split()[0] for line in at_terminal("list", "-n", "1").screen.lines] == ["name", "number-1-bold"]
-    assert "number-1-bold  user: Number 1 **bold**?" in at_terminal("search", "numb 1").screen.lines
+    [row] = user.run("sessions", "search", "numb 1", "--json").object
+    line = f"number-1-bold  {row['created'][:10]}  user: Number 1 **bold**?"
+    assert line in at_terminal("search", "numb 1").screen.lines
     assert "Number 1 **bold**?" in at_terminal("show", "number-1-bold").screen.lines
 
 
