@@ -9,7 +9,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,9 @@ class Store:
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits: list[SearchHit] = []
-        with translated(self.path), contextlib.closing(self._matches(parameters)) as matches:
+        queries = _MATCHES, _UNSPACED_MATCHES
+        matches = (row for query in queries for row in self._opened().execute(query, parameters))
+        with translated(self.path), contextlib.closing(matches):
             for row in matches:
                 session = sessions.get(session_of.get(row["id"], row["session"]))
                 if session:
@@ -256,10 +258,6 @@ class Store:
                 if len(hits) == limit:
                     break
         return hits
-
-    def _matches(self, parameters: dict[str, str]) -> Generator[sqlite3.Row, None, None]:
-        for query in (_MATCHES, _UNSPACED_MATCHES):
-            yield from self._opened().execute(query, parameters)
 
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
         with translated(self.path):

@@ -82,8 +82,6 @@ def answer(
 
         session = options.acquire_session(open_history())
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
-        if session is None:  # so there is no reply to continue
-            question.validate(app.streams.piped)
     source = find_source(app, overrides, options, votes)
     settings = source.settings
     grammar = read_grammar(app, options, source.model)
