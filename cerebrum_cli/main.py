@@ -145,21 +145,27 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, name
         option = unknown[1]
         same = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
         hint = same or similar_options(option, context) or hint
-    elif unknown := re.fullmatch("No such command '(.*)'", problem, re.DOTALL):
+        if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
+            hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
+    elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
         hint = OTHER_COMMANDS.get(unknown[1], hint)
+        if path == "cerebrum" and not re.fullmatch(r"(?a)[\w-]+", unknown[1]):
+            hint = 'did you mean cerebrum ask "..."?'
     return UsageError(problem[:1].lower() + problem[1:], hint)
 
 
 def similar_options(name: str, context: typer.Context) -> str:
     from difflib import get_close_matches
 
+    from cerebrum_cli.core.declaration import flag
     from cerebrum_cli.core.settings import OPTIONS
 
     known = [opt for parameter in context.command.params for opt in parameter.opts]
     key = name.lstrip("-").replace("-", "_")
-    if "--set" in known and key in OPTIONS:
+    dashed = flag(key)
+    if "--set" in known and key in OPTIONS and dashed not in known:
         return f"use --set {key}=VALUE"
-    begun = [opt for opt in known if name.startswith("--") and opt.startswith(name)]
+    begun = [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]
     near = begun or get_close_matches(name, known, 2, cutoff=0.7)
     return f"did you mean {' or '.join(near)}?" if near else ""
 
