@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.files import read_small
+from cerebrum_cli.core.files import expand_user, read_small
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
 from cerebrum_cli.core.text import did_you_mean
 
@@ -118,7 +118,7 @@ def read_endpoint(name: str, table: Mapping[str, Any], path: Path) -> EndpointTa
         if not isinstance(value, str) or not value:
             raise ConfigError.invalid(key, value, "non-empty text", f"{where}: ")
         if key in ENDPOINT_FILES:
-            values[key] = str(path.parent / Path(value).expanduser())
+            values[key] = str(path.parent / expand_user(value))
     if "url" not in table:
         raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
     return EndpointTable(**values)

@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
 
@@ -128,7 +129,7 @@ def read_prompt(path: Path) -> SavedPrompt:
     if extract and schema:
         raise ConfigError.conflict("extract", "schema", "remove one of them", where)
     settings = SourcedLayer(read_settings(values, header, path, PROMPT_KEYS), origin=SAVED_PROMPT)
-    file = path.parent / Path(schema).expanduser() if schema else None
+    file = path.parent / expand_user(schema) if schema else None
     return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, file, extract)
 
 

@@ -15,6 +15,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import did_you_mean
 
@@ -230,10 +231,10 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     moved = dict(layer)
     if "lora" in layer:
         texts = OPTIONS["lora"].validate(layer["lora"])
-        moved["lora"] = tuple(text if text == NONE else str(directory / Path(text).expanduser()) for text in texts)
+        moved["lora"] = tuple(text if text == NONE else str(directory / expand_user(text)) for text in texts)
     if layer.get("chat_template") not in (None, NONE):
-        file = Path(OPTIONS["chat_template"].validate(layer["chat_template"]))
-        moved["chat_template"] = str(directory / file.expanduser())
+        file = OPTIONS["chat_template"].validate(layer["chat_template"])
+        moved["chat_template"] = str(directory / expand_user(file))
     return moved
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
@@ -229,10 +230,7 @@ def model_paths(path: Path) -> tuple[Path, ...]:
 
 
 def as_path(reference: str) -> Path:
-    try:
-        return Path(reference).expanduser()
-    except RuntimeError:  # unknown user
-        return Path(reference)
+    return Path(expand_user(reference))
 
 
 def absolute_reference(reference: str) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
@@ -91,7 +92,7 @@ def template_file(settings: Settings) -> Path | None:
             return None
         if not settings.outranks("chat_template", "format"):
             raise UsageError(f"chat_template cannot be used with --format {settings.format}", "omit one of them")
-    return Path(settings.chat_template).expanduser()
+    return Path(expand_user(settings.chat_template))
 
 
 def require_valid(path: Path, template: str) -> None:
