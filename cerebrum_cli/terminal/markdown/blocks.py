@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-FENCE = re.compile(r"(?P<prefix>[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+)?)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
+FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 DISPLAY = re.compile(r"\s*(\\\[|\$\$|\\begin\{[a-z]+\*?\})")
 ENDS = {r"\[": r"\]", "$$": "$$"}

@@ -83,8 +83,7 @@ def to_unicode(latex: str) -> str | None:
     except (LatexWalkerError, RecursionError, ValueError):
         return None
     text = re.sub("[{}]", "", with_scripts(text)).translate(FROM_LITERAL)
-    rows = (" ".join(RELATION.sub(r" \1 ", row).split()) for row in text.strip().split("\n"))
-    return "\n".join(rows)
+    return "\n".join(" ".join(RELATION.sub(r" \1 ", row).split()) for row in text.strip().split("\n"))
 
 
 @cache
@@ -133,7 +132,7 @@ def factor(text: str) -> str:
 def rows(node: Any, l2tobj: Any) -> str:
     """The rows of an environment, each in brackets if it is a matrix of that kind."""
     brackets = BRACKETS.get(node.environmentname, "")
-    lines = (" ".join(line.split()) for line in l2tobj.nodelist_to_text(node.nodelist).split("\n"))
+    lines = map(str.strip, l2tobj.nodelist_to_text(node.nodelist).split("\n"))
     return "\n".join(f"{brackets[:1]}{line}{brackets[1:]}" for line in lines if line)
 
 

@@ -23,7 +23,16 @@ from rich.table import Table as Grid
 from rich.text import Text
 from rich.theme import Theme
 
-from cerebrum_cli.terminal.markdown.blocks import Block, Code, Display, Fence, MarkdownTable, Reader, TextLine
+from cerebrum_cli.terminal.markdown.blocks import (
+    LIST_MARKER,
+    Block,
+    Code,
+    Display,
+    Fence,
+    MarkdownTable,
+    Reader,
+    TextLine,
+)
 from cerebrum_cli.terminal.markdown.inline import inline_text
 from cerebrum_cli.terminal.markdown.mathematics import formula
 
@@ -37,7 +46,7 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 # A last line of only these characters may become any kind of block: it is not drawn until more of it arrives. Both
 # parts match spaces: without possessive quantifiers, matching would be quadratic in their number.
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
-_PREFIX = re.compile(r"[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
+_PREFIX = re.compile(rf"[\s>]*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
 _HEADING = re.compile(r"#{1,6}\s+")
 _LINE_BREAK = re.compile(r"<br ?/?>")
 
