@@ -165,8 +165,8 @@ def similar_options(name: str, context: typer.Context) -> str:
     dashed = flag(key)
     if "--set" in known and key in OPTIONS and dashed not in known:
         return f"use --set {key}=VALUE"
-    begun = [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]
-    near = begun or get_close_matches(name, known, 2, cutoff=0.7)
+    longer = [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]
+    near = longer or get_close_matches(name, known, 2, cutoff=0.7)
     return f"did you mean {' or '.join(near)}?" if near else ""
 
 

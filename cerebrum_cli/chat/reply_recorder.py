@@ -23,12 +23,12 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.voting import MajorityVote
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
-REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or as much as an earlier one, or its maximum tokens if fewer
 DROP_FRACTION = 4  # drop 1/4 of the context or more together: the rest is evaluated again, so this should be rare
 SAVE_EVERY_S = 1.0  # a killed process loses at most this much of a reply
 SAVE_SHARE = 0.02  # or, of a long one, this part: the whole text is written each time

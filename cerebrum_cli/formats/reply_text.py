@@ -241,8 +241,8 @@ class ReplyText:
         """The length of what cannot be the beginning of a marker."""
         if self._is_over or not may_have_marker(text):
             return len(text)
-        begun = re.search(PARTIAL_MARKER, text)
-        return begun.start() if begun else len(text)
+        partial = re.search(PARTIAL_MARKER, text)
+        return partial.start() if partial else len(text)
 
     def _read_start(self) -> bool:
         """Decide between markup and answer, at the start of the reply or between blocks."""
@@ -275,7 +275,7 @@ class ReplyText:
         return marker_at_start(text)
 
     def _is_meant(self, marker: Marker, text: str) -> bool:
-        """Whether a marker at the start is markup: a question may have asked for a tag whose name is not usual."""
+        """Whether a marker at the start is markup: a question may have asked for a tag with an unusual name."""
         if marker.effect not in ("open", "wrapper"):
             return True
         if marker.effect == "open" and marker.markup in REASONING_MARKUPS:

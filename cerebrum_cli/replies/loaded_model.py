@@ -104,7 +104,7 @@ class LoadedModel:
         """
         settings = asked.settings
         conversation = asked.conversation
-        self.check_settings(settings, conversation.system_prompt)
+        self._check_reasoning(settings, conversation.system_prompt)
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
@@ -164,7 +164,9 @@ class LoadedModel:
         One that has no effect gets a notice.
         """
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
-        system_prompt = system_prompt or settings.system
+        self._check_reasoning(settings, system_prompt or settings.system)
+
+    def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
         self.controls.require_marked_reasoning(settings, system_prompt)
         if notice := self.controls.switch_notice(settings, system_prompt):
             self._notices.setdefault(notice, False)
