@@ -87,7 +87,9 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     """
     if options.vocabulary_only:
         length = options.context.length or min(options.file.trained_context, DEFAULT_CONTEXT)
-        return LoadPlan(options.file.sizes, resolve(replace(options.context, length=length), options.file.sizes, ()))
+        on_host = (0,) * len(free.devices)
+        context = resolve(replace(options.context, length=length), options.file.sizes, on_host)
+        return LoadPlan(options.file.sizes, context, on_host)
     if options.cpu_moe.isdecimal() and not free.devices:
         problem = f"cpu_moe={options.cpu_moe} needs a GPU"
         raise UsageError(problem, "omit cpu_moe: without a GPU, all experts are on the CPU")

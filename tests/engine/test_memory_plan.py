@@ -128,6 +128,12 @@ def beside_weights(plan: LoadPlan, free: FreeMemory) -> FreeMemory:
     return FreeMemory(free.host - host_bytes(weights, free.devices), devices)
 
 
+def test_vocabulary_alone_takes_nothing_of_any_gpu() -> None:
+    for free in machines(64 * GIB).values():
+        plan, _ = planned(options("Mistral 7B", vocabulary_only=True), free)
+        assert beside_weights(plan, free).devices == free.devices
+
+
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("memory", MEMORY)
 @pytest.mark.parametrize("model", SHAPES)
