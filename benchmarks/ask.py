@@ -58,7 +58,19 @@ def main() -> None:
 
 def ask_command(model: str, tokens: int, *prompt: str) -> list[str]:
     """Command that generates at most `tokens` tokens."""
-    return [SCRIPT, "ask", "-m", model, "-n", str(tokens), "--threads", str(THREADS), "--set", "cache_gb=0", *prompt]
+    return [
+        SCRIPT,
+        "ask",
+        "-m",
+        model,
+        "-n",
+        str(tokens),
+        "--set",
+        f"threads={THREADS}",
+        "--set",
+        "cache_gb=0",
+        *prompt,
+    ]
 
 
 def decode_row(model: str, environment: Environment, runs: int) -> Row:

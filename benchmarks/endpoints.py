@@ -126,7 +126,7 @@ def text_rows(model: Path, prompts: Sequence[str], environment: Environment) -> 
             command = [SCRIPT, "ask", "-m", str(model), "-n", str(TEXT_TOKENS), "--no-log", "--json", prompt]
             ids = json.loads(run([*command, "--dry-run"], environment=environment).output)["token_ids"]
             local = json.loads(
-                run([*command, "--threads", str(THREADS), "--set", "cache_gb=0"], environment=environment).output
+                run([*command, "--set", f"threads={THREADS}", "--set", "cache_gb=0"], environment=environment).output
             )
             remote = json.loads(run([*command, "--endpoint", relay.url], environment=environment).output)
             (exchange,) = relay.take_completions()
@@ -249,7 +249,7 @@ def vote_rows(model: Path, environment: Environment) -> Iterator[Row]:
     with running_server(model, CONTEXT, THREADS, VOTES) as server, running_relay(server) as relay:
         remote = vote(command, "--endpoint", relay.url, environment=environment)
         exchanges, log = relay.take_completions(), server.log
-    local = vote(command, "--threads", str(THREADS), "--set", "cache_gb=0", environment=environment)
+    local = vote(command, "--set", f"threads={THREADS}", "--set", "cache_gb=0", environment=environment)
     evaluations, samples = log.count("is_child = 0"), [sample for each in exchanges for sample in each.reply]
     timings = [sample["timings"] for sample in samples]
     print(f"prompt_n {[each['prompt_n'] for each in timings]}, cache_n {[each['cache_n'] for each in timings]}")

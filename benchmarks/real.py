@@ -88,7 +88,7 @@ def name_of(model: Path) -> str:
 
 def ask_command(model: Path, tokens: int, *arguments: str) -> list[str]:
     """Command that generates at most `tokens` tokens."""
-    command = [SCRIPT, "ask", "-m", str(model), "-n", str(tokens), "--threads", str(THREADS), "--temperature", "0"]
+    command = [SCRIPT, "ask", "-m", str(model), "-n", str(tokens), "--set", f"threads={THREADS}", "--temperature", "0"]
     return [*command, *arguments]
 
 

@@ -224,7 +224,7 @@ def reference(server: LlamaServer, ids: Sequence[int], is_plain: bool) -> Refere
 
 def command(options: Namespace, name: str, *arguments: str) -> list[str]:
     """Command with equal limits for all ways."""
-    limits = ["-n", str(TOKENS), "--temperature", "0", "--threads", str(THREADS)]
+    limits = ["-n", str(TOKENS), "--temperature", "0", "--set", f"threads={THREADS}"]
     form = ["--format", CEREBRUM.name] if options.plain else []
     return [SCRIPT, name, "-m", str(options.model), *limits, *form, *arguments]
 

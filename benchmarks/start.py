@@ -57,7 +57,7 @@ def main() -> None:
     require_peers()
     runs, model = options.runs or RUNS, str(model_path("starter"))
     with tempfile.TemporaryDirectory() as name:
-        ask = [*ask_command(model), "--threads", str(THREADS), "--no-log", QUESTION]
+        ask = [*ask_command(model), "--set", f"threads={THREADS}", "--no-log", QUESTION]
         record([cold_start_row(ask, isolated_environment(Path(name)), runs, options.dry_run)], options.dry_run)
         record(first_token_rows(model, ask, isolated_environment(Path(name)), runs), options.dry_run)
     if options.shape:
@@ -160,8 +160,8 @@ def large_model_rows(model: str, environment: Environment, runs: int | None) -> 
         "ask",
         "-m",
         model,
-        "--threads",
-        str(THREADS),
+        "--set",
+        f"threads={THREADS}",
         "--no-log",
         "--set",
         "cache_gb=0",

@@ -6,13 +6,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cerebrum_cli.cli.options import AskOptions, apply_prompt
-from cerebrum_cli.cli.signature import (
-    composed,
-    only_question,
-    positional,
-    settings_options,
-)
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
+from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -20,14 +15,15 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
 
+OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
+OVERRIDES["threads"] = OPTIONS["threads"]._replace(heading=None)  # one question seldom needs a flag for it
+
 
 @composed
 def ask(
     app: App,
     on_command_line: frozenset[str],
-    overrides: Annotated[
-        Layer, settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
-    ],
+    overrides: Annotated[Layer, OVERRIDES],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:

@@ -73,7 +73,7 @@ class Owner:
 
     def run(self, *arguments: str, piped: str | None = None) -> str:
         out, err = StringIO(), StringIO()
-        given = ["-m", str(self.model), "--threads", "1", "-n", str(LENGTH), *arguments[1:]]
+        given = ["-m", str(self.model), "--set", "threads=1", "-n", str(LENGTH), *arguments[1:]]
         code = run([arguments[0], *given], self.app(out, err, piped))
         assert code in (0, 5), err.getvalue()
         return out.getvalue()
