@@ -1,10 +1,10 @@
-"""Controls, which see each token of a reply and may intervene after it."""
+"""Controls, which may intervene after each token of a reply."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.declaration import TokenBias
@@ -18,26 +18,20 @@ PROBE = 32  # tokens at the end whose earlier occurrences give the periods to tr
 TOKEN_BYTES = 4
 
 
-class EndReply(NamedTuple):
-    reason: FinishReason
-
-
 class Force(NamedTuple):
     tokens: tuple[int, ...]
 
 
-# A bias applies where the next token is sampled; servers ignore it.
-Intervention: TypeAlias = EndReply | Force | TokenBias
+# The reason to end the reply, tokens to force, or a bias, which applies where the next token is sampled: servers ignore
+# it.
+Intervention: TypeAlias = FinishReason | Force | TokenBias
 
 
 class ReplyControl(Protocol):
     """State of one reply, which decides after each of its tokens whether to intervene."""
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
-        """Add tokens, sampled or forced, whose text has been read."""
-
-    def intervene(self, text: ReplyText) -> Intervention | None:
-        """Return the action after the last token; not called while forced tokens are pending."""
+    def intervene(self, text: ReplyText, tokens: array[int]) -> Intervention | None:
+        """Return the action after the tokens so far; not called while forced tokens are pending."""
 
 
 # Creates the control of one reply.
@@ -63,22 +57,17 @@ class LoopCheck:
     is the cycle searched for, by bytes: that costs microseconds, and other text a hundredth of that a token.
     """
 
-    _tokens: array[int] = field(default_factory=lambda: array("i"))
     _probed: int = 0  # the last multiple of PROBE, and whether a cycle may end after it
     _may_end: bool = False
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:  # noqa: ARG002
-        self._tokens.extend(tokens)
-
-    def intervene(self, text: ReplyText) -> EndReply | None:  # noqa: ARG002
-        tokens = self._tokens
+    def intervene(self, text: ReplyText, tokens: array[int]) -> FinishReason | None:  # noqa: ARG002
         last = len(tokens) - len(tokens) % PROBE
         if last != self._probed:
             self._probed, self._may_end = last, recurs(tokens, last)
-        return EndReply("repetition") if self._may_end and ends_in_cycle(tokens, len(tokens)) else None
+        return "repetition" if self._may_end and ends_in_cycle(tokens, len(tokens)) else None
 
 
-def cycle_end(tokens: array[int], checked: int = 0) -> int | None:
+def cycle_end(tokens: array[int], checked: int) -> int | None:
     """Number of tokens after which LoopCheck ends a reply, more than the `checked` ones; None if it does not."""
     if not any(recurs(tokens, place) for place in range(checked - checked % PROBE, len(tokens) + 1, PROBE)):
         return None

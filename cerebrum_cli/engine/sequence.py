@@ -25,7 +25,7 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, EndReply, Force, ReplyControl
+from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Sequence(ReplySample):
     emit: Callable[[Event | BaseException], None]
     followed: Sequence | None = None
     # What it has generated.
-    generated: list[int] = field(init=False, default_factory=list)
+    generated: array[int] = field(init=False, default_factory=lambda: array("i"))
     pending: deque[int] = field(init=False, default_factory=deque)
     bias: TokenBias | None = field(init=False, default=None)
     inspected: int = field(init=False, default=0)
@@ -256,22 +256,20 @@ class Sequence(ReplySample):
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        if not self.is_constrained and (reason := self._control(token)):
+        if not self.is_constrained and (reason := self._control()):
             return reason
         if len(self.generated) == self.request.params.max_tokens:
             return "length"
         return None
 
-    def _control(self, token: int) -> FinishReason | None:
+    def _control(self) -> FinishReason | None:
         """Let the controls intervene, up to the first that forces tokens; return the reason if one ends the reply."""
-        for control in self.controls:
-            control.feed((token,), self.text)
         if self.pending:
             return None
         for control in self.controls:
-            intervention = control.intervene(self.text)
-            if isinstance(intervention, EndReply):
-                return intervention.reason
+            intervention = control.intervene(self.text, self.generated)
+            if isinstance(intervention, str):
+                return intervention
             if isinstance(intervention, Force):
                 self._force(intervention.tokens)
                 break

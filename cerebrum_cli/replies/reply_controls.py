@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
@@ -187,10 +188,7 @@ class ReasoningBudget:
         self._sentence = sentence
         self._is_used_up = limit == 0
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
-        """Do nothing: the text has the number of its tokens."""
-
-    def intervene(self, text: ReplyText) -> Force | TokenBias | None:
+    def intervene(self, text: ReplyText, tokens: array[int]) -> Force | TokenBias | None:  # noqa: ARG002
         markup, endings = text.open_markup, text.rules.endings
         if markup is None or endings is None or partial_marker_length(text.tail, (markup.close,)):
             return None

@@ -18,7 +18,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import EndReply, Force, Intervention
+from cerebrum_cli.engine.control import Force, Intervention
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyText
@@ -123,18 +123,14 @@ class After:
 
     def __init__(self, intervention: Intervention) -> None:
         self._intervention: Intervention = intervention
-        self._fed = 0
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
-        self._fed += len(tokens)
-
-    def intervene(self, text: ReplyText) -> Intervention | None:
-        return self._intervention if self._fed == 4 else None
+    def intervene(self, text: ReplyText, tokens: Sequence[int]) -> Intervention | None:
+        return self._intervention if len(tokens) == 4 else None
 
 
 def test_conformance_controls_end_a_reply_or_force_tokens(engine: Engine, stream: bool) -> None:
     ids = reply_to(engine, request_to(engine)).ids
-    ending = request_to(engine, stream=stream, controls=(lambda: After(EndReply("repetition")),))
+    ending = request_to(engine, stream=stream, controls=(lambda: After("repetition"),))
     ended = reply_to(engine, ending)
     assert (ended.reason, ended.ids) == ("repetition", ids[:4])
     tokens = tuple(engine.vocabulary.tokenize((Text("12"),)))[-2:]

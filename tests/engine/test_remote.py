@@ -31,6 +31,7 @@ from waiting import TIMEOUT_S, wait_until
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import (
     FinishEvent,
+    FinishReason,
     NoticeEvent,
     RefusedEvent,
     SequenceId,
@@ -124,7 +125,7 @@ def test_remote_source_is_read_ahead() -> None:
 
 
 class BrokenControl(LoopCheck):
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
+    def intervene(self, text: ReplyText, tokens: Sequence[int]) -> FinishReason | None:
         raise RuntimeError("a bug")
 
 

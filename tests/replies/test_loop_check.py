@@ -28,10 +28,10 @@ LINE = "The same line once more, and nothing else.\n"
 
 def found_at(reply: Sequence[int]) -> int | None:
     """Number of tokens after which the check ends a reply; None if it does not."""
-    check, text = LoopCheck(), ReplyText(ReplyRules())
+    check, text, read = LoopCheck(), ReplyText(ReplyRules()), array("i")
     for count, token in enumerate(reply, start=1):
-        check.feed((token,), text)
-        if check.intervene(text):
+        read.append(token)
+        if check.intervene(text, read):
             return count
     return None
 

@@ -51,13 +51,9 @@ class CountingControl:
     """A control that intervenes as `decide` says for the number of tokens so far."""
 
     decide: Callable[[int], Intervention | None]
-    count: int = 0
 
-    def feed(self, tokens: Sequence[int], text: ReplyText) -> None:
-        self.count += len(tokens)
-
-    def intervene(self, text: ReplyText) -> Intervention | None:
-        return self.decide(self.count)
+    def intervene(self, text: ReplyText, tokens: Sequence[int]) -> Intervention | None:
+        return self.decide(len(tokens))
 
 
 def answering_late(limit: int | None = None, **more: Any) -> ReplyRules:

@@ -23,7 +23,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.control import EndReply, Force, LoopCheck, cycle_end
+from cerebrum_cli.engine.control import Force, LoopCheck, cycle_end
 from cerebrum_cli.engine.remote.client import RefusedRequestError
 from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
 from cerebrum_cli.engine.sequence import ReplySample, Request, continuation
@@ -100,7 +100,7 @@ class RemoteSample(ReplySample):
         self._turn = turn
         self._turn_start = self.tokens
         self._end_token: tuple[int, ...] = ()
-        self._intervention: EndReply | Force | None = None
+        self._intervention: FinishReason | Force | None = None
 
     # Parts of its reply.
 
@@ -167,7 +167,7 @@ class RemoteSample(ReplySample):
             is_constrained = self.is_constrained
             yield from self._add((token,), logprobs[at : at + 1])
             if not (is_constrained or self._is_over):
-                self._control(token)
+                self._control()
 
     @property
     def _is_read_by_token(self) -> bool:
@@ -206,7 +206,7 @@ class RemoteSample(ReplySample):
         end = cycle_end(tokens, checked) if LoopCheck in self.request.controls else None
         if end is None:
             return len(tokens)
-        self._intervention = EndReply("repetition")
+        self._intervention = "repetition"
         return end
 
     def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> Iterator[SampleEvent]:
@@ -232,16 +232,14 @@ class RemoteSample(ReplySample):
 
     # Where the reply is left, to be continued by another request.
 
-    def _control(self, token: int) -> None:
-        """Let the controls intervene after a token. Raises RefusedRequestError."""
+    def _control(self) -> None:
+        """Let the controls intervene after the last token. Raises RefusedRequestError."""
         if self.is_constrained:
             self._leave_answer()
             return
         for control in self.controls:
-            control.feed((token,), self.text)
-        for control in self.controls:
-            intervention = control.intervene(self.text)
-            if isinstance(intervention, (EndReply, Force)):
+            intervention = control.intervene(self.text, self._ids)
+            if isinstance(intervention, (str, Force)):
                 self._intervention = intervention
                 return
 
@@ -329,8 +327,6 @@ class RemoteSample(ReplySample):
             if self._is_over or self._is_full:
                 return
             yield from self._add((token,))
-            for control in self.controls:
-                control.feed((token,), self.text)
         if self.request.grammar:
             self.text.begin_answer()
 
@@ -346,8 +342,8 @@ class RemoteSample(ReplySample):
         yield self.finish(self._reason(is_stopped or by_stop_string), by_stop_string)
 
     def _reason(self, is_stopped: bool) -> FinishReason:
-        if isinstance(self._intervention, EndReply):
-            return self._intervention.reason
+        if isinstance(self._intervention, str):
+            return self._intervention
         if is_stopped:
             return "stop"
         is_limited = self._takes_messages and self.request.params.max_tokens is not None
