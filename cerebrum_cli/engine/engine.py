@@ -8,18 +8,17 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import ReplySample, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Vocabulary
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
-LiveSample = TypeVar("LiveSample")
 T = TypeVar("T")
 
 SIGNAL_CHECK_S = 0.5
@@ -51,7 +50,7 @@ class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
         raise event or StopIteration
 
 
-class Completions(Iterator[Event], Generic[LiveSample]):
+class Completions(Iterator[Event]):
     """Iterator over the events of all samples, each ending with a FinishEvent or RefusedEvent; for one thread.
 
     A FinishEvent that `is_followed` has another after it.
@@ -63,7 +62,7 @@ class Completions(Iterator[Event], Generic[LiveSample]):
     def __init__(self, scope: CancelScope) -> None:
         self._scope = scope
         self._outbox: EventQueue[Event] = EventQueue()
-        self._live: dict[SequenceId, LiveSample] = {}  # samples that have not finished
+        self._live: dict[SequenceId, ReplySample] = {}  # samples that have not finished
 
     def __next__(self) -> Event:
         if not self._live:
@@ -163,7 +162,7 @@ class Engine(ABC):
         return ()
 
     @abstractmethod
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions[Any]:
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> Completions:
         """Submit requests, whose prompts must be shorter than the context; close the result when done.
 
         A `scope` that began before makes a `cancel` in between count.

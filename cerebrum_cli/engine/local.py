@@ -15,7 +15,7 @@ from __future__ import annotations
 import atexit
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -54,14 +54,6 @@ class EngineCommand(NamedTuple):
     is_last: bool = False
 
 
-def submission(work: Work, scope: CancelScope, first: bool = False) -> EngineCommand:
-    """Run work, or end it if its scope is cancelled: only the engine's thread knows which came first.
-
-    Sequences that go `first` are admitted before others that wait.
-    """
-    return EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
-
-
 @dataclass(slots=True, eq=False)
 class Commands:
     """Queue of commands to the engine's thread; nothing is accepted after the last one."""
@@ -71,11 +63,32 @@ class Commands:
     _lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a signal handler may cancel
     _is_closed: bool = False
 
-    def cancel(self, work: Work | None, interrupts: bool = True) -> threading.Event:
-        """Cancel work, or all; the event is set when its slots are free. `interrupts`: the running step ends first."""
-        done = threading.Event()
-        if not self.send(EngineCommand(lambda loop: loop.cancel(work, done), lambda _: done.set(), interrupts)):
-            done.set()
+    def submit(self, work: Work, scope: CancelScope, first: bool = False) -> None:
+        """Run work, or end it if its scope is cancelled: only the engine's thread knows which came first.
+
+        Sequences that go `first` are admitted before others that wait. Raises EngineError if the engine is closed.
+        """
+        command = EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
+        if not self.send(command):
+            raise EngineError("the engine is closed")
+
+    def cancel(self, work: Collection[object] | None, interrupts: bool = True) -> EventQueue[None]:
+        """Cancel work, or all; the queue ends when its slots are free. `interrupts`: the running step ends first."""
+        return self.call(lambda loop: loop.cancel(work), interrupts)
+
+    def call(self, function: Callable[[Loop], object], interrupts: bool = False) -> EventQueue[None]:
+        """Call a function with the loop; the queue ends when it has returned, or raises its error."""
+        done = EventQueue[None]()
+
+        def call(loop: Loop) -> None:
+            try:
+                function(loop)
+                done.put(None)
+            except Exception as error:
+                done.put(error)
+
+        if not self.send(EngineCommand(call, lambda _: done.put(None), interrupts)):
+            done.put(None)
         return done
 
     def send(self, command: EngineCommand) -> bool:
@@ -113,7 +126,7 @@ class Commands:
         return command
 
 
-class LocalCompletions(Completions[Sequence]):
+class LocalCompletions(Completions):
     """Completions of the model on this machine. Closing them frees the slots before returning."""
 
     def __init__(self, commands: Commands, scope: CancelScope, requests: Iterable[Request]) -> None:
@@ -147,7 +160,7 @@ class LocalCompletions(Completions[Sequence]):
 
     def close(self) -> None:
         if self._live:
-            self._commands.cancel(list(self._live.values())).wait()
+            list(self._commands.cancel(self._live.values()))
         self._live.clear()
 
     def _create(self, index: int, count: int) -> list[Sequence]:
@@ -159,10 +172,8 @@ class LocalCompletions(Completions[Sequence]):
 
     def _submit(self, new: list[Sequence], first: bool = False) -> None:
         """Submit samples. Raises EngineError if the engine is closed."""
+        self._commands.submit(new, self._scope, first)
         self._live.update((sequence.id, sequence) for sequence in new)
-        if not self._commands.send(submission(new, self._scope, first)):
-            self._live.clear()
-            raise EngineError("the engine is closed")
 
 
 class LocalEngine(Engine):
@@ -211,12 +222,11 @@ class LocalEngine(Engine):
 
         events: EventQueue[ScoringEvent] = EventQueue()
         job = ScoreJob(requests, self.context_size, events.put)
-        if not self._commands.send(submission([job], self.cancel_scope)):
-            raise EngineError("the engine is closed")
+        self._commands.submit([job], self.cancel_scope)
         try:
             yield from events
         finally:
-            self._commands.cancel([job]).wait()
+            list(self._commands.cancel([job]))
 
     def cancel(self) -> None:
         super().cancel()
@@ -230,18 +240,13 @@ class LocalEngine(Engine):
 
     def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
         """Call a function with the prompt cache, between steps; raise its error."""
-        done: EventQueue[None] = EventQueue()
 
         def use(loop: Loop) -> None:
-            try:
-                if loop.prompt_cache:
-                    function(loop.prompt_cache)
-                done.put(None)
-            except Exception as error:
-                done.put(error)
+            if loop.prompt_cache:
+                function(loop.prompt_cache)
 
-        if self.is_loaded and self._commands.send(EngineCommand(use, lambda _: done.put(None))):
-            list(done)
+        if self.is_loaded:
+            list(self._commands.call(use))
 
     def close(self) -> None:
         cancel_all = EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True)

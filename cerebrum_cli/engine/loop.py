@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from math import inf
-from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -57,8 +56,8 @@ class Loop:
         if scope.is_set():
             self.cancel(work)
 
-    def cancel(self, work: Work | None, done: Event | None = None) -> None:
-        """Cancel those of these sequences and jobs that have not finished, or all, and set an event."""
+    def cancel(self, work: Collection[object] | None) -> None:
+        """Cancel those of these sequences and jobs that have not finished, or all."""
         sequences = [*self._scheduler.running, *self._scheduler.waiting]
         if work is None:
             work = [*sequences, *self._score_jobs]
@@ -70,8 +69,6 @@ class Loop:
             if job in chosen:
                 self._score_jobs.remove(job)
                 job.end()
-        if done:
-            done.set()
 
     def step(self) -> None:
         """Run one step of the sequences.

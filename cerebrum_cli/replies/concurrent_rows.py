@@ -85,7 +85,7 @@ class PendingRow:
             return self.row.vote.is_over
         return self.samples == 0
 
-    def add_event(self, event: SampleEvent, completions: Completions[Any]) -> Iterator[Event | Outcome]:
+    def add_event(self, event: SampleEvent, completions: Completions) -> Iterator[Event | Outcome]:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -51,7 +50,7 @@ class MajorityVote:
         """
         return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=not engine.scores_texts)
 
-    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions[Any]) -> bool:
+    def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions) -> bool:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
         index, sample, _ = sequence
         self._finished += 1
@@ -78,7 +77,7 @@ class MajorityVote:
             completions.add_samples(index, count)
         return self.tally.samples > before
 
-    def _inspect_tied(self, index: int, completions: Completions[Any]) -> None:
+    def _inspect_tied(self, index: int, completions: Completions) -> None:
         tied = {sample: tuple(self.replies[sample].sampled) for sample in self.tally.tied_samples}
         if tied and completions.inspect(index, tied):
             self._logprobs = {sample: [] for sample in tied}

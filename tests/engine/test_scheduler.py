@@ -17,7 +17,7 @@ from cerebrum_cli.engine import checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.local import Commands, EngineCommand, submission
+from cerebrum_cli.engine.local import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
 from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
@@ -126,7 +126,7 @@ class AnyTraffic(RuleBasedStateMachine):
                 sequence.emit = sample.on_event
                 self.samples.append(sample)
                 sequences.append(sequence)
-        self.commands.send(submission(sequences, CancelScope(), first))
+        self.commands.submit(sequences, CancelScope(), first)
 
     @rule(
         prompts=st.lists(prompts(12), min_size=1, max_size=3),
@@ -149,7 +149,7 @@ class AnyTraffic(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from(live), min_size=1, unique_by=id))
         done = self.commands.cancel([sample.sequence for sample in chosen], interrupts=closes)
         assert self.commands.execute(self.loop)
-        assert done.is_set() and not self.stop
+        assert not done.empty() and not self.stop
         assert all(sample.finish and sample.finish.reason == "cancelled" for sample in chosen)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))

@@ -30,7 +30,7 @@ AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
 
 
-class RemoteCompletions(Completions[RemoteSample]):
+class RemoteCompletions(Completions):
     """Completions of servers; the caller reads the source."""
 
     def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
