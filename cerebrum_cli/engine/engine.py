@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
@@ -99,13 +99,9 @@ class Completions(Iterator[Event]):
 class Engine(ABC):
     """Generates completions of token sequences, on a thread of its own, which starts loading immediately.
 
-    Some score given texts. `schedules_rows`: requests may be submitted by the thousand,
-    since the engine starts them as slots become free. `has_failed`: loading has. `cancel_scope` is that of work that
-    starts now. Subclasses are ready for their thread before they call the constructor of this one.
+    `has_failed`: loading has. `cancel_scope` is that of work that starts now. Subclasses are ready for their thread
+    before they call the constructor of this one.
     """
-
-    scores_texts: ClassVar[bool] = True
-    schedules_rows: ClassVar[bool] = False
 
     def __init__(self, thread: str) -> None:
         self._loading = EventQueue[Event]()
@@ -167,13 +163,6 @@ class Engine(ABC):
 
         A `scope` that began before makes a `cancel` in between count.
         """
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        """Divide requests, named by index, into groups to complete one after the other, the shortest first.
-
-        Call it while nothing runs. Servers manage their own memory: one group.
-        """
-        return [list(range(len(list(requests))))]
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:  # noqa: ARG002
         """Yield LogprobScores, or a RefusedEvent, for each request as it finishes, and progress in between.

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import threading
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -32,7 +31,6 @@ from cerebrum_cli.engine.engine import (
     first_seed,
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
-from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
@@ -201,21 +199,6 @@ class LocalEngine(Engine):
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
-
-    def group_by_length(self, requests: Iterable[Request]) -> list[list[int]]:
-        # Memory is allocated for the longest sequence of those submitted together.
-        backend = self.backend
-        requests = list(requests)
-        lengths: list[int] = []
-        samples: list[int] = []
-        for request in requests:
-            lengths.append(request.expected_length(backend.context_size))
-            samples += [lengths[-1]] * request.n
-        limits = group_lengths(samples, backend.slots_for)
-        groups: list[list[int]] = [[] for _ in limits]
-        for index, length in enumerate(lengths):
-            groups[bisect_left(limits, length)].append(index)
-        return groups
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
         from cerebrum_cli.engine.scoring import ScoreJob

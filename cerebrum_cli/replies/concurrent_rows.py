@@ -7,17 +7,19 @@ the answers are needed in order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import CancelScope, Completions
+from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.replies.loaded_model import LoadedModel
@@ -25,6 +27,9 @@ from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.tally import Program
 from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Backend
 
 Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
@@ -160,7 +165,7 @@ def run_rows(
     """
     run = _Run(model, scope or model.engine.cancel_scope)
     yield from model.load()
-    if model.engine.schedules_rows and not in_order:
+    if model.is_remote and not in_order:
         yield from run.answer(run.prepared(rows))
         return
     rows = iter(rows)
@@ -172,12 +177,27 @@ def run_rows(
         if in_order:
             yield from run.answer(pending)
             continue
-        for indexes in model.engine.group_by_length(row.request for row in pending):
-            group = [pending[index] for index in indexes]
+        for group in group_by_length(pending, model.engine.backend):
             if sorts:
                 group.sort(key=lambda row: row.request.prompt_tokens)
             if not run.scope.is_set():
                 yield from run.answer(group)
+
+
+def group_by_length(rows: Sequence[PendingRow], backend: Backend) -> list[list[PendingRow]]:
+    """Divide rows into groups to answer one after the other, the shortest first; call it while nothing runs.
+
+    Memory is allocated for the longest sequence of those submitted together.
+    """
+    lengths = [row.request.expected_length(backend.context_size) for row in rows]
+    samples: list[int] = []
+    for row, length in zip(rows, lengths, strict=True):
+        samples += [length] * row.request.n
+    limits = group_lengths(samples, backend.slots_for)
+    groups: list[list[PendingRow]] = [[] for _ in limits]
+    for row, length in zip(rows, lengths, strict=True):
+        groups[bisect_left(limits, length)].append(row)
+    return groups
 
 
 class _Run:
@@ -215,7 +235,7 @@ class _Run:
         if isinstance(asked, Continuation):
             return prepare_text(self._model, asked)
         if row.vote:
-            asked = row.vote.with_samples(asked, self._model.engine)
+            asked = row.vote.with_samples(asked, self._model.is_remote)
         request = self._model.prepare_reply(asked)
         if not row.asks_programs:
             return request

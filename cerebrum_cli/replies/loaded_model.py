@@ -186,7 +186,7 @@ class LoadedModel:
                 yield from raise_refusals(events)
 
     def require_inspection(self) -> None:
-        if not self.engine.scores_texts:
+        if self.is_remote:
             raise UsageError(
                 "servers cannot compute the probabilities of an existing reply", "use a model on this machine"
             )

@@ -92,9 +92,6 @@ class RemoteCompletions(Completions):
 class RemoteEngine(Engine):
     """Servers of one model, to which it starts to connect immediately; for the options, see `Servers`."""
 
-    scores_texts = False
-    schedules_rows = True
-
     def __init__(
         self,
         open_vocabulary: OpenBackend,
