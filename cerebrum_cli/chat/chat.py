@@ -164,9 +164,9 @@ class Chat:
 
     @property
     def doubled_context(self) -> int | None:
-        """Twice the context, up to the model's trained length; None if it has that, or is on a server."""
-        size, trained = self.loaded.context_size, self.loaded.model.trained_context
-        if size is None or size >= trained or self.loaded.is_remote:
+        """Twice the context, up to the model's trained length; None if it has that."""
+        size, trained = self.loaded.engine.context_size, self.loaded.model.trained_context
+        if size >= trained:
             return None
         return min(2 * size, trained)
 
@@ -176,8 +176,7 @@ class Chat:
         asked = without_last(self.conversation)
         if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
-        if larger := self.doubled_context:
-            self.loaded.grow(larger)
+        self.loaded.grow(self.doubled_context or size)
         if self.loaded.context_size == size:
             problem = f"the reply fills the context of {size} tokens, the largest for this model and free memory"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
@@ -291,7 +290,7 @@ class Chat:
         if self.loaded.is_remote:
             require_no_local(changes)
         source = self.resolve(SourcedLayer(overrides, saved))
-        source.validate()
+        source.choose_format()
         settings = source.settings
         if source.reload_key != self._source.reload_key:
             yield from self._change_model(source)

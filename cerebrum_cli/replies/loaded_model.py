@@ -167,8 +167,7 @@ class LoadedModel:
         self._check_reasoning(settings, system_prompt or settings.system)
 
     def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
-        self.controls.require_marked_reasoning(settings, system_prompt)
-        if notice := self.controls.switch_notice(settings, system_prompt):
+        if notice := self.controls.check(settings, system_prompt):
             self._notices.setdefault(notice, False)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
@@ -368,9 +367,7 @@ class MarkupTokens(frozenset[int]):
     def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup]) -> MarkupTokens:
         texts = [text for markup in markups for text in (markup.open, markup.close, markup.header) if text]
         tokens = super().__new__(cls, vocabulary.special_token_ids((*texts, *MARKERS)))
-        tokens._is_markup = cache(
-            lambda token: is_markup(vocabulary.piece(token, special=True).decode("utf-8", "replace"))
-        )
+        tokens._is_markup = cache(lambda token: is_markup(detokenize(vocabulary, [token])))
         return tokens
 
     def __contains__(self, token: object) -> bool:

@@ -76,7 +76,7 @@ class ReplyControls:
                 return rules, tuple(controls)
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
-        controls.append(partial(ReasoningBudget, limit, answer_now, self._sentence))
+        controls.append(partial(ReasoningBudget, limit, answer_now, closing_sentence(self.architecture)))
         reasoning_end = None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
         return replace(rules, endings=self._endings, reasoning_end=reasoning_end), tuple(controls)
 
@@ -110,19 +110,21 @@ class ReplyControls:
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
         return replace(rules, stops_anywhere=False, markers=tokens, endings=self._endings)
 
-    def require_marked_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
+    def check(self, settings: Settings, system_prompt: str | None) -> NoticeEvent | None:
         """Raise UsageError for a limit of reasoning in a format without it, and an effort unknown to a template.
 
         What the model's row recommends is ignored instead: the user may have chosen a format without reasoning. Markup
-        of reasoning as a stop string is an error too.
+        of reasoning as a stop string is an error too. If the model cannot be told to reason, or how hard, as the user
+        has chosen, return a notice of that.
         """
         if self.format.is_servers:
             require_servable(settings)
-            return
+            return None
+        own = self.own_markups(system_prompt)
         if settings.thinks is not False:
-            require_stop_in_answer(settings.stop, self.own_markups(system_prompt))
+            require_stop_in_answer(settings.stop, own)
         if settings.origin("think") in RECOMMENDED:
-            return
+            return None
         efforts = self.format.efforts
         if settings.effort and settings.effort not in efforts and (efforts or self.format.has_switch):
             known = ", ".join(("on", "off", "a number of tokens", *efforts))
@@ -132,17 +134,13 @@ class ReplyControls:
                 f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",
                 "omit it; --max-tokens limits the whole reply",
             )
-
-    def switch_notice(self, settings: Settings, system_prompt: str | None) -> NoticeEvent | None:
-        """A notice that the model cannot be told to reason, or how hard, as the user has chosen; None if it can."""
-        is_chosen = settings.think not in (None, "off") and settings.origin("think") not in RECOMMENDED
-        if not is_chosen or self.format.is_servers or self.format.has_switch or not self.format.markups:
+        if settings.think in (None, "off") or self.format.has_switch or not self.format.markups:
             return None
         if settings.effort:
-            if self.format.efforts:
+            if efforts:
                 return None
             return NoticeEvent(f"think={settings.think}: this model has no levels of thinking", "omit it")
-        if self.own_markups(system_prompt):
+        if own:
             return None
         hint = "a limit still applies to any reasoning that the reply marks"
         return NoticeEvent(f"think={settings.think}: this model has no thinking switch", hint)
@@ -163,10 +161,6 @@ class ReplyControls:
     def _endings(self) -> Callable[[str], tuple[int, ...]]:
         return endings(self.vocabulary)
 
-    @property
-    def _sentence(self) -> str:
-        return closing_sentence(self.architecture)
-
 
 def mentioned_markers(conversation: Conversation) -> frozenset[str]:
     """The markup in questions: an answer may have it, too."""
@@ -182,7 +176,7 @@ class ReasoningBudget:
     another one is ended where it begins. A `sentence` may precede the end.
     """
 
-    def __init__(self, limit: int | None, answer_now: AnswerNow | None = None, sentence: str = "") -> None:
+    def __init__(self, limit: int | None, answer_now: AnswerNow, sentence: str = "") -> None:
         self._limit = limit
         self._answer_now = answer_now
         self._sentence = sentence
@@ -204,7 +198,7 @@ class ReasoningBudget:
         return TokenBias(endings(markup.close)[0], MAX_BIAS * excess / (1 - SOFT_END))
 
     def _is_due(self, text: ReplyText) -> bool:
-        if self._is_used_up or (self._answer_now and self._answer_now.is_requested):
+        if self._is_used_up or self._answer_now.is_requested:
             return True
         if self._limit is None or text.reasoning_tokens < self._limit:
             return False

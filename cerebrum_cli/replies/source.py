@@ -94,11 +94,6 @@ class ModelSource:
         origin = path or f"embedded in {self.model.path.name}"
         return name, format_builder(name, template, self.template_options, str(origin))
 
-    def validate(self) -> None:
-        require_generative(self.model.path, self.model.header)
-        self.choose_format()
-        require_attention(self.model, self.settings, self.context.pad_steps)
-
     def options(self) -> LoadOptions:
         """How to load the model. Speculative decoding needs copies of recurrent states: only if it was asked for."""
         context = self.context

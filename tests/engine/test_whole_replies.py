@@ -24,7 +24,7 @@ from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import ReasoningBudget, endings
+from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
 
 CONTEXT = 400
 PARTS = (
@@ -108,7 +108,7 @@ def thinking_request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
         grammar,
-        controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget)),
+        controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget, AnswerNow())),
         rules=rules,
         visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
         **more,

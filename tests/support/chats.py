@@ -60,7 +60,7 @@ def make_chat(
 
     installation = ChatInstallation(directory / "config", directory / "data", directory / "cache", open_file)
     source = resolve(layer)
-    source.validate()
+    source.choose_format()
     history = History(store, directory / "locks")
     return Chat(history, resolve, layer, open_source(source), source.settings)
 

@@ -10,7 +10,7 @@ from scripted_backend import END, Model, ScriptedBackend
 from cerebrum_cli.engine.control import ControlFactory, Intervention
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, ReasoningBudget, endings
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, AnswerNow, ReasoningBudget, endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"
@@ -34,7 +34,7 @@ def speaker(reply: Callable[[int], str], prompt: int = 2) -> Model:
 
 
 def budget(limit: int = LIMIT, **options: Any) -> ControlFactory:
-    return partial(ReasoningBudget, limit, **options)
+    return partial(ReasoningBudget, limit, **{"answer_now": AnswerNow(), **options})
 
 
 def thinking(limit: int | None = None, **more: Any) -> ReplyRules:
