@@ -94,7 +94,7 @@ class Marker(NamedTuple):
 
 def is_markup(token: str) -> bool:
     """Whether the text of a token is a marker of a reply, or a part of one."""
-    known = (text for markup in REASONING_MARKUPS for text in (markup.open, markup.close, markup.header, markup.final))
+    known = (text for markup in REASONING_MARKUPS for text in markup.texts)
     return any(token in text for text in (*known, *MESSAGES)) or bool(re.fullmatch(MARKER, token))
 
 

@@ -222,7 +222,7 @@ class ReplyText:
 
     def _read_reasoning(self, end: str) -> bool:
         text = self._held
-        found = re.search(end, text) if may_have_marker(text) else None
+        found = re.search(end, text)
         if found is None:
             cut = self._certain_length(text)
             self._emit("thinking", text[:cut])
@@ -239,7 +239,7 @@ class ReplyText:
 
     def _certain_length(self, text: str) -> int:
         """The length of what cannot be the beginning of a marker."""
-        if self._is_over or not may_have_marker(text):
+        if self._is_over:
             return len(text)
         partial = re.search(PARTIAL_MARKER, text)
         return partial.start() if partial else len(text)
@@ -364,11 +364,10 @@ class ReplyText:
 
     def _leave_answer(self, marker: Marker, before: str, after: str) -> bool:
         """Read a marker in the answer: it is dropped, or begins another block, or all before it was reasoning."""
+        self._pass_on(before)
         if marker.effect in ("close", "answer") and not (after.strip() or self._is_over):
-            self._pass_on(before)
             self._held = self._held[len(before) :]
             return False
-        self._pass_on(before)
         if marker.effect in ("header", "end", "open"):
             self.stage = "undecided"
             self._held = self._held[len(before) :] + self._stops.flush()
@@ -426,8 +425,6 @@ class StopStrings:
         """Add text, and return what precedes a stop string, or cannot be part of one."""
         if self.is_found:
             return ""
-        if not self._stop:
-            return text
         text = self._held + text
         found = [stop for stop in self._stop if stop in text]
         if found:
@@ -447,8 +444,6 @@ class StopStrings:
 
 def last_line(line: str, is_fenced: bool, text: str) -> tuple[str, bool]:
     """The last line of a text that continues a line, and whether that is in a fenced code block."""
-    if "\n" not in text:
-        return (line + text)[-MAX_LINE:], is_fenced
     *lines, last = (line + text).split("\n")
     for each in lines:
         if each.lstrip().startswith(("```", "~~~")):

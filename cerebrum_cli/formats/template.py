@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import unescape
-from itertools import chain
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,7 @@ class EmbeddedFormat(PromptFormat):
 
     def is_quoted_in(self, text: str) -> bool:
         """Whether a text has markup of reasoning."""
-        markers = ((markup.open, markup.close, markup.header, markup.final) for markup in self.markups)
-        return any(marker in text for marker in chain(*markers) if marker)
+        return any(marker in text for markup in self.markups for marker in markup.texts)
 
     def closed(self, prompt_end: str) -> str:
         markup = open_markup(prompt_end, self.markups)

@@ -175,12 +175,16 @@ def _shows(source: str, content_format: ContentFormat, conversation: Conversatio
 def find_switch(source: str) -> Switch | None:
     """The variable by which a template turns reasoning on and off: one that changes a prompt; None without one."""
     for switch in SWITCHES:
-        is_known = switch.off is False or f"'{switch.off}'" in source or f'"{switch.off}"' in source
+        is_known = switch.off is False or _has_literal(source, str(switch.off))
         if switch.name in source and is_known:
             on, off = (try_render(source, [ASKED], **{switch.name: value}) for value in switch[1:])
             if on is not None and off is not None and on != off:
                 return switch
     return None
+
+
+def _has_literal(source: str, value: str) -> bool:
+    return f"'{value}'" in source or f'"{value}"' in source
 
 
 def thinking(source: str) -> dict[str, bool | str]:
@@ -204,7 +208,7 @@ def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
         if REASONING in unknown:  # the template takes any
             return name, tuple(effort for effort in prompts if effort in COMMON_EFFORTS)
         if any(prompt != unknown for prompt in prompts.values()):
-            return name, tuple(effort for effort in prompts if f"'{effort}'" in source or f'"{effort}"' in source)
+            return name, tuple(effort for effort in prompts if _has_literal(source, effort))
     return None, ()
 
 

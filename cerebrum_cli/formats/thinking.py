@@ -19,6 +19,11 @@ class ReasoningMarkup:
     own_lines: bool = False
     final: str = ""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts of the markup."""
+        return tuple(filter(None, (self.open, self.close, self.header, self.final)))
+
     def wrap(self, reasoning: str) -> str:
         """The reasoning with its markup, as it precedes an answer."""
         text = self.open + reasoning

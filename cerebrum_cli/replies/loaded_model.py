@@ -365,7 +365,7 @@ class MarkupTokens(frozenset[int]):
     _is_markup: Callable[[int], bool]
 
     def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup]) -> MarkupTokens:
-        texts = [text for markup in markups for text in (markup.open, markup.close, markup.header) if text]
+        texts = [text for markup in markups for text in markup.texts]
         tokens = super().__new__(cls, vocabulary.special_token_ids((*texts, *MARKERS)))
         tokens._is_markup = cache(lambda token: is_markup(detokenize(vocabulary, [token])))
         return tokens
