@@ -91,10 +91,10 @@ class Context(Protocol):
         With `is_whole`, copy the whole state, which can be restored into any slot.
         """
 
-    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+    def restore(self, slot: int, checkpoint: Checkpoint) -> bool:
         """Trim the slot to a checkpoint that was taken of the same tokens; False, and an empty slot, if that fails.
 
-        With `is_whole`, the slot may hold anything.
+        The slot may hold anything if the checkpoint is of a whole state.
         """
 
     def state_size(self, slot: int) -> int:

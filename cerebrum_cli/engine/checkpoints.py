@@ -73,7 +73,7 @@ class Checkpoints:
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
         backend = self._backend
-        sequence.checkpoint_at = None
+        sequence.checkpoint_at = 0
         if sequence.generated:
             return
         slot = self._scheduler.slot_of(sequence)
@@ -101,7 +101,7 @@ class Checkpoints:
             return
         is_longest = all(self.reusable(*pair) < len(tokens) for pair in zip(slots, shared, strict=True))
         slot = self.slot_to_load() if is_longest else None
-        if slot and self._backend.context.restore(slot.index, checkpoint, is_whole=True):
+        if slot and self._backend.context.restore(slot.index, checkpoint):
             slot.extend(tokens)
 
     def after_step(self, sequence: Sequence) -> None:

@@ -267,11 +267,10 @@ class Scheduler:
             self._prefilled = 0
             return decoding
         evaluated = prefilling.evaluated
-        checkpoint_at = prefilling.checkpoint_at or 0
         before_outputs = prefilling.first_output - evaluated
         size = min(prefill_chunk(evaluated), before_outputs + max_outputs)
-        if evaluated < checkpoint_at:
-            size = min(size, checkpoint_at - evaluated)
+        if evaluated < prefilling.checkpoint_at:
+            size = min(size, prefilling.checkpoint_at - evaluated)
         tokens = prefilling.tokens_from(evaluated, size)
         self._prefilled += len(tokens)
         return [Share(prefilling, tokens, max(0, len(tokens) - before_outputs))]

@@ -197,23 +197,23 @@ class Sequence(ReplySample):
     emit: Callable[[Event | BaseException], None]
     followed: Sequence | None = None
     # What it has generated.
-    generated: array[int] = field(init=False, default_factory=lambda: array("i"))
-    pending: deque[int] = field(init=False, default_factory=deque)
-    bias: TokenBias | None = field(init=False, default=None)
-    inspected: int = field(init=False, default=0)
+    generated: array[int] = field(default_factory=lambda: array("i"))
+    pending: deque[int] = field(default_factory=deque)
+    bias: TokenBias | None = None
+    inspected: int = 0
     # Its place.
-    slot: int | None = field(init=False, default=None)
-    sampler: Sampler | None = field(init=False, default=None)
-    evaluated: int = field(init=False, default=0)
-    cached_tokens: int = field(init=False, default=0)
-    checkpoint_at: int | None = field(init=False, default=None)
-    drafter: Drafter | None = field(init=False, default=None)
+    slot: int | None = None
+    sampler: Sampler | None = None
+    evaluated: int = 0
+    cached_tokens: int = 0
+    checkpoint_at: int = 0
+    drafter: Drafter | None = None
     # Its times.
-    arrival_time: float = field(init=False, default_factory=perf_counter)
-    admitted_at: float | None = field(init=False, default=None)
-    sampled_at: list[float] = field(init=False, default_factory=list)
-    draft_n: int = field(init=False, default=0)
-    draft_n_accepted: int = field(init=False, default=0)
+    arrival_time: float = field(default_factory=perf_counter)
+    admitted_at: float = 0.0
+    sampled_at: list[float] = field(default_factory=list)
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @property
     def prompt(self) -> Tokens:

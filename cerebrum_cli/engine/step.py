@@ -23,11 +23,12 @@ class TokenRow(NamedTuple):
 class Checkpoint(NamedTuple):
     """The part of a slot's memory, at `length` tokens, that later tokens overwrite: recurrent states and windows.
 
-    `state` is llama.cpp's, in a buffer of ctypes, whose length is its size.
+    `state` is llama.cpp's, in a buffer of ctypes, whose length is its size; `flags` say what it has: also all of it.
     """
 
     length: int
     state: ctypes.Array[ctypes.c_uint8]
+    flags: int
 
 
 class TokenScore(NamedTuple):

@@ -347,12 +347,14 @@ class ScriptedBackend:
     def checkpoint(self, slot: int, is_whole: bool = False) -> Checkpoint:
         assert slot not in self.pending_copies and self.memory[slot]
         packed = array("i", self.memory[slot]).tobytes()
-        return Checkpoint(len(self.memory[slot]), (ctypes.c_uint8 * len(packed)).from_buffer_copy(packed))
+        return Checkpoint(
+            len(self.memory[slot]), (ctypes.c_uint8 * len(packed)).from_buffer_copy(packed), int(is_whole)
+        )
 
-    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+    def restore(self, slot: int, checkpoint: Checkpoint) -> bool:
         assert slot not in self.pending_copies
         held = list(array("i", bytes(checkpoint.state)))
-        if is_whole:
+        if checkpoint.flags:
             self._fill(slot, held)
         assert self.memory[slot][: len(held)] == held, "a checkpoint of other tokens"
         del self.memory[slot][len(held) :], self.cells[slot][len(held) :]

@@ -112,9 +112,8 @@ class LlamaContext:
     ) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
-        params.abort_callback = _abort_callback
-        params.abort_callback_data = ctypes.cast(stop.buffer, ctypes.c_void_p)
         self.handle = create_context(model, params, options)
+        self._allow_abort(True)
         apply_adapters(self.handle, adapters)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
@@ -202,18 +201,16 @@ class LlamaContext:
         flags = WHOLE if is_whole else PARTIAL
         state = (ctypes.c_uint8 * llama.llama_state_seq_get_size_ext(self.handle, slot, flags))()
         llama.llama_state_seq_get_data_ext(self.handle, state, len(state), slot, flags)
-        return Checkpoint(self.length(slot), state)
+        return Checkpoint(self.length(slot), state, flags)
 
-    def restore(self, slot: int, checkpoint: Checkpoint, is_whole: bool = False) -> bool:
+    def restore(self, slot: int, checkpoint: Checkpoint) -> bool:
         """Restore a checkpoint; a partial one needs the other cells of the first `length` tokens in the slot.
 
         llama.cpp also accepts a partial state when those cells are missing, so the length is checked.
         """
-        flags = WHOLE if is_whole else PARTIAL
-        if is_whole:
+        length, state, flags = checkpoint
+        if flags == WHOLE:
             self.clear(slot)
-        state = checkpoint.state
-        length = checkpoint.length
         is_read = llama.llama_state_seq_set_data_ext(self.handle, state, len(state), slot, flags)
         self._set_valid(slot)
         if is_read and llama.llama_memory_seq_rm(self._memory, slot, length, -1) and self.length(slot) == length:
