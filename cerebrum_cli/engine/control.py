@@ -46,7 +46,7 @@ class Constraint(NamedTuple):
 
     grammar: str
     text: ReplyText
-    markup: frozenset[int] = frozenset()
+    markup: frozenset[int]
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ MAX_SLOTS = 256
 class AdapterFile(NamedTuple):
     """A LoRA adapter to apply, and the factor of its effect."""
 
-    path: str
+    path: Path
     scale: float
 
 

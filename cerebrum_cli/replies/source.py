@@ -193,7 +193,8 @@ def load_options(
 ) -> LoadOptions:
     """The options of a context, with the settings of the user. Raises UsageError for attention that is rejected."""
     require_attention(model, settings, context.pad_steps)
-    adapters = tuple(AdapterFile(str(adapter.path), adapter.scale) for adapter in model.adapters)
+    applied = () if vocabulary_only else model.adapters
+    adapters = tuple(AdapterFile(adapter.path, adapter.scale) for adapter in applied)
     context = replace(
         context,
         length=settings.ctx or 0,

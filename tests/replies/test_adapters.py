@@ -52,7 +52,7 @@ def with_files(plain: LoadOptions, adapters: tuple[AdapterFile, ...]) -> LoadOpt
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
-    files = tuple(AdapterFile(str(path), scale) for path, scale in adapters)
+    files = tuple(AdapterFile(path, scale) for path, scale in adapters)
     backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
     try:
         backend.reserve(64)
@@ -233,9 +233,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
     adapted = library.with_adapters(plain, [str(adapter)])
     assert adapted.sizes.weight_bytes == plain.sizes.weight_bytes + 2048 + 1536 + 3072
-    assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == (
-        (str(adapter), 1.0),
-    )
+    assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == ((adapter, 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
 

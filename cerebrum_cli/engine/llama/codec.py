@@ -37,8 +37,9 @@ class LlamaCodec:
     """Converter for those of `TENSOR_TYPES`, by number, that ggml supports."""
 
     def __init__(self) -> None:
-        kinds = {number: kind for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE}
-        self._readers = {number: find_reader(kind.name) for number, kind in kinds.items()}
+        self._readers = {
+            number: find_reader(kind.name) for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE
+        }
         # The integers are the first weight, the number of rows, and the length of a row.
         chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
         self._write = bind("ggml_quantize_chunk", ctypes.c_size_t, chunk)

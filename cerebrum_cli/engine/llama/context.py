@@ -108,7 +108,7 @@ class LlamaContext:
     """
 
     def __init__(
-        self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]] = ()
+        self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]]
     ) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))

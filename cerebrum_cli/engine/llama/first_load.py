@@ -41,7 +41,7 @@ Kind = Literal["model", "vocabulary", "adapter", "template"]
 
 
 def require_loads(
-    path: Path, remembered: Path, stop: StopFlag, *, check: str = "", kind: Kind = "model", model: Path | None = None
+    path: Path, remembered: Path, stop: StopFlag, *, check: str = "", kind: Kind, model: Path | None = None
 ) -> None:
     """Raise ModelFileError if a check fails, or llama.cpp crashes, on a file that was not tried before.
 

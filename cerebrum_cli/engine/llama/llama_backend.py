@@ -49,8 +49,8 @@ class LlamaBackend(LlamaVocabulary):
         model: Any,
         plan: LoadPlan,
         stop: StopFlag,
-        adapters: Sequence[tuple[Any, float]] = (),
-        mapped_bytes: int = 0,
+        adapters: Sequence[tuple[Any, float]],
+        mapped_bytes: int,
     ) -> None:
         super().__init__(model)
         self._prototypes = Prototypes()

@@ -50,9 +50,7 @@ def open_llama(
     model = load_model(options, plan, free.devices, emit, stop)
     for notice in model_notices(options, plan, model):
         emit(notice)
-    adapters: tuple[tuple[Any, float], ...] = ()
-    if not options.vocabulary_only:
-        adapters = load_adapters(model, options.file.adapters)
+    adapters = load_adapters(model, options.file.adapters)
     plan = replace(plan, context=adapted(plan, model))
     backend = LlamaBackend(model, plan, stop, adapters, mapped_bytes(plan, free))
     if options.whole_context:
@@ -65,14 +63,12 @@ def require_loadable(options: LoadOptions, loaded_files: Path, check: str, stop:
     file = options.file
     if file.is_verified and not file.adapters:
         return
-    from cerebrum_cli.engine.llama.first_load import require_loads
+    from cerebrum_cli.engine.llama.first_load import Kind, require_loads
 
-    if options.vocabulary_only:
-        require_loads(file.path, loaded_files, stop, check=check, kind="vocabulary")
-        return
-    require_loads(file.path, loaded_files, stop, check=check, kind="model")
+    kind: Kind = "vocabulary" if options.vocabulary_only else "model"
+    require_loads(file.path, loaded_files, stop, check=check, kind=kind)
     for path, _ in file.adapters:
-        require_loads(Path(path), loaded_files, stop, kind="adapter", model=file.path)
+        require_loads(path, loaded_files, stop, kind="adapter", model=file.path)
 
 
 def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[NoticeEvent]:
@@ -108,7 +104,7 @@ def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
     return replace(
         context,
         slots=context.slots if runs_several else 1,
-        kv_unified=context.kv_unified and runs_several and context.slots > 1,
+        kv_unified=context.kv_unified and runs_several,
         n_threads=context.n_threads or thread_count(),
         batch_invariant=is_invariant,
         pad_steps=context.pad_steps and is_invariant,
@@ -192,7 +188,7 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
         if not adapter:
             llama.llama_model_free(model)
             reason = _reason("failed to apply lora adapter: ")
-            raise ModelFileError(Path(path), f"llama.cpp cannot apply it: {reason}", SHOW_LOG)
+            raise ModelFileError(path, f"llama.cpp cannot apply it: {reason}", SHOW_LOG)
         adapters.append((adapter, scale))
     return tuple(adapters)
 

@@ -175,7 +175,6 @@ class OpenAIServer(ServerKind):
     name = "OpenAI-compatible server"
     samplers = _SHARED_PARAMS
     takes_messages = True
-    description_path = "/v1/models"
     completion_path = "/v1/chat/completions"
     context_option = "context"
 
