@@ -143,7 +143,7 @@ class LocalCompletions(Completions):
         self._submit(self._create(index, count), first=True)
 
     def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
-        prompt = tuple(self._requests[index].prompt_tokens)
+        prompt = self._requests[index].prompt_tokens
         new = list[Sequence]()
         for sample, tokens in replies.items():
             new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)

@@ -130,8 +130,13 @@ def info_of(kind: ServerKind, *, has_seeds: bool = True) -> ServerInfo:
     return ServerInfo(kind, "1", "tiny.gguf", "tiny.gguf", 100, 4, 4, 4, has_seeds=has_seeds, end_tokens=(END,))
 
 
+def body_of(kind: ServerKind, *request: Any) -> Any:
+    """The body of a request, as a server reads it."""
+    return json.loads(json.dumps(kind.completion_body(*request)))
+
+
 def test_kinds_vllm_is_sent_every_field() -> None:
-    assert VLLM.completion_body(EVERY_FIELD, info_of(VLLM), 7, 2) == {
+    assert body_of(VLLM, EVERY_FIELD, info_of(VLLM), 7, 2) == {
         **OF_OTHER_KINDS,
         "model": "tiny.gguf",
         "prompt": [81],
@@ -143,7 +148,7 @@ def test_kinds_vllm_is_sent_every_field() -> None:
         "logprobs": 0,
         "structured_outputs": {"grammar": "root"},
     }
-    plain = VLLM.completion_body(request_of("Q", top_k=0, top_p=0.0, stream=True), info_of(VLLM), 7, 1)
+    plain = body_of(VLLM, request_of("Q", top_k=0, top_p=0.0, stream=True), info_of(VLLM), 7, 1)
     assert (plain["top_k"], plain["top_p"], plain["max_tokens"], plain["stop_token_ids"]) == (0, 1e-6, 40, [END])
     assert plain["stream_options"] == {"include_usage": True}
     assert not plain.keys() & {"logit_bias", "logprobs", "structured_outputs"}
@@ -151,7 +156,7 @@ def test_kinds_vllm_is_sent_every_field() -> None:
 
 @pytest.mark.parametrize("has_seeds", [True, False])
 def test_kinds_sglang_is_sent_every_field(has_seeds: bool) -> None:
-    assert SGLANG.completion_body(EVERY_FIELD, info_of(SGLANG, has_seeds=has_seeds), 7, 1) == {
+    assert body_of(SGLANG, EVERY_FIELD, info_of(SGLANG, has_seeds=has_seeds), 7, 1) == {
         "input_ids": [81],
         "stream": False,
         "return_logprob": True,
@@ -162,7 +167,7 @@ def test_kinds_sglang_is_sent_every_field(has_seeds: bool) -> None:
             **({"sampling_seed": 7} if has_seeds else {}),
         },
     }
-    plain = SGLANG.completion_body(request_of("Q", top_k=0, top_p=0.0), info_of(SGLANG), 7, 1)["sampling_params"]
+    plain = body_of(SGLANG, request_of("Q", top_k=0, top_p=0.0), info_of(SGLANG), 7, 1)["sampling_params"]
     assert (plain["top_k"], plain["top_p"], plain["max_new_tokens"], plain["stop_token_ids"]) == (-1, 1e-6, 40, [END])
 
 
@@ -179,12 +184,12 @@ def test_kinds_llama_server_is_sent_every_sampler() -> None:
         "dry_penalty_last_n": 50,
     }
     drawn = request_of("Q", temperature=1.0, dry_sequence_breaker=("x",), logit_bias=BIASES, stop=("y",), **params)
-    body = LLAMA.completion_body(drawn, info_of(LLAMA), 7, 2)
+    body = body_of(LLAMA, drawn, info_of(LLAMA), 7, 2)
     assert {key: body[key] for key in params} == params
     assert (body["n_cmpl"], body["seed"], body["n_predict"], body["stop"]) == (2, 7, 40, ["y"])
     assert (body["dry_sequence_breakers"], body["logit_bias"]) == (["x"], [[97, -1.5], [98, 100.0]])
     greedy = request_of("Q", dry_sequence_breaker=("none",), **params | {"dry_penalty_last_n": 10**9})
-    body = LLAMA.completion_body(greedy, info_of(LLAMA), 7, 1)
+    body = body_of(LLAMA, greedy, info_of(LLAMA), 7, 1)
     assert (body["dry_sequence_breakers"], body["dry_penalty_last_n"], body["logit_bias"]) == ([""], 100, [])
     assert body["typical_p"] == 1.0  # it might drop the likeliest token, which temperature 0 stands for
 

@@ -90,9 +90,9 @@ class LlamaServer(ServerKind):
             "typical_p": typical_p,
             "repeat_last_n": PENALTY_WINDOW,
             "dry_penalty_last_n": min(params.dry_penalty_last_n, info.context_size),  # it takes memory
-            "dry_sequence_breakers": list(params.dry_breakers) or [""],  # it refuses an empty list, and skips ""
-            "logit_bias": [list(bias) for bias in params.logit_bias],
-            "stop": list(request.stop_anywhere),
+            "dry_sequence_breakers": params.dry_breakers or [""],  # it refuses an empty list, and skips ""
+            "logit_bias": params.logit_bias,
+            "stop": request.stop_anywhere,
             "grammar": request.grammar or "",
             "ignore_eos": request.ignore_eos,
             "cache_prompt": True,
@@ -102,7 +102,7 @@ class LlamaServer(ServerKind):
             "stream": request.stream,
             "return_progress": True,
             "sse_ping_interval": PING_S,
-            "response_fields": list(_REPLY_FIELDS),
+            "response_fields": _REPLY_FIELDS,
         }
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:

@@ -48,8 +48,8 @@ class _SharedFields(ServerKind):
             "min_p": params.min_p,
             "top_p": max(params.top_p, 1e-6),  # 0 is refused
             "repetition_penalty": params.repeat_penalty,
-            "stop": list(request.stop_anywhere),
-            "stop_token_ids": list(info.end_tokens),
+            "stop": request.stop_anywhere,
+            "stop_token_ids": info.end_tokens,
             "ignore_eos": request.ignore_eos,
             "skip_special_tokens": False,
         }
@@ -186,7 +186,7 @@ class OpenAIServer(ServerKind):
         conversation = request.conversation
         params = request.params
         assert conversation, "prompts of token ids are refused before"
-        optional: dict[str, Any] = {"max_tokens": params.max_tokens, "stop": list(request.stop_anywhere)}
+        optional: dict[str, Any] = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
         optional["reasoning_effort"] = conversation.effort
         if conversation.thinks is False:
             optional["reasoning_effort"] = "none"
