@@ -173,7 +173,7 @@ class PromptCache:
             context.clear(slot.index)
             self.store.reject(state)
 
-    def save(self, min_tokens: int, prompt: tuple[int, ...] | None, empties: bool) -> None:
+    def save(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
         """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
 
         `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.

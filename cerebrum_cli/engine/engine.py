@@ -6,7 +6,7 @@ import atexit
 import secrets
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -17,6 +17,7 @@ from cerebrum_cli.engine.sequence import ReplySample, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Vocabulary
+    from cerebrum_cli.engine.checkpoints import PromptCache
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 T = TypeVar("T")
@@ -177,19 +178,8 @@ class Engine(ABC):
         self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
-    def grow(self, length: int) -> None:  # noqa: B027
-        """Raise the maximum length of a sequence, as far as memory allows; servers have their own."""
-
-    def save_prompt_cache(  # noqa: B027
-        self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False
-    ) -> None:
-        """Save evaluated prompts of at least `min_tokens` tokens, or the one that matches `prompt`, if supported.
-
-        With `empties`, they are then dropped from memory. Running sequences wait meanwhile. EngineError if that fails.
-        """
-
-    def save_prefix(self, tokens: tuple[int, ...]) -> None:  # noqa: B027
-        """Save a common prefix of later prompts, if supported."""
+    def use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:  # noqa: B027
+        """Call a function with the prompt cache if there is one. Running sequences wait meanwhile; raise its error."""
 
     @abstractmethod
     def close(self) -> None:

@@ -194,9 +194,6 @@ class LocalEngine(Engine):
     def context_size(self) -> int:
         return self.backend.context_size
 
-    def grow(self, length: int) -> None:
-        self.backend.grow(length)
-
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
 
@@ -215,15 +212,7 @@ class LocalEngine(Engine):
         super().cancel()
         self._commands.cancel(None)
 
-    def save_prompt_cache(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
-        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
-
-    def save_prefix(self, tokens: tuple[int, ...]) -> None:
-        self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))
-
-    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
-        """Call a function with the prompt cache, between steps; raise its error."""
-
+    def use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
         def use(loop: Loop) -> None:
             if loop.prompt_cache:
                 function(loop.prompt_cache)

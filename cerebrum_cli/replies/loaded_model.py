@@ -306,11 +306,11 @@ class LoadedModel:
         try:
             if min_tokens is not None:
                 prompt = self.tokenize(conversation) if conversation else None
-                self.engine.save_prompt_cache(min_tokens, prompt, empties)
+                self.engine.use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
             if is_slow and conversation:
                 prefix = self.shared_prefix(conversation)
                 if prefix and is_slow(len(prefix)):
-                    self.engine.save_prefix(prefix)
+                    self.engine.use_prompt_cache(lambda cache: cache.save_prefix(prefix))
         except FormatError:  # the conversation was never evaluated
             return None
         except EngineError as error:
@@ -333,7 +333,7 @@ class LoadedModel:
         size, trained, source = self.engine.context_size, self.model.trained_context, self.source
         room = min(settings.max_tokens or size, size // REPLY_FRACTION)
         may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
-        if may_grow and tokens + room > size and tokens < trained:
+        if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
             self.grow(min(pad_length(2 * tokens), trained))
         self._require_room(tokens)
 
@@ -341,7 +341,7 @@ class LoadedModel:
         """Enlarge the context for the next prompt, as far as memory allows, with a notice."""
         size = self.engine.context_size
         self.save_prompt_cache(MIN_CACHED_TOKENS)
-        self.engine.grow(length)
+        self.engine.backend.grow(length)
         if self.engine.context_size > size:
             problem = f"increasing the context from {size} to {self.engine.context_size} tokens"
             self._notices[NoticeEvent(problem, "use --ctx N, or /set ctx N in a chat, for another size")] = False

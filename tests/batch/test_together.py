@@ -119,7 +119,7 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     with open_engine(4, kv_unified=True, states=store) as engine:
         answers(engine, SUMS)
-        engine.save_prompt_cache(1, prompt_of(engine, SUMS[2]))
+        engine.use_prompt_cache(lambda cache: cache.save(1, prompt_of(engine, SUMS[2])))
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 
