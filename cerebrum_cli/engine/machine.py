@@ -95,11 +95,11 @@ def processors() -> Processors:
     return Processors(allowed, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
 
 
-def linux_processors(allowed: Set[int], quota: float, devices: Path = DEVICES) -> Processors:
-    """Count cores by what Linux lists in `devices`; where it lists nothing, each CPU is a performance core."""
-    folder = devices / "system" / "cpu"
+def linux_processors(allowed: Set[int], quota: float) -> Processors:
+    """Count cores by what Linux lists of its devices; where it lists nothing, each CPU is a performance core."""
+    folder = DEVICES / "system" / "cpu"
     # an x86 processor that also has efficiency cores lists the others
-    fast = allowed & parse_cpu_list(_text(devices, "cpu_core/cpus")) or allowed
+    fast = allowed & parse_cpu_list(_text(DEVICES, "cpu_core/cpus")) or allowed
     # listed for ARM, with 1024 at most
     capacities = {cpu: _integer(folder / f"cpu{cpu}", "cpu_capacity") for cpu in fast}
     least = MIN_CAPACITY * max(capacities.values())
@@ -151,13 +151,13 @@ def thread_count() -> int:
     return processors().threads
 
 
-def processor_flags(path: Path = CPUINFO, release: str | None = None) -> frozenset[str] | None:
-    """CPU features as listed by Linux, and those that a kernel of this release may not list; None if unavailable."""
-    first = _first_processor(path)
+def processor_flags() -> frozenset[str] | None:
+    """CPU features as listed by Linux, and those that this kernel may not list; None if unavailable."""
+    first = _first_processor()
     listed = first.get("flags") or first.get("Features")
     if not listed:
         return None
-    version = [int(number) for number in re.findall(r"\d+", release or platform.release())[:2]]
+    version = [int(number) for number in re.findall(r"\d+", platform.release())[:2]]
     recent = RECENT_FLAGS if version < LISTED_BY else ()
     return frozenset((*listed.split(), *recent))
 
@@ -173,15 +173,15 @@ def instruction_set() -> str:
     return "x86"
 
 
-def processor_name(path: Path = CPUINFO) -> str:
+def processor_name() -> str:
     """Model name of the first processor, or the best substitute that the system offers."""
-    return _first_processor(path).get("model name") or platform.processor() or platform.machine()
+    return _first_processor().get("model name") or platform.processor() or platform.machine()
 
 
-def _first_processor(path: Path) -> dict[str, str]:
+def _first_processor() -> dict[str, str]:
     """Properties of the first processor as Linux lists them: listing all takes milliseconds if there are many."""
     properties: dict[str, str] = {}
-    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as lines:
+    with contextlib.suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as lines:
         for line in takewhile(str.strip, lines):
             key, _, value = line.partition(":")
             properties[key.strip()] = value.strip()
@@ -199,15 +199,16 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
     return None
 
 
-def own_cgroups(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> set[Path]:
+def own_cgroups() -> set[Path]:
     """Directories of this process's cgroups, also of v1, and their ancestors; the root if membership is unknown."""
-    found = {root}
+    found = {CGROUPS}
     with contextlib.suppress(OSError, ValueError):
-        for line in membership.read_text().splitlines():
+        for line in MEMBERSHIP.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
-                folder = root / name / path.lstrip("/")
-                found |= {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(root / name)}
+                root = CGROUPS / name
+                folder = root / path.lstrip("/")
+                found |= {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(root)}
     return found
 
 

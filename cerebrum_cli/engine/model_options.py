@@ -58,10 +58,8 @@ class LoadOptions:
     cpu_moe: str = "auto"
 
 
-def plan_repacking(
-    quantization: str | None, *, is_chat: bool = False, is_batch: bool = False, instructions: str | None = None
-) -> bool:
-    """Whether to repack weights, which is llama.cpp's default, with this processor's `instruction_set` or another.
+def plan_repacking(quantization: str | None, *, is_chat: bool = False, is_batch: bool = False) -> bool:
+    """Whether to repack weights, which is llama.cpp's default, with this processor's `instruction_set`.
 
     On x86, K-quants only for a chat, whose replies make up for the longer load, and for a batch without AVX-512.
     Measured on two cores without repacking, compared to repacked weights:
@@ -73,7 +71,7 @@ def plan_repacking(
     """
     if is_chat or "_K" not in (quantization or ""):
         return True
-    instructions = instructions or instruction_set()
+    instructions = instruction_set()
     return instructions not in ("x86", "avx512") or (is_batch and instructions == "x86")
 
 

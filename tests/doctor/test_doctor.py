@@ -29,6 +29,7 @@ from cerebrum_cli.doctor.assessment import (
     assess_threads,
 )
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
+from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.devices import build as installed_build
 from cerebrum_cli.engine.machine import CPU_FLAGS, Build, Processors, likely_accelerator, processor_flags
@@ -310,15 +311,25 @@ def test_assessment_of_what_was_found(result: CheckResult, status: str, detail: 
     assert (result.status, detail in result.detail, hint in result.hint) == (status, True, True)
 
 
-def test_processor_flags_reads_cpuinfo(tmp_path: Path) -> None:
-    x86, arm = tmp_path / "x86", tmp_path / "arm"
-    x86.write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    arm.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert processor_flags(x86) == frozenset({"fpu", "avx2", "fma"})
-    assert processor_flags(arm) == frozenset({"fp", "asimd"})
-    assert processor_flags(tmp_path / "none") is None
-    old = processor_flags(x86, "5.15.0-213-generic")
-    assert old and {"avx2", "amx_int8"} <= old and "amx_int8" not in (processor_flags(x86, "6.1.0") or ())
+X86 = "processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "release", "flags"),
+    [
+        (X86, "6.1.0", {"fpu", "avx2", "fma"}),
+        (X86, "5.15.0-213-generic", {"fpu", "avx2", "fma", *machine.RECENT_FLAGS}),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", "6.1.0", {"fp", "asimd"}),
+        ("", "6.1.0", None),
+    ],
+)
+def test_processor_flags_reads_cpuinfo(
+    cpuinfo: str, release: str, flags: set[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.release", lambda: release)
+    assert processor_flags() == flags
 
 
 @pytest.mark.parametrize(

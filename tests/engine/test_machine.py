@@ -83,9 +83,15 @@ THREE_KINDS = dict.fromkeys(range(4), 250) | dict.fromkeys((4, 5), 620) | dict.f
     ],
 )
 def test_default_threads_are_the_performance_cores(
-    listed: tuple[Any, ...], allowed: Iterable[int], quota: float, expected: tuple[int, int, int], tmp_path: Path
+    listed: tuple[Any, ...],
+    allowed: Iterable[int],
+    quota: float,
+    expected: tuple[int, int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = machine.linux_processors({*allowed}, quota, record_cpus(tmp_path, *listed))
+    monkeypatch.setattr(machine, "DEVICES", record_cpus(tmp_path, *listed))
+    found = machine.linux_processors({*allowed}, quota)
     assert (found.threads, found.cores, found.usable) == expected
 
 
@@ -125,12 +131,17 @@ model name\t: another
 """
 
 
-def test_processor_name_is_that_of_the_first_core_or_the_platform(tmp_path: Path) -> None:
+def test_processor_name_is_that_of_the_first_core_or_the_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "CPUINFO", path)
     path.write_text(CPUINFO)
-    assert machine.processor_name(path) == "Intel(R) Xeon(R) Processor @ 2.10GHz"
+    assert machine.processor_name() == "Intel(R) Xeon(R) Processor @ 2.10GHz"
     path.write_text("processor : 0\nBogoMIPS : 50.00\n")
-    assert machine.processor_name(path) == machine.processor_name(tmp_path / "nowhere") != ""
+    unnamed = machine.processor_name()
+    path.unlink()
+    assert machine.processor_name() == unnamed != ""
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
+from cerebrum_cli.engine import machine, model_options
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
@@ -183,13 +184,16 @@ def test_log_forwards_lines_and_keeps_problems() -> None:
     assert heard == ["shown", *kept.problems]
 
 
-def test_own_cgroups_include_all_ancestors(tmp_path: Path) -> None:
+def test_own_cgroups_include_all_ancestors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "membership").write_text("4:cpu:/elsewhere\n0::/user.slice/me.scope\n")
     root = tmp_path / "cgroup"
-    own = own_cgroups(root, tmp_path / "membership")
+    monkeypatch.setattr(machine, "CGROUPS", root)
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
+    own = own_cgroups()
     own_slice = [root / "user.slice" / "me.scope", root / "user.slice", root]
     assert own == {*own_slice, root / "cpu" / "elsewhere", root / "cpu"}
-    assert own_cgroups(root, tmp_path / "nothing") == {root}
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "nothing")
+    assert own_cgroups() == {root}
 
 
 @pytest.mark.parametrize(
@@ -206,12 +210,14 @@ def test_load_notes_options_without_effect(changes: dict[str, Any], devices: tup
     assert "".join(notice.message for notice in option_notices(asked, devices)) == problem
 
 
-def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays() -> None:
-    for instructions in ("x86", "avx512"):
-        assert plan_repacking("Q4_K_M", instructions=instructions, is_chat=True)
-        assert not plan_repacking("Q6_K", instructions=instructions)
-        assert plan_repacking("Q4_0", instructions=instructions) and plan_repacking(None, instructions=instructions)
-    assert plan_repacking("Q4_K_M", instructions="x86", is_batch=True) and not plan_repacking(
-        "Q4_K_M", instructions="avx512", is_batch=True
-    )
-    assert plan_repacking("Q4_K_M", instructions="arm64")
+@pytest.mark.parametrize("instructions", ["x86", "avx512"])
+def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays(
+    instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_options, "instruction_set", lambda: instructions)
+    assert plan_repacking("Q4_K_M", is_chat=True)
+    assert not plan_repacking("Q6_K")
+    assert plan_repacking("Q4_0") and plan_repacking(None)
+    assert plan_repacking("Q4_K_M", is_batch=True) is (instructions == "x86")
+    monkeypatch.setattr(model_options, "instruction_set", lambda: "arm64")
+    assert plan_repacking("Q4_K_M")
