@@ -98,13 +98,13 @@ def write_all(descriptor: int, data: bytes) -> None:
         unwritten = unwritten[os.write(descriptor, unwritten) :]
 
 
-def atomic_write(path: Path, data: bytes, size: int | None = None) -> None:
+def atomic_write(path: Path, data: bytes, size: int | None = None, mode: int = 0o600) -> None:
     """Replace the content of a file atomically: readers and crashes see the old or the new content.
 
-    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. The
-    file is readable only by its owner.
+    A `size` beyond the data is filled with zeros, which take no space if the file system supports sparse files. By
+    default, the file is readable only by its owner.
     """
-    with unfinished_file(path) as part:
+    with unfinished_file(path, mode) as part:
         descriptor = part.file.fileno()
         write_all(descriptor, data)
         if size is not None:

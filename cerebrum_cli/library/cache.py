@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cerebrum_cli.core.files import exists, unfinished_file
+from cerebrum_cli.core.files import atomic_write, exists
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
@@ -167,9 +167,7 @@ class Cache:
             return
         reference = self.repository_directory(repo_id) / "refs" / PurePosixPath(revision)
         reference.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished_file(reference, 0o666) as part:
-            part.path.write_text(commit)
-            part.path.replace(reference)
+        atomic_write(reference, commit.encode(), mode=0o666)
 
     def _snapshots(self, repo_id: str) -> list[Path]:
         """Snapshots of a repository: the commit of `main` first, then newest first."""

@@ -21,13 +21,7 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.files import (
-    commit_file,
-    read_small_json,
-    translate_os_errors,
-    unfinished_file,
-    write_all,
-)
+from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors, write_all
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration, one_line, truncate
 from cerebrum_cli.results.schema import DELIMITERS, to_json
@@ -187,9 +181,8 @@ def write_record(paths: OutputPaths, record: BatchRecord, then: str = RESUME) ->
     """Replace the record atomically. Raises BatchError, whose hint ends with what to do `then`."""
     fields = {key: value for key, value in asdict(record).items() if value != {}}
     text = to_json({"version": VERSION, **fields}, indent=2) + "\n"
-    with output_errors(paths.meta, then), unfinished_file(paths.meta, 0o666) as part:
-        write_result(part.file, [text.encode()])
-        commit_file(part, paths.meta)
+    with output_errors(paths.meta, then):
+        atomic_write(paths.meta, text.encode(), mode=0o666)
 
 
 def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS metadata (key TEXT PRIMARY KEY, value TEXT);
 COMMIT;
 """
 _INSERT = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)"
+_STATES = "SELECT position, flags, CASE WHEN NOT flags THEN object END FROM rows WHERE position >= 0"
 _OBJECTS = "SELECT position, object FROM rows WHERE position >= 0 AND flags ORDER BY position"
 # The stored rows in the order of their new positions, after those that get none. Of stored and input rows with the same
 # key, those that were at the same position come first, then rows with an answer.
@@ -115,12 +116,10 @@ class RowStore:
         flags = bytearray(size)
         tokens = {}
         with self._errors():
-            for position, row_flags in self._database.execute("SELECT position, flags FROM rows WHERE position >= 0"):
+            for position, row_flags, interrupted in self._database.execute(_STATES):
                 flags[position] = row_flags
-            for position, text in self._database.execute(
-                "SELECT position, object FROM rows WHERE position >= 0 AND NOT flags"
-            ):
-                tokens[position] = tuple(json.loads(text)[TOKENS])
+                if interrupted:
+                    tokens[position] = tuple(json.loads(interrupted)[TOKENS])
         return FinishedRows(flags), tokens
 
     def objects(self) -> Iterator[tuple[int, bytes]]:

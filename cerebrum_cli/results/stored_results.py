@@ -83,7 +83,7 @@ def _open(
         write_record(paths, record)
     elif step == "resume":
         _move_rows(store, rows, new)
-        resumed = replace(record, rows=new.rows, input=new.input, extent=new.extent)
+        resumed = replace(record, rows=new.rows, input=new.input, extent=new.extent, replaces=output)
         if resumed != record:
             write_record(paths, resumed)
         record = resumed
@@ -96,7 +96,7 @@ def _open(
     finished, unfinished = store.load(rows.size)
     if retry_failed:
         finished.forget_failed()  # new answers replace them
-    results = StoredResults(paths, store, rows, record, finished, replaced=output)
+    results = StoredResults(paths, store, rows, record, finished)
     results.unfinished = unfinished
     return results
 
@@ -131,7 +131,6 @@ class StoredResults(Results):
         rows: ResultRows,
         record: BatchRecord,
         finished: FinishedRows,
-        replaced: str | None = None,
         is_complete: bool = False,
     ) -> None:
         super().__init__(rows, finished)
@@ -140,7 +139,6 @@ class StoredResults(Results):
         self._paths = paths
         self._store = store
         self._record = record
-        self._replaced = replaced
         self._is_closed = False
 
     @property
@@ -193,7 +191,7 @@ class StoredResults(Results):
                 undecided=counts.undecided,
             )
             write_record(paths, record, then)
-            if identify(paths.output) != self._replaced:
+            if identify(paths.output) != record.replaces:
                 raise BatchError(
                     f"{paths.output} was changed while the batch ran",
                     "move it elsewhere, then run it again without --restart to write the result",

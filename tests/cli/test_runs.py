@@ -319,8 +319,8 @@ def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
-    for module in (rescoring, output_files):
-        monkeypatch.setattr(module, "commit_file", commit)
+    for module, name in ((rescoring, "commit_file"), (output_files, "atomic_write")):
+        monkeypatch.setattr(module, name, commit)
         with pytest.raises(BatchError, match="No space left on device") as error:
             save_scores(run)
         assert error.value.hint == "free some disk space, then run it again"
