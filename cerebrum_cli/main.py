@@ -155,19 +155,18 @@ def usage_error(error: typer.TyperException, context: typer.Context | None, name
 
 
 def similar_options(name: str, context: typer.Context) -> str:
-    from difflib import get_close_matches
-
     from cerebrum_cli.core.declaration import flag
     from cerebrum_cli.core.settings import OPTIONS
+    from cerebrum_cli.core.text import did_you_mean
 
     known = [opt for parameter in context.command.params for opt in parameter.opts]
     key = name.lstrip("-").replace("-", "_")
     dashed = flag(key)
     if "--set" in known and key in OPTIONS and dashed not in known:
         return f"use --set {key}=VALUE"
-    longer = [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]
-    near = longer or get_close_matches(name, known, 2, cutoff=0.7)
-    return f"did you mean {' or '.join(near)}?" if near else ""
+    if longer := [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]:
+        return f"did you mean {' or '.join(longer)}?"
+    return did_you_mean(name, known, 2, 0.7).rstrip()
 
 
 def print_error(app: App | None, error: CerebrumError) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS
 from cerebrum_cli.core.text import well_formed
@@ -127,10 +128,10 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
         if (value := request.get(key)) is None:
             continue
         try:
-            settings[name] = OPTIONS[name].validate(value)
-        except UsageError as error:
-            value = error.message.partition(": ")[2]
-            raise InvalidRow("invalid_setting", f"invalid `{key}`: {value}; {error.hint}") from error
+            settings[name] = OPTIONS[name].convert(value)
+        except InvalidValue as invalid:
+            problem = f"invalid `{key}`: {invalid.value!r}; it must be {invalid.expected}"
+            raise InvalidRow("invalid_setting", problem) from invalid
         except OverflowError as error:  # an integer of hundreds of digits for a float
             raise InvalidRow("invalid_setting", f"invalid `{key}`: {value} is too large") from error
     return settings

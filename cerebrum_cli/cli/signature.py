@@ -319,10 +319,8 @@ class SectionedCommand(TyperCommand):
         for argument in self.arguments:
             if argument.required:
                 pieces.append(f"{{{argument.metavar}}}")
-            elif argument.metavar.startswith("["):
-                pieces.append(argument.metavar)
             else:
-                pieces.append(f"[{argument.metavar}]")
+                pieces.append(argument.metavar)
         return pieces
 
     @property

@@ -214,7 +214,7 @@ def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
     contents = {}
     for file in cache.find_files(task.repo_id, task.file, task.files):
         data = file.path.read_bytes()
-        if file.digest not in (None, sha256(data).hexdigest(), git_hash(data)):
+        if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
             return {}
         contents[file] = data
     return contents

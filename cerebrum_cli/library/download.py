@@ -49,9 +49,9 @@ T = TypeVar("T")
 OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
 
 
-def git_hash(data: bytes) -> str:
+def git_hash(size: int, data: bytes = b"") -> hashlib._Hash:
     """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
 
 
 class Progress(Protocol):
@@ -138,7 +138,7 @@ class Download:
         if blob.stat().st_size != file.size:
             return False
         if _is_git_hash(file.digest):
-            return git_hash(blob.read_bytes()) == file.digest
+            return git_hash(file.size, blob.read_bytes()).hexdigest() == file.digest
         return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.digest
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
@@ -213,7 +213,7 @@ def _is_git_hash(digest: str) -> bool:
 
 def _new_hash(file: HubFile) -> hashlib._Hash:
     if _is_git_hash(file.digest):
-        return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        return git_hash(file.size)
     return hashlib.sha256()
 
 
