@@ -315,12 +315,12 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
 
 
 def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def commit(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
     for module, name in ((rescoring, "commit_file"), (output_files, "atomic_write")):
-        monkeypatch.setattr(module, name, commit)
+        monkeypatch.setattr(module, name, fail)
         with pytest.raises(BatchError, match="No space left on device") as error:
             save_scores(run)
         assert error.value.hint == "free some disk space, then run it again"
