@@ -97,8 +97,9 @@ class Chat:
         key = self.loaded, self.session, settings.system, settings.think, settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
             conversation = self.conversation
-            if self.last_reply:
-                conversation = conversation.user("")  # templates may include the reasoning of the last reply
+            if self.last_reply or not self.messages:
+                # Templates may include the reasoning of the last reply, and may need a question.
+                conversation = conversation.user("")
             try:
                 self._counted = key, self.loaded.count_tokens(conversation)
             except FormatError:  # reported with the next question

@@ -178,7 +178,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
     streams = app.streams
     if streams.piped is not None:
         with repl.signals.acting(repl.signals.raise_interrupted):
-            return ScriptInput(read_piped(streams.piped), streams.answer)
+            return ScriptInput(read_piped(streams.piped), streams)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
         return PlainPrompt(streams, repl.keyboard, repl.signals)
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter

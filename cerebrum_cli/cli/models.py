@@ -24,6 +24,7 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
+from cerebrum_cli.terminal.streams import RED
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -244,7 +245,7 @@ def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -
         print_models(streams, listed)
         for row in listed:
             if row["error"]:
-                streams.info(f"error: {row['error']}")
+                streams.write_line("error: ", row["error"], head_style=RED)
             if is_url(row["reference"]):
                 streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):

@@ -22,11 +22,10 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import GRAY, GREEN, MAGENTA, RED, Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
-GREEN, RED, MAGENTA, GRAY = "32", "31", "35", "90"
 
 Counts = RowEvent | EvalProgress
 
@@ -179,7 +178,7 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
 
     def notice(self, event: NoticeEvent) -> None:
         self.close()
-        self.streams.report(f"note: {event.message}: {event.hint}")
+        self.streams.report(NoticeEvent(f"{event.message}: {event.hint}", ""))
 
     def update(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()

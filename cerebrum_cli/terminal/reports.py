@@ -15,7 +15,7 @@ from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.library.reference import looks_like_path
 from cerebrum_cli.replies.inspection import CERTAIN
-from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, strip_controls
+from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
 from cerebrum_cli.terminal.tables import (
     Row,
     excerpt,
@@ -281,7 +281,8 @@ def check_terminal(streams: Streams) -> CheckResult:
     import locale
 
     if not streams.out_is_terminal:
-        return check_result("none: standard output is a pipe or a file; it gets UTF-8 without colors")
+        styles = "with styles (FORCE_COLOR)" if streams.can_style else "without colors"
+        return check_result(f"none: standard output is a pipe or a file; it gets UTF-8 {styles}")
     term = environment("TERM")
     encoding = locale.getencoding()
     facts = [term or "TERM is not set", f"{columns(streams.out)} columns", encoding]
@@ -303,12 +304,8 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
     if result.hint:
         lines.append(streams.wrapped(f"hint: {result.hint}", len(head)))
     text = head + f"\n{' ' * len(head)}".join(lines) + "\n"
-    if streams.can_style and environment("NO_COLOR") is None:
-        details = strip_controls(text.removeprefix(result.status))
-        text = f"\x1b[{STATUS_COLORS[result.status]}m{result.status}\x1b[0m{details}"
-        streams.answer(text, is_styled=True)
-    else:
-        streams.answer(text)
+    streams.answer(streams.styled(result.status, STATUS_COLORS[result.status]), is_styled=True)
+    streams.answer(text.removeprefix(result.status))
 
 
 def repository_name(row: Row) -> str:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
-from cerebrum_cli.terminal.streams import Streams, strip_complete, strip_controls
+from cerebrum_cli.terminal.status_line import Line
+from cerebrum_cli.terminal.streams import DIM, Streams, strip_complete, strip_controls
+from cerebrum_cli.terminal.tables import PIPE_WIDTH
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.reply_controls import AnswerNow
@@ -80,7 +82,10 @@ class AnswerSink:
 
             from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
 
-            self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES))
+            is_terminal = self._streams.out_is_terminal
+            width = None if is_terminal else PIPE_WIDTH
+            options: dict[str, Any] = {"width": width, "force_terminal": is_terminal, "color_system": "standard"}
+            self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES, **options))
         with self._streams.writing_answer():
             self._stream.feed(text)
 
@@ -133,10 +138,7 @@ class ReasoningSink:
         self._tokens += 1
         if not self.shows:
             return
-        text = strip_controls(text)
-        if self.streams.can_redraw:
-            text = f"\x1b[2m{text}\x1b[0m"
-        self.streams.draw(text)
+        self.streams.draw(self.streams.on_stderr.styled(strip_controls(text), DIM))
 
     def close(self) -> None:
         if self._started is None:
@@ -148,6 +150,24 @@ class ReasoningSink:
         if self.summarizes:
             summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
             self.streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
+
+
+@dataclass(slots=True)
+class BlankLine:
+    """A blank line on a terminal between a question and its reply, once that has begun, in place of a `line`."""
+
+    streams: Streams
+    line: Line
+    is_written: bool = False
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, (PromptEvent, TokenEvent)) and not self.is_written:
+            self.line.erase()
+            self.streams.blank_line()
+            self.is_written = True
+
+    def close(self) -> None:
+        """An error follows the question itself."""
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -106,7 +105,6 @@ class Line:
         from rich.cells import cell_len, set_cell_size  # characters may be two columns wide
 
         room = columns(self.streams.err) - ECHO_COLUMNS
-        has_colors = environment("NO_COLOR") is None
         drawn = ""
         with self._lock:
             for text, color in self.render(room):
@@ -114,9 +112,7 @@ class Line:
                 if cell_len(text) > room:
                     text = set_cell_size(text, room).rstrip()
                 room -= cell_len(text)
-                if color and has_colors:
-                    text = f"\x1b[{color}m{text}\x1b[0m"
-                drawn += text
+                drawn += self.streams.on_stderr.styled(text, color)
             if drawn != self._drawn:
                 self.streams.draw(f"\r\x1b[K{drawn}")
                 self._drawn = drawn

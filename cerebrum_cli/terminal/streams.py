@@ -21,6 +21,8 @@ from cerebrum_cli.core.events import NoticeEvent
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 MIN_NOTE_WIDTH = 12  # columns
+BOLD, DIM = "1", "2"  # SGR codes; all others are colors
+RED, GREEN, MAGENTA, GRAY = "31", "32", "35", "90"
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
 
 # Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls, and
@@ -55,14 +57,14 @@ class PipedInput:
     """Piped standard input, with a notice if the first read takes long."""
 
     source: BinaryIO
-    err: TextIO
+    streams: Streams
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
-        notice = "note: reading standard input; if there is none, redirect it: < /dev/null\n"
-        timer = threading.Timer(STDIN_NOTICE_S, self.err.write, [notice])
+        notice = NoticeEvent("reading standard input; if there is none, redirect it: < /dev/null", "")
+        timer = threading.Timer(STDIN_NOTICE_S, self.streams.notice, [notice])
         timer.daemon = True
-        if self.err.isatty() and not self.has_data:
+        if self.streams.err_is_terminal and not self.has_data:
             timer.start()
         try:
             data = self.source.read(size)
@@ -100,7 +102,9 @@ class Streams:
 
     @property
     def can_style(self) -> bool:
-        return self.out_is_terminal and not is_plain_terminal()
+        """Whether the output may have styles: on a terminal, and with FORCE_COLOR anywhere."""
+        is_forced = environment("FORCE_COLOR") is not None
+        return (self.out_is_terminal or is_forced) and not is_plain_terminal()
 
     @property
     def on_stderr(self) -> Streams:
@@ -117,6 +121,11 @@ class Streams:
             self.out.write(text)
             self.out.flush()
 
+    def styled(self, text: str, style: str) -> str:
+        """A text of our own in a style, if the output may have it: NO_COLOR leaves bold and dim text."""
+        is_shown = style in (BOLD, DIM) or environment("NO_COLOR") is None
+        return f"\x1b[{style}m{text}\x1b[0m" if style and is_shown and self.can_style else text
+
     @contextlib.contextmanager
     def writing_answer(self) -> Iterator[None]:
         """Raise the errors of `answer` for any way of writing it; later output is discarded silently."""
@@ -127,6 +136,11 @@ class Streams:
             if isinstance(error, BrokenPipeError):
                 raise
             raise CerebrumError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
+
+    def blank_line(self) -> None:
+        """Separate what follows, on a terminal only."""
+        if self.out_is_terminal:
+            self.answer("\n")
 
     def draw(self, text: str) -> None:
         """Write to standard error, with control sequences of our own; a failure is ignored."""
@@ -202,17 +216,21 @@ class Streams:
         width = max(MIN_NOTE_WIDTH, columns(self.out) - 1 - indent)
         return f"\n{' ' * indent}".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
-    def write_line(self, head: str, text: str) -> None:
+    def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
-        self.info(head + self.on_stderr.wrapped(text, len(head)))
+        err = self.on_stderr
+        if self.err_is_terminal:
+            text = err.wrapped(strip_controls(text), len(head))
+        line = err.styled(head, head_style) + text
+        self.draw(f"{err.styled(line, style)}\n")
 
     def notice(self, event: NoticeEvent) -> None:
-        self.write_line("note: ", event.message)
+        self.write_line("note: ", event.message, DIM)
         if event.hint:
-            self.write_line("      ", event.hint)
+            self.write_line("      ", event.hint, DIM)
 
     def error(self, error: CerebrumError) -> None:
-        self.write_line("error: ", error.message)
+        self.write_line("error: ", error.message, head_style=RED)
         if error.hint:
             self.write_line(" hint: ", error.hint)
         if isinstance(error, EngineError):
@@ -226,12 +244,12 @@ def standard_streams() -> Streams:
     for stream in (out, err):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")
-    piped = None
+    streams = Streams(out, err, None, out.isatty(), err.isatty(), sys.stdin is not None and sys.stdin.isatty())
     if sys.stdin is not None:  # closed by the parent process
         mode = os.fstat(sys.stdin.fileno()).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode):  # not a terminal or /dev/null
-            piped = PipedInput(sys.stdin.buffer, err)
-    return Streams(out, err, piped, out.isatty(), err.isatty(), sys.stdin is not None and sys.stdin.isatty())
+            return replace(streams, piped=PipedInput(sys.stdin.buffer, streams))
+    return streams
 
 
 def discard(stream: TextIO) -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_count, format_size, one_line
-from cerebrum_cli.terminal.streams import Streams, strip_controls
+from cerebrum_cli.terminal.streams import BOLD, Streams, strip_controls
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
     from cerebrum_cli.library.fit import Capacity, DownloadPlan
+    from cerebrum_cli.replies.interface import Model
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
@@ -245,8 +246,7 @@ def print_table(
         _fit_widths(widths, Console(file=streams.out).width, shorten, drop)
     padded = [[_fit_cell(cell, widths[heading]) for cell in columns[heading]] for heading in widths]
     lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
-    if streams.can_style:
-        lines[0] = f"\x1b[1m{lines[0]}\x1b[0m"
+    lines[0] = streams.styled(lines[0], BOLD)
     streams.answer("".join(f"{line}\n" for line in lines), is_styled=True)
 
 
@@ -358,6 +358,16 @@ def _rate(tokens_per_second: float) -> str:
     if tokens_per_second:
         return f", {tokens_per_second:.1f} t/s"
     return ""
+
+
+def model_text(loaded: Model) -> str:
+    """A model with its size and quantization, as far as its file states them; a server may have another file."""
+    model = loaded.model
+    if loaded.is_remote:
+        return model.label
+    size: object = model.header.metadata.get("general.size_label")
+    facts = model.label.removesuffix(f":{model.quantization}"), size, model.quantization
+    return " · ".join(fact for fact in facts if isinstance(fact, str))
 
 
 def context_text(used: int, size: int) -> str:

@@ -37,7 +37,7 @@ class Screen:
         return lines
 
     @property
-    def styled_cells(self) -> list[tuple[object, ...]]:
+    def styled_cells(self) -> list[tuple[Any, ...]]:
         return [tuple(cell for cell in row if cell.data.strip()) for row in self._rows()][: len(self.lines)]
 
     @property

@@ -159,14 +159,16 @@ def write_chatml(
     name: str = "tiny chatml",
     chat_template: str | None = CHATML_TEMPLATE,
     sampling: Mapping[str, float] | None = None,
+    general: Mapping[str, MetadataValue] | None = None,
     **options: Any,
 ) -> Path:
     """Write a Llama with a byte-level BPE vocabulary of 275 tokens, including ChatML's and thinking tokens.
 
-    `sampling` is what it recommends.
+    `sampling` is what it recommends, `general` what else its file states.
     """
-    recommended = {f"general.sampling.{key}": value for key, value in (sampling or {}).items()}
-    return _write_llama(path, {**bpe_metadata(), **described(name, chat_template), **recommended}, **options)
+    stated: dict[str, MetadataValue] = {f"general.{key}": value for key, value in (general or {}).items()}
+    stated |= {f"general.sampling.{key}": value for key, value in (sampling or {}).items()}
+    return _write_llama(path, {**bpe_metadata(), **described(name, chat_template), **stated}, **options)
 
 
 def _write_llama(

@@ -16,7 +16,7 @@ from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import help_text
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import Streams, strip_controls
 
 # Reading questions.
 
@@ -248,9 +248,9 @@ def test_chat_continues_a_reply_that_was_truncated_while_reasoning(talk: Talk) -
     assert err[-2:] == ["note: reply truncated at 9 tokens of reasoning", "      /continue resumes it"]
 
 
-def test_chat_writes_an_empty_line_after_a_reply_but_not_before_an_error(talk: Talk) -> None:
+def test_chat_writes_empty_lines_around_a_reply_but_not_before_an_error(talk: Talk) -> None:
     out, err = talk("/retry\nWho?\n/continue\n", shows_out=True)
-    assert out == ["> /retry", "> Who?", "Me.", "", "> /continue"]
+    assert [strip_controls(line) for line in out] == ["> /retry", "> Who?", "", "Me.", "", "> /continue"]
     assert [line for line in err if "error" in line] == [
         "error: no question yet",
         "error: nothing to continue: the reply is complete, by another model, or without token ids",

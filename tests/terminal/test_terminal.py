@@ -274,13 +274,17 @@ def test_confirm_asks_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not replace(shown(), in_is_terminal=False).confirm("Pull it?")
 
 
+RED_ERROR = "\x1b[31merror: \x1b[0m"
+
+
 def test_errors_print_message_hint_and_log_without_controls() -> None:
     streams = shown()
     streams.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
     streams.error(CerebrumError("alone"))
     streams.error(EngineError("no memory", "less", log=["alloc failed", "of 9 GB"]))
     assert written(streams.err) == (
-        "error: ab\n hint: cd\nerror: alone\nerror: no memory\n hint: less\n  log: alloc failed\n  log: of 9 GB\n"
+        f"{RED_ERROR}ab\n hint: cd\n{RED_ERROR}alone\n"
+        f"{RED_ERROR}no memory\n hint: less\n  log: alloc failed\n  log: of 9 GB\n"
     )
 
 

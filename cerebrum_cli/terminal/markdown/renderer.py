@@ -76,6 +76,9 @@ class MarkdownStream:
         *lines, self._line = (self._line + text.replace("\r", "")).split("\n")
         for line in lines:
             self._final += self._reader.read(line)
+        if not self._console.is_terminal:  # nothing there can be erased
+            self.pause()
+            return
         start = time.monotonic()
         if start >= self._next_draw:
             self._draw()

@@ -15,13 +15,16 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
-CLIPBOARD_PROGRAMS = (
+CLIPBOARD_PROGRAMS: tuple[tuple[str, ...], ...] = (
     ("wl-copy",),
     ("xclip", "-selection", "clipboard"),
     ("xsel", "--clipboard", "--input"),
     ("pbcopy",),
     ("clip.exe",),
 )
+# tmux ignores OSC 52 from its programs unless `set-clipboard` is on, but writes it itself for this command.
+TMUX = ("tmux", "load-buffer", "-w", "-")
+TMUX_COPIES = "tmux, to its buffer and, if the terminal supports it, to the clipboard"
 CLIPBOARD_TIMEOUT_S = 5.0
 
 
@@ -49,15 +52,20 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
 
     Raises UsageError without a clipboard program if output is piped or the terminal takes no control sequences.
     """
-    is_local = environment("SSH_TTY") is None  # otherwise only OSC 52 reaches the user's clipboard
-    for command in CLIPBOARD_PROGRAMS:
-        if is_local and shutil.which(command[0]):
+    is_remote = environment("SSH_TTY") or environment("SSH_CONNECTION")  # only OSC 52 reaches the user's clipboard
+    programs = () if is_remote else CLIPBOARD_PROGRAMS
+    if environment("TMUX"):
+        programs = (*programs, TMUX)
+    for command in programs:
+        if shutil.which(command[0]):
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
                 quiet, data = subprocess.DEVNULL, text.encode()
                 subprocess.run(command, input=data, stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=True)
-                return command[0]
+                return TMUX_COPIES if command == TMUX else command[0]
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
     streams.answer(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07", is_styled=True)
+    if (environment("TERM") or "").startswith(("tmux", "screen")):  # on another machine than ours
+        return "the terminal (OSC 52), if supported; in tmux, run: tmux set -g set-clipboard on"
     return "the terminal (OSC 52), if supported"

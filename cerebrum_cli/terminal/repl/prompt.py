@@ -33,8 +33,8 @@ from cerebrum_cli.terminal.repl.questions import (
     PROMPT,
     InputLine,
     PlainPrompt,
+    echo,
     parse_input,
-    prompt_text,
     read_block,
     shorten_question,
 )
@@ -79,7 +79,7 @@ class InteractivePrompt(PlainPrompt):
             enable_suspend=True,
             refresh_interval=REFRESH_S,
             bottom_toolbar=repl.toolbar,
-            prompt_continuation=lambda _, __, wraps: "" if wraps else CONTINUATION,
+            prompt_continuation=lambda _, __, wraps: "" if wraps else [("bold", CONTINUATION)],
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
@@ -94,9 +94,9 @@ class InteractivePrompt(PlainPrompt):
             text = self.edit(text.text)
             self._draft = ""
             self._session.history.append_string(text)
-            self.streams.answer(prompt_text(text))
+            echo(self.streams, text)
         elif self._session.app.erase_when_done:
-            self.streams.answer(prompt_text(shorten_question(text)))
+            echo(self.streams, shorten_question(text))
         text = well_formed(text)
         return self.parse(text) or read_block(text, iter(()))
 
@@ -110,7 +110,7 @@ class InteractivePrompt(PlainPrompt):
         self._session.app.erase_when_done = False
         try:
             with self.signals.acting(self._exit_on_signal), self.keyboard.prompting():
-                return self._session.prompt(PROMPT, default=draft, pre_run=self._on_start)
+                return self._session.prompt([("bold", PROMPT)], default=draft, pre_run=self._on_start)
         except KeyboardInterrupt:
             if self._session.default_buffer.text:
                 self._session.default_buffer.append_to_history()

@@ -7,7 +7,7 @@ import re
 import select
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.external_programs import edit_file
-from cerebrum_cli.terminal.streams import Streams
+from cerebrum_cli.terminal.streams import BOLD, Streams
 
 FENCE = '"""'
 # A block is a question, or the argument of a command. Its first line has no other quotes than those around it.
@@ -37,13 +37,13 @@ class InputLine(NamedTuple):
 class ScriptInput:
     redraws = False
 
-    def __init__(self, text: str, echo: Callable[[str], None]) -> None:
+    def __init__(self, text: str, streams: Streams) -> None:
         self._lines = split_questions(text)
-        self._echo = echo
+        self._streams = streams
 
     def read(self) -> InputLine:
         for line in self._lines:
-            self._echo(prompt_text(line.text))
+            echo(self._streams, line.text)
             return line
         raise EOFError
 
@@ -54,8 +54,17 @@ class ScriptInput:
         return False
 
 
-def prompt_text(question: str) -> str:
-    return PROMPT + question.replace("\n", f"\n{CONTINUATION}") + "\n"
+def echo(streams: Streams, question: str) -> None:
+    """Write a question as it looks once it was typed."""
+    prompt = PROMPT
+    for line in question.split("\n"):
+        show_prompt(streams, prompt)
+        streams.answer(f"{line}\n")
+        prompt = CONTINUATION
+
+
+def show_prompt(streams: Streams, prompt: str) -> None:
+    streams.answer(streams.styled(prompt, BOLD), is_styled=True)
 
 
 def shorten_question(question: str) -> str:
@@ -148,7 +157,7 @@ class PlainPrompt:
     def _read_line(self, prompt: str) -> str:
         if sys.stdin is None or self.is_ended:  # None: closed by the parent process
             raise EOFError
-        self.streams.answer(prompt)
+        show_prompt(self.streams, prompt)
         line = sys.stdin.buffer.readline()
         if not line:
             self.is_ended = True  # a terminal says so once

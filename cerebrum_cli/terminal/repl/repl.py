@@ -20,12 +20,12 @@ from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, prompt_text, shorten_question
+from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerSink, BlankLine, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams, strip_controls
-from cerebrum_cli.terminal.tables import context_text, result_text
+from cerebrum_cli.terminal.tables import context_text, model_text, result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -100,14 +100,14 @@ class Repl:
         if pending:
             segments.append(f"with {format_names(pending)}")
         if chat.session:
-            segments.append(chat.session.name)
+            segments.append(f"session {chat.session.name}")
         if not chat.is_saved:
             segments.append("not saved")
-        segments.append(chat.loaded.model.label)
+        segments.append(f"model {chat.loaded.model.label}")
         segments.append(self._context_text())
-        segments.append(chat.loaded.format_name)
         if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
+        segments.append(f"format {chat.loaded.format_name}")
         return strip_controls(SEPARATOR.join(filter(None, segments)))
 
     def _context_text(self) -> str:
@@ -134,7 +134,7 @@ class Repl:
         sinks = reasoning, AnswerSink(self.streams, self.chat.settings.markdown)
         try:
             line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
-            self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
+            self._render(reply.events(), (BlankLine(self.streams, line), line, *sinks), reasoning.end_reasoning)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -184,7 +184,8 @@ class Repl:
 
     def _show_vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
         try:
-            self.wait_for(events, vote=majority_vote.bounds)
+            line = self._status_line(vote=majority_vote.bounds)
+            self._render(events, (BlankLine(self.streams, line), line), nothing_to_end)
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -197,13 +198,11 @@ class Repl:
 
     def _end_turn(self) -> None:
         self._has_replied, self.exit_code = True, 0
-        if self.streams.out_is_terminal:
-            self.streams.answer("\n")
+        self.streams.blank_line()
 
     def _print_greeting(self) -> None:
         chat, streams = self.chat, self.streams
-        loaded = f"{chat.loaded.model.label}, prompt format: {chat.loaded.format_name}"
-        streams.write_line("", f"{loaded}; /help lists commands and keys")
+        streams.write_line("", f"{model_text(chat.loaded)}; /help lists commands and keys")
         streams.info("")
         messages = chat.messages
         if chat.session is None and chat.name:
@@ -221,6 +220,7 @@ class Repl:
             if stored.message.role == "user":
                 self.show_question(stored.message.content)
             else:
+                self.streams.blank_line()
                 show_answer(self.streams, stored.message.content, self.chat.settings.markdown)
         last = self.chat.last_reply
         if last and last.early_end:
@@ -229,11 +229,11 @@ class Repl:
         self.streams.answer("\n")
 
     def show_question(self, question: str) -> None:
-        self.streams.answer(prompt_text(shorten_question(question)))
+        echo(self.streams, shorten_question(question))
 
-    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink, **shown: Any) -> None:
-        """Consume events, with their progress in a line, of which more may be `shown`; Ctrl-C stops the work."""
-        self._render(events, (self._status_line(**shown), *sinks), nothing_to_end)
+    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+        """Consume events, with their progress in a line; Ctrl-C stops the work."""
+        self._render(events, (self._status_line(), *sinks), nothing_to_end)
 
     def _render(self, events: Generator[Event, None, None], sinks: Sequence[Sink], end_reasoning: EndReasoning) -> None:
         render(events, lambda: self.chat.loaded.cancel(), sinks, self.signals, end_reasoning)

@@ -42,6 +42,7 @@ from cerebrum_cli.terminal.tables import (
     NO_PROMPTS,
     PIPE_WIDTH,
     context_text,
+    model_text,
     print_prompts,
     print_replies,
     print_rows,
@@ -96,7 +97,7 @@ def change_model(repl: Repl, argument: str) -> None:
     if argument:
         repl.wait_for(repl.chat.change_settings({"model": argument, "format": None}))
     loaded = repl.chat.loaded
-    repl.streams.info(f"{loaded.model.label}, prompt format: {loaded.format_name}")
+    repl.streams.info(f"{model_text(loaded)}, prompt format: {loaded.format_name}")
 
 
 def change_setting(repl: Repl, argument: str) -> None:
@@ -304,6 +305,8 @@ def show_tokens(repl: Repl, _: str) -> None:
     repl.wait_for(repl.chat.load())
     if usage := repl.chat.context_usage:
         repl.streams.info(context_text(*usage))
+    elif not repl.chat.loaded.is_remote:
+        repl.streams.info("tokens are unknown: the chat template fails for this conversation")
     else:
         repl.streams.info("the server does not state its context")
 
@@ -340,7 +343,9 @@ def copy_reply(repl: Repl, argument: str) -> None:
             raise UsageError("the last reply has no code blocks", "/copy copies the whole reply")
         text = numbered(argument, blocks, "/copy").text
         part = f"code block {argument}"
-    repl.streams.info(f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
+    if not text.strip():
+        raise UsageError(f"nothing to copy: {part} is empty", "/retry asks again")
+    repl.streams.write_line("", f"copied {part} via {copy_to_clipboard(repl.streams, text)}")
 
 
 def show_final_answer(repl: Repl, _: str) -> None:

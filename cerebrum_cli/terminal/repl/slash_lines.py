@@ -84,6 +84,7 @@ OTHER_NAMES = {  # of commands in other programs, and the one that does the same
     "?": "help",
     "h": "help",
     "history": "sessions",
+    "info": "params",
     "new": "clear",
     "read": "file",
     "regen": "retry",

@@ -1,0 +1,116 @@
+"""Styles, blank lines, labels and hints, at real terminals, and in pipes with FORCE_COLOR."""
+
+import base64
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from shlex import join
+
+import pytest
+from command_line import COMMAND, CommandLine
+from person import OpenTerminal
+from scripted_command import SCRIPTED, run_here
+from tiny_models import write_chatml
+
+from cerebrum_cli.terminal.streams import strip_controls
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+COLOR = re.compile(r"\x1b\[(?:\d+;)*[39]\dm")
+SCRIPT = {"rows": {"Nothing?": "\n", "tea?": "Tea."}, "seeds": ["Yes."]}
+
+
+@pytest.mark.slow
+def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal) -> None:
+    person = open_chat(**SCRIPT)
+    person.wait_for("model chatml | context ")
+    assert person.screen.lines[0] == "chatml; /help lists commands and keys"
+    person.type("/tokens\r", shows="context 50/100000 (0%)")
+    person.type("/info\r", shows="did you mean /params?")
+    person.type("/tmp is full\r", shows="Yes.")
+    person.wait_for("session tmp-is-full | model chatml | context 1")
+    lines = person.screen.lines
+    assert re.search(r"\| \d+ t/s \| format", lines[-1])
+    question = lines.index("> /tmp is full")
+    assert lines[question + 3 : question + 7] == ["", "Yes.", "", ">"]
+    person.type("Nothing?\r/copy\r", shows="error: nothing to copy: the reply is empty")
+    cells = {row[0].data: row[0] for row in person.screen.styled_cells if row}
+    assert cells[">"].bold and not cells["Y"].bold
+    assert cells["e"].fg == "red"
+    assert "\x1b[2mnote: sent as a question: /tmp is not a command" in person.output
+    person.leave()
+
+
+@pytest.mark.slow
+def test_ask_has_a_session_and_hints(open_terminal: OpenTerminal, chatml_model: Path, user: CommandLine) -> None:
+    ask = join([sys.executable, SCRIPTED, json.dumps(SCRIPT), "ask", "-m", str(chatml_model), "--session", "tea"])
+    wrong = [[COMMAND, "Why is it so?"], [COMMAND, "ask", "--max_tokens", "5", "tea?"], [COMMAND, "ask", "-5+3="]]
+    person = open_terminal("sh", "-c", "; ".join([f"{ask} tea?", "export NO_COLOR=1", *map(join, wrong)]))
+    person.end()
+    assert person.screen.lines == [
+        "Tea.",
+        "error: no such command 'Why is it so?'",
+        ' hint: did you mean cerebrum ask "..."?',
+        "error: no such option: --max_tokens",
+        " hint: did you mean --max-tokens?",
+        "error: no such option: -5",
+        " hint: put -- before a question that begins with a hyphen: cerebrum ask --",
+        '       "..."',
+    ]
+    assert not COLOR.search(person.output)
+    assert user.contents("tea") == ["tea?", "Tea."]
+
+
+REPLY = "# Title\n\nSome **bold** text and `code`.\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n1. one\n2. two"
+
+
+@pytest.mark.parametrize(
+    ("env", "has_styles", "has_colors"),
+    [
+        ({"FORCE_COLOR": ""}, False, False),
+        ({"FORCE_COLOR": "1"}, True, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False, False),
+        ({"FORCE_COLOR": "1", "ACCESSIBLE": "1"}, False, False),
+    ],
+)
+def test_pipes_have_styles_only_with_force_color(
+    env: dict[str, str],
+    has_styles: bool,
+    has_colors: bool,
+    tmp_path: Path,
+    chatml_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    script = {"reply": REPLY, "pause": 0.002}
+    done = run_here(script, tmp_path, "ask", "-m", chatml_model, "-n", "100", "Go")
+    failed = run_here(script, tmp_path, "ask", "-m", chatml_model, "-n", "many", "Go")
+    assert "\x1b[1mTitle" in done.out if has_styles else done.out == f"{REPLY}\n"
+    assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
+    assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
+    assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == has_colors
+
+
+def test_header_names_the_model_its_size_and_its_quantization(tmp_path: Path) -> None:
+    model = write_chatml(tmp_path / "tea.gguf", general={"size_label": "0.5B", "file_type": 15})
+    script = {"reply": "Yes."}
+    chat = run_here(script, tmp_path, "chat", "-m", model, piped=b"/model\n")
+    assert chat.err.splitlines()[-1] == "tea · 0.5B · Q4_K_M, prompt format: embedded"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+def test_copy_inside_tmux_reaches_the_clipboard(
+    open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path
+) -> None:
+    chat = [sys.executable, SCRIPTED, json.dumps(SCRIPT), "chat", "-m", str(chatml_model)]
+    tmux = ("tmux", "-S", tmp_path / "tmux", "-f", "/dev/null", "new-session")
+    person = open_terminal(*tmux, join(chat), SSH_TTY="/dev/pts/0")
+    person.wait_for("context ")
+    person.type("tea?\r", shows="Tea.")
+    person.type("/copy\r", shows="copied the reply via tmux, to its buffer and")
+    person.wait_for_output(base64.b64encode(b"Tea.").decode())
+    person.leave()
