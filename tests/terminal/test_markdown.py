@@ -168,7 +168,7 @@ def test_mathematics_is_shown_as_unicode(latex: str, shown: str) -> None:
 
 def test_boxed_answer_is_bold() -> None:
     screen = render_whole(r"It is \(\boxed{42}\).", 80, 24)
-    assert [cell.data for cell in screen.styled_cells[0] if cell.bold] == ["4", "2"]  # type: ignore[attr-defined]
+    assert [cell.data for cell in screen.styled_cells[0] if cell.bold] == ["4", "2"]
 
 
 def test_table_in_a_narrow_window_has_a_line_for_each_value() -> None:
