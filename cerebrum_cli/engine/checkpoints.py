@@ -178,7 +178,6 @@ class PromptCache:
 
         `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
         """
-        min_tokens = max(1, min_tokens)
         idle = [slot for slot in self._idle_slots() if len(slot.tokens) >= min_tokens]
         if prompt is not None and idle:
             idle = [max(idle, key=lambda slot: common_prefix(slot.tokens, prompt))]

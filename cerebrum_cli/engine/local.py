@@ -152,9 +152,8 @@ class LocalCompletions(Completions):
 
     def abort(self, index: int) -> None:
         """Cancel the running samples after the current step."""
-        if index < len(self._requests):
-            ids = [SequenceId(index, sample) for sample in range(self._counts[index])]
-            self._commands.cancel([self._live[id] for id in ids if id in self._live], interrupts=False)
+        ids = [SequenceId(index, sample) for sample in range(self._counts[index])]
+        self._commands.cancel([self._live[id] for id in ids if id in self._live], interrupts=False)
 
     def close(self) -> None:
         if self._live:

@@ -293,7 +293,7 @@ class Loop:
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
         """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
         scheduler = self._scheduler
-        slot = self._scheduler.slot_of(sequence)
+        slot = scheduler.slot_of(sequence)
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
@@ -303,10 +303,8 @@ class Loop:
             scheduler.record_evaluated(sequence, sampled)
             accepted += 1
             sequence.draft_n_accepted += 1
-        length = self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints)
-        if length < len(slot.tokens):
-            slot.truncate(length)
-            sequence.evaluated = length
+        slot.truncate(self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints))
+        sequence.evaluated = len(slot.tokens)
 
     @staticmethod
     def _report_prefill(sequence: Sequence) -> None:

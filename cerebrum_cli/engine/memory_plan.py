@@ -99,9 +99,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], No
     require_context(options, free, counts_weights=fits_memory)
     length = options.context.length or default_length(options, free, emit)
     context = replace(options.context, length=length)
-    slots = 1
-    if context.slots > 1:
-        slots = fitting_slots(options, context, free)
+    slots = fitting_slots(options, context, free)
     plan = place(options, replace(context, slots=slots), free.devices)
     if context.kv_unified:  # with separate caches, the number depends on the length of the sequences
         context = replace(context, slots=slots)

@@ -284,8 +284,7 @@ class Scheduler:
         """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
         slot = self.slot_of(sequence)
         slot.truncate(length)
-        slot.extend(sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
-        sequence.evaluated = length
+        self.record_evaluated(sequence, sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence; the contents of its slot can be reused."""

@@ -41,8 +41,6 @@ DAMAGED = NoticeEvent(
 # Whether a state is usable, by its length and the length of the common prefix.
 IsUsable = Callable[[int, int], bool]
 
-Notify = Callable[[NoticeEvent], None]
-
 
 @dataclass(frozen=True, slots=True)
 class State:
@@ -66,7 +64,9 @@ class StateStore:
     format: str
     _known: dict[str, State | None] = field(default_factory=dict, init=False)  # by file name; None if unusable
 
-    def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Notify) -> State | None:
+    def find_longest(
+        self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Callable[[NoticeEvent], None]
+    ) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
 
         `kind` is the backend's `state_kind`. Damaged files are reported and removed.

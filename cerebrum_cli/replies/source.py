@@ -135,7 +135,7 @@ class ModelSource:
             lambda emit, stop: self.installation.open_file(options, emit, stop),
             servers.endpoints,
             servers.window,
-            replace(ServerTimeouts(), **servers.timeouts),
+            ServerTimeouts(**servers.timeouts),
             expected,
         )
 

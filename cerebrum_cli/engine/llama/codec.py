@@ -20,9 +20,9 @@ from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 # Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all
 # (`tensor_requires_imatrix` in llama-quant.cpp), since the result would be unusable.
-REQUIRES_IMATRIX = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"})
-UNREADABLE = frozenset({"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"})  # of which files hold no weights
-UNSCALED = frozenset({"F32", "BF16"})
+REQUIRES_IMATRIX = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS")
+UNREADABLE = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # of which files hold no weights
+UNSCALED = ("F32", "BF16")
 MAX_MAGNITUDE = 65504  # of half precision, the type of scales; for infinities IQ3_S aborts the process
 MAX_WEIGHTS = 2**31 - 1  # in one call: ggml counts those of some types in an int
 

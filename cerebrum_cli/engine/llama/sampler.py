@@ -17,9 +17,6 @@ from cerebrum_cli.engine.llama.bindings import llama
 PENALTY_WINDOW = 64  # tokens, llama.cpp's own default
 LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with a probability of 0
 
-# The current context, which samplers outlive, and the index of a row of the last decode in its batch.
-BatchPosition = Callable[[int], tuple[Any, int]]
-
 
 @dataclass(slots=True)
 class Prototypes:
@@ -114,9 +111,9 @@ class Chain:
 
 @dataclass
 class LlamaSampler(Chain):
-    """A chain that llama.cpp itself applies to the logits of a row."""
+    """A chain that llama.cpp itself applies to the logits of a row, by its context and the row's index in its batch."""
 
-    batch_position: BatchPosition
+    batch_position: Callable[[int], tuple[Any, int]]
 
     def sample(self, row: int) -> int:
         return int(llama.llama_sampler_sample(self.chain, *self.batch_position(row)))

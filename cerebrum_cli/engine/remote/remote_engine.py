@@ -85,7 +85,7 @@ class RemoteCompletions(Completions):
 
     def _end_sample(self, index: int) -> None:
         pooled = self._submitted.get(index)
-        if pooled and not pooled.running and pooled.samples >= max(pooled.request.n, pooled.request.max_n):
+        if pooled and not pooled.running and pooled.samples >= pooled.request.max_n:
             del self._submitted[index]
 
 
