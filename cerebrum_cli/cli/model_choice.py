@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.fit import SeveralModels
     from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import ModelReference, Reference
 
 
@@ -32,19 +33,19 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
         if error.pullable is None or not (yes or app.streams.can_ask):
             raise
         reference = app.library.parse(error.pullable)
-        with app.puller(offline) as puller:
+        with app.puller(offline, settings.ctx) as puller:
             if puller.is_unavailable_offline(reference):
                 raise
-        if settings.model is None and not yes:
-            from cerebrum_cli.library.listing import suggestions
+            if settings.model is None and not yes:
+                from cerebrum_cli.library.listing import suggestions
 
-            rows = suggestions(app.library, settings.ctx)
-            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
-            if chosen is None:
+                rows = suggestions(app.library, settings.ctx)
+                chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
+                if chosen is None:
+                    raise
+                reference = app.library.parse(chosen)
+            elif not (yes or confirm_pull(app, error, reference, puller)):
                 raise
-            reference = app.library.parse(chosen)
-        elif not (yes or confirm_pull(app, error, reference, settings.ctx, offline)):
-            raise
         model = pull_model(app, reference, None, settings.ctx, yes=yes, offline=offline)
     app.library.registry.touch(model.usage_key)
     return model
@@ -74,9 +75,8 @@ def choose_file(app: App, error: SeveralModels) -> ModelReference:
     return error.choices[number - 1]
 
 
-def confirm_pull(app: App, error: ModelNotFound, reference: Reference, context: int | None, offline: bool) -> bool:
-    with app.puller(offline, context) as puller:
-        plan = puller.plan(reference)
+def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: Puller) -> bool:
+    plan = puller.plan(reference)
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 

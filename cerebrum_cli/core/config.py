@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,11 @@ from cerebrum_cli.core.text import did_you_mean
 
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
+ENDPOINT_KEYS = ("url", "key_env", "served_model", *ENDPOINT_FILES)
 EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
 
-
-@dataclass(frozen=True, slots=True)
-class EndpointTable:
-    """A table `[endpoints.NAME]`: `key_env` names the environment variable that holds the API key.
-
-    `ca_file` and `client_cert` are paths, as of an Endpoint.
-    """
-
-    url: str
-    key_env: str | None = None
-    served_model: str | None = None
-    ca_file: str | None = None
-    client_cert: str | None = None
+EndpointTable = Mapping[str, str]
+"""A table `[endpoints.NAME]`: fields of an Endpoint; `key_env` names the environment variable with the API key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +100,14 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
 
 def read_endpoint(name: str, table: Mapping[str, Any], path: Path) -> EndpointTable:
     where = f"{path}: [{ENDPOINTS}.{name}]"
-    known = [key.name for key in fields(EndpointTable)]
     values = dict(table)
     for key, value in table.items():
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key `{key}`", f"known keys: {', '.join(known)}")
+        if key not in ENDPOINT_KEYS:
+            raise ConfigError(f"{where}: unknown key `{key}`", f"known keys: {', '.join(ENDPOINT_KEYS)}")
         if not isinstance(value, str) or not value:
             raise ConfigError.invalid(key, value, "non-empty text", f"{where}: ")
         if key in ENDPOINT_FILES:
             values[key] = str(path.parent / expand_user(value))
     if "url" not in table:
         raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
-    return EndpointTable(**values)
+    return values

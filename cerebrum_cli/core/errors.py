@@ -82,7 +82,6 @@ class ModelFileError(CerebrumError):
 
     def __init__(self, path: Path, problem: str, hint: str = "") -> None:
         super().__init__(f"{path}: {problem}", hint or "check the source of the file, or pull it again")
-        self.path = path
 
 
 class FormatError(CerebrumError):

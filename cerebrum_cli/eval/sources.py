@@ -252,9 +252,7 @@ def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> No
             f"the dataset {task.repo_id} has {count} {task.file}",
             "evaluate a JSON Lines file instead, or update cerebrum",
         )
-    download = Download(listing, cache, progress)
-    download.require_space(files)
-    download.fetch(files)
+    Download(listing, cache, progress).fetch(files)
 
 
 def _require_hub(task: Task, offline: bool) -> None:

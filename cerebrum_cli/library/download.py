@@ -99,24 +99,25 @@ class Download:
         if missing := sum(file.size - self._present_bytes(file) for file in files):
             require_space(self.cache.directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
 
-    def fetch(self, files: tuple[HubFile, ...]) -> tuple[Path, ...]:
-        paths: list[Path] = []
+    def fetch(self, files: tuple[HubFile, ...]) -> None:
+        complete = 0  # bytes of the files that are done
         total = sum(file.size for file in files)
 
         def report(done: int) -> None:
-            self.progress.update("download", sum(file.size for file in files[: len(paths)]) + done, total)
+            self.progress.update("download", complete + done, total)
 
+        self.require_space(files)
         with translate_os_errors(PullError, Path(files[0].name), ", then try again to resume", ELSEWHERE):
             for file in files:
-                paths.append(self._fetch(file, report))
+                self._fetch(file, report)
+                complete += file.size
             self.cache.write_ref(self.listing.repo_id, self.listing.revision, self.listing.commit)
-        return tuple(paths)
 
-    def _fetch(self, file: HubFile, on_download: OnDownload) -> Path:
+    def _fetch(self, file: HubFile, on_download: OnDownload) -> None:
         place = self.listing.place(self.cache, file)
         blob = place.stored
         if exists(place.pointer) and place.pointer.samefile(blob) and self._is_valid(blob, file):
-            return place.pointer
+            return
         place.make_directories()
         with lock_file(place.lock, lambda: on_download(self._present_bytes(file)), interval_s=_REPORT_S):
             if exists(blob) and not self._is_valid(blob, file):
@@ -125,7 +126,7 @@ class Download:
             if not exists(blob):
                 self._complete(place.partial, file, on_download)
                 place.partial.replace(place.blob)
-            return place.link()
+            place.link()
 
     def _present_bytes(self, file: HubFile) -> int:
         place = self.listing.place(self.cache, file)

@@ -200,11 +200,9 @@ class Puller(DownloadPlanner):
         files = tuple(map(listing.file, variant.files))
         if name is not None:
             require_free_name(library, name, plan.spec, files[0].digest)
-        download = Download(listing, library.cache, self.progress, library.registry.digest)
-        download.require_space(files)
         if not plan.chosen.installed:
             self.header(listing, variant)
-        download.fetch(files)
+        Download(listing, library.cache, self.progress, library.registry.digest).fetch(files)
         pulled = self._stored(library.cache, listing, variant)
         for model in library.models():
             if model.cached and model.path == pulled.path:

@@ -14,7 +14,7 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.saved_prompts import PromptDirectory
-from cerebrum_cli.core.settings import CHOSEN, CONFIG, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, SourcedLayer, fold
+from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
 
@@ -109,8 +109,7 @@ class Installation:
         return fold(model.recommended if model else {}, self.config.settings, overrides)
 
     def ignore_settings(self, keys: Collection[str]) -> None:
-        kept = {key: value for key, value in self.config.settings.items() if key not in keys}
-        self.config = replace(self.config, settings=SourcedLayer(kept, origin=CONFIG))
+        self.config = replace(self.config, settings=without_keys(self.config.settings, keys))
 
     @property
     def prompts(self) -> PromptDirectory:
@@ -178,21 +177,16 @@ def find_endpoints(
 
 def find_endpoint(installation: Installation, text: str) -> Endpoint:
     """A server by its URL or the name of its table. Raises UsageError or ConfigError."""
-    from cerebrum_cli.engine.remote.client import KEY_VARIABLE, Endpoint, parse_url
+    from cerebrum_cli.engine.remote.client import Endpoint, parse_url
 
     tables = installation.config.endpoints
     if table := tables.get(text):
-        variable = table.key_env or KEY_VARIABLE
-        if table.key_env and environment(variable) is None:
-            raise ConfigError(f"endpoint {text}: {table.key_env} is not set", f"run export {table.key_env}=KEY")
-        return Endpoint(
-            text,
-            parse_url(table.url),
-            served_model=table.served_model,
-            ca_file=table.ca_file,
-            client_cert=table.client_cert,
-            key_variable=variable,
-        )
+        values: dict[str, Any] = {**table, "name": text, "url": parse_url(table["url"])}
+        if variable := values.pop("key_env", ""):
+            if environment(variable) is None:
+                raise ConfigError(f"endpoint {text}: {variable} is not set", f"run export {variable}=KEY")
+            values["key_variable"] = variable
+        return Endpoint(**values)
     if "://" in text:
         url = parse_url(text)
         return Endpoint(url.partition("?")[0], url)  # a query may hold a secret
