@@ -160,7 +160,7 @@ def at_tokens(votes: Mapping[float, Sequence[float]], tokens: float) -> Sequence
 
 
 def interval(differences: Sequence[float]) -> str:
-    low, high = paired_interval(differences)
+    low, high = paired_interval(differences, range(len(differences)))
     return points(100 * mean(differences), 100 * low, 100 * high)
 
 

@@ -126,25 +126,19 @@ def sequential_confidence(n: int) -> float:
     return 2 * NormalDist().cdf(sqrt((1 + 1 / ratio) * log((1 + ratio) / (1 - CONFIDENCE) ** 2))) - 1
 
 
-def paired_interval(
-    differences: Sequence[float], clusters: Clusters = None, confidence: float = CONFIDENCE
-) -> Interval:
+def paired_interval(differences: Sequence[float], clusters: Clusters, confidence: float = CONFIDENCE) -> Interval:
     """Student's t interval of the mean of paired differences, with one degree of freedom fewer than there are clusters.
 
     The standard error is that of the clusters. Where they do not vary, as with all zeros, questions that were not asked
     may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
     then the reach to both sides.
     """
-    units = _units(differences, clusters)
+    units = len(set(clusters))
     center, error = mean(differences), standard_error(differences, clusters)
     reach = wilson(0.0, units).high
     if error >= ROUNDING:
         reach = student_t(units - 1, confidence) * error
     return Interval(max(-1.0, center - reach), min(1.0, center + reach))
-
-
-def _units(differences: Sequence[float], clusters: Clusters) -> int:
-    return len(differences if clusters is None else set(clusters))
 
 
 def smallest_difference(n: float, disagreement: float) -> float | None:
@@ -162,10 +156,11 @@ def smallest_difference(n: float, disagreement: float) -> float | None:
 
 def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is_binary: bool) -> float | None:
     """Smallest difference given how much the questions differed, and how much less clusters tell than questions."""
-    n: float = _units(differences, clusters)
+    n: float = len(set(clusters))
     clustered = standard_error(differences, clusters)
     if clustered >= ROUNDING:
-        n = len(differences) * (standard_error(differences) / clustered) ** 2
+        independent = standard_error(differences, range(len(differences)))
+        n = len(differences) * (independent / clustered) ** 2
     disagreement = mean([difference**2 for difference in differences])
     if is_binary or disagreement < ROUNDING:
         disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))

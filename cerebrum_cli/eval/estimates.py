@@ -29,8 +29,7 @@ SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
 ALL_SIZES = 8  # numbers of samples of which each has its votes
 
-# Cluster of each score; scores of one cluster are not independent. None: each is.
-Clusters = Sequence[object] | None
+Clusters = Sequence[object]  # of each score; scores of one cluster are not independent
 
 
 class Interval(NamedTuple):
@@ -77,7 +76,7 @@ def mean(scores: Sequence[float]) -> float:
     return fsum(scores) / len(scores)
 
 
-def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
+def standard_error(scores: Sequence[float], clusters: Clusters) -> float:
     """Standard error of the mean of scores; 0 for a single score or cluster, whose spread is unknown.
 
     With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
@@ -87,8 +86,6 @@ def standard_error(scores: Sequence[float], clusters: Clusters = None) -> float:
 
 
 def _cluster_totals(scores: Sequence[float], clusters: Clusters) -> list[Totals]:
-    if clusters is None:
-        return [Totals(score, 1) for score in scores]
     members = defaultdict[object, list[float]](list)
     for score, cluster in zip(scores, clusters, strict=True):
         members[cluster].append(score)
@@ -151,7 +148,7 @@ def _probability_within(angle: float, freedom: int) -> float:
     return sin(angle) * total
 
 
-def estimate(scores: Sequence[float], clusters: Clusters = None) -> Estimate:
+def estimate(scores: Sequence[float], clusters: Clusters) -> Estimate:
     """Mean of scores from 0 to 1, with Wilson's interval for as many independent trials as have its standard error.
 
     These are n = p(1-p) / SE².

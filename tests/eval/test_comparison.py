@@ -1,5 +1,6 @@
 """Comparison of two runs against brute force, scipy and statsmodels, and its conclusion in words."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import comb, sqrt
 from random import Random
@@ -20,7 +21,7 @@ from cerebrum_cli.eval.comparison import (
     question_results,
     smallest_difference,
 )
-from cerebrum_cli.eval.estimates import student_t, wilson
+from cerebrum_cli.eval.estimates import Interval, student_t, wilson
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 
@@ -58,6 +59,10 @@ def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
 # The interval of a difference.
 
 
+def interval_of(differences: Sequence[float]) -> Interval:
+    return paired_interval(differences, range(len(differences)))
+
+
 @pytest.mark.parametrize("freedom", [*range(1, 12), 30, 99, 1000])
 def test_student_t_equals_that_of_scipy(freedom: int) -> None:
     assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
@@ -67,14 +72,14 @@ def test_student_t_equals_that_of_scipy(freedom: int) -> None:
 def test_paired_interval_equals_that_of_scipy() -> None:
     values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert paired_interval(values) == pytest.approx((expected.low, expected.high))
+    assert interval_of(values) == pytest.approx((expected.low, expected.high))
 
 
 def test_paired_interval_takes_clusters_as_wholes() -> None:
     values = numpy.random.default_rng(4).normal(0, 0.3, 60).tolist()
     repeated, clusters = [each for each in values for _ in range(5)], [index for index in range(60) for _ in range(5)]
-    assert paired_interval(repeated, clusters) == pytest.approx(paired_interval(values), abs=1e-12)
-    plain, whole = paired_interval(repeated), paired_interval(values)
+    assert paired_interval(repeated, clusters) == pytest.approx(interval_of(values), abs=1e-12)
+    plain, whole = interval_of(repeated), interval_of(values)
     assert plain.high - plain.low < 0.6 * (whole.high - whole.low)
 
 
@@ -92,10 +97,10 @@ def test_interval_of_few_clusters_excludes_the_truth_in_about_5_percent(clusters
 
 def test_paired_interval_of_equal_runs_has_a_width() -> None:
     reach = wilson(0.0, 30).high
-    assert paired_interval([0.0] * 30) == (-reach, reach)
-    assert paired_interval([0.5] * 30) == (0.5 - reach, 0.5 + reach)
+    assert interval_of([0.0] * 30) == (-reach, reach)
+    assert interval_of([0.5] * 30) == (0.5 - reach, 0.5 + reach)
     assert paired_interval([0.0] * 30, ["one text"] * 30) == (-wilson(0.0, 1).high, wilson(0.0, 1).high)
-    assert paired_interval([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
+    assert interval_of([1.0]) == (1 - wilson(0.0, 1).high, 1.0)
 
 
 # The smallest difference that would have been shown.

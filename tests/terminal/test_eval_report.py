@@ -81,8 +81,12 @@ def test_score_counts_questions_with_all_their_samples() -> None:
         score.add(sample(id, number, answer))
     assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
-    assert (score.questions, score.event.accuracy, score.event.interval) == (2, 0.75, estimate([0.5, 1.0]).interval)
-    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, estimate([0.5, 1.0]).interval, 0.0, 0.0, 0)
+    assert (score.questions, score.event.accuracy, score.event.interval) == (
+        2,
+        0.75,
+        estimate([0.5, 1.0], [1, 2]).interval,
+    )
+    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, estimate([0.5, 1.0], [1, 2]).interval, 0.0, 0.0, 0)
 
 
 def test_score_shares_excludes_skipped_samples() -> None:
