@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from cerebrum_cli.batch.json_rows import ID_KEYS, parse_json, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_count, format_size, well_formed
 from cerebrum_cli.results.output_files import PARQUET
@@ -97,10 +98,8 @@ def open_input(source: Path) -> InputFile:
 
     Raises UsageError, BatchError.
     """
-    try:
+    with readable(source):
         file = source.open("rb")
-    except OSError as error:
-        raise UsageError(f"{source}: {error.strerror or error}", "check the path") from error
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 

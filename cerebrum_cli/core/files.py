@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
@@ -76,6 +76,15 @@ def translate_os_errors(
             fix = "free some disk space"
         hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
+
+
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raise UsageError for a file or directory that the user has named, and that cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
 
 
 def require_space(directory: Path, need: int, error_type: type[CerebrumError], elsewhere: str) -> None:

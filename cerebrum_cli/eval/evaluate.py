@@ -93,7 +93,7 @@ class Evaluation:
             for first, count in neighbors(missing):
                 settings = replace(self.settings, seed=self.seed(question, first))
                 conversation = self.conversation(question)
-                request = Ask(conversation, settings, self.grammar, n=count, max_n=count, logprobs=True)
+                request = Ask(conversation, settings, self.grammar, n=count, logprobs=True)
                 yield Row((position, first), request, checks=self.checks)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import read_at_most
+from cerebrum_cli.core.files import read_at_most, readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
@@ -53,10 +53,11 @@ class PromptSources:
 
             for path in self.files:
                 if path != STANDARD_INPUT and search_of(path) is None:
-                    require_found(path)
+                    with readable(path):
+                        path.stat()
         if piped is not None:
             return
-        if self.messages == Path("-"):
+        if self.messages == STANDARD_INPUT:
             raise UsageError("--messages is `-`, but nothing is piped in", "pipe the list in, or name a file")
         if self.prompt == "-":
             raise UsageError("the prompt is `-`, but nothing is piped in", "pipe it in, or give it as an argument")
@@ -175,10 +176,8 @@ def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Ski
 
     Raises UsageError if it leads to no text file, and PromptTooLong.
     """
-    try:
+    with readable(path):
         matches = search.find(skipped)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
     texts = []
     size = 0
     is_known = False
@@ -232,20 +231,10 @@ def read_piped(piped: SupportsRead[bytes]) -> str:
     return decode_text(None if is_too_large else data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
 
 
-def require_found(path: Path) -> None:
-    """Raise UsageError unless the path leads to something."""
-    try:
-        path.stat()
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
-
-
 def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
     """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
-    try:
+    with readable(path):
         data = read_at_most(path, limit)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
     return decode_text(data, str(path), limit, error_type)
 
 

@@ -95,11 +95,34 @@ class ModelSource:
         return name, format_builder(name, template, self.template_options, str(origin))
 
     def options(self) -> LoadOptions:
-        """How to load the model. Speculative decoding needs copies of recurrent states: only if it was asked for."""
-        context = self.context
-        if self.settings.speculative and facts_of(self.model.header.architecture).rolls_back:
+        """How to load the model. Raises UsageError for attention that is rejected.
+
+        Speculative decoding needs copies of recurrent states: only if it was asked for.
+        """
+        model, settings, context = self.model, self.settings, self.context
+        require_attention(model, settings, context.pad_steps)
+        applied = () if self.vocabulary_only else model.adapters
+        adapters = tuple(AdapterFile(adapter.path, adapter.scale) for adapter in applied)
+        if settings.speculative and facts_of(model.header.architecture).rolls_back:
             context = replace(context, n_rs_seq=MAX_ROLLBACK)
-        return load_options(self.model, self.settings, context, self.vocabulary_only, self.is_chat)
+        context = replace(
+            context,
+            length=settings.ctx or 0,
+            n_threads=settings.threads or 0,
+            flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
+            cache_type_k=settings.cache_type_k or context.cache_type_k,
+            cache_type_v=settings.cache_type_v or context.cache_type_v,
+        )
+        thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
+        return LoadOptions(
+            GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
+            context,
+            settings.gpu_layers,
+            plan_repacking(model.quantization, is_chat=self.is_chat, is_batch=context.slots > 1 or context.pad_steps),
+            self.vocabulary_only,
+            self.is_chat,
+            settings.cpu_moe,
+        )
 
     @property
     def reload_key(self) -> tuple[object, ...]:
@@ -127,7 +150,7 @@ class ModelSource:
         from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
         from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
-        options = load_options(self.model, self.settings, vocabulary_only=True)
+        options = replace(self, context=SINGLE, vocabulary_only=True, is_chat=False).options()
         expected = partial(
             ExpectedModel, earlier=servers.earlier, may_differ=servers.may_differ, messages=self.model.is_served
         )
@@ -182,37 +205,6 @@ def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | Non
         requested, template = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
     name = choose_format(requested, model.known_format, template)
     return name, NAMED_TEMPLATES.get(name, template)
-
-
-def load_options(
-    model: InstalledModel,
-    settings: Settings,
-    context: ContextOptions = SINGLE,
-    vocabulary_only: bool = False,
-    whole_context: bool = False,
-) -> LoadOptions:
-    """The options of a context, with the settings of the user. Raises UsageError for attention that is rejected."""
-    require_attention(model, settings, context.pad_steps)
-    applied = () if vocabulary_only else model.adapters
-    adapters = tuple(AdapterFile(adapter.path, adapter.scale) for adapter in applied)
-    context = replace(
-        context,
-        length=settings.ctx or 0,
-        n_threads=settings.threads or 0,
-        flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
-        cache_type_k=settings.cache_type_k or context.cache_type_k,
-        cache_type_v=settings.cache_type_v or context.cache_type_v,
-    )
-    thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
-    return LoadOptions(
-        GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
-        context,
-        settings.gpu_layers,
-        plan_repacking(model.quantization, is_chat=whole_context, is_batch=context.slots > 1 or context.pad_steps),
-        vocabulary_only,
-        whole_context,
-        settings.cpu_moe,
-    )
 
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:

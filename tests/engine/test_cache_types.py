@@ -17,11 +17,11 @@ from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.source import ModelSource, load_options
+from cerebrum_cli.replies.source import ModelSource
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_chatml(tmp_path_factory.mktemp("models") / "wide.gguf", shape=Shape(width=128))
 
 
-def options_with(path: Path, **settings: Any) -> LoadOptions:
-    return load_options(InstalledModel("tiny", (path,)), Settings(**settings))
+def options_with(path: Path, context: ContextOptions = SINGLE, **settings: Any) -> LoadOptions:
+    model = InstalledModel("tiny", (path,))
+    return ModelSource(installation(), model, Settings(**settings), context=context).options()
 
 
 # What is refused before loading.
@@ -61,7 +62,7 @@ def test_cache_types_and_attention_that_a_model_cannot_have_are_refused(
     is_invariant = "batch_invariant" in problem
     context = ContextOptions(slots=4, batch_invariant=is_invariant, pad_steps=is_invariant)
     with pytest.raises(UsageError, match=problem):
-        load_options(InstalledModel("tiny", (path,)), Settings(**settings), context)
+        options_with(path, context, **settings)
     allowed = options_with(wide, cache_type_k="q8_0", flash_attn="off")
     assert allowed.context.flash_attention is False
 

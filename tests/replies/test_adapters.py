@@ -13,6 +13,7 @@ import pytest
 from adapter_files import RANK, Factors, factors_for, write_adapter
 from command_line import CommandLine
 from gguf_files import rewritten
+from installations import installation
 from llama_engines import TALE, options
 from scripted_command import app_for
 from tiny_models import Shape, write_quantized
@@ -27,7 +28,7 @@ from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library import adapters
 from cerebrum_cli.library.adapters import adapter_size
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.source import load_options
+from cerebrum_cli.replies.source import ModelSource
 
 Values = npt.NDArray[Any]
 TOKENS = range(20, 40)
@@ -233,7 +234,7 @@ def test_adapter_with_scale_zero_is_no_part_of_the_identity(tmp_path: Path, chat
     assert library.file_identity(library.with_adapters(plain, [str(adapter)])) == library.identity(plain)
     adapted = library.with_adapters(plain, [str(adapter)])
     assert adapted.sizes.weight_bytes == plain.sizes.weight_bytes + 2048 + 1536 + 3072
-    assert load_options(library.with_adapters(plain, [str(adapter)]), Settings()).file.adapters == ((adapter, 1.0),)
+    assert ModelSource(installation(), adapted, Settings()).options().file.adapters == ((adapter, 1.0),)
     both = [[f"{adapter}:1", f"{adapter}:2"], [f"{adapter}:2", f"{adapter}:1"]]
     assert len({library.identity(library.with_adapters(plain, each)) for each in both}) == 1
 
