@@ -33,6 +33,9 @@ class Forced(NamedTuple):
     at: int
     length: int
 
+    def holds(self, position: int) -> bool:
+        return self.at <= position < self.at + self.length
+
 
 class TokenLogprob(NamedTuple):
     """A token and the natural logarithm of its probability before sampling settings apply."""

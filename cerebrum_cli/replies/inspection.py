@@ -60,16 +60,14 @@ class LeastCertain:
     """Collects the least certain tokens of a reply from the events of its inspection."""
 
     def __init__(self, reply: GivenReply) -> None:
-        self._tokens = reply.tokens
-        self._forced: set[int] = set()
-        for place in reply.forced:
-            self._forced.update(range(place.at, place.at + place.length))
+        self._reply = reply
         self._events: list[AlternativesEvent] = []
 
     def emit(self, event: Event) -> None:
-        if not isinstance(event, AlternativesEvent) or event.position in self._forced:
+        if not isinstance(event, AlternativesEvent):
             return
-        if event.given.logprob < log(CERTAIN):
+        is_forced = any(place.holds(event.position) for place in self._reply.forced)
+        if event.given.logprob < log(CERTAIN) and not is_forced:
             self._events = nsmallest(MAX_ROWS, (*self._events, event), key=lambda known: known.given.logprob)
 
     def close(self) -> None:
@@ -84,7 +82,7 @@ class LeastCertain:
         rows = []
         for event in self._events:
             start = max(0, event.position - BEFORE_TOKENS)
-            before = last_words(detokenize(self._tokens[start : event.position]))
+            before = last_words(detokenize(self._reply.tokens[start : event.position]))
             likeliest = tuple(map(scored, event.likeliest))
             rows.append(UncertainToken(event.position, before, scored(event.given), likeliest))
         return tuple(rows)

@@ -243,7 +243,7 @@ class Reply:
 
     def is_forced(self, position: int) -> bool:
         """Whether the token in a position was not sampled."""
-        return any(place.at <= position < place.at + place.length for place in self.finish.forced)
+        return any(place.holds(position) for place in self.finish.forced)
 
     @property
     def total_tokens(self) -> int:

@@ -61,7 +61,7 @@ class ReplyControls:
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
         settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
-        if asked.grammar is not None and rules.stops_anywhere:  # it applies from the first token
+        if rules.plain_answer and rules.stops_anywhere:  # it applies from the first token
             return rules, ()
         controls: list[ControlFactory] = []
         may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
@@ -85,26 +85,26 @@ class ReplyControls:
 
         Without a grammar, markup that the model is not known to have is recognized, too.
         """
+        markups = self.format.markups
+        opened = open_markup(prompt_end, markups)
         own = self.own_markups(asked.conversation.system_prompt)
+        if opened is None and asked.settings.thinks is False and self.format.has_switch:
+            own = ()
+        has_grammar = asked.grammar is not None
+        if has_grammar and not self.format.is_servers:
+            markups = own
         rules = ReplyRules(
-            markups=self.format.markups,
-            opened=open_markup(prompt_end, self.format.markups),
+            markups=markups,
+            opened=opened,
             prefix=prefix,
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,
-            plain_answer=asked.grammar is not None,
+            plain_answer=has_grammar,
             mentioned=mentioned_markers(asked.conversation),
         )
-        has_grammar = asked.grammar is not None
-        is_off = asked.settings.thinks is False and self.format.has_switch
-        if rules.opened is None and (is_off or not own):
-            if has_grammar and not self.format.is_servers:
-                return replace(rules, markups=())
+        may_reason = opened or own
+        if not (may_reason and (has_grammar or asked.settings.stop)):
             return rules
-        if not (has_grammar or asked.settings.stop):
-            return rules
-        if has_grammar:
-            rules = replace(rules, markups=own)
         markers = [markup.header for markup in own if markup.header]
         markers += [markup.open for markup in own]
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
