@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
     def found(self) -> str | None:
         question = Question(0, self.id, "?", self.intended or "?", self.choices)
-        return score_answer(question, self.reply).answer
+        return score_answer(question, self.reply, True).answer
 
     def is_right(self, found: str | None) -> bool:
         if self.choices or self.intended is None:

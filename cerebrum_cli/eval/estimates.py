@@ -111,7 +111,7 @@ def wilson(value: float, n: float) -> Interval:
     return Interval(max(0.0, min(value, low)), min(1.0, max(value, high)))
 
 
-def student_t(freedom: int, confidence: float = CONFIDENCE) -> float:
+def student_t(freedom: int, confidence: float) -> float:
     """Quantile of Student's t distribution for two-sided intervals, by bisection.
 
     Beyond 1,000 degrees of freedom, the distribution is nearly normal.

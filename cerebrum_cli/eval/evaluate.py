@@ -57,9 +57,9 @@ class Evaluation:
     settings: Settings
     model: str
     match: Match
-    grammar: str | None = None
-    examples: tuple[Question, ...] = ()
-    checks: bool = False
+    grammar: str | None
+    examples: tuple[Question, ...]
+    checks: bool
 
     def conversation(self, question: Question) -> Conversation:
         conversation = Conversation(system_prompt=self.settings.system)

@@ -98,17 +98,16 @@ class MathVerify(LineProcess):
     time limits are signals, which work in the main thread only and not within one operation, such as a huge power.
     """
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self) -> None:
         hint = f"reinstall it: {pip_install('--force-reinstall math-verify')}"
         super().__init__("Math-Verify", hint, "-m", __name__)
-        self._timeout_s = timeout_s
         self._known: dict[tuple[str, str], bool] = {}
 
     def is_equal(self, answer: str, reference: str) -> bool:
         pair = _latex(answer), _latex(reference)
         if pair not in self._known:
             is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
-            self._known[pair] = not is_text and self.ask(pair, self._timeout_s) == _EQUAL
+            self._known[pair] = not is_text and self.ask(pair, TIMEOUT_S) == _EQUAL
         return self._known[pair]
 
 

@@ -123,9 +123,9 @@ class Report:
     cut_off: float
     tokens_per_answer: float
     seconds_per_question: float | None
-    stated: float | None = None
-    guessed: float | None = None
-    chance: float | None = None
+    stated: float | None
+    guessed: float | None
+    chance: float | None
     with_skipped: Estimate | None = None
     votes: tuple[VoteCost, ...] = ()
     checked: Checked | None = None

@@ -68,7 +68,7 @@ class ReplyScorer:
     def is_running(self) -> bool:
         return bool(self._running)
 
-    def scores(self, wait_s: float | None = 0.0) -> list[tuple[Any, ScoredAnswer]]:
+    def scores(self, wait_s: float | None) -> list[tuple[Any, ScoredAnswer]]:
         """Take the scores known by now; if there are none, wait for one while any program runs, None without limit."""
         scores, self._scores = self._scores, []
         done = {future for future in self._running if future.done()}  # asked after each token: `wait` takes longer
@@ -77,7 +77,7 @@ class ReplyScorer:
         return scores + [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool = False) -> ReplyScorer:
+def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool) -> ReplyScorer:
     """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
     if match == "code":
         return code_scorer(run_code)
@@ -170,7 +170,7 @@ def require_run_code(run_code: bool) -> None:
         raise UsageError("this task runs programs that the model writes", "add --run-code to run them in a sandbox")
 
 
-def score_answer(question: Question, text: str, is_complete: bool = True) -> ScoredAnswer:
+def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
     if question.choices:
         letter, is_stated = chosen_letter(text, question.choices, is_complete)
         return ScoredAnswer(letter, letter == question.reference, _basis(letter, is_stated))

@@ -49,9 +49,9 @@ class LoadedTask:
     fingerprint: Mapping[str, Any]
     match: Match
     condition: Condition
-    remarks: tuple[str, ...] = ()
-    examples: Questions = ()
-    stop: tuple[str, ...] = ()
+    remarks: tuple[str, ...]
+    examples: Questions
+    stop: tuple[str, ...]
 
 
 def read_source(
@@ -184,7 +184,7 @@ def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterat
         yield condition.note
 
 
-def load_dataset(task: Task, progress: Progress, offline: bool = False) -> tuple[Iterable[Row], str, str]:
+def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[Iterable[Row], str, str]:
     """The rows of a task's dataset or file, the SHA-256 of its files, and a remark about where they are from.
 
     A dataset that was downloaded once is read from the cache, without the network. Raises PullError if it cannot be

@@ -212,7 +212,7 @@ def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
     return None, ()
 
 
-def write_turn(role: str, content: str, reasoning: str = "", markup: ReasoningMarkup | None = None) -> Turn:
+def write_turn(role: str, content: str, reasoning: str, markup: ReasoningMarkup | None) -> Turn:
     """A turn as a template takes it: with reasoning, if any, in markup, or else in fields of its own."""
     turn = {"role": role, "content": content}
     if reasoning and markup:

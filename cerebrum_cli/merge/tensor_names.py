@@ -80,7 +80,7 @@ _NORMS_PLUS_ONE = frozenset(
 CONSTANTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"))
 
 
-def hugging_face_names(name: str, architecture: str = "llama") -> tuple[str, ...]:
+def hugging_face_names(name: str, architecture: str) -> tuple[str, ...]:
     """Translate a GGUF tensor name to Hugging Face's, which the filters of recipes match; keep an unknown name.
 
     GGUF has one tensor for all experts of a layer, Hugging Face may have one per expert: the expert number is left out.

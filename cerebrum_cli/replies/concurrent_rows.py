@@ -41,7 +41,7 @@ class Continuation(NamedTuple):
     text: str
     tokens: tuple[int, ...]
     settings: Settings
-    n: int = 1
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class PendingRow:
     row: Row
     request: Request
     samples: int
-    check: Check | None = None
+    check: Check | None
     replies: dict[SequenceId, Reply] = field(default_factory=dict)
 
     @property

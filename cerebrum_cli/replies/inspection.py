@@ -26,7 +26,7 @@ class GivenReply:
 
     conversation: Conversation
     tokens: tuple[int, ...]
-    forced: tuple[Forced, ...] = ()
+    forced: tuple[Forced, ...]
 
 
 class ScoredToken(NamedTuple):

@@ -207,7 +207,7 @@ def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | Non
     return name, NAMED_TEMPLATES.get(name, template)
 
 
-def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool = False) -> None:
+def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
     if pad_steps:
         require_stable_attention(model, settings)

@@ -105,8 +105,8 @@ class SampleAnswer:
     form: str | None
     probability: float
     is_stated: bool
-    computed: str | None = None
-    computed_form: str | None = None
+    computed: str | None
+    computed_form: str | None
 
     @property
     def is_checked(self) -> bool:

@@ -65,8 +65,8 @@ def interval_of(differences: Sequence[float]) -> Interval:
 
 @pytest.mark.parametrize("freedom", [*range(1, 12), 30, 99, 1000])
 def test_student_t_equals_that_of_scipy(freedom: int) -> None:
-    assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
-    assert student_t(1001) == pytest.approx(1.96, abs=1e-3)
+    assert student_t(freedom, 0.95) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
+    assert student_t(1001, 0.95) == pytest.approx(1.96, abs=1e-3)
 
 
 def test_paired_interval_equals_that_of_scipy() -> None:

@@ -67,11 +67,16 @@ class Loaded(NamedTuple):
 
 
 def load(
-    hub_user: HubUser, name: str, notices: Notices | None = None, *, variables: Mapping[str, str] = {}, **options: Any
+    hub_user: HubUser,
+    name: str,
+    notices: Notices | None = None,
+    *,
+    variables: Mapping[str, str] = {},
+    offline: bool = False,
 ) -> Loaded:
     """Load a task as a user with more environment variables."""
     with environment_of(hub_user.command.environment(hub_user.environment(variables))):
-        rows, digest, origin = load_dataset(TASKS[name], Notices() if notices is None else notices, **options)
+        rows, digest, origin = load_dataset(TASKS[name], Notices() if notices is None else notices, offline)
         return Loaded(read_questions(rows, None, TASKS[name].convert), digest, origin)
 
 

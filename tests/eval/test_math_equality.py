@@ -17,8 +17,9 @@ needs_math_verify = pytest.mark.skipif(math_verify_version() is None, reason="ne
 
 
 @pytest.fixture
-def math_verify() -> Iterator[MathVerify]:
-    verifier = MathVerify(timeout_s=20.0)
+def math_verify(monkeypatch: pytest.MonkeyPatch) -> Iterator[MathVerify]:
+    monkeypatch.setattr(line_process, "TIMEOUT_S", 20.0)
+    verifier = MathVerify()
     yield verifier
     verifier.close()
 
@@ -35,9 +36,9 @@ def test_math_verify_accepts_other_forms_but_no_other_values(math_verify: MathVe
     assert [pair for pair in pairs if not math_verify.is_equal(*pair)] == []
     for answer, reference in pairs[:2]:
         question = Question(0, 1, "?", reference)
-        with closing(reply_scorer("math", (question,))) as replies:
+        with closing(reply_scorer("math", (question,), False)) as replies:
             replies.add(1, question, rf"\boxed{{{answer}}}")
-            assert [score.correct for _, score in replies.scores()] == [True]
+            assert [score.correct for _, score in replies.scores(0.0)] == [True]
     others = [
         *(("52", "52_8"), ("52_9", "52_8"), ("20 loss", "20"), ("1025", "2^{10}"), ("(2, 1)", "(1, 2)")),
         *(("1, 3", "1, 2"), ("[0, 1]", "[0, 1)"), (r"\frac{", "1"), ("", "0"), ("x" * 400, "x" * 400 + "+0")),
@@ -47,8 +48,9 @@ def test_math_verify_accepts_other_forms_but_no_other_values(math_verify: MathVe
 
 @needs_math_verify
 @pytest.mark.slow
-def test_math_verify_is_stopped_when_it_takes_too_long() -> None:
-    math_verify, found = MathVerify(timeout_s=1.0), list[object]()
+def test_math_verify_is_stopped_when_it_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_process, "TIMEOUT_S", 1.0)
+    math_verify, found = MathVerify(), list[object]()
 
     def compare() -> None:  # signals, as Math-Verify's own limits, reach the main thread only
         start = time.monotonic()
