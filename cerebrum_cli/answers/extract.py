@@ -88,17 +88,17 @@ _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is *
 )
 
 
-def final_answer(text: str, is_complete: bool = True, in_words: bool = False) -> str | None:
-    """Find the final answer of a reply; None if it has none.
+def final_answer(text: str, is_complete: bool = True) -> str | None:
+    """Find the final answer of a reply; None if it has none."""
+    return extract_answers(text, is_complete)[0]
+
+
+def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
+    """Find the final answer, and what the text states even if it is truncated; guessed if they differ.
 
     If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
     no number counts: without a statement, it is the bold part of the last line, or that line.
     """
-    return extract_answers(text, is_complete, in_words)[0]
-
-
-def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
-    """Find the final answer, and what the text states even if it is truncated; guessed if they differ."""
     text = own_text(text)
     doubtful = None
     for answer, is_firm in _statements_from_last(text, in_words):

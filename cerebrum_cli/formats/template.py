@@ -146,7 +146,7 @@ class EmbeddedFormat(PromptFormat):
         keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
             return ReasoningHistory(drops=True)
-        history = find_reasoning_history(self.source, values, self.markups)
+        history = find_reasoning_history(self.source, values)
         return history._replace(drops=False) if keeps else history
 
     @property

@@ -23,7 +23,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
-from cerebrum_cli.formats.thinking import ReasoningMarkup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
 EFFORT_NAMES = ("reasoning_effort", "thinking_effort", "reasoning_strength")  # variables that take an effort
 COMMON_EFFORTS = ("low", "medium", "high")
@@ -230,16 +230,14 @@ class ReasoningHistory(NamedTuple):
     markup: ReasoningMarkup | None = None
 
 
-def find_reasoning_history(
-    source: str, values: Mapping[str, Any], markups: tuple[ReasoningMarkup, ...]
-) -> ReasoningHistory:
-    """Find out what a template does with reasoning: that in fields of its own, or in one of the markups.
+def find_reasoning_history(source: str, values: Mapping[str, Any]) -> ReasoningHistory:
+    """Find out what a template does with reasoning: that in fields of its own, or in markup.
 
     A template without reasoning gets only the answers, and so does one that puts an empty block before each.
     """
     fields = [None] if shows_fields(source) else []
     history = ReasoningHistory()
-    for markup in (*fields, *markups):
+    for markup in (*fields, *REASONING_MARKUPS):
         if markup and markup.open not in source and markup.close not in source:
             continue
         with suppress(FormatError):  # GPT-OSS rejects markup in the content

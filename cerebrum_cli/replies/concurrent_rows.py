@@ -255,8 +255,7 @@ class _Run:
             for event in completions:
                 yield from self._model.take_notices()
                 yield event
-                if self._refused:
-                    yield from self.take_refused()
+                yield from self.take_refused()
                 if isinstance(event, SampleEvent) and (row := pending.get(event.sequence.request)):
                     yield from row.add_event(event, completions)
                     if row.is_over:
