@@ -70,7 +70,7 @@ def compare(source: str) -> Iterator[Outcome]:
         if prompt not in theirs:
             yield "different"
             continue
-        history = find_reasoning_history(source, {**variables(BOS, EOS), **values}, REASONING_MARKUPS)
+        history = find_reasoning_history(source, {**variables(BOS, EOS), **values})
         yield "equal, drops reasoning" if history.drops else "equal"
 
 
