@@ -375,7 +375,6 @@ class Loop:
 
     def _release(self, sequence: Sequence) -> None:
         self._scheduler.remove(sequence)
-        sequence.drafter = None
         if sequence.sampler is not None:
             sequence.sampler.close()
             sequence.sampler = None

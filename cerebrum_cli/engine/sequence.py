@@ -101,10 +101,6 @@ class Request:
         at = len(self.prompt_tokens) - self.rules.prefix_tokens
         return self.prompt_tokens[at:], ReplyText(replace(self.rules, prefix="")).feed_text(self.rules.prefix)
 
-    def compact(self) -> Request:
-        """The request with its prompt in 4 bytes a token, for work that holds many."""
-        return replace(self, prompt_tokens=array("i", self.prompt_tokens))
-
     def max_length(self, context_size: int) -> int:
         """Maximum length of a sample, in tokens of prompt and reply."""
         limit = self.params.max_tokens

@@ -7,6 +7,7 @@ the answers are needed in order.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -226,7 +227,7 @@ class _Run:
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
             self._refused.append(Outcome(row, 0, refused, is_whole_row=True))
             return None
-        return PendingRow(row, request.compact(), request.n, self._check)
+        return PendingRow(row, request, request.n, self._check)
 
     def _request_of(self, row: Row) -> Request:
         asked = row.request
@@ -274,7 +275,7 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     if markups:
         visible = model.visible_tokens
     return Request(
-        text.tokens,
+        array("i", text.tokens),
         settings.sampling(()),
         n=text.n,
         visible_tokens=visible,

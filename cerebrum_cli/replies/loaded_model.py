@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,7 @@ class LoadedModel:
         prefix = asked.prefix_tokens
         rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
         return Request(
-            tokens,
+            array("i", tokens),
             self._sampling(asked),
             asked.grammar,
             asked.n,
