@@ -104,7 +104,7 @@ class Context(Protocol):
         """Write the slot with its tokens to a file, replacing it; EngineError if that fails."""
 
     def load_state(self, slot: int, path: Path) -> bool:
-        """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and an empty slot, if rejected."""
+        """Restore the slot from `save_state`'s file, ignoring trailing bytes; False, and maybe a part, if rejected."""
 
 
 class Backend(Vocabulary, Protocol):

@@ -120,11 +120,9 @@ class Loop:
 
     def _score(self) -> None:
         """Score texts for a step, in slots that hold nothing for sequences afterwards."""
-        try:
-            if not self._score_jobs[0].step(self._backend):
-                self._score_jobs.popleft()
-        finally:  # memory may have been reserved again
-            self._scheduler.reset_slots(self._backend.slots)
+        if not self._score_jobs[0].step(self._backend):
+            self._score_jobs.popleft()
+        self._scheduler.reset_slots(self._backend.slots)  # memory may have been reserved again
 
     def _preempt_full(self) -> None:
         """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.

@@ -73,9 +73,9 @@ class LoadPlan:
         return memory_needs(self.sizes, self.context, self.offloaded)
 
     @property
-    def host_weights(self) -> int:
-        """Bytes of weights in the host's memory, mapped ones included."""
-        return weight_needs(self.sizes, self.offloaded).host
+    def weights(self) -> MemoryNeeds:
+        """Bytes of the weights, mapped ones included."""
+        return weight_needs(self.sizes, self.offloaded)
 
 
 def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
@@ -178,7 +178,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
 
     def lacks_memory(slots: int) -> bool:
         plan = place(options, replace(context, slots=slots), free.devices)
-        takes_weights_off_gpus = context.kv_unified and plan.host_weights > single.host_weights
+        takes_weights_off_gpus = context.kv_unified and plan.weights.host > single.weights.host
         return takes_weights_off_gpus or not fits(plan.needs, free)
 
     return _most_slots(most, lacks_memory)

@@ -129,7 +129,7 @@ class Scheduler:
     A `snapshot` is the whole state of a slot that held these tokens; any slot can load it.
     """
 
-    def __init__(self, slots: int, kv_unified: bool = False) -> None:
+    def __init__(self, slots: int, kv_unified: bool) -> None:
         self.waiting: deque[Sequence] = deque()
         self._kv_unified = kv_unified
         self.reset_slots(slots)
@@ -251,7 +251,7 @@ class Scheduler:
         target.sequence.slot = target.index
         target.last_used = source.last_used
 
-    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int = 1) -> list[Share]:
+    def schedule(self, prefill_chunk: Callable[[int], int], max_outputs: int) -> list[Share]:
         """Schedule a step: part of the one prompt being evaluated, or one token of each decoding sequence.
 
         `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with

@@ -62,7 +62,7 @@ class StateStore:
     limit: int
     model: str
     format: str
-    _known: dict[str, State | None] = field(default_factory=dict, init=False)  # by file name; None if unusable
+    _known: dict[str, State | None] = field(default_factory=dict)  # by file name; None if unusable
 
     def find_longest(
         self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Callable[[NoticeEvent], None]
@@ -162,23 +162,22 @@ def read_state(path: Path) -> State | None:
 
 def append_checksum(path: Path) -> None:
     with path.open("r+b") as file:
-        footer = FOOTER.pack(checksum(file, path.stat().st_size), MAGIC)
-        file.write(footer)
+        file.write(footer(file, path.stat().st_size))
 
 
 def is_intact(path: Path) -> bool:
     length = path.stat().st_size - FOOTER.size
     with path.open("rb") as file:
-        return length > 0 and FOOTER.pack(checksum(file, length), MAGIC) == file.read()
+        return length > 0 and footer(file, length) == file.read()
 
 
-def checksum(file: BinaryIO, length: int) -> int:
-    """CRC-32 of the next bytes of a file: twice as fast as any hash of the standard library."""
+def footer(file: BinaryIO, length: int) -> bytes:
+    """Footer for the next bytes of a file, by CRC-32: twice as fast as any hash of the standard library."""
     value = 0
     while length and (data := file.read(min(length, CHUNK))):
         value = crc32(data, value)
         length -= len(data)
-    return value
+    return FOOTER.pack(value, MAGIC)
 
 
 def digest(data: bytes) -> str:

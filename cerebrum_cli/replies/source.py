@@ -158,7 +158,7 @@ class ModelSource:
             lambda emit, stop: self.installation.open_file(options, emit, stop),
             servers.endpoints,
             servers.window,
-            ServerTimeouts(**servers.timeouts),
+            replace(ServerTimeouts(), **servers.timeouts),
             expected,
         )
 

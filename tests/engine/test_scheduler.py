@@ -25,7 +25,10 @@ from cerebrum_cli.engine.step import StopFlag
 
 
 def test_scheduler_puts_late_samples_first() -> None:
-    scheduler, [a, b, c, d] = Scheduler(1), [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")]
+    scheduler, [a, b, c, d] = (
+        Scheduler(1, kv_unified=False),
+        [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")],
+    )
     samples = {each: create_sequences(0, each, lambda event: None, range(2), 0) for each in (a, b, c, d)}
     scheduler.submit([*samples[a], *samples[b]], first=False)
     scheduler.admit(scheduler.next_admission(0, lambda _, length: length), 0)
@@ -42,7 +45,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission(0, lambda _, length: length)
         scheduler.admit(admission, admission.prefix_length)
-        [share] = scheduler.schedule(lambda position: 100)
+        [share] = scheduler.schedule(lambda position: 100, 1)
         scheduler.record_evaluated(sequence, share.tokens)
         scheduler.remove(sequence)
         used.append((admission.slot.index, admission.prefix_length))

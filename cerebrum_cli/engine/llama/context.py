@@ -234,8 +234,6 @@ class LlamaContext:
         values = (llama.llama_token * self.capacity)()
         count = ctypes.byref(ctypes.c_size_t())
         read = llama.llama_state_seq_load_file(self.handle, os.fsencode(path), slot, values, len(values), count)
-        if not read:  # the slot may hold part of it
-            self.clear(slot)
         return bool(read)
 
     def clear(self, slot: int) -> None:

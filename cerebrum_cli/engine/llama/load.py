@@ -18,7 +18,7 @@ from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadat
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
-from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes, weight_needs
+from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_bytes
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.step import StopFlag
@@ -88,7 +88,7 @@ def is_sequential(model: Any) -> bool:
 
 def mapped_bytes(plan: LoadPlan, free: FreeMemory) -> int:
     """Bytes of weights in host memory that loading has not allocated, from what was free before."""
-    weights = host_bytes(weight_needs(plan.sizes, plan.offloaded), free.devices)
+    weights = host_bytes(plan.weights, free.devices)
     allocated = max(0, free.host - free_memory().host)
     return max(0, weights - allocated)
 
@@ -147,9 +147,8 @@ def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> Non
     """
     used = [(device, count) for device, count in zip(devices, plan.offloaded, strict=False) if count]
     handles = (ctypes.c_void_p * (len(used) + 1))()  # a null pointer ends the list
-    if used:
-        find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
-        handles[:-1] = [find(device.name.encode()) for device, _ in used]
+    find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
+    handles[:-1] = [find(device.name.encode()) for device, _ in used]
     params.devices = ctypes.cast(handles, ctypes.c_void_p)
     params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
     if plan.host_experts:

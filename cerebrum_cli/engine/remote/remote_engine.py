@@ -183,15 +183,14 @@ class RemoteEngine(Engine):
         if self._stop:
             raise EngineError("loading interrupted")
         self._serving = asyncio.current_task()
-        pool = None
         expected = self._expected(self.vocabulary)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
+        servers = list[Server]()
+        for number, endpoint in enumerate(self._endpoints, 1):
+            alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
+            servers.append(Server(endpoint, alias, self._window, most, expected, self._timeouts))
+        pool = Pool(servers, self._timeouts, self._loading.put)
         try:
-            servers = list[Server]()
-            for number, endpoint in enumerate(self._endpoints, 1):
-                alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-                servers.append(Server(endpoint, alias, self._window, most, expected, self._timeouts))
-            pool = Pool(servers, self._timeouts, self._loading.put)
             await pool.connect()
             self._pool = pool
             self._loading.put(None)
@@ -201,8 +200,7 @@ class RemoteEngine(Engine):
                 raise EngineError("loading interrupted") from error
         finally:
             self._serving = None  # nothing may interrupt the closing of connections
-            if pool:
-                await pool.close()
+            await pool.close()
 
     def _stop_serving(self) -> None:
         if self._serving:
