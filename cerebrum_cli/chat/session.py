@@ -132,11 +132,12 @@ def suggest_name(conversation: Conversation) -> str:
     if not conversation.messages:
         return "session"
     question = without_files(conversation.messages[0].content).lower()
-    return "-".join(letter_words(question)[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
+    return "-".join(letter_words(question, "+")[:_MAX_WORDS])[:_MAX_CHARS].strip("-") or "session"
 
 
-def letter_words(text: str) -> list[str]:
-    return "".join(char if is_letter(char) else " " for char in text).split()
+def letter_words(text: str, others: str = "") -> list[str]:
+    """The words of a text, of letters, digits and `others`."""
+    return "".join(char if is_letter(char) or char in others else " " for char in text).split()
 
 
 def is_letter(char: str) -> bool:

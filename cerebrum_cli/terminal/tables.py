@@ -26,6 +26,7 @@ SIZES = ("size", "memory")  # columns of numbers of bytes
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
 OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
 WRAPPED = ("notes", "sampling")  # beginnings of the names of fields with long texts
+NO_FORMAT = "unknown; choose one with --format, or use ask --raw"
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
@@ -211,10 +212,12 @@ def _sampling_by_mode(modes: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
 def _describe(key: str, value: Any) -> str:
     if key == "size" and value is not None:
         return f"{format_size(value)} ({value} bytes)"
+    if key == "format" and value is None:
+        return NO_FORMAT
     if isinstance(value, list):
         return ", ".join(map(strip_controls, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_item_text(item)}" for name, item in value.items())
+        return ", ".join(f"{name} {_item_text(item)}" for name, item in value.items() if item is not None)
     return _cell(value)
 
 

@@ -99,7 +99,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
 @pytest.mark.parametrize(
     ("question", "name"),
     [
-        ("What is 2+2?", "what-is-2-2"),
+        ("What is 2+2?", "what-is-2+2"),
         ("Tell me, in one word or more: why?", "tell-me-in-one-word"),
         ("  ÄRGER im Café \n\n", "ärger-im-café"),
         ("日本の首都はどこですか？", "日本の首都はどこですか"),
@@ -110,6 +110,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
         ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
         ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
         ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
+        ("C++ or C?", "c++-or-c"),
     ],
 )
 def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:

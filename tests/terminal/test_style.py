@@ -22,14 +22,16 @@ SCRIPT = {"rows": {"Nothing?": "\n", "tea?": "Tea."}, "seeds": ["Yes."]}
 
 
 @pytest.mark.slow
-def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal) -> None:
-    person = open_chat(**SCRIPT)
-    person.wait_for("model chatml | context ")
-    assert person.screen.lines[0] == "chatml; /help lists commands and keys"
+def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal, tmp_path: Path) -> None:
+    model = write_chatml(tmp_path / "mint.gguf", general={"size_label": "0.5B", "file_type": 15})
+    person = open_chat("", "-m", str(model), **SCRIPT)
+    person.wait_for("model mint | context ")
+    assert person.screen.lines[0] == "mint · 0.5B · Q4_K_M; /help lists commands and keys"
     person.type("/tokens\r", shows="context 50/100000 (0%)")
+    person.type("/model\r", shows="mint · 0.5B · Q4_K_M, prompt format: embedded")
     person.type("/info\r", shows="did you mean /params?")
     person.type("/tmp is full\r", shows="Yes.")
-    person.wait_for("session tmp-is-full | model chatml | context 1")
+    person.wait_for("session tmp-is-full | model mint | context 1")
     lines = person.screen.lines
     assert re.search(r"\| \d+ t/s \| format", lines[-1])
     question = lines.index("> /tmp is full")
@@ -43,12 +45,20 @@ def test_chat_has_styles_labels_and_blank_lines(open_chat: OpenTerminal) -> None
 
 
 @pytest.mark.slow
-def test_ask_has_a_session_and_hints(open_terminal: OpenTerminal, chatml_model: Path, user: CommandLine) -> None:
+def test_ask_has_a_session_and_wrong_commands_the_right_hint(
+    open_terminal: OpenTerminal, chatml_model: Path, user: CommandLine, tmp_path: Path
+) -> None:
     ask = join([sys.executable, SCRIPTED, json.dumps(SCRIPT), "ask", "-m", str(chatml_model), "--session", "tea"])
+    base = write_chatml(tmp_path / "base.gguf", chat_template=None)
     wrong = [[COMMAND, "Why is it so?"], [COMMAND, "ask", "--max_tokens", "5", "tea?"], [COMMAND, "ask", "-5+3="]]
-    person = open_terminal("sh", "-c", "; ".join([f"{ask} tea?", "export NO_COLOR=1", *map(join, wrong)]))
+    person = open_terminal(
+        "sh", "-c", "; ".join([f"{ask} tea?", "export NO_COLOR=1", *map(join, wrong), f"{COMMAND} show {base}"])
+    )
     person.end()
-    assert person.screen.lines == [
+    lines = person.screen.lines
+    assert "format              unknown; choose one with --format, or use ask --raw" in lines
+    assert "ask                 context 2048" in lines
+    assert lines[:8] == [
         "Tea.",
         "error: no such command 'Why is it so?'",
         ' hint: did you mean cerebrum ask "..."?',
@@ -92,13 +102,6 @@ def test_pipes_have_styles_only_with_force_color(
     assert not re.search(r"\x1b\[[^m]*[^m\d;]", done.out), "nothing is erased"
     assert strip_controls(done.out).count("Title") == strip_controls(done.out).count("2. two") == 1
     assert bool(COLOR.search(done.out)) == bool(COLOR.search(failed.err)) == has_colors
-
-
-def test_header_names_the_model_its_size_and_its_quantization(tmp_path: Path) -> None:
-    model = write_chatml(tmp_path / "tea.gguf", general={"size_label": "0.5B", "file_type": 15})
-    script = {"reply": "Yes."}
-    chat = run_here(script, tmp_path, "chat", "-m", model, piped=b"/model\n")
-    assert chat.err.splitlines()[-1] == "tea · 0.5B · Q4_K_M, prompt format: embedded"
 
 
 @pytest.mark.slow
