@@ -136,8 +136,9 @@ def suggest_name(conversation: Conversation) -> str:
 
 
 def letter_words(text: str, others: str = "") -> list[str]:
-    """The words of a text, of letters, digits and `others`."""
-    return "".join(char if is_letter(char) or char in others else " " for char in text).split()
+    """The words of a text; `others` belong to them, but are none alone."""
+    words = "".join(char if is_letter(char) or char in others else " " for char in text).split()
+    return [word for word in words if word.strip(others)]
 
 
 def is_letter(char: str) -> bool:

@@ -110,7 +110,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
         ("/tmp/long.txt:\n```txt\nover and over\n```\n\nWho runs here?", "who-runs-here"),
         ("a.md:\n````md\n```\nx\n```\n````\n\nb.py:\n```py\ny\n```\n\nWhy y?", "why-y"),
         ("notes.txt:\n```txt\nCats sleep.\n```", "notes-txt-txt-cats-sleep"),
-        ("C++ or C?", "c++-or-c"),
+        ("C++ or C + 1?", "c++-or-c-1"),
     ],
 )
 def test_suggest_name_uses_the_first_words(question: str, name: str) -> None:
