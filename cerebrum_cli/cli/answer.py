@@ -323,8 +323,8 @@ def reply_object(
     file: Path | None,
     format_name: str,
     final_answer: str | None,
-    votes: Mapping[str, Any] | None = None,
-    extracted: str | None = None,
+    votes: Mapping[str, Any] | None,
+    extracted: str | None,
 ) -> dict[str, Any]:
     """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish

@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, apply_prompt
-from cerebrum_cli.cli.signature import (
-    composed,
-    only_question,
-    positional,
-    settings_options,
-)
+from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
@@ -190,7 +186,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         return ["on", "off", *SHOWN, *efforts]
 
     candidates: Candidates = {
-        "model": lambda: [model.reference for model in app.library.models()],
+        "model": partial(installed_models, app),
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,

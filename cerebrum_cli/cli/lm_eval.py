@@ -50,7 +50,7 @@ class LmEvalOptions(ConcurrencyOptions):
     include_path: Path | None = option(None, "Directory with your own tasks", "Input", metavar="DIR")
     gen_kwargs: str | None = option(None, "Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
     add_bos_token: bool | None = option(
-        None, "Put BOS before texts [default: the model's, or the preset's]", choices=("on", "off"), local=True
+        None, "Put BOS before texts [default: the model's, or the preset's]", local=True
     )
     apply_chat_template: bool = option(False, "Apply the model's chat template", "Input")
     output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")

@@ -268,11 +268,9 @@ def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
     """Completions of `--set`: each key, with its values if they can be listed."""
     for name, declared in with_shorthands(settable).items():
         source = completion_of(declared)
-        values: Iterable[str] = declared.choices
+        values: Iterable[str] = declared.words
         if source:
             values = source(app)
-        elif declared.kind == "bool":
-            values = ("on", "off")
         for value in values or ("",):
             yield f"{name}={value}"
 

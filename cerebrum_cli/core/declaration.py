@@ -27,6 +27,7 @@ SWITCH_WORDS = {
     **dict.fromkeys(("true", "on", "yes", "1", "t", "y"), True),
     **dict.fromkeys(("false", "off", "no", "0", "f", "n"), False),
 }
+SWITCHES = ("on", "off")
 NUMBERS: Mapping[str, Callable[[Any], Any]] = {"int": int, "float": float}
 
 Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
@@ -77,6 +78,13 @@ class Option(NamedTuple):
     @property
     def is_list(self) -> bool:
         return self.kind.startswith("tuple")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What its value may be, as far as that can be listed."""
+        if self.kind == "bool":
+            return SWITCHES
+        return self.choices
 
     @property
     def argument(self) -> str:

@@ -107,17 +107,13 @@ class Settings(SamplingParams):
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_reasoning: bool | None = option(
-        None, "Keep earlier reasoning in the prompt [default: the template's choice]", choices=("on", "off")
-    )
+    keep_reasoning: bool | None = option(None, "Keep earlier reasoning in the prompt [default: the template's choice]")
     show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = option(False, "Save nothing: no session, history or prompt cache [default: off]", "Output")
-    markdown: bool = option(True, "Format Markdown and mathematics on a terminal [default: on]", choices=("on", "off"))
-    vi: bool = option(False, "Edit with vi keys [default: off]", choices=("on", "off"))
-    loop_check: bool = option(True, "End replies that repeat themselves [default: on]", choices=("on", "off"))
-    speculative: bool | None = option(
-        None, "Speculative decoding (prompt lookup) [default: on]", choices=("on", "off"), local=True
-    )
+    markdown: bool = option(True, "Format Markdown and mathematics on a terminal [default: on]")
+    vi: bool = option(False, "Edit with vi keys [default: off]")
+    loop_check: bool = option(True, "End replies that repeat themselves [default: on]")
+    speculative: bool | None = option(None, "Speculative decoding (prompt lookup) [default: on]", local=True)
     cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 

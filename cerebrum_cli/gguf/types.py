@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 
@@ -58,13 +57,10 @@ _TENSOR_TYPES = """
 """
 
 
-def _tensor_types() -> Iterator[tuple[int, TensorType]]:
-    for line in _TENSOR_TYPES.strip().splitlines():
-        number, name, block_size, block_bytes = line.split()
-        yield int(number), TensorType(name, int(block_size), int(block_bytes))
-
-
-TENSOR_TYPES = dict(_tensor_types())
+TENSOR_TYPES = {
+    int(number): TensorType(name, int(block_size), int(block_bytes))
+    for number, name, block_size, block_bytes in map(str.split, _TENSOR_TYPES.strip().splitlines())
+}
 
 # Source: `enum llama_ftype` in llama.h, without its MOSTLY_ prefix, as in file names, in runs without a gap.
 FILE_TYPES = {

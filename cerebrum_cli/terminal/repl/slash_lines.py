@@ -30,7 +30,7 @@ OTHER_SETTINGS = {  # settings with their own command, and those of ollama
 }
 SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
-SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.choices for key, option in OPTIONS.items() if option.choices}
+SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.words for key, option in OPTIONS.items() if option.words}
 SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
 PARTS = ("question", "answer")  # of a turn; both can be edited
 
