@@ -1,9 +1,10 @@
 """Files and the beginnings of replies in a chat, at a real terminal: attached, detached, piped in and continued."""
 
+import re
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from command_line import COMMAND, CommandLine
 from person import OpenTerminal
 from scripted_command import run_here
 
@@ -149,3 +150,43 @@ def test_llama_cpp_evaluates_what_the_context_grew_for(user: CommandLine, monkey
         grown = user.run(command, *asked, "Why?", stdin="")
         assert "increasing the context from 256 to " in grown.err
         assert grown.out.endswith(fits.out), grown
+
+
+HINTS = {
+    "/set parameter temperature 0.7": "use /set temperature 0.7",
+    "/set nothink": "use /think off",
+    "/set verbose": "use /stats",
+    "/set top_k=5": "use /set top_k 5",
+    "/set think": "/set think needs a value",
+    "/use tea": "with tea |",
+    "/use none": "using no saved prompt",
+}
+
+
+@pytest.mark.slow
+def test_chat_grows_its_context_for_a_file_and_knows_other_programs_settings(
+    open_chat: OpenTerminal, user: CommandLine, tmp_path: Path
+) -> None:
+    (tmp_path / "words").write_text(WORDS)
+    (user.config / "prompts").mkdir()
+    (user.config / "prompts" / "tea.md").write_text("Tea: {input}")
+    person = open_chat("", "-f", "words", context=300, grows=2000, **SCRIPT)
+    person.type("How many?\r", shows="note: increasing the context from 300 to 1280 tokens")
+    person.wait_for("Yes.")
+    for typed, shown in HINTS.items():
+        person.type(f"{typed}\r", shows=shown)
+    assert "with tea" not in person.screen.lines[-1]
+    person.leave()
+
+
+@pytest.mark.slow
+def test_piped_lines_are_questions_and_words_inside_them_are_found(
+    open_terminal: OpenTerminal, chatml_model: Path
+) -> None:
+    chat = f"{COMMAND} chat -m {chatml_model} -n 1 --session capital"
+    script = f'printf "One?\\r\\n日本の首都\u2028はどこ?\\n" | {chat}; {COMMAND} sessions search 首都'
+    person = open_terminal("sh", "-c", script)
+    assert person.end() == 0
+    asked = [line for line in person.screen.lines if line.startswith("> ")]
+    assert [line[:7] for line in asked] == ["> One?", "> 日本の首都"]
+    assert re.match(r"capital  \d{4}-\d\d-\d\d  user: 日本の首都", person.screen.lines[-1])

@@ -52,14 +52,15 @@ def test_ask_has_a_session_and_wrong_commands_the_right_hint(
     base = write_chatml(tmp_path / "base.gguf", chat_template=None)
     wrong = [[COMMAND, "Why is it so?"], [COMMAND, "ask", "--max_tokens", "5", "tea?"], [COMMAND, "ask", "-5+3="]]
     person = open_terminal(
-        "sh", "-c", "; ".join([f"{ask} tea?", "export NO_COLOR=1", *map(join, wrong), f"{COMMAND} show {base}"])
+        "sh", "-c", "; ".join([f"{ask} --json tea?", "export NO_COLOR=1", *map(join, wrong), f"{COMMAND} show {base}"])
     )
     person.end()
     lines = person.screen.lines
     assert "format              unknown; choose one with --format, or use ask --raw" in lines
     assert "ask                 context 2048" in lines
-    assert lines[:8] == [
-        "Tea.",
+    assert '"text": "Tea."' in person.output and '"session": "tea"' in person.output
+    first = lines.index("error: no such command 'Why is it so?'")
+    assert lines[first : first + 7] == [
         "error: no such command 'Why is it so?'",
         ' hint: did you mean cerebrum ask "..."?',
         "error: no such option: --max_tokens",
