@@ -425,6 +425,8 @@ class StopStrings:
         """Add text, and return what precedes a stop string, or cannot be part of one."""
         if self.is_found:
             return ""
+        if not self._stop:  # the search would take 2 us a token
+            return text
         text = self._held + text
         found = [stop for stop in self._stop if stop in text]
         if found:
