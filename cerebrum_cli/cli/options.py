@@ -276,11 +276,9 @@ class ConcurrencyOptions(ConstrainedOptions):
         endpoints = self.find_endpoints(app, requested)
         if not endpoints:
             return None
-        timeouts: dict[str, Any] = {"waits_at_start": True}
+        timeouts: dict[str, Any] = {"waits_at_start": True, "row_timeout": self.row_timeout}
         if self.patience is not None:
             timeouts["patience"] = self.patience
-        if self.row_timeout is not None:
-            timeouts["row_timeout"] = self.row_timeout
         return Servers(endpoints, self.window or None, timeouts=timeouts, may_differ=self.allow_different_models)
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:

