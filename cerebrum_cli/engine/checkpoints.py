@@ -68,7 +68,9 @@ class Checkpoints:
         """Use what a slot holds after an interrupted step, up to tokens whose logits are needed."""
         slot = self._scheduler.slot_of(sequence)
         length = min(self._backend.context.length(slot.index) or len(slot.tokens), sequence.first_output)
-        self._scheduler.resume(sequence, self.rewind(slot, length, slot.checkpoints))
+        length = self.rewind(slot, length, slot.checkpoints)
+        slot.truncate(length)
+        self._scheduler.record_evaluated(sequence, sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
 
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""

@@ -150,10 +150,10 @@ class Scheduler:
         assert sequence.slot is not None
         return self.slots[sequence.slot]
 
-    def submit(self, sequences: Iterable[Sequence], first: bool) -> None:
+    def submit(self, sequences: Many[Sequence], first: bool) -> None:
         """Queue sequences behind all others, or before them."""
         if first:
-            self.waiting.extendleft(reversed(list(sequences)))
+            self.waiting.extendleft(reversed(sequences))
         else:
             self.waiting.extend(sequences)
 
@@ -279,12 +279,6 @@ class Scheduler:
         slot = self.slot_of(sequence)
         slot.extend(tokens)
         sequence.evaluated = len(slot.tokens)
-
-    def resume(self, sequence: Sequence, length: int) -> None:
-        """Record that after an interrupted step the slot holds only the first `length` tokens of its sequence."""
-        slot = self.slot_of(sequence)
-        slot.truncate(length)
-        self.record_evaluated(sequence, sequence.tokens_from(len(slot.tokens), length - len(slot.tokens)))
 
     def remove(self, sequence: Sequence) -> None:
         """Remove a sequence; the contents of its slot can be reused."""

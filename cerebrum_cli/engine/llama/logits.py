@@ -125,14 +125,14 @@ class ChainSampler(Chain):
         return int(array.data[array.selected].id)
 
 
+@dataclass
 class GreedySampler:
     """Sample the most likely token, the lowest id if tied, as llama.cpp's chain does, but eight times as fast."""
 
-    def __init__(self, logits: Callable[[int], Any]) -> None:
-        self._logits = logits
+    logits: Callable[[int], Any]
 
     def sample(self, row: int) -> int:
-        return int(self._logits(row).argmax())
+        return int(self.logits(row).argmax())
 
     def accept(self, token: int) -> None:
         pass

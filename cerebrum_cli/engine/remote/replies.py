@@ -161,7 +161,7 @@ class RemoteSample(ReplySample):
         for at, token in enumerate(tokens):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
-            if self._is_end(token):
+            if self.vocabulary.is_eog(token) and not self.request.ignore_eos:
                 self._end_token = (token,)
                 return
             is_constrained = self.is_constrained
@@ -186,9 +186,6 @@ class RemoteSample(ReplySample):
         visible = self.request.visible_tokens
         piece = self.vocabulary.piece
         return b"".join([piece(token, token in visible) for token in tokens])
-
-    def _is_end(self, token: int) -> bool:
-        return self.vocabulary.is_eog(token) and not self.request.ignore_eos
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
