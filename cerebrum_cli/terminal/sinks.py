@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
-from cerebrum_cli.terminal.status_line import Line
 from cerebrum_cli.terminal.streams import DIM, Streams, strip_complete, strip_controls
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
 
@@ -150,24 +149,6 @@ class ReasoningSink:
         if self.summarizes:
             summary = f"reasoned for {seconds:.1f} s, {self._tokens} tokens"
             self.streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
-
-
-@dataclass(slots=True)
-class BlankLine:
-    """A blank line on a terminal between a question and its reply, once that has begun, in place of a `line`."""
-
-    streams: Streams
-    line: Line
-    is_written: bool = False
-
-    def emit(self, event: Event) -> None:
-        if isinstance(event, (PromptEvent, TokenEvent)) and not self.is_written:
-            self.line.erase()
-            self.streams.blank_line()
-            self.is_written = True
-
-    def close(self) -> None:
-        """An error follows the question itself."""
 
 
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:

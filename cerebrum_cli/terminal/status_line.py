@@ -123,8 +123,8 @@ class StatusLine(Line):
 
     `hint` is shown beside reasoning where there is room. `counts_answer`: the answer is printed at the end, and its
     tokens are counted until then. `vote` bounds the number of a vote's samples, whose tally is shown. A line that
-    `is_hidden` only prints notices; one that `hides_reasoning` leaves that to another sink. A plain terminal gets a
-    line every few seconds.
+    `is_hidden` only prints notices; one that `hides_reasoning` leaves that to another sink. One that `separates` writes
+    a blank line where a reply begins. A plain terminal gets a line every few seconds.
     """
 
     def __init__(
@@ -136,11 +136,13 @@ class StatusLine(Line):
         vote: tuple[int, int] | None = None,
         is_hidden: bool = False,
         hides_reasoning: bool = False,
+        separates: bool = False,
     ) -> None:
         super().__init__(streams, streams.can_redraw and not is_hidden, SHOW_AFTER_S, log_every=PLAIN_EVERY_S)
         if streams.err_is_terminal and is_plain_terminal() and not (streams.is_quiet or is_hidden):
             self.log = lambda: self._text
         self._hides_reasoning = hides_reasoning
+        self._separates = separates
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
@@ -152,6 +154,10 @@ class StatusLine(Line):
         self._has_hint = False
 
     def take(self, event: Event) -> None:
+        if self._separates and isinstance(event, (PromptEvent, TokenEvent)):
+            self._separates = False
+            self.erase()
+            self.streams.blank_line()
         if isinstance(event, ServersEvent) or not (self.draws or self.log):
             return
         is_reasoning = False

@@ -42,7 +42,7 @@ def test_chat_without_a_session_database_needs_no_log(open_small_chat: OpenTermi
     assert open_small_chat(shows="or use --no-log").end() == 1
     person = open_small_chat("--no-log", shows="this chat is not saved: no_log is on")
     turn(person, "How are you?")
-    person.wait_for("session how-are-you | not saved | model small | ")
+    person.wait_for("session how-are-you | not saved | context ")
     person.type("/save mine\r", shows="Session named 'mine'; it is not saved")
     person.leave()
     assert sessions.is_file()
@@ -66,7 +66,7 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: Ope
 
 def test_chat_signal_at_the_prompt_saves_the_prompt_cache(open_small_chat: OpenTerminal, tmp_path: Path) -> None:
     person = open_small_chat("--session", "tea")
-    person.type(f"{'word ' * 60}\r", shows="session tea | model small")
+    person.type(f"{'word ' * 60}\r", shows="session tea | context ")
     person.kill(signal.SIGHUP)
     assert person.end() == 129
     assert not person.screen.cursor_hidden
@@ -114,12 +114,12 @@ def test_prompt_has_a_toolbar_and_exits_when_ctrl_c_is_pressed_twice(
     open_small_chat: OpenTerminal, user: CommandLine
 ) -> None:
     person = open_small_chat()
-    person.wait_for("model small | context ")
+    person.wait_for(" | model small | format ")
     for _ in range(3):
         person.type("not sent", shows="> not sent")
         person.type("\x03")
     person.type("\x03", shows="Press Ctrl-C again")
-    person.type("One?\r", shows="session one | model small | context ")
+    person.type("One?\r", shows="session one | context ")
     person.wait_for(" t/s")
     person.type("\x03", shows="Press Ctrl-C again")
     person.type("\x03")

@@ -22,7 +22,7 @@ from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_e
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import AnswerSink, BlankLine, ReasoningSink, Sink, render, show_answer
+from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams, strip_controls
 from cerebrum_cli.terminal.tables import context_text, model_text, result_text
@@ -103,8 +103,8 @@ class Repl:
             segments.append(f"session {chat.session.name}")
         if not chat.is_saved:
             segments.append("not saved")
-        segments.append(f"model {chat.loaded.model.label}")
         segments.append(self._context_text())
+        segments.append(f"model {chat.loaded.model.label}")
         if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
             segments.append(f"{speed:.0f} t/s")
         segments.append(f"format {chat.loaded.format_name}")
@@ -133,8 +133,8 @@ class Repl:
         )
         sinks = reasoning, AnswerSink(self.streams, self.chat.settings.markdown)
         try:
-            line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows)
-            self._render(reply.events(), (BlankLine(self.streams, line), line, *sinks), reasoning.end_reasoning)
+            line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows, separates=True)
+            self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -184,8 +184,8 @@ class Repl:
 
     def _show_vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
         try:
-            line = self._status_line(vote=majority_vote.bounds)
-            self._render(events, (BlankLine(self.streams, line), line), nothing_to_end)
+            line = self._status_line(vote=majority_vote.bounds, separates=True)
+            self._render(events, (line,), nothing_to_end)
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
