@@ -168,10 +168,10 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
     """Progress of files: a bar for each stage on a terminal, otherwise lines at its start, every minute and its end."""
 
     def __init__(self, streams: Streams) -> None:
-        super().__init__(streams, streams.can_redraw)
+        super().__init__(streams, streams.can_redraw, log=lambda: f"{self._stage}: {self._text()}")
         self._stage, self._done, self._total = "", 0, 0  # of bytes
-        self._first = self._shown = 0  # bytes at the start of the stage, and when they were last shown
-        self._started = self._logged = 0.0
+        self._first = 0  # bytes at the start of the stage
+        self._started = 0.0
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -181,21 +181,16 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         self.streams.report(NoticeEvent(f"{event.message}: {event.hint}", ""))
 
     def update(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._first, self._shown = stage, done, 0
-            self._started, self._logged = now, now - LOG_EVERY_S
+            self._stage, self._first, self._done = stage, done, 0
+            self._started, self._last_log = time.monotonic(), -LOG_EVERY_S
+        is_end = done >= total > self._done
+        if is_end:
+            self._last_log = -LOG_EVERY_S
         self._done, self._total = done, total
-        is_end = done >= total > self._shown
-        is_due = is_end or now - self._logged >= LOG_EVERY_S
-        if is_due:
-            self._logged, self._shown = now, done
-        if not self.draws:
-            if is_due:
-                self.streams.report(f"{stage}: {self._text()}")
-        elif is_end:
+        if is_end and self.draws:
             self.keep()
-        elif done < total:
+        elif done < total or not self.draws:
             self.show()
 
     def render(self, width: int) -> Iterator[Segment]:
