@@ -22,8 +22,7 @@ class Force(NamedTuple):
     tokens: tuple[int, ...]
 
 
-# The reason to end the reply, tokens to force, or a bias, which applies where the next token is sampled: servers ignore
-# it.
+# Why the reply ends, tokens to force, or a bias of the logit of the next token, which servers ignore.
 Intervention: TypeAlias = FinishReason | Force | TokenBias
 
 
