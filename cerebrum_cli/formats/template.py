@@ -13,9 +13,10 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import unescape
+from itertools import pairwise
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
@@ -43,12 +44,18 @@ SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
-FROM_TEMPLATE = -1
-Piece = tuple[int, str]
-"""Part of a render: the index of its text, or FROM_TEMPLATE, and the text. The two kinds alternate.
+BEGINNING = -1
 
-A turn has two texts: its content, with the index of the turn, and its reasoning. Those follow the contents of all.
-"""
+
+class Piece(NamedTuple):
+    """Part of a render: a text by its number, and the template's own text behind it. The first is BEGINNING.
+
+    A turn has two texts: its content, with the number of the turn, and its reasoning. Those follow the contents of all.
+    """
+
+    number: int
+    text: str
+    literal: str
 
 
 class Placeholders:
@@ -66,9 +73,9 @@ class Placeholders:
     def split(self, rendered: str) -> list[Piece]:
         """Split a render at the placeholders, whose texts are not in it."""
         first, *others = re.split(f"{self._start}([0-9]+)\ue001", rendered)
-        pieces = [(FROM_TEMPLATE, first)]
-        for index, text in zip(others[::2], others[1::2], strict=True):
-            pieces += [(int(index), ""), (FROM_TEMPLATE, text)]
+        pieces = [Piece(BEGINNING, "", first)]
+        for index, literal in zip(others[::2], others[1::2], strict=True):
+            pieces.append(Piece(int(index), "", literal))
         return pieces
 
 
@@ -212,17 +219,21 @@ class Rendering:
     def parts(self) -> tuple[PromptPart, ...]:
         self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
-        self.end = pieces[-1][1]
+        final = pieces[-1]
+        self.end = final.literal
         last = len(self.turns) - 1
-        final = pieces[-2][0] if len(pieces) > 1 else FROM_TEMPLATE
-        if final == last:
+        if final.number == last:
             self._restore_headers(pieces)
-        pieces[-1] = FROM_TEMPLATE, self._header(self.conversation.thinks)
+        header = self._header(self.conversation.thinks)
         if self.begins:
-            if final not in (last, last + len(self.turns)):
+            if final.number not in (last, last + len(self.turns)):
                 raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
-            pieces.pop()
-        return tuple(self.fixed.get(index) or Text(text, trusted=index == FROM_TEMPLATE) for index, text in pieces)
+            header = ""
+        pieces[-1] = final._replace(literal=header)
+        parts: list[PromptPart] = []
+        for index, text, literal in pieces:
+            parts += self.fixed.get(index) or Text(text), Text(literal, trusted=True)
+        return tuple(parts)
 
     def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
         """Render the template with these texts of the turns."""
@@ -239,7 +250,7 @@ class Rendering:
             raise FormatError(
                 "would turn message text into special tokens", f"remove text that looks like markup, or {OTHER_FORMAT}"
             )
-        shown = {index for index, _ in pieces} if pieces else {*self._rewritten(placed, prompt)}
+        shown = {piece.number for piece in pieces} if pieces else {*self._rewritten(placed, prompt)}
         for index, turn in reversed([*enumerate(self.turns)]):
             if turn["content"].strip() and index not in shown:
                 raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}", OTHER_FORMAT)
@@ -253,10 +264,10 @@ class Rendering:
         """
         changed = SWITCH_REMOVED if "/no_think" in self.chat.source else CHANGED
         rest = _unchanged(prompt, changed)
-        for (_, before), (index, _) in zip(placed[::2], placed[1::2], strict=False):
+        for before, (index, _, _) in pairwise(placed):
             role = self.turns[index % len(self.turns)]["role"]
             text = _unchanged(self.texts[index], changed)
-            _, found, after = rest.partition(_unchanged(before, changed)[-CONTEXT:] + text)
+            _, found, after = rest.partition(_unchanged(before.literal, changed)[-CONTEXT:] + text)
             if found:
                 rest = after
             is_optional = role == "assistant" and (
@@ -270,13 +281,11 @@ class Rendering:
 
         For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
         """
-        for at in range(3, len(pieces), 2):
-            question = pieces[at - 2][0]
-            reply = pieces[at][0]
-            part = self.fixed.get(reply)
-            if isinstance(part, Tokens) and question == reply - 1:
-                header = self._header(self.messages[reply].thinks)
-                pieces[at - 1] = FROM_TEMPLATE, header if part.ids else self.chat.closed(header)
+        for at, (question, reply) in enumerate(pairwise(pieces[1:]), 1):
+            part = self.fixed.get(reply.number)
+            if isinstance(part, Tokens) and question.number == reply.number - 1:
+                header = self._header(self.messages[reply.number].thinks)
+                pieces[at] = question._replace(literal=header if part.ids else self.chat.closed(header))
 
     def _header(self, thinks: bool | None) -> str:
         """Text that follows the last question, or would follow it in another conversation."""
@@ -284,8 +293,8 @@ class Rendering:
             text = self.end
             if thinks != self.conversation.thinks and self.chat.switch:
                 rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks))
-                _, *others = self.placeholders.split(rendered)
-                text = others[-1][1] if others else text
+                *before, last = self.placeholders.split(rendered)
+                text = last.literal if before else text
             is_closed = thinks is False and not self.chat.is_fixed
             self.headers[thinks] = self.chat.closed(text) if is_closed else text
         return self.headers[thinks]
@@ -299,15 +308,15 @@ def _align(placed: list[Piece], prompt: str, texts: Sequence[str]) -> list[Piece
     """
     pieces: list[Piece] = []
     at = 0
-    for (index, _), (_, literal) in zip([(FROM_TEMPLATE, ""), *placed[1::2]], placed[::2], strict=True):
-        text = texts[index] if 0 <= index < len(texts) else ""
+    for index, _, literal in placed:
+        text = "" if index == BEGINNING else texts[index]
         trimmed = (trim(text) for trim in TRIMS)
         found = next((text for text in trimmed if prompt.startswith(text + literal, at)), None)
         if found is None:
             return None
-        pieces += [(index, found), (FROM_TEMPLATE, literal)]
+        pieces.append(Piece(index, found, literal))
         at += len(found) + len(literal)
-    return pieces[1:] if at == len(prompt) else None
+    return pieces if at == len(prompt) else None
 
 
 def _unchanged(text: str, changed: re.Pattern[str]) -> str:
