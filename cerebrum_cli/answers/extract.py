@@ -19,14 +19,13 @@ from cerebrum_cli.answers.plain_text import (
     CALCULATOR_NOTE,
     NUMBER,
     NUMBER_SOURCE,
+    Match,
     has_content,
     plain,
     sentence_stop,
     sentences,
     trimmed,
 )
-
-Match = re.Match[str]
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(

@@ -6,9 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
-
-Match = re.Match[str]
+from cerebrum_cli.answers.plain_text import Match, plain, rewriting, rewritten
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))

@@ -347,7 +347,7 @@ class ReplyText:
     def _counts(self, marker: Marker, before: str, after: str) -> bool:
         """Whether a marker in the answer is markup, not a part of its text."""
         spelling = self._held[marker.start : marker.end]
-        line, is_fenced = last_line(self._line, self._is_fenced, before)
+        line, is_fenced = self._last_line(before)
         is_quoted = is_fenced or line.count("`") % 2 == 1 or line.endswith(QUOTES) or spelling in self.rules.mentioned
         if marker.effect == "open":
             is_apart = (not line[:4].strip(" ") and len(line) < 4) or line.rstrip().endswith(SENTENCE_ENDS)
@@ -390,9 +390,18 @@ class ReplyText:
         self.overhang = ""
         self.stage = "undecided"
 
+    def _last_line(self, text: str) -> tuple[str, bool]:
+        """The last line of the answer with a text, and whether it is in a fenced code block."""
+        *lines, last = (self._line + text).split("\n")
+        is_fenced = self._is_fenced
+        for line in lines:
+            if line.lstrip().startswith(("```", "~~~")):
+                is_fenced = not is_fenced
+        return last[-MAX_LINE:], is_fenced
+
     def _pass_on(self, text: str) -> None:
         self._answer_length += len(text)
-        self._line, self._is_fenced = last_line(self._line, self._is_fenced, text)
+        self._line, self._is_fenced = self._last_line(text)
         self._emit("answer", text)
 
     def _emit(self, channel: Channel, text: str) -> None:
@@ -442,15 +451,6 @@ class StopStrings:
         rest = self._held
         self._held = ""
         return rest
-
-
-def last_line(line: str, is_fenced: bool, text: str) -> tuple[str, bool]:
-    """The last line of a text that continues a line, and whether that is in a fenced code block."""
-    *lines, last = (line + text).split("\n")
-    for each in lines:
-        if each.lstrip().startswith(("```", "~~~")):
-            is_fenced = not is_fenced
-    return last[-MAX_LINE:], is_fenced
 
 
 def footer_start(text: str, footer: str) -> int:
