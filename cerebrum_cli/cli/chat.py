@@ -127,11 +127,10 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.chat.history import with_session_defaults
-    from cerebrum_cli.replies.installation import find_installed
     from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
-        return chat_source(options.find_source(app, layer, partial(find_installed, app)))
+        return chat_source(options.find_source(app, layer, may_pull=False))
 
     prompted = SourcedLayer(overrides, saved)
     is_saved = not app.settings(prompted).no_log

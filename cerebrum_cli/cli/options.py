@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.installation import Installation, Servers
-    from cerebrum_cli.replies.source import FindModel, ModelSource
+    from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
 
 FIRST, LAST = "first", "last"  # code blocks of a reply
@@ -66,23 +65,22 @@ class AnswerOptions(ServerOptions, PullOptions):
 
         return SINGLE
 
-    def find_source(self, app: App, overrides: Layer, find_model: FindModel | None = None, **use: Any) -> ModelSource:
-        """The model that settings name, and where it runs; one that is not installed may be downloaded.
+    def find_source(self, app: App, overrides: Layer, may_pull: bool = True, **use: Any) -> ModelSource:
+        """The model that settings name, and where it runs; one that is not installed may be downloaded (`may_pull`).
 
-        The context of commands with `--parallel` has 0 slots without it. Raises as the function of this name does.
+        The context of commands with `--parallel` has 0 slots without it. Raises UsageError, ConfigError, ModelNotFound,
+        EndpointError, ModelFileError.
         """
+        from cerebrum_cli.replies.installation import find_installed
         from cerebrum_cli.replies.prompt_sources import template_options
-        from cerebrum_cli.replies.source import find_source
+        from cerebrum_cli.replies.source import complete_source
 
-        return find_source(
-            app,
-            overrides,
-            partial(self.find_servers, app),
-            find_model or partial(self.find_model, app),
-            configured=app.config.settings,
-            template_options=template_options(self.template_arg),
-            **{"context": self.context, **use},
-        )
+        use = {"template_options": template_options(self.template_arg), "context": self.context, **use}
+        requested = app.settings(overrides)
+        servers = self.find_servers(app, requested)
+        find_model = self.find_model if may_pull else find_installed
+        model = find_model(app, requested, servers)
+        return complete_source(app, model, servers, overrides, configured=app.config.settings, **use)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""

@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent
-from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer
+from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.replies.installation import (
@@ -23,7 +22,7 @@ from cerebrum_cli.replies.installation import (
 )
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
-from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, find_source, slots_of
+from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_source, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
@@ -198,12 +197,11 @@ def open_model(
     overrides = SourcedLayer({"model": name}, settings)
     require_known(overrides)
 
-    def find_servers(requested: Settings) -> Servers | None:
-        endpoints = find_endpoints(installation, urls, requested)
-        return Servers(endpoints, parallel) if endpoints else None
-
-    find_model = partial(find_installed, installation)
-    source = find_source(installation, overrides, find_servers, find_model, configured={}, raw=raw)
+    requested = fold(overrides)
+    endpoints = find_endpoints(installation, urls, requested)
+    servers = Servers(endpoints, parallel) if endpoints else None
+    model = find_installed(installation, requested, servers)
+    source = complete_source(installation, model, servers, overrides, configured={}, raw=raw)
     if source.servers is None:
         source = source.for_chat()
         if parallel is not None:

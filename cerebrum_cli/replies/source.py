@@ -48,9 +48,6 @@ FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
-FindModel = Callable[[Settings, Servers | None], InstalledModel]
-"""Finds the model that settings name, given where it runs. Raises ModelNotFound, EndpointError."""
-
 CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
 
 
@@ -163,24 +160,21 @@ class ModelSource:
         )
 
 
-def find_source(
+def complete_source(
     installation: Installation,
+    model: InstalledModel,
+    servers: Servers | None,
     overrides: Layer,
-    find_servers: Callable[[Settings], Servers | None],
-    find_model: FindModel,
     *,
     configured: Layer,
     samples_by: str | None = None,
     **use: Any,
 ) -> ModelSource:
-    """The model that settings name, with what is recommended for it, on servers or on this machine.
+    """A model with what is recommended for it, on servers or on this machine.
 
     `overrides` are settings above those that are `configured`. `samples_by` is what asks for several samples, if there
-    are any; `use` are further fields. Raises UsageError, ConfigError, ModelNotFound, ModelFileError.
+    are any; `use` are further fields. Raises UsageError, ModelFileError.
     """
-    requested = fold(configured, overrides)
-    servers = find_servers(requested)
-    model = find_model(requested, servers)
     require_generative(model.path, model.header)
     settings = fold(model.recommended, configured, overrides)
     if samples_by:
