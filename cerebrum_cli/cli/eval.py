@@ -115,7 +115,7 @@ def evaluate_model(
     prepared = prepare(app, source, overrides, options)
     path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
     if why_new:
-        app.streams.report(NoticeEvent(why_new, ""))
+        app.streams.report(NoticeEvent(why_new))
     if options.dry_run:
         show_preview(app, prepared, path, options)
         return
@@ -252,7 +252,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
             offline=options.offline,
         )
     for bad in task.bad_rows[:SHOWN_ERRORS]:
-        app.streams.report(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}", ""))
+        app.streams.report(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}"))
     return task
 
 

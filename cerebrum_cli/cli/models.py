@@ -219,7 +219,7 @@ def print_available(app: App, listed: list[dict[str, Any]], ctx: int | None) -> 
 
     print_catalogue(app.streams, listed)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens"
-    app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}", ""))
+    app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}"))
 
 
 def print_found_models(app: App, listed: list[dict[str, Any]]) -> None:

@@ -165,7 +165,7 @@ def compare(
     if versions := describe_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:
-        app.streams.report(NoticeEvent(note, ""))
+        app.streams.report(NoticeEvent(note))
     if json:
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return

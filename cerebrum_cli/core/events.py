@@ -57,10 +57,10 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NoticeEvent:
-    """A problem that is not an error, and a hint."""
+    """A problem that is not an error, and a hint, if there is one."""
 
     message: str
-    hint: str
+    hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.reply_controls import AnswerNow
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
-MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark", "")
+MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")
 
 
 class Sink(Protocol):
@@ -129,7 +129,7 @@ class ReasoningSink:
         elif self._started is not None:
             self.close()
             if self._is_ended:
-                self.streams.report(NoticeEvent("reasoning ended; Ctrl-C again stops the answer", ""))
+                self.streams.report(NoticeEvent("reasoning ended; Ctrl-C again stops the answer"))
 
     def _add(self, text: str) -> None:
         if self._started is None:

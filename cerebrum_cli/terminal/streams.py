@@ -61,7 +61,7 @@ class PipedInput:
     has_data: bool = False
 
     def read(self, size: int = -1) -> bytes:
-        notice = NoticeEvent("reading standard input; if there is none, redirect it: < /dev/null", "")
+        notice = NoticeEvent("reading standard input; if there is none, redirect it: < /dev/null")
         timer = threading.Timer(STDIN_NOTICE_S, self.streams.notice, [notice])
         timer.daemon = True
         if self.streams.err_is_terminal and not self.has_data:

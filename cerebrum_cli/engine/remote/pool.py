@@ -316,7 +316,7 @@ class Pool:
                 self._note(server, hint)
             elif server.is_noted and server.problem is None and self._is_read:
                 server.is_noted = False
-                self._emit(NoticeEvent(f"{server.name} is available again", ""))
+                self._emit(NoticeEvent(f"{server.name} is available again"))
 
     def _note(self, server: Server, hint: str) -> None:
         """Note why a server is not usable, once until it is, and once within `notices` seconds."""
