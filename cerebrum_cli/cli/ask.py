@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.cli.options import AskOptions, apply_prompt
+from cerebrum_cli.cli.options import AskOptions
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
 from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
@@ -45,7 +45,7 @@ def ask(
         return
     from cerebrum_cli.replies.prompt_sources import PromptSources
 
-    saved, applied, options = apply_prompt(app, options, on_command_line)
+    saved, applied, options = options.apply_prompt(app, on_command_line)
     overrides = SourcedLayer(overrides, applied)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
     votes = options.vote_bounds

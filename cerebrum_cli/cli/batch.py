@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions, apply_prompt
+from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -86,7 +86,7 @@ def batch(
 
     if output is None:
         raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
-    saved, applied, options = apply_prompt(app, options, on_command_line)
+    saved, applied, options = options.apply_prompt(app, on_command_line)
     overrides = SourcedLayer(overrides, applied)
     source = Path(input_file)
     if output != STANDARD:

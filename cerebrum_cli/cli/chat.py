@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import installed_models
-from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions, apply_prompt
+from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
@@ -76,7 +76,7 @@ def chat(
         on_command_line |= {"model"}
     if options.no_markdown:
         overrides = SourcedLayer(overrides, {"markdown": False})
-    saved, applied, options = apply_prompt(app, options, on_command_line)
+    saved, applied, options = options.apply_prompt(app, on_command_line)
     files = read_prompt_files(options.file, app.streams.report)
     question = read_question(app, words)
     conversation = open_chat(app, overrides, applied, options)

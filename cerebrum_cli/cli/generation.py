@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.cluster.distribution import Work
     from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.presets import Preset
@@ -168,11 +169,11 @@ def answer_missing(
     options: ConcurrencyOptions,
     results: Results,
     answer: Callable[[Model], Generator[Event, None, None]],
-    work: tuple[Any, int, Callable[..., Iterator[Event]]],
+    work: Work,
 ) -> None:
     """Answer the rows that are missing in the results, with progress.
 
-    `work` is for the nodes of a cluster: the rows, the number of samples of each, and what answers some of them.
+    `work` is for the nodes of a cluster.
     """
     from cerebrum_cli.replies.interface import open_many
     from cerebrum_cli.results.results import noting_origins

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
@@ -142,6 +142,17 @@ class GenerationOptions(ConstrainedOptions):
 @option_group
 class SavedPromptOptions:
     saved_prompt: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+
+    def apply_prompt(self, app: App, on_command_line: frozenset[str]) -> tuple[SavedPrompt | None, Layer, Self]:
+        """The saved prompt, its settings, and these options with what it sets, except for those `on_command_line`.
+
+        Raises UsageError for an unknown name, and ConfigError.
+        """
+        if self.saved_prompt is None:
+            return None, {}, self
+        saved = app.prompts.find(self.saved_prompt, is_option=True)
+        settings = without_keys(saved.settings, on_command_line)
+        return saved, settings, self.with_saved(saved, on_command_line)
 
     def with_saved(self, saved: SavedPrompt, _: frozenset[str], /) -> Self:
         """These options with those of a saved prompt that are not on the command line: in a chat, none."""
@@ -290,20 +301,3 @@ class ConcurrencyOptions(ConstrainedOptions):
         if servers is None:
             require_no_adapters(requested, "--ray")
         return app.library.resolve_vocabulary(requested.model)
-
-
-Options = TypeVar("Options", bound=SavedPromptOptions)
-
-
-def apply_prompt(
-    app: App, options: Options, on_command_line: frozenset[str]
-) -> tuple[SavedPrompt | None, Layer, Options]:
-    """The saved prompt, its settings, and the options with what it sets, except for those `on_command_line`.
-
-    Raises UsageError for an unknown name, and ConfigError.
-    """
-    if options.saved_prompt is None:
-        return None, {}, options
-    saved = app.prompts.find(options.saved_prompt, is_option=True)
-    settings = without_keys(saved.settings, on_command_line)
-    return saved, settings, options.with_saved(saved, on_command_line)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-from cerebrum_cli.core.events import NoticeEvent, ServersEvent
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
@@ -14,8 +14,6 @@ from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
 Records = Sequence[Mapping[str, Any]]
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"
-
-T = TypeVar("T")
 
 
 class Results:
@@ -124,8 +122,8 @@ class StreamedResults(Results):
 
 
 def noting_origins(
-    events: Generator[T, None, None], results: Results, model: LoadedModel
-) -> Generator[T | NoticeEvent, None, None]:
+    events: Generator[Event, None, None], results: Results, model: LoadedModel
+) -> Generator[Event, None, None]:
     """Yield events, and note what generates the rows once there are some, since the process may be killed.
 
     These are the servers, also as they change, or the hardware and the options of this machine.
