@@ -115,8 +115,7 @@ class Model(LoadedModel):
         for _ in self.load():
             pass
         vocabulary = self.engine.vocabulary
-        prefix = () if self.prefix_token is None else (self.prefix_token,)
-        before = vocabulary.tokenize([Text(context, trusted=True)]) or prefix
+        before = vocabulary.tokenize([Text(context, trusted=True)]) or self.prefix_tokens
         after = (vocabulary.tokenize([Tokens(before), Text(text, trusted=True)]) for text in continuations)
         request = ScoreRequest(before, tuple(tokens[len(before) :] for tokens in after))
         with closing(self.engine.score([request])) as events:

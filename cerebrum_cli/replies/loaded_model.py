@@ -26,7 +26,7 @@ from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.text_tokens import least_tokens, resolve_biases
+from cerebrum_cli.replies.text_tokens import detokenize, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Vocabulary
@@ -192,11 +192,11 @@ class LoadedModel:
             )
 
     @property
-    def prefix_token(self) -> int | None:
-        """The token that a text without a context is scored after: BOS, or EOS in a vocabulary without it."""
+    def prefix_tokens(self) -> tuple[int, ...]:
+        """The token that a text without a context is scored after: BOS, or EOS without it; empty without both."""
         vocabulary = self.engine.vocabulary
         text = vocabulary.special_token_text("bos") or vocabulary.special_token_text("eos")
-        return next(iter(vocabulary.special_token_ids([text])), None)
+        return tuple(vocabulary.special_token_ids([text]))
 
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail, and FormatError."""
@@ -379,7 +379,3 @@ def final_markup(prompt: Sequence[PromptPart]) -> str:
     """The template's own text at the end of a prompt."""
     last = prompt[-1] if prompt else None
     return last.value if isinstance(last, Text) and last.trusted else ""
-
-
-def detokenize(vocabulary: Vocabulary, ids: Sequence[int]) -> str:
-    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")

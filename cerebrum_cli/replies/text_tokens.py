@@ -37,6 +37,10 @@ def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Pro
     return least
 
 
+def detokenize(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+
+
 def drop_partial_character(vocabulary: Vocabulary, ids: tuple[int, ...]) -> tuple[int, ...]:
     """Drop tokens at the end that hold only part of a character."""
     while ids:
@@ -63,7 +67,7 @@ def _token_id(vocabulary: Vocabulary, token: int | str) -> int:
     tokens = continuation(vocabulary, (Text(token, trusted=True),))
     if len(tokens) == 1:
         return tokens[0]
-    listed = ", ".join(f"{part} {vocabulary.piece(part, special=True).decode('utf-8', 'replace')!r}" for part in tokens)
+    listed = ", ".join(f"{part} {detokenize(vocabulary, [part])!r}" for part in tokens)
     raise UsageError(
         f"logit_bias: {token!r} is not one token of this model but {len(tokens)}: {listed}",
         "put a space before it, or bias tokens by their ids, as in 42=-1",

@@ -67,7 +67,6 @@ def test_model_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_engine(path) as engine:
             model = model_on(engine, format_builder("cerebrum", None, {}))
-            prefix = model.prefix_token
-            assert prefix is not None and model.detokenize([prefix]) == text
-            events = list(model.engine.score([ScoreRequest((prefix,), ((40, 41, 42),))]))
+            assert model.detokenize(model.prefix_tokens) == text
+            events = list(model.engine.score([ScoreRequest(model.prefix_tokens, ((40, 41, 42),))]))
             assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]

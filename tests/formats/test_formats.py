@@ -12,7 +12,7 @@ from vocabularies import text_of
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages, join_parts
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW, PromptFormat
-from cerebrum_cli.replies.loaded_model import detokenize
+from cerebrum_cli.replies.text_tokens import detokenize
 
 BOS, EOS = 1, 2
 DATA = Path(__file__).parents[1] / "data" / "formats"

@@ -27,7 +27,7 @@ from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
 from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.loaded_model import detokenize
+from cerebrum_cli.replies.text_tokens import detokenize
 
 CONVERSATIONS = {
     "one question": ONE_TURN,

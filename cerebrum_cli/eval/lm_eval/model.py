@@ -83,10 +83,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def prefix_token_id(self) -> int:
-        token = self._model.prefix_token
-        if token is None:
+        tokens = self._model.prefix_tokens
+        if not tokens:
             raise UsageError("the model's vocabulary has neither BOS nor EOS", "lm-eval needs one; use another model")
-        return token
+        return tokens[0]
 
     @property
     def eot_token_id(self) -> int:
