@@ -143,7 +143,6 @@ class SampleWriter:
     def write_scored(self, wait_s: float = 0.0) -> Iterator[Event]:
         while scores := self._scorer.scores(wait_s):
             for (position, sample, reply), score in scores:
-                program = program_object(reply) if self._evaluation.checks else {}
                 self._write(
                     position,
                     sample,
@@ -157,7 +156,7 @@ class SampleWriter:
                     completion_tokens=reply.finish.completion_tokens,
                     reasoning_closed_at=reply.reasoning_closed_at,
                     lowest_window=reply.lowest_window,
-                    **program,
+                    **program_object(reply),
                 )
                 yield self.score.event
 
