@@ -49,10 +49,10 @@ def read_small_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def read_at_most(path: Path, limit: int) -> bytes | None:
+def read_beginning(path: Path, limit: int) -> bytes:
+    """Read a file, or one byte more than the limit of a larger one."""
     with path.open("rb") as file:
-        data = file.read(limit + 1)
-    return None if len(data) > limit else data
+        return file.read(limit + 1)
 
 
 def is_disk_full(error: OSError) -> bool:

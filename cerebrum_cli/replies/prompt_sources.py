@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import read_at_most, readable
+from cerebrum_cli.core.files import read_beginning, readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
@@ -208,8 +208,8 @@ def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Ski
 def found_text(path: Path) -> tuple[str, str]:
     """The text of a file, and why it is left out, if it is."""
     try:
-        data = read_at_most(path, MAX_FOUND_BYTES)
-        if data is None:
+        data = read_beginning(path, MAX_FOUND_BYTES)
+        if len(data) > MAX_FOUND_BYTES:
             return "", TOO_LARGE
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -226,21 +226,19 @@ def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
-    data = piped.read(MAX_PROMPT_BYTES + 1)
-    is_too_large = len(data) > MAX_PROMPT_BYTES
-    return decode_text(None if is_too_large else data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+    return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)
 
 
 def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
     """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
     with readable(path):
-        data = read_at_most(path, limit)
+        data = read_beginning(path, limit)
     return decode_text(data, str(path), limit, error_type)
 
 
-def decode_text(data: bytes | None, name: str, limit: int, error_type: type[CerebrumError]) -> str:
-    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` for None, which exceeds the limit."""
-    if data is None:
+def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumError]) -> str:
+    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` beyond the limit."""
+    if len(data) > limit:
         raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
