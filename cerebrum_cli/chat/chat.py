@@ -177,7 +177,8 @@ class Chat:
         asked = without_last(self.conversation)
         if self.loaded.count_tokens(asked) + len(last.message.tokens or ()) < size:
             return
-        self.loaded.grow(self.doubled_context or size)
+        if larger := self.doubled_context:
+            self.loaded.grow(larger)
         if self.loaded.context_size == size:
             problem = f"the reply fills the context of {size} tokens, the largest for this model and free memory"
             raise SessionError(problem, "limit reasoning with /think N, then /retry")
