@@ -8,10 +8,14 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH
+
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
-DISPLAY = re.compile(r"\s*(\\\[|\$\$|\\begin\{[a-z]+\*?\})")
+DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with words
+    r"\s*(?P<first>\\\[|\$\$|\\begin\{[a-z]+\*?\})|(?P<words>[^$`\n]*[^$`\\\s])[ \t]+(?P<last>\\\[|\$\$)[ \t]*(?=\n|\Z)"
+)
 ENDS = {r"\[": r"\]", "$$": "$$"}
 CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
 MAX_DISPLAY_LINES = 40
@@ -136,11 +140,13 @@ class Reader:
         text = "\n".join(self._held)
         start = DISPLAY.match(text)
         assert start
-        end = ENDS.get(start[1]) or start[1].replace("begin", "end")
-        _, found, after = text[start.end() :].partition(end)
-        if found and not after.strip(" .,;:"):
+        mark = start["first"] or start["last"]
+        end = ENDS.get(mark) or mark.replace("begin", "end")
+        content, found, after = text[start.end() :].partition(end)
+        if found and content.strip() and not after.strip(" .,;:"):
             self._held = ()
-            return [Display(text)]
+            words = [TextLine(start["words"])] if start["last"] else []
+            return [*words, Display(text[start.start("last") :] if words else text)]
         if found or not line.strip() or FENCE.fullmatch(line) or len(self._held) == MAX_DISPLAY_LINES:
             *before, last = self.unfinished()
             return [*before, *self._read_first(line)] if before else [last]
@@ -159,6 +165,7 @@ class Reader:
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
+    line = INLINE_MATH.sub(lambda math: math[0].replace("|", "\0"), line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
 

@@ -21,8 +21,10 @@ Rule = Callable[[StateInline, bool], bool]
 
 # Scripts without spaces between words, and their punctuation.
 _IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
-_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…*_~{_IDEOGRAPHIC}-]?")
-_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…*_~{_IDEOGRAPHIC}-]?")
+_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…{_IDEOGRAPHIC}-]?")
+_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…{_IDEOGRAPHIC}-]?")
+_MARKS, _SIGNS = "*_~", "/=+→&"
+_BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:**text"
 _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name
 _LAST = re.compile(r"[^\s(\[{/\\=<]")
 _IDENTIFIER = re.compile(r"_(?![^\W\d_]{3,}_(?!\w))\w+_(?!\w)|__\w+__(?!\w)")
@@ -66,12 +68,18 @@ def _at_word_edges(rule: Rule) -> Rule:
         if not rule(state, silent):
             return False
         line, end = state.src, state.pos
-        before, after = line[:start][-1:], line[end : end + 1]
-        opens = bool(_BEFORE.fullmatch(before) and _FIRST.match(line, end)) and not _is_factor(line, start)
-        closes = bool(_AFTER.fullmatch(after) and _LAST.fullmatch(before))
+        before, after = line[:start].rstrip(_MARKS)[-1:], line[end:].lstrip(_MARKS)[:1]
+        is_between_twins = before == after != "" and not before.isalnum()  # "*", -*- and the like
+        opens = _BEFORE.fullmatch(before) is not None
+        closes = _AFTER.fullmatch(after) is not None
+        if line[start:end] == "**":  # bold also between signs, and to the middle of a word
+            opens = opens or before in _SIGNS
+            closes = closes or after in _SIGNS or _BOLD_PART.fullmatch(before + after) is not None
+        opens = opens and _FIRST.match(line, end) is not None and not _is_factor(line, start)
+        closes = closes and _LAST.fullmatch(line[:start][-1:]) is not None
         for delimiter in state.delimiters[count:]:
-            delimiter.open = opens
-            delimiter.close = closes
+            delimiter.open = opens and not is_between_twins
+            delimiter.close = closes and not is_between_twins
         return True
 
     return read

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 INLINE_MATH = re.compile(
-    r"\\\((?P<round>(?:(?!\\\()[^`]){1,999}?)\\\)|\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){1,999}?)\\\]"
-    r"|\$\$(?P<double>[^$`]{1,999})\$\$|(?<![\w\\])\$(?P<single>(?!\s)[^$`]{1,500}(?<![\s\\]))\$(?![\w${(])"
+    r"(?<![\\/\w])\\\((?P<round>(?:(?!\\\()[^`]){1,999}?)\\\)|(?<!\\)\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){1,999}?)\\\]"
+    r"|\$\$(?P<double>[^$`]{1,999})\$\$"
+    r"|(?<![\w\\])\$(?P<single>(?:[^$`\\]|\\.){1,500})(?<![-=+])\$(?![\w${(]|<<)|(?<![\w\\])\$(?P<ordinal>\w)\$(?=th\b|s\b)"
 )
 DELIMITED = re.compile(
     r"(?s)\s*(?:\\[(\[]|\$\$?|(?=\\begin))(?P<latex>.*?)(?:\\[)\]]|\$\$?|(?<=\}))(?P<after>[.,;:]?)\s*"
@@ -23,32 +27,55 @@ SCRIPTS = {
     "^": str.maketrans("0123456789+-=()nixyab′∘", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸᵃᵇ′°"),
     "_": str.maketrans("0123456789+-=()aeijkmnprtx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₚᵣₜₓ"),
 }
-NO_BRACKET = re.compile(r"\n|\\(?:left|right)\.")
+SPACE = re.compile(r"\n|\\(?:left|right)\.|(?<!\\)~")
+PERCENT = re.compile(r"(?<!\\)%")  # which would begin a comment
 UNKNOWN = re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})+")  # macros with their arguments
-RELATION = re.compile(r"([=×±∓≤≥≠≈≡→⟹⟺∈∉⊂⊆∪∩∧∨])")
-ATOM = re.compile(r"[\d.,]*|[^\W\d]+[′₀-₉⁰-⁹]?|\([^()]*\)|√\w")
+RELATION = re.compile(r"([=×±∓≤≥≠≈≡→⟹⟺⇒∈∉⊂⊆∪∩∧∨∼·])")
+NUMERATOR = re.compile(r"[\d.,]*|[^\W\d]+[′₀-₉⁰-⁹]?|\([^()]*\)|√\w")
+DENOMINATOR = re.compile(r"[\d.,]*|[^\W\d](?:[′₀-₉⁰-⁹]?|[^\W\d]{2,})|d\w|\([^()]*\)|√\w")  # "ab" may be a product
+# What a fraction or a root may stand beside without parentheses.
+CELL, BLOCK = "\ue108", re.compile("\ue10a(\\d+)\ue10a")
+UNIT = re.compile("([^\ue106]?)\ue106([^\ue106\ue107]*)\ue107(?=(.?))", re.DOTALL)
+BEFORE, AFTER = " \n([{\ue100\ue102=+-−±×·,<>≤≥≠≈≡∈→⟹|", " \n)]}\ue101\ue103=+-−±×·,.;:<>≤≥≠≈≡∈→⟹|"
+# A number, one or two letters, a function, a point, an interval, several letters.
+FORMULA = re.compile(
+    r"-?[\d.,]+[!%]?|-?\d*\w\w?'*!?|-?\w'*\([^()\s]{1,20}\)|\(-?\w{1,3}(?:, ?-?\w{1,3})+\)"
+    r"|\[-?\w{1,3}, ?-?\w{1,3}[\])]|[A-Z]{2,4}|\w(?:, ?\w|:\w)+"
+)
 # Macros that show their argument, and those that show nothing.
-PLAIN = "text textrm textit textbf mathrm mathit mathsf mathbf mathtt operatorname mbox boldsymbol"
-INVISIBLE = "left right middle big Big bigl bigr Bigl Bigr bigg Bigg ! displaystyle limits nonumber"
+PLAIN = "text texttt textrm textit textbf mathrm mathit mathsf mathbf mathtt operatorname mbox boldsymbol bm"
+INVISIBLE = "left right middle big Big bigl bigr Bigl Bigr bigg Bigg ! displaystyle limits nonumber hline"
 # Macros with the text they stand for, in which %s is their argument, where pylatexenc knows none, or another one.
 OTHERS = """implies ⟹, iff ⟺, dots …, cdots ⋯, mid |, lvert |, rvert |, ne ≠, checkmark ✓, lt <, gt >, | ‖, % %,
-bmod mod, { \ue102, } \ue103, boxed \ue100%s\ue101, pmod (mod %s), overline %s\u0305, bar %s\u0304, underline %s\u0332,
-vec %s\u20d7, hat %s\u0302, dot %s\u0307, tilde %s\u0303, widehat %s\u0302"""
+land ∧, lor ∨, neg ¬, lnot ¬, triangle △, Box □, square □, blacksquare ■, degree °, gets ←, Re Re, Im Im, gcd gcd,
+det det, dim dim, ker ker, deg deg, arg arg, bmod mod, { \ue102, } \ue103,
+boxed \ue100%s\ue101, pmod (mod %s), tag (%s)"""
+ACCENTS = """overline \u0305, bar \u0304, underline \u0332, vec \u20d7, hat \u0302, widehat \u0302, dot \u0307,
+ddot \u0308, tilde \u0303"""
+# Macros that are not written without their arguments.
+VERBATIM = "underbrace overbrace overrightarrow overleftarrow"
+
+
+def named(pairs: str) -> dict[str, str]:
+    return dict(pair.strip().split(" ", 1) for pair in pairs.split(","))
+
+
+ACCENT = named(ACCENTS)
 MACROS = {
     **dict.fromkeys(PLAIN.split(), "%s"),
     **dict.fromkeys(INVISIBLE.split(), ""),
     **dict.fromkeys(("binom", "dbinom"), "C(%s, %s)"),
-    **dict(macro.strip().split(" ", 1) for macro in OTHERS.split(",")),
+    **named(OTHERS),
 }
 FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac")
-BRACKETS = {"pmatrix": "()", "bmatrix": "[]", "Bmatrix": "{}", "vmatrix": "||", "Vmatrix": "‖‖"}
-LINES = ("matrix", "aligned", "align", "equation", "gather", "gathered", "split", "array", "cases", "multline")
+BRACKETS = {"cases": "{", "pmatrix": "()", "bmatrix": "[]", "Bmatrix": "{}", "vmatrix": "||", "Vmatrix": "‖‖"}
+LINES = ("matrix", "aligned", "align", "equation", "gather", "gathered", "split", "array", "multline")
 
 
-def formula(source: str) -> Text:
+def formula(source: str, is_display: bool = False) -> Text:
     """Mathematics with its delimiters, as Unicode by rows; as it is, if it is no valid LaTeX."""
     found = DELIMITED.fullmatch(source)
-    text = to_unicode(found["latex"]) if found else None
+    text = to_unicode(found["latex"], is_display) if found else None
     if found is None or text is None:
         return Text(source)
     pieces = re.split(f"[{BOLD}]", text + found["after"])
@@ -58,14 +85,36 @@ def formula(source: str) -> Text:
 def is_mathematics(found: re.Match[str]) -> bool:
     """Whether what is between the delimiters of mathematics is not other text."""
     content = next(filter(None, found.groups()))
-    has_operator = re.search(r"[\\^_=<>+*/|]", content) is not None
+    if not content.strip():
+        return False
+    has_macro = re.search(r"[\\^_=]", content) is not None
+    if content.strip() != content and found["single"]:
+        is_spaced = content[0] == content[-1] == " "
+        return is_spaced and has_macro and re.search(r"(?<!\\)\b[a-z]{3}", content) is None
+    if found["square"]:
+        return has_macro
+    has_operator = has_macro or re.search(r"[<>+*/|]", content) is not None
     if found["single"]:
-        return has_operator or re.fullmatch(r"[\d.,]+|\w\w?", content) is not None
-    return has_operator or re.search(r"[^\W\d_]{3}", content) is None
+        return has_operator or FORMULA.fullmatch(content) is not None
+    return has_operator or FORMULA.fullmatch(content) is not None or re.search(r"[^\W\d_]{3}", content) is None
 
 
-def to_unicode(latex: str) -> str | None:
-    """LaTeX as Unicode, with line breaks between its rows; None if it is not valid."""
+class EnvironmentRows(NamedTuple):
+    """The rows of an environment, and the brackets around them or around each."""
+
+    rows: list[str]
+    brackets: str = ""
+
+    def displayed(self) -> list[str]:
+        return [f"{self.brackets[:1]}{row}{self.brackets[1:]}" for row in self.rows]
+
+    def inline(self) -> str:
+        rows = self.rows if len(self.rows) == 1 else [" ".join(row.split()) for row in self.rows]
+        return f"{self.brackets[:1]}{'; '.join(rows)}{self.brackets[1:]}"
+
+
+def to_unicode(latex: str, is_display: bool = True) -> str | None:
+    """LaTeX as Unicode; None if it is not valid. The rows of its environments stand in lines if it is displayed."""
     from pylatexenc.latex2text import LatexNodes2Text
     from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
 
@@ -77,30 +126,62 @@ def to_unicode(latex: str) -> str | None:
         keep_comments=True,
         strict_latex_spaces={"between-macro-and-chars": False, "between-latex-constructs": True},
     )
+    writer.blocks = list[EnvironmentRows]()
     try:
-        nodes, _, _ = LatexWalker(NO_BRACKET.sub(" ", latex), parsing, tolerant_parsing=False).get_latex_nodes()
+        source = PERCENT.sub(r"\\%", SPACE.sub(" ", latex))
+        nodes, _, _ = LatexWalker(source, parsing, tolerant_parsing=False).get_latex_nodes()
         text = UNKNOWN.sub(lambda unknown: unknown[0].translate(TO_LITERAL), writer.nodelist_to_text(nodes))
     except (LatexWalkerError, RecursionError, ValueError):
         return None
-    text = re.sub("[{}]", "", with_scripts(text)).translate(FROM_LITERAL)
-    return "\n".join(" ".join(RELATION.sub(r" \1 ", row).split()) for row in text.strip().split("\n"))
+    lines: list[str] = []
+    for row in text.strip().split("\n"):
+        pieces = BLOCK.split(spaced(row))
+        blocks = [writer.blocks[int(piece)] if at % 2 else EnvironmentRows([piece]) for at, piece in enumerate(pieces)]
+        if is_display:
+            lines += beside([block.displayed() for block in blocks])
+        else:
+            lines.append("".join(block.inline() for block in blocks))
+    return "\n".join(map(str.rstrip, lines)).translate(FROM_LITERAL)
+
+
+def spaced(text: str) -> str:
+    """A line with its scripts, and with spaces around its operators."""
+    text = re.sub("[{}]", "", with_scripts(joined(text)))
+    return " ".join(RELATION.sub(r" \1 ", text).split())
+
+
+def beside(blocks: Sequence[Sequence[str]]) -> list[str]:
+    """Blocks of rows beside one another, each in the middle of the highest."""
+    height = max(map(len, blocks))
+    lines = [""] * height
+    for block in blocks:
+        width = max(map(cell_len, block))
+        top = (height - len(block)) // 2
+        rows = [*[""] * top, *block, *[""] * height][:height]
+        lines = [line + set_cell_size(row, width) for line, row in zip(lines, rows, strict=True)]
+    return lines
 
 
 @cache
 def contexts() -> tuple[Any, Any]:
     """What pylatexenc parses, and how it writes that: its own definitions, with ours above them."""
     from pylatexenc import latex2text, latexwalker
-    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec
+    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec, SpecialsTextSpec
     from pylatexenc.macrospec import std_macro
 
-    parsing, writing = latexwalker.get_default_latex_context_db(), latex2text.get_default_latex_context_db()
+    defaults = latexwalker.get_default_latex_context_db(), latex2text.get_default_latex_context_db()
+    parsing, writing = (each.filter_context(exclude_categories=["nonascii-specials"]) for each in defaults)
     parsed = [std_macro(name, False, text.count("%s")) for name, text in MACROS.items() if "%s" in text]
     parsed += [std_macro(name, False, 2) for name in FRACTIONS]
+    parsed += [std_macro(name, False, 1) for name in ACCENT]
     written = [MacroTextSpec(name, text or None, discard=not text) for name, text in MACROS.items()]
     written += [MacroTextSpec(name, fraction) for name in FRACTIONS]
+    written += [MacroTextSpec(name, accented) for name in ACCENT]
+    written += [MacroTextSpec(name, verbatim) for name in VERBATIM.split()]
     environments = [EnvironmentTextSpec(name, rows) for name in (*BRACKETS, *LINES, *(f"{name}*" for name in LINES))]
     parsing.add_context_category("here", parsed, prepend=True)
-    writing.add_context_category("here", [*written, MacroTextSpec("sqrt", root)], environments, prepend=True)
+    written.append(MacroTextSpec("sqrt", root))
+    writing.add_context_category("here", written, environments, [SpecialsTextSpec("&", CELL)], prepend=True)
     writing.set_unknown_macro_spec(MacroTextSpec("", verbatim))
     writing.set_unknown_environment_spec(EnvironmentTextSpec("", refuse))
     return parsing, writing
@@ -114,26 +195,59 @@ def refuse(node: Any) -> str:
     raise ValueError(f"unknown environment: {node.environmentname}")
 
 
+def accented(node: Any, l2tobj: Any) -> str:
+    """Letters with their accent; anything else as it was written, which no accent of Unicode spans."""
+    text = l2tobj.node_arg_to_text(node, 0)
+    if not text.isalnum():
+        return verbatim(node)
+    return "".join(letter + ACCENT[node.macroname] for letter in text)
+
+
 def fraction(node: Any, l2tobj: Any) -> str:
-    return "/".join(factor(l2tobj.node_arg_to_text(node, place)) for place in (0, 1))
+    over, under = (l2tobj.node_arg_to_text(node, place) for place in (0, 1))
+    return f"\ue106{factor(over, NUMERATOR)}/{factor(under, DENOMINATOR)}\ue107"
 
 
 def root(node: Any, l2tobj: Any) -> str:
     degree, radicand = (l2tobj.node_arg_to_text(node, place) for place in (0, 1))
-    return f"{degree.translate(SCRIPTS['^'])}√{factor(radicand)}"
+    return f"\ue106{degree.translate(SCRIPTS['^'])}√{factor(radicand, DENOMINATOR)}\ue107"
 
 
-def factor(text: str) -> str:
+def factor(text: str, atom: re.Pattern[str]) -> str:
     """A part of a fraction, in parentheses unless it is a number, a word or a bracket."""
-    text = with_scripts(text)
-    return text if ATOM.fullmatch(text) else f"({text})"
+    text = with_scripts(joined(text))
+    return text if atom.fullmatch(text) else f"({text})"
+
+
+def joined(text: str) -> str:
+    """A text with its fractions and roots in parentheses where they stand beside another factor."""
+    before = ""
+    while before != text:
+        before, text = text, UNIT.sub(unit, text)
+    return text
+
+
+def unit(found: re.Match[str]) -> str:
+    before, inside, after = found.groups()
+    neighbor = before or found.string[: found.start()][-1:]
+    if before.isdigit() and re.fullmatch(r"\d+/\d+", inside):  # a mixed number
+        return f"{before} {inside}"
+    is_root = "√" in inside[:2]
+    is_closed = is_root and inside.endswith(")") and after not in "^_"
+    if (neighbor not in BEFORE and not is_root) or (after not in AFTER and not is_closed):
+        inside = f"({inside})"
+    return before + inside
 
 
 def rows(node: Any, l2tobj: Any) -> str:
-    """The rows of an environment, each in brackets if it is a matrix of that kind."""
+    """The place of an environment, whose rows are aligned: of a matrix, each in brackets."""
     brackets = BRACKETS.get(node.environmentname, "")
-    lines = map(str.strip, l2tobj.nodelist_to_text(node.nodelist).split("\n"))
-    return "\n".join(f"{brackets[:1]}{line}{brackets[1:]}" for line in lines if line)
+    text = BLOCK.sub(lambda inner: l2tobj.blocks[int(inner[1])].inline(), l2tobj.nodelist_to_text(node.nodelist))
+    lines = [line.split(CELL) for line in text.split("\n") if line.strip()]
+    first, *others = zip_longest(*([spaced(cell) for cell in line] for line in lines or [[""]]), fillvalue="")
+    columns = [first, *([f" {cell}" for cell in column] for column in others)]
+    l2tobj.blocks.append(EnvironmentRows(beside(columns), brackets))
+    return f"\ue10a{len(l2tobj.blocks) - 1}\ue10a"
 
 
 def with_scripts(text: str) -> str:

@@ -192,7 +192,7 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
             case MarkdownTable():
                 yield from table_parts(console, block)
             case Display(text):
-                shown = formula(text)
+                shown = formula(text, is_display=True)
                 yield from hanging(console, "" if shown.plain == text else CODE_INDENT, shown)
             case Fence(prefix, _, _, number):
                 yield from hanging(console, prefix, Text(f"[{number}] {block.language}", style="dim"))
