@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from cerebrum_cli.batch.rows import (
     REASONING_CLOSED_AT,
@@ -15,6 +14,7 @@ from cerebrum_cli.batch.rows import (
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
 from cerebrum_cli.library.installed import Library
@@ -152,7 +152,7 @@ def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) ->
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
-def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> dict[str, Any]:
+def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> JsonDict:
     """The output object of a row that is finished."""
     _, row = event.row.key
     outcome, request = event.result, event.row.request
@@ -175,14 +175,14 @@ def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> di
     return output_object(row, reply.finish.origin, **values)
 
 
-def refused_object(row: InputRow, refused: RefusedEvent) -> dict[str, Any]:
+def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
     error = refused.error
     kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
     message = f"{error.message}: {error.hint}" if error.hint else error.message
     return output_object(row, refused.origin, error=asdict(row.error or RowError(kind, message)))
 
 
-def reply_values(reply: Reply, request: Ask) -> dict[str, Any]:
+def reply_values(reply: Reply, request: Ask) -> JsonDict:
     """The values of a reply, whose first tokens may be of an earlier run."""
     continued = len(request.prefix_tokens)
     values = {
@@ -198,7 +198,7 @@ def reply_values(reply: Reply, request: Ask) -> dict[str, Any]:
     return values
 
 
-def incomplete_error(reply: Reply, larger_context: str) -> dict[str, Any] | None:
+def incomplete_error(reply: Reply, larger_context: str) -> JsonDict | None:
     """Why a reply does not match the grammar, if it does not."""
     notice = reply_notice(reply, larger_context, has_grammar=True)
     if notice is None:
@@ -206,7 +206,7 @@ def incomplete_error(reply: Reply, larger_context: str) -> dict[str, Any] | None
     return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))
 
 
-def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> dict[str, Any]:
+def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> JsonDict:
     """Everything the answers depend on besides the prompts, by readable names."""
     fingerprint = generation_fingerprint(options.settings, options.grammar, model, library)
     fingerprint["votes"] = str(options.votes) if options.votes else None

@@ -7,7 +7,6 @@ errors. A key that the template uses as a field has no other meaning.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -16,6 +15,7 @@ from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, inval
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS
 from cerebrum_cli.core.text import well_formed
 
@@ -67,7 +67,7 @@ def parse_line(line: str) -> Any:
         raise InvalidRow("invalid_json", f"not JSON: {error}") from error
 
 
-def _object(line: str) -> dict[str, Any]:
+def _object(line: str) -> JsonDict:
     item = parse_line(line)
     if "\\u" in line:  # which may be half of a surrogate pair
         item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
@@ -76,7 +76,7 @@ def _object(line: str) -> dict[str, Any]:
     return item
 
 
-def _own_id(item: Mapping[str, Any]) -> RowId | None:
+def _own_id(item: JsonObject) -> RowId | None:
     for key in ID_KEYS:
         value = item.get(key)
         if value is None or value == "":
@@ -87,7 +87,7 @@ def _own_id(item: Mapping[str, Any]) -> RowId | None:
     return None
 
 
-def _request(item: dict[str, Any]) -> dict[str, Any]:
+def _request(item: JsonDict) -> JsonDict:
     """The request: the object itself, or an OpenAI batch request merged with its body."""
     body = item.get("body")
     if not isinstance(body, dict) or "prompt" in item or "messages" in item:
@@ -95,7 +95,7 @@ def _request(item: dict[str, Any]) -> dict[str, Any]:
     return item | body
 
 
-def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversation:
+def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
         raise InvalidRow("invalid_request", f"invalid `system`: {system!r}; it must be text")
@@ -121,7 +121,7 @@ def _conversation(request: Mapping[str, Any], rendered: str | None) -> Conversat
     return Conversation(system_prompt=system).user(require_prompt(prompt))
 
 
-def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(request: JsonObject) -> JsonDict:
     _reject_unsupported(request)
     settings = {}
     for key, name in _SETTINGS.items():
@@ -137,7 +137,7 @@ def _settings(request: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _reject_unsupported(request: Mapping[str, Any]) -> None:
+def _reject_unsupported(request: JsonObject) -> None:
     if (count := request.get("n")) not in (None, 1):
         raise InvalidRow("invalid_request", f"invalid `n`: {count!r}; use --votes to sample several answers")
     for key in _UNSUPPORTED:

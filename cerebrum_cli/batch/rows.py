@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
 
@@ -76,7 +76,7 @@ class InputRow:
     id: RowId | None
     prompt: str | None
     conversation: Conversation | None
-    settings: Mapping[str, Any]
+    settings: JsonObject
     error: RowError | None
     input: Any = None
     model: str | None = None
@@ -85,7 +85,7 @@ class InputRow:
     def request(self) -> str | None:
         """Digest of everything that the row requests besides its prompt, or of its error; None if there is nothing."""
         if self.conversation is None:
-            asked: dict[str, Any] = {"error": self.error and asdict(self.error)}
+            asked: JsonDict = {"error": self.error and asdict(self.error)}
         else:
             values = {
                 "messages": [
@@ -100,7 +100,7 @@ class InputRow:
         return hashlib.sha256(to_json(asked).encode()).hexdigest()[:_REQUEST_DIGITS] if asked else None
 
     @property
-    def fields(self) -> dict[str, Any]:
+    def fields(self) -> JsonDict:
         return {"id": self.id, "prompt": self.prompt, LINE: self.number, REQUEST: self.request, INPUT: self.input}
 
 
@@ -142,7 +142,7 @@ class Template:
     text: str
     fields: tuple[str, ...]
 
-    def render(self, fields: Mapping[str, Any]) -> str:
+    def render(self, fields: JsonObject) -> str:
         """Render the prompt of a row; values that are not text are written as JSON.
 
         Field values are never parsed as templates. Raises InvalidRow if a field is missing.
@@ -153,7 +153,7 @@ class Template:
         return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
 
 
-def _rendered(piece: re.Match[str], fields: Mapping[str, Any]) -> str:
+def _rendered(piece: re.Match[str], fields: JsonObject) -> str:
     if piece["field"] is None:
         return piece[0][0]
     value = fields[piece["field"].strip()]
@@ -177,11 +177,11 @@ def parse_template(text: str) -> Template:
     return Template(text, tuple(dict.fromkeys(fields)))
 
 
-def name_row(unit: str, object: Mapping[str, Any]) -> str:
+def name_row(unit: str, object: JsonObject) -> str:
     return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
 
 
-def row_flags(object: Mapping[str, Any]) -> int:
+def row_flags(object: JsonObject) -> int:
     if object["error"] is not None:
         return FINISHED | FAILED
     flags = FINISHED
@@ -206,7 +206,7 @@ def result_rows(rows: Rows, sha256: str | None = None, unit: str = "line", table
     )
 
 
-def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> dict[str, Any]:
+def output_object(row: InputRow, origin: Origin | None = None, **values: Any) -> JsonDict:
     """The output object of a row: OUTPUT_KEYS, and further ones that have a value."""
     fields = row.fields
     more = {LINE: fields[LINE] if values.get("error") else None, REQUEST: fields[REQUEST]}

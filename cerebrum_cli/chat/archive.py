@@ -31,6 +31,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import REASONING_KEYS, Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -52,14 +53,14 @@ _FENCE = re.compile("^```", re.MULTILINE)
 _EXPECTED = 'expected OpenAI\'s {"messages": [...]} or ShareGPT\'s {"conversations": [...]}'
 
 
-def session_rows(store: Store) -> list[dict[str, Any]]:
+def session_rows(store: Store) -> list[JsonDict]:
     rows = []
     for session, messages, first in store.summaries():
         rows.append({**_session_fields(session), "messages": messages, "first": without_files(first)})
     return rows
 
 
-def session_object(store: Store, session: Session) -> dict[str, Any]:
+def session_object(store: Store, session: Session) -> JsonDict:
     return {
         **_session_fields(session),
         "system_prompt": session.system_prompt,
@@ -69,7 +70,7 @@ def session_object(store: Store, session: Session) -> dict[str, Any]:
     }
 
 
-def search_rows(store: Store, text: str) -> list[dict[str, Any]]:
+def search_rows(store: Store, text: str) -> list[JsonDict]:
     """The rows of `sessions search`, best match first."""
     rows = []
     for session, stored, excerpt in store.search(text):
@@ -83,7 +84,7 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     if export_format == "markdown":
         return "\n\n".join(text for _, text in markdown_parts(store, session)) + "\n"
     messages, alternatives = store.messages(session), store.alternatives(session)
-    names: dict[str, Any] = {"name": session.name, "model": session.model}
+    names: JsonDict = {"name": session.name, "model": session.model}
     key, turn = "messages", _openai_turn
     if export_format == "sharegpt":
         names = {"id": session.name}
@@ -130,7 +131,7 @@ def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
     return stored.message.role, stored.message.content, stored.metadata.reasoning
 
 
-def _openai_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
+def _openai_turn(role: str, content: str, reasoning: str | None = None) -> JsonDict:
     """A message of OpenAI's API, with the key that servers add for reasoning."""
     turn = {"role": role, "content": content}
     if reasoning:
@@ -138,7 +139,7 @@ def _openai_turn(role: str, content: str, reasoning: str | None = None) -> dict[
     return turn
 
 
-def _sharegpt_turn(role: str, content: str, reasoning: str | None = None) -> dict[str, Any]:
+def _sharegpt_turn(role: str, content: str, reasoning: str | None = None) -> JsonDict:
     if reasoning:
         content = REASONING_MARKUPS[0].wrap(reasoning) + content
     return {"from": _SHAREGPT_NAMES.get(role, role), "value": content}
@@ -284,7 +285,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
             atomic_write(path, kept.encode("utf-8", "surrogateescape"))
 
 
-def _session_fields(session: Session) -> dict[str, Any]:
+def _session_fields(session: Session) -> JsonDict:
     return {
         "name": session.name,
         "origin": session.origin,
@@ -295,7 +296,7 @@ def _session_fields(session: Session) -> dict[str, Any]:
     }
 
 
-def _message_object(stored: StoredMessage) -> dict[str, Any]:
+def _message_object(stored: StoredMessage) -> JsonDict:
     metadata = asdict(stored.metadata)
     del metadata["vocabulary"]
     created = format_utc(stored.created)

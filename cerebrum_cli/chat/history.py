@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 from cerebrum_cli.chat.database import OR_UNSAVED
 from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
@@ -17,6 +15,7 @@ from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import Forced
 from cerebrum_cli.core.files import lock_file, remove
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
     CONFIG,
     RECOMMENDED,
@@ -145,7 +144,7 @@ class History:
             return self.store.add_message(session, Message("assistant", reply.text, reply.tokens), metadata)
 
 
-def with_kept(earlier: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+def with_kept(earlier: JsonObject, params: JsonObject) -> JsonDict:
     """Parameters of a session, with those of the latest question in place of what later questions use."""
     merged = dict(earlier)
     for key in KEPT:
@@ -156,7 +155,7 @@ def with_kept(earlier: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str
 
 
 def reply_metadata(
-    reply: Reply, loaded: LoadedModel, params: dict[str, Any], unfinished: str | None = "cancelled"
+    reply: Reply, loaded: LoadedModel, params: JsonDict, unfinished: str | None = "cancelled"
 ) -> ReplyMetadata:
     """How a reply was generated; `unfinished` is the reason to finish of one that has not come to an end."""
     metadata = ReplyMetadata(
@@ -193,7 +192,7 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
     named = overrides.get("model")
     if named is not None and absolute_reference(named) != session.model:
         return overrides
-    defaults: dict[str, Any] = {"model": session.model, "format": session.format}
+    defaults: JsonDict = {"model": session.model, "format": session.format}
     for key, value in session.params.items():
         if session.origin == "chat" or key in KEPT:
             defaults[key] = value
@@ -202,8 +201,8 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
     return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
 
 
-def session_params(settings: Settings, model: InstalledModel) -> dict[str, Any]:
-    params: dict[str, Any] = {}
+def session_params(settings: Settings, model: InstalledModel) -> JsonDict:
+    params: JsonDict = {}
     for key in PARAMS:
         value = getattr(settings, key)
         params[key] = list(map(str, value)) if isinstance(value, tuple) else value

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 
 Origin = Literal["chat", "ask", "import"]
@@ -35,9 +36,9 @@ class ReplyMetadata:
     model: str | None = None
     format: str | None = None
     vocabulary: str | None = None
-    params: Mapping[str, Any] | None = None
+    params: JsonObject | None = None
     seed: int | None = None
-    timings: Mapping[str, Any] | None = None
+    timings: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class Session:
     system_prompt: str | None
     model: str | None
     format: str | None
-    params: Mapping[str, Any]
+    params: JsonObject
     leaf: int | None
     created: float
     updated: float
@@ -159,7 +160,7 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
     with _reading("message", row):
-        values: dict[str, Any] = {column: row[column] for column in METADATA_COLUMNS}
+        values: JsonDict = {column: row[column] for column in METADATA_COLUMNS}
         for column in JSON_COLUMNS:
             values[column] = json.loads(values[column] or "null")
         tokens, data = None, row["tokens"]

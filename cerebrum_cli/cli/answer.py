@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import (
     LONG_PROMPT,
@@ -293,7 +294,7 @@ class AnswerPrinter:
         return StatusLine(self.streams, self.loaded.model.name, is_hidden=self.options.verbose, **shown)
 
     def _print_rest(
-        self, reply: Reply, final_answer: str | None, votes: Mapping[str, Any] | None = None, code: str | None = None
+        self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None, code: str | None = None
     ) -> None:
         """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
@@ -323,9 +324,9 @@ def reply_object(
     file: Path | None,
     format_name: str,
     final_answer: str | None,
-    votes: Mapping[str, Any] | None,
+    votes: JsonObject | None,
     extracted: str | None,
-) -> dict[str, Any]:
+) -> JsonDict:
     """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish
     timings = finish.timings

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
@@ -14,11 +14,10 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Save
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
@@ -154,12 +153,12 @@ def fingerprint(
     row_options: BatchOptions,
     options: BatchCommandOptions,
     saved: SavedPrompt | None,
-) -> dict[str, Any]:
+) -> JsonDict:
     """Everything the answers depend on, by readable names."""
     from cerebrum_cli.batch.answering import batch_fingerprint
     from cerebrum_cli.cli.generation import source_fingerprint
 
-    record: dict[str, Any] = {"input format": options.input_format, "template": options.template}
+    record: JsonDict = {"input format": options.input_format, "template": options.template}
     if options.include_input:
         record["include input"] = True
     if saved and saved.prompt:
@@ -171,8 +170,8 @@ def fingerprint(
 def results_of(
     app: App,
     output: Path,
-    record: Mapping[str, Any],
-    notes: Mapping[str, Any],
+    record: JsonObject,
+    notes: JsonObject,
     rows: IndexedRows,
     options: BatchCommandOptions,
 ) -> Results:

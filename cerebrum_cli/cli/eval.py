@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
@@ -19,6 +18,7 @@ from cerebrum_cli.core.declaration import Option, flag, option, option_group, op
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
@@ -153,7 +153,7 @@ class PreparedEvaluation(NamedTuple):
     task: LoadedTask
     evaluation: Evaluation
     source: ModelSource
-    fingerprint: Mapping[str, Any]
+    fingerprint: JsonObject
 
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
@@ -208,7 +208,7 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
 
 def fingerprint_of(
     app: App, task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions
-) -> dict[str, Any]:
+) -> JsonDict:
     from cerebrum_cli.cli.generation import source_fingerprint
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
     from cerebrum_cli.replies.source import generation_fingerprint

@@ -13,6 +13,7 @@ from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, Interrupted, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
     GENERATION_KEYS,
@@ -27,7 +28,7 @@ from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cluster.distribution import Work
@@ -46,9 +47,7 @@ DEFAULTS = Settings()
 MAX_SHOWN = 40  # characters of a setting in a remark
 
 
-def no_reproduction(
-    source: ModelSource, preset: Preset, expected: Mapping[str, Any], deviations: Iterable[str]
-) -> str | None:
+def no_reproduction(source: ModelSource, preset: Preset, expected: JsonObject, deviations: Iterable[str]) -> str | None:
     """Remark on differences from a preset, in model, settings and other `deviations`; None without any.
 
     None in `expected` is a value that the preset leaves open.
@@ -82,9 +81,9 @@ def shown(value: Any) -> str:
     return quote(shorten(text, MAX_SHOWN, placeholder="..."))
 
 
-def source_fingerprint(source: ModelSource) -> dict[str, Any]:
+def source_fingerprint(source: ModelSource) -> JsonDict:
     """Everything replies depend on besides the model, the settings and the prompts, by readable names."""
-    fingerprint: dict[str, Any] = {}
+    fingerprint: JsonDict = {}
     if source.context.pad_steps:
         fingerprint["batch invariance"] = "all types"
     if source.servers:

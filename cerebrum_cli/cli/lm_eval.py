@@ -9,7 +9,7 @@ from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cerebrum_cli.cli.options import ConcurrencyOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
@@ -17,11 +17,12 @@ from cerebrum_cli.core.declaration import EFFORTS, option, option_group
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.eval.lm_eval.model import Use
@@ -146,7 +147,7 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
 
 def run_tasks(
     app: App, source: ModelSource, tasks: Sequence[str], cache: Path, preset: Preset | None, options: LmEvalOptions
-) -> dict[str, Any]:
+) -> JsonDict:
     from cerebrum_cli.terminal.progress import StageProgress
 
     seed, add_bos_token = source.settings.seed or 0, options.add_bos_token
@@ -200,7 +201,7 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
 
 def print_results(
-    app: App, source: ModelSource, results: Mapping[str, Any], preset: Preset | None, options: LmEvalOptions
+    app: App, source: ModelSource, results: JsonObject, preset: Preset | None, options: LmEvalOptions
 ) -> None:
     from cerebrum_cli.cli.generation import given_options, no_reproduction
     from cerebrum_cli.eval.lm_eval.tasks import remarks, results_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
@@ -14,6 +14,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positiona
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import (
     MODES,
     REPLY_KEYS,
@@ -213,7 +214,7 @@ def list_models(app: App, options: ListOptions) -> None:
         print_installed(app, listed, options.outdated)
 
 
-def print_available(app: App, listed: list[dict[str, Any]], ctx: int | None) -> None:
+def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
     from cerebrum_cli.library.fit import planned_context
     from cerebrum_cli.terminal.tables import capacity_text, print_catalogue
 
@@ -222,7 +223,7 @@ def print_available(app: App, listed: list[dict[str, Any]], ctx: int | None) -> 
     app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}"))
 
 
-def print_found_models(app: App, listed: list[dict[str, Any]]) -> None:
+def print_found_models(app: App, listed: list[JsonDict]) -> None:
     from cerebrum_cli.library.stores import unreadable_stores
     from cerebrum_cli.terminal.tables import print_found
 
@@ -237,7 +238,7 @@ def print_found_models(app: App, listed: list[dict[str, Any]]) -> None:
         app.streams.report("no GGUF models found in Ollama or LM Studio")
 
 
-def print_installed(app: App, listed: list[dict[str, Any]], is_outdated: bool) -> None:
+def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None:
     from cerebrum_cli.terminal.tables import is_url, print_models
 
     library, streams = app.library, app.streams
@@ -302,11 +303,11 @@ def show(
 
 def describe_not_installed(
     app: App, reference: Reference, ctx: int | None, error: ModelNotFound
-) -> tuple[dict[str, Any], DownloadPlan | None]:
+) -> tuple[JsonDict, DownloadPlan | None]:
     """Describe a model by its vocabulary or the catalog, and plan its download. Raises the error without either."""
     from cerebrum_cli.library import listing
 
-    description: dict[str, Any] = {}
+    description: JsonDict = {}
     plan = None
     spec = app.library.spec_of(reference)
     vocabulary = app.library.stored_vocabulary(reference)
@@ -320,7 +321,7 @@ def describe_not_installed(
     return description, plan
 
 
-def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = None) -> dict[str, Any]:
+def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = None) -> JsonDict:
     from cerebrum_cli.library import listing
 
     return listing.describe(app.library, model, ask_settings(app, model), settings_by_mode(app, model), on_progress)

@@ -6,7 +6,7 @@ import pickle
 import platform
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +18,7 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerRepor
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -184,9 +185,9 @@ class BlockResult(Results):
     def __init__(self) -> None:
         self.finished = FinishedRows(bytearray())
         self.unfinished = {}
-        self.written: dict[int, Mapping[str, Any]] = {}
+        self.written: dict[int, JsonObject] = {}
 
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
+    def write(self, position: int, object: JsonObject) -> None:
         written = {**object, "server": platform.node()}
         if INPUT in written:
             written[INPUT] = written.pop(INPUT)

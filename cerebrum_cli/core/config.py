@@ -11,6 +11,7 @@ from typing import Any
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.files import expand_user, read_small
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
 from cerebrum_cli.core.text import did_you_mean
 
@@ -51,7 +52,7 @@ def read_config_text(path: Path) -> str:
         raise ConfigError(f"{path}: {problem}", "edit the file, or move it elsewhere") from error
 
 
-def parse_toml(text: str, path: Path) -> dict[str, Any]:
+def parse_toml(text: str, path: Path) -> JsonDict:
     """Parse the text of a TOML file. Raises ConfigError."""
     import tomllib
 
@@ -66,9 +67,9 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: invalid TOML: {error}", hint) from error
 
 
-def read_settings(values: Mapping[str, Any], text: str, path: Path, other_keys: tuple[str, ...]) -> Layer:
+def read_settings(values: JsonObject, text: str, path: Path, other_keys: tuple[str, ...]) -> Layer:
     """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
-    layer: dict[str, Any] = {}
+    layer: JsonDict = {}
     for name, value in values.items():
         where = str(path)
         if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
@@ -98,7 +99,7 @@ def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:
     return {name: read_endpoint(name, table, path) for name, table in tables.items()}
 
 
-def read_endpoint(name: str, table: Mapping[str, Any], path: Path) -> EndpointTable:
+def read_endpoint(name: str, table: JsonObject, path: Path) -> EndpointTable:
     where = f"{path}: [{ENDPOINTS}.{name}]"
     values = dict(table)
     for key, value in table.items():

@@ -6,11 +6,10 @@ and a request takes the result from `Settings.sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -80,7 +79,7 @@ class SamplingParams:
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Length", metavar="TEXT")
 
     @property
-    def samplers(self) -> dict[str, Any]:
+    def samplers(self) -> JsonDict:
         return samplers_in_effect({key: getattr(self, key) for key in SAMPLERS})
 
     @property
@@ -111,7 +110,7 @@ SAMPLERS = tuple(key.name for key in fields(SamplingParams) if key.name not in (
 ALWAYS_SHOWN = ("temperature", "top_k", "top_p", "min_p")
 
 
-def samplers_in_effect(values: Mapping[str, Any]) -> dict[str, Any]:
+def samplers_in_effect(values: JsonObject) -> JsonDict:
     """The settings of samplers among others, without those that are off or have no effect."""
     off = SamplingParams()
     is_greedy = values.get("temperature") == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
@@ -12,6 +11,7 @@ from typing import Any
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
 
@@ -30,7 +30,7 @@ class SavedPrompt:
     """
 
     name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     prompt: str | None = None
     schema: Path | None = None
     extract: bool | str = False
@@ -54,9 +54,9 @@ class SavedPrompt:
                 raise UsageError(problem, f"use cerebrum ask -p {quote(self.name)}")
 
     @property
-    def header(self) -> dict[str, Any]:
+    def header(self) -> JsonDict:
         """Keys and values of the header, as TOML has them."""
-        values: dict[str, Any] = {}
+        values: JsonDict = {}
         for key, value in self.settings.items():
             values[key] = list(map(str, value)) if isinstance(value, tuple) else value
         if self.schema:
@@ -74,7 +74,7 @@ class SavedPrompt:
             lines.append(self.prompt)
         return "\n".join(lines) + "\n"
 
-    def as_object(self) -> dict[str, Any]:
+    def as_object(self) -> JsonDict:
         settings = self.header
         own = {key: settings.pop(key, None) for key in OBJECT_KEYS}
         return {"name": self.name, **own, "prompt": self.prompt, "settings": settings}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from cerebrum_cli.core.events import TRUNCATED
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
@@ -126,11 +127,11 @@ class Sample:
 SAMPLE_KEYS = tuple(field.name for field in fields(Sample) if field.default is MISSING)  # the others may be omitted
 
 
-def sample_object(sample: Sample) -> dict[str, Any]:
+def sample_object(sample: Sample) -> JsonDict:
     return {key: value for key, value in asdict(sample).items() if value or key in SAMPLE_KEYS}
 
 
-def parse_sample(object: Mapping[str, Any]) -> Sample:
+def parse_sample(object: JsonObject) -> Sample:
     """Read a sample from JSON. Raises TypeError for another object."""
     values = {field.name: object[field.name] for field in fields(Sample) if field.name in object}
     values["choices"] = tuple(object.get("choices", ()))

@@ -10,6 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
 from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
@@ -76,7 +77,7 @@ def write_rules(run: Run, rules: str | None, result: str | None) -> None:
     write_record(run.paths, record, AGAIN)
 
 
-def replace_output(path: Path, objects: Iterable[Mapping[str, Any]]) -> str:
+def replace_output(path: Path, objects: Iterable[JsonObject]) -> str:
     with unfinished_file(path, 0o666) as part:
         result = write_result(part.file, (f"{to_json_line(object)}\n".encode() for object in objects))
         commit_file(part, path)
@@ -132,7 +133,7 @@ def version_differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
     return _differences(_versions(before), _versions(after))
 
 
-def _versions(run: Run) -> dict[str, Any]:
+def _versions(run: Run) -> JsonDict:
     versions = {key: run.record.fingerprint.get(key) for key in MADE_BY}
     servers = run.record.notes.get("servers")
     if servers:
@@ -140,7 +141,7 @@ def _versions(run: Run) -> dict[str, Any]:
     return versions
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _differences(first: JsonObject, second: JsonObject) -> dict[str, tuple[Any, Any]]:
     found = {}
     for key in {**first, **second}:
         pair = first.get(key), second.get(key)

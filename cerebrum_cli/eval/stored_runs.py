@@ -11,11 +11,12 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
@@ -73,13 +74,13 @@ class Run:
         return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> JsonDict:
         """What its samples depend on, and how many there are."""
         extent = {f"number of {key}": value for key, value in self.record.extent.items()}
         return {**self.record.fingerprint, **extent}
 
     @property
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self) -> JsonDict:
         recorded = {}
         for key in SAMPLERS:
             value = self.record.fingerprint.get(key.replace("_", " "))
@@ -143,7 +144,7 @@ class RunStore:
         similar = did_you_mean(reference, [run.name for run in self], 3)
         raise UsageError(f"no run named {reference!r}", f"{similar}list the stored runs with cerebrum runs list")
 
-    def path_for(self, fingerprint: Mapping[str, Any]) -> tuple[Path, str]:
+    def path_for(self, fingerprint: JsonObject) -> tuple[Path, str]:
         """The path of the run with this fingerprint: an existing one, or a free name of its task and model.
 
         With it, in words, why a new run does not extend the one whose name is numbered before it.
@@ -211,7 +212,7 @@ def read_run(path: Path) -> Run | None:
     )
 
 
-def _name_of(fingerprint: Mapping[str, Any]) -> str:
+def _name_of(fingerprint: JsonObject) -> str:
     """A file name from a task and a model."""
     parts = [_NOT_IN_NAMES.sub("-", str(fingerprint[key])).strip("-.") for key in ("task", "model")]
     name = "-".join(filter(None, parts))
@@ -236,7 +237,7 @@ def _not_a_run(path: str | Path) -> UsageError:
     return UsageError(f"{path} is not a run of cerebrum eval", "check the path")
 
 
-def provenance(source: ModelSource) -> dict[str, Any]:
+def provenance(source: ModelSource) -> JsonDict:
     """Everything a run depends on besides settings and questions: versions, and the text around a question.
 
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
@@ -256,7 +257,7 @@ def provenance(source: ModelSource) -> dict[str, Any]:
     return {**versions, "prompt": "".join(part.value for part in parts if isinstance(part, Text))}
 
 
-def samples_to_keep(path: Path, fingerprint: Mapping[str, Any], extent: Mapping[str, int]) -> list[Sample]:
+def samples_to_keep(path: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> list[Sample]:
     """The samples of a run that resumes or extends the one at a path. Raises BatchError where that is refused."""
     if not path.parent.is_dir():
         return []

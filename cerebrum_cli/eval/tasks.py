@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
 
@@ -66,7 +65,7 @@ def complete_test(test: str, entry_point: str) -> str:
     return f"{test}\n\ncheck({entry_point})\n"
 
 
-def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _code_row(row: JsonObject) -> JsonObject:
     prompt = str(row["prompt"]).strip("\n")
     return {
         "prompt": prompt,
@@ -77,7 +76,7 @@ def _code_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def _tested_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
+def _tested_row(row: JsonObject) -> JsonObject:
     """Convert a row of MBPP, whose tests name the function that its solution defines last."""
     tests = "\n".join(map(str, row["test_list"]))
     defined = re.findall(r"^def (\w+)", str(row["code"]), re.MULTILINE)
@@ -189,7 +188,7 @@ SUMS = Path(__file__).parents[1] / "data" / "sums.jsonl"  # bundled questions th
 
 
 # Tasks that lm-eval evaluates, by their names there, and the options with which it does.
-HARNESS_TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+HARNESS_TASKS: dict[str, tuple[str, JsonDict]] = {
     "gpqa-diamond": ("gpqa_diamond_cot_zeroshot", {"apply_chat_template": True}),  # arXiv 2311.12022
     "ifeval": ("ifeval", {"apply_chat_template": True}),  # arXiv 2311.07911
     "mmlu": ("mmlu", {"num_fewshot": 5}),  # arXiv 2009.03300

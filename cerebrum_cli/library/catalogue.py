@@ -14,6 +14,7 @@ from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import CATALOGUE, KEYS, MODES, OPTIONS, SAMPLING_KEYS, Layer, SourcedLayer, in_directory
 from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path
 
@@ -133,7 +134,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     Raises ConfigError with file, row and key.
     """
     specs: dict[str, ModelSpec] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, JsonDict] = {}
     for path in paths:
         try:
             tables = _table({"models": _models}, parse_toml(read_config_text(path), path))
@@ -154,7 +155,7 @@ class _Invalid(ValueError):
         self.keys = keys
 
 
-def _spec(directory: Path, name: str, row: dict[str, Any]) -> ModelSpec:
+def _spec(directory: Path, name: str, row: JsonDict) -> ModelSpec:
     checks = _ROW | {"recipe": partial(_recipe, directory), "settings": partial(_settings, directory, KEYS)}
     checks |= {mode: partial(_settings, directory, SAMPLING_KEYS) for mode in MODES.values()}
     values = _table(checks, row, ("file",) if "repo_id" in row else ())
@@ -168,13 +169,13 @@ def _at(key: str, check: Check, value: object) -> Any:
         raise _Invalid(error.problem, key, *error.keys) from None
 
 
-def _dict(value: object) -> dict[str, Any]:
+def _dict(value: object) -> JsonDict:
     if not isinstance(value, dict):
         raise _Invalid("must be a table")
     return value
 
 
-def _table(checks: Mapping[str, Check], value: object, required: Collection[str] = ()) -> dict[str, Any]:
+def _table(checks: Mapping[str, Check], value: object, required: Collection[str] = ()) -> JsonDict:
     row = _dict(value)
     for key in (*row, *required):
         if key not in checks:
@@ -202,7 +203,7 @@ def _text_that(is_valid: Callable[[str], object], problem: str) -> Check:
     return check
 
 
-def _models(value: object) -> dict[str, dict[str, Any]]:
+def _models(value: object) -> dict[str, JsonDict]:
     return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
 
 

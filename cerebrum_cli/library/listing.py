@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
@@ -31,7 +32,7 @@ def describe(
     settings: Settings,
     by_mode: Mapping[str, Settings],
     on_progress: OnProgress | None,
-) -> dict[str, Any]:
+) -> JsonDict:
     """Object of `show --json`, without the table of quantizations.
 
     `settings` are those of a question, `by_mode` those with thinking on, and off.
@@ -71,9 +72,9 @@ def describe(
     }
 
 
-def _asked(model: InstalledModel, settings: Settings) -> dict[str, Any]:
+def _asked(model: InstalledModel, settings: Settings) -> JsonDict:
     """Settings of a question, without those of samplers."""
-    asked: dict[str, Any] = {
+    asked: JsonDict = {
         "format": settings.format or model.default_format,
         "context": planned_context(settings.ctx, model.trained_context),
     }
@@ -85,7 +86,7 @@ def _asked(model: InstalledModel, settings: Settings) -> dict[str, Any]:
     return asked
 
 
-def _header_object(header: Header) -> dict[str, Any]:
+def _header_object(header: Header) -> JsonDict:
     sizes = header.sizes
     return {
         "tensor_types": dict(header.tensor_types),
@@ -102,7 +103,7 @@ def _header_object(header: Header) -> dict[str, Any]:
     }
 
 
-def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
+def sampling_object(by_mode: Mapping[str, Settings]) -> JsonDict:
     described = {}
     for mode, settings in by_mode.items():
         samplers = settings.samplers.items()
@@ -112,7 +113,7 @@ def sampling_object(by_mode: Mapping[str, Settings]) -> dict[str, Any]:
 
 def describe_available(
     library: Library, spec: ModelSpec, reference: ModelReference, by_mode: Mapping[str, Settings], context: int | None
-) -> tuple[dict[str, Any], DownloadPlan | None]:
+) -> tuple[JsonDict, DownloadPlan | None]:
     """Description and quantizations of a catalog model that is not installed."""
     description = {
         "name": spec.name,
@@ -137,7 +138,7 @@ def describe_available(
     return description, known_plan(spec, library.models(), request)
 
 
-def row(library: Library, model: InstalledModel) -> dict[str, Any]:
+def row(library: Library, model: InstalledModel) -> JsonDict:
     cached = model.cached
     return {
         "name": model.name,
@@ -152,7 +153,7 @@ def row(library: Library, model: InstalledModel) -> dict[str, Any]:
     }
 
 
-def _facts_of_file(model: InstalledModel) -> dict[str, Any]:
+def _facts_of_file(model: InstalledModel) -> JsonDict:
     try:
         return {
             "quantization": model.quantization,
@@ -180,7 +181,7 @@ def kind_text(model: InstalledModel) -> str:
     return ""
 
 
-def found_rows(library: Library) -> list[dict[str, Any]]:
+def found_rows(library: Library) -> list[JsonDict]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
     rows = []
@@ -191,7 +192,7 @@ def found_rows(library: Library) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts_of_stored(library: Library, stored: FoundModel) -> dict[str, Any]:
+def _facts_of_stored(library: Library, stored: FoundModel) -> JsonDict:
     try:
         model = library.model_at(stored.path)
         return {
@@ -206,7 +207,7 @@ def _facts_of_stored(library: Library, stored: FoundModel) -> dict[str, Any]:
         return {**unknown, "error": str(error)}
 
 
-def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]]:
+def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
     """Objects of `list --available --json`, sorted by how well the models fit this machine."""
     models = library.models()
     installed = {model.spec.name for model in models if model.spec}
@@ -216,13 +217,13 @@ def catalogue_rows(library: Library, context: int | None) -> list[dict[str, Any]
     return [_catalogue_row(spec, plan, spec.name in installed) for spec, plan in ranked]
 
 
-def suggestions(library: Library, context: int | None) -> list[dict[str, Any]]:
+def suggestions(library: Library, context: int | None) -> list[JsonDict]:
     fitting = [row for row in catalogue_rows(library, context) if row["fit"] == "fits"]
     others = sorted(fitting[SUGGESTIONS - 1 :], key=lambda row: row["size"])
     return [*fitting[: SUGGESTIONS - 1], *others[:1]]
 
 
-def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> dict[str, Any]:
+def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: bool) -> JsonDict:
     return {
         "name": spec.name,
         "aliases": list(spec.aliases),
@@ -239,7 +240,7 @@ def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: boo
     }
 
 
-def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
+def download_plan_object(plan: DownloadPlan) -> JsonDict:
     return {
         "name": plan.name,
         "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
@@ -249,12 +250,12 @@ def download_plan_object(plan: DownloadPlan) -> dict[str, Any]:
     }
 
 
-def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> dict[str, Any]:
+def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> JsonDict:
     """Object of `search --json`; without a plan the repository has no model that can be downloaded."""
     return {**repository._asdict(), **_chosen(plan)}
 
 
-def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
+def _chosen(plan: DownloadPlan | None) -> JsonDict:
     if plan is None:
         return dict.fromkeys(("recommended", "size", "memory", "fit"))
     chosen = plan.chosen
@@ -266,7 +267,7 @@ def _chosen(plan: DownloadPlan | None) -> dict[str, Any]:
     }
 
 
-def candidates_object(plan: DownloadPlan) -> dict[str, Any]:
+def candidates_object(plan: DownloadPlan) -> JsonDict:
     """Table of quantizations, and the context and memory they were assessed with."""
     devices = plan.capacity.devices
     return {

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 from math import log
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
+from cerebrum_cli.core.json_types import JsonDict
 
 MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
 MAX_ROWS = 10
@@ -50,7 +51,7 @@ class UncertainToken(NamedTuple):
         others = tuple(token for token in self.likeliest if token.id != self.given.id)
         return others[: len(self.likeliest) - 1]
 
-    def as_object(self) -> dict[str, Any]:
+    def as_object(self) -> JsonDict:
         """The object that `--json` prints; as in OpenAI's API, the given token may be one of the likeliest."""
         likeliest = [_token_object(token) for token in self.likeliest[:-1]]
         return {"position": self.position, **_token_object(self.given), "top_logprobs": likeliest}
@@ -102,5 +103,5 @@ def last_words(text: str) -> str:
     return cut.partition(" ")[2] or cut
 
 
-def _token_object(token: ScoredToken) -> dict[str, Any]:
+def _token_object(token: ScoredToken) -> JsonDict:
     return {"id": token.id, "token": token.text, "logprob": round(token.logprob, LOGPROB_DIGITS)}

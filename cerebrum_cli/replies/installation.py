@@ -13,6 +13,7 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
 from cerebrum_cli.library.installed import CATALOGUE, Library
@@ -147,7 +148,7 @@ class Servers:
     endpoints: Sequence[Endpoint]
     window: int | None = None
     earlier: Sequence[Mapping[str, str]] = ()
-    timeouts: Mapping[str, Any] = field(default_factory=dict)
+    timeouts: JsonObject = field(default_factory=dict)
     may_differ: bool = False
 
 
@@ -181,7 +182,7 @@ def find_endpoint(installation: Installation, text: str) -> Endpoint:
 
     tables = installation.config.endpoints
     if table := tables.get(text):
-        values: dict[str, Any] = {**table, "name": text, "url": parse_url(table["url"])}
+        values: JsonDict = {**table, "name": text, "url": parse_url(table["url"])}
         if variable := values.pop("key_env", ""):
             if environment(variable) is None:
                 raise ConfigError(f"endpoint {text}: {variable} is not set", f"run export {variable}=KEY")

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_beginning, readable
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
@@ -126,9 +127,9 @@ def parse_messages(text: str, name: str) -> Conversation:
     return conversation_from_messages(items, name)
 
 
-def template_options(pairs: Sequence[str]) -> dict[str, Any]:
+def template_options(pairs: Sequence[str]) -> JsonDict:
     """Parse KEY=VALUE pairs; a value that is not JSON is text."""
-    options: dict[str, Any] = {}
+    options: JsonDict = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
@@ -69,7 +70,7 @@ class ModelSource:
     servers: Servers | None = None
     context: ContextOptions = SINGLE
     raw: bool = False
-    template_options: Mapping[str, Any] = field(default_factory=dict)
+    template_options: JsonObject = field(default_factory=dict)
     vocabulary_only: bool = False
     is_chat: bool = False
     caches_prompts: bool = False
@@ -248,7 +249,7 @@ def has_mla(header: Header) -> bool:
 
 def generation_fingerprint(
     settings: Settings, grammar: str | None, model: InstalledModel, library: Library
-) -> dict[str, Any]:
+) -> JsonDict:
     values, (name, template) = asdict(settings), format_of(settings, model)
     return {
         "model": model.label,

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors, write_all
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration, one_line, truncate
 from cerebrum_cli.results.schema import DELIMITERS, to_json
@@ -130,7 +131,7 @@ class BatchRecord:
     questions, and `notes` what is worth remembering.
     """
 
-    fingerprint: Mapping[str, Any]
+    fingerprint: JsonObject
     rows: int
     input: str | None = None
     replaces: str | None = None
@@ -139,7 +140,7 @@ class BatchRecord:
     undecided: int | None = None
     result: str | None = None
     extent: Mapping[str, int] = field(default_factory=dict)
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: JsonObject = field(default_factory=dict)
 
     @property
     def counts(self) -> RowCounts:
@@ -151,7 +152,7 @@ class BatchRecord:
         return bool(self.failed or self.undecided)
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonDict:
         """What the positions of rows depend on."""
         return {"input": self.input, "extent": dict(self.extent)}
 
@@ -185,7 +186,7 @@ def write_record(paths: OutputPaths, record: BatchRecord, then: str = RESUME) ->
         atomic_write(paths.meta, text.encode(), mode=0o666)
 
 
-def normalize(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def normalize(fingerprint: JsonObject) -> JsonDict:
     return dict(json.loads(to_json(dict(fingerprint))))
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import ClassVar
 
 from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
 
-Records = Sequence[Mapping[str, Any]]
+Records = Sequence[JsonObject]
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"
 
@@ -29,7 +30,7 @@ class Results:
         self.rows = rows
         self.finished = finished
         self.unfinished: dict[int, tuple[int, ...]] = {}
-        self.notes: Mapping[str, Any] = {}
+        self.notes: JsonObject = {}
 
     @property
     def counts(self) -> RowCounts:
@@ -54,7 +55,7 @@ class Results:
         records: Records = self.notes.get(SERVERS, ())
         return records
 
-    def write(self, position: int, object: Mapping[str, Any]) -> None:
+    def write(self, position: int, object: JsonObject) -> None:
         """Write the object of a row, once."""
         flags = self.rows.flags(object)
         self._save(position, to_json_line(object), flags)
@@ -64,7 +65,7 @@ class Results:
             self.finished.errors += (f"{self.rows.name(object)}: {error['message']}",)
         self.unfinished.pop(position, None)
 
-    def objects(self) -> Iterator[dict[str, Any]]:
+    def objects(self) -> Iterator[JsonDict]:
         """Yield the objects of the finished rows that were saved, in the order of the rows."""
         return iter(())
 
@@ -142,7 +143,7 @@ def noting_origins(
             yield event
 
 
-def note_conditions(results: Results, conditions: Mapping[str, Any]) -> Iterator[NoticeEvent]:
+def note_conditions(results: Results, conditions: JsonObject) -> Iterator[NoticeEvent]:
     """Note the hardware and options; yield a notice if other rows were made on other hardware."""
     hardware = conditions["hardware"]
     others = {str(record["hardware"]) for record in results.notes.get(CONDITIONS, ())}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
@@ -20,13 +21,11 @@ _ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
 
-Table = Callable[[Iterable[Mapping[str, Any]]], Iterator[bytes]]
+Table = Callable[[Iterable[JsonObject]], Iterator[bytes]]
 """Encodes the objects of rows as the lines of a table."""
 
 
-def table_lines(
-    delimiter: str, columns: tuple[str, ...] | None, objects: Iterable[Mapping[str, Any]]
-) -> Iterator[bytes]:
+def table_lines(delimiter: str, columns: tuple[str, ...] | None, objects: Iterable[JsonObject]) -> Iterator[bytes]:
     """Encode the objects of rows as a table: the columns of an input that is one, or `id` and `prompt`, and the answer.
 
     The name of an answer's column that the input has ends with _2.
@@ -55,14 +54,14 @@ class ResultRows:
     """
 
     identity: tuple[str, ...]
-    flags: Callable[[Mapping[str, Any]], int]
-    name: Callable[[Mapping[str, Any]], str]
+    flags: Callable[[JsonObject], int]
+    name: Callable[[JsonObject], str]
     size: int
-    fields: Callable[[int], Mapping[str, Any]]
+    fields: Callable[[int], JsonObject]
     sha256: str | None = None
     table: Table | None = None
 
-    def identify(self, object: Mapping[str, Any]) -> str:
+    def identify(self, object: JsonObject) -> str:
         """Digest of what identifies the row that an object is for, or that it is."""
         return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
 
@@ -112,7 +111,7 @@ def is_answer(flags: int) -> bool:
     return flags & (FINISHED | FAILED | UNDECIDED) == FINISHED
 
 
-def to_json_line(object: Mapping[str, Any]) -> str:
+def to_json_line(object: JsonObject) -> str:
     """Encode an object as one line without its end, also for readers that split at Unicode line breaks."""
     text = to_json(object)
     if text.isascii():

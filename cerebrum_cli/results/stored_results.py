@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfinished_file
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.results.output_files import (
     REPLACE,
@@ -37,12 +37,12 @@ from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows, to_j
 
 def open_results(
     output: Path,
-    fingerprint: Mapping[str, Any],
+    fingerprint: JsonObject,
     rows: ResultRows,
     restart: bool = False,
     retry_failed: bool = False,
     extent: Mapping[str, int] | None = None,
-    notes: Mapping[str, Any] | None = None,
+    notes: JsonObject | None = None,
 ) -> StoredResults:
     """Open the results of an output: new, resumed, or already complete.
 
@@ -145,7 +145,7 @@ class StoredResults(Results):
     def counts(self) -> RowCounts:
         return self._record.counts if self.is_complete else self.finished.counts
 
-    def objects(self) -> Iterator[dict[str, Any]]:
+    def objects(self) -> Iterator[JsonDict]:
         if self.is_complete:
             with self._paths.output.open("rb") as lines:
                 yield from map(json.loads, lines)
@@ -155,7 +155,7 @@ class StoredResults(Results):
             if position in self.finished:
                 yield json.loads(text)
 
-    def write_notes(self, notes: Mapping[str, Any]) -> None:
+    def write_notes(self, notes: JsonObject) -> None:
         record = replace(self._record, notes=notes)
         write_record(self._paths, record)
         self._record = record

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.tally import Count, Tally
 from cerebrum_cli.replies.voting import MajorityVote
 
 
-def program_object(reply: Reply) -> dict[str, Any]:
+def program_object(reply: Reply) -> JsonDict:
     """The program that the model wrote after a sample, and its output."""
     return {
         "program": reply.program and reply.program.code,
@@ -18,7 +17,7 @@ def program_object(reply: Reply) -> dict[str, Any]:
     }
 
 
-def votes_object(vote: MajorityVote) -> dict[str, Any]:
+def votes_object(vote: MajorityVote) -> JsonDict:
     """The object that `--json` prints of a vote; of programs only if they check it."""
     tally = vote.tally
     known = {
@@ -34,14 +33,14 @@ def votes_object(vote: MajorityVote) -> dict[str, Any]:
     return known
 
 
-def count_object(count: Count, checks: bool) -> dict[str, Any]:
+def count_object(count: Count, checks: bool) -> JsonDict:
     known = {"answer": count.answer, "count": count.count}
     if checks:
         known |= {"replies": count.replies, "programs": count.programs}
     return known
 
 
-def sample_object(reply: Reply, tally: Tally, sample: int) -> dict[str, Any]:
+def sample_object(reply: Reply, tally: Tally, sample: int) -> JsonDict:
     finish = reply.finish
     known = {
         "seed": finish.seed,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.library.reference import looks_like_path
@@ -208,7 +209,7 @@ print_runs = partial(
 )
 
 
-def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
+def print_merge(streams: Streams, merge: JsonObject) -> None:
     rows: list[tuple[str, str, str]] = []
     for _, run in groupby(merge["layers"], source_offsets):
         rows += source_rows(list(run), merge["models"])
@@ -216,7 +217,7 @@ def print_merge(streams: Streams, merge: Mapping[str, Any]) -> None:
     streams.answer(f"\n{field_lines(merge_facts(merge))}")
 
 
-def merge_facts(merge: Mapping[str, Any]) -> dict[str, str]:
+def merge_facts(merge: JsonObject) -> dict[str, str]:
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     size = format_size(merge["size"])
     to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
@@ -230,12 +231,12 @@ def merge_facts(merge: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def source_offsets(layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+def source_offsets(layer: JsonObject) -> list[JsonDict]:
     """The sources of a layer by their distance from it: layers in a row that have the same are listed together."""
     return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
 
 
-def source_rows(run: Sequence[Mapping[str, Any]], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def source_rows(run: Sequence[JsonObject], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     first = run[0]
     last = run[-1]
     layers = span(first["layer"], last["layer"])

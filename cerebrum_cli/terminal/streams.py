@@ -13,11 +13,12 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
-from typing import Any, BinaryIO, TextIO
+from typing import BinaryIO, TextIO
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 MIN_NOTE_WIDTH = 12  # columns
@@ -156,7 +157,7 @@ class Streams:
             text += "\n"
         self.answer(text)
 
-    def answer_object(self, value: dict[str, Any] | list[dict[str, Any]]) -> None:
+    def answer_object(self, value: JsonDict | list[JsonDict]) -> None:
         self.answer(json.dumps(value, ensure_ascii=False) + "\n")
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.environment import without_home
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_count, format_size, one_line
 from cerebrum_cli.terminal.streams import BOLD, Streams, strip_controls
@@ -32,7 +33,7 @@ WEIGHTS = {True: "weights repacked where possible", False: "weights as in the fi
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
-Row = Mapping[str, Any]
+Row = JsonObject
 Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
 PrintTable = Callable[[Streams, Iterable[Row]], None]
 
@@ -182,7 +183,7 @@ def capacity_text(capacity: Capacity) -> str:
     return f"{memory}, {gpus}"
 
 
-def print_description(streams: Streams, description: Mapping[str, Any]) -> None:
+def print_description(streams: Streams, description: JsonObject) -> None:
     fields: dict[str, str] = {}
     for key, value in description.items():
         if key == "sampling":
@@ -289,7 +290,7 @@ def field_lines(fields: Mapping[str, str]) -> str:
     return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
 
 
-def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+def settings_lines(values: JsonObject, origins: Mapping[str, str]) -> str:
     texts = {key: _setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
     for key, text in texts.items():
@@ -298,7 +299,7 @@ def settings_lines(values: Mapping[str, Any], origins: Mapping[str, str]) -> str
     return field_lines(texts).rstrip("\n")
 
 
-def sampling_text(samplers: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
+def sampling_text(samplers: JsonObject, origins: Mapping[str, str] | None = None) -> str:
     """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
     texts = []
     for key, value in samplers.items():
@@ -321,7 +322,7 @@ def _setting_text(value: Any) -> str:
 
 def print_rows(
     streams: Streams,
-    rows: list[dict[str, Any]],
+    rows: list[JsonDict],
     json: bool,
     as_table: PrintTable,
     empty: str,

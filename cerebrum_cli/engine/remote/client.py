@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, well_formed
 
 if TYPE_CHECKING:
@@ -177,14 +178,14 @@ class Client:
         async with self._exchange("GET", path, timeout_s, params=query) as response:
             return json.loads(await _content(response, QUESTION_BYTES))
 
-    async def post(self, path: str, body: Mapping[str, Any], timeout_s: float | None = None) -> Any:
+    async def post(self, path: str, body: JsonObject, timeout_s: float | None = None) -> Any:
         """The JSON reply to a JSON body. Without a timeout, the caller must end the request in time."""
         limit = QUESTION_BYTES if timeout_s else REPLY_BYTES
         async with self._exchange("POST", path, timeout_s, json=body) as response:
             content = await _content(response, limit)
             return _require_success(json.loads(content))
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
         """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
         async with self._exchange("POST", path, None, json=body, read_bufsize=EVENT_BYTES // 2) as response:
             limit = REPLY_BYTES
@@ -240,7 +241,7 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise LostServerError("damaged reply") from error
 
-    async def _request(self, method: str, path: str, content: Mapping[str, Any]) -> aiohttp.ClientResponse:
+    async def _request(self, method: str, path: str, content: JsonObject) -> aiohttp.ClientResponse:
         """Send a request; again if a kept connection breaks immediately: a busy vLLM may have closed it meanwhile."""
         import aiohttp
 

@@ -12,6 +12,7 @@ from typing import Any
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
@@ -128,7 +129,7 @@ async def describe(client: Client) -> ServerInfo:
         raise EndpointError(problem, "update the server") from error
 
 
-def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
+def _choose_model(listed: Any, endpoint: Endpoint) -> JsonObject:
     """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
     try:
         models = {str(entry["id"]): entry for entry in listed["data"] or ()}
@@ -151,7 +152,7 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> Mapping[str, Any]:
     return _with_parent(chosen, models)
 
 
-def _with_parent(chosen: Mapping[str, Any], models: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_parent(chosen: JsonObject, models: JsonObject) -> JsonObject:
     """The entry of an adapter, which has no context size of its own, with what its parent's has."""
     parent = models.get(str(chosen.get("parent")), {})
     return {**parent, **{key: value for key, value in chosen.items() if value is not None}}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.engine.sequence import Request
 
@@ -80,11 +81,11 @@ class ServerKind(ABC):
     takes_end_tokens = False  # since it does not know all of them itself
 
     @abstractmethod
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         """What a server is, by its model's entry in /v1/models and its description."""
 
     @abstractmethod
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
         """Body that asks for samples, the first with this seed."""
 
     @abstractmethod
@@ -92,7 +93,7 @@ class ServerKind(ABC):
         """Whole replies, in the order of the samples."""
 
     @abstractmethod
-    def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+    def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """The parts of a streamed reply, the last with its end."""
 
     def ignored(self, request: Request, info: ServerInfo) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
 from cerebrum_cli.engine.remote.kind import (
@@ -54,7 +55,7 @@ class LlamaServer(ServerKind):
     completion_path = "/completion"
     context_option = "-c"
 
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         model = str(entry["id"])
         meta = entry.get("meta", {})
         weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
@@ -73,7 +74,7 @@ class LlamaServer(ServerKind):
             vocabulary_size=stated_count(meta.get("n_vocab")),
         )
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
         params = request.params
         typical_p = params.typical_p
         if not params.temperature:  # it might drop the likeliest token
@@ -111,7 +112,7 @@ class LlamaServer(ServerKind):
             replies = [answer]
         return [_whole(reply) for reply in sorted(replies, key=lambda reply: int(reply["index"]))]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         """Yield parts of one token each. While the text ends within a character, neither text nor ids are sent."""
         async for event in events:
             if progress := event.get("prompt_progress"):
@@ -127,7 +128,7 @@ class LlamaServer(ServerKind):
                 yield ReplyChunk(event.get("tokens", ()), total=total, text=text)
 
 
-def _end(reply: Mapping[str, Any]) -> ReplyChunk:
+def _end(reply: JsonObject) -> ReplyChunk:
     times = reply.get("timings", {})
     return ReplyChunk(
         end=_REASONS.get(reply.get("stop_type"), "limit"),
@@ -143,12 +144,12 @@ def _end(reply: Mapping[str, Any]) -> ReplyChunk:
     )
 
 
-def _whole(reply: Mapping[str, Any]) -> ReplyChunk:
+def _whole(reply: JsonObject) -> ReplyChunk:
     tokens = require_ids(reply.get("tokens"), int(reply["tokens_predicted"]))
     return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
 
 
-def _logprobs(reply: Mapping[str, Any], tokens: Sequence[int]) -> Sequence[float | None]:
+def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Sequence[float | None]:
     """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
     known = [(int(entry["id"]), float(entry["logprob"])) for entry in reply.get("completion_probabilities", ())]
     if not known:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
@@ -41,7 +42,7 @@ class _SharedFields(ServerKind):
     counts_last_tokens = False
     takes_end_tokens = True
 
-    def _sampling_fields(self, request: Request, info: ServerInfo) -> dict[str, Any]:
+    def _sampling_fields(self, request: Request, info: ServerInfo) -> JsonDict:
         params = request.params
         fields = {name: getattr(params, name) for name in _SHARED_PARAMS}
         fields |= {
@@ -68,7 +69,7 @@ class Vllm(_SharedFields):
     completion_path = "/v1/completions"
     context_option = "--max-model-len"
 
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         return ServerInfo(
             self,
             build=server_text(str(answer["version"])),
@@ -79,7 +80,7 @@ class Vllm(_SharedFields):
             max_samples=MAX_SAMPLES,
         )
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
         room = info.room_for_reply(request)
         body = {
@@ -105,7 +106,7 @@ class Vllm(_SharedFields):
         choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
         return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         last = dict[str, Any]()
         usage = dict[str, Any]()
         async for event in events:
@@ -127,7 +128,7 @@ class Sglang(_SharedFields):
     completion_path = "/generate"
     context_option = "--context-length"
 
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         """Description of a server; seeds have an effect only with deterministic inference."""
         is_adapter = bool(entry.get("parent"))
         stated = answer.get("max_running_requests")
@@ -143,7 +144,7 @@ class Sglang(_SharedFields):
             is_adapter=is_adapter,
         )
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
         """Without a limit of tokens, it would generate 128; with null, until the context is full."""
         params = self._sampling_fields(request, info)
         params |= {"max_new_tokens": request.params.max_tokens, "top_k": request.params.top_k or -1}  # all tokens
@@ -153,7 +154,7 @@ class Sglang(_SharedFields):
             params["sampling_seed"] = seed
         if request.grammar:
             params["ebnf"] = request.grammar
-        body: dict[str, Any] = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
+        body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
         body |= {"stream": request.stream, "return_logprob": request.logprobs}
         if info.is_adapter:
             body["lora_path"] = info.model
@@ -162,7 +163,7 @@ class Sglang(_SharedFields):
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         return [_sglang_chunk(answer)]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         seen = 0
         async for event in events:
             yield _sglang_chunk(event, seen)
@@ -178,15 +179,15 @@ class OpenAIServer(ServerKind):
     completion_path = "/v1/chat/completions"
     context_option = "context"
 
-    def read_info(self, entry: Mapping[str, Any], answer: Any) -> ServerInfo:  # noqa: ARG002
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:  # noqa: ARG002
         model = str(entry["id"])
         return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
 
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> dict[str, Any]:  # noqa: ARG002
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
         conversation = request.conversation
         params = request.params
         assert conversation, "prompts of token ids are refused before"
-        optional: dict[str, Any] = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
+        optional: JsonDict = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
         optional["reasoning_effort"] = conversation.effort
         if conversation.thinks is False:
             optional["reasoning_effort"] = "none"
@@ -211,7 +212,7 @@ class OpenAIServer(ServerKind):
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
         return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, text)]
 
-    async def read_stream(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[ReplyChunk]:
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
         async for event in events:
             usage = event.get("usage") or usage
@@ -235,7 +236,7 @@ class OpenAIServer(ServerKind):
             raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
 
 
-def _weights(entry: Mapping[str, Any], path: Any) -> str:
+def _weights(entry: JsonObject, path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
     sources = path or entry["id"], entry.get("parent")
     return server_text(" on ".join(map(_source_name, filter(None, sources))))
@@ -248,7 +249,7 @@ def _source_name(path: Any) -> str:
     return name
 
 
-def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = None) -> ReplyChunk:
+def _vllm_chunk(choice: JsonObject, usage: JsonObject | None = None) -> ReplyChunk:
     """A part of a reply, or with `usage` its last."""
     logprobs = choice.get("logprobs") or {}
     tokens = _scored(require_ids(choice.get("token_ids")), logprobs.get("token_logprobs"))
@@ -259,7 +260,7 @@ def _vllm_chunk(choice: Mapping[str, Any], usage: Mapping[str, Any] | None = Non
     return _last(tokens, finish, choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
 
 
-def _sglang_chunk(reply: Mapping[str, Any], seen: int = 0) -> ReplyChunk:
+def _sglang_chunk(reply: JsonObject, seen: int = 0) -> ReplyChunk:
     """New tokens in a part of a reply, which may repeat those that were seen."""
     meta = reply["meta_info"]
     finish = meta.get("finish_reason")
@@ -292,13 +293,13 @@ def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cach
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
 
 
-def _texts(message: Mapping[str, Any]) -> tuple[str, str]:
+def _texts(message: JsonObject) -> tuple[str, str]:
     """The reasoning, by either of its names, and the answer in a message or a part of one."""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     return well_formed(reasoning or ""), well_formed(message.get("content") or "")
 
 
-def _chat_end(finish: str, usage: Mapping[str, Any], text: str = "") -> ReplyChunk:
+def _chat_end(finish: str, usage: JsonObject, text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     if finish not in ENDS:
         problem = f"the server ended the reply: {server_text(str(finish))}"

@@ -6,7 +6,7 @@ Only this module and `tasks` import lm_eval, which takes seconds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -20,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.version import __version__
@@ -100,7 +101,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def _format_name(self) -> str:
         return self._model.format_name if self._chat else RAW.name
 
-    def get_model_info(self) -> dict[str, Any]:
+    def get_model_info(self) -> JsonDict:
         return {
             "model_name": self._model.model.name,
             "model_file": self._model.model.path.name,
@@ -227,7 +228,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._notify_of_truncation(truncated, len(rows))
         return rows
 
-    def _generation_settings(self, kwargs: Mapping[str, Any], seed: int) -> Settings:
+    def _generation_settings(self, kwargs: JsonObject, seed: int) -> Settings:
         values = {**NEUTRAL, **kwargs}
         if not kwargs["do_sample"]:
             values["temperature"] = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from math import hypot
@@ -18,6 +18,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.eval.presets import Preset
@@ -27,9 +28,7 @@ evaluator.get_git_commit_hash = lambda: None  # it runs git, which prints an err
 TASK_DEFINITIONS = "lm_eval.api.task"  # the logger of warnings about what a task's file leaves to defaults
 
 
-def evaluate_tasks(
-    model: CerebrumLM, tasks: Sequence[str], include_path: Path | None, **arguments: Any
-) -> dict[str, Any]:
+def evaluate_tasks(model: CerebrumLM, tasks: Sequence[str], include_path: Path | None, **arguments: Any) -> JsonDict:
     """Run tasks, groups or tags by their names, which may have wildcards, and return lm-eval's results.
 
     The arguments are those of its `simple_evaluate`. Raises UsageError for unknown tasks, CerebrumError for data that
@@ -41,7 +40,7 @@ def evaluate_tasks(
         results = evaluator.simple_evaluate(model=model, tasks=names, task_manager=manager, **arguments)
     results["config"]["model_args"] = f"model={results['config']['model_name']}"
     text = json.dumps(results, default=handle_non_serializable, ensure_ascii=False)  # functions become text
-    plain: dict[str, Any] = json.loads(re.sub(rf'(?<!\\)"{re.escape(str(Path.home()))}/', '"~/', text))
+    plain: JsonDict = json.loads(re.sub(rf'(?<!\\)"{re.escape(str(Path.home()))}/', '"~/', text))
     return plain
 
 
@@ -101,11 +100,11 @@ def own_output(on_event: Callable[[Event], None]) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def results_table(results: Mapping[str, Any]) -> str:
+def results_table(results: JsonObject) -> str:
     return "\n".join(make_table(results, column) for column in ("results", "groups") if results.get(column))
 
 
-def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, Any]]:
+def comparisons(results: JsonObject, preset: Preset) -> list[JsonDict]:
     """Each figure of a preset's card beside that of a run, and each average beside that of a run with all its tasks.
 
     `z` is the difference in units of its standard error, after whole tasks only. The errors are those of two samples of
@@ -134,7 +133,7 @@ def comparisons(results: Mapping[str, Any], preset: Preset) -> list[dict[str, An
     return found
 
 
-def _average(name: str, parts: Sequence[Mapping[str, Any]], published: float) -> dict[str, Any]:
+def _average(name: str, parts: Sequence[JsonObject], published: float) -> JsonDict:
     """The unweighted mean of figures of different tasks, whose errors are independent."""
     value = sum(part["value"] for part in parts) / len(parts)
     published_error = hypot(*(part["published_stderr"] for part in parts)) / len(parts)
@@ -154,7 +153,7 @@ def _comparison(
     published: float,
     published_error: float,
     is_whole: bool,
-) -> dict[str, Any]:
+) -> JsonDict:
     z = None
     if error is not None and is_whole:
         z = (value - published) / hypot(error, published_error)
@@ -169,7 +168,7 @@ def _comparison(
     }
 
 
-def remarks(results: Mapping[str, Any], preset: Preset) -> list[str]:
+def remarks(results: JsonObject, preset: Preset) -> list[str]:
     conditions = [condition for condition in preset.conditions if condition.task in results["results"]]
     if not conditions:
         return [f"{preset.source} has no results for these tasks"]
