@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from cerebrum_cli.batch.rows import (
@@ -13,10 +13,11 @@ from cerebrum_cli.batch.rows import (
     output_object,
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, RefusedEvent
+from cerebrum_cli.core.events import Events, RefusedEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
@@ -75,9 +76,7 @@ class BatchOptions:
         return (self.settings.seed + position * self.samples) % SEEDS
 
 
-def answer_rows(
-    model: LoadedModel, rows: Rows, options: BatchOptions, results: Results
-) -> Generator[Event, None, None]:
+def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Events:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
     Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
@@ -105,9 +104,7 @@ def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
             yield row_to_ask(position, rows[position], options, names, results.unfinished.get(position, ()))
 
 
-def row_to_ask(
-    position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: tuple[int, ...]
-) -> Row:
+def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: TokenIds) -> Row:
     """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
     row = refuse_other_model(row, models)
     key = (position, row)

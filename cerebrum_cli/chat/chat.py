@@ -29,7 +29,7 @@ from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
@@ -39,7 +39,7 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
-Events = Generator[Event, None, None]
+Events = Events
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
 

@@ -25,6 +25,7 @@ from cerebrum_cli.core.settings import (
     Settings,
     SourcedLayer,
 )
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.library.model import InstalledModel, absolute_reference
 from cerebrum_cli.replies.format_choice import template_file
@@ -279,7 +280,7 @@ def without_partial_character(stored: StoredMessage, model: LoadedModel) -> Stor
     return replace(stored, message=replace(message, content=content, tokens=whole))
 
 
-def begin_with(reply: Reply, before: StoredMessage) -> tuple[int, ...]:
+def begin_with(reply: Reply, before: StoredMessage) -> TokenIds:
     tokens = before.message.tokens or ()
     texts: list[SplitText] = [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)]
     reply.begin(tokens, texts, forced_tokens(before.metadata))

@@ -19,8 +19,9 @@ from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
-from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
@@ -52,14 +53,14 @@ class ReplyRecorder:
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = field(default=False, init=False)
     _question: int | None = field(init=False)  # the message that is answered
-    _prefix: tuple[int, ...] = field(init=False)  # tokens of the reply that the next request continues
+    _prefix: TokenIds = field(init=False)  # tokens of the reply that the next request continues
     _generated: int = field(default=0, init=False)  # tokens of this reply before older turns were dropped
 
     def __post_init__(self) -> None:
         self._question = self.session.leaf
         self._prefix = self._continued_tokens
 
-    def record(self, majority_vote: MajorityVote | None = None) -> Generator[Event, None, None]:
+    def record(self, majority_vote: MajorityVote | None = None) -> Events:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         if notice := self._make_room():
             yield notice
@@ -173,7 +174,7 @@ class ReplyRecorder:
         return len(self.reply.sampled) > len(self._continued_tokens)
 
     @property
-    def _continued_tokens(self) -> tuple[int, ...]:
+    def _continued_tokens(self) -> TokenIds:
         return (self.continued and self.continued.message.tokens) or ()
 
     def _save(self, unfinished: str | None) -> None:

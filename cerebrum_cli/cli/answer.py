@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.generation import naming_grammar_file
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import (
@@ -158,7 +158,7 @@ class AnswerPrinter:
     def _continue(self, continued: StoredMessage) -> Reply:
         from cerebrum_cli.chat.history import begin_with, without_partial_character
 
-        def events() -> Generator[Event, None, None]:
+        def events() -> Events:
             yield from self.loaded.load()
             tokens = begin_with(reply, without_partial_character(continued, self.loaded))
             yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()

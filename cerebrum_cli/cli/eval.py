@@ -22,6 +22,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
     return None
 
 
-def first_prompt(prepared: PreparedEvaluation) -> tuple[str, tuple[int, ...]]:
+def first_prompt(prepared: PreparedEvaluation) -> tuple[str, TokenIds]:
     """Text and token ids of the prompt of the first question."""
     from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.replies.interface import open_source

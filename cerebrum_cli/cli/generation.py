@@ -12,7 +12,7 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, Interrupted, UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
@@ -28,11 +28,10 @@ from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cluster.distribution import Work
-    from cerebrum_cli.core.events import Event
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.presets import Preset
     from cerebrum_cli.library.model import InstalledModel
@@ -167,7 +166,7 @@ def answer_missing(
     source: ModelSource,
     options: ConcurrencyOptions,
     results: Results,
-    answer: Callable[[Model], Generator[Event, None, None]],
+    answer: Callable[[Model], Events],
     work: Work,
 ) -> None:
     """Answer the rows that are missing in the results, with progress.

@@ -17,7 +17,7 @@ from typing import Any, cast
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.library.installed import Library
@@ -99,7 +99,7 @@ class Distribution:
     def cancel(self) -> None:
         self.is_cancelled = True
 
-    def answer(self) -> Generator[Event, None, None]:
+    def answer(self) -> Events:
         yield events.StageEvent("starting the nodes", 0, 1)
         run = self.run
         while (missing := run.missing_count) and not self.is_cancelled:

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.token_ids import TokenIds
 
 Role = Literal["user", "assistant"]
 ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
@@ -25,7 +26,7 @@ class Message:
 
     role: Role
     content: str
-    tokens: tuple[int, ...] | None = None
+    tokens: TokenIds | None = None
     thinks: bool | None = None
     reasoning: str | None = None
 
@@ -48,9 +49,7 @@ class Conversation:
     def user(self, content: str) -> Conversation:
         return self.add(Message("user", content))
 
-    def assistant(
-        self, content: str, tokens: tuple[int, ...] | None = None, reasoning: str | None = None
-    ) -> Conversation:
+    def assistant(self, content: str, tokens: TokenIds | None = None, reasoning: str | None = None) -> Conversation:
         return self.add(Message("assistant", content, tokens, self.thinks, reasoning))
 
     def add(self, message: Message) -> Conversation:
@@ -195,7 +194,7 @@ class Text:
 class Tokens:
     """Token ids to use unchanged: a reply in the tokens it was generated as."""
 
-    ids: tuple[int, ...]
+    ids: TokenIds
 
 
 PromptPart = Text | Tokens

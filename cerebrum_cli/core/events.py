@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
@@ -224,3 +224,5 @@ Event: TypeAlias = """(
     | EvalProgress
     | StageEvent
 )"""
+Events: TypeAlias = "Generator[Event, None, None]"
+Emit: TypeAlias = "Callable[[Event], None]"

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.events import Event, TokenLogprob
+from cerebrum_cli.core.events import Emit, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
 
@@ -31,7 +32,7 @@ class Sampler(Protocol):
 class Vocabulary(Protocol):
     """The vocabulary of a model; for any thread."""
 
-    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+    def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
         """Tokenize a prompt; untrusted text never becomes a special token."""
 
     @property
@@ -196,4 +197,4 @@ class Backend(Vocabulary, Protocol):
 
 
 # Load a model and report progress; the flag interrupts the load and all later decodes.
-OpenBackend = Callable[[Callable[[Event], None], StopFlag], Backend]
+OpenBackend = Callable[[Emit, StopFlag], Backend]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
@@ -175,7 +176,7 @@ class PromptCache:
             context.clear(slot.index)
             self.store.reject(state)
 
-    def save(self, min_tokens: int, prompt: tuple[int, ...] | None = None, empties: bool = False) -> None:
+    def save(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
         """Save idle slots with at least `min_tokens` tokens in no state yet; with a prompt, only the best match.
 
         `empties` those slots that are on disk then: in a unified cache, what they hold slows down others.
@@ -194,7 +195,7 @@ class PromptCache:
                 self.backend.context.clear(slot.index)
                 slot.truncate(0)
 
-    def save_prefix(self, tokens: tuple[int, ...]) -> None:
+    def save_prefix(self, tokens: TokenIds) -> None:
         """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
         if not self._count_unsaved(tokens):
             return

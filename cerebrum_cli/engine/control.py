@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishReason
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.reply_text import ReplyText
 
 MAX_PERIOD = 256  # tokens
@@ -19,7 +20,7 @@ TOKEN_BYTES = 4
 
 
 class Force(NamedTuple):
-    tokens: tuple[int, ...]
+    tokens: TokenIds
 
 
 # Why the reply ends, tokens to force, or a bias of the logit of the next token, which servers ignore.

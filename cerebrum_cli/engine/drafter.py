@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from math import inf
 
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES
 
 # Duration of a decode step by its number of rows, in steps of one row: of Qwen2.5-Coder 0.5B in Q4_K_M on a CPU with
@@ -41,7 +42,7 @@ class Drafter:
         self._right = [prior * PRIOR_WEIGHT for prior in PRIORS]
         self._total = [PRIOR_WEIGHT] * len(PRIORS)
 
-    def draft(self, reply: Sequence[int], limit: int) -> tuple[int, ...]:
+    def draft(self, reply: Sequence[int], limit: int) -> TokenIds:
         """Draft up to `limit` tokens after those of the reply: as many as promise the most tokens per time, or none."""
         for token in reply[len(self._tokens) - self._prompt_length :]:
             self._add(token)
@@ -114,7 +115,7 @@ class Drafter:
         match_class = bisect_right(MATCH_CLASSES, match)
         return self._right[match_class] / self._total[match_class]
 
-    def _continuation(self, place: int, length: int) -> tuple[int, ...]:
+    def _continuation(self, place: int, length: int) -> TokenIds:
         tokens = self._tokens[place : place + length].tolist()
         while len(tokens) < length:  # a repetition continues with what was just guessed
             period = len(self._tokens) - place

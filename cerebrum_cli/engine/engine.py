@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import ReplySample, Request
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Completions(Iterator[Event]):
     def add_samples(self, index: int, count: int) -> None:
         """Add `count` samples to a request; their seeds continue the sequence."""
 
-    def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:  # noqa: ARG002
+    def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:  # noqa: ARG002
         """Evaluate the tokens of finished samples of a request again, if the engine can; return whether it does.
 
         Each sample gets an AlternativesEvent for each of its tokens, without alternatives, and another FinishEvent.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
@@ -142,7 +143,7 @@ class LocalCompletions(Completions):
         """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
         self._submit(self._create(index, count), first=True)
 
-    def inspect(self, index: int, replies: Mapping[int, tuple[int, ...]]) -> bool:
+    def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:
         prompt = self._requests[index].prompt_tokens
         new = list[Sequence]()
         for sample, tokens in replies.items():

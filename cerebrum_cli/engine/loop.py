@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
@@ -288,7 +289,7 @@ class Loop:
         for sibling in siblings:
             self._sample_token(sibling.sequence, row)
 
-    def _sample_with_draft(self, sequence: Sequence, row: int, draft: tuple[int, ...]) -> None:
+    def _sample_with_draft(self, sequence: Sequence, row: int, draft: TokenIds) -> None:
         """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
         scheduler = self._scheduler
         slot = scheduler.slot_of(sequence)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Emit, NoticeEvent
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     GPU_UBATCH,
@@ -78,7 +78,7 @@ class LoadPlan:
         return weight_needs(self.sizes, self.offloaded)
 
 
-def plan_load(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> LoadPlan:
+def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
     """Plan for this free memory. The context is as long as requested, or as fits; its number of threads is left open.
 
     Without a request, it is up to 8,192 tokens long, or 32,768 if the model thinks.
@@ -117,7 +117,7 @@ def mapped_weights_notice(sizes: ModelSizes) -> NoticeEvent:
     return NoticeEvent(f"{problem}: weights are read from disk for each token", hint)
 
 
-def default_length(options: LoadOptions, free: FreeMemory, emit: Callable[[Event], None]) -> int:
+def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
     """Length of a context without a request, with a notice if memory leaves less than for a model that does not think.
 
     As long as fits, and at most THINKING_CONTEXT if the model thinks.

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
 from cerebrum_cli.engine.step import Checkpoint, TokenRow
@@ -95,7 +96,7 @@ class Share(NamedTuple):
     sequence: Sequence
     tokens: Tokens
     outputs: int
-    draft: tuple[int, ...] = ()
+    draft: TokenIds = ()
 
 
 def rows_of(step: Iterable[Share]) -> list[TokenRow]:

@@ -25,6 +25,7 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.drafter import Drafter
 
 # Token ids; an array takes a tenth of a tuple's memory.
-Tokens: TypeAlias = "tuple[int, ...] | array[int]"
+Tokens: TypeAlias = "TokenIds | array[int]"
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
@@ -73,7 +74,7 @@ class Request:
     opening: int = OPENING_TOKENS
     follow_up: Request | None = None
     conversation: Conversation | None = None
-    inspected: tuple[int, ...] = ()
+    inspected: TokenIds = ()
     likeliest: int = 0
 
     @property
@@ -113,7 +114,7 @@ class Request:
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
 
 
-def inspection(prompt: Iterable[int], reply: tuple[int, ...], likeliest: int = 0) -> Request:
+def inspection(prompt: Iterable[int], reply: TokenIds, likeliest: int = 0) -> Request:
     """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
     params = SamplingParams(max_tokens=1)
     return Request((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
@@ -280,7 +281,7 @@ class Sequence(ReplySample):
         self._force(closing)
         return True
 
-    def _force(self, tokens: tuple[int, ...]) -> None:
+    def _force(self, tokens: TokenIds) -> None:
         self.forced.append(Forced(self.request.rules.prefix_tokens + len(self.generated), len(tokens)))
         self.pending.extend(tokens)
 
@@ -371,7 +372,7 @@ def pack_tokens(tokens: Many[int]) -> bytes:
     return tokens.tobytes()
 
 
-def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> TokenIds:
     """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
     anchor = vocabulary.tokenize((Text("a"),))[-1]
     tokens = vocabulary.tokenize((PromptTokens((anchor,)), *parts))

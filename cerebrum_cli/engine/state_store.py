@@ -23,6 +23,7 @@ from zlib import crc32
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES
 from cerebrum_cli.engine.sequence import common_tokens, pack_tokens
 
@@ -50,7 +51,7 @@ class State:
     packed: bytes
 
     @property
-    def tokens(self) -> tuple[int, ...]:
+    def tokens(self) -> TokenIds:
         return tuple(array("i", self.packed))
 
 

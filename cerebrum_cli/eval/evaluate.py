@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.events import Event, Events, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.questions import (
@@ -186,7 +186,7 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Generator[Event, None, None]:
+def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Events:
     """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do

@@ -15,6 +15,7 @@ from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.markers import (
     MARKERS,
     PARTIAL_MARKER,
@@ -64,7 +65,7 @@ class ReplyRules:
     trims: bool = False
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
-    endings: Callable[[str], tuple[int, ...]] | None = field(default=None, hash=False)
+    endings: Callable[[str], TokenIds] | None = field(default=None, hash=False)
     reasoning_end: int | None = None
     plain_answer: bool = False
     mentioned: frozenset[str] = frozenset()
@@ -172,7 +173,7 @@ class ReplyText:
         return ""
 
     @property
-    def closing(self) -> tuple[int, ...]:
+    def closing(self) -> TokenIds:
         """Tokens that end reasoning which is open; empty if none is."""
         if self.open_markup is None or self.rules.endings is None:
             return ()

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
@@ -90,7 +91,7 @@ class EmbeddedFormat(PromptFormat):
     source: str
     bos: str
     eos: str
-    special_tokens: Callable[[str], tuple[int, ...]]
+    special_tokens: Callable[[str], TokenIds]
     options: Mapping[str, Any] = field(default_factory=dict)
     name: str = EMBEDDED
     markups: tuple[ReasoningMarkup, ...] = REASONING_MARKUPS

@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
-from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import (
+    AlternativesEvent,
+    Event,
+    Events,
+    FinishEvent,
+    NoticeEvent,
+    RefusedEvent,
+    SequenceId,
+)
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Request
@@ -40,7 +49,7 @@ class Continuation(NamedTuple):
     """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     settings: Settings
     n: int
 
@@ -284,7 +293,7 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     )
 
 
-def vote_events(model: LoadedModel, request: Ask, vote: MajorityVote) -> Generator[Event, None, None]:
+def vote_events(model: LoadedModel, request: Ask, vote: MajorityVote) -> Events:
     """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
     with closing(run_rows(model, [Row(0, request, vote)])) as events:
         for event in events:

@@ -12,6 +12,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.token_ids import TokenIds
 
 MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
 MAX_ROWS = 10
@@ -26,7 +27,7 @@ class GivenReply:
     """The tokens of a reply, the conversation before it, and where tokens in it were not chosen by the model."""
 
     conversation: Conversation
-    tokens: tuple[int, ...]
+    tokens: TokenIds
     forced: tuple[Forced, ...]
 
 

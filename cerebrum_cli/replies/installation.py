@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Emit
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
@@ -37,7 +37,7 @@ LOADED_FILES = "loaded_files.json"
 STATES = "states"  # in the cache directory: the prompt cache, which holds tokens of conversations
 HISTORY = "history"  # of questions typed at the prompt of a chat
 
-OpenFile = Callable[["LoadOptions", Callable[[Event], None], "StopFlag"], "Backend"]
+OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
 """Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
 
 
@@ -130,9 +130,7 @@ def try_template_file(data_directory: Path, path: Path) -> None:
     require_loads(path, data_directory / LOADED_FILES, StopFlag(), check=TRY_TEMPLATE, kind="template")
 
 
-def open_with_llama(
-    data_directory: Path, options: LoadOptions, emit: Callable[[Event], None], stop: StopFlag
-) -> Backend:
+def open_with_llama(data_directory: Path, options: LoadOptions, emit: Emit, stop: StopFlag) -> Backend:
     from cerebrum_cli.engine.llama.load import open_llama
 
     return open_llama(options, emit, stop, data_directory / DEVICES, data_directory / LOADED_FILES, TRY_TEMPLATE)

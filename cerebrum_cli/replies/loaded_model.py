@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -85,7 +86,7 @@ class LoadedModel:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
         return Reply(self._respond(request), request.conversation)
 
-    def _respond(self, request: Ask) -> Generator[Event, None, None]:
+    def _respond(self, request: Ask) -> Events:
         yield from self.load()
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
@@ -131,7 +132,7 @@ class LoadedModel:
             conversation=conversation if self.format.is_servers else None,
         )
 
-    def _continuing(self, asked: Ask, tokens: tuple[int, ...]) -> tuple[Ask, str]:
+    def _continuing(self, asked: Ask, tokens: TokenIds) -> tuple[Ask, str]:
         """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
         hint = "omit the beginning of the reply"
         if asked.grammar is not None:
@@ -146,7 +147,7 @@ class LoadedModel:
         params = asked.settings.sampling(stop)
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
-    def _opening_length(self, prompt: Sequence[PromptPart], tokens: tuple[int, ...]) -> int:
+    def _opening_length(self, prompt: Sequence[PromptPart], tokens: TokenIds) -> int:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
         end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
         if end and len(prompt) > 1:
@@ -155,7 +156,7 @@ class LoadedModel:
             return len(opening) - 1
         return len(opening)
 
-    def _text_of(self, prefix: tuple[int, ...]) -> str:
+    def _text_of(self, prefix: TokenIds) -> str:
         pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
 
@@ -171,7 +172,7 @@ class LoadedModel:
         if notice := self.controls.check(settings, system_prompt):
             self._notices.setdefault(notice, False)
 
-    def inspect(self, reply: GivenReply, likeliest: int) -> Generator[Event, None, None]:
+    def inspect(self, reply: GivenReply, likeliest: int) -> Events:
         """Load the model if necessary, and yield an AlternativesEvent for each token of a reply, evaluated again.
 
         It has one more token than `likeliest`, since one of them may be the given one. Raises PromptTooLong, and
@@ -192,7 +193,7 @@ class LoadedModel:
             )
 
     @property
-    def prefix_tokens(self) -> tuple[int, ...]:
+    def prefix_tokens(self) -> TokenIds:
         """The token that a text without a context is scored after: BOS, or EOS without it; empty without both."""
         vocabulary = self.engine.vocabulary
         text = vocabulary.special_token_text("bos") or vocabulary.special_token_text("eos")
@@ -219,11 +220,11 @@ class LoadedModel:
         parts = self.format.render(conversation)
         return least_tokens(vocabulary, self.engine.context_size, parts) or len(vocabulary.tokenize(parts))
 
-    def tokenize(self, conversation: Conversation) -> tuple[int, ...]:
+    def tokenize(self, conversation: Conversation) -> TokenIds:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
         return self.engine.vocabulary.tokenize(self._render(conversation))
 
-    def shared_prefix(self, conversation: Conversation) -> tuple[int, ...]:
+    def shared_prefix(self, conversation: Conversation) -> TokenIds:
         """The prompt tokens that do not depend on the first question; empty without a question."""
         if not conversation.messages:
             return ()
@@ -239,7 +240,7 @@ class LoadedModel:
         """Tokens in the context of the loaded model; None before it is loaded."""
         return self.engine.context_size if self.engine.is_loaded else None
 
-    def preview(self, conversation: Conversation, settings: Settings | None = None) -> tuple[str, tuple[int, ...]]:
+    def preview(self, conversation: Conversation, settings: Settings | None = None) -> tuple[str, TokenIds]:
         """Load the model, and return the exact prompt of a conversation, as text and token ids, without evaluating it.
 
         Special tokens are spelled out in the text. Raises UsageError for settings that a reply could not follow.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import exp, fsum
@@ -14,6 +14,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     Channel,
     Event,
+    Events,
     FinishEvent,
     FinishReason,
     Forced,
@@ -22,6 +23,7 @@ from cerebrum_cli.core.events import (
     answer_text,
 )
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
@@ -48,7 +50,7 @@ class Ask:
     settings: Settings
     grammar: str | None = None
     n: int = 1
-    prefix_tokens: tuple[int, ...] = ()
+    prefix_tokens: TokenIds = ()
     logprobs: bool = False
     ignore_eos: bool = False
     max_n: int = 1
@@ -66,7 +68,7 @@ class Reply:
     afterwards, `program_reply` is what it replied to that.
     """
 
-    def __init__(self, events: Generator[Event, None, None] | None = None, conversation: Conversation | None = None):
+    def __init__(self, events: Events | None = None, conversation: Conversation | None = None):
         self.index = 0  # of the question among several
         self.program: Program | None = None
         self.program_reply: Reply | None = None
@@ -107,7 +109,7 @@ class Reply:
                 await asyncio.wait([waiting])  # a generator that runs cannot be closed
             await asyncio.to_thread(events.close)
 
-    def events(self) -> Generator[Event, None, None]:
+    def events(self) -> Events:
         """All events of loading the model and of the reply, once; nothing later."""
         events, self._events = self._events, None
         if events is None:
@@ -207,7 +209,7 @@ class Reply:
         return self._tokens
 
     @property
-    def tokens(self) -> tuple[int, ...] | None:
+    def tokens(self) -> TokenIds | None:
         """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
         if not self.is_finished or (self.finish.has_all_tokens and not self.finish.by_stop_string):
             return tuple(self._tokens)

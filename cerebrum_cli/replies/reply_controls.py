@@ -15,6 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.markers import find_markers
@@ -158,7 +159,7 @@ class ReplyControls:
         return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 
     @cached_property
-    def _endings(self) -> Callable[[str], tuple[int, ...]]:
+    def _endings(self) -> Callable[[str], TokenIds]:
         return endings(self.vocabulary)
 
 
@@ -228,6 +229,6 @@ def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarku
             )
 
 
-def endings(vocabulary: Vocabulary) -> Callable[[str], tuple[int, ...]]:
+def endings(vocabulary: Vocabulary) -> Callable[[str], TokenIds]:
     """The tokens of a text that ends reasoning, which is tokenized once."""
     return cache(lambda text: continuation(vocabulary, (Text(text, True),)))

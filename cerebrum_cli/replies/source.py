@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Event
+from cerebrum_cli.core.events import Emit
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
@@ -135,7 +134,7 @@ class ModelSource:
             return self._connect(self.servers)
         options = self.options()
 
-        def open_backend(emit: Callable[[Event], None], stop: StopFlag) -> Backend:
+        def open_backend(emit: Emit, stop: StopFlag) -> Backend:
             return self.installation.open_file(options, emit, stop)
 
         states = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import continuation
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
-def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> tuple[int, ...]:
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:
     """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
     if least := least_tokens(vocabulary, context_size, (Text(text),)):
         raise PromptTooLong.for_context(f"at least {least}", context_size)
@@ -41,7 +42,7 @@ def detokenize(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
     return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
 
 
-def drop_partial_character(vocabulary: Vocabulary, ids: tuple[int, ...]) -> tuple[int, ...]:
+def drop_partial_character(vocabulary: Vocabulary, ids: TokenIds) -> TokenIds:
     """Drop tokens at the end that hold only part of a character."""
     while ids:
         decoder = getincrementaldecoder("utf-8")("replace")  # bytes may start inside a character

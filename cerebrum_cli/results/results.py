@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
-from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
+from cerebrum_cli.core.events import Events, NoticeEvent, ServersEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
 
@@ -29,7 +30,7 @@ class Results:
     def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
         self.rows = rows
         self.finished = finished
-        self.unfinished: dict[int, tuple[int, ...]] = {}
+        self.unfinished: dict[int, TokenIds] = {}
         self.notes: JsonObject = {}
 
     @property
@@ -122,9 +123,7 @@ class StreamedResults(Results):
             raise
 
 
-def noting_origins(
-    events: Generator[Event, None, None], results: Results, model: LoadedModel
-) -> Generator[Event, None, None]:
+def noting_origins(events: Events, results: Results, model: LoadedModel) -> Events:
     """Yield events, and note what generates the rows once there are some, since the process may be killed.
 
     These are the servers, also as they change, or the hardware and the options of this machine.

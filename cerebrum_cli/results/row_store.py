@@ -20,6 +20,7 @@ from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
 
@@ -111,7 +112,7 @@ class RowStore:
         with self._transaction():
             self._write_input(identity)
 
-    def load(self, size: int) -> tuple[FinishedRows, dict[int, tuple[int, ...]]]:
+    def load(self, size: int) -> tuple[FinishedRows, dict[int, TokenIds]]:
         """Which of so many rows are finished, and the tokens of interrupted replies by position."""
         flags = bytearray(size)
         tokens = {}

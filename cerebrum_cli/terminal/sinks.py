@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cerebrum_cli.core.events import Event, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
+from cerebrum_cli.core.events import Event, Events, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.streams import DIM, Streams, strip_complete, strip_controls
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
@@ -158,7 +158,7 @@ def show_answer(streams: Streams, text: str, markdown: bool) -> None:
 
 
 def render(
-    events: Generator[Event, None, None],
+    events: Events,
     cancel: Callable[[], None],
     sinks: Iterable[Sink],
     chat_signals: Signals | None = None,

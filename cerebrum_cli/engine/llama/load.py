@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Any
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
 from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
@@ -27,7 +27,7 @@ from cerebrum_cli.gguf.architectures import facts_of
 
 def open_llama(
     options: LoadOptions,
-    emit: Callable[[Event], None],
+    emit: Emit,
     stop: StopFlag,
     devices_file: Path | None = None,
     loaded_files: Path | None = None,
@@ -111,9 +111,7 @@ def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
     )
 
 
-def load_model(
-    options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], emit: Callable[[Event], None], stop: StopFlag
-) -> Any:
+def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], emit: Emit, stop: StopFlag) -> Any:
     """Load the model; raise ModelFileError if llama.cpp rejects it, or if it is no decoder-only model."""
     params = llama.llama_model_default_params()
     params.n_gpu_layers = sum(plan.offloaded)
@@ -155,7 +153,7 @@ def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> Non
         params.tensor_buft_overrides = ctypes.cast(expert_overrides(plan.host_experts), ctypes.c_void_p)
 
 
-def progress_callback(emit: Callable[[Event], None], stop: StopFlag) -> Any:
+def progress_callback(emit: Emit, stop: StopFlag) -> Any:
     """A callback of llama.cpp that reports each percent, and ends the load if the flag is set."""
     reported = -1.0
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import model_metadata
 
@@ -46,7 +47,7 @@ class LlamaVocabulary:
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
         self._special = {name: self._special_token(model, name) for name in DEFAULTS}
 
-    def tokenize(self, parts: Iterable[PromptPart]) -> tuple[int, ...]:
+    def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
         """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
 
         Raises EngineError if the prompt contains tokens of another vocabulary.
@@ -186,7 +187,7 @@ class LlamaVocabulary:
                 return list(tokens[:count])
             capacity = -count
 
-    def _checked_ids(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _checked_ids(self, ids: TokenIds) -> TokenIds:
         """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
         for token in ids:
             if not 0 <= token < self.size:

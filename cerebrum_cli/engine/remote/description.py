@@ -14,6 +14,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_names
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
@@ -56,11 +57,11 @@ class ExpectedModel:
     messages: bool = False
 
     @cached_property
-    def end_tokens(self) -> tuple[int, ...]:
+    def end_tokens(self) -> TokenIds:
         return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
 
     @cached_property
-    def probe(self) -> tuple[int, ...]:
+    def probe(self) -> TokenIds:
         """The tokens of a text, without BOS: other kinds of servers may add one where llama.cpp does not."""
         tokens = self.vocabulary.tokenize((Text(PROBE),))
         bos = self.vocabulary.special_token_text("bos")

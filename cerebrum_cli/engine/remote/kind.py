@@ -12,6 +12,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import Request
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
@@ -57,7 +58,7 @@ class ServerInfo:
     vocabulary_size: int | None = None
     has_seeds: bool = True  # the same seed gives the same sample
     is_adapter: bool = False  # of another model there
-    end_tokens: tuple[int, ...] = ()  # of a reply here; the server's own files may name fewer
+    end_tokens: TokenIds = ()  # of a reply here; the server's own files may name fewer
 
     @property
     def recorded(self) -> dict[str, str]:

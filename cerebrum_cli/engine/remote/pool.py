@@ -20,7 +20,7 @@ from dataclasses import replace
 from time import monotonic
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
-from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
+from cerebrum_cli.core.events import Emit, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
@@ -35,7 +35,7 @@ STUCK = 10  # times the longest reply, after which no server is expected to answ
 
 
 class Pool:
-    def __init__(self, servers: Sequence[Server], timeouts: ServerTimeouts, emit: Callable[[Event], None]) -> None:
+    def __init__(self, servers: Sequence[Server], timeouts: ServerTimeouts, emit: Emit) -> None:
         self._servers = servers
         self._timeouts = timeouts
         self._emit = emit  # later replaced by that of the latest job

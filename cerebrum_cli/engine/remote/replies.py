@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenEvent,
 )
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Force, LoopCheck, cycle_end
 from cerebrum_cli.engine.remote.client import RefusedRequestError
@@ -99,7 +100,7 @@ class RemoteSample(ReplySample):
         self.needs_turn = False
         self._turn = turn
         self._turn_start = self.tokens
-        self._end_token: tuple[int, ...] = ()
+        self._end_token: TokenIds = ()
         self._intervention: FinishReason | Force | None = None
 
     # Parts of its reply.
@@ -305,7 +306,7 @@ class RemoteSample(ReplySample):
         return self.tokens - self._turn_start >= limit and not self._is_full
 
     @property
-    def _rest_of_markup(self) -> tuple[int, ...]:
+    def _rest_of_markup(self) -> TokenIds:
         """Tokens of the markup between the end of the reasoning, which may be missing itself, and the answer."""
         if self.text.stage == "thinking":
             return self.text.closing

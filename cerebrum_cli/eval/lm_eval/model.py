@@ -19,10 +19,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, StageEvent
+from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
@@ -57,7 +58,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def __init__(
         self,
         open_model: Callable[[Use], LoadedModel],
-        on_event: Callable[[Event], None],
+        on_event: Emit,
         seed: int = 0,
         add_bos_token: bool | None = None,
     ) -> None:
@@ -259,7 +260,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
         return settings
 
-    def _encode_prompt(self, context: str) -> tuple[int, ...]:
+    def _encode_prompt(self, context: str) -> TokenIds:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
         if self._ends_in_reply_space(context):
             context = context.removesuffix(REPLY_SPACE)
@@ -309,9 +310,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
                         self.cache_hook.add_partial("loglikelihood", key, results[index])
         return results
 
-    def _by_context(self, requests: Sequence[EncodedPair]) -> dict[tuple[int, ...], list[int]]:
+    def _by_context(self, requests: Sequence[EncodedPair]) -> dict[TokenIds, list[int]]:
         """Indices of the pairs by their contexts, which are truncated on the left to fit."""
-        groups = defaultdict[tuple[int, ...], list[int]](list)
+        groups = defaultdict[TokenIds, list[int]](list)
         truncated = 0
         for index, (_, context, continuation) in enumerate(requests):
             room = self.max_length + 1 - len(continuation)  # the last token is not evaluated

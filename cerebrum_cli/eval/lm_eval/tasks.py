@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from math import hypot
@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, make_table
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import Event, NoticeEvent, StageEvent
+from cerebrum_cli.core.events import Emit, NoticeEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import did_you_mean, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
@@ -79,7 +79,7 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
 
 
 @contextmanager
-def own_output(on_event: Callable[[Event], None]) -> Iterator[None]:
+def own_output(on_event: Emit) -> Iterator[None]:
     """Discard the progress bars that lm-eval and its libraries print, and turn its warnings into notices, each once."""
     seen: set[str] = set()
 

@@ -67,22 +67,28 @@ def _at_word_edges(rule: Rule) -> Rule:
         count = len(state.delimiters)
         if not rule(state, silent):
             return False
-        line, end = state.src, state.pos
-        before, after = line[:start].rstrip(_MARKS)[-1:], line[end:].lstrip(_MARKS)[:1]
-        is_between_twins = before == after != "" and not before.isalnum()  # "*", -*- and the like
-        opens = _BEFORE.fullmatch(before) is not None
-        closes = _AFTER.fullmatch(after) is not None
-        if line[start:end] == "**":  # bold also between signs, and to the middle of a word
-            opens = opens or before in _SIGNS
-            closes = closes or after in _SIGNS or _BOLD_PART.fullmatch(before + after) is not None
-        opens = opens and _FIRST.match(line, end) is not None and not _is_factor(line, start)
-        closes = closes and _LAST.fullmatch(line[:start][-1:]) is not None
+        opens, closes = _edges(state.src, start, state.pos)
         for delimiter in state.delimiters[count:]:
-            delimiter.open = opens and not is_between_twins
-            delimiter.close = closes and not is_between_twins
+            delimiter.open = opens
+            delimiter.close = closes
         return True
 
     return read
+
+
+def _edges(line: str, start: int, end: int) -> tuple[bool, bool]:
+    """Whether markup at a place of a line begins there, and whether it ends there."""
+    before = line[:start].rstrip(_MARKS)[-1:]
+    after = line[end:].lstrip(_MARKS)[:1]
+    if before and before == after and not before.isalnum():  # "*", -*- and the like
+        return False, False
+    opens = _BEFORE.fullmatch(before) is not None
+    closes = _AFTER.fullmatch(after) is not None
+    if line[start:end] == "**":  # bold also between signs, and to the middle of a word
+        opens = opens or before in _SIGNS
+        closes = closes or after in _SIGNS or _BOLD_PART.fullmatch(before + after) is not None
+    opens = opens and _FIRST.match(line, end) is not None and not _is_factor(line, start)
+    return opens, closes and _LAST.fullmatch(line[:start][-1:]) is not None
 
 
 def _is_factor(line: str, at: int) -> bool:

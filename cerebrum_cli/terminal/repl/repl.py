@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
-from cerebrum_cli.core.events import Event, NoticeEvent
+from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
@@ -121,7 +121,7 @@ class Repl:
         warning = " nearly full" if tokens > NEARLY_FULL * size else ""
         return context_text(tokens, size) + warning
 
-    def render(self, events: Generator[Event, None, None]) -> None:
+    def render(self, events: Events) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         reply = Reply(events)
         reasoning = ReasoningSink(
@@ -182,7 +182,7 @@ class Repl:
         with self._pending_input(question) as prompt:
             self._show_vote(self.chat.send(prompt, settings, majority_vote), majority_vote)
 
-    def _show_vote(self, events: Generator[Event, None, None], majority_vote: MajorityVote) -> None:
+    def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
         try:
             line = self._status_line(vote=majority_vote.bounds, separates=True)
             self._render(events, (line,), nothing_to_end)
@@ -231,11 +231,11 @@ class Repl:
     def show_question(self, question: str) -> None:
         echo(self.streams, shorten_question(question))
 
-    def wait_for(self, events: Generator[Event, None, None], *sinks: Sink) -> None:
+    def wait_for(self, events: Events, *sinks: Sink) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
         self._render(events, (self._status_line(), *sinks), nothing_to_end)
 
-    def _render(self, events: Generator[Event, None, None], sinks: Sequence[Sink], end_reasoning: EndReasoning) -> None:
+    def _render(self, events: Events, sinks: Sequence[Sink], end_reasoning: EndReasoning) -> None:
         render(events, lambda: self.chat.loaded.cancel(), sinks, self.signals, end_reasoning)
 
     def _status_line(self, **shown: Any) -> StatusLine:
