@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.results.schema import Table, to_json
 
@@ -33,7 +34,7 @@ def parquet_table() -> Table:
     """Encoder of the objects of rows: numbers of tokens and seeds are integers, all else is text, or JSON as text."""
     pyarrow, parquet = _import_pyarrow()
 
-    def encode(objects: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
+    def encode(objects: Iterable[JsonObject]) -> Iterator[bytes]:
         keys = (*OUTPUT_KEYS, INPUT)
         types = {key: pyarrow.int64() if key in INTEGERS else pyarrow.string() for key in keys}
         schema, parts, objects = pyarrow.schema(types), list[bytes](), iter(objects)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from cerebrum_cli.chat.history import (
     KEPT,
@@ -30,6 +29,7 @@ from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.replies.inspection import GivenReply
@@ -374,7 +374,7 @@ class Chat:
         self.loaded = open_source(source)
 
     @property
-    def _session_values(self) -> dict[str, Any]:
+    def _session_values(self) -> JsonDict:
         model = self.loaded.model
         chosen = {*KEPT, *self.overrides, *self.saved}
         params = {key: value for key, value in session_params(self.settings, model).items() if key in chosen}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions
@@ -13,6 +13,7 @@ from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     )
 
 
-def describe(merge: Merge, context: int | None) -> dict[str, Any]:
+def describe(merge: Merge, context: int | None) -> JsonDict:
     """Keys of `merge --dry-run --json`; sizes in bytes."""
     import shutil
     from collections import Counter

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import ModelNotFound
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
@@ -51,7 +52,7 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
     return model
 
 
-def choose_model(app: App, heading: str, rows: list[dict[str, Any]]) -> str | None:
+def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
     """List suggested models, and ask for one; None if there is no terminal to ask on, or the user quits."""
     from cerebrum_cli.terminal.tables import print_choices
 

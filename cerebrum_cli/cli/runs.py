@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_utc
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     from cerebrum_cli.terminal.reports import print_runs
     from cerebrum_cli.terminal.tables import print_rows
 
-    rows, outdated = list[dict[str, Any]](), list[str]()
+    rows, outdated = list[JsonDict](), list[str]()
     for run in app.runs:
         try:
             samples = [sample for sample in run.samples() if not sample.is_skipped]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
 
@@ -161,7 +162,7 @@ def _turn(item: Any, where: str) -> _Turn | None:
     return _Turn(where, role, well_formed(content), well_formed(reasoning))
 
 
-def _text_of(message: dict[str, Any]) -> str | None:
+def _text_of(message: JsonDict) -> str | None:
     """The text of a message, which may be in parts, or null; None if it has other parts, or its text is ambiguous."""
     content = message.get("content")
     waiting = [{**message, "type": "text"} if content is None else content]

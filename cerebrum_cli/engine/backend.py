@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import Emit, TokenLogprob
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import Constraint
@@ -140,7 +141,7 @@ class Backend(Vocabulary, Protocol):
     repacks: bool
 
     @property
-    def conditions(self) -> dict[str, Any]: ...
+    def conditions(self) -> JsonDict: ...
 
     @property
     def context(self) -> Context:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, Events, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.eval.questions import (
@@ -72,7 +73,7 @@ class Evaluation:
         """The rows of the run file: all samples of the first question, then those of the next."""
         questions, samples = self.questions, self.samples
 
-        def fields(position: int) -> dict[str, Any]:
+        def fields(position: int) -> JsonDict:
             return {"id": questions[position // samples].id, "sample": position % samples}
 
         return sample_rows(len(questions) * samples, fields)

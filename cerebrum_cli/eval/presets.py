@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonObject
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
 _EXTRACTION = "how answers are extracted from replies"
@@ -63,7 +63,7 @@ class Preset:
     source: str
     conditions: tuple[Condition, ...]
     averages: Mapping[str, tuple[tuple[Condition, ...], float]] = field(default_factory=dict)
-    assumed: Mapping[str, Any] = field(default_factory=dict)
+    assumed: JsonObject = field(default_factory=dict)
 
 
 def find_preset(name: str) -> Preset:

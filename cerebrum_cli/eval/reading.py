@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.batch.json_rows import parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId
 
@@ -29,7 +30,7 @@ _MAX_SHOWN = 60  # characters of a value in a reason
 _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution in GSM8K
 _LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
 
-Fields = Mapping[str, Any]  # of a row
+Fields = JsonObject  # of a row
 # Number of a row, from 1, and its fields, or a line of JSON that has them.
 Row = tuple[int, Fields | bytes]
 # Fields of a question from those of a row that are not null; KeyError means a missing one.

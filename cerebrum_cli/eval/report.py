@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from math import fsum
-from typing import Any
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes, winner
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
@@ -293,7 +293,7 @@ def clusters_of(questions: Sequence[Sequence[Sample]]) -> list[object]:
     return [question[0].cluster_key for question in questions]
 
 
-def report_object(report: Report) -> dict[str, Any]:
+def report_object(report: Report) -> JsonDict:
     whole = asdict(report)
     object = {key: whole[key] for key in ("task", "model", "n", "samples")}
     object["accuracy"], object["interval"] = whole["accuracy"].values()

@@ -14,6 +14,7 @@ from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import Template, parse_template
 from cerebrum_cli.core.errors import CerebrumError, PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import did_you_mean, format_count, pip_install
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Question
@@ -46,7 +47,7 @@ class LoadedTask:
 
     questions: Questions
     bad_rows: tuple[BadRow, ...]
-    fingerprint: Mapping[str, Any]
+    fingerprint: JsonObject
     match: Match
     condition: Condition
     remarks: tuple[str, ...]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlencode
 
 from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
@@ -192,7 +193,7 @@ def _request_headers() -> dict[str, str]:
     return build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
 
 
-def _found_repository(item: Mapping[str, Any]) -> FoundRepository:
+def _found_repository(item: JsonObject) -> FoundRepository:
     license_name = None
     for tag in item.get("tags") or ():
         if tag.startswith("license:"):

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small_json
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.library.reference import (
     DEFAULT_TAG,
@@ -173,7 +174,7 @@ def _files(directory: Path, pattern: str) -> list[Path]:
         return []
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonDict:
     try:
         value = read_small_json(path)
     except (OSError, ValueError):

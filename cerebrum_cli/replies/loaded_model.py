@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
@@ -78,7 +79,7 @@ class LoadedModel:
         return None if self.is_remote else self.engine.backend.repacks
 
     @property
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> JsonDict:
         """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
         return self.engine.backend.conditions if not self.is_remote and self.engine.backend.capacity else {}
 

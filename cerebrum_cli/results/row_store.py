@@ -14,12 +14,13 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
@@ -195,7 +196,7 @@ class RowStore:
             self._database.execute("INSERT INTO moved VALUES (?, ?, ?)", (new_position, flags, text))
         return has_place or not is_lost
 
-    def update(self, objects: Iterable[Mapping[str, Any]]) -> None:
+    def update(self, objects: Iterable[JsonObject]) -> None:
         """Replace the objects of all rows, in the order of their positions."""
         positions = [position for position, _ in self.objects()]
         with self._transaction():

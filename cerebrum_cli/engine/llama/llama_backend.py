@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import TokenLogprob
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.control import Constraint
@@ -264,7 +265,7 @@ class LlamaBackend(LlamaVocabulary):
         return row_logits
 
     @property
-    def conditions(self) -> dict[str, Any]:
+    def conditions(self) -> JsonDict:
         options = self._made_with
         return {
             "hardware": hardware(),

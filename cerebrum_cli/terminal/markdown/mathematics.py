@@ -118,9 +118,8 @@ def to_unicode(latex: str, is_display: bool = True) -> str | None:
     from pylatexenc.latex2text import LatexNodes2Text
     from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
 
-    parsing, writing = contexts()
     writer = LatexNodes2Text(
-        writing,
+        writing_context(),
         keep_braced_groups=True,
         keep_braced_groups_minlen=0,
         keep_comments=True,
@@ -129,7 +128,7 @@ def to_unicode(latex: str, is_display: bool = True) -> str | None:
     writer.blocks = list[EnvironmentRows]()
     try:
         source = PERCENT.sub(r"\\%", SPACE.sub(" ", latex))
-        nodes, _, _ = LatexWalker(source, parsing, tolerant_parsing=False).get_latex_nodes()
+        nodes, _, _ = LatexWalker(source, parsing_context(), tolerant_parsing=False).get_latex_nodes()
         text = UNKNOWN.sub(lambda unknown: unknown[0].translate(TO_LITERAL), writer.nodelist_to_text(nodes))
     except (LatexWalkerError, RecursionError, ValueError):
         return None
@@ -163,28 +162,40 @@ def beside(blocks: Sequence[Sequence[str]]) -> list[str]:
 
 
 @cache
-def contexts() -> tuple[Any, Any]:
-    """What pylatexenc parses, and how it writes that: its own definitions, with ours above them."""
-    from pylatexenc import latex2text, latexwalker
-    from pylatexenc.latex2text import EnvironmentTextSpec, MacroTextSpec, SpecialsTextSpec
+def parsing_context() -> Any:
+    """What pylatexenc parses: its own macros, and ours above them."""
+    from pylatexenc.latexwalker import get_default_latex_context_db
     from pylatexenc.macrospec import std_macro
 
-    defaults = latexwalker.get_default_latex_context_db(), latex2text.get_default_latex_context_db()
-    parsing, writing = (each.filter_context(exclude_categories=["nonascii-specials"]) for each in defaults)
-    parsed = [std_macro(name, False, text.count("%s")) for name, text in MACROS.items() if "%s" in text]
-    parsed += [std_macro(name, False, 2) for name in FRACTIONS]
-    parsed += [std_macro(name, False, 1) for name in ACCENT]
-    written = [MacroTextSpec(name, text or None, discard=not text) for name, text in MACROS.items()]
-    written += [MacroTextSpec(name, fraction) for name in FRACTIONS]
-    written += [MacroTextSpec(name, accented) for name in ACCENT]
-    written += [MacroTextSpec(name, verbatim) for name in VERBATIM.split()]
+    macros = [std_macro(name, False, text.count("%s")) for name, text in MACROS.items() if "%s" in text]
+    macros += [std_macro(name, False, 2) for name in FRACTIONS]
+    macros += [std_macro(name, False, 1) for name in ACCENT]
+    context = get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
+    context.add_context_category("here", macros, prepend=True)
+    return context
+
+
+@cache
+def writing_context() -> Any:
+    """How pylatexenc writes that."""
+    from pylatexenc.latex2text import (
+        EnvironmentTextSpec,
+        MacroTextSpec,
+        SpecialsTextSpec,
+        get_default_latex_context_db,
+    )
+
+    macros = [MacroTextSpec(name, text or None, discard=not text) for name, text in MACROS.items()]
+    macros += [MacroTextSpec(name, fraction) for name in FRACTIONS]
+    macros += [MacroTextSpec(name, accented) for name in ACCENT]
+    macros += [MacroTextSpec(name, verbatim) for name in VERBATIM.split()]
+    macros.append(MacroTextSpec("sqrt", root))
     environments = [EnvironmentTextSpec(name, rows) for name in (*BRACKETS, *LINES, *(f"{name}*" for name in LINES))]
-    parsing.add_context_category("here", parsed, prepend=True)
-    written.append(MacroTextSpec("sqrt", root))
-    writing.add_context_category("here", written, environments, [SpecialsTextSpec("&", CELL)], prepend=True)
-    writing.set_unknown_macro_spec(MacroTextSpec("", verbatim))
-    writing.set_unknown_environment_spec(EnvironmentTextSpec("", refuse))
-    return parsing, writing
+    context = get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
+    context.add_context_category("here", macros, environments, [SpecialsTextSpec("&", CELL)], prepend=True)
+    context.set_unknown_macro_spec(MacroTextSpec("", verbatim))
+    context.set_unknown_environment_spec(EnvironmentTextSpec("", refuse))
+    return context
 
 
 def verbatim(node: Any) -> str:

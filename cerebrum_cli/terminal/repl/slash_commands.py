@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
@@ -116,7 +117,7 @@ def change_setting(repl: Repl, argument: str) -> None:
 
 def apply_setting(repl: Repl, key: str, value: str, source: str) -> None:
     """Change a setting, or reset it; `source` names it in errors."""
-    changes: dict[str, Any] = dict.fromkeys(keys_of(key))
+    changes: JsonDict = dict.fromkeys(keys_of(key))
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)
