@@ -98,7 +98,9 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     """Draw a long reply of the starter model on a device; RuntimeError if the reply ends early."""
     attach_to(device)
     is_markdown = device != os.devnull
-    chat = open_chat(directory, model="starter", max_tokens=tokens, cache_gb=0, markdown=is_markdown)
+    chat = open_chat(
+        directory, model="starter", max_tokens=tokens, temperature=0, loop_check=False, markdown=is_markdown
+    )
     times: list[float] = []
     try:
         streams = standard_streams()
