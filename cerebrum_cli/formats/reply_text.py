@@ -102,6 +102,7 @@ class ReplyText:
         self._footer = ""
         self.was_reasoning = False
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
+        self._beginning = ""  # white space that may be the first of a channel
         self._pieces: list[SplitText] = []
         self._stops = StopStrings(())
         self.feed_text(rules.prefix)
@@ -316,13 +317,14 @@ class ReplyText:
     def begin_answer(self) -> None:
         """Begin the answer, with the text that may have been markup."""
         self._has_special = False
+        self._beginning = ""
         self.stage = "answer"
         self._held = self._up_to_stop(self._held)
 
     def _up_to_stop(self, text: str) -> str:
         """The text of an answer, without white space before it, up to a stop string that counts there."""
         if not self._has_answer:
-            text = text.lstrip()
+            text = self._first_text(text)
             self._has_answer = bool(text)
             self.overhang = text
         return text if self.rules.stops_anywhere else self._stops.feed(text)
@@ -413,7 +415,7 @@ class ReplyText:
             return
         space = self._spaces.get(channel)
         if space is None:
-            text = text.lstrip()
+            text = self._first_text(text)
             space = ""
         body = text.rstrip()
         if body:
@@ -421,6 +423,17 @@ class ReplyText:
             self._spaces[channel] = text[len(body) :]
         elif channel in self._spaces:
             self._spaces[channel] = space + text
+
+
+    def _first_text(self, text: str) -> str:
+        """The first text of a channel: without blank lines and a single space before it, which models write there."""
+        text = self._beginning + text
+        body = text.lstrip()
+        self._beginning = "" if body else text
+        space = text[: len(text) - len(body)].rpartition("\n")[2]
+        if not body or len(space) == 1:
+            return body
+        return space + body
 
 
 class StopStrings:

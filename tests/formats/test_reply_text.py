@@ -79,6 +79,14 @@ def test_reply_text_drops_the_tags_around_an_answer(text: str, expected: tuple[s
         assert read([text[:place], text[place:]]) == expected
 
 
+@pytest.mark.parametrize("before", ["", "<think>", "<think>  </think>", "\n\n<think>a</think>\n"])
+@pytest.mark.parametrize(("text", "answer"), [(" Paris", "Paris"), ("  12\n+ 30", "  12\n+ 30"), ("\n \n   x", "   x")])
+def test_answer_keeps_the_indentation_of_its_first_line(before: str, text: str, answer: str) -> None:
+    closed = f"{before}a</think>{text}" if before == "<think>" else before + text
+    for pieces in ([closed], list(closed)):
+        assert read(pieces)[1] == answer
+
+
 @pytest.mark.parametrize("markup", REASONING_MARKUPS, ids=lambda markup: markup.open)
 def test_reply_text_knows_every_markup_also_in_open_reasoning(markup: ReasoningMarkup) -> None:
     opened = open_markup(f"<|im_start|>assistant\n{markup.open}\n", REASONING_MARKUPS)
