@@ -424,7 +424,6 @@ class ReplyText:
         elif channel in self._spaces:
             self._spaces[channel] = space + text
 
-
     def _first_text(self, text: str) -> str:
         """The first text of a channel: without blank lines and a single space before it, which models write there."""
         text = self._beginning + text
