@@ -39,7 +39,6 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
-Events = Events
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
 
 if TYPE_CHECKING:
@@ -206,7 +205,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
         if saved.schema is None and not saved.extract:
             return self
         # These exclude what variables may ask for.
-        changes: JsonDict = {"extract": None, "final": False, "schema": None}
+        changes: dict[str, Any] = {"extract": None, "final": False, "schema": None}
         if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
             changes |= {"schema": saved.schema, "grammar": None}
         if saved.extract and not on_command_line & {"schema", "final", "extract", "votes"}:
@@ -286,7 +285,7 @@ class ConcurrencyOptions(ConstrainedOptions):
         endpoints = self.find_endpoints(app, requested)
         if not endpoints:
             return None
-        timeouts: JsonDict = {"waits_at_start": True, "row_timeout": self.row_timeout}
+        timeouts: dict[str, Any] = {"waits_at_start": True, "row_timeout": self.row_timeout}
         if self.patience is not None:
             timeouts["patience"] = self.patience
         return Servers(endpoints, self.window or None, timeouts=timeouts, may_differ=self.allow_different_models)

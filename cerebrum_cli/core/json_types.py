@@ -1,4 +1,4 @@
-"""Types of JSON objects: those that are built, and those that are only read."""
+"""Types of JSON objects and of TOML tables: those that are built, and those that are only read."""
 
 from __future__ import annotations
 

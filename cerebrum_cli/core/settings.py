@@ -16,11 +16,10 @@ from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import did_you_mean
 
-Layer = JsonObject
+Layer = Mapping[str, Any]
 
 DEFAULT, MODEL_FILE, CATALOGUE = "default", "model file", "catalog"  # origins of what no user has set
 RECOMMENDED = (DEFAULT, MODEL_FILE, CATALOGUE)
@@ -33,7 +32,7 @@ PATIENCE_S = 600.0  # without a usable server or worker
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
 
-class SourcedLayer(JsonDict):
+class SourcedLayer(dict[str, Any]):
     """A layer merged from others, later ones over earlier ones, that knows where each value comes from.
 
     `origin` is that of layers without origins of their own. None sets nothing.

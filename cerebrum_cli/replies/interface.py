@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent
-from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Settings, SourcedLayer, fold
+from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.replies.installation import (
@@ -128,14 +127,14 @@ class Model(LoadedModel):
         raise UsageError("scoring was cancelled", "call it again")
 
     def _request_or_error(
-        self, question: Question, schema: Any, grammar: str | None, changes: JsonObject
+        self, question: Question, schema: Any, grammar: str | None, changes: Layer
     ) -> Ask | CerebrumError:
         try:
             return self._request(question, schema, grammar, changes)
         except CerebrumError as error:
             return error
 
-    def _request(self, question: Question, schema: Any, grammar: str | None, changes: JsonObject) -> Ask:
+    def _request(self, question: Question, schema: Any, grammar: str | None, changes: Layer) -> Ask:
         if schema is not None and grammar is not None:
             raise UsageError.conflict("schema", "grammar")
         if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
@@ -210,7 +209,7 @@ def open_model(
     return open_source(source)
 
 
-def changed(settings: Settings, changes: JsonObject) -> Settings:
+def changed(settings: Settings, changes: Layer) -> Settings:
     """Settings with changes by name. Raises UsageError for an unknown name or an invalid value."""
     require_known(changes)
     layer = SourcedLayer(changes)

@@ -33,9 +33,10 @@ UNKNOWN = re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})+")  # macros with their argumen
 RELATION = re.compile(r"([=×±∓≤≥≠≈≡→⟹⟺⇒∈∉⊂⊆∪∩∧∨∼·])")
 NUMERATOR = re.compile(r"[\d.,]*|[^\W\d]+[′₀-₉⁰-⁹]?|\([^()]*\)|√\w")
 DENOMINATOR = re.compile(r"[\d.,]*|[^\W\d](?:[′₀-₉⁰-⁹]?|[^\W\d]{2,})|d\w|\([^()]*\)|√\w")  # "ab" may be a product
-# What a fraction or a root may stand beside without parentheses.
+# The cells of an environment, its place in a text, and a fraction or a root.
 CELL, BLOCK = "\ue108", re.compile("\ue10a(\\d+)\ue10a")
 UNIT = re.compile("([^\ue106]?)\ue106([^\ue106\ue107]*)\ue107(?=(.?))", re.DOTALL)
+# What these may stand beside without parentheses.
 BEFORE, AFTER = " \n([{\ue100\ue102=+-−±×·,<>≤≥≠≈≡∈→⟹|", " \n)]}\ue101\ue103=+-−±×·,.;:<>≤≥≠≈≡∈→⟹|"
 # A number, one or two letters, a function, a point, an interval, several letters.
 FORMULA = re.compile(
@@ -93,10 +94,9 @@ def is_mathematics(found: re.Match[str]) -> bool:
         return is_spaced and has_macro and re.search(r"(?<!\\)\b[a-z]{3}", content) is None
     if found["square"]:
         return has_macro
-    has_operator = has_macro or re.search(r"[<>+*/|]", content) is not None
-    if found["single"]:
-        return has_operator or FORMULA.fullmatch(content) is not None
-    return has_operator or FORMULA.fullmatch(content) is not None or re.search(r"[^\W\d_]{3}", content) is None
+    if has_macro or re.search(r"[<>+*/|]", content) or FORMULA.fullmatch(content):
+        return True
+    return not found["single"] and re.search(r"[^\W\d_]{3}", content) is None
 
 
 class EnvironmentRows(NamedTuple):
