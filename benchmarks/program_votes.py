@@ -33,7 +33,7 @@ from harness import argument_parser, read_sections, record_section
 
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.eval.comparison import paired_interval
-from cerebrum_cli.eval.estimates import Vote, winner
+from cerebrum_cli.eval.estimates import Vote, majorities, winner
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
@@ -104,11 +104,11 @@ def curve(
 ) -> Curve:
     accuracies, tokens = list[float](), list[float]()
     for drawn in questions:
-        right, costs = list[bool](), list[int]()
+        right, costs = list[float](), list[int]()
         for subset in combinations(drawn.prose, prose):
             for others in combinations(drawn.programs, programs):
-                won = winner([*(count(subset) if subset else []), *votes_of(others)])
-                right.append(won.correct)
+                votes = [*(count(subset) if subset else []), *votes_of(others)]
+                right += majorities([votes])[len(votes)]
                 costs.append(sum(cost(sample, count is not plain) for sample in (*subset, *others)))
         accuracies.append(mean(right))
         tokens.append(mean(costs))

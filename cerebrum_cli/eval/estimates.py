@@ -202,6 +202,8 @@ def vote_sizes(samples: int) -> list[int]:
 def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     """maj@k of each question, for every k of `vote_sizes`: the share of votes of `k` of its samples that are right.
 
+    It is the mean over all orders of the samples, which matter where answers are tied.
+
     All questions have as many samples. All subsets of `k` samples vote, or MAX_SUBSETS seeded ones where there are
     more, the same for all questions. The answer with the most samples wins; of tied ones, the one that more samples
     state, then that with the higher sum of probabilities if at least two samples agree, then the one of the earlier
@@ -217,17 +219,17 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     for votes in questions:
         ballots = _Ballots(votes)
         for k, samples in subsets.items():
-            winners = ballots.winners(samples)
-            shares.setdefault(k, []).append(float(ballots.correct[winners].mean()))
+            shares.setdefault(k, []).append(float(ballots.accuracies(samples).mean()))
     return shares
 
 
 def winner(votes: Sequence[Vote]) -> Winner:
-    """The answer that wins the vote of all samples."""
+    """The answer that wins the vote of all samples, in their order."""
     import numpy
 
     ballots = _Ballots(votes)
-    [number] = ballots.winners(numpy.arange(len(votes)).reshape(1, -1))
+    [leads] = ballots.leads(numpy.arange(len(votes)).reshape(1, -1))
+    number = leads.argmax()
     return Winner(ballots.forms[number], bool(ballots.correct[number]))
 
 
@@ -266,7 +268,8 @@ class _Ballots:
     """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
     A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
-    that the larger ones decide and sums are exact. `forms` are the answers, the first of which is none.
+    that the larger ones decide and sums are exact. `forms` are the answers in the order of their first samples, after
+    None, for no answer.
     """
 
     def __init__(self, votes: Sequence[Vote]) -> None:
@@ -296,8 +299,19 @@ class _Ballots:
             return reply + self._stated, 0
         return reply + self._stated * vote.is_stated, self._single + self._stated
 
-    def winners(self, subsets: Indices) -> Indices:
-        """The answers that win among subsets of the samples, by their numbers; a row of `subsets` has its samples."""
+    def accuracies(self, subsets: Indices) -> NDArray[Any]:
+        """The share of the orders of some samples in which the right answer wins; one share for each of `subsets`."""
+        import numpy
+
+        answers = self._answers[subsets]
+        rows = numpy.arange(len(subsets)).reshape(-1, 1, 1)
+        wins = self.leads(subsets)[rows, answers]  # if the sample is the first with a leading answer
+        wins[:, :, 1:] &= ~wins[:, :, :1]  # a reply precedes its program
+        right: NDArray[Any] = (wins * self.correct[answers]).sum(axis=(1, 2)) / wins.sum(axis=(1, 2))
+        return right
+
+    def leads(self, subsets: Indices) -> NDArray[numpy.bool_]:
+        """Whether an answer leads, alone or tied, in a vote of some samples: a row for each of `subsets`."""
         import numpy
 
         answers = self._answers[subsets]
@@ -308,10 +322,9 @@ class _Ballots:
             replies, programs = answers[:, :, 0], answers[:, :, 1]
             agree = (self._sums(replies, replies > 0) > 0) & (self._sums(programs, programs > 0) > 0)
             ranks += 2.0**52 * agree
-        answers = answers.reshape(len(subsets), -1)
-        first_best = numpy.take_along_axis(ranks, answers, axis=1).argmax(axis=1)
-        found: Indices = answers[numpy.arange(len(subsets)), first_best]
-        return found
+        ranks[:, 0] = 0.5  # above the answers that no sample has
+        leading: NDArray[numpy.bool_] = ranks == ranks.max(axis=1, keepdims=True)
+        return leading
 
     def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[Any]:
         """Sums of weights by answer, a row for each subset."""

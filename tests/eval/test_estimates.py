@@ -1,7 +1,7 @@
 """Estimates of an evaluation against brute force, scipy, statsmodels, and standard errors that lm-eval published."""
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from math import fsum
 from random import Random
 
@@ -50,17 +50,16 @@ def random_votes(random: Random, samples: int) -> list[Vote]:
     return votes
 
 
-def is_right(votes: Sequence[Vote]) -> bool:
-    """Count a vote in the plainest way."""
-    best: tuple[float, ...] = ()
-    right = False
-    for index, vote in enumerate(votes):
+def share_right(votes: Sequence[Vote]) -> float:
+    """Count a vote in the plainest way: of its leading answers, the share that are correct."""
+    standings = {}
+    for vote in votes:
         same = [each for each in votes if each.form == vote.form]
         probability = fsum(each.probability for each in same) if len(same) > 1 else 0.0
-        standing = (len(same), sum(each.is_stated for each in same), probability, -index)
-        if vote.form is not None and standing > best:
-            best, right = standing, vote.correct
-    return right
+        if vote.form is not None:
+            standings[vote.form] = (len(same), sum(each.is_stated for each in same), probability)
+    leading = [form == "right" for form, standing in standings.items() if standing == max(standings.values())]
+    return mean(leading) if leading else 0.0
 
 
 # Standard errors and intervals.
@@ -164,7 +163,7 @@ def test_majority_equals_all_subsets_counted_one_by_one(samples: int) -> None:
     questions = [random_votes(random, samples) for _ in range(100)]
     assert list(majorities(questions)) == list(range(1, samples + 1))
     for k, shares in majorities(questions).items():
-        expected = [mean([is_right(subset) for subset in combinations(question, k)]) for question in questions]
+        expected = [mean([share_right(subset) for subset in combinations(question, k)]) for question in questions]
         assert shares == pytest.approx(expected, abs=1e-12)
 
 
@@ -176,11 +175,13 @@ def test_majority_of_many_samples_counts_seeded_subsets() -> None:
     shares = majorities(questions)
     for k in (4, 8):
         subsets = [sorted(order[:k]) for order in orders]
-        expected = [mean([is_right([question[index] for index in each]) for each in subsets]) for question in questions]
+        expected = [
+            mean([share_right([question[index] for index in each]) for each in subsets]) for question in questions
+        ]
         assert shares[k] == pytest.approx(expected, abs=1e-12)
 
 
-def test_majority_settles_ties_as_a_tally_does() -> None:
+def test_majority_splits_ties_and_a_winner_is_that_of_a_tally() -> None:
     """Equal sums must be equal in any order: 0.1 + 0.2 + 0.7 is not 0.7 + 0.2 + 0.1 in floats."""
     cases = [
         [Vote("a", False, 0.4), Vote("b", True, 0.5)],
@@ -191,13 +192,32 @@ def test_majority_settles_ties_as_a_tally_does() -> None:
         [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
     ]
     cases += [[Vote("a", False, 0.9), Vote("b", True, 0.1, is_stated=True)]]
-    assert [majorities([votes])[len(votes)] for votes in cases] == [[0.0], [1.0], [0.0], [1.0], [1.0], [1.0], [1.0]]
+    shares = [[0.5], [1.0], [0.5], [1.0], [0.5], [0.5], [1.0]]
+    assert [majorities([votes])[len(votes)] for votes in cases] == shares
     for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(60))):
         tally = Tally(Votes(len(votes), len(votes)))
         for vote in votes:
             tally = tally.add(vote.form, vote.probability, vote.is_stated)
         won = winner(votes)
         assert won.form == (tally.winner and tally.winner.form)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int) -> None:
+    random = Random(samples)
+    for _ in range(40):
+        votes = random_votes(random, samples)
+        for index in range(samples * random.randrange(2)):  # with programs, too
+            computed = random.choice([None, "right", "a"])
+            votes[index] = votes[index]._replace(computed=computed, is_computed_correct=computed == "right")
+        for k, shares in majorities([votes]).items():
+            assert shares == pytest.approx([mean([winner(order).correct for order in permutations(votes, k)])])
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=4))
+def test_majority_of_two_that_differ_is_the_mean_of_both(correct: list[bool]) -> None:
+    votes = [Vote(str(index), is_correct, 0.5) for index, is_correct in enumerate(correct)]
+    assert majorities([votes])[2] == pytest.approx([mean(correct)])
 
 
 def test_majority_without_an_answer_is_wrong() -> None:

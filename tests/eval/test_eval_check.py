@@ -111,4 +111,4 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
 def test_vote_costs_count_tokens_of_replies_and_programs() -> None:
     questions = [[sample(0, "4", "4"), sample(1, "5", None)], [sample(0, "5", "4"), sample(1, "5", "5")]]
     costs = [(cost.kind, cost.samples, cost.accuracy.value, cost.tokens) for cost in vote_costs(questions)]
-    assert costs == [("maj", 1, 0.25, 10), ("maj", 2, 0.5, 20), ("checked", 1, 0.25, 15), ("checked", 2, 0.5, 30)]
+    assert costs == [("maj", 1, 0.25, 10), ("maj", 2, 0.25, 20), ("checked", 1, 0.25, 15), ("checked", 2, 0.5, 30)]
