@@ -184,6 +184,7 @@ def test_markup_becomes_styling(text: str, shown: str) -> None:
         ("$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6", "$12 x 5 = $<<12*5=60>>60, $ 5 and $ 6"),
         (r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$", r"sed 's/\([a-z]*\).*/\1/', \[a-z\], \\(x\\), $$$$"),
         ("| a | b |\n|---|---|\n| $|x|$ | 1 |", "a     b\n───────\n|x|   1"),
+        ("|a ($)|b ($)|\n|---|---|\n| 5$ | $6 |\n|5$|6$|", "a ($)   b ($)\n─────────────\n5$      $6\n5$      6$"),
     ],
 )
 def test_mathematics_is_shown_as_unicode(latex: str, shown: str) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH
-
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
@@ -18,6 +16,7 @@ DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with w
 )
 ENDS = {r"\[": r"\]", "$$": "$$"}
 CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
+CELL_MATH = re.compile(r"\$(?:[^$|\s]*\|[^$|]+\|)+[^$|\s]*\$|\\\((?:(?! \| ).)+?\\\)")  # $|x|$, \(P(A|B)\)
 MAX_DISPLAY_LINES = 40
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
 
@@ -165,7 +164,7 @@ class Reader:
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
-    line = INLINE_MATH.sub(lambda math: math[0].replace("|", "\0"), line)
+    line = CELL_MATH.sub(lambda math: math[0].replace("|", "\0"), line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
 
