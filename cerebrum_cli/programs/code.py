@@ -6,14 +6,17 @@ import ast
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
-FENCE = re.compile(r"(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
 FUTURE_IMPORT = re.compile(r"(?m)^from __future__ import .*$")
 TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \w|class \w|\w+ *(:[^=]+)?= ")
 INDENT = "    "
-OWN_CALLS = ("input(", "print(", "__name__")  # of a program's own tests and examples
+# A program's own tests, examples and end; "main" is also that of unittest.
+OWN_CALLS = r"input|print|main|(?:run_)?tests?(?:_\w+)?|testmod|solve|demo|_?exit|quit"
+PLAIN_SPACES = str.maketrans("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " " * 7, "\xad\u200b\u200c\u200d\u2060\ufeff")
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
@@ -32,20 +35,21 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
 
     In this order: the last fenced block that defines the entry point, unless it only repeats its signature; a
     definition outside of blocks, the last block that continues the prompt, text that does, the last block. A closed
-    block may be invalid, and is not repaired. Helpers are taken from other blocks, and what a block runs below the
-    function, such as the model's own tests, is left out.
+    block may be invalid, and is not repaired except for its spaces. A method defines the entry point, too. Names that a
+    block lacks are taken from other blocks, and what it runs below the function, such as the model's own tests, is left
+    out.
     """
     reply = reply.replace("\r\n", "\n")
-    blocks = fenced_blocks(reply)
+    blocks = [block._replace(text=_with_method(block.text, entry_point)) for block in _fenced_blocks(reply)]
+    reply = reply.translate(PLAIN_SPACES)
     name = re.escape(entry_point)
     opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
     preamble = prompt[: opening.start()].strip("\n") if opening else ""
     definition = re.compile(rf"(?m)^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])")
     defining = [block for block in reversed(blocks) if definition.search(block.text)]
     if defining:
-        helpers = [block.text for block in blocks if block not in defining]
         code = _defining_code(defining, entry_point)
-        return _with_preamble(preamble, _with_helpers(code, helpers, preamble))
+        return _with_preamble(preamble, _with_helpers(code, blocks, preamble, entry_point))
     if function := _bare_function(reply, entry_point):
         return _with_preamble(preamble, function)
     for block in (*reversed(blocks), _before_fence(reply)):
@@ -54,6 +58,26 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     if not blocks:
         return None
     return _with_preamble(preamble, blocks[-1].text)
+
+
+def first_program(reply: str) -> str:
+    """The first code block of a reply that prints something, or that comes first, with the names that it lacks.
+
+    A reply without blocks is a program.
+    """
+    blocks = _fenced_blocks(reply)
+    if not blocks:
+        return _code(reply.split("\n"))
+    chosen = max(blocks, key=lambda block: "print(" in block.text)
+    return _with_helpers(chosen.text, blocks, "", "print")
+
+
+def _with_method(code: str, entry_point: str) -> str:
+    """Code of a class that has the entry point as a method, with a function of that name."""
+    method = re.search(rf"(?ms)^class (\w+)(?:(?!^\w).)*?^[ \t]+(async )?def {entry_point}\b", code)
+    if method is None or entry_point in _definitions(code):
+        return code
+    return f"{_without_own_tests(code, method[1])}\n\n\n{entry_point} = {method[1]}().{entry_point}"
 
 
 def _defining_code(blocks: list[Block], entry_point: str) -> str:
@@ -75,20 +99,26 @@ def _before_fence(reply: str) -> Block:
     return Block("\n".join(lines), is_closed=False)
 
 
-def _functions(code: str) -> dict[str, Function]:
-    """The functions that code defines at its top level; none of invalid code."""
-    found: dict[str, Function] = {}
-    if _first_error(code) is None:
-        for node in _parse(code).body:
-            if isinstance(node, Function):
-                found[node.name] = node
-    return found
+def _definitions(code: str) -> dict[str, ast.stmt]:
+    """The statements of code that bind names at its top level, by name; none of invalid code."""
+    if _first_error(code) is not None:
+        return {}
+    return {name: node for node in _parse(code).body for name in _bound_names(node)}
+
+
+def _bound_names(node: ast.stmt) -> list[str]:
+    if isinstance(node, Function | ast.ClassDef):
+        return [node.name]
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+    names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return [name.id for name in names if isinstance(name.ctx, ast.Store)]
 
 
 def _is_stub(code: str, entry_point: str) -> bool:
     """Whether the entry point has nothing but a docstring, `pass`, `...` or an error for what is missing."""
-    function = _functions(code).get(entry_point)
-    return function is not None and all(map(_is_placeholder, function.body))
+    function = _definitions(code).get(entry_point)
+    return isinstance(function, Function) and all(map(_is_placeholder, function.body))
 
 
 def _is_placeholder(node: ast.stmt) -> bool:
@@ -98,39 +128,40 @@ def _is_placeholder(node: ast.stmt) -> bool:
 
 
 def _without_own_tests(code: str, entry_point: str) -> str:
-    """Code without what it runs below the entry point: assertions, examples of its use, and reading of input."""
-    function = _functions(code).get(entry_point)
-    if function is None:
+    """Code without what it runs below the entry point, if it has one: assertions, examples, and reading of input."""
+    definitions = _definitions(code)
+    if not definitions:
         return code
+    start = definitions[entry_point].lineno if entry_point in definitions else 0
+    own = re.compile(rf"\b({entry_point}|{OWN_CALLS})\(|\b(__name__|SystemExit)\b")
     lines = code.split("\n")
     for node in reversed(_parse(code).body):
-        if node.lineno > function.lineno and _is_test(node, entry_point):
+        if node.lineno > start and _is_test(node, own):
             del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines)
 
 
-def _is_test(node: ast.stmt, entry_point: str) -> bool:
+def _is_test(node: ast.stmt, own: re.Pattern[str]) -> bool:
     if isinstance(node, Function | ast.ClassDef):
         return False
-    text = ast.unparse(node)
-    return isinstance(node, ast.Assert) or any(call in text for call in (f"{entry_point}(", *OWN_CALLS))
+    return isinstance(node, ast.Assert) or own.search(ast.unparse(node)) is not None
 
 
-def _with_helpers(code: str, blocks: list[str], preamble: str) -> str:
-    """Put before code the blocks that define functions which it calls and lacks."""
-    if not _functions(code):
-        return code
-    called = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
-    missing = called - _functions(f"{preamble}\n{code}").keys()
-    parts = []
-    for block in blocks:
-        defined = [*_functions(block)]
-        if missing.intersection(defined):
-            parts.append(_without_own_tests(block, defined[0]))
-    return "\n\n\n".join([*parts, code])
+def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point: str) -> str:
+    """Put before code the last blocks that define names which it uses and lacks."""
+    helpers = [block.text for block in reversed(blocks) if block.text != code]
+    while _first_error(code) is None:
+        used = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
+        missing = used - _definitions(_with_preamble(preamble, code)).keys()
+        helper = next((text for text in helpers if missing.intersection(_definitions(text))), None)
+        if helper is None:
+            break
+        helpers.remove(helper)
+        code = _with_preamble(_without_own_tests(helper, entry_point), code)
+    return code
 
 
-def fenced_blocks(text: str) -> list[Block]:
+def _fenced_blocks(text: str) -> list[Block]:
     blocks: list[Block] = []
     lines = text.split("\n")
     at = 0
@@ -164,7 +195,11 @@ def _end_of_block(lines: list[str], start: int, marks: str) -> int:
 
 
 def _code(lines: list[str]) -> str:
-    return textwrap.dedent("\n".join(lines))
+    """Code without common indentation, and if it is invalid, with plain spaces."""
+    code = textwrap.dedent("\n".join(lines))
+    if _first_error(code) is None:
+        return code
+    return textwrap.dedent(code.translate(PLAIN_SPACES))
 
 
 def _with_preamble(preamble: str, code: str) -> str:
@@ -219,8 +254,8 @@ def _variants(block: Block) -> list[str]:
 
 
 def _has_body(program: str, entry_point: str, start: int) -> bool:
-    function = _functions(program).get(entry_point)
-    if function is None:
+    function = _definitions(program).get(entry_point)
+    if not isinstance(function, Function):
         return False
     return any(statement.lineno > start and not _is_words(statement) for statement in function.body)
 

@@ -10,7 +10,7 @@ from threading import Event
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.programs.code import fenced_blocks
+from cerebrum_cli.programs.code import first_program
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask
@@ -48,11 +48,8 @@ def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
 
 
 def run_program(sandbox: Sandbox, text: str) -> Program | None:
-    """Run the first code block of a reply, or all of it if it has none; None if the sandbox is closed meanwhile."""
-    code = text
-    for block in fenced_blocks(text):
-        code = block.text
-        break
+    """Run the program of a reply; None if the sandbox is closed meanwhile."""
+    code = first_program(text)
     result = sandbox.run(code, "", TIMEOUT_S)
     if sandbox.is_closed.is_set():
         return None

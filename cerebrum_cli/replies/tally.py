@@ -20,6 +20,9 @@ from cerebrum_cli.core.errors import UsageError
 MAX_VOTES = 256
 
 _LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
+_LABEL = re.compile(r"(?i)\W*(?![A-H]:)[a-z][^,;=\[\]{}]*(?:(?<=\S):|\s(?:is|are|equals))[*_]*\s+((?!.*:\s)\S.*?)\.?")
+_AMOUNT = re.compile(r"\d[\d.,/]*")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "inf", "-inf"))}
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
@@ -87,10 +90,9 @@ class Program(NamedTuple):
 
     @property
     def answer(self) -> str | None:
-        """Its output as an answer, without the error of its arithmetic; None if it is none."""
-        if self.output and _LONG.fullmatch(self.output):
-            return f"{float(self.output):.12g}"
-        return _PRINTED.get(self.output or "", self.output)
+        """Its output as an answer, without a label and the error of its arithmetic; None if it is none."""
+        value = _LONG.sub(lambda number: f"{float(number[0]):.12g}", _value(self.output or ""))
+        return _PRINTED.get(value, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,17 +291,30 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
     return Count(spelling, len(group), probability, form, stated, len(replies), len(programs))
 
 
+def _value(output: str) -> str:
+    """What a program prints after a label, or as the only number of a sentence; otherwise all."""
+    from cerebrum_cli.answers.extract import final_answer
+
+    if label := _LABEL.fullmatch(output):
+        return label[1]
+    if len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
+        return final_answer(output) or output
+    return output
+
+
 def comes_to(output: str, answer: str) -> bool:
     """Whether a program's output is an answer, which may be rounded to some decimals."""
     from cerebrum_cli.answers.canonical import canonical
 
-    form, output = canonical(answer), canonical(output)
+    form, printed = canonical(answer), canonical(Program("", output).answer or output)
+    if form in (printed, canonical(output)):
+        return True
     try:
-        value, computed = Fraction(form), Fraction(output)
+        value, computed = Fraction(form), Fraction(printed)
     except (ValueError, ZeroDivisionError):
-        return form == output
+        return False
     precision = abs(value) / 10**9
-    if decimals := re.search(r"\.(\d+)", answer):
+    if decimals := re.fullmatch(r"[^.]*\.(\d+)\D*", answer):
         precision = Fraction(1, 2 * 10 ** len(decimals[1]))
     return abs(value - computed) <= precision
 

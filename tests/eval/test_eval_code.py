@@ -187,6 +187,9 @@ SANDBOX_VARIABLES = {"HOME", "PWD", "PYTHONHASHSEED", "LC_CTYPE", "PYTHONPATH", 
 @pytest.mark.parametrize(
     "code",
     [
+        "import sys\nsys.exit(0)",
+        "exit()",
+        "import unittest\nclass Test(unittest.TestCase):\n    def test(self): pass\nunittest.main()",
         "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: 'int'\n",
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n",
         "import collections, datetime, decimal, hashlib, heapq, itertools, math, random, re, statistics, typing\n",
@@ -215,6 +218,7 @@ raise OSError(ctypes.get_errno(), "mount")
     [
         # no program passes that ends early
         ("import sys\nsys.exit(0)", "failed", ""),
+        ("import sys\nsys.exit(1)", "failed", "SystemExit: 1"),
         ("import os\nos._exit(0)", "crashed", ""),
         ("def f():\n    try:\n        raise SystemExit\n    except BaseException:\n        pass\n", "failed", ""),
         (WRITE_EVERYWHERE.format("os.write(fd, b'passed\\n')"), "crashed", ""),
