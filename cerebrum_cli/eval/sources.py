@@ -126,8 +126,9 @@ def _as_asked(task: Task, preset: Preset | None, template: str | None, has_examp
 
 
 def _find_task(source: str) -> Task:
-    if source in TASKS:
-        return TASKS[source]
+    for name in (source, f"{source}@0shot"):
+        if name in TASKS:
+            return TASKS[name]
     if source == SUMS.stem:
         return Task(name=source, file=str(SUMS))
     if not exists(Path(source)) and not source.endswith(".jsonl"):
@@ -143,7 +144,7 @@ def _choose_match(task: Task, match: Match | None, run_code: bool) -> Match:
             raise UsageError(f"--match has no effect on {task.name}, which runs programs", "omit --match")
         require_run_code(run_code)
     elif run_code:
-        raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp", "omit --run-code")
+        raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp@0shot", "omit --run-code")
     return match or task.match
 
 

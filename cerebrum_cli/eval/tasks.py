@@ -173,7 +173,7 @@ TASKS = {
             convert=_code_row,
         ),
         Task(
-            name="mbpp",
+            name="mbpp@0shot",
             repo_id="google-research-datasets/mbpp",
             file="full/test-*.parquet",
             match="code",

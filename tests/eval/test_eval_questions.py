@@ -181,7 +181,8 @@ def test_seeds_are_consecutive_and_never_collide() -> None:
 
 
 def test_tasks_and_presets_are_of_the_hub_and_the_catalog() -> None:
-    assert [*TASKS] == ["gsm8k", "gsm8k@8shot", "math", "math500", "arc-challenge", "humaneval", "humaneval+", "mbpp"]
+    names = ["gsm8k", "gsm8k@8shot", "math", "math500", "arc-challenge", "humaneval", "humaneval+", "mbpp@0shot"]
+    assert [*TASKS] == names
     assert all(REPO_ID.fullmatch(task.repo_id) for task in TASKS.values())
     catalog = (ROOT / "models.toml").read_text(encoding="utf-8")
     assert all(f"[models.{preset.model}]" in catalog for preset in PRESETS)
@@ -205,7 +206,7 @@ def test_task_mbpp_asks_with_its_tests_and_finds_the_function_they_name() -> Non
         "test_list": ["assert add(1, 2) == 3", "assert abs(add(1, 1)) == 2"],
         "test_setup_code": "import math",
     }
-    task = TASKS["mbpp"]
+    task = TASKS["mbpp@0shot"]
     [question] = read(row, template=parse_template(task.template), convert=task.convert).questions
     assert "Write a function to add." in question.prompt and row["test_list"][1] in question.prompt
     assert (question.id, question.entry_point, question.stub) == (11, "add", "")
