@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
-from cerebrum_cli.core.text import format_count, format_duration
+from cerebrum_cli.core.text import format_count, format_duration, format_utc
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
@@ -271,6 +271,8 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     notes = {
         "reference": without_home(source.model.reference),
         **{key: list(map(without_home, paths)) for key, paths in source.model.adapter_params.items()},
+        "quantization": source.model.quantization,
+        "all questions": len(task.questions),
         "bad_rows": len(task.bad_rows),
         "remarks": [*task.remarks, *([LIMITED] if len(evaluation.questions) < len(task.questions) else [])],
     }
@@ -298,7 +300,8 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start
             timed = run.notes.get("timed_samples", 0) + samples
             with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                run.write_notes({**run.notes, "seconds": round(seconds, 3), "timed_samples": timed})
+                timing = {"seconds": round(seconds, 3), "timed_samples": timed, "date": format_utc(time.time())}
+                run.write_notes({**run.notes, **timing})
 
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:

@@ -126,6 +126,10 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
             "bad_rows": notes.get("bad_rows", 0),
             "sampling": run.sampling,
             "scoring": run.scored_by,
+            "quantization": notes.get("quantization"),
+            "all_questions": notes.get("all questions"),
+            "date": notes.get("date"),
+            "fingerprint": run.record.fingerprint,
             CONDITIONS: notes.get(CONDITIONS, []),
         }
         app.streams.answer_object({**report_object(report), **more})

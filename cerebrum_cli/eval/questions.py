@@ -105,6 +105,10 @@ class Sample:
         return self.finish_reason == SKIPPED
 
     @property
+    def is_correct_without_guess(self) -> bool:
+        return self.correct and self.basis != "guessed"
+
+    @property
     def has_no_answer(self) -> bool:
         return self.answer is None and not self.correct and not self.is_skipped
 

@@ -105,10 +105,10 @@ class Report:
     `accuracy` is the mean over the `n` questions. `maj` and `pass_at` are over the complete ones, for each k of
     `vote_sizes`; empty if there are none. Every sample is correct, or wrong, or has no answer: `cut_off` is the share
     of those that reached a limit first, `no_answer` of the others. `stated` and `guessed` are the shares by how answers
-    were found, None where none is extracted. `chance` is the accuracy of guessing choices, if there are any,
-    `with_skipped` the accuracy if skipped samples count as wrong, if there are any. Of a run with programs, `votes` are
-    the ways to vote, `checked` and `unchecked` the votes of all samples, and `no_program` the share of
-    samples without a program, such as truncated ones.
+    were found, None where none is extracted, and `without_guesses` is the accuracy if guessed ones are wrong. `chance`
+    is the accuracy of guessing choices, if there are any, `with_skipped` the accuracy if skipped samples count as
+    wrong, if there are any. Of a run with programs, `votes` are the ways to vote, `checked` and `unchecked` the votes
+    of all samples, and `no_program` the share of samples without a program, such as truncated ones.
     """
 
     task: str
@@ -126,6 +126,7 @@ class Report:
     stated: float | None
     guessed: float | None
     chance: float | None
+    without_guesses: Estimate
     with_skipped: Estimate | None = None
     votes: tuple[VoteCost, ...] = ()
     checked: Checked | None = None
@@ -157,6 +158,7 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
         stated=_share_with_basis(run, "stated"),
         guessed=_share_with_basis(run, "guessed"),
         chance=_accuracy_of_guessing(questions),
+        without_guesses=mean_accuracy(questions, "is_correct_without_guess"),
     )
     if not checks or not complete:
         return report
@@ -241,8 +243,8 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
     return questions
 
 
-def mean_accuracy(questions: Sequence[Sequence[Sample]]) -> Estimate:
-    return estimate([accuracy_of(question) for question in questions], clusters_of(questions))
+def mean_accuracy(questions: Sequence[Sequence[Sample]], attribute: str = "correct") -> Estimate:
+    return estimate([mean_of(question, attribute) for question in questions], clusters_of(questions))
 
 
 def accuracy_of(question: Sequence[Sample]) -> float:
@@ -300,6 +302,8 @@ def report_object(report: Report) -> JsonDict:
     keys = ["maj", "pass_at", "no_answer", "cut_off", "tokens_per_answer", "seconds_per_question"]
     keys += [key for key in ("chance", "stated", "guessed") if whole[key] is not None]
     object |= {key: whole[key] for key in keys}
+    if report.stated is not None:
+        object["accuracy_without_guesses"], object["interval_without_guesses"] = whole["without_guesses"].values()
     if report.with_skipped:
         object["accuracy_with_skipped"], object["interval_with_skipped"] = whole["with_skipped"].values()
     if report.votes:

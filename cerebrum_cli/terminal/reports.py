@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 
 ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
+# Keys of a run's record: with these, a report can be published alone.
+FACTS = (
+    *("protocol", "all questions", "question file", "template"),
+    *("quantization", "model file", "adapter", "format", "chat template", "system"),
+    *("seed", "max tokens", "ctx", "think", "grammar"),
+    *("cerebrum", "llama.cpp", "date"),
+)
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 STATUS_COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
@@ -87,6 +94,9 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     if report.votes:
         streams.answer("\n")
         print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
+    record = {**run.record.fingerprint, **run.record.notes}
+    facts = {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
+    streams.answer(f"\n{field_lines(facts)}")
 
 
 def print_title(streams: Streams, title: str) -> None:
@@ -95,6 +105,8 @@ def print_title(streams: Streams, title: str) -> None:
 
 def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
     yield "accuracy", report.accuracy
+    if report.guessed:
+        yield "accuracy, guesses as wrong", report.without_guesses
     if report.with_skipped:
         yield "accuracy, skipped as wrong", report.with_skipped
     for k, found in report.maj.items():

@@ -10,9 +10,10 @@ import pytest
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import estimate, majorities, mean
-from cerebrum_cli.eval.questions import SKIPPED, Sample
+from cerebrum_cli.eval.questions import SKIPPED, Basis, Sample
 from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.terminal.plot import plot_report
+from cerebrum_cli.terminal.reports import labeled_estimates
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -20,6 +21,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def sample(id: int | str, number: int, answer: str | None, finish_reason: str = "stop", tokens: int = 10) -> Sample:
     """A scored reply; 7 is correct."""
     return Sample(id, number, "starter", 1, "", None, answer, "7", answer == "7", 0.5, finish_reason, tokens)
+
+
+BASES: list[tuple[str, Basis]] = [("7", "stated"), ("7", "stated"), ("7", "guessed"), ("8", "guessed")]
 
 
 def report_of(*run: Sample, samples: int = 1, seconds: float = 1.0) -> Report:
@@ -69,6 +73,19 @@ def test_report_tells_wrong_unanswered_and_cut_off_apart() -> None:
         replace(sample(8, 0, None), correct=True),  # scored by its text
     )
     assert (found.accuracy.value, found.no_answer, found.cut_off) == (3 / 8, 1 / 8, 2 / 8)
+
+
+def test_report_without_guesses_counts_them_as_wrong() -> None:
+    run = [replace(sample(id, 0, answer), basis=basis) for id, (answer, basis) in enumerate(BASES)]
+    found = report_of(*run)
+    assert (found.accuracy.value, found.guessed) == (3 / 4, 2 / 4)
+    assert found.without_guesses == estimate([1.0, 1.0, 0.0, 0.0], range(4))
+    assert report_object(found)["accuracy_without_guesses"] == 0.5
+    assert "accuracy, guesses as wrong" in dict(labeled_estimates(found))
+    stated = report_of(*run[:2])
+    assert stated.without_guesses == stated.accuracy
+    assert "accuracy, guesses as wrong" not in dict(labeled_estimates(stated))
+    assert "accuracy_without_guesses" not in report_object(report_of(sample(1, 0, "7")))
 
 
 # The score of a run in progress.
