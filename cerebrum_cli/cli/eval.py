@@ -40,7 +40,7 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-DEVIATING = ("limit", "template", "examples", "match", "schema", "grammar", "template_arg")  # from a preset
+DEVIATING = ("limit", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 
@@ -57,6 +57,7 @@ class EvalOptions(ConcurrencyOptions):
     examples: Path | None = option(
         None, "Question file whose questions and answers precede each question", "Input", metavar="FILE"
     )
+    raw: bool = option(False, "Complete prompts verbatim, without a format", "Input")
     samples: int | None = option(
         None, "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K", least=1, most=MAX_SAMPLES
     )
@@ -171,7 +172,8 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     samples = options.samples or task.condition.samples
     conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
     samples_by = "--samples" if samples > 1 else None
-    model_source = options.find_source(app, SourcedLayer(conditions, overrides), samples_by=samples_by)
+    overrides = SourcedLayer(conditions, overrides)
+    model_source = options.find_source(app, overrides, samples_by=samples_by, raw=options.raw)
     settings = model_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     model_source = replace(model_source, settings=settings)
@@ -188,6 +190,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         read_grammar(app, options, model_source.model),
         task.examples,
         checks=options.check is not None,
+        is_raw=options.raw,
     )
     fingerprint = fingerprint_of(app, task, evaluation, model_source, options)
     return PreparedEvaluation(task, evaluation, model_source, fingerprint)
@@ -218,7 +221,7 @@ def fingerprint_of(
         **task.fingerprint,
         **provenance(source),
         **source_fingerprint(source),
-        **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library),
+        **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library, source.raw),
         "model file": app.library.hashed_identity(source.model),
     }
     if options.check:
@@ -232,6 +235,8 @@ def require_check(task: LoadedTask, source: ModelSource) -> None:
 
     if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
+    if source.raw:
+        raise UsageError.conflict("--check", "--raw", "omit one of them")
     if source.servers is not None:
         raise UsageError(*ONLY_HERE)
     create_check()

@@ -50,7 +50,8 @@ class Evaluation:
     """Questions in the order in which they are asked, and how each is answered `samples` times and scored.
 
     `model` is the name that samples carry. The settings' seed is the base of all seeds. The `examples` precede each
-    question, as turns of one conversation. If it `checks`, a program follows each sample.
+    question, as turns of one conversation, or, if `is_raw`, as paragraphs of its text. If it `checks`, a program
+    follows each sample.
     """
 
     questions: tuple[Question, ...]
@@ -61,9 +62,13 @@ class Evaluation:
     grammar: str | None
     examples: tuple[Question, ...]
     checks: bool
+    is_raw: bool
 
     def conversation(self, question: Question) -> Conversation:
         conversation = Conversation(system_prompt=self.settings.system)
+        if self.is_raw:
+            shots = [f"{example.prompt} {example.solution or example.reference}\n\n" for example in self.examples]
+            return conversation.user("".join([*shots, question.prompt]))
         for example in self.examples:
             conversation = conversation.user(example.prompt).assistant(example.solution or example.reference)
         return conversation.user(question.prompt)

@@ -245,7 +245,7 @@ def provenance(source: ModelSource) -> JsonDict:
     """
     from cerebrum_cli.replies.source import format_of
 
-    name, template = format_of(source.settings, source.model)
+    name, template = format_of(source.settings, source.model, source.raw)
     versions = {"cerebrum": __version__, "llama.cpp": None}
     if source.servers is None:
         from cerebrum_cli.engine.llama.devices import version

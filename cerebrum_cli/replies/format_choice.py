@@ -33,13 +33,13 @@ def choose_format(requested: str | None, known: str | None, template: str | None
     if name is None:
         raise FormatError(
             "unknown prompt format: the model is not in the catalog, and its file has no chat template",
-            f"it may be a base model: run cerebrum ask --raw, or choose {OTHER_FORMATS}",
+            f"it may be a base model: add --raw to ask or eval, or choose {OTHER_FORMATS}",
         )
     if name not in FORMAT_NAMES:
         meant = did_you_mean(name.casefold(), FORMAT_NAMES)
         raise UsageError(f"unknown format {name!r}", f"{meant}use one of {', '.join(FORMAT_NAMES)}")
     if name == EMBEDDED and template is None:
-        raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or run cerebrum ask --raw")
+        raise FormatError("the model file has no chat template", f"choose {OTHER_FORMATS}, or add --raw to ask or eval")
     written = (template or "").strip().casefold()
     return written if name == EMBEDDED and written in NAMED_TEMPLATES else name
 

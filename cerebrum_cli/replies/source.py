@@ -83,7 +83,7 @@ class ModelSource:
         return replace(self, settings=settings, context=CHAT_CONTEXT, is_chat=True, caches_prompts=True)
 
     def choose_format(self) -> tuple[str, FormatBuilder]:
-        name, template = (RAW.name, None) if self.raw else format_of(self.settings, self.model)
+        name, template = format_of(self.settings, self.model, self.raw)
         path = template_file(self.settings)
         if template is not None and path:
             self.installation.try_template(path)
@@ -191,9 +191,11 @@ def slots_of(source: ModelSource) -> int:
     return source.context.slots or AUTO_PARALLEL
 
 
-def format_of(settings: Settings, model: InstalledModel) -> tuple[str, str | None]:
+def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -> tuple[str, str | None]:
     if model.is_served:
         return SERVERS.name, None
+    if is_raw:
+        return RAW.name, None
     requested, template = settings.format, model.header.chat_template
     if path := template_file(settings):
         requested, template = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
@@ -247,9 +249,9 @@ def has_mla(header: Header) -> bool:
 
 
 def generation_fingerprint(
-    settings: Settings, grammar: str | None, model: InstalledModel, library: Library
+    settings: Settings, grammar: str | None, model: InstalledModel, library: Library, is_raw: bool = False
 ) -> JsonDict:
-    values, (name, template) = asdict(settings), format_of(settings, model)
+    values, (name, template) = asdict(settings), format_of(settings, model, is_raw)
     return {
         "model": model.label,
         "model file": library.file_identity(model),

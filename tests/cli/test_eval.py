@@ -15,6 +15,7 @@ from batch_files import stored_lines
 from command_line import CommandLine, Finished, assert_error
 from nano.measure import MODEL_FILE, loaded_engine
 from nano.questions import held_out
+from tiny_models import write_chatml
 from waiting import wait_until
 
 from cerebrum_cli.cli import lm_eval
@@ -234,6 +235,18 @@ def test_examples_precede_each_question(command: CommandLine, sums: Path, tmp_pa
     examples.write_text(examples.read_text().replace("1 + 0", "0 + 1"))
     done = command.run("eval", sums, *MODEL, "--limit", "2", "--examples", examples)
     assert "was made with another example file" in done.err and first["n"] == 2
+
+
+def test_raw_needs_no_template(command: CommandLine, sums: Path, tmp_path: Path) -> None:
+    base = write_chatml(tmp_path / "base.gguf", chat_template=None)
+    examples = write_questions(tmp_path / "shown.jsonl", [{"question": "Q: 1 + 0?\nA:", "answer": "1 + 0 = 1\n#### 1"}])
+    arguments = ("eval", sums, "-m", base, "--limit", "2", "--examples", examples, "-n", "4")
+    assert "add --raw to ask or eval" in command.run(*arguments).err
+    shown = command.run(*arguments, "--raw", "--dry-run")
+    assert shown.out.startswith("Q: 1 + 0?\nA: 1 + 0 = 1\n#### 1\n\n")
+    assert command.run(*arguments, "--raw", "--json").object["n"] == 2
+    refused = command.run(*arguments, "--raw", "--samples", "2", "--check", "python")
+    assert problem(refused) == "error: --check and --raw cannot be used together"
 
 
 def test_task_of_lm_eval_is_evaluated_by_it(command: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
