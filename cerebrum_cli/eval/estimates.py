@@ -219,7 +219,10 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     for votes in questions:
         ballots = _Ballots(votes)
         for k, samples in subsets.items():
-            shares.setdefault(k, []).append(float(ballots.accuracies(samples).mean()))
+            wins = ballots.wins(samples)
+            right = wins * ballots.correct[ballots.answers[samples]]
+            accuracies = right.sum(axis=(1, 2)) / wins.sum(axis=(1, 2))
+            shares.setdefault(k, []).append(float(accuracies.mean()))
     return shares
 
 
@@ -228,8 +231,8 @@ def winner(votes: Sequence[Vote]) -> Winner:
     import numpy
 
     ballots = _Ballots(votes)
-    [leads] = ballots.leads(numpy.arange(len(votes)).reshape(1, -1))
-    number = leads.argmax()
+    [wins] = ballots.wins(numpy.arange(len(votes)).reshape(1, -1))
+    number = ballots.answers[wins][0]
     return Winner(ballots.forms[number], bool(ballots.correct[number]))
 
 
@@ -268,8 +271,7 @@ class _Ballots:
     """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
     A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
-    that the larger ones decide and sums are exact. `forms` are the answers in the order of their first samples, after
-    None, for no answer.
+    that the larger ones decide and sums are exact. `forms` are the answers, the first of which is none.
     """
 
     def __init__(self, votes: Sequence[Vote]) -> None:
@@ -278,19 +280,19 @@ class _Ballots:
         numbers = _numbered_forms(votes)
         self.forms = list(numbers)
         self.correct = numpy.zeros(len(numbers))
-        self._answers = numpy.zeros((len(votes), 2), int)
+        self.answers = numpy.zeros((len(votes), 2), int)
         self._ballots = numpy.zeros((len(votes), 2))
         self._single, self._stated, self._unit = _units(len(votes))
         for row, vote in reversed([*enumerate(votes)]):  # the first sample of an answer decides whether it is correct
             reply, program = numbers[vote.form], numbers[vote.computed]
             self.correct[program] = vote.is_computed_correct
             self.correct[reply] = vote.correct
-            self._answers[row] = reply, program
+            self.answers[row] = reply, program
             self._ballots[row] = self._weights(vote)
         self.correct[0] = False
-        self._ballots[self._answers == 0] = 0
-        if not self._answers[:, 1].any():
-            self._answers, self._ballots = self._answers[:, :1], self._ballots[:, :1]
+        self._ballots[self.answers == 0] = 0
+        if not self.answers[:, 1].any():
+            self.answers, self._ballots = self.answers[:, :1], self._ballots[:, :1]
 
     def _weights(self, vote: Vote) -> tuple[int, int]:
         """Weights of the ballots of a reply and of its program, which adds none if it comes to the reply's answer."""
@@ -299,22 +301,11 @@ class _Ballots:
             return reply + self._stated, 0
         return reply + self._stated * vote.is_stated, self._single + self._stated
 
-    def accuracies(self, subsets: Indices) -> NDArray[Any]:
-        """The share of the orders of some samples in which the right answer wins; one share for each of `subsets`."""
+    def wins(self, subsets: Indices) -> NDArray[Any]:
+        """Whether a vote of some samples elects a reply, or a program, if its sample comes first of the tied ones."""
         import numpy
 
-        answers = self._answers[subsets]
-        rows = numpy.arange(len(subsets)).reshape(-1, 1, 1)
-        wins = self.leads(subsets)[rows, answers]  # if the sample is the first with a leading answer
-        wins[:, :, 1:] &= ~wins[:, :, :1]  # a reply precedes its program
-        right: NDArray[Any] = (wins * self.correct[answers]).sum(axis=(1, 2)) / wins.sum(axis=(1, 2))
-        return right
-
-    def leads(self, subsets: Indices) -> NDArray[numpy.bool_]:
-        """Whether an answer leads, alone or tied, in a vote of some samples: a row for each of `subsets`."""
-        import numpy
-
-        answers = self._answers[subsets]
+        answers = self.answers[subsets]
         totals = self._sums(answers, self._ballots[subsets])
         # The probability of a single sample does not count.
         ranks = numpy.where(totals < 2 * self._single, totals // self._stated * self._stated, totals)
@@ -322,9 +313,10 @@ class _Ballots:
             replies, programs = answers[:, :, 0], answers[:, :, 1]
             agree = (self._sums(replies, replies > 0) > 0) & (self._sums(programs, programs > 0) > 0)
             ranks += 2.0**52 * agree
-        ranks[:, 0] = 0.5  # above the answers that no sample has
-        leading: NDArray[numpy.bool_] = ranks == ranks.max(axis=1, keepdims=True)
-        return leading
+        leads = ranks == ranks.max(axis=1, keepdims=True)
+        wins: NDArray[Any] = leads[numpy.arange(len(subsets)).reshape(-1, 1, 1), answers]
+        wins[:, :, 1:] &= ~wins[:, :, :1]  # a reply precedes its program
+        return wins
 
     def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[Any]:
         """Sums of weights by answer, a row for each subset."""
