@@ -40,7 +40,7 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     out.
     """
     reply = reply.replace("\r\n", "\n")
-    blocks = [block._replace(text=_with_method(block.text, entry_point)) for block in _fenced_blocks(reply)]
+    blocks = [_with_method(block, entry_point) for block in _fenced_blocks(reply)]
     reply = reply.translate(PLAIN_SPACES)
     name = re.escape(entry_point)
     opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
@@ -72,12 +72,21 @@ def first_program(reply: str) -> str:
     return _with_helpers(chosen.text, blocks, "", "print")
 
 
-def _with_method(code: str, entry_point: str) -> str:
-    """Code of a class that has the entry point as a method, with a function of that name."""
-    method = re.search(rf"(?ms)^class (\w+)(?:(?!^\w).)*?^[ \t]+(async )?def {entry_point}\b", code)
-    if method is None or entry_point in _definitions(code):
-        return code
-    return f"{_without_own_tests(code, method[1])}\n\n\n{entry_point} = {method[1]}().{entry_point}"
+def _with_method(block: Block, entry_point: str) -> Block:
+    """A block with a function of the entry point's name, if it has a class with such a method."""
+    method = _find_method(block.text, entry_point)
+    if method is None or entry_point in _definitions(block.text):
+        return block
+    code = block.text
+    if not block.is_closed:
+        code = _valid_prefix(code)
+    code = _without_own_tests(code, method[1])
+    return Block(f"{code}\n\n\n{entry_point} = {method[1]}().{entry_point}", is_closed=True)
+
+
+def _find_method(text: str, entry_point: str) -> re.Match[str] | None:
+    """From the class that has the entry point as a method up to its name; the class is the first group."""
+    return re.search(rf"(?ms)^class (\w+)(?:(?!^\w).)*?^[ \t]+(async )?def {re.escape(entry_point)}\b", text)
 
 
 def _defining_code(blocks: list[Block], entry_point: str) -> str:
@@ -149,14 +158,14 @@ def _is_test(node: ast.stmt, own: re.Pattern[str]) -> bool:
 
 def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point: str) -> str:
     """Put before code the last blocks that define names which it uses and lacks."""
-    helpers = [block.text for block in reversed(blocks) if block.text != code]
+    helpers = {block.text: _definitions(block.text) for block in reversed(blocks) if block.text != code}
     while _first_error(code) is None:
         used = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
         missing = used - _definitions(_with_preamble(preamble, code)).keys()
-        helper = next((text for text in helpers if missing.intersection(_definitions(text))), None)
+        helper = next((text for text, defined in helpers.items() if missing.intersection(defined)), None)
         if helper is None:
             break
-        helpers.remove(helper)
+        del helpers[helper]
         code = _with_preamble(_without_own_tests(helper, entry_point), code)
     return code
 
@@ -215,13 +224,17 @@ def _bare_function(text: str, entry_point: str) -> str | None:
     if not definitions:
         return None
     start, indent = text.count("\n", 0, definitions[-1].start()), definitions[-1][1]
+    method = _find_method(text, entry_point)
+    if method and indent:
+        start, indent = text.count("\n", 0, method.start()), ""
     lines = [line.removeprefix(indent) for line in text.split("\n")]
     for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
             if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
                 break
             start = number
-    return _without_last_words(_valid_prefix("\n".join(lines[start:])))
+    code = _without_last_words(_valid_prefix("\n".join(lines[start:])))
+    return _with_method(Block(code, is_closed=True), entry_point).text
 
 
 def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:

@@ -23,7 +23,7 @@ from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
-from cerebrum_cli.programs.code import extract_program
+from cerebrum_cli.programs.code import extract_program, first_program
 from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, call_filter, require_sandbox
 
 PROMPT = '''from typing import List
@@ -89,6 +89,20 @@ def test_extraction_finds_no_code_in_words(reply: str) -> None:
 def test_extraction_repairs_no_closed_block(code: str) -> None:
     program = extract_program(f"```python\n{code}```", PROMPT, "double")
     assert program is not None and result_of(program) != "passed"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "print(29)",
+        "\ufeffif\xa0True:\n\xa0\xa0\xa0\xa0print(29)",
+        "```\nimport math\nCOST = 29.5\n```\n```python\nprint(math.floor(COST))\n```\nIt prints:\n```\n31\n```",
+        "```python\nprint(29)\n```\nOr:\n```python\nprint(31)\n```",
+    ],
+)
+def test_first_program_of_a_reply_prints(reply: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(first_program(reply), {})
+    assert capsys.readouterr().out == "29\n"
 
 
 def test_extraction_keeps_the_helpers_of_the_prompt() -> None:
