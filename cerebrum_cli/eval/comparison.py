@@ -13,6 +13,7 @@ from cerebrum_cli.eval.estimates import (
     Clusters,
     Interval,
     Z,
+    degrees_of_freedom,
     mean,
     standard_error,
     student_t,
@@ -25,6 +26,7 @@ from cerebrum_cli.eval.report import accuracy_of, votes_of
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 SEQUENCE_SCALE = 40  # questions
 MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs: 2 / 2**6 < 0.05 < 2 / 2**5
+MIN_CLUSTERS = 5  # of equal size: with fewer degrees of freedom than four, the level is not that of the interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,9 @@ class Comparison:
 
     The other figures are about majority answers: questions right in A and wrong in B and the reverse, the p value of
     McNemar's exact test on these, and the `flips`: all questions answered differently. `smallest_difference` is what
-    these runs would have shown in 80% of cases; None if they are too small to show any.
+    these runs would have shown in 80% of cases; None if they are too small to show any. Where questions have clusters,
+    `effective_clusters` is the number of equal ones with as many degrees of freedom, and there is no p value, since
+    McNemar's test takes questions as independent; None if each question is its own cluster.
     """
 
     n: int
@@ -59,10 +63,11 @@ class Comparison:
     sequential_interval: Interval
     right_to_wrong: int
     wrong_to_right: int
-    p_value: float
+    p_value: float | None
     flips: int
     smallest_difference: float | None
     is_significant: bool
+    effective_clusters: float | None = None
 
 
 def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, QuestionResult]:
@@ -75,7 +80,8 @@ def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[Q
 def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Comparison:
     """Compare two runs, given the results of the same questions in the same order.
 
-    The difference is significant if its interval excludes 0 and there are enough questions to show a difference at all.
+    The difference is significant if its interval excludes 0 and there are enough questions, and clusters of them, to
+    show a difference at all.
     McNemar's exact test may disagree where few answers changed: it finds fewer than 5% of equal runs different.
     """
     differences = []
@@ -88,6 +94,10 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         flips += before.correct != after.correct or (not after.correct and before.form != after.form)
     clusters = [outcome.cluster for outcome in a]
     interval = paired_interval(differences, clusters)
+    p_value: float | None = mcnemar(right_to_wrong, wrong_to_right)
+    effective_clusters = None
+    if len(set(clusters)) < len(clusters):
+        p_value, effective_clusters = None, degrees_of_freedom(clusters) + 1
     is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
     smallest = _smallest_difference_of(differences, clusters, is_binary)
     return Comparison(
@@ -99,10 +109,11 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         sequential_interval=paired_interval(differences, clusters, sequential_confidence(len(set(clusters)))),
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
-        p_value=mcnemar(right_to_wrong, wrong_to_right),
+        p_value=p_value,
         flips=flips,
         smallest_difference=smallest,
         is_significant=smallest is not None and not interval.low <= 0 <= interval.high,
+        effective_clusters=effective_clusters,
     )
 
 
@@ -127,9 +138,9 @@ def sequential_confidence(n: int) -> float:
 
 
 def paired_interval(differences: Sequence[float], clusters: Clusters, confidence: float = CONFIDENCE) -> Interval:
-    """Student's t interval of the mean of paired differences, with one degree of freedom fewer than there are clusters.
+    """Student's t interval of the mean of paired differences, with the clusters' standard error and degrees of freedom.
 
-    The standard error is that of the clusters. Where they do not vary, as with all zeros, questions that were not asked
+    Where they do not vary, as with all zeros, questions that were not asked
     may still differ: their share is below Wilson's upper bound of none among these questions (or clusters), which is
     then the reach to both sides.
     """
@@ -137,26 +148,31 @@ def paired_interval(differences: Sequence[float], clusters: Clusters, confidence
     center, error = mean(differences), standard_error(differences, clusters)
     reach = wilson(0.0, units).high
     if error >= ROUNDING:
-        reach = student_t(units - 1, confidence) * error
+        reach = student_t(degrees_of_freedom(clusters), confidence) * error
     return Interval(max(-1.0, center - reach), min(1.0, center + reach))
 
 
-def smallest_difference(n: float, disagreement: float) -> float | None:
+def smallest_difference(n: float, disagreement: float, quantile: float = Z) -> float | None:
     """The difference that `n` questions show in 80% of cases at a level of 5%; None if there are too few.
 
     `disagreement` is the mean square of the paired differences; between single samples, the share of questions on which
-    the runs disagree. The difference d solves n d² = (z(0.975) sqrt(disagreement) + z(0.8) sqrt(disagreement - d²))²
-    (Connor 1987, Biometrics 43, 207-211).
+    the runs disagree. The difference d solves n d² = (quantile sqrt(disagreement) + z(0.8) sqrt(disagreement - d²))²,
+    where the quantile is that of the test (Connor 1987, Biometrics 43, 207-211, with the normal one).
     """
     if n < MIN_DISCORDANT:
         return None
-    angle = atan(Z_POWER / sqrt(n)) + asin(Z / sqrt(n + Z_POWER**2))  # with d = sqrt(disagreement) sin(angle)
+    angle = atan(Z_POWER / sqrt(n)) + asin(
+        min(1.0, quantile / sqrt(n + Z_POWER**2))
+    )  # with d = sqrt(disagreement) sin(angle)
     return sqrt(disagreement) * sin(min(angle, pi / 2))
 
 
 def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is_binary: bool) -> float | None:
     """Smallest difference given how much the questions differed, and how much less clusters tell than questions."""
     n: float = len(set(clusters))
+    freedom = degrees_of_freedom(clusters)
+    if freedom + 1 < MIN_CLUSTERS:
+        return None
     clustered = standard_error(differences, clusters)
     if clustered >= ROUNDING:
         independent = standard_error(differences, range(len(differences)))
@@ -164,7 +180,7 @@ def _smallest_difference_of(differences: Sequence[float], clusters: Clusters, is
     disagreement = mean([difference**2 for difference in differences])
     if is_binary or disagreement < ROUNDING:
         disagreement = max(disagreement, min(1.0, MIN_DISCORDANT / n))
-    return smallest_difference(n, disagreement)
+    return smallest_difference(n, disagreement, student_t(freedom, CONFIDENCE))
 
 
 def conclusion(comparison: Comparison, a: str, b: str) -> str:
@@ -177,7 +193,10 @@ def conclusion(comparison: Comparison, a: str, b: str) -> str:
     interval = f"(95% interval: {_points(low)} to {_points(high)})"
     if comparison.is_significant:
         return f"{better} is {ahead} more accurate than {worse} {interval}; the difference is statistically significant"
-    least = comparison.smallest_difference
+    least, clusters = comparison.smallest_difference, comparison.effective_clusters
+    if clusters and clusters < MIN_CLUSTERS:
+        few = f"the clusters tell as much as {clusters:.3g} of equal size, and {MIN_CLUSTERS} are needed to detect any"
+        return f"no significant difference: {few}"
     if least is None:
         are = "question is" if comparison.n == 1 else "questions are"
         return f"no significant difference: {comparison.n} {are} too few to detect any"
@@ -186,7 +205,7 @@ def conclusion(comparison: Comparison, a: str, b: str) -> str:
         found = "the accuracies are equal"
     return (
         f"no significant difference: {found}; with {comparison.n} questions,"
-        f" only differences of at least about {_points(least)} percentage points are likely to be detected"
+        f" a difference of about {_points(least)} percentage points would be detected in about 80% of cases"
     )
 
 

@@ -6,11 +6,12 @@ samples are averaged first, so the questions are what varies, or clusters of the
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
-from math import comb, cos, fsum, pi, sin, sqrt, tan
+from math import comb, exp, fsum, lgamma, pi, sqrt, tan
 from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 NEARLY_NORMAL, BISECTIONS = 1000, 50  # degrees of freedom; halvings of an angle
+PLACES = 100  # at which an integrand is computed
 MAX_SUBSETS = 1000  # of a question's samples, in a majority vote
 SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
@@ -79,10 +81,24 @@ def mean(scores: Sequence[float]) -> float:
 def standard_error(scores: Sequence[float], clusters: Clusters) -> float:
     """Standard error of the mean of scores; 0 for a single score or cluster, whose spread is unknown.
 
-    With C clusters it is sqrt(C / (C - 1) * sum of squares of the clusters' summed deviations) / n. If each score is
-    its own cluster, this is the usual standard deviation over sqrt(n).
+    It is Bell and McCaffrey's of 2002 (CR2): the square root of the sum, over the clusters, of squares of their summed
+    deviations, each divided by the other clusters' share of the scores, over n. If each score is its own cluster, this
+    is the usual standard deviation over sqrt(n).
     """
     return _error(mean(scores), _cluster_totals(scores, clusters))
+
+
+def degrees_of_freedom(clusters: Clusters) -> float:
+    """Degrees of freedom of the standard error, by Bell and McCaffrey's approximation for independent scores.
+
+    Clusters of equal size have one fewer than there are clusters, those of unequal size fewer than that.
+    """
+    shares = [size / len(clusters) for size in Counter(clusters).values()]
+    if len(shares) == 1:
+        return 0.0
+    odds = [share / (1 - share) for share in shares]
+    precision = fsum(odds) ** 2 - 1 - fsum(odd**2 for odd in odds)
+    return round(1 / precision, 6)  # whole for equal clusters
 
 
 def _cluster_totals(scores: Sequence[float], clusters: Clusters) -> list[Totals]:
@@ -93,11 +109,11 @@ def _cluster_totals(scores: Sequence[float], clusters: Clusters) -> list[Totals]
 
 
 def _error(center: float, totals: Sequence[Totals]) -> float:
-    count = len(totals)
-    if count == 1:
+    if len(totals) == 1:
         return 0.0
-    squares = fsum((cluster.sum - cluster.size * center) ** 2 for cluster in totals)
-    return sqrt(count / (count - 1) * squares) / sum(cluster.size for cluster in totals)
+    n = sum(cluster.size for cluster in totals)
+    squares = fsum((cluster.sum - cluster.size * center) ** 2 / (1 - cluster.size / n) for cluster in totals)
+    return sqrt(squares) / n
 
 
 def wilson(value: float, n: float) -> Interval:
@@ -111,41 +127,28 @@ def wilson(value: float, n: float) -> Interval:
     return Interval(max(0.0, min(value, low)), min(1.0, max(value, high)))
 
 
-def student_t(freedom: int, confidence: float) -> float:
+@lru_cache(maxsize=64)  # compared runs have few different numbers of clusters
+def student_t(freedom: float, confidence: float) -> float:
     """Quantile of Student's t distribution for two-sided intervals, by bisection.
 
-    Beyond 1,000 degrees of freedom, the distribution is nearly normal.
+    |t| exceeds sqrt(freedom) / tan(angle) with a probability proportional to the integral of sin^(freedom - 1) from 0
+    to that angle, here by Gauss-Legendre quadrature. Beyond 1,000 degrees of freedom, it is nearly normal.
     """
+    import numpy
+
     if freedom > NEARLY_NORMAL:
         return NormalDist().inv_cdf((1 + confidence) / 2)
+    places, weights = numpy.polynomial.legendre.leggauss(PLACES)
+    scale = exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2)) / sqrt(pi)
     low, high = 0.0, pi / 2
     for _ in range(BISECTIONS):
         angle = (low + high) / 2
-        if _probability_within(angle, freedom) < confidence:
+        outside = scale * angle * (weights @ numpy.sin(angle * (1 + places) / 2) ** (freedom - 1))
+        if outside < 1 - confidence:
             low = angle
         else:
             high = angle
-    return sqrt(freedom) * tan(low)
-
-
-def _probability_within(angle: float, freedom: int) -> float:
-    """Probability that |t| is at most sqrt(freedom) tan(angle), a sum of powers of the angle's cosine.
-
-    Abramowitz and Stegun, 26.7.3 for odd degrees of freedom, 26.7.4 for even ones.
-    """
-    if freedom == 1:
-        return 2 / pi * angle
-    is_odd = freedom % 2
-    term = 1.0
-    if is_odd:
-        term = cos(angle)
-    total = term
-    for power in range(2 + is_odd, freedom, 2):
-        term *= (power - 1) / power * cos(angle) ** 2
-        total += term
-    if is_odd:
-        return 2 / pi * (angle + sin(angle) * total)
-    return sin(angle) * total
+    return sqrt(freedom) / tan(high)
 
 
 def estimate(scores: Sequence[float], clusters: Clusters) -> Estimate:

@@ -162,7 +162,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         *change_rows(comparison, " (votes)" if is_of_votes else ""),
     ]
     if comparison.smallest_difference is not None:
-        rows.append(("minimum detectable difference", f"{100 * comparison.smallest_difference:.1f} points", ""))
+        rows.append(("detectable (80% power)", f"{100 * comparison.smallest_difference:.1f} points", ""))
     # The interval is also in the verdict; truncated labels would hide which run is which.
     print_table(streams, ESTIMATES, rows, shorten="none")
 
@@ -171,7 +171,8 @@ def change_rows(comparison: Comparison, of_votes: str) -> Iterator[tuple[str, st
     yield f"right to wrong{of_votes}", str(comparison.right_to_wrong), ""
     yield f"wrong to right{of_votes}", str(comparison.wrong_to_right), ""
     yield f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""
-    yield f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""
+    if comparison.p_value is not None:
+        yield f"McNemar's exact p{of_votes}", f"{comparison.p_value:.3g}", ""
 
 
 def points(difference: float) -> str:

@@ -21,7 +21,7 @@ from cerebrum_cli.eval.comparison import (
     question_results,
     smallest_difference,
 )
-from cerebrum_cli.eval.estimates import Interval, student_t, wilson
+from cerebrum_cli.eval.estimates import Interval, degrees_of_freedom, standard_error, student_t, wilson
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import group_by_question
 
@@ -63,8 +63,8 @@ def interval_of(differences: Sequence[float]) -> Interval:
     return paired_interval(differences, range(len(differences)))
 
 
-@pytest.mark.parametrize("freedom", [*range(1, 12), 30, 99, 1000])
-def test_student_t_equals_that_of_scipy(freedom: int) -> None:
+@pytest.mark.parametrize("freedom", [*range(1, 12), 2.25, 7.31, 30, 99.5, 1000])
+def test_student_t_equals_that_of_scipy(freedom: float) -> None:
     assert student_t(freedom, 0.95) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
     assert student_t(1001, 0.95) == pytest.approx(1.96, abs=1e-3)
 
@@ -81,6 +81,46 @@ def test_paired_interval_takes_clusters_as_wholes() -> None:
     assert paired_interval(repeated, clusters) == pytest.approx(interval_of(values), abs=1e-12)
     plain, whole = interval_of(repeated), interval_of(values)
     assert plain.high - plain.low < 0.6 * (whole.high - whole.low)
+
+
+def named(*sizes: int) -> list[int]:
+    return [name for name, size in enumerate(sizes) for _ in range(size)]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (60, 4, 4, 4), (30, *[1] * 40), (1, 2, 4, 8, 16)])
+def test_clusters_have_the_error_and_freedom_of_bell_and_mccaffrey(sizes: tuple[int, ...]) -> None:
+    """The standard error is unbiased for independent scores: the quadratic form e'Ae of normal ones gives both."""
+    n = sum(sizes)
+    centered = numpy.eye(n) - 1 / n
+    form = numpy.zeros((n, n))
+    for name, size in enumerate(sizes):
+        total = centered[numpy.array(named(*sizes)) == name].sum(axis=0)
+        form += numpy.outer(total, total) / (1 - size / n)
+    freedom = numpy.trace(form) ** 2 / numpy.trace(form @ form)
+    assert degrees_of_freedom(named(*sizes)) == pytest.approx(freedom, rel=1e-6)
+    scores = numpy.random.default_rng(n).normal(0, 1, n)
+    assert standard_error(scores.tolist(), named(*sizes)) == pytest.approx(sqrt(scores @ form @ scores) / n)
+
+
+@pytest.mark.parametrize("sizes", [(60, *[4] * 29), (30, *[1] * 60), (10,) * 5])
+def test_equal_runs_of_unequal_clusters_differ_in_about_5_percent(sizes: tuple[int, ...]) -> None:
+    generator, excluded, clusters = numpy.random.default_rng(3), 0, numpy.array(named(*sizes))
+    for _ in range(1000):
+        differences = generator.normal(0, 0.15, len(sizes))[clusters] + generator.normal(0, 0.3, len(clusters))
+        low, high = paired_interval(differences.tolist(), clusters.tolist())
+        excluded += not low <= 0 <= high
+    assert 30 <= excluded <= 70
+
+
+@pytest.mark.parametrize(("sizes", "worth"), [((60, 4, 4, 4), "2.27"), ((60, *[4] * 14), "4.29"), ((30,) * 4, "4")])
+def test_clusters_that_tell_too_little_show_nothing(sizes: tuple[int, ...], worth: str) -> None:
+    names = named(*sizes)
+    a = [replace(WRONG, accuracy=0.01 * (index % 7), cluster=name) for index, name in enumerate(names)]
+    found = compare(a, [replace(each, accuracy=0.9) for each in a])
+    assert found.interval.low > 0.5 and not found.is_significant and found.p_value is None
+    assert conclusion(found, "Q4", "Q8") == (
+        f"no significant difference: the clusters tell as much as {worth} of equal size, and 5 are needed to detect any"
+    )
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 8, 20])
@@ -126,7 +166,7 @@ def test_smallest_difference_grows_with_clusters() -> None:
     independent = compare(a, b).smallest_difference
     texts = [replace(each, cluster=index // 10) for index, each in enumerate(a)]
     clustered = compare(texts, b).smallest_difference
-    assert independent == pytest.approx(smallest_difference(200, 0.2))
+    assert independent == pytest.approx(smallest_difference(200, 0.2), rel=0.01)
     assert independent and clustered and clustered > 1.5 * independent
 
 
@@ -220,9 +260,9 @@ def test_conclusion_states_what_would_show() -> None:
     assert conclusion(found, "Q4", "Q8") == (
         "no significant difference: Q8 is 1.0 percentage points ahead"
         f" (95% interval: {100 * found.interval.low:.1f} to {100 * found.interval.high:.1f});"
-        " with 200 questions, only differences of at least about 7.1 percentage points are likely to be detected"
+        " with 200 questions, a difference of about 7.1 percentage points would be detected in about 80% of cases"
     )
     equal = conclusion(compare(*pair(100, 12, 12, 76)), "Q4", "Q8")
-    assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, only differences")
+    assert equal.startswith("no significant difference: the accuracies are equal; with 200 questions, a difference")
     few = conclusion(compare(*pair(1, 1, 2)), "Q4", "Q8")
     assert few == "no significant difference: 4 questions are too few to detect any"

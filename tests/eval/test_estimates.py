@@ -82,14 +82,14 @@ def test_standard_error_is_that_of_the_published_tables(name: str, n: int, value
         assert round(plain_error(values), 4) == published
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 5)), min_size=2, max_size=50))
-def test_clustered_standard_error_equals_that_of_statsmodels(values: list[tuple[float, int]]) -> None:
-    scored, clusters = [score for score, _ in values], [cluster for _, cluster in values]
-    if len(set(clusters)) == 1:
+@given(st.integers(1, 6), st.integers(1, 8), st.data())
+def test_error_of_equal_clusters_equals_that_of_statsmodels(count: int, size: int, data: st.DataObject) -> None:
+    clusters = [index % count for index in range(count * size)]
+    scored = data.draw(st.lists(st.floats(0, 1), min_size=len(clusters), max_size=len(clusters)))
+    if count == 1:
         assert standard_error(scored, clusters) == 0.0
     else:  # the mean is a regression on nothing but a constant
-        groups = numpy.unique(clusters, return_inverse=True)[1]
-        fit = OLS(scored, numpy.ones(len(values))).fit(cov_type="cluster", cov_kwds={"groups": groups})
+        fit = OLS(scored, numpy.ones(len(scored))).fit(cov_type="cluster", cov_kwds={"groups": numpy.array(clusters)})
         assert standard_error(scored, clusters) == pytest.approx(float(fit.bse[0]), abs=1e-9)
 
 
