@@ -94,12 +94,8 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         flips += before.correct != after.correct or (not after.correct and before.form != after.form)
     clusters = [outcome.cluster for outcome in a]
     interval = paired_interval(differences, clusters)
-    p_value: float | None = mcnemar(right_to_wrong, wrong_to_right)
-    effective_clusters = None
-    if len(set(clusters)) < len(clusters):
-        p_value, effective_clusters = None, degrees_of_freedom(clusters) + 1
-    is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
-    smallest = _smallest_difference_of(differences, clusters, is_binary)
+    independent = len(set(clusters)) == len(clusters)
+    smallest = _smallest_difference_of(differences, clusters, _is_binary(a) and _is_binary(b))
     return Comparison(
         n=len(differences),
         accuracy_a=mean([outcome.accuracy for outcome in a]),
@@ -109,12 +105,16 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         sequential_interval=paired_interval(differences, clusters, sequential_confidence(len(set(clusters)))),
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
-        p_value=p_value,
+        p_value=mcnemar(right_to_wrong, wrong_to_right) if independent else None,
         flips=flips,
         smallest_difference=smallest,
         is_significant=smallest is not None and not interval.low <= 0 <= interval.high,
-        effective_clusters=effective_clusters,
+        effective_clusters=None if independent else degrees_of_freedom(clusters) + 1,
     )
+
+
+def _is_binary(results: Sequence[QuestionResult]) -> bool:
+    return all(result.accuracy in (0.0, 1.0) for result in results)
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
@@ -161,9 +161,8 @@ def smallest_difference(n: float, disagreement: float, quantile: float = Z) -> f
     """
     if n < MIN_DISCORDANT:
         return None
-    angle = atan(Z_POWER / sqrt(n)) + asin(
-        min(1.0, quantile / sqrt(n + Z_POWER**2))
-    )  # with d = sqrt(disagreement) sin(angle)
+    sine = min(1.0, quantile / sqrt(n + Z_POWER**2))
+    angle = atan(Z_POWER / sqrt(n)) + asin(sine)  # with d = sqrt(disagreement) sin(angle)
     return sqrt(disagreement) * sin(min(angle, pi / 2))
 
 

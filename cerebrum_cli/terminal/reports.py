@@ -94,7 +94,11 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     if report.votes:
         streams.answer("\n")
         print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
-    record = {**run.record.fingerprint, **run.record.notes}
+    print_facts(streams, {**run.record.fingerprint, **run.record.notes})
+
+
+def print_facts(streams: Streams, record: JsonObject) -> None:
+    """Print what a run was made with."""
     facts = {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
     streams.answer(f"\n{field_lines(facts)}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -232,10 +232,7 @@ def factor(text: str, atom: re.Pattern[str]) -> str:
 
 def joined(text: str) -> str:
     """A text with its fractions and roots in parentheses where they stand beside another factor."""
-    before = ""
-    while before != text:
-        before, text = text, UNIT.sub(unit, text)
-    return text
+    return replaced(UNIT, unit, text)
 
 
 def unit(found: re.Match[str]) -> str:
@@ -263,9 +260,14 @@ def rows(node: Any, l2tobj: Any) -> str:
 
 def with_scripts(text: str) -> str:
     """A text with its superscripts and subscripts, from the innermost ones."""
+    return replaced(SCRIPT, script, text)
+
+
+def replaced(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str) -> str:
+    """A text in which no match is left, also none that a replacement has made."""
     before = ""
     while before != text:
-        before, text = text, SCRIPT.sub(script, text)
+        before, text = text, pattern.sub(replace, text)
     return text
 
 
