@@ -77,10 +77,7 @@ def _with_method(block: Block, entry_point: str) -> Block:
     method = _find_method(block.text, entry_point)
     if method is None or entry_point in _definitions(block.text):
         return block
-    code = block.text
-    if not block.is_closed:
-        code = _valid_prefix(code)
-    code = _without_own_tests(code, method[1])
+    code = _complete_code(block, method[1])
     return Block(f"{code}\n\n\n{entry_point} = {method[1]}().{entry_point}", is_closed=True)
 
 
@@ -96,10 +93,15 @@ def _defining_code(blocks: list[Block], entry_point: str) -> str:
         if not _is_stub(block.text, entry_point):
             chosen = block
             break
-    code = chosen.text
-    if not chosen.is_closed:
+    return _complete_code(chosen, entry_point)
+
+
+def _complete_code(block: Block, name: str) -> str:
+    """The code of a block up to where it was cut off, without what it runs below a definition."""
+    code = block.text
+    if not block.is_closed:
         code = _valid_prefix(code)
-    return _without_own_tests(code, entry_point)
+    return _without_own_tests(code, name)
 
 
 def _before_fence(reply: str) -> Block:
