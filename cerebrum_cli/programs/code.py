@@ -35,23 +35,27 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
 
     In this order: the last fenced block that defines the entry point, unless it only repeats its signature; a
     definition outside of blocks, the last block that continues the prompt, text that does, the last block. A closed
-    block may be invalid, and is not repaired except for its spaces. A method defines the entry point, too. Names that a
-    block lacks are taken from other blocks, and what it runs below the function, such as the model's own tests, is left
-    out.
+    block may be invalid, and is not repaired except for its spaces. Where no function is the entry point, a method of a
+    class may be. Names that a block lacks are taken from other blocks, and what it runs below the definition, such as
+    the model's own tests, is left out.
     """
     reply = reply.replace("\r\n", "\n")
-    blocks = [_with_method(block, entry_point) for block in _fenced_blocks(reply)]
+    blocks = _fenced_blocks(reply)
     reply = reply.translate(PLAIN_SPACES)
     name = re.escape(entry_point)
     opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
     preamble = prompt[: opening.start()].strip("\n") if opening else ""
-    definition = re.compile(rf"(?m)^((async )?def {name}\b|{name} *(:[^=\n]+)?=[^=])")
+    end = ""
+    if owner := _class_with_method("\n".join([*(block.text for block in blocks), reply]), name):
+        name, end = owner, f"\n\n\n{entry_point} = {owner}().{entry_point}"
+    definition = re.compile(rf"(?m)^((async )?def {name}\b|class {name}\b|{name} *(:[^=\n]+)?=[^=])")
     defining = [block for block in reversed(blocks) if definition.search(block.text)]
     if defining:
-        code = _defining_code(defining, entry_point)
-        return _with_preamble(preamble, _with_helpers(code, blocks, preamble, entry_point))
-    if function := _bare_function(reply, entry_point):
-        return _with_preamble(preamble, function)
+        code = _with_helpers(_defining_code(defining, name), blocks, preamble, name)
+    else:
+        code = _bare_definition(reply, name)
+    if code:
+        return _with_preamble(preamble, code) + end
     for block in (*reversed(blocks), _before_fence(reply)):
         if program := _continue_prompt(prompt, block, entry_point):
             return program
@@ -72,34 +76,23 @@ def first_program(reply: str) -> str:
     return _with_helpers(chosen.text, blocks, "", "print")
 
 
-def _with_method(block: Block, entry_point: str) -> Block:
-    """A block with a function of the entry point's name, if it has a class with such a method."""
-    method = _find_method(block.text, entry_point)
-    if method is None or entry_point in _definitions(block.text):
-        return block
-    code = _complete_code(block, method[1])
-    return Block(f"{code}\n\n\n{entry_point} = {method[1]}().{entry_point}", is_closed=True)
+def _class_with_method(text: str, name: str) -> str | None:
+    """The first class that has a method of this name; None beside a function of that name."""
+    method = re.search(rf"(?ms)^class (\w+)\b(?:(?!^\w).)*?^[ \t]+(async )?def {name}\b", text)
+    if method is None or re.search(rf"(?m)^(async )?def {name}\b", text):
+        return None
+    return method[1]
 
 
-def _find_method(text: str, entry_point: str) -> re.Match[str] | None:
-    """From the class that has the entry point as a method up to its name; the class is the first group."""
-    return re.search(rf"(?ms)^class (\w+)(?:(?!^\w).)*?^[ \t]+(async )?def {re.escape(entry_point)}\b", text)
-
-
-def _defining_code(blocks: list[Block], entry_point: str) -> str:
-    """Code of the first block that does more than repeat a signature, or of the first one."""
+def _defining_code(blocks: list[Block], name: str) -> str:
+    """Code of the first block that does more than repeat a signature, or of the first one, without its own tests."""
     chosen = blocks[0]
     for block in blocks:
-        if not _is_stub(block.text, entry_point):
+        if _function_body(block.text, name) != []:
             chosen = block
             break
-    return _complete_code(chosen, entry_point)
-
-
-def _complete_code(block: Block, name: str) -> str:
-    """The code of a block up to where it was cut off, without what it runs below a definition."""
-    code = block.text
-    if not block.is_closed:
+    code = chosen.text
+    if not chosen.is_closed:
         code = _valid_prefix(code)
     return _without_own_tests(code, name)
 
@@ -126,15 +119,20 @@ def _bound_names(node: ast.stmt) -> list[str]:
     return [name.id for name in names if isinstance(name.ctx, ast.Store)]
 
 
-def _is_stub(code: str, entry_point: str) -> bool:
-    """Whether the entry point has nothing but a docstring, `pass`, `...` or an error for what is missing."""
-    function = _definitions(code).get(entry_point)
-    return isinstance(function, Function) and all(map(_is_placeholder, function.body))
+def _function_body(code: str, name: str, start: int = 0) -> list[ast.stmt] | None:
+    """The statements of a function, below a line, that do something; None if code defines no such function."""
+    function = _definitions(code).get(name)
+    if not isinstance(function, Function):
+        return None
+    return [node for node in function.body if node.lineno > start and not _is_placeholder(node)]
 
 
 def _is_placeholder(node: ast.stmt) -> bool:
+    """Whether a statement does nothing, as a docstring or a word do, or raises an error for what is missing."""
     if isinstance(node, ast.Expr):
-        return isinstance(node.value, ast.Constant)
+        return not isinstance(node.value, ast.Call | ast.Await | ast.Yield | ast.YieldFrom)
+    if isinstance(node, ast.AnnAssign):  # a word that is followed by a colon and another
+        return node.value is None
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node))
 
 
@@ -221,22 +219,19 @@ def _with_preamble(preamble: str, code: str) -> str:
     return f"{code[:start]}{preamble}\n\n\n{code[start:]}"
 
 
-def _bare_function(text: str, entry_point: str) -> str | None:
-    definitions = list(re.finditer(rf"(?m)^( *)(async )?def {re.escape(entry_point)} *\(", text))
+def _bare_definition(text: str, name: str) -> str:
+    """The last definition outside of blocks, with the imports, constants and definitions above it; empty if none."""
+    definitions = list(re.finditer(rf"(?m)^( *)((async )?def|class) {name} *[(:]", text))
     if not definitions:
-        return None
+        return ""
     start, indent = text.count("\n", 0, definitions[-1].start()), definitions[-1][1]
-    method = _find_method(text, entry_point)
-    if method and indent:
-        start, indent = text.count("\n", 0, method.start()), ""
     lines = [line.removeprefix(indent) for line in text.split("\n")]
     for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
             if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
                 break
             start = number
-    code = _without_last_words(_valid_prefix("\n".join(lines[start:])))
-    return _with_method(Block(code, is_closed=True), entry_point).text
+    return _without_last_words(_valid_prefix("\n".join(lines[start:])))
 
 
 def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
@@ -250,7 +245,7 @@ def _continue_prompt(prompt: str, block: Block, entry_point: str) -> str | None:
     if not block.is_closed:
         programs += [_without_last_words(_valid_prefix(program)) for program in programs]
     for program in programs:
-        if _has_body(program, entry_point, start):
+        if _function_body(program, entry_point, start):
             return program
     return None
 
@@ -268,30 +263,14 @@ def _variants(block: Block) -> list[str]:
     return variants
 
 
-def _has_body(program: str, entry_point: str, start: int) -> bool:
-    function = _definitions(program).get(entry_point)
-    if not isinstance(function, Function):
-        return False
-    return any(statement.lineno > start and not _is_words(statement) for statement in function.body)
-
-
 def _without_last_words(code: str) -> str:
     """Cut off the end of valid code where it only looks like code: words, or examples of the function's use."""
     statements = _parse(code).body
-    while statements and (isinstance(statements[-1], ast.Expr) or _is_words(statements[-1])):
+    while statements and (isinstance(statements[-1], ast.Expr) or _is_placeholder(statements[-1])):
         statements.pop()
     if not statements:
         return ""
     return "\n".join(code.split("\n")[: statements[-1].end_lineno])
-
-
-def _is_words(statement: ast.stmt) -> bool:
-    """Whether a statement does nothing, such as a single word, or one that is followed by a colon and another."""
-    if isinstance(statement, ast.AnnAssign):
-        return statement.value is None
-    return isinstance(statement, ast.Expr) and not isinstance(
-        statement.value, ast.Call | ast.Await | ast.Yield | ast.YieldFrom
-    )
 
 
 def _valid_prefix(code: str) -> str:
