@@ -1,6 +1,8 @@
-"""How often `runs compare` finds a significant difference between two models that are equally accurate.
+"""How often `runs compare` finds a significant difference: between equal models, and where there is one.
 
 Usage: python benchmarks/comparison_level.py [--dry-run]
+
+It also prints how often it finds a true difference as large as it calls detectable in 80 % of cases.
 
 Questions have a difficulty and belong to clusters, in each of which one model may be better than the other by chance;
 over all clusters they are equal. The rate should be 5 %. It is lower where few questions with one sample each give few
@@ -13,12 +15,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from math import exp
+from math import exp, sqrt
 from random import Random
+from statistics import NormalDist, fmean
 
 from harness import argument_parser, record_section
 
-from cerebrum_cli.eval.comparison import QuestionResult, compare
+from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare
 from cerebrum_cli.eval.estimates import degrees_of_freedom
 
 TRIALS = 1000
@@ -28,6 +31,15 @@ CASES = ((1, 0.0), (1, 0.7), (8, 0.0), (8, 0.7))  # samples, spread of the advan
 UNEQUAL_TITLE = """\
 Clusters of unequal size: what they are worth in equal ones (below 5, no difference is called significant), and the rate
 by samples and by the spread of one model's advantage between clusters.
+"""
+POWER_TRIALS = 300
+POWER_CASES = ((30, 30, 1), (30, 30, 8), (60, 10, 1), (120, 120, 1), (120, 20, 8), (200, 200, 1), (200, 8, 8))
+POWER_TITLE = f"""\
+The mean difference that equal runs are said to detect in 80 % of cases, in points, and the share of {POWER_TRIALS}
+comparisons of models which differ by as much that find it, in percent; these shares vary by about 2.5 points.
+
+| questions | clusters | samples | detectable | found |
+|---|---|---|---|---|
 """
 INTRODUCTION = """\
 Share of {trials:,} simulated comparisons of equally accurate models that `runs compare` calls significant, in percent
@@ -45,22 +57,48 @@ def equal_rate(clusters: int, samples: int, questions: int) -> float:
 def rate(names: Sequence[int], samples: int, spread: float) -> float:
     """Share of significant comparisons, in percent; `names` are the clusters of the questions."""
     random = Random(f"{names} {samples} {spread}")
-    return 100 * sum(is_significant(random, names, samples, spread) for _ in range(TRIALS)) / TRIALS
+    return 100 * sum(compared(random, names, samples, spread).is_significant for _ in range(TRIALS)) / TRIALS
 
 
-def is_significant(random: Random, names: Sequence[int], samples: int, spread: float) -> bool:
+def power(questions: int, clusters: int, samples: int) -> tuple[float, float]:
+    """The difference that equal runs call detectable, and the share of runs which find it, in percent."""
+    random = Random(f"power {questions} {clusters} {samples}")
+    names, spread = [question % clusters for question in range(questions)], 0.0 if clusters == questions else 0.7
+    stated = [compared(random, names, samples, spread).smallest_difference for _ in range(POWER_TRIALS)]
+    difference = fmean(least for least in stated if least is not None)
+    ahead = advantage_of(difference, spread)
+    found = [compared(random, names, samples, spread, ahead).is_significant for _ in range(POWER_TRIALS)]
+    return 100 * difference, 100 * fmean(found)
+
+
+def advantage_of(difference: float, spread: float) -> float:
+    """How far one model must be ahead for the accuracies to differ by so much, by bisection."""
+    ease = NormalDist(0, sqrt(1 + 1 + 0.5**2 + spread**2))
+    places = [ease.inv_cdf((place + 0.5) / 500) for place in range(500)]
+    low, high = 0.0, 8.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if fmean(1 / (1 + exp(-place - middle)) - 1 / (1 + exp(-place)) for place in places) < difference:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def compared(random: Random, names: Sequence[int], samples: int, spread: float, ahead: float = 0.0) -> Comparison:
+    """Compare two simulated runs, the second of a model that is ahead by so much."""
     clusters = len(set(names))
     effects = [[random.gauss(0, 1), random.gauss(0, spread), random.gauss(0, spread)] for _ in range(clusters)]
     runs: tuple[list[QuestionResult], list[QuestionResult]] = [], []
     for name in names:
         difficulty, *advantages = effects[name]
         difficulty += random.gauss(0, 1)
-        for run, advantage in zip(runs, advantages, strict=True):
+        for run, advantage in zip(runs, (advantages[0], advantages[1] + ahead), strict=True):
             chance = 1 / (1 + exp(difficulty - advantage - random.gauss(0, 0.5)))
             correct = [random.random() < chance for _ in range(samples)]
             is_right = 2 * sum(correct) > samples
             run.append(QuestionResult(sum(correct) / samples, str(is_right), is_right, name))
-    return compare(*runs).is_significant
+    return compare(*runs)
 
 
 def main() -> None:
@@ -80,6 +118,11 @@ def main() -> None:
         shape = " + ".join(f"{count} x {size}" for size, count in Counter(sizes).items())
         rates = [f"{rate(names, samples, spread):.1f}" for samples, spread in CASES]
         lines.append(f"| {shape} | {degrees_of_freedom(names) + 1:.2f} | {' | '.join(rates)} |")
+        print(lines[-1], flush=True)
+    lines += ["", POWER_TITLE.rstrip("\n")]
+    for case in POWER_CASES:
+        difference, found = power(*case)
+        lines.append(f"| {' | '.join(map(str, case))} | {difference:.1f} | {found:.0f} |")
         print(lines[-1], flush=True)
     if not options.dry_run:
         introduction = INTRODUCTION.format(trials=TRIALS, day=date.today())

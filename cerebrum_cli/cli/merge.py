@@ -139,10 +139,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "name": merge.options.name,
         "merge_method": merge.recipe.method,
         "models": {name: model.reference for name, model in merge.models.items()},
-        "layers": [
-            {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
-            for number, sources in enumerate(merge.plan.layers)
-        ],
+        "layers": describe_layers(merge),
         "tensors": len(tensors),
         "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),
         "parameters": header.parameters,
@@ -157,3 +154,10 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "memory_to_merge": merge.memory,
         "free": shutil.disk_usage(path.parent).free,
     }
+
+
+def describe_layers(merge: Merge) -> list[JsonDict]:
+    layers: list[JsonDict] = []
+    for number, sources in enumerate(merge.plan.layers):
+        layers.append({"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]})
+    return layers

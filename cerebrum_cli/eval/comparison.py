@@ -95,7 +95,8 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
     clusters = [outcome.cluster for outcome in a]
     interval = paired_interval(differences, clusters)
     independent = len(set(clusters)) == len(clusters)
-    smallest = _smallest_difference_of(differences, clusters, _is_binary(a) and _is_binary(b))
+    is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
+    smallest = _smallest_difference_of(differences, clusters, is_binary)
     return Comparison(
         n=len(differences),
         accuracy_a=mean([outcome.accuracy for outcome in a]),
@@ -111,10 +112,6 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         is_significant=smallest is not None and not interval.low <= 0 <= interval.high,
         effective_clusters=None if independent else degrees_of_freedom(clusters) + 1,
     )
-
-
-def _is_binary(results: Sequence[QuestionResult]) -> bool:
-    return all(result.accuracy in (0.0, 1.0) for result in results)
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
@@ -193,12 +190,11 @@ def conclusion(comparison: Comparison, a: str, b: str) -> str:
     if comparison.is_significant:
         return f"{better} is {ahead} more accurate than {worse} {interval}; the difference is statistically significant"
     least, clusters = comparison.smallest_difference, comparison.effective_clusters
-    if clusters and clusters < MIN_CLUSTERS:
-        few = f"the clusters tell as much as {clusters:.3g} of equal size, and {MIN_CLUSTERS} are needed to detect any"
-        return f"no significant difference: {few}"
     if least is None:
-        are = "question is" if comparison.n == 1 else "questions are"
-        return f"no significant difference: {comparison.n} {are} too few to detect any"
+        few = "1 question is" if comparison.n == 1 else f"{comparison.n} questions are"
+        if clusters:
+            few = f"the clusters, equivalent to {clusters:.3g} of equal size, are"
+        return f"no significant difference: {few} too few to detect any"
     found = f"{better} is {ahead} ahead {interval}"
     if abs(comparison.difference) < ROUNDING:
         found = "the accuracies are equal"

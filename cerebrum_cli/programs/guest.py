@@ -47,10 +47,9 @@ def run(code: str, test: str) -> tuple[str, str]:
     except memory_error:
         return "memory", ""
     except BaseException as error:
-        if isinstance(error, exit_error) and not (test or error.code):
-            return "passed", printed.getvalue()[-DETAIL:]
-        own = error.__traceback__  # the frame of this function, above those of the program
-        return "failed", "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
+        if test or not isinstance(error, exit_error) or error.code:
+            own = error.__traceback__  # the frame of this function, above those of the program
+            return "failed", "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
     return "passed", printed.getvalue()[-DETAIL:]
 
 

@@ -20,7 +20,8 @@ QUESTION = (
     "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
     " final answer. Reply with the program only."
 )
-STOP = ("\n```\n",)  # some models explain a program, and imagine what it prints
+# A second block is what the model imagines that the program prints: in 21 of 40 replies of Qwen2.5-Coder-0.5B.
+STOP = ("\n```\n",)
 MAX_TOKENS = 400
 TIMEOUT_S = 5.0
 ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"

@@ -20,7 +20,12 @@ from cerebrum_cli.core.errors import UsageError
 MAX_VOTES = 256
 
 _LONG = re.compile(r"-?\d+\.\d{10,}", re.ASCII)  # floats have 15 to 17 digits
-_LABEL = re.compile(r"(?i)\W*(?![A-H]:)[a-z][^,;=\[\]{}]*(?:(?<=\S):|\s(?:is|are|equals))[*_]*\s+((?!.*:\s)\S.*?)\.?")
+_LABEL = re.compile(
+    r"(?i)[^\w{]*(?![A-H]:)[a-z][^,;=\[\]{}]*(?:(?<=\S):(?=[*_]*\s)|(?<=[a-z)]):|\s(?:is|are|equals)(?=[*_]*\s))"
+    r"[*_]*\s*((?!.*:\s)\S.*?)\.?"
+)
+# The value of a list, a tuple, a set or a dictionary of one.
+_ALONE = re.compile(r"""[\[({]\s*(?:['"]?[\w ]+['"]?:\s*)?(['"]?)([^\[\](){},;:'"]+?)\1,?\s*[\])}]""")
 _AMOUNT = re.compile(r"\d[\d.,/]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "inf", "-inf"))}
@@ -292,14 +297,15 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
 
 
 def _value(output: str) -> str:
-    """What a program prints after a label, or as the only number of a sentence; otherwise all."""
+    """What a program prints after a label, as the only number of a sentence, or alone in brackets; otherwise all."""
     from cerebrum_cli.answers.extract import final_answer
 
     if label := _LABEL.fullmatch(output):
-        return label[1]
-    if len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
-        return final_answer(output) or output
-    return output
+        output = label[1]
+    elif len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
+        output = final_answer(output) or output
+    alone = _ALONE.fullmatch(output)
+    return alone[2] if alone else output
 
 
 def comes_to(output: str, answer: str) -> bool:

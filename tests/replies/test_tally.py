@@ -264,6 +264,11 @@ def test_vote_with_checks_stops_early_when_checked_samples_agree() -> None:
         *(("B", "B: 12", True), ("4", "Apples: 3, pears: 4", False), ("4", "The ratio is 3 : 4", False)),
         *(("12", "Area: 12π", False), ("5", "Result: (2, 5)", False), ("1", "x^2 + 1", False), ("5", "x > 5", False)),
         *(("1.2e-5", "0.04", False), ("5", "Sum of 5 and 3: 8", False)),
+        *(("29", output, True) for output in ("Total:29", "Total:$29", "Answer=29", "x = 29", "29.0", "29 dollars")),
+        *(("29", output, True) for output in ("[29]", "[ 29.0 ]", "(29)", "(29,)", "{29}", "['29']", "{'total': 29}")),
+        *(("29", output, True) for output in ("Result: [29]", "Total: ['29']")),
+        *(("29", output, False) for output in ("[2, 29]", "(2, 29)", "{1: 2, 3: 29}", "f(29)", "2:29", "Time: 2:29")),
+        *(("29", output, False) for output in ("[-29]", "Time:2:29", "[2][29]", "[x > 29]", "[29/2]", "A:29B")),
     ],
 )
 def test_program_comes_to_an_answer(answer: str, output: str, agrees: bool) -> None:
