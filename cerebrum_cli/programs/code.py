@@ -142,18 +142,13 @@ def _without_own_tests(code: str, entry_point: str) -> str:
     if not definitions:
         return code
     start = definitions[entry_point].lineno if entry_point in definitions else 0
-    own = re.compile(rf"\b({entry_point}|{OWN_CALLS})\(|\b(__name__|SystemExit)\b")
+    own = re.compile(rf"\A\s*assert\b|\b({entry_point}|{OWN_CALLS})\(|\b(__name__|SystemExit)\b")
     lines = code.split("\n")
     for node in reversed(_parse(code).body):
-        if node.lineno > start and _is_test(node, own):
+        text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+        if node.lineno > start and not isinstance(node, Function | ast.ClassDef) and own.search(text):
             del lines[node.lineno - 1 : node.end_lineno]
     return "\n".join(lines)
-
-
-def _is_test(node: ast.stmt, own: re.Pattern[str]) -> bool:
-    if isinstance(node, Function | ast.ClassDef):
-        return False
-    return isinstance(node, ast.Assert) or own.search(ast.unparse(node)) is not None
 
 
 def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point: str) -> str:

@@ -119,6 +119,11 @@ def test_extraction_survives_deep_nesting(opening: str) -> None:
     extract_program(f"return {opening * 20_000}1\0", PROMPT, "double")
 
 
+def test_extraction_survives_a_long_sum_below_the_function() -> None:
+    program = extract_program(f"```\n{FUNCTION}\nTOTAL = {'+'.join(['1'] * 900)}\n```", PROMPT, "double")
+    assert program is not None and result_of(program) == "passed"
+
+
 # The sandbox: its filter of system calls, and where there is none.
 
 
