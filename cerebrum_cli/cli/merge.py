@@ -132,32 +132,31 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     from cerebrum_cli.gguf.parser import parse_tables
     from cerebrum_cli.library.fit import Capacity, fit_memory, planned_context
 
-    size, path, tensors = merge.plan.size, merge.options.output, merge.plan.tensors
-    header = header_from_tables(path, parse_tables(path, merge.plan.header, size))
+    plan = merge.plan
+    path = merge.options.output
+    size = plan.size
+    tensors = plan.tensors
+    header = header_from_tables(path, parse_tables(path, plan.header, size))
     context = planned_context(context, header.context_length)
     return {
         "name": merge.options.name,
         "merge_method": merge.recipe.method,
         "models": {name: model.reference for name, model in merge.models.items()},
-        "layers": describe_layers(merge),
+        "layers": [
+            {"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]}
+            for number, sources in enumerate(plan.layers)
+        ],
         "tensors": len(tensors),
-        "tensor_types": dict(Counter(tensor.kind.name for tensor in tensors)),
+        "tensor_types": Counter(tensor.kind.name for tensor in tensors),
         "parameters": header.parameters,
         "size": size,
         "files": [{"path": str(path), "size": size}],
         "copied": sum(tensor.size for tensor in tensors if tensor.is_copy),
-        "unmatched_filters": list(merge.plan.unmatched_filters),
-        "ignored_keys": list(merge.recipe.ignored_keys),
+        "unmatched_filters": plan.unmatched_filters,
+        "ignored_keys": merge.recipe.ignored_keys,
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
         "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
         "memory_to_merge": merge.memory,
         "free": shutil.disk_usage(path.parent).free,
     }
-
-
-def describe_layers(merge: Merge) -> list[JsonDict]:
-    layers: list[JsonDict] = []
-    for number, sources in enumerate(merge.plan.layers):
-        layers.append({"layer": number, "sources": [{"model": model, "layer": layer} for model, layer in sources]})
-    return layers

@@ -94,7 +94,8 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         flips += before.correct != after.correct or (not after.correct and before.form != after.form)
     clusters = [outcome.cluster for outcome in a]
     interval = paired_interval(differences, clusters)
-    independent = len(set(clusters)) == len(clusters)
+    units = len(set(clusters))
+    independent = units == len(clusters)
     is_binary = all(outcome.accuracy in (0.0, 1.0) for outcome in (*a, *b))
     smallest = _smallest_difference_of(differences, clusters, is_binary)
     return Comparison(
@@ -103,7 +104,7 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         accuracy_b=mean([outcome.accuracy for outcome in b]),
         difference=mean(differences),
         interval=interval,
-        sequential_interval=paired_interval(differences, clusters, sequential_confidence(len(set(clusters)))),
+        sequential_interval=paired_interval(differences, clusters, sequential_confidence(units)),
         right_to_wrong=right_to_wrong,
         wrong_to_right=wrong_to_right,
         p_value=mcnemar(right_to_wrong, wrong_to_right) if independent else None,

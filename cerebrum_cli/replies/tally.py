@@ -25,7 +25,7 @@ _LABEL = re.compile(
     r"[*_]*\s*((?!.*:\s)\S.*?)\.?"
 )
 # The value of a list, a tuple, a set or a dictionary of one.
-_ALONE = re.compile(r"""[\[({]\s*(?:['"]?[\w ]+['"]?:\s*)?(['"]?)([^\[\](){},;:'"]+?)\1,?\s*[\])}]""")
+_ALONE = re.compile(r"""\A[\[({]\s*(?:['"]?[\w ]+['"]?:\s*)?(['"]?)([^\[\](){},;:'"]+?)\1,?\s*[\])}]\Z""")
 _AMOUNT = re.compile(r"\d[\d.,/]*")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "inf", "-inf"))}
@@ -304,8 +304,7 @@ def _value(output: str) -> str:
         output = label[1]
     elif len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
         output = final_answer(output) or output
-    alone = _ALONE.fullmatch(output)
-    return alone[2] if alone else output
+    return _ALONE.sub(r"\2", output)
 
 
 def comes_to(output: str, answer: str) -> bool:

@@ -39,10 +39,24 @@ ESTIMATES = ("", "value", "95% interval")
 VOTES = ("vote", "accuracy", "95% interval", "tokens")
 # Keys of a run's record: with these, a report can be published alone.
 FACTS = (
-    *("protocol", "all questions", "question file", "template"),
-    *("quantization", "model file", "adapter", "format", "chat template", "system"),
-    *("seed", "max tokens", "ctx", "think", "grammar"),
-    *("cerebrum", "llama.cpp", "date"),
+    "protocol",
+    "all questions",
+    "question file",
+    "template",
+    "quantization",
+    "model file",
+    "adapter",
+    "format",
+    "chat template",
+    "system",
+    "seed",
+    "max tokens",
+    "ctx",
+    "think",
+    "grammar",
+    "cerebrum",
+    "llama.cpp",
+    "date",
 )
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
@@ -94,11 +108,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     if report.votes:
         streams.answer("\n")
         print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
-    print_facts(streams, {**run.record.fingerprint, **run.record.notes})
-
-
-def print_facts(streams: Streams, record: JsonObject) -> None:
-    """Print what a run was made with."""
+    record = {**run.record.fingerprint, **run.record.notes}
     facts = {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
     streams.answer(f"\n{field_lines(facts)}")
 
