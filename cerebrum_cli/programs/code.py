@@ -77,11 +77,11 @@ def first_program(reply: str) -> str:
 
 
 def _class_with_method(text: str, name: str) -> str | None:
-    """The first class that has a method of this name; None beside a function of that name."""
-    method = re.search(rf"(?ms)^class (\w+)\b(?:(?!^\w).)*?^[ \t]+(async )?def {name}\b", text)
-    if method is None or re.search(rf"(?m)^(async )?def {name}\b", text):
+    """The last class that has a method of this name; None beside a function of that name."""
+    classes = re.findall(rf"(?ms)^class (\w+)\b(?:(?!^\w).)*?^[ \t]+(?:async )?def {name}\b", text)
+    if not classes or re.search(rf"(?m)^(async )?def {name}\b", text):
         return None
-    return method[1]
+    return str(classes[-1])
 
 
 def _defining_code(blocks: list[Block], name: str) -> str:

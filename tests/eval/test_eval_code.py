@@ -66,6 +66,8 @@ def result_of(program: str) -> str:
         "```python\ndef double(numbers):\n    return [twice(number) for number in numbers]\n```\nwith\n"
         "```python\ndef twice(number):\n    return 2 * number\n\nassert twice(2) == 5\nprint(twice(input()))\n```",
         "```python\ndef double(numbers):\n    return [FACTOR * number for number in numbers]\n\nFACTOR = 2\n```",
+        "```python\nclass First:\n    def double(self, n):\n        return 3 * n\n```\nBetter:\n"
+        "```python\nclass Second:\n    def double(self, n):\n        return [2 * x for x in n]\n```",
     ],
 )
 def test_extraction_leaves_out_own_tests_and_stubs_and_finds_helpers(reply: str) -> None:
