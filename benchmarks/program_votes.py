@@ -2,10 +2,12 @@
 
 Usage: python benchmarks/program_votes.py CHECKED.jsonl PROGRAMS.jsonl [GREEDY.jsonl] [--dry-run]
        python benchmarks/program_votes.py --plot FILE
+       python benchmarks/program_votes.py --stops CHECKED.jsonl GREEDY.jsonl [CHECKED.jsonl GREEDY.jsonl] [--dry-run]
 
 The files are runs on the same questions with the same model; questions without all samples are left out. The programs
 of PROGRAMS run in the sandbox, and votes are replayed over all subsets of the samples. `--plot` draws accuracy against
-tokens for all models in RESULTS.md, and prints their mean gain over all questions. To make the runs:
+tokens for all models in RESULTS.md, and prints their mean gain over all questions. `--stops` replays when a vote may
+end, over all orders of the samples; its greedy replies are made with `--check python`, too. To make the runs:
 
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --check python -o CHECKED.jsonl
     cerebrum eval gsm8k.jsonl -m MODEL --samples 4 --template "$ONLY_A_PROGRAM" -o PROGRAMS.jsonl
@@ -23,7 +25,8 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
-from itertools import combinations, pairwise
+from functools import cache
+from itertools import chain, combinations, pairwise, permutations
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -40,6 +43,7 @@ from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.checking import run_program
+from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally, Votes
 
 GREEDY = "greedy"
 HEADING = "Votes on programs"
@@ -64,6 +68,21 @@ LINES = (  # label, names of its votes, style
 )
 ROW = re.compile(r"^\| ([\w][^|]*?) \| (\d.*)$", re.M)  # a vote, and its figures
 SHIPPED = "with the program after each"  # what `--check python` does
+
+
+STOPS = "When checked votes may end"
+STOPS_INTRODUCTION = """\
+Qwen2.5-Coder Instruct (Q4_K_M) on {questions} questions of GSM8K, {samples} samples at temperature 0.7 and a greedy
+reply, each with a program; {day}, written by `benchmarks/program_votes.py --stops`. Votes are replayed over all orders
+of the samples. Differences are paired, in points, with 95% intervals; the two models have the same questions, which are
+the clusters. The first checked answer is the leading one once a reply and a program give it, the second once two of
+each do. The last column compares with votes of 2 to {samples} samples with programs, by interpolation of tokens.
+Majorities have no programs. Ties are split.
+"""
+STOPS_HEAD = """\
+| {model}, vote | accuracy | tokens a question | from the greedy reply | from {today} | from samples at equal tokens |
+|---|---|---|---|---|---|"""
+TODAY = "auto:2..{samples}"
 
 
 class Drawn(NamedTuple):
@@ -159,13 +178,147 @@ def at_tokens(votes: Mapping[float, Sequence[float]], tokens: float) -> Sequence
     return votes[min(votes) if tokens < min(votes) else max(votes)]
 
 
-def interval(differences: Sequence[float]) -> str:
-    low, high = paired_interval(differences, range(len(differences)))
+def interval(differences: Sequence[float], clusters: Sequence[object] | None = None) -> str:
+    low, high = paired_interval(differences, clusters or range(len(differences)))
     return points(100 * mean(differences), 100 * low, 100 * high)
 
 
 def points(value: float, low: float, high: float) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+class Ballots(NamedTuple):
+    """Samples of a question, and what each votes for."""
+
+    samples: tuple[Sample, ...]
+    answers: tuple[SampleAnswer, ...]
+
+
+Stop = Callable[[tuple[SampleAnswer, ...]], int]  # how many of the ballots a vote takes
+
+
+def fixed(size: int) -> Stop:
+    return lambda _: size
+
+
+def adaptive(least: int, most: int) -> Stop:
+    """The rounds of `--votes auto:A..B`."""
+    votes = Votes(least, most, checks=True)
+
+    def taken(answers: tuple[SampleAnswer, ...]) -> int:
+        size = 0
+        while more := Tally(votes, answers[:size]).missing_samples:
+            size += more
+        return size
+
+    return taken
+
+
+def until_checked(times: int) -> Stop:
+    """Until so many replies and programs give the leading answer."""
+
+    def taken(answers: tuple[SampleAnswer, ...]) -> int:
+        for size in range(1, len(answers)):
+            leader = Tally(Votes(1, len(answers), checks=True), answers[:size]).leader
+            if leader and min(leader.replies, leader.programs) >= times:
+                return size
+        return len(answers)
+
+    return taken
+
+
+def stop_rules(size: int) -> dict[str, tuple[Stop, bool]]:
+    """By name, how a vote of up to `size` ends, and whether a greedy reply is its first ballot."""
+    rules: dict[str, tuple[Stop, bool]] = {f"{k} samples": (fixed(k), False) for k in range(2, size + 1)}
+    for begin, is_greedy in (("", False), ("greedy first, ", True)):
+        rules |= {f"{begin}auto:{least}..{size}": (adaptive(least, size), is_greedy) for least in range(2, size)}
+        rules[f"{begin}up to {size}, to the first checked answer"] = until_checked(1), is_greedy
+        rules[f"{begin}up to {size}, to the second checked answer"] = until_checked(2), is_greedy
+    return rules
+
+
+def ballots(samples: Sequence[Sample]) -> Ballots:
+    answers = list[SampleAnswer]()
+    for sample in samples:
+        answer = None if sample.finish_reason == "repetition" else sample.answer
+        program = None if sample.program is None else Program(sample.program, sample.program_output)
+        tally = Tally(Votes(1, 1)).add(answer, sample.probability, sample.basis == "stated", program)
+        answers += tally.answers
+    return Ballots(tuple(samples), tuple(answers))
+
+
+def replay(question: Drawn, rules: Mapping[str, tuple[Stop, bool]]) -> dict[str, tuple[float, float]]:
+    """Accuracy and tokens of votes on a question by each rule, over all orders of its samples."""
+    drawn = ballots([*question.greedy, *question.prose])
+    size = len(question.prose)
+
+    @cache
+    def vote(taken: frozenset[int]) -> tuple[float, int]:
+        samples = [drawn.samples[place] for place in sorted(taken)]
+        [right] = majorities([votes_of(samples)])[len(samples)]
+        return right, sum(cost(sample, has_program=True) for sample in samples)
+
+    found = {}
+    for name, (stop, is_greedy) in rules.items():
+        first = (0,) if is_greedy else ()
+        outcomes = []
+        for order in permutations(range(1, size + 1), size - len(first)):
+            places = first + order
+            taken = stop(tuple(drawn.answers[place] for place in places))
+            outcomes.append(vote(frozenset(places[:taken])))
+        right, tokens = zip(*outcomes, strict=True)
+        found[name] = mean(right), mean(tokens)
+    return found
+
+
+def stop_curves(questions: Sequence[Drawn]) -> dict[str, Curve]:
+    size = len(questions[0].prose)
+    greedy = [sample for drawn in questions for sample in drawn.greedy]
+    found = {GREEDY: Curve([sample.correct for sample in greedy], mean(s.completion_tokens for s in greedy))}
+    found |= {f"majority of {k}": curve(questions, k, 0) for k in (1, 2, size)}
+    rules = stop_rules(size)
+    outcomes = [replay(drawn, rules) for drawn in questions]
+    for name in rules:
+        accuracies, tokens = zip(*(outcome[name] for outcome in outcomes), strict=True)
+        found[name] = Curve(list(accuracies), mean(tokens))
+    return found
+
+
+def stop_table(models: Mapping[str, Sequence[Drawn]]) -> str:
+    """A table for each model, and one for all of them if they are several."""
+    size = max(len(drawn.prose) for questions in models.values() for drawn in questions)
+    today = TODAY.format(samples=size)
+    found = {model: stop_curves(questions) for model, questions in models.items()}
+    count = min(map(len, models.values()))
+    lines = [fill(STOPS_INTRODUCTION.format(questions=count, samples=size, day=date.today()), 120)]
+    if len(found) > 1:
+        several = list(found.values())
+        found["all"] = {name: pooled([curves[name] for curves in several]) for name in several[0]}
+    for model, curves in found.items():
+        lines += ["", STOPS_HEAD.format(model=model, today=today)]
+        samples = {
+            curves[name].tokens: curves[name].accuracies for name in (f"{k} samples" for k in range(2, size + 1))
+        }
+        clusters = [place % count for place in range(len(curves[GREEDY].accuracies))]
+        for name, (accuracies, tokens) in sorted(curves.items(), key=lambda item: item[1].tokens):
+            cells = [name, f"{mean(accuracies):.3f}", f"{tokens:.0f}"]
+            for other in (curves[GREEDY].accuracies, curves[today].accuracies, at_tokens(samples, tokens)):
+                differences = [a - b for a, b in zip(accuracies, other, strict=True)]
+                cells.append(interval(differences, clusters) if any(differences) else "")
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def pooled(several: Sequence[Curve]) -> Curve:
+    return Curve(list(chain.from_iterable(each.accuracies for each in several)), mean(each.tokens for each in several))
+
+
+def draw_for_stops(checked: Run, greedy: Run) -> list[Drawn]:
+    """The questions that have all samples and a greedy reply, in the order of their numbers."""
+    samples, replies = (group_by_question(rescored(run)[0]) for run in (checked, greedy))
+    size = max(map(len, samples.values()))
+    drawn = [Drawn(each, [], replies[id]) for id, each in samples.items() if len(each) == size and id in replies]
+    return sorted(drawn, key=lambda question: str(question.prose[0].id))
 
 
 def rows(found: dict[str, Curve]) -> Iterator[str]:
@@ -269,12 +422,25 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="*")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--stops", type=Path, nargs="+")
     options = parser.parse_args()
     if options.plot:
         models = recorded()
         plot(models, options.plot)
         for size in (2, 3, 4):
             print(size, mean_gain(models.values(), f"{size} of prose {SHIPPED}"))
+        return
+    if options.stops:
+        pairs = [require_run(path) for path in options.stops]
+        table = stop_table(
+            {
+                checked.model: draw_for_stops(checked, greedy)
+                for checked, greedy in zip(pairs[::2], pairs[1::2], strict=True)
+            }
+        )
+        print(table)
+        if not options.dry_run:
+            record_section(STOPS, table)
         return
     runs = [require_run(path) for path in options.runs]
     questions = draw(require_sandbox(), *runs)
