@@ -45,6 +45,7 @@ _TIDY = rewriting(
     ),
     (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
 )
+_UNION = re.compile(r"[(\[{]|[)\]}]|∪")
 _SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)[-+]")
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
@@ -78,6 +79,10 @@ def equals_reference(answer: str | None, reference: str) -> bool:
 
 def _implied(text: str, form: str) -> str | None:
     """Form of a percentage as a share, or of a time without its half of the day."""
+    if decimal := re.match(r"(-?\d++),(\d{1,2})(?![\d,])(?!\s\d)", text):  # with a decimal comma
+        return canonical(f"{decimal[1]}.{decimal[2]}{text[decimal.end() :]}")
+    if rounded := re.fullmatch(r"[^≈]+≈([^≈]+)", text):
+        return canonical(rounded[1])
     if time := re.fullmatch(r"([\d:]++)[ap]m", form):
         return time[1]
     if not re.search(r"%|\bper\s?cent\b", text):
@@ -122,6 +127,8 @@ def _nested(text: str, depth: int) -> str | None:
     number, space, unit = text.partition(" ")
     if unit and re.search("[√π)]", number) and is_unit(space + unit):
         return _ruled(number, depth)
+    if len(sets := _split(_UNION, text)) > 1:
+        return "∪".join(sorted(_ruled(part, depth) for part in sets))
     if _is_enclosed(text):
         return _enclosed(text[0], text[1:-1], text[-1], depth)
     parts, are_alternatives = _parts(text)
@@ -233,6 +240,15 @@ def _is_enclosed(text: str) -> bool:
         if not depth:
             return mark.end() == len(text) and re.fullmatch(r"[(\[].+[)\]]|\{.*\}", text) is not None
     return False
+
+
+def _split(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Split at the matches of a pattern outside of brackets."""
+    parts, start = [], 0
+    for mark in _outside_brackets(pattern, text):
+        parts.append(text[start : mark.start()])
+        start = mark.end()
+    return [*parts, text[start:]]
 
 
 def _sum(text: str) -> str:

@@ -14,23 +14,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from cerebrum_cli.answers.number_words import with_digits
+from cerebrum_cli.answers.phrases import ASIDE_LINE, COPULAS, CORRECTION, FILLER, LABELS, NOT_IT, REMARK
+from cerebrum_cli.answers.sentence import result, values_alone, values_in
+from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
 from cerebrum_cli.answers.plain_text import (
-    BREAK,
     CALCULATOR_NOTE,
-    NUMBER,
-    NUMBER_SOURCE,
     Match,
     has_content,
     plain,
-    sentence_stop,
     sentences,
     trimmed,
+    without_markup,
 )
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(
-    r"(?im)^[ \t#*>_-]*+(?:(?P<own>question|q)|user|human|problem)\s?\d*+[*_]*+:|^(?P<list>the following (?:are|is)\b)",
+    r"(?im)^[ \t#*>_-]*+(?:question|q|user|human|problem|exercise|instruction|input)\s?\d*+(?:[*_]*+:|[.)]\s|(?<=\d)[ *_]*$)"
+    r"|^\#{1,4}\s(?:question|exercise|problem|instruction|input)\b|^(?:the following (?:are|is)\b)",
 )
+# What ends a turn in the prompt formats of models: another turn follows.
+_END_OF_TURN = re.compile(
+    r"<\|(?:start_header_id|im_start|channel|start)\|>\w*(?:<\|\w+\|>)?|<[|｜][^<>\n]{1,40}[|｜]>|<\|?/?(?:s|eos|bos|pad|unk|turn|end_of_\w+|start_of_turn|endoftext|extra_id_\d+)\|?>|<turn\|>"
+    r"|\[(?:/?INST|EOS|\|\w+\||end of text)\]"
+)
+_BOXES = re.compile(r"\\boxed\{([^{}]*+)\}(?:\$?(?:,|,?\s(?:and|or))\s\$?\\boxed\{([^{}]*+)\})++")
 _MARKER = re.compile(
     r"""(?imx)
       (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
@@ -39,6 +47,9 @@ _MARKER = re.compile(
     | \banswers?["'*_]*+
       (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){0,4}?)\s++[\w'-]++)?
       (?:\s++[*_]*+(?:is|are|was|equals|(?:would|should|must|will)\s++be)\b | (?P<label>\s*+[:=]|>))
+    | """
+    + rf"""{LABELS}["'*_]*+\s*+(?:{COPULAS}|(?P<labelled>[:=—-]))
+    | (?P<correction>{CORRECTION})
     """,
 )
 
@@ -49,39 +60,31 @@ _LEAD = re.compile(
 
 # "So the answer is correct" checks an answer that stands elsewhere, and "not 5" is none.
 _REMARK = re.compile(r"(?is)(?:in)?correct|right|wrong|clear|(?:un)?reasonable|not\b.*")
+_IN_WORDS = re.compile(
+    r"(?!(?:yes|no|true|false|.)\Z)[^\W\d_]++(?:[\s-][^\W\d_]++)*+", re.IGNORECASE
+)  # a remark, if a value precedes it
 _REFUSAL = re.compile(
     r"(?i)\b(?:can(?:not|['’]t)|could not|(?:im|not )possible to|unable to) (?:be |we )?(?:determin|answer|calculat)"
     r"|\b(?:none of the (?:above|given|options)|(?:not enough|insufficient) info)"
     r"|\A(?:none|null|n/a|unknown|undetermined|indetermina(?:te|ble))\Z",
 )
 _REASON = re.compile(  # samples that agree should not differ by it
-    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not)\b|\s\(?(?:because|since)\b",
+    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not|nicht|et non|non|no|rather than|instead of)\b|\s(?:rather than|instead of|et non|i\.e\.)\b|[,，]不是|\s\(?(?:because|since)\b",
 )
-_AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b|.*\\begin")  # not an amount
+_FILLER = re.compile(rf"(?ix)\A(?:(?:{FILLER})(?:[,:]?\s|[,:])\s*+|[a-z]+(?:\s[a-z]+)?:\s)++(?=[^\W_a-z]|[^\w\s]|[a-z]\b)")
+_QUESTION = re.compile(
+    r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
+)
+_BALANCED = re.compile(rf"(?:[^()\[\]{{}}]++|{BRACKETED}|[(\[{{])*+")
+_COUNTER = re.compile(r"(?<=\d)(?:です|입니다|ではありません|个|個|つ|개|명|人|円|元|块|원)[^\d]*\Z")
+_CONCLUSION = re.compile(r"[,;]\s(?:so|thus|therefore|hence|which gives|giving)\s|;(?=[^,;]*\sis\s)")
+_EQUAL = re.compile("[=≈]")
+_NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?(?=\d)")
+_AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _ASIDE = re.compile(r"(?i)(?<=[\w%.])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)")
-_EXPRESSION = r"(?:\^|[a-z]?\s?[-+*/×÷]|\s?x)\s?[\d(.]"  # with the number before it: "2x + 5"
-_EQUATION = re.compile(rf"(?ix).*[=≈]\s*+(?!0\s*\Z)({NUMBER_SOURCE}(?!{_EXPRESSION}).*+)")
-_SEVERAL = re.compile(r"[,;<>≤≥≠^]|!=|\b(?:and|or)\b")
-_ALONE = re.compile(r"(?i:yes|no)|[A-Z]|\([A-Za-z]\)")
-_ITEM = re.compile(r"(?im)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
-_CLOSING = re.compile(
-    r"(?im)^[ \t*#_>]*+(?:explanation|note|check|verification|reflection|remember)(?=[*_]*+:|[*_ ]*+$)"
-    r"(?:.++|\n(?!\s*\n))*+",
-)
-_COMPUTED = re.compile(
-    rf"(?ix)(?:(?<!!)=|≈|\\approx(?![a-z])|\bequals\b|\bequal\ to\b)\s*+({NUMBER_SOURCE})(?!{_EXPRESSION})",
-)
-# "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
-_CONSEQUENCE = re.compile(r"(?i)\b(?:so|thus|therefore|hence|leaving|which (?:is|means|leaves|gives))\b(?! far)")
-# "240 apples in 30 days", "5 of the 20 students"
-_BESIDE = re.compile(
-    r"(?i)(?<!total )(?<!sum )(?<!average )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s"
-    rf"(?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+(?x:{NUMBER_SOURCE})",
-)
-_EXPLANATION = re.compile(
-    r"(?i)\b(?:(?:since|because|after|or(?=\s-?\d)|to\s(?!a|the\b)[a-z]+|which is\b(?=.{3,16}\bthan\b))\b|i\.e\.)"
-)
+_ALONE = re.compile(r"(?i)yes|no|[a-z]|\([a-z]\)")
+_ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
     r"\b(?:is|are|was|were|be|has|have|had|needs?|equals|makes?|earns?|costs?|of|total)\s\$?\*\*([^*\n:]+)\*\*(?!\s?[:=])"
 )
@@ -98,23 +101,33 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
     If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
     no number counts: without a statement, it is the bold part of the last line, or that line.
     """
-    text = own_text(text)
-    doubtful = None
+    text = without_remarks(own_text(text))
+    doubtful = words = None
     for answer, is_firm in _statements_from_last(text, in_words):
-        if is_firm and _REFUSAL.search(answer):
+        if not is_firm:
+            doubtful = doubtful or answer
+            continue
+        if _REFUSAL.search(answer):
             return None, None
-        if is_firm:
+        if in_words or not _IN_WORDS.fullmatch(answer):
             return answer, answer
-        doubtful = doubtful or answer
+        words = words or answer
+    if words:
+        return words, words
     if not is_complete:
         return None, None
     if in_words:
         return doubtful or _last_words(text), None
-    value = _last_value(text) or doubtful
-    whole = trimmed(plain(text)).strip()
-    if NUMBER.fullmatch(whole) or _ALONE.fullmatch(whole):
-        return value, value
-    return value, None
+    value = _last_value(text) or _last_value(with_digits(text)) or doubtful
+    whole = trimmed(plain(text))
+    is_stated = values_alone(whole) or _ALONE.fullmatch(whole)
+    return value, value if is_stated else None
+
+
+def without_remarks(text: str) -> str:
+    """A text without what is said about the answer, unless nothing else holds a value."""
+    shorter = ASIDE_LINE.sub("", REMARK.sub("", text)).rstrip()
+    return shorter if has_content(shorter) else text
 
 
 def _last_words(text: str) -> str | None:
@@ -131,18 +144,13 @@ def own_text(text: str) -> str:
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
     if "think" in text:
         text = _REASONING.sub("", text)
-    question = _NEXT_QUESTION.search(text)
-    if question is None:
-        return text
-    before = text[: question.start()]
-    own = before.strip()
-    is_apart = "\n" not in own or (question.lastgroup and before.endswith("\n\n"))
-    if is_apart and (_AS_IS.match(own) or NUMBER.search(own)):
-        return own
-    for marker in _MARKER.finditer(own):
-        if has_content(own[marker.end() :].partition("\n")[0]):
-            return own
-    return text
+    text = without_markup(next(filter(has_content, _END_OF_TURN.split(text)), text))
+    if "boxed" in text:
+        text = _BOXES.sub(lambda boxes: "\\boxed{" + ", ".join(re.findall(r"\{([^{}]*+)\}", boxes[0])) + "}", text)
+    own = _NEXT_QUESTION.split(text, maxsplit=1)[0].strip()
+    marker = _MARKER.search(own)
+    holds_answer = _AS_IS.match(own) or re.search(r"\d", own) or (marker and has_content(own[marker.end() :]))
+    return own if holds_answer else text
 
 
 def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:
@@ -155,12 +163,14 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     end = len(text)
     for marker in reversed(list(_MARKER.finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
-        end_of_sentence = len(line) if is_box else _sentence_end(line)
-        answer = _answer(line[:end_of_sentence])
-        remainder = line[end_of_sentence:]
+        sentence, *others = [line] if is_box else sentences(_BALANCED.match(line)[0])
+        answer = _answer(sentence)
+        remainder = " ".join(others)
         # A Markdown heading has text below it, unlike GSM8K's last line.
-        is_heading = marker.lastgroup == "hashes" and (not NUMBER.match(answer) or has_content(remainder))
+        is_heading = marker.lastgroup == "hashes" and (not starts_with_value(answer) or has_content(remainder))
         has_text_below = end < len(text) or has_content(remainder + below)
+        if marker.lastgroup == "correction":
+            answer = "; ".join(value.text for value in values_in(line)[-1:])
         if answer and not (is_heading and has_text_below):
             yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()
@@ -180,14 +190,15 @@ def _region(marker: Match, region: str) -> tuple[str, str, bool]:
 def _statement(answer: str, line: str, remainder: str, marker: Match, in_words: bool) -> tuple[str, bool]:
     """The value of a statement, and whether it is firm."""
     if _REMARK.fullmatch(answer):
-        return _ASIDE.sub("", answer), False
-    if in_words:
-        value = _ASIDE.sub("", answer)
-    else:
-        text, place = marker.string, marker.start()
-        value = _value(answer, text, place)
-        if marker.lastgroup in ("label", "heading") and value != answer and has_content(remainder):
-            value = _last_result(line, text, place) or value
+        return answer, False
+    value = answer
+    if not in_words:
+        conclusion = _CONCLUSION.split(line)[-1]
+        if "=" in answer and conclusion != line and (found := values_in(conclusion)) and not has_content(found[-1].behind):
+            return solved(found[-1].text), True
+        value = _value(answer)
+        if marker.lastgroup in ("label", "labelled", "heading") and value != answer and has_content(remainder):
+            value = _last_result(line) or value
     # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
     is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
     return value, not is_prose
@@ -203,42 +214,27 @@ def braced(text: str) -> str:
     return ""
 
 
-def _value(answer: str, text: str, place: int) -> str:
-    """Value of a statement at a place in a text, without a remark in parentheses; of a sentence, its amount."""
-    answer = _ASIDE.sub("", answer)
-    if _REFUSAL.search(answer) or _AS_IS.match(answer):
+def _value(answer: str) -> str:
+    """Value of a statement; of a sentence, its amount."""
+    answer = _COUNTER.sub("", _FILLER.sub("", answer))
+    if not values_in(answer) and starts_with_value(in_digits := with_digits(answer)):
+        answer = in_digits
+    if alone := values_alone(answer):
+        return alone
+    if _REFUSAL.search(answer) or _AS_IS.match(answer) or _NOT_IT.match(answer):
         return answer
-    if (equation := _EQUATION.fullmatch(answer)) and not _SEVERAL.search(answer):
-        return equation[1]
-    numbers = _numbers(answer)
-    words = len(_WORD.findall(answer))
-    if NUMBER.match(answer):
-        if len(numbers) > 1 and words > 2 and not _SEVERAL.search(answer):
-            return numbers[0]
+    side = _EQUAL.split(answer)[-1].strip()
+    if side not in (answer, "0") and starts_with_value(side):
+        return solved(answer)
+    if starts_with_value(answer) or len(_WORD.findall(answer)) < 2:
         return answer
-    if words < 2 or (words < 3 and len(numbers) > 1):
-        return answer
-    return _result(answer, text, place) or answer
-
-
-def _sentence_end(line: str) -> int:
-    """End of the first sentence of a line; closing a bracket that was opened before the line ends it too."""
-    depth = 0
-    for mark in BREAK.finditer(line):
-        if mark[0] in "([{":
-            depth += 1
-        elif mark[0] in ")]}":
-            depth -= 1
-            if depth < 0:
-                return mark.start()
-        elif depth == 0 and (end := sentence_stop(line, mark)) is not None:
-            return end
-    return len(line)
+    return result(answer) or answer
 
 
 def _answer(text: str) -> str:
-    text = trimmed(" ".join(_REASON.split(text, maxsplit=1)[0].split()))
-    text = re.sub(r"\A(?:\(([A-Z])\)|[\[<]\$?(-?[\d./]++)[\]>])\Z", r"\1\2", text)
+    """A sentence without its reason, remarks in parentheses, and decoration."""
+    text = _ASIDE.sub("", _REASON.split(text, maxsplit=1)[0])
+    text = trimmed(" ".join(text.split()))
     if not text.strip("_-–—…^= "):
         return ""
     return text
@@ -246,68 +242,22 @@ def _answer(text: str) -> str:
 
 def _last_value(text: str) -> str | None:
     text = CALCULATOR_NOTE.sub(" = ", text).strip()
-    last = trimmed(plain(text.rpartition("\n")[2]).strip())
+    last = trimmed(plain(text.rpartition("\n")[2]))
     if _ALONE.fullmatch(last):
-        return last.strip("()")
-    without_notes = _CLOSING.sub("", text)
-    if NUMBER.search(without_notes):
-        text = without_notes
-    text = _ITEM.sub("", text)
-    for line in reversed(text.split("\n")):
-        bold = [*filter(NUMBER.match, _BOLD.findall(line))]
-        if bold:
-            line = bold[-1]
-        if value := _last_result(plain(line), text, len(text)):
+        return last
+    if alone := values_alone(last):
+        return alone
+    for line in filter(MAY_HOLD_VALUE.search, reversed(text.split("\n"))):
+        line = next(filter(starts_with_value, reversed(_BOLD.findall(line))), line)
+        if value := _last_result(plain(line)):
             return value
     return None
 
 
-def _last_result(line: str, text: str, place: int) -> str | None:
-    for sentence in reversed(sentences(line)):
-        if sentence.rstrip().endswith("?"):
+def _last_result(line: str) -> str | None:
+    for sentence in reversed(sentences(_ITEM.sub("", line))):
+        if sentence.rstrip().endswith("?") and _QUESTION.search(sentence):
             continue
-        if value := _result(sentence, text, place):
+        if value := result(trimmed(_ASIDE.sub("", sentence))):
             return value
     return None
-
-
-def _result(sentence: str, text: str, place: int) -> str | None:
-    """Number that a sentence at a place in a text comes to; of several, the one that was computed last."""
-    sentence = _without_explanation(_ASIDE.sub("", sentence))
-    numbers = _numbers(sentence)
-    if not numbers:
-        return None
-    if len(numbers) == 1:
-        return numbers[0]
-    own = list(_COMPUTED.finditer(sentence))
-    if own:
-        conclusion = _CONSEQUENCE.search(sentence, own[-1].end())
-        value = _last_number(sentence[conclusion.end() :]) if conclusion else None
-        return value or own[-1][1].strip()
-    computed = _COMPUTED.findall(plain(text[:place]))
-    if computed and computed[-1].strip() in numbers:
-        return str(computed[-1]).strip()
-    return _last_number(sentence)
-
-
-def _without_explanation(sentence: str) -> str:
-    """A sentence up to the explanation of its first number, unless that computes another."""
-    first = NUMBER.search(sentence)
-    if first is None:
-        return sentence
-    explanation = _EXPLANATION.search(sentence, first.end())
-    if explanation is None:
-        return sentence
-    behind = _BESIDE.sub(" ", sentence[explanation.start() :])
-    if re.search("[=,]", behind) or len(NUMBER.findall(behind)) > 1:
-        return sentence
-    return sentence[: explanation.start()]
-
-
-def _numbers(text: str) -> list[str]:
-    return [number.strip() for number in NUMBER.findall(text)]
-
-
-def _last_number(text: str) -> str | None:
-    numbers = _numbers(_BESIDE.sub(" ", text)) or _numbers(text)
-    return numbers[-1] if numbers else None

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from cerebrum_cli.answers.number_words import PARTS, SCALES, VALUES, with_digits
 from cerebrum_cli.answers.plain_text import Match, plain, rewriting, rewritten
 
 _CHARACTERS = str.maketrans(
@@ -27,6 +28,16 @@ _ROOT = re.compile(r"(?:√|\bsqrt)\s?(\[\w*+\])?\s?(?:\{([^{}]*+)\}|\(([^()]*+)
 _OPERATORS = {"<=": "≤", ">=": "≥", "!=": "≠", "==": "=", "===": "=", "**": "^"}
 _BRACES = 3  # how deep braces may stand in one another
 
+_SCALES = SCALES | {
+    "lakh": 10**5,
+    "crore": 10**7,
+    "k": 10**3,
+    "mio.": 10**6,
+    "millionen": 10**6,
+    "万": 10**4,
+    "亿": 10**8,
+}
+
 _ROWS = rewriting(
     (r"(?:[(\[](?=\s?\\begin\{array))?\s?\\begin\{(?:[bpv]?matrix|array)\}(?:\{[clr|]*+\})?\s?", "["),
     (r"\s?\\end\{(?:[bpv]?matrix|array\}\s?[)\]]?|array)\}?", "]"),
@@ -41,13 +52,17 @@ _ROWS = rewriting(
     (r"(?<=[(\[{&;])\s|\s(?=[)\]}&;])|(?<=\d)\s(?=[π√%])|(?<=\d):00\b|[€£¥₹¢]", ""),
     (r"(?<=\d)\s?([ap])\.?\s?m\b\.?", r" \1m"),
     (r"^(?:(?:exactly|only|just|about|around|roughly|approximately)\s|[~≈]\s?)(?=\S)", ""),
+    (r"^(?:minus|negative)\s(?=\S)", "-"),
+    (r"(?<=\d)\s(?:and\s)?(?:a|one)\s(half|third|quarter)\b", lambda part: f" 1/{PARTS[part[1].lower()]}"),
+    (r"(?<=\d)\sand\s(?=\d/\d)", " "),
+    (r"(\d++)\s(?:dollars?|euros?)(?:\sand|,)?\s(\d++)\s(?:cents?)\b", lambda money: f"{money[1]}.{money[2]:0>2}"),
+    (r"(?<=\d)(\s[a-z]+?)s?(?:\sand|,|,\sand)(?=\s\d++(?:\.\d++)?\s[a-z]++$)", r"\1"),
+    (r"(?<=\d)\s(hour|minute|second|day|week|foot|inch)e?s\b", r" \1"),
+    (r"_\{?\((\d++)\)\}?", r"_\1"),
+    (r"(\d++/\d++)\s(?=π)", r"(\1)"),
     (r"(?:^|(?<==)|(?<==\s))±\s?([\w./√]++)$", r"-\1 or \1"),
     flags=re.IGNORECASE,
 )
-
-_SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-_WORDS = {word: value for value, word in enumerate(f"{_SMALL} seventeen eighteen nineteen twenty".split())}
-_SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 
 _UNSIGNED = r"(?:\d++(?:\.\d*+)?|\.\d++)"
 _NOT_ZERO = r"(?=[0.]*[1-9])"
@@ -55,13 +70,12 @@ _EXPONENT = r"-?\d{1,2}(?!\d)"  # with a longer one, a number may be too long to
 _NUMBER = re.compile(
     rf"""(?isx)
     (?P<sign>[-+]?)\s?
-    (?: (?P<word>(?:{"|".join(_WORDS)})\b)
-      | (?P<whole>\d++)\s(?P<part>\d++/{_NOT_ZERO}\d++)
+    (?: (?P<whole>\d++)\s(?P<part>\d++/{_NOT_ZERO}\d++)
       | 10\^(?P<power>{_EXPONENT})
       | (?P<over>{_UNSIGNED}(?:e[-+]?\d{{1,2}}(?!\d))?) (?:\s?/\s?(?P<under>-?{_NOT_ZERO}{_UNSIGNED}))?
         (?:\s?[*x]\s?10\^(?P<times>{_EXPONENT}))?
     )
-    (?:\s(?P<scale>{"|".join(_SCALES)})\b)?
+    (?:\s?(?P<scale>{"|".join(map(re.escape, _SCALES))})(?![^\W\d_]))?
     (?P<unit>.*+)
     """,
 )
@@ -78,7 +92,7 @@ _JOINED = re.compile(rf"(?i){_SHORT}|min|mph|.{{4,}}")
 _NO_UNIT = re.compile(
     r"(?i)and|but|except|if|is|minus|mod|nor|not|or|plus|times|to|with|(?:cos|cot|csc|exp|ln|log|sin|tan)[^\Ws]?|sec[^\Ws]"
     r"|am|pm|decrease|dozens?|loss|squared|cubed|hal(?:f|ves)|thirds?|(?:four|fif|six|seven|eigh|nin|ten|hundred)ths?"
-    rf"|{'|'.join([*_WORDS, *_SCALES])}",
+    rf"|{'|'.join([*VALUES, *_SCALES])}",
 )
 
 
@@ -87,7 +101,7 @@ def normalize_spelling(text: str) -> str:
     text = rewritten(text, _SCRIPTS).translate(_CHARACTERS)
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     text = " ".join(plain(text).replace('"', " ").split())  # LaTeX and thousands as extraction reads them
-    text = rewritten(text, _ROWS).strip()
+    text = with_digits(rewritten(text, _ROWS).strip())
     for _ in range(_BRACES):
         text = _ROOT.sub(_root, _SCRIPT.sub(_script, text))
     return text
@@ -121,10 +135,7 @@ def amount(text: str) -> Fraction | None:
     match = _NUMBER.match(text)
     if match is None or not is_unit(match["unit"]):
         return None
-    if match["word"]:
-        value = Fraction(_WORDS[match["word"].lower()])
-    else:
-        value = Fraction(match["over"] or match["whole"] or 1) / Fraction(match["under"] or 1)
+    value = Fraction(match["over"] or match["whole"] or 1) / Fraction(match["under"] or 1)
     part = Fraction(match["part"] or 0)
     if part >= 1:  # 3 5/2 is no mixed number
         return None

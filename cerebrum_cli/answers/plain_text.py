@@ -8,23 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# A full stop ends the sentence before a space, or before a capital when it follows a digit; not in 3.5 or foo.bar.
-BREAK = re.compile(r"""[(\[{]|[)\]}]|(?<![.!?])[.!?]++(?=["'”’)]{0,3}(?:\s|\Z))|(?<=\d)\.(?=[A-Z])|。""")
-_INITIALS = re.compile(r"\b[A-Za-z]{1,2}\.[A-Za-z]\Z")
-_TITLE = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Mt|vs|approx|sq|cu)\Z")
-_NEXT = re.compile(r"\S")
-_OPENING, _CLOSING = ' ,;:*"“«', ' .,;:?"”»'
-
-_UNSIGNED = r"(?:\d++(?:\.\d++)?|\.\d++)"
-NUMBER_SOURCE = rf"""
-    (?:(?<![\w)\]}}%])-)? (?<![A-Za-z\d_^])(?<!\d\.)(?<!\^\{{)
-    (?: \d++(?::\d++)++ (?:\ ?[ap](?:m\b|\.m\.))?
-      | (?:\d++\ (?=\d++/\d))? {_UNSIGNED} (?:\^(?:\{{-?\d++\}}|-?\d++))? (?:e[-+]?\d++)? (?:\ ?/\ ?{_UNSIGNED})?
-        (?:\ ?(?:\\times|\\cdot|[×·*])\ ?10\ ?\^\ ?(?:\{{-?\d++\}}|-?\d++))?
-        (?:\ ?%)?
-    )
-"""
-NUMBER = re.compile(NUMBER_SOURCE, re.VERBOSE | re.IGNORECASE)
+_TITLES = "".join(rf"(?<!\b{title}\.)" for title in "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No".split())
+# Where one sentence ends and another begins: not in 3.5, "6 p.m. sharp", "Dr. Lee" or "5! = 120".
+_BOUNDARY = re.compile(
+    rf"""(?x) (?<=[.!?])(?<!\d!)(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!\.\.){_TITLES} ["'”’)]{{0,3}}\s++(?=[^\sa-z])
+      | (?:(?<=\d!)|(?<=[a-z]\.[a-z]\.)|(?<=\.\.))\s++(?=[A-Z]) | (?<=\d\.)(?=[A-Z]) | (?<=。)(?=.)"""
+)
+_OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡", r"\s.,;:?\"”»」』》〉】_~→⇒←↵†‡\\/、。…"
 
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 
@@ -43,12 +33,35 @@ def rewritten(text: str, rows: Rewriting) -> str:
     return text
 
 
+# Symbols that decorate: ticks, stars, emoji, and their modifiers; not mathematical ones.
+_DECORATION = (
+    "[\u2300-\u2307\u230c-\u23ff\u25a0-\u27bf\u2b00-\u2bff\u3000-\u3007\U0001f000-\U0001faff\ufe0e\ufe0f\u20e3]"
+)
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+_MARKUP = rewriting(
+    (r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|endoftext|(?:end|start)_of_turn)>|\[/?INST\]", ""),
+    (r"(?i)<br\s?/?>|</?p>", "\n"),
+    (r"<sup>\s?\d+\s?</sup>|(?<=\S)\s?(?:\^\[\d+\]|\[\^\d+\])", ""),  # footnotes
+    (r"(?i)</?(?:ans|b|center|code|div|em|font|i|mark|span|strong|u)(?:\s[^<>\n]*)?>", ""),
+    (r"(?m)^\|[-:|]++$|^[ \t]*\|\s|\s\|[ \t]*$|&nbsp;", " "),  # a row of a table
+    ("[\u200b-\u200d\u2060\ufeff]", ""),
+)
+
+
+def without_markup(text: str) -> str:
+    """Remove HTML tags, footnotes, and markers of turns; characters of full width become ASCII."""
+    text = text.translate(_FULL_WIDTH)
+    if re.search(r"[<\[&|]", text) or not text.isascii():
+        text = rewritten(text, _MARKUP)
+    return text
+
+
 _TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
 _PLAIN = rewriting(
     (CALCULATOR_NOTE.pattern, ""),
     (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
     (_TEXT_COMMAND, r"\1"),
-    (r"\\(?:left|right|displaystyle)(?![A-Za-z])", ""),
+    (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather)\w*\*?\}", ""),
     (r"(?<=\d)(?:\{,\}|,\\!\s|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
     (r"(?<!\\)\\!", ""),
     (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
@@ -57,6 +70,24 @@ _PLAIN = rewriting(
     (r"\\([%{}#&_])", r"\1"),
     (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
 )
+_NUMBERS = rewriting(  # grouped as in other countries, and with a decimal comma
+    (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", lambda number: number[0].replace(",", "")),
+    (r"(?<=\d)['’_](?=\d{3}(?!\d))", ""),
+    (
+        r"(?<![\d.,])(\d{1,3})((?:[. \u00a0\u202f]\d{3})++),(\d{1,2})(?![\d,])",
+        lambda number: f"{number[1]}{re.sub('[^0-9]', '', number[2])}.{number[3]}",
+    ),
+    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}+(?![\d.,]\d)", lambda number: number[0].replace(".", "")),
+    (r"(€\s?\d++),(\d\d)(?!\d)", r"\1.\2"),
+    (r"(?<![\d.,])(\d++),(\d\d)(?=\s?(?:€|EUR|[Ee]uros?\b))", r"\1.\2"),
+    (
+        r"(?<![\d.,])\d{1,3}(?:\.\d{3})++(?=\s?(?:€|EUR|[Ee]uros?\b))|(?<=€)\s?\d{1,3}(?:\.\d{3})++(?![.\d])",
+        lambda number: number[0].replace(".", ""),
+    ),
+)
+_MINUS = re.compile(r"(?i)(?<![\d)]\s)\b(?:minus|negative)\s(?=[$€£]?\d)|(?<!\S)–(?=\d)")
+_SEPARATED = re.compile(r"\d[.,'’_ \u00a0\u202f]\d")
+_DECORATED = re.compile(rf"\s?[(\[]\s?{_DECORATION}++\s?[)\]]|{_DECORATION}++|(?<!\S)[:;]-?[)(D](?!\S)")
 _MARKED = re.compile(r"[\\$`*<~{]")  # what all of these patterns need
 _THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
 
@@ -77,7 +108,12 @@ def plain(text: str) -> str:
         text = _BEFORE_FRACTION.sub(" ", rewritten(text, _PLAIN))  # 3\frac{1}{2} is three and a half, not 31/2
         for _ in range(_FRACTION_DEPTH):
             text = _FRACTION.sub(_slashed, text)
-    text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
+    if ")" in text or not text.isascii():
+        text = _DECORATED.sub(" ", text)
+    text = _MINUS.sub("-", text)
+    if _SEPARATED.search(text):
+        text = rewritten(text, _NUMBERS)
+        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
 
 
@@ -97,54 +133,29 @@ def _term(text: str | None) -> str:
     return f"({term})"
 
 
+_CLOSED = rf"(?<![{_CLOSING}])((?<=[A-Za-z]\.[A-Za-z])\.)?[{_CLOSING}]*+\Z"  # the stop of "p.m." stays
+_ENDS = rewriting(
+    (r"(?<=[.,!?])['’]\s*\Z", ""),
+    (rf"\A[{_OPENING}]++", ""),
+    (_CLOSED, r"\1"),
+    (  # "Done!", but not "5!"
+        r"\A(?!(?:1?\d|20|[^\W\d]|(?![^!]*[^\W\d_]{2})(?=[^!]*[^\w!.])[^!]*+)!\Z)([^!]*+(?:!++[^!]++)*+)!++\Z",
+        r"\1",
+    ),
+    (_CLOSED, r"\1"),
+    (r"\A[\[{](?=[^)\]}]*+\Z)", ""),
+    (r"\A['‘](.+)['’]\Z|\A['‘](\d[\w.]*+)\Z|\A(\d[\w.]*+)['’]\Z", r"\1\2\3"),
+    (r"\A(?:\(([A-Z])\)|[\[<|]\$?(-?[\d./]++)[\]>|])\Z", r"\1\2"),
+)
+
+
 def trimmed(text: str) -> str:
     """Strip closing punctuation and the quotes around a text, but not the marks of a factorial and of "p.m."."""
-    stripped = re.sub(r"(?<=[.,!?])['’]\Z", "", text.strip()).lstrip(_OPENING).rstrip(_CLOSING)
-    if not stripped.rstrip("!")[-1:].isdigit():
-        stripped = stripped.rstrip("!").rstrip(_CLOSING)
-    end = text.rfind(stripped) + len(stripped)
-    if _INITIALS.search(stripped[-4:]) and text[end : end + 1] == ".":
-        stripped += "."
-    if len(stripped) > 1 and stripped[0] in "'‘" and stripped[-1] in "'’":
-        return stripped[1:-1].rstrip(_CLOSING)
-    return stripped
+    return rewritten(text, _ENDS)
 
 
 def sentences(line: str) -> list[str]:
-    found = []
-    start = 0
-    for mark in BREAK.finditer(line):
-        if mark[0] not in "([{)]}" and sentence_stop(line, mark) is not None and not _after(line, mark).islower():
-            found.append(line[start : mark.end()])
-            start = mark.end()
-    found.append(line[start:])
-    return found
-
-
-def sentence_stop(line: str, mark: Match) -> int | None:
-    """End of the sentence at this mark; None if the mark is part of it ("6 p.m. sharp", "5! = 120")."""
-    before = line[max(0, mark.start() - 8) : mark.start()]
-    after = _after(line, mark)
-    starts_new = not after or after.isupper()
-    if mark[0].startswith("!") and before[-1:].isdigit():  # a factorial
-        return mark.start() + 1 if starts_new else None
-    if _INITIALS.search(before):
-        ends = not after or (starts_new and before[-1:].islower())
-        return mark.start() + 1 if ends else None
-    if _TITLE.search(before) and after:
-        return None
-    if mark[0].startswith("..") and not starts_new:
-        return None
-    if line[mark.end() : mark.end() + 1] in tuple("\"'”’»"):
-        return mark.end() + 1
-    return mark.start()
-
-
-def _after(line: str, mark: Match) -> str:
-    character = _NEXT.search(line, mark.end())
-    if character is None:
-        return ""
-    return character[0]
+    return _BOUNDARY.split(line)
 
 
 def has_content(text: str) -> bool:

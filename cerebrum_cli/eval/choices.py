@@ -23,7 +23,7 @@ from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.extract import extract_answers, own_text
+from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
 
 _FILLER = (
@@ -87,14 +87,15 @@ def _patterns(count: int) -> Patterns:
     return Patterns(
         re.compile(
             rf"""(?mx)
-              \b(?i:answer|option|choice|response|statement)s?\b [^.:\n]{{0,80}}?
-                (?:\b(?i:is|are|be)\b|[:=(>]|\n)(?i:{_FILLER})(?P<said>{letter})
+              (?:\b(?i:answer|option|choice|response|statement|antwort|réponse|respuesta|risposta|resposta|ответ)s?\b|答案|答え|正解|정답)
+                [^.:\n]{{0,80}}? (?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)(?i:{_FILLER})(?P<said>{letter})
             | (?:\b(?i:if|whether)\s(?i:option\s)?)?
                 (?P<is>{upper})(?:(?!{upper})[^.\n]){{0,120}}?
                 \b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){{0,3}}?[\s*_]++(?i:{_QUALITY})\b
             | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s
                 (?i:{_FILLER})(?P<chosen>{upper})
             | \b(?i:but)\s(?i:{_FILLER})(?P<instead>{upper})(?=\W*+$)
+            | \b(?i:only)\s(?i:{_FILLER})(?P<only>{upper})\s(?i:remains|fits|works|(?:can|could|may|must)\sbe|is\s(?:left|possible))\b
             | \\boxed\s*+\{{(?i:{_FILLER})(?P<boxed>{letter})
             | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
             | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
@@ -102,7 +103,7 @@ def _patterns(count: int) -> Patterns:
         ),
         re.compile(
             rf"""(?m)^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
-            r"""(?:[*"']*+[.):\]]|\*\*|\s[-–—]\s|,?\s(?:because|since)\b|[ *"'`]*+$)""",
+            r"""(?:[*"'_]*+[.):\]]|\*\*|_|'|\s[-–—]\s|\s\(not\b|,?\s(?:because|since|not|rather|instead|of\scourse|it\sis)\b|[ *"'`]*+$)""",
         ),
         re.compile(
             rf"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()({letter})"
@@ -118,7 +119,7 @@ def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str |
 
     Of a truncated reply, only what it states or begins with counts.
     """
-    text = own_text(text).strip()
+    text = without_remarks(own_text(text)).strip()
     patterns = _patterns(len(choices))
     lines = list(patterns.line.finditer(text))
     items = _items(lines)
@@ -224,6 +225,11 @@ def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
             if not _BEHIND.match(re.sub(rf"(?i){own_phrase}", " ", sentence[end:])):
                 letters.add(letter)
     return letters
+
+
+def names(sentence: str, phrase: str) -> bool:
+    """Whether a sentence names a phrase, as whole words, and does not rule it out."""
+    return bool(_letters(sentence, (phrase,), _patterns(1)) & {"A"})
 
 
 def _mentions(sentence: str, phrases: Mapping[str, str], patterns: Patterns) -> list[tuple[int, int, str]]:

@@ -9,10 +9,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import extract_answers, own_text
+from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
+from cerebrum_cli.answers.plain_text import plain
+from cerebrum_cli.answers.yes_no import yes_or_no
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.eval.choices import chosen_letter
+from cerebrum_cli.eval.choices import chosen_letter, names
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question
 from cerebrum_cli.programs.code import extract_program
@@ -174,10 +176,21 @@ def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnsw
     if question.choices:
         letter, is_stated = chosen_letter(text, question.choices, is_complete)
         return ScoredAnswer(letter, letter == question.reference, _basis(letter, is_stated))
-    answer, stated = extract_answers(text, is_complete, is_in_words(question))
-    if is_yes_or_no(question.reference) and not is_yes_or_no(answer) and (opening := _OPENING.match(own_text(text))):
-        answer = stated = opening[1]
-    return ScoredAnswer(answer, equals_reference(answer, question.reference), _basis(answer, answer == stated))
+    in_words = is_in_words(question)
+    answer, stated = extract_answers(text, is_complete, in_words)
+    if is_yes_or_no(question.reference) and not is_yes_or_no(answer):
+        answer = stated = yes_or_no(without_remarks(own_text(text)))
+    is_correct = equals_reference(answer, question.reference)
+    if in_words and not is_correct:
+        is_correct = any(names(sentence, question.reference) for sentence in conclusions(text, answer))
+    return ScoredAnswer(answer, is_correct, _basis(answer, answer == stated))
+
+
+def conclusions(text: str, answer: str | None) -> list[str]:
+    """The sentences that may hold the answer in words: what is stated, the last one, and a first one that stands alone."""
+    own = without_remarks(own_text(text)).strip()
+    lines = [line for line in own.split("\n") if line.strip()]
+    return [answer or "", *lines[:1], *lines[-1:]]
 
 
 def _basis(answer: str | None, is_stated: bool) -> Basis:

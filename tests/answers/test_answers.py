@@ -75,7 +75,7 @@ def test_final_answer_takes_linear_time(opening: str) -> None:
         text = opening + unit * (10_000 // len(unit))
         start = time.process_time()
         final_answer(text)
-        assert time.process_time() - start < 0.15, unit  # a quadratic pattern takes 0.33, others 0.04
+        assert time.process_time() - start < 0.5, unit  # a quadratic pattern takes 0.6 to 20, others 0.2
 
 
 def test_final_answer_of_a_truncated_reply_is_no_prose() -> None:

@@ -1,0 +1,111 @@
+"""A sentence as values and the words between them, and the value it comes to."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import NamedTuple
+
+from cerebrum_cli.answers.phrases import BESIDE, COMPUTED, CONSEQUENCE, EXPLANATION, NOT_IT
+from cerebrum_cli.answers.values import VALUE, is_value, solved
+
+_NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
+_NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?\Z")
+_THAN = re.compile(r"(?: \w+){1,3} than\b")
+_MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
+_FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
+_JOINT = re.compile(r"(?:, ?(?:and |or )?| (?:and|or|to) )")
+_STATED = re.compile(r"(?:\b(?:are|is|either)|[:=])\s\Z")
+_BESIDE = re.compile(rf"(?ix){BESIDE}\Z")
+_COMPUTED = re.compile(rf"(?ix)(?:{COMPUTED})\s*\Z")
+_CONSEQUENCE = re.compile(rf"(?ix)(?:{CONSEQUENCE})")
+_EXPLANATION = re.compile(rf"(?ix)(?:{EXPLANATION})")
+_EQUAL = re.compile("(?<![<>!])=|≈")
+
+
+class Value(NamedTuple):
+    """A value as it is written, where it stands, and the words beside it, up to other values."""
+
+    text: str
+    start: int
+    end: int
+    before: str
+    behind: str
+
+
+def values_in(text: str) -> list[Value]:
+    found = [match for match in VALUE.finditer(text) if is_value(match[1])]
+    ends = [0, *(match.end() for match in found)]
+    starts = [*(match.start() for match in found), len(text)]
+    words = [text[end:start] for end, start in zip(ends, starts, strict=True)]
+    return [Value(match[1], *match.span(1), *beside) for match, beside in zip(found, pairwise(words), strict=True)]
+
+
+def result(text: str) -> str | None:
+    """Value that a sentence comes to; of several, what was computed last.
+
+    Otherwise it is the last value that is not beside the point.
+    """
+    found = values_in(text)
+    listed = _list_at_end(found)
+    if len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before)):
+        if not re.search(r"\w", listed[-1].behind):
+            return text[listed[0].start : listed[-1].end]
+    values = _without_explanation([value for value in found if not _is_other(value)])
+    answer = computed(values)
+    if answer:
+        return answer
+    own = [value for value in values if not _is_beside(value)] or values
+    return solved(own[-1].text) if own else None
+
+
+def computed(values: list[Value]) -> str:
+    """The value computed last, or what follows from it; "" if none is computed."""
+    answer = ""
+    for value in values:
+        if _is_computed(value) or (answer and _CONSEQUENCE.search(value.before) and not _is_beside(value)):
+            answer = solved(value.text)
+    return answer
+
+
+def values_alone(text: str) -> str:
+    """A text that is a value or a list of values; "" if it is neither."""
+    listed = _list_at_end(values_in(text))
+    if not listed or listed[0].start or listed[-1].end < len(text):
+        return ""
+    return solved(text) if len(listed) == 1 else text
+
+
+def _list_at_end(values: list[Value]) -> list[Value]:
+    """The values at the end that commas, "and" or "or" join."""
+    place = len(values) - 1
+    while place > 0 and _JOINT.fullmatch(values[place].before):
+        place -= 1
+    return values[max(place, 0) :]
+
+
+def _is_other(value: Value) -> bool:
+    """Whether a value is only compared with the answer, counts something else, or is what changes."""
+    before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
+    if _NOT_IT.search(before) or _MORE.match(behind):
+        return True
+    return bool(_FROM.search(before) and _TO.fullmatch(behind))
+
+
+def _is_computed(value: Value) -> bool:
+    return bool(_EQUAL.search(value.text) or _COMPUTED.search(value.before[-_NEAR:]))
+
+
+def _is_beside(value: Value) -> bool:
+    return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
+
+
+def _without_explanation(values: list[Value]) -> list[Value]:
+    """Values up to the explanation of the first one, unless that computes another."""
+    for place, value in enumerate(values[1:], 1):
+        if _EXPLANATION.search(value.before):
+            behind = [other for other in values[place:] if not _is_beside(other)]
+            if len(behind) > 1 or computed(behind):
+                return values
+            return values[:place]
+    return values

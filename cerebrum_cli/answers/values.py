@@ -1,0 +1,71 @@
+r"""Find the values in a sentence: amounts, expressions, relations, and what is in brackets.
+
+A value is taken whole: x^2+1, 2π, [2, 5), {1, 2}, 51_8, 3 + 4i, 3 < x < 5, f(x) = 2x + 3, 2:30 pm and 4/5 are one each.
+"""
+
+from __future__ import annotations
+
+import re
+
+_FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|theta|infty"
+_LETTER = r"[A-Za-z\u03b1-\u03c9ΔΣΩ]"
+_SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A-Za-z])"
+_NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|(?<![^\W\d_])(?:{_FUNCTION}|{_LETTER})(?!(?![⁰-⁹⁺⁻ⁿ²³¹₀-₉])[^\W\d_'’])|[π∞∅])"
+_UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[¼-¾⅐-⅞]?+|\.\d++|[¼-¾⅐-⅞])"
+_TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
+_MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
+_SCALE = r"(?:\ ?(?:(?i:hundred|thousand|[mb]illion(?:en)?|mio\.|lakhs?|crores?)|万|亿|[kKM](?![^\W\d_])))"
+NUMBER = rf"(?<![A-Za-z\d_])(?<!\d\.)(?:{_TIME}|{_MIXED}|{_UNSIGNED}){_SCALE}?+"
+
+# Brackets around mathematics, up to three in one another; a longer word in them is prose.
+_INSIDE = rf"[^()\[\]{{}}\n?A-Za-z\u00c0-\u00ff]|{_NAME}|(?:and|or)\b"
+_GROUP = rf"[(\[{{](?:{_INSIDE})*+[)\]}}]"
+for _ in range(2):
+    _GROUP = rf"[(\[{{](?:{_INSIDE}|{_GROUP})*+[)\]}}]"
+
+BRACKETED = r"[(\[{][^()\[\]{}]*+[)\]}]"
+for _ in range(2):
+    BRACKETED = rf"[(\[{{](?:[^()\[\]{{}}]++|{BRACKETED})*+[)\]}}]"
+_ABSOLUTE = rf"\|(?:{_NAME}|[\d .,+*/^-])++\|"
+_MATRIX = r"\\begin\{[a-z]++\}.*?\\end\{[a-z]++\}"
+_FACTOR = rf"(?:{_MATRIX}|{NUMBER}|{_ABSOLUTE}|{_NAME}|{_GROUP}|√\ ?(?:{NUMBER}|{_NAME}|{_GROUP}))"
+_POST = rf"(?:[!′°]|[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++|[₀-₉]++|\ ?%|[\^_](?:-?{_UNSIGNED}|[-+]?{_NAME}|{_GROUP}))"
+_TERM = rf"{_FACTOR}{_POST}*+"
+_SIGN = r"(?:\*\*|[-+*/⁄×÷·±∪∩x]|\\(?:cup|cap|times|cdot|pm|div)(?![A-Za-z]))"
+_OPERATOR = rf"(?:\ {_SIGN}\ -?|(?!x){_SIGN}-?|\ (?=[π√\\]|pi\b))"
+EXPRESSION = rf"(?:(?<![\w)\]}}%])(?:[-+±]|\\pm)\ ?)?+{_TERM}(?:{_OPERATOR}?{_TERM})*+"
+_RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
+_VECTOR = rf"<\ ?{EXPRESSION}(?:,\ ?{EXPRESSION})++\ ?>"
+_UNIT_POWER = r"(?:(?<=\d)\ {1,2}(?:k?g/)?(?:[ckm]?m|ft|in|yd|mi)(?:\^\{?[23]\}?|[²³]))?+"
+_UNIT = r"(?:weeks?|days?|hours?|hrs?|h|minutes?|mins?|seconds?|secs?|feet|foot|ft|inch(?:es)?|dollars?|cents?|pounds?|ounces?)\b"
+COMPOUND = rf"(?<=between\ ){NUMBER}\ and\ {NUMBER}|{NUMBER}\ {_UNIT}(?:,?\ (?:and\ )?{NUMBER}\ {_UNIT})++"
+VALUE = re.compile(rf"({COMPOUND}|{EXPRESSION}(?:{_RELATION}{EXPRESSION})*+|{_VECTOR}){_UNIT_POWER}")
+MAY_HOLD_VALUE = re.compile(r"[\d√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
+_LONE = re.compile(
+    r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+"
+)  # a lone letter, empty brackets
+NUMBER_ALONE = re.compile(
+    rf"[-±]?\ ?{NUMBER}(?:/{_UNSIGNED})?(?:\ ?[×*]\ ?10\^-?\d++)?(?:\ ?%)?(?=\Z|\s?[^\W\d_]{{2}})"
+)
+_EQUAL = re.compile(r"\s?=\s?")
+
+
+def is_value(text: str) -> bool:
+    return not _LONE.fullmatch(text)
+
+
+def starts_with_value(text: str) -> bool:
+    found = VALUE.match(text)
+    return found is not None and is_value(found[1])
+
+
+def solved(value: str) -> str:
+    """The amount an equation comes to: its last side, or its first; other values as they are."""
+    sides = [side.strip() for side in _EQUAL.split(value)]
+    first, last = sides[0], sides[-1]
+    if len(sides) == 1 or last == "0" or re.search("[<>≤≥≠∈]|!=|\\\\(?:[lgn]eq?|in)\\b", value):
+        return value.strip()
+    for side in (last, first):
+        if NUMBER_ALONE.match(side):
+            return side
+    return value.strip()
