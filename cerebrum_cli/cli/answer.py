@@ -163,7 +163,7 @@ class AnswerPrinter:
             tokens = begin_with(reply, without_partial_character(continued, self.loaded))
             yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()
 
-        reply = Reply(events())
+        reply = Reply(events(), self.request.conversation)
         return reply
 
     @property

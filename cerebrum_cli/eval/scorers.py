@@ -9,12 +9,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
+from cerebrum_cli.answers.choices import names
+from cerebrum_cli.answers.extract import own_text, without_remarks
 from cerebrum_cli.answers.plain_text import plain
-from cerebrum_cli.answers.yes_no import yes_or_no
+from cerebrum_cli.answers.questions import Expected
+from cerebrum_cli.answers.reading import read_answers
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.eval.choices import chosen_letter, names
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question
 from cerebrum_cli.programs.code import extract_program
@@ -173,17 +174,21 @@ def require_run_code(run_code: bool) -> None:
 
 
 def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
-    if question.choices:
-        letter, is_stated = chosen_letter(text, question.choices, is_complete)
-        return ScoredAnswer(letter, letter == question.reference, _basis(letter, is_stated))
-    in_words = is_in_words(question)
-    answer, stated = extract_answers(text, is_complete, in_words)
-    if is_yes_or_no(question.reference) and not is_yes_or_no(answer):
-        answer = stated = yes_or_no(without_remarks(own_text(text)))
+    expected = _expected(question)
+    answer, stated = read_answers(text, is_complete, expected)
     is_correct = equals_reference(answer, question.reference)
-    if in_words and not is_correct:
+    if expected.kind == "words" and not is_correct:
         is_correct = any(names(sentence, question.reference) for sentence in conclusions(text, answer))
     return ScoredAnswer(answer, is_correct, _basis(answer, answer == stated))
+
+
+def _expected(question: Question) -> Expected:
+    """The kind of answer that a question has, by its reference answer."""
+    if question.choices:
+        return Expected("choice", question.choices)
+    if canonical(question.reference) in ("yes", "no"):
+        return Expected("yes or no")
+    return Expected("words" if is_in_words(question) else "any")
 
 
 def conclusions(text: str, answer: str | None) -> list[str]:
@@ -197,10 +202,6 @@ def _basis(answer: str | None, is_stated: bool) -> Basis:
     if answer is None:
         return "missing"
     return "stated" if is_stated else "guessed"
-
-
-def is_yes_or_no(answer: str | None) -> bool:
-    return answer is not None and canonical(answer) in ("yes", "no")
 
 
 def is_in_words(question: Question) -> bool:

@@ -180,10 +180,15 @@ class Reply:
         return answer is not None and answer == stated
 
     def _answers(self) -> tuple[str | None, str | None]:
-        from cerebrum_cli.answers.extract import extract_answers  # compiling its patterns is slow
+        from cerebrum_cli.answers.questions import Expected, expected_answer  # compiling their patterns is slow
+        from cerebrum_cli.answers.reading import read_answers
 
         text = self.text  # which waits for the reply
-        return extract_answers(text, is_complete=self._finish is not None and self._finish.reason == "stop")
+        is_complete = self._finish is not None and self._finish.reason == "stop"
+        expected = Expected()
+        if self._conversation and self._conversation.messages:
+            expected = expected_answer(self._conversation.question)
+        return read_answers(text, is_complete, expected)
 
     @property
     def finish_reason(self) -> FinishReason:

@@ -1,0 +1,198 @@
+"""What answers a question, where its text makes that certain: yes or no, or one of the choices that it lists.
+
+A wrong kind turns a right answer into a wrong one, so whatever may ask for something else is open: "Is it 5 or 7?",
+"Can you tell me ...?", a second question, a task behind the question.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import pairwise
+from string import ascii_uppercase as LETTERS
+from typing import Literal, NamedTuple
+
+from cerebrum_cli.answers.plain_text import has_content
+
+
+class Expected(NamedTuple):
+    """The kind of answer that a question has; `choices` are the texts of its options, lettered from A."""
+
+    kind: Literal["any", "yes or no", "words", "choice"] = "any"
+    choices: tuple[str, ...] = ()
+
+
+_LONGEST = 20_000  # characters; the question about a longer text may be anywhere in it
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’»)*]*\s+|(?<=[。？！])|\n+")
+_QUESTION_ENDS = ("?", "？", "か", "か。")
+_LABEL = re.compile(
+    r"(?:[^\w¿]|_)*(?:(?:question|q|frage|pregunta|domanda|pergunta|вопрос|问题|質問|질문)\s?\d{0,3}\s?[:：.)](?:[^\w¿]|_)*)?"
+)
+
+# What is to be answered with, if nothing but punctuation or an explanation follows: not "10 true or false questions".
+_PAIR = r"""(?:
+    (?:yes|true)(?:\s?/\s?|,?\sor\s["'*]*)(?:no|false) | ja\s?(?:oder|/)\s?nein | (?:richtig|wahr)\soder\sfalsch
+  | oui\s?(?:ou|/)\s?non | vrai\sou\sfaux | s[íìi]\s?[ou/]\s?no | vero\so\sfalso | verdadero\so\sfalso
+  | sim\s?(?:ou|/)\s?não | verdadeiro\sou\sfalso | да\s?(?:или|/)\s?нет | (?:верно|правда)\sили\s(?:неверно|ложь)
+  | 是(?:还是|或者?|/)(?:否|不是) | 判断对错 | はいか、?いいえ | 예\s?(?:또는|/)\s?아니[요오]
+)"""
+_DEMAND = re.compile(
+    rf"""(?x)
+      (?: (?:(?:please|just|only)\s)?(?:answer|respond|reply|say|decide|judge|state|determine|output|antworte|beantworte
+        |réponds|répondez|responde|contesta|rispondi|responda|ответь|ответьте|отвечай|请回?答?)\b[^?]*? | [^?]*[,?:]\s? )?
+      ["'(*]*{_PAIR}["')*]* \s?(?:only|nur|seulement|solo|apenas|로.*|で.*)?
+      (?:\W* | [?:.,：]\s.* | ：.* | \s(?:and|und|et|y|e|и|based)\s.*)
+    """
+)
+
+_PAIRS = re.compile(rf"(?x){_PAIR}")
+
+# A sentence that only says how to answer.
+_INSTRUCTION = re.compile(
+    r"""(?x) (?:(?:please|now|first|then|and|but|also|just|only)[\s,]+)*
+    (?: (?:answer|respond|reply|think|reason|explain|justify|choose|select|pick|finish|end|let['’]?s|be|do\snot|don['’]t
+        |why|your|you\s(?:must|should)|the\sanswer)\b
+      | (?:give|show|state|write|provide|output|return|put)\b
+        (?=.*\b(?:answer|reason|reasons|reasoning|explanation|letter|yes|steps|work|proof)\b)
+      | (?:antworte|beantworte|begründe|denke?|erkläre|réponds|répondez|explique|réfléchis|justifie|responde|contesta
+        |explica|piensa|rispondi|spiega|ragiona|responda|pense|ответь|ответьте|отвечай|объясни|рассуждай|думай)\b
+      | (?:final\sanswer|a|antwort|réponse|respuesta|risposta|resposta|ответ|答案|答え|정답|답)\s?[:：]
+      | (?=.*(?:回答|作答|一步|解释|答え|説明|考え|단계|답하|답해|설명)) )
+    (?!.*(?:\d|\b(?:number|integer|amount|value|decimal|fraction|factors?)\b)) [^?？]* (?<!:\s) (?:or\snot\?|not\?)?"""
+)
+_TASK = re.compile(  # something else to be done, with the text that follows or besides
+    r"""(?x)(?:\A|\b(?:then|and|please|also),?\s)
+    (?:calculate|classify|complete|compute|continue|convert|correct|count|edit|extract|find|fix|identify|list|name|order
+      |implement|generate|draw|write(?!\s(?:yes|no|your|the|true|only|just|down))|paraphrase|proofread|rank|repeat
+      |rephrase|rewrite|simplify|solve|sort|spell|summarize|summarise|translate|traduis
+      |traduisez|traduce|traduci|traduza|übersetze|переведи|переведите)\b | 翻译 | 翻訳 | 번역"""
+)
+# A question of yes or no in each language, and the words with which it may be another one.
+_OPENING = r"""(?: (?:according|assuming|based|for|given|if|in|since|suppose|under)\b[^?]*?,\s(?:then\s)?
+    | (?:so|now|and|then),?\s )?"""
+_CLOSED = (
+    (
+        _OPENING
+        + r"""(?:am|are|can|could|did|do(?!\s\d)|does|had|has|have|is|may|might|must|should|was|were|will|would)
+        (?:n['’]t)?\s.*""",
+        r"""\b(?:or(?!\snot\W*\Z)|how|what|which|who|whom|whose|where|why|if\sso|you|your|me|each|way|difference
+        |(?:can|could|may|might|should|will|would)\s(?:i|we(?!\s(?:conclude|infer))|anyone|anybody|someone|somebody)
+        |to\s(?:calculate|compute|determine|explain|figure|find|give|help|list|name|say|show|solve|tell|work|write))\b""",
+    ),
+    (
+        r"(?:existiert|gab|gibt|gilt|haben|hat|ist|sind|stimmt|war|waren|wird|werden)\s.*",
+        r"\b(?:oder(?!\snicht\W*\Z)|wie|wieviel|was|wer|wen|wo|wann|warum|welche[mnrs]?|du|dir|mir|ihr|möglich)\b",
+    ),
+    (
+        r"(?:est-ce\squ['’e]|.*\w-(?:t-)?(?:ils?|elles?)\b).*",
+        r"""\b(?:ou(?!\snon\W*\Z)|combien|comment|lequel|laquelle|où|pourquoi|quand|quel|quelle|quels|quelles|qui|quoi|tu
+        |vous|me|moi|nous)\b|qu['’](?:est-ce|il|elle|y)|\bque\s\w+-""",
+    ),
+    (
+        r"¿?\s?(?:es\scierto\sque|(?<=¿)(?:es|está|están|existe|existen|era|fue|ha|han|hay|son|tiene|tienen))\s.*",
+        r"\b(?:[ou](?!\sno\W*\Z)|cu[aá]l|cu[aá]les|cu[aá]nt[ao]s?|qué|quién|dónde|cuándo|cómo|me|nos)\b",
+    ),
+    (
+        r"(?:è|é|c['’]è|esiste|existe|há)\s.*",
+        r"""\b(?:o(?=\s[\d-])|oppure|ou(?!\snão\W*\Z)|quant[aeio]s?|qua[li]s?|quai|che\scosa|cosa|come|como|dove|onde
+        |chi|quem)\b""",
+    ),
+    (
+        r".*\w\sли\b.*",
+        r"\b(?:или(?!\sнет\W*\Z)|как|как\w\w|кто|где|когда|почему|зачем|сколько|чему|ты|вы|мне)\b|(?<!ли,\s)\bчто\b",
+    ),
+    (r".*(?:[吗嗎]|是不是.*|有没有.*|能不能.*|会不会.*)", r"[几幾谁哪怎你您请我或]|多少|什么|为何|还是|告诉"),
+    (
+        r".*(?:です|ます|でしょう|ません|ました)か",
+        r"[何誰]|いくつ|いくら|だれ|ど[このれうん]|どちら|どっち|いつ|なぜ|または|か、|くださ|教え|あなた|計算",
+    ),
+    (
+        r".*(?:니까|가요|나요|까요)",
+        r"몇|얼마|무엇|무슨|뭐|누|어디|언제|왜|어[떻느떤]|아니면|또는|당신|알려|주세요|주시|주실|계산",
+    ),
+)
+_QUESTIONS = tuple((re.compile(rf"(?x){closed}"), re.compile(rf"(?x){is_open}")) for closed, is_open in _CLOSED)
+_UNMARKED = re.compile(r"(?:is|are|was|were|does)\s[^:;,.]*")
+_STATEMENT_BELOW = re.compile(r"(?:is|are) the following\b.*\b(?:statement|sentence|claim|argument)\b.*")
+
+# "A) one B) two", "(A) one", "- **A.** one", each letter written as the first.
+_OPTION = re.compile(
+    r"(?<!\S)[*_•>-]*\s?(?P<open>[(（]?)(?P<letter>[A-Za-z])(?P<close>[).:）、：])(?:[*_]*(?=[\s$\\])|(?<=[)）、]))"
+)
+_CHOOSE = re.compile(
+    r"(?i)\b(?:which|choose|select|pick|options?|choices|letter|best|answer:)(?!\w)|_{2,}|[(（]\s*[)）]|[?？]\W*\Z|答案"
+)
+_NOT_ONE = re.compile(
+    r"""(?ix)\b(?:both|(?:for\s)?(?:each|every)(?=\s(?:letter|of|one)|\W*\Z)|(?<!of\s)(?:these|those)|that\sapply|respectively|explain
+    |describe|match|put|in\sorder
+    |which(?:\sof\s(?:the\s|these\s?|those\s?)?\w*)?\s(?:are|two|three|were)|of\s(?:the\s)?(?:two|three|four|five))\b"""
+)
+_TOTAL = re.compile(r"(?i)\b(?:all|altogether|average|combined|product|sum|together|total)\b")
+_AMOUNT = re.compile(r"[^\w\s]*\d\S*(?:\s\S+)?")
+
+
+@lru_cache(16)
+def expected_answer(question: str) -> Expected:
+    """The kind of answer that a question asks for; "any" unless its text makes that certain."""
+    if len(question) > _LONGEST:
+        return Expected()
+    if choices := _choices(question):
+        return Expected("choice", choices)
+    return Expected("yes or no" if _is_yes_or_no(question) else "any")
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text in lower case, without labels such as "Question:"."""
+    labelled = (_LABEL.sub("", sentence, count=1) for sentence in _SENTENCE_END.split(text.lower()))
+    return [sentence.strip(" \t\r*_\"'”’»)") for sentence in labelled if sentence]
+
+
+def _is_yes_or_no(text: str) -> bool:
+    sentences = _sentences(text)
+    is_demanded = any(map(_PAIRS.search, sentences)) and any(map(_DEMAND.fullmatch, sentences))
+    about = [_PAIRS.sub("", sentence) for sentence in sentences if not _INSTRUCTION.fullmatch(sentence)]
+    about = list(filter(has_content, about))
+    questions = [sentence for sentence in about if sentence.endswith(_QUESTION_ENDS)]
+    if len(about) == 1 and _UNMARKED.fullmatch(about[0]):
+        questions = about
+    if len(questions) > 1 or not (questions or is_demanded):
+        return False
+    question = "".join(questions)
+    if not (is_demanded or question == about[-1] or _STATEMENT_BELOW.match(question)):
+        return False
+    question = question.rstrip(" ?？。")
+    if any(map(_TASK.search, sentences)):
+        return False
+    if any(closed.fullmatch(question) and not is_open.search(question) for closed, is_open in _QUESTIONS):
+        return True
+    return is_demanded and not any(is_open.search(question) for _, is_open in _QUESTIONS)
+
+
+def _choices(text: str) -> tuple[str, ...]:
+    """The options at the end of a question that asks for one of them; none if it may ask for something else."""
+    run = list[re.Match[str]]()
+    for mark in _OPTION.finditer(text):
+        if mark["letter"] in "Aa":
+            run = [mark]
+        elif run and _follows(mark, run[-1]):
+            run.append(mark)
+    if len(run) < 2:
+        return ()
+    options = [text[mark.end() : following.start()] for mark, following in pairwise(run)]
+    last, _, below = text[run[-1].end() :].partition("\n")
+    options = [option.strip(" \t\n*_;,-") for option in (*options, last)]
+    stem = text[: run[0].start()].strip()
+    behind = _sentences(below)
+    if "" in options or any("?" in option for option in options) or not all(map(_INSTRUCTION.fullmatch, behind)):
+        return ()
+    if not _CHOOSE.search(f"{stem}\n{below}") or _NOT_ONE.search(stem) or any(map(_TASK.search, _sentences(stem))):
+        return ()
+    if _TOTAL.search(stem) and not all(map(_AMOUNT.fullmatch, options)):
+        return ()
+    return tuple(options)
+
+
+def _follows(mark: re.Match[str], before: re.Match[str]) -> bool:
+    """Whether an option has the next letter, written in the same way."""
+    is_next = ord(mark["letter"]) - ord(before["letter"]) == 1
+    return is_next and mark.group("open", "close") == before.group("open", "close")

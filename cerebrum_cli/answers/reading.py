@@ -1,0 +1,25 @@
+"""Read the final answer of a reply, as the question wants it: a letter, yes or no, words, or whatever it comes to."""
+
+from __future__ import annotations
+
+from cerebrum_cli.answers.choices import chosen_letter
+from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
+from cerebrum_cli.answers.questions import Expected
+from cerebrum_cli.answers.yes_no import yes_or_no
+
+
+def read_answers(text: str, is_complete: bool, expected: Expected) -> tuple[str | None, str | None]:
+    """Find the final answer, and what the text states even if it is truncated; guessed if they differ.
+
+    To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
+    """
+    if expected.kind == "choice":
+        letter, is_stated = chosen_letter(text, expected.choices, is_complete)
+        return letter, letter if is_stated else None
+    answer, stated = extract_answers(text, is_complete, expected.kind == "words")
+    if expected.kind != "yes or no":
+        return answer, stated
+    meant = yes_or_no(stated or "")
+    if meant is None and is_complete:
+        meant = yes_or_no(without_remarks(own_text(text)))
+    return meant, meant
