@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.choices import names
+from cerebrum_cli.answers.expected import Expected
 from cerebrum_cli.answers.extract import own_text, without_remarks
-from cerebrum_cli.answers.plain_text import plain
-from cerebrum_cli.answers.questions import Expected
-from cerebrum_cli.answers.reading import read_answers
+from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
@@ -32,9 +31,6 @@ SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, 
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a score may change
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
-
-# A reply that opens with yes or no, which it may explain; not "No one knows".
-_OPENING = re.compile(r"(?i)\W*(yes|no)\b(?=\W*?(?:[,.;:!\n—–-]|\Z|(?:because|since|as|it|they)\b))")
 
 
 class ScoredAnswer(NamedTuple):

@@ -180,8 +180,8 @@ class Reply:
         return answer is not None and answer == stated
 
     def _answers(self) -> tuple[str | None, str | None]:
-        from cerebrum_cli.answers.questions import Expected, expected_answer  # compiling their patterns is slow
-        from cerebrum_cli.answers.reading import read_answers
+        from cerebrum_cli.answers.expected import Expected, expected_answer  # compiling their patterns is slow
+        from cerebrum_cli.answers.final import read_answers
 
         text = self.text  # which waits for the reply
         is_complete = self._finish is not None and self._finish.reason == "stop"

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.answers.questions import expected_answer
-from cerebrum_cli.answers.reading import read_answers
+from cerebrum_cli.answers.expected import expected_answer
+from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
@@ -353,7 +353,7 @@ def copy_reply(repl: Repl, argument: str) -> None:
 def show_final_answer(repl: Repl, _: str) -> None:
     last = repl.chat.require_reply()
     expected = expected_answer(repl.chat.conversation.messages[-2].content)
-    answer, _ = read_answers(last.message.content, last.metadata.finish_reason in ("stop", None), expected)
+    answer, _stated = read_answers(last.message.content, last.metadata.finish_reason in ("stop", None), expected)
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")

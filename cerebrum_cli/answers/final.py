@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cerebrum_cli.answers.choices import chosen_letter
+from cerebrum_cli.answers.expected import Expected
 from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
-from cerebrum_cli.answers.questions import Expected
 from cerebrum_cli.answers.yes_no import yes_or_no
 
 
