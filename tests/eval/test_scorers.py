@@ -126,18 +126,18 @@ def test_texts_are_scored_as_match_says(
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("Yes, they do: 3 steps", "Yes"),
-        ("**No**, 3 < 5.", "No"),
-        ("**Yes** because 12 > 5", "Yes"),
-        ("Yes. There are 12 of them.", "Yes"),
-        ("No - it takes 4 days.", "No"),
-        ("Yes\n\nIt has 3 sides.", "Yes"),
+        ("Yes, they do: 3 steps", "yes"),
+        ("**No**, 3 < 5.", "no"),
+        ("**Yes** because 12 > 5", "yes"),
+        ("Yes. There are 12 of them.", "yes"),
+        ("No - it takes 4 days.", "no"),
+        ("Yes\n\nIt has 3 sides.", "yes"),
         ("Yes, at first 3. So the answer is no.", "no"),
-        ("No one of the 12 knows.", "12"),
+        ("No one of the 12 knows.", None),
     ],
 )
-def test_yes_or_no_at_the_beginning_counts_where_it_is_asked_for(text: str, answer: str) -> None:
-    assert score(text, "yes")[:2] == (answer, answer == "Yes")
+def test_yes_or_no_at_the_beginning_counts_where_it_is_asked_for(text: str, answer: str | None) -> None:
+    assert score(text, "yes")[:2] == (answer, answer == "yes")
     assert score(text, "12").answer == final_answer(text)
 
 

@@ -19,7 +19,12 @@ from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.tally import Program
 
 BETWEEN = f"<|im_end|>\n<|im_start|>user\n{checking.QUESTION}"
-OUTPUTS = {"print(2 + 2)": "4\n", "print('so:'); print(7.0)": "so:\n7.0\n", "print(": None}
+OUTPUTS = {
+    "print(2 + 2)": "4\n",
+    "print('so:'); print(7.0)": "so:\n7.0\n",
+    "print(": None,
+    "print(7 % 2 > 0)": "True\n",
+}
 
 
 def program(code: str) -> str:
@@ -65,6 +70,15 @@ def run(
 
 
 pytestmark = pytest.mark.usefixtures("has_sandbox")
+
+
+def test_program_that_prints_true_agrees_with_yes(tmp_path: Path, chatml_model: Path) -> None:
+    replies = ["Yes, it is.", "No, it is 7."]
+    programs = dict.fromkeys(replies, program("print(7 % 2 > 0)"))
+    arguments = "Is 7 odd?", "--votes", "2", "--json"
+    done = run(tmp_path, chatml_model, *arguments, replies=replies, programs=programs)
+    assert [sample["checked"] for sample in done.object["votes"]["samples"]] == [True, False]
+    assert done.object["final_answer"] == "yes"
 
 
 def test_check_prefers_an_answer_that_programs_come_to(tmp_path: Path, chatml_model: Path) -> None:

@@ -263,6 +263,26 @@ def test_batch_breaks_ties_by_probability(runner: VoteRunner) -> None:
     assert seeds == list(range(32))
 
 
+PRIME = ["Yes, 7 is a prime number.", "No: 7 = 2 * 3 + 1.", "**Yes**, its divisors are 1 and 7.", "7 has 2 divisors."]
+
+
+def test_question_of_yes_and_no_has_such_answers_and_no_numbers(runner: VoteRunner) -> None:
+    question = "Is 7 a prime number?"
+    done = runner.run(question, "--votes", "4", "--final", "--stats", replies=PRIME)
+    assert (done.code, done.out, done.err.splitlines()[-1]) == (0, "yes\n", "yes: 2 of 4 votes (50%); runner-up no: 1")
+    assert runner.run(question, "--final", replies=PRIME[1:2]).out == "no\n"
+    assert runner.run(question, "--final", replies=PRIME[3:]).code == 5
+    _, [row] = runner.batch([{"n": 7}], "--template", "Is {n} a prime number?", "--votes", "4", replies=PRIME)
+    answers = [sample["final_answer"] for sample in row["votes"]["samples"]]
+    assert (row["final_answer"], answers) == ("yes", ["yes", "no", "yes", None])
+
+
+def test_question_with_choices_counts_letters(runner: VoteRunner) -> None:
+    replies = ["B) Venus", "It is 3 times as large: A", "The answer is (B)."]
+    done = runner.run("Which is larger?\nA) Mars\nB) Venus", "--votes", "3", "--json", replies=replies)
+    assert [sample["final_answer"] for sample in done.object["votes"]["samples"]] == ["B", "A", "B"]
+
+
 @pytest.mark.parametrize(
     ("options", "replies", "answer", "samples"),
     [
