@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from itertools import pairwise
-from string import ascii_uppercase as LETTERS
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.answers.plain_text import has_content
@@ -39,7 +38,8 @@ _PAIR = r"""(?:
 _DEMAND = re.compile(
     rf"""(?x)
       (?: (?:(?:please|just|only)\s)?(?:answer|respond|reply|say|decide|judge|state|determine|output|antworte|beantworte
-        |réponds|répondez|responde|contesta|rispondi|responda|ответь|ответьте|отвечай|请回?答?)\b[^?]*? | [^?]*[,?:]\s? )?
+        |réponds|répondez|responde|contesta|rispondi|responda|ответь|ответьте|отвечай|请回?答?)\b[^?]*?
+        | [^?]*[,?:]\s? )?
       ["'(*]*{_PAIR}["')*]* \s?(?:only|nur|seulement|solo|apenas|로.*|で.*)?
       (?:\W* | [?:.,：]\s.* | ：.* | \s(?:and|und|et|y|e|и|based)\s.*)
     """
@@ -116,15 +116,13 @@ _UNMARKED = re.compile(r"(?:is|are|was|were|does)\s[^:;,.]*")
 _STATEMENT_BELOW = re.compile(r"(?:is|are) the following\b.*\b(?:statement|sentence|claim|argument)\b.*")
 
 # "A) one B) two", "(A) one", "- **A.** one", each letter written as the first.
-_OPTION = re.compile(
-    r"(?<!\S)[*_•>-]*\s?(?P<open>[(（]?)(?P<letter>[A-Za-z])(?P<close>[).:）、：])(?:[*_]*(?=[\s$\\])|(?<=[)）、]))"
-)
+_OPTION = re.compile(r"(?<!\S)[*_•>-]*\s?([(（]?)([A-Za-z])([).:）、：])(?:[*_]*(?=[\s$\\])|(?<=[)）、]))")
 _CHOOSE = re.compile(
     r"(?i)\b(?:which|choose|select|pick|options?|choices|letter|best|answer:)(?!\w)|_{2,}|[(（]\s*[)）]|[?？]\W*\Z|答案"
 )
 _NOT_ONE = re.compile(
-    r"""(?ix)\b(?:both|(?:for\s)?(?:each|every)(?=\s(?:letter|of|one)|\W*\Z)|(?<!of\s)(?:these|those)|that\sapply|respectively|explain
-    |describe|match|put|in\sorder
+    r"""(?ix)\b(?:both|(?:for\s)?(?:each|every)(?=\s(?:letter|of|one)|\W*\Z)|(?<!of\s)(?:these|those)|that\sapply
+    |respectively|explain|describe|match|put|in\sorder
     |which(?:\sof\s(?:the\s|these\s?|those\s?)?\w*)?\s(?:are|two|three|were)|of\s(?:the\s)?(?:two|three|four|five))\b"""
 )
 _TOTAL = re.compile(r"(?i)\b(?:all|altogether|average|combined|product|sum|together|total)\b")
@@ -149,7 +147,7 @@ def _sentences(text: str) -> list[str]:
 
 def _is_yes_or_no(text: str) -> bool:
     sentences = _sentences(text)
-    is_demanded = any(map(_PAIRS.search, sentences)) and any(map(_DEMAND.fullmatch, sentences))
+    is_demanded = any(map(_DEMAND.fullmatch, filter(_PAIRS.search, sentences)))
     about = [_PAIRS.sub("", sentence) for sentence in sentences if not _INSTRUCTION.fullmatch(sentence)]
     about = list(filter(has_content, about))
     questions = [sentence for sentence in about if sentence.endswith(_QUESTION_ENDS)]
@@ -172,27 +170,21 @@ def _choices(text: str) -> tuple[str, ...]:
     """The options at the end of a question that asks for one of them; none if it may ask for something else."""
     run = list[re.Match[str]]()
     for mark in _OPTION.finditer(text):
-        if mark["letter"] in "Aa":
+        opening, letter, closing = mark.groups()
+        if letter in "Aa":
             run = [mark]
-        elif run and _follows(mark, run[-1]):
+        elif run and run[-1].groups() == (opening, chr(ord(letter) - 1), closing):
             run.append(mark)
     if len(run) < 2:
         return ()
     options = [text[mark.end() : following.start()] for mark, following in pairwise(run)]
     last, _, below = text[run[-1].end() :].partition("\n")
     options = [option.strip(" \t\n*_;,-") for option in (*options, last)]
-    stem = text[: run[0].start()].strip()
-    behind = _sentences(below)
-    if "" in options or any("?" in option for option in options) or not all(map(_INSTRUCTION.fullmatch, behind)):
+    if "" in options or "?" in "".join(options) or not all(map(_INSTRUCTION.fullmatch, _sentences(below))):
         return ()
+    stem = text[: run[0].start()].strip()
     if not _CHOOSE.search(f"{stem}\n{below}") or _NOT_ONE.search(stem) or any(map(_TASK.search, _sentences(stem))):
         return ()
     if _TOTAL.search(stem) and not all(map(_AMOUNT.fullmatch, options)):
         return ()
     return tuple(options)
-
-
-def _follows(mark: re.Match[str], before: re.Match[str]) -> bool:
-    """Whether an option has the next letter, written in the same way."""
-    is_next = ord(mark["letter"]) - ord(before["letter"]) == 1
-    return is_next and mark.group("open", "close") == before.group("open", "close")
