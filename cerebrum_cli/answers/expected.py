@@ -11,8 +11,6 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.answers.plain_text import has_content
-
 
 class Expected(NamedTuple):
     """The kind of answer that a question has; `choices` are the texts of its options, lettered from A."""
@@ -57,13 +55,13 @@ _INSTRUCTION = re.compile(
       | (?:antworte|beantworte|begründe|denke?|erkläre|réponds|répondez|explique|réfléchis|justifie|responde|contesta
         |explica|piensa|rispondi|spiega|ragiona|responda|pense|ответь|ответьте|отвечай|объясни|рассуждай|думай)\b
       | (?:final\sanswer|a|antwort|réponse|respuesta|risposta|resposta|ответ|答案|答え|정답|답)\s?[:：]
-      | (?=.*(?:回答|作答|一步|解释|答え|説明|考え|단계|답하|답해|설명)) )
+      | (?=[^\x00-\x7f])(?=.*(?:回答|作答|一步|解释|答え|説明|考え|단계|답하|답해|설명)) )
     (?!.*(?:\d|\b(?:number|integer|amount|value|decimal|fraction|factors?)\b)) [^?？]* (?<!:\s) (?:or\snot\?|not\?)?"""
 )
 _TASK = re.compile(  # something else to be done, with the text that follows or besides
     r"""(?x)(?:\A|\b(?:then|and|please|also),?\s)
     (?:calculate|classify|complete|compute|continue|convert|correct|count|edit|extract|find|fix|identify|list|name|order
-      |implement|generate|draw|write(?!\s(?:yes|no|your|the|true|only|just|down))|paraphrase|proofread|rank|repeat
+      |implement|generate|draw|write(?!\s(?:yes|no|your|the|true|only|just|down))|paraphrase|proofread|rank|rate|repeat|score
       |rephrase|rewrite|simplify|solve|sort|spell|summarize|summarise|translate|traduis
       |traduisez|traduce|traduci|traduza|übersetze|переведи|переведите)\b | 翻译 | 翻訳 | 번역"""
 )
@@ -73,11 +71,13 @@ _OPENING = r"""(?: (?:according|assuming|based|for|given|if|in|since|suppose|und
 _CLOSED = (
     (
         _OPENING
-        + r"""(?:am|are|can|could|did|do(?!\s\d)|does|had|has|have|is|may|might|must|should|was|were|will|would)
+        + r"""(?:am|are|can|could|did|do(?!\s\d)|does|had|has|have|is|may|might|must|should|were|will|would
+        |was(?!\s(?:bedeut|bleib|bring|erg|gib|gilt|ha[bt]|hei|ist|kann|kommt|kost|mach|sag|sind|soll|tut|war|wär|wird)))
         (?:n['’]t)?\s.*""",
         r"""\b(?:or(?!\snot\W*\Z)|how|what|which|who|whom|whose|where|why|if\sso|you|your|me|each|way|difference
         |(?:can|could|may|might|should|will|would)\s(?:i|we(?!\s(?:conclude|infer))|anyone|anybody|someone|somebody)
-        |to\s(?:calculate|compute|determine|explain|figure|find|give|help|list|name|say|show|solve|tell|work|write))\b""",
+        |(?:are|equals?|is|of|to)(?=\W*\Z)|to\s(?:calculate|compute|determine|explain|figure|find|give|help|list|name|say|show|solve|tell|work|write))\b
+        |_{2,}|(?<!true)(?<!correct)(?<!statement)(?<!\s):\s""",
     ),
     (
         r"(?:existiert|gab|gibt|gilt|haben|hat|ist|sind|stimmt|war|waren|wird|werden)\s.*",
@@ -148,8 +148,7 @@ def _sentences(text: str) -> list[str]:
 def _is_yes_or_no(text: str) -> bool:
     sentences = _sentences(text)
     is_demanded = any(map(_DEMAND.fullmatch, filter(_PAIRS.search, sentences)))
-    about = [_PAIRS.sub("", sentence) for sentence in sentences if not _INSTRUCTION.fullmatch(sentence)]
-    about = list(filter(has_content, about))
+    about = [sentence for sentence in sentences if not (_INSTRUCTION.fullmatch(sentence) or _PAIRS.match(sentence))]
     questions = [sentence for sentence in about if sentence.endswith(_QUESTION_ENDS)]
     if len(about) == 1 and _UNMARKED.fullmatch(about[0]):
         questions = about
@@ -158,12 +157,12 @@ def _is_yes_or_no(text: str) -> bool:
     question = "".join(questions)
     if not (is_demanded or question == about[-1] or _STATEMENT_BELOW.match(question)):
         return False
-    question = question.rstrip(" ?？。")
-    if any(map(_TASK.search, sentences)):
-        return False
+    question = _PAIRS.sub("", question).rstrip(" ,?？。")
     if any(closed.fullmatch(question) and not is_open.search(question) for closed, is_open in _QUESTIONS):
-        return True
-    return is_demanded and not any(is_open.search(question) for _, is_open in _QUESTIONS)
+        is_demanded = True
+    elif any(is_open.search(question) for _, is_open in _QUESTIONS):
+        return False
+    return is_demanded and not any(map(_TASK.search, sentences))
 
 
 def _choices(text: str) -> tuple[str, ...]:

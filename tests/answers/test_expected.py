@@ -44,7 +44,11 @@ Translate into German: Is 7 a prime number?
 Write a function is_prime. Does it work for 2?
 A test has 10 true or false questions. How many ways are there to answer?
 Tell me a yes or no question.
+Is 5 + 7 equal to?
+Rate the following answer from 1 to 10. Is the answer helpful?
+Is the answer good? Reply with 1 or 0.
 Ist es 5 oder 7?
+Was kostet das Brot?
 Combien est-ce que 3 + 4 font ?
 你知道7乘8等于多少吗？
 答えは5ですか、それとも7ですか？
