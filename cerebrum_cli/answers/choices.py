@@ -88,14 +88,16 @@ def _patterns(count: int) -> Patterns:
         re.compile(
             rf"""(?mx)
               (?:\b(?i:answer|option|choice|response|statement|antwort|réponse|respuesta|risposta|resposta|ответ)s?\b|答案|答え|正解|정답)
-                [^.:\n]{{0,80}}? (?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)(?i:{_FILLER})(?P<said>{letter})
+                [^.:\n]{{0,80}}? (?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)
+                (?i:{_FILLER})(?P<said>{letter})
             | (?:\b(?i:if|whether)\s(?i:option\s)?)?
                 (?P<is>{upper})(?:(?!{upper})[^.\n]){{0,120}}?
                 \b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){{0,3}}?[\s*_]++(?i:{_QUALITY})\b
             | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s
                 (?i:{_FILLER})(?P<chosen>{upper})
             | \b(?i:but)\s(?i:{_FILLER})(?P<instead>{upper})(?=\W*+$)
-            | \b(?i:only)\s(?i:{_FILLER})(?P<only>{upper})\s(?i:remains|fits|works|(?:can|could|may|must)\sbe|is\s(?:left|possible))\b
+            | \b(?i:only)\s(?i:{_FILLER})(?P<only>{upper})
+                \s(?i:remains|fits|works|(?:can|could|may|must)\sbe|is\s(?:left|possible))\b
             | \\boxed\s*+\{{(?i:{_FILLER})(?P<boxed>{letter})
             | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
             | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
@@ -103,7 +105,8 @@ def _patterns(count: int) -> Patterns:
         ),
         re.compile(
             rf"""(?m)^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
-            r"""(?:[*"'_]*+[.):\]]|\*\*|_|'|\s[-–—]\s|\s\(not\b|,?\s(?:because|since|not|rather|instead|of\scourse|it\sis)\b|[ *"'`]*+$)""",
+            r"""(?:[*"'_]*+[.):\]]|\*\*|_|'|\s[-–—]\s|\s\(not\b"""
+            r"""|,?\s(?:because|since|not|rather|instead|of\scourse|it\sis)\b|[ *"'`]*+$)""",
         ),
         re.compile(
             rf"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()({letter})"

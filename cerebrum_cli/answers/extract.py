@@ -16,8 +16,6 @@ from collections.abc import Iterator
 
 from cerebrum_cli.answers.number_words import with_digits
 from cerebrum_cli.answers.phrases import ASIDE_LINE, COPULAS, CORRECTION, FILLER, LABELS, NOT_IT, REMARK
-from cerebrum_cli.answers.sentence import result, values_alone, values_in
-from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
 from cerebrum_cli.answers.plain_text import (
     CALCULATOR_NOTE,
     Match,
@@ -27,10 +25,13 @@ from cerebrum_cli.answers.plain_text import (
     trimmed,
     without_markup,
 )
+from cerebrum_cli.answers.sentence import result, values_alone, values_in
+from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(
-    r"(?im)^[ \t#*>_-]*+(?:question|q|user|human|problem|exercise|instruction|input)\s?\d*+(?:[*_]*+:|[.)]\s|(?<=\d)[ *_]*$)"
+    r"(?im)^[ \t#*>_-]*+(?:question|q|user|human|problem|exercise|instruction|input)\s?\d*+"
+    r"(?:[*_]*+:|[.)]\s|(?<=\d)[ *_]*$)"
     r"|^\#{1,4}\s(?:question|exercise|problem|instruction|input)\b|^(?:the following (?:are|is)\b)",
 )
 # What ends a turn in the prompt formats of models: another turn follows.
@@ -69,9 +70,12 @@ _REFUSAL = re.compile(
     r"|\A(?:none|null|n/a|unknown|undetermined|indetermina(?:te|ble))\Z",
 )
 _REASON = re.compile(  # samples that agree should not differ by it
-    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not|nicht|et non|non|no|rather than|instead of)\b|\s(?:rather than|instead of|et non|i\.e\.)\b|[,，]不是|\s\(?(?:because|since)\b",
+    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not|nicht|et non|non|no"
+    r"|rather than|instead of)\b|\s(?:rather than|instead of|et non|i\.e\.)\b|[,，]不是|\s\(?(?:because|since)\b",
 )
-_FILLER = re.compile(rf"(?ix)\A(?:(?:{FILLER})(?:[,:]?\s|[,:])\s*+|[a-z]+(?:\s[a-z]+)?:\s)++(?=[^\W_a-z]|[^\w\s]|[a-z]\b)")
+_FILLER = re.compile(
+    rf"(?ix)\A(?:(?:{FILLER})(?:[,:]?\s|[,:])\s*+|[a-z]+(?:\s[a-z]+)?:\s)++(?=[^\W_a-z]|[^\w\s]|[a-z]\b)"
+)
 _QUESTION = re.compile(
     r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
 )
@@ -163,7 +167,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     end = len(text)
     for marker in reversed(list(_MARKER.finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
-        sentence, *others = [line] if is_box else sentences(_BALANCED.match(line)[0])
+        sentence, *others = [line] if is_box else sentences("".join(_BALANCED.findall(line)[:1]))
         answer = _answer(sentence)
         remainder = " ".join(others)
         # A Markdown heading has text below it, unlike GSM8K's last line.
@@ -194,7 +198,12 @@ def _statement(answer: str, line: str, remainder: str, marker: Match, in_words: 
     value = answer
     if not in_words:
         conclusion = _CONCLUSION.split(line)[-1]
-        if "=" in answer and conclusion != line and (found := values_in(conclusion)) and not has_content(found[-1].behind):
+        if (
+            "=" in answer
+            and conclusion != line
+            and (found := values_in(conclusion))
+            and not has_content(found[-1].behind)
+        ):
             return solved(found[-1].text), True
         value = _value(answer)
         if marker.lastgroup in ("label", "labelled", "heading") and value != answer and has_content(remainder):

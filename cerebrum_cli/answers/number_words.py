@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-eighteen nineteen"""
+_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+seventeen eighteen nineteen"""
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 VALUES = {word: value for value, word in enumerate(_SMALL.split())}
 VALUES |= {word: value * 10 for value, word in enumerate(_TENS.split(), 2)}
@@ -22,11 +22,14 @@ zero um dois três quatro cinco seis sete oito nove dez onze doze
 영 하나 둘 셋 넷 다섯 여섯 일곱 여덟 아홉 열 열하나 열둘"""
 _ALONE = {word: value for line in _OTHERS.split("\n") for value, word in enumerate(line.split())}
 _NUMBER = rf"(?:(?:{_TENS.replace(' ', '|')})[\s-](?:{'|'.join(VALUES)})|{'|'.join([*VALUES, *SCALES])})"
+_SCALE = "|".join(SCALES)
 # "One" alone is mostly no number: "one of them".
-_ONE = rf"""(?:(?<=\bonly\s)|(?<=exactly\s)|(?<=\bis\s)|(?<==\s)|(?<!.)(?=.{{0,8}}\Z)|(?!one\b(?!,|\s(?:{"|".join(SCALES)})|\s(?:and|or)\s{_NUMBER})))"""
+_ONE = rf"""(?:(?<=\bonly\s)|(?<=exactly\s)|(?<=\bis\s)|(?<==\s)|(?<!.)(?=.{{0,8}}\Z)
+    |(?!one\b(?!,|\s(?:{_SCALE})|\s(?:and|or)\s{_NUMBER})))"""
 _NUMERAL = re.compile(
-    rf"""(?ix) (?<!\d\s)\b(?P<sign>minus\s|negative\s)? (?P<half>half\s(?=a\s))? (?:an?\s(?={"|".join(SCALES)}))?
-    {_ONE} (?P<words>{_NUMBER} (?:(?:\s(?:{"|".join(SCALES)}))++ (?:\s(?:and\s)?{_NUMBER})?+)*+) (?:(?P<and>\sand\san?)?[\s-](?P<part>{"|".join(PARTS)})s?)? \b(?![-'’]\w)""",
+    rf"""(?ix) (?<!\d\s)\b(?P<sign>minus\s|negative\s)? (?P<half>half\s(?=a\s))? (?:an?\s(?={_SCALE}))?
+    {_ONE} (?P<words>{_NUMBER} (?:(?:\s(?:{_SCALE}))++ (?:\s(?:and\s)?{_NUMBER})?+)*+)
+    (?:(?P<and>\sand\san?)?[\s-](?P<part>{"|".join(PARTS)})s?)? \b(?![-'’]\w)""",
 )
 
 

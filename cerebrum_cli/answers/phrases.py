@@ -4,45 +4,67 @@ from __future__ import annotations
 
 import re
 
-LABELS = r"""(?:\b(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta|risultato|resposta|ответ|результат)\b
+LABELS = r"""(?:\b(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta|risultato
+    |resposta|ответ|результат)\b
     |答案|答え|解答|正解|정답|답)"""
 COPULAS = r"(?:(?:ist|lautet|beträgt|est|es|è|é)\b|[是为為は은는])"
 
 # How a line or sentence begins that is about the answer, or no part of it: its rest is no answer either.
 _REMARKS = r"""
-    let\ me\ know | (?:would|do|did|shall|should|could|can|may|are)\ (?:you|i|we)\b[^\n]*\? | (?:i\ )?hope\ (?:this|that|it)\b | feel\ free | happy\ \w+ing
-  | (?:please\ )?(?:note|remember|recall)\b | (?:pro\ |fun\ )?(?:tip|fact|hint|check|verification|explanation|reflection|difficulty|confidence)s?(?=\W*(?::|\n|\Z))
-  | (?:to\ )?(?:double[-\ ])?check(?:ing)?\b[^\n]*? | a\ common\ (?:mistake|error) | if\ (?:instead|you\ (?:have|need|want)) | this\ (?:assumes|took|matches|agrees)
-  | if\ any | any\ (?:other|more) | thanks | thank\ you | good\ luck | sorry\ about | we\ (?:translated|used) | how\ else | what\ else
-  | (?:lass|sag)\ mich | möchtest\ du | ich\ hoffe | n['’]hésite | voulez-vous | veux-tu | j['’]espère | ¿?quieres | espero\ que | ¿?te\ gustaría | vuoi | spero\ che
-  | quer\ que | deseja | надеюсь | хотите | 如果您?(?:还|有) | 希望 | 验算 | 検算 | 確認 | 검산 | probe\b | vérification | comprobación | verifica\b | проверка
+    let\ me\ know | (?:would|do|did|shall|should|could|can|may|are)\ (?:you|i|we)\b[^\n]*\?
+  | (?:i\ )?hope\ (?:this|that|it)\b | feel\ free | happy\ \w+ing
+  | (?:please\ )?(?:note|remember|recall)\b
+  | (?:pro\ |fun\ )?(?:tip|fact|hint|check|verification|explanation|reflection|difficulty|confidence)s?(?=\W*(?::
+    |\n|\Z))
+  | (?:to\ )?(?:double[-\ ])?check(?:ing)?\b[^\n]*? | a\ common\ (?:mistake|error)
+  | if\ (?:instead|you\ (?:have|need|want)) | this\ (?:assumes|took|matches|agrees)
+  | if\ any | any\ (?:other|more) | thanks | thank\ you | good\ luck | sorry\ about | we\ (?:translated|used)
+  | how\ else | what\ else
+  | (?:lass|sag)\ mich | möchtest\ du | ich\ hoffe | n['’]hésite | voulez-vous | veux-tu | j['’]espère
+  | ¿?quieres | espero\ que | ¿?te\ gustaría | vuoi | spero\ che
+  | quer\ que | deseja | надеюсь | хотите | 如果您?(?:还|有) | 希望 | 验算 | 検算 | 確認 | 검산 | probe\b | vérification
+  | comprobación | verifica\b | проверка
 """
-REMARK = re.compile(rf"(?im)(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[.!?。]\ )|(?<=[.!?]\n))[^\w\n(¿]{{0,12}}+(?x:{_REMARKS})[^\n]*+")
+REMARK = re.compile(
+    rf"(?im)(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[.!?。]\ )|(?<=[.!?]\n))[^\w\n(¿]{{0,12}}+(?x:{_REMARKS})[^\n]*+"
+)
 _ASIDE_LINE = r"(?m)^[ \t*_>]*\((?=[^()\n]*[^\W\d_]{3})[^()\n]*\)[.*_ ]*$"
 ASIDE_LINE = re.compile(_ASIDE_LINE)
 
 CORRECTION = r"""
-    (?:(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[\s"(*]))(?:wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i\ mean|or\ rather|scratch\ that|on\ second\ thought|entschuldigung|等等|不对)\b
-      | \b(?:my\ (?:apologies|mistake|bad) | i\ (?:mis\w+|made\ an?\ (?:\w+\ )?(?:error|mistake)) | me\ suis\ trompé | it\ should\ be | 应该是)
+    (?:(?:^|(?<=[\s"(*]))(?:wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i\ mean|or\ rather
+    |scratch\ that|on\ second\ thought|entschuldigung|等等|不对)\b
+      | \b(?:my\ (?:apologies|mistake|bad) | i\ (?:mis\w+|made\ an?\ (?:\w+\ )?(?:error|mistake))
+  | me\ suis\ trompé | it\ should\ be | 应该是)
       | (?:\.{3}|—|–|,)\ no,?(?=\s) | ~~\ ?(?=[\w$]))
 """
 
 FILLER = r"""
-    \w{3,}ly | indeed | still | now | then | so | well | no\ (?:more|less|fewer)\ than | no | also | again | just | always | almost | at | by | about | around
-  | of\ course | in\ (?:all|fact|total) | (?:given|followed)\ by | none\ other\ than | altogether | overall | all\ in\ all | circa | ca\.? | approx\.? | equals | it['’]s | that['’]s | it\ is
-  | i\ (?:believe|think|guess|get) | (?:(?:an?|the)\ )?(?:amount|integer|letter|number|result|sum|total|value)(?:\ of)?
+    \w{3,}ly | indeed | still | now | then | so | well | no\ (?:more|less|fewer)\ than | no | also | again
+  | just | always | almost | at | by | about | around
+  | of\ course | in\ (?:all|fact|total) | (?:given|followed)\ by | none\ other\ than | altogether | overall
+  | all\ in\ all | circa | ca\.? | approx\.? | equals | it['’]s | that['’]s | it\ is
+  | i\ (?:believe|think|guess|get)
+  | (?:(?:an?|the)\ )?(?:amount|integer|letter|number|result|sum|total|value)(?:\ of)?
   | USD | EUR | GBP | CHF | CAD | AUD | INR | JPY | CNY | Rs\.? | R | AU | HK | kr\.?
 """
 
-YES = "yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да 是 是的 对 はい 예 네".split()
-NO = "no nope false incorrect wrong untrue nein non não нет 否 不是 不 いいえ 아니요 아니오".split()
+_YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim д
+    а
+是 是的 对 はい 예 네"""
+_NO = "no nope false incorrect wrong untrue nein non não нет 否 不是 不 いいえ 아니요 아니오"
+YES, NO = _YES.split(), _NO.split()
 
 # What is only compared with the answer, or counts something else.
 NOT_IT = r"""
-    \b(?:at\ (?:least|most) | (?:fewer|greater|higher|less|lower|more)\ than | (?:anything\ )?(?:but|except)(?=\s\S+\W*\Z) | multiple\ of | divisor\ of | factor\ of
-    | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal)? | (?:a\ )?(?:half|third|quarter|square\ root|cube\ root|reciprocal|log\w*)(?:\ of)? | between\ \S+\ and
-    | (?:chapter|equation|figure|line|page|section|step|table|theorem|question|problem|exercise)s? | mindestens | höchstens | nicht | halb\ so\ viel\ wie
-    | au\ (?:moins|plus) | n['’]est\ pas | (?:al|por\ lo)\ menos | no\ es | almeno | pelo\ menos | не\ (?:менее|более)? )
+    \b(?:at\ (?:least|most) | (?:fewer|greater|higher|less|lower|more)\ than
+  | (?:anything\ )?(?:but|except)(?=\s\S+\W*\Z) | multiple\ of | divisor\ of | factor\ of
+    | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal)?
+  | (?:a\ )?(?:half|third|quarter|square\ root|cube\ root|reciprocal|log\w*)(?:\ of)? | between\ \S+\ and
+    | (?:chapter|equation|figure|line|page|section|step|table|theorem|question|problem|exercise)s? | mindestens
+  | höchstens | nicht | halb\ so\ viel\ wie
+    | au\ (?:moins|plus) | n['’]est\ pas | (?:al|por\ lo)\ menos | no\ es | almeno | pelo\ menos
+  | не\ (?:менее|более)? )
   | 至少 | 最多 | 不是
 """
 
@@ -52,7 +74,8 @@ BESIDE = r"""
     (?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+
 """
 COMPUTED = r"""
-    (?<!!)= | ≈ | \\approx(?![a-z]) | \b(?:equals?(?:\ to)? | amounts?\ to | adds?\ up\ to | comes?\ to | totals | results?\ in)
+    (?<!!)= | ≈ | \\approx(?![a-z]) | \b(?:equals?(?:\ to)? | amounts?\ to | adds?\ up\ to | comes?\ to
+  | totals | results?\ in)
 """
 # "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
 CONSEQUENCE = r"\b(?:so|thus|therefore|hence|leaving|giving|which\ (?:is|means|leaves|gives))\b(?!\ far)"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-_TITLES = "".join(rf"(?<!\b{title}\.)" for title in "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No".split())
+_ABBREVIATIONS = "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No"
+_NO_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _ABBREVIATIONS.split())
 # Where one sentence ends and another begins: not in 3.5, "6 p.m. sharp", "Dr. Lee" or "5! = 120".
 _BOUNDARY = re.compile(
-    rf"""(?x) (?<=[.!?])(?<!\d!)(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!\.\.){_TITLES} ["'”’)]{{0,3}}\s++(?=[^\sa-z])
+    rf"""(?x) (?<=[.!?])(?<!\d!)(?<!\b[A-Za-z]\.[A-Za-z]\.)(?<!\.\.){_NO_ABBREVIATION} ["'”’)]{{0,3}}\s++(?=[^\sa-z])
       | (?:(?<=\d!)|(?<=[a-z]\.[a-z]\.)|(?<=\.\.))\s++(?=[A-Z]) | (?<=\d\.)(?=[A-Z]) | (?<=。)(?=.)"""
 )
 _OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡", r"\s.,;:?\"”»」』》〉】_~→⇒←↵†‡\\/、。…"

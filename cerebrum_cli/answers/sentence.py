@@ -23,7 +23,7 @@ _EXPLANATION = re.compile(rf"(?ix)(?:{EXPLANATION})")
 _EQUAL = re.compile("(?<![<>!])=|≈")
 
 
-class Value(NamedTuple):
+class FoundValue(NamedTuple):
     """A value as it is written, where it stands, and the words beside it, up to other values."""
 
     text: str
@@ -33,12 +33,12 @@ class Value(NamedTuple):
     behind: str
 
 
-def values_in(text: str) -> list[Value]:
+def values_in(text: str) -> list[FoundValue]:
     found = [match for match in VALUE.finditer(text) if is_value(match[1])]
     ends = [0, *(match.end() for match in found)]
     starts = [*(match.start() for match in found), len(text)]
     words = [text[end:start] for end, start in zip(ends, starts, strict=True)]
-    return [Value(match[1], *match.span(1), *beside) for match, beside in zip(found, pairwise(words), strict=True)]
+    return [FoundValue(match[1], *match.span(1), *beside) for match, beside in zip(found, pairwise(words), strict=True)]
 
 
 def result(text: str) -> str | None:
@@ -48,9 +48,9 @@ def result(text: str) -> str | None:
     """
     found = values_in(text)
     listed = _list_at_end(found)
-    if len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before)):
-        if not re.search(r"\w", listed[-1].behind):
-            return text[listed[0].start : listed[-1].end]
+    is_stated = len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before))
+    if is_stated and not re.search(r"\w", listed[-1].behind):
+        return text[listed[0].start : listed[-1].end]
     values = _without_explanation([value for value in found if not _is_other(value)])
     answer = computed(values)
     if answer:
@@ -59,7 +59,7 @@ def result(text: str) -> str | None:
     return solved(own[-1].text) if own else None
 
 
-def computed(values: list[Value]) -> str:
+def computed(values: list[FoundValue]) -> str:
     """The value computed last, or what follows from it; "" if none is computed."""
     answer = ""
     for value in values:
@@ -76,7 +76,7 @@ def values_alone(text: str) -> str:
     return solved(text) if len(listed) == 1 else text
 
 
-def _list_at_end(values: list[Value]) -> list[Value]:
+def _list_at_end(values: list[FoundValue]) -> list[FoundValue]:
     """The values at the end that commas, "and" or "or" join."""
     place = len(values) - 1
     while place > 0 and _JOINT.fullmatch(values[place].before):
@@ -84,7 +84,7 @@ def _list_at_end(values: list[Value]) -> list[Value]:
     return values[max(place, 0) :]
 
 
-def _is_other(value: Value) -> bool:
+def _is_other(value: FoundValue) -> bool:
     """Whether a value is only compared with the answer, counts something else, or is what changes."""
     before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
     if _NOT_IT.search(before) or _MORE.match(behind):
@@ -92,15 +92,15 @@ def _is_other(value: Value) -> bool:
     return bool(_FROM.search(before) and _TO.fullmatch(behind))
 
 
-def _is_computed(value: Value) -> bool:
+def _is_computed(value: FoundValue) -> bool:
     return bool(_EQUAL.search(value.text) or _COMPUTED.search(value.before[-_NEAR:]))
 
 
-def _is_beside(value: Value) -> bool:
+def _is_beside(value: FoundValue) -> bool:
     return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
 
 
-def _without_explanation(values: list[Value]) -> list[Value]:
+def _without_explanation(values: list[FoundValue]) -> list[FoundValue]:
     """Values up to the explanation of the first one, unless that computes another."""
     for place, value in enumerate(values[1:], 1):
         if _EXPLANATION.search(value.before):

@@ -37,7 +37,7 @@ EXPRESSION = rf"(?:(?<![\w)\]}}%])(?:[-+±]|\\pm)\ ?)?+{_TERM}(?:{_OPERATOR}?{_T
 _RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
 _VECTOR = rf"<\ ?{EXPRESSION}(?:,\ ?{EXPRESSION})++\ ?>"
 _UNIT_POWER = r"(?:(?<=\d)\ {1,2}(?:k?g/)?(?:[ckm]?m|ft|in|yd|mi)(?:\^\{?[23]\}?|[²³]))?+"
-_UNIT = r"(?:weeks?|days?|hours?|hrs?|h|minutes?|mins?|seconds?|secs?|feet|foot|ft|inch(?:es)?|dollars?|cents?|pounds?|ounces?)\b"
+_UNIT = r"(?:(?:week|day|hour|hr|minute|min|second|sec|dollar|cent|pound|ounce)s?|h|feet|foot|ft|inch(?:es)?)\b"
 COMPOUND = rf"(?<=between\ ){NUMBER}\ and\ {NUMBER}|{NUMBER}\ {_UNIT}(?:,?\ (?:and\ )?{NUMBER}\ {_UNIT})++"
 VALUE = re.compile(rf"({COMPOUND}|{EXPRESSION}(?:{_RELATION}{EXPRESSION})*+|{_VECTOR}){_UNIT_POWER}")
 MAY_HOLD_VALUE = re.compile(r"[\d√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")

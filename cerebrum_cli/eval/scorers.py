@@ -29,7 +29,7 @@ for line in sys.stdin:
 """
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
-SCORING_VERSION = 1  # of the rules by which replies are scored; raise it when a score may change
+SCORING_VERSION = 2  # of the rules by which replies are scored; raise it when a score may change
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
 
 
@@ -188,7 +188,7 @@ def _expected(question: Question) -> Expected:
 
 
 def conclusions(text: str, answer: str | None) -> list[str]:
-    """The sentences that may hold the answer in words: what is stated, the last one, and a first one that stands alone."""
+    """What may hold the answer in words: what is stated, the first line and the last."""
     own = without_remarks(own_text(text)).strip()
     lines = [line for line in own.split("\n") if line.strip()]
     return [answer or "", *lines[:1], *lines[-1:]]
