@@ -31,7 +31,7 @@ IN_WORDS = (  # replies, correct answers, and what is found
     ("The answer is unknown.", "Paris", ""),
     ("Let me think.\nThe capital of France is **Paris**.", "Paris", "Paris"),
 )
-SCORES = (1, "08352c8b012addf5")
+SCORES = (2, "9c123fb158ce3ece")
 DATA = Path(__file__).parents[1] / "data"
 ANSWERS = json.loads((DATA / "answers.json").read_text(encoding="utf-8"))
 CHOICES: list[tuple[str, tuple[str, ...], str | None]] = [
@@ -148,7 +148,7 @@ def test_question_that_a_base_model_makes_up_is_cut_off(following: str) -> None:
 
 @pytest.mark.parametrize(("text", "reference", "found"), IN_WORDS)
 def test_answer_in_words_is_never_the_number_in_a_reply(text: str, reference: str, found: str | None) -> None:
-    is_correct = bool(found)  # None stands for the whole reply, which is not the answer alone
+    is_correct = found != ""  # None stands for the whole reply
     assert score(text, reference)[:2] == (text.rstrip(".") if found is None else found or None, is_correct)
 
 
