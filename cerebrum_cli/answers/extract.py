@@ -86,7 +86,7 @@ _EQUAL = re.compile("[=≈]")
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?(?=\d)")
 _AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
-_ASIDE = re.compile(r"(?i)(?<=[\w%.])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)")
+_ASIDE = re.compile(r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)")
 _ALONE = re.compile(r"(?i)yes|no|[a-z]|\([a-z]\)")
 _ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
@@ -225,7 +225,7 @@ def braced(text: str) -> str:
 
 def _value(answer: str) -> str:
     """Value of a statement; of a sentence, its amount."""
-    answer = _COUNTER.sub("", _FILLER.sub("", answer))
+    answer = _COUNTER.sub("", answer)
     if not values_in(answer) and starts_with_value(in_digits := with_digits(answer)):
         answer = in_digits
     if alone := values_alone(answer):
@@ -243,7 +243,7 @@ def _value(answer: str) -> str:
 def _answer(text: str) -> str:
     """A sentence without its reason, remarks in parentheses, and decoration."""
     text = _ASIDE.sub("", _REASON.split(text, maxsplit=1)[0])
-    text = trimmed(" ".join(text.split()))
+    text = trimmed(_FILLER.sub("", " ".join(text.split())))
     if not text.strip("_-–—…^= "):
         return ""
     return text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-LABELS = r"""(?:\b(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta|risultato
+LABELS = r"""(?:\b(?=[aelrsор])(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta|risultato
     |resposta|ответ|результат)\b
-    |答案|答え|解答|正解|정답|답)"""
+    |(?=[答解正정답])(?:答案|答え|解答|正解|정답|답))"""
 COPULAS = r"(?:(?:ist|lautet|beträgt|est|es|è|é)\b|[是为為は은는])"
 
 # How a line or sentence begins that is about the answer, or no part of it: its rest is no answer either.
@@ -32,11 +32,11 @@ _ASIDE_LINE = r"(?m)^[ \t*_>]*\((?=[^()\n]*[^\W\d_]{3})[^()\n]*\)[.*_ ]*$"
 ASIDE_LINE = re.compile(_ASIDE_LINE)
 
 CORRECTION = r"""
-    (?:(?:^|(?<=[\s"(*]))(?:wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i\ mean|or\ rather
+    (?:(?<![^\s"(*])(?=[wsohceapi等不])(?:wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i\ mean|or\ rather
     |scratch\ that|on\ second\ thought|entschuldigung|等等|不对)\b
-      | \b(?:my\ (?:apologies|mistake|bad) | i\ (?:mis\w+|made\ an?\ (?:\w+\ )?(?:error|mistake))
+      | \b(?=[im应])(?:my\ (?:apologies|mistake|bad) | i\ (?:mis\w+|made\ an?\ (?:\w+\ )?(?:error|mistake))
   | me\ suis\ trompé | it\ should\ be | 应该是)
-      | (?:\.{3}|—|–|,)\ no,?(?=\s) | ~~\ ?(?=[\w$]))
+      | (?=[.—–,])(?:\.{3}|—|–|,)\ no,?(?=\s) | ~~\ ?(?=[\w$]))
 """
 
 FILLER = r"""

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.answers.canonical import equals_reference
+from cerebrum_cli.answers.extract import _NEXT_QUESTION, final_answer
 
 CASES: list[dict[str, str | None]] = json.loads(
     (Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8")
@@ -76,6 +77,33 @@ def test_final_answer_takes_linear_time(opening: str) -> None:
         start = time.process_time()
         final_answer(text)
         assert time.process_time() - start < 0.5, unit  # a quadratic pattern takes 0.6 to 20, others 0.2
+
+
+VALUES = (
+    *("73", "-4", "3.5", "4/5", "x^2 + 1", "2π", "[2, 5)", "{1, 2}", "51_8", "3 + 4i", "(1, -2)", "x > 5", "12\\pi", "5!"),
+    *("2:30 pm", "\\frac{3}{4}", "\\sqrt{2}", "1, 2, 3", "x = 2 or x = -2", "25%"),
+)
+OPENINGS = ("", "**", "_", "✅ ", "→ ", "« ", "<b>", "exactly ", "actually ", "indeed, ", "🎉 ", '"')
+ENDINGS = ("", ".", "**", " ✅", " 🎉", "[^1]", "</s>", "<|im_end|>", " :)", "。", "_", "</b>", " [✓]", '"', " (as required)")
+LABELS = ("The answer is ", "**Answer:** ", "Final answer: ", "Antwort: ", "Réponse : ", "Respuesta: ", "答案是", "答え:")
+REMARKS = (
+    *("", "\n\nLet me know if you have questions 2 or 3!", "\n\nI hope this helps.", "\nWould you like 2 more examples?"),
+    *("\n\n(Difficulty: 3/5)", "\n\nNote: I used 2 steps.", "\n\nÀ bientôt !", "\n希望这对你有帮助！", "\nThe answer is correct."),
+)
+
+
+@given(*map(st.sampled_from, (LABELS, OPENINGS, VALUES, ENDINGS, REMARKS)))
+def test_what_stands_around_a_value_changes_nothing(label: str, opening: str, value: str, ending: str, rest: str) -> None:
+    reply = f"There are 17 of them.\n\n{label}{opening}{value}{ending}{rest}"
+    assert equals_reference(final_answer(reply), value), (reply, final_answer(reply))
+
+
+@given(st.lists(st.sampled_from(VALUES) | prose), *map(st.sampled_from, (LABELS, VALUES)))
+def test_text_before_the_last_2000_characters_changes_nothing(before: list[str], label: str, value: str) -> None:
+    reply = "We count them one after the other. " * 60 + f"\n{label}{value}"
+    text = " is ".join(before)
+    assume("think>" not in text and not _NEXT_QUESTION.search(text))
+    assert final_answer(f"{text}\n\n{reply}") == final_answer(reply)
 
 
 def test_final_answer_of_a_truncated_reply_is_no_prose() -> None:
