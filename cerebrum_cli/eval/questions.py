@@ -14,7 +14,7 @@ from cerebrum_cli.core.sampling import SEEDS
 QuestionId = str | int
 Match = Literal["answer", "exact", "contains", "regex", "math", "code"]  # methods of scoring a reply
 Basis = Literal["stated", "guessed", "missing"]  # of the answer that is scored; guessed from how a reply ends
-MATCHES: tuple[Match, ...] = get_args(Match)[:-2]  # to choose from; tasks have the others
+MATCHES: tuple[Match, ...] = get_args(Match)[:-1]  # to choose from; "code" is for tasks
 
 MAX_SAMPLES = 256  # of a question
 _STRIDE = 1024  # from the first seed of a question to that of the next; another one would change the seeds of all runs
