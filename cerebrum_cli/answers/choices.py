@@ -23,7 +23,7 @@ from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
+from cerebrum_cli.answers.extract import extract_answers, own_text
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
 
 _FILLER = (
@@ -122,7 +122,7 @@ def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str |
 
     Of a truncated reply, only what it states or begins with counts.
     """
-    text = without_remarks(own_text(text)).strip()
+    text, is_complete = own_text(text.strip(), is_complete)
     patterns = _patterns(len(choices))
     lines = list(patterns.line.finditer(text))
     items = _items(lines)

@@ -105,7 +105,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
     If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
     no number counts: without a statement, it is the bold part of the last line, or that line.
     """
-    text = without_remarks(own_text(text))
+    text, is_complete = own_text(text, is_complete)
     doubtful = words = None
     for answer, is_firm in _statements_from_last(text, in_words):
         if not is_firm:
@@ -128,7 +128,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tup
     return value, value if is_stated else None
 
 
-def without_remarks(text: str) -> str:
+def _without_remarks(text: str) -> str:
     """A text without what is said about the answer, unless nothing else holds a value."""
     shorter = ASIDE_LINE.sub("", REMARK.sub("", text)).rstrip()
     return shorter if has_content(shorter) else text
@@ -143,18 +143,24 @@ def _last_words(text: str) -> str | None:
     return trimmed(plain(line)) or None
 
 
-def own_text(text: str) -> str:
-    """Text of a reply after its reasoning, and before another question that a base model makes up."""
+def own_text(text: str, is_complete: bool) -> tuple[str, bool]:
+    """Text of a reply without its reasoning and remarks about the answer, and whether it is complete.
+
+    It is complete, too, if another turn follows, which a base model made up.
+    """
     text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
     if "think" in text:
         text = _REASONING.sub("", text)
-    text = without_markup(next(filter(has_content, _END_OF_TURN.split(text)), text))
+    turns = [turn for turn in _END_OF_TURN.split(text) if has_content(turn)]
+    text = without_markup(turns[0] if turns else text)
     if "boxed" in text:
         text = _BOXES.sub(lambda boxes: "\\boxed{" + ", ".join(re.findall(r"\{([^{}]*+)\}", boxes[0])) + "}", text)
-    own = _NEXT_QUESTION.split(text, maxsplit=1)[0].strip()
+    own, *following = _NEXT_QUESTION.split(text, maxsplit=1)
     marker = _MARKER.search(own)
-    holds_answer = _AS_IS.match(own) or re.search(r"\d", own) or (marker and has_content(own[marker.end() :]))
-    return own if holds_answer else text
+    if _AS_IS.match(own.strip()) or re.search(r"\d", own) or (marker and has_content(own[marker.end() :])):
+        text = own.strip()
+        is_complete = is_complete or bool(following)
+    return _without_remarks(text.strip()), is_complete or len(turns) > 1
 
 
 def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cerebrum_cli.answers.choices import chosen_letter
 from cerebrum_cli.answers.expected import Expected
-from cerebrum_cli.answers.extract import extract_answers, own_text, without_remarks
+from cerebrum_cli.answers.extract import extract_answers, own_text
 from cerebrum_cli.answers.plain_text import sentences
 from cerebrum_cli.answers.yes_no import yes_or_no
 
@@ -20,7 +20,7 @@ def read_answers(text: str, is_complete: bool, expected: Expected) -> tuple[str 
     answer, stated = extract_answers(text, is_complete, expected.kind == "words")
     if expected.kind != "yes or no":
         return answer, stated
-    own = without_remarks(own_text(text)).strip()
+    own, is_complete = own_text(text.strip(), is_complete)
     if not is_complete:  # the rest may answer other questions on the way to this one
         own = sentences(own.partition("\n")[0])[0]
     meant = yes_or_no(stated or "") or yes_or_no(own)

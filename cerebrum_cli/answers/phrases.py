@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-LABELS = r"""(?:\b(?=[aelrsор])(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta|risultato
-    |resposta|ответ|результат)\b
+LABELS = r"""(?:\b(?=[aelrsор])(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta
+    |risultato|resposta|ответ|результат)\b
     |(?=[答解正정답])(?:答案|答え|解答|正解|정답|답))"""
 COPULAS = r"(?:(?:ist|lautet|beträgt|est|es|è|é)\b|[是为為は은는])"
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.choices import names
 from cerebrum_cli.answers.expected import Expected
-from cerebrum_cli.answers.extract import own_text, without_remarks
+from cerebrum_cli.answers.extract import own_text
 from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
@@ -189,7 +189,7 @@ def _expected(question: Question) -> Expected:
 
 def conclusions(text: str, answer: str | None) -> list[str]:
     """What may hold the answer in words: what is stated, the first line and the last."""
-    own = without_remarks(own_text(text)).strip()
+    own, _ = own_text(text, is_complete=True)
     lines = [line for line in own.split("\n") if line.strip()]
     return [answer or "", *lines[:1], *lines[-1:]]
 

@@ -80,20 +80,73 @@ def test_final_answer_takes_linear_time(opening: str) -> None:
 
 
 VALUES = (
-    *("73", "-4", "3.5", "4/5", "x^2 + 1", "2π", "[2, 5)", "{1, 2}", "51_8", "3 + 4i", "(1, -2)", "x > 5", "12\\pi", "5!"),
+    *(
+        "73",
+        "-4",
+        "3.5",
+        "4/5",
+        "x^2 + 1",
+        "2π",
+        "[2, 5)",
+        "{1, 2}",
+        "51_8",
+        "3 + 4i",
+        "(1, -2)",
+        "x > 5",
+        "12\\pi",
+        "5!",
+    ),
     *("2:30 pm", "\\frac{3}{4}", "\\sqrt{2}", "1, 2, 3", "x = 2 or x = -2", "25%"),
 )
 OPENINGS = ("", "**", "_", "✅ ", "→ ", "« ", "<b>", "exactly ", "actually ", "indeed, ", "🎉 ", '"')
-ENDINGS = ("", ".", "**", " ✅", " 🎉", "[^1]", "</s>", "<|im_end|>", " :)", "。", "_", "</b>", " [✓]", '"', " (as required)")
-LABELS = ("The answer is ", "**Answer:** ", "Final answer: ", "Antwort: ", "Réponse : ", "Respuesta: ", "答案是", "答え:")
+ENDINGS = (
+    "",
+    ".",
+    "**",
+    " ✅",
+    " 🎉",
+    "[^1]",
+    "</s>",
+    "<|im_end|>",
+    " :)",
+    "。",
+    "_",
+    "</b>",
+    " [✓]",
+    '"',
+    " (as required)",
+)
+LABELS = (
+    "The answer is ",
+    "**Answer:** ",
+    "Final answer: ",
+    "Antwort: ",
+    "Réponse : ",
+    "Respuesta: ",
+    "答案是",
+    "答え:",
+)
 REMARKS = (
-    *("", "\n\nLet me know if you have questions 2 or 3!", "\n\nI hope this helps.", "\nWould you like 2 more examples?"),
-    *("\n\n(Difficulty: 3/5)", "\n\nNote: I used 2 steps.", "\n\nÀ bientôt !", "\n希望这对你有帮助！", "\nThe answer is correct."),
+    *(
+        "",
+        "\n\nLet me know if you have questions 2 or 3!",
+        "\n\nI hope this helps.",
+        "\nWould you like 2 more examples?",
+    ),
+    *(
+        "\n\n(Difficulty: 3/5)",
+        "\n\nNote: I used 2 steps.",
+        "\n\nÀ bientôt !",
+        "\n希望这对你有帮助！",
+        "\nThe answer is correct.",
+    ),
 )
 
 
 @given(*map(st.sampled_from, (LABELS, OPENINGS, VALUES, ENDINGS, REMARKS)))
-def test_what_stands_around_a_value_changes_nothing(label: str, opening: str, value: str, ending: str, rest: str) -> None:
+def test_what_stands_around_a_value_changes_nothing(
+    label: str, opening: str, value: str, ending: str, rest: str
+) -> None:
     reply = f"There are 17 of them.\n\n{label}{opening}{value}{ending}{rest}"
     assert equals_reference(final_answer(reply), value), (reply, final_answer(reply))
 
