@@ -151,6 +151,12 @@ def test_what_stands_around_a_value_changes_nothing(
     assert equals_reference(final_answer(reply), value), (reply, final_answer(reply))
 
 
+@pytest.mark.parametrize("turn", ["Question: And pears?", "\nHuman: 3+3?\nAI: 6", "<|im_end|>\n<|im_start|>user\nAnd"])
+def test_reply_before_a_turn_that_the_model_made_up_is_complete(turn: str) -> None:
+    assert final_answer(f"She has 5 - 2 = 3 apples left.\n{turn}", is_complete=False) == "3"
+    assert final_answer("She has 5 - 2 = 3 apples left.\n", is_complete=False) is None
+
+
 @given(st.lists(st.sampled_from(VALUES) | prose), *map(st.sampled_from, (LABELS, VALUES)))
 def test_text_before_the_last_2000_characters_changes_nothing(before: list[str], label: str, value: str) -> None:
     reply = "We count them one after the other. " * 60 + f"\n{label}{value}"
