@@ -45,6 +45,10 @@ _TIDY = rewriting(
     ),
     (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
 )
+_OTHER_SPELLINGS = rewriting(
+    (r"\A(-?\d++),(\d{1,2})(?![\d,]|\s\d)", r"\1.\2"),  # a decimal comma
+    (r"\A[^≈]++≈([^≈]++)\Z", r"\1"),
+)
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
 _SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)[-+]")
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
@@ -78,11 +82,10 @@ def equals_reference(answer: str | None, reference: str) -> bool:
 
 
 def _implied(text: str, form: str) -> str | None:
-    """Form of a percentage as a share, or of a time without its half of the day."""
-    if decimal := re.match(r"(-?\d++),(\d{1,2})(?![\d,])(?!\s\d)", text):  # with a decimal comma
-        return canonical(f"{decimal[1]}.{decimal[2]}{text[decimal.end() :]}")
-    if rounded := re.fullmatch(r"[^≈]+≈([^≈]+)", text):
-        return canonical(rounded[1])
+    """Form of a percentage as a share, of a time without its half of the day, or of what is rounded."""
+    other = rewritten(text, _OTHER_SPELLINGS)
+    if other != text:
+        return canonical(other)
     if time := re.fullmatch(r"([\d:]++)[ap]m", form):
         return time[1]
     if not re.search(r"%|\bper\s?cent\b", text):
@@ -180,13 +183,9 @@ def _words(text: str) -> str:
 
 def _parts(text: str) -> tuple[list[str], bool]:
     """Split at commas, "and" and "or" outside brackets; also whether there was an "or"."""
-    parts, start, are_alternatives = [], 0, False
-    for mark in _outside_brackets(_SEPARATOR, text):
-        parts.append(text[start : mark.start()])
-        start = mark.end()
-        are_alternatives = are_alternatives or mark[0].lower().endswith("or")
-    parts.append(text[start:])
-    return [part for part in parts if part.strip()], are_alternatives
+    parts = [part for part in _split(_SEPARATOR, text) if part.strip()]
+    separators = [mark[0].lower() for mark in _outside_brackets(_SEPARATOR, text)]
+    return parts, any(separator.endswith("or") for separator in separators)
 
 
 def _outside_brackets(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:

@@ -4,8 +4,8 @@ Equal answers may differ here ("0.8" and "4/5"): `canonical` decides which are e
 
 1. What the reply states last as its answer: "the answer is", "Answer:", `\boxed{}`, `####`, `"answer":` in JSON. Of
    a sentence, its amount counts: "Answer: They sold 12 apples (6 red ones)." comes to 12, "a = b = 10" to 10.
-2. Otherwise its last line, if that is a yes, a no or a letter.
-3. Otherwise the amount of its last sentence that has one, unless that is a question; of several, the bold one, else
+2. Otherwise its last line, if that is a yes, a no, a letter, a value or a list of values.
+3. Otherwise the value of its last sentence that has one, unless that is a question; of several, the bold one, else
    the one computed last, else the last that is not beside the point: "in 3 days", "of the 20", "after giving away 3".
 """
 
@@ -156,11 +156,17 @@ def own_text(text: str, is_complete: bool) -> tuple[str, bool]:
     if "boxed" in text:
         text = _BOXES.sub(lambda boxes: "\\boxed{" + ", ".join(re.findall(r"\{([^{}]*+)\}", boxes[0])) + "}", text)
     own, *following = _NEXT_QUESTION.split(text, maxsplit=1)
-    marker = _MARKER.search(own)
-    if _AS_IS.match(own.strip()) or re.search(r"\d", own) or (marker and has_content(own[marker.end() :])):
-        text = own.strip()
-        is_complete = is_complete or bool(following)
-    return _without_remarks(text.strip()), is_complete or len(turns) > 1
+    is_cut = len(turns) > 1
+    if following and _holds_answer(own):
+        text, is_cut = own, True
+    return _without_remarks(text.strip()), is_complete or is_cut
+
+
+def _holds_answer(text: str) -> bool:
+    if re.search(r"\d", text) or _AS_IS.match(text.strip()):
+        return True
+    marker = _MARKER.search(text)
+    return marker is not None and has_content(text[marker.end() :])
 
 
 def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:
