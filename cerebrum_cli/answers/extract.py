@@ -182,11 +182,11 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
         sentence, *others = [line] if is_box else sentences("".join(_BALANCED.findall(line)[:1]))
         answer = _answer(sentence)
         remainder = " ".join(others)
+        if marker.lastgroup == "correction":
+            answer = result(line) or ""
         # A Markdown heading has text below it, unlike GSM8K's last line.
         is_heading = marker.lastgroup == "hashes" and (not starts_with_value(answer) or has_content(remainder))
         has_text_below = end < len(text) or has_content(remainder + below)
-        if marker.lastgroup == "correction":
-            answer = "; ".join(value.text for value in values_in(line)[-1:])
         if answer and not (is_heading and has_text_below):
             yield _statement(answer, line, remainder, marker, in_words)
         end = marker.start()
