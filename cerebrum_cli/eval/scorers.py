@@ -31,6 +31,8 @@ SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, 
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 2  # of the rules by which replies are scored; raise it when a score may change
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
+# A sentence that leaves open which of several is the answer, or means another.
+_OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
 
 
 class ScoredAnswer(NamedTuple):
@@ -191,7 +193,8 @@ def conclusions(text: str, answer: str | None) -> list[str]:
     """What may hold the answer in words: what is stated, the first line and the last."""
     own, _ = own_text(text, is_complete=True)
     lines = [line for line in own.split("\n") if line.strip()]
-    return [answer or "", *lines[:1], *lines[-1:]]
+    found = [answer or "", *lines[:1], *lines[-1:]]
+    return [line for line in found if not _OPEN.search(line)]
 
 
 def _basis(answer: str | None, is_stated: bool) -> Basis:

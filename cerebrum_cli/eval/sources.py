@@ -31,7 +31,7 @@ from cerebrum_cli.library.cache import Cache, CachedFile
 from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_hash
 from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
 
-IN_WORDS = "correct answers are words, which what a reply states, its first or its last line must contain"
+IN_WORDS = "correct answers are words: a reply is correct if its answer, its first or its last line contains them"
 
 
 Questions = tuple[Question, ...]

@@ -270,8 +270,8 @@ def test_file_has_questions_a_digest_and_bad_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("match", [None, "contains"])
-def test_file_of_answers_in_words_proposes_contains(tmp_path: Path, match: Match | None) -> None:
+def test_file_of_answers_in_words_says_how_they_are_scored(tmp_path: Path, match: Match | None) -> None:
     path = tmp_path / "words.jsonl"
     path.write_text("".join(f'{{"question": "?", "answer": "{answer}"}}\n' for answer in ("Paris", "the Pacific", 7)))
     remarks = read(path, match=match).remarks
-    assert any("--match contains accepts them" in remark for remark in remarks) == (match is None)
+    assert any("last line contains them" in remark for remark in remarks) == (match is None)
