@@ -3,7 +3,7 @@ r"""Give answers that mean the same one normal form, and others another: the key
 Two answers are equal if their forms are, so equality is an equivalence relation. The first rule that fits applies;
 tests/data/canonical.json has groups of spellings:
 
-    a choice letter, yes, no   (B)   b)   option B   B) 12   Yes, it is     B, yes; a lone letter stays as it is
+    a choice letter, yes, no   (B)   b)   option B   B) 12   Yes, True      B, yes; a lone letter stays as it is
     an amount, exactly         4/5   .80   8 \times 10^{-1}   twelve        4/5, 4/5, 4/5, 12
       without its unit         $18   18 apples   5 km/h   30^\circ   80%    18, 18, 5, 30, 80
     alternatives, a list       \pm 2   x = 2 or x = -2   1, 2, and 3        {-2, 2}: sorted; 1, 2, 3
@@ -31,7 +31,7 @@ _VERBATIM = "\N{REFERENCE MARK} "  # opens a form that is not looked at again
 _LETTER = r"[^\W\d_]"
 _CHOICE = re.compile(r"(?i)\(([A-H]|(?-i:[A-Z]))\)|([A-H])\)|(?:option|choice)\s\(?([A-Z])\)?")
 _CHOICE_AND_TEXT = re.compile(r"(?s)\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[A-Z]\)).*")
-_YES_NO = re.compile(r"(?i)(yes|no)(?=[,;:.!(]|\s?-\s|\Z)")
+_YES_NO = re.compile(r"(?i)(yes|no|true|false)(?=[,;:.!(]|\s?-\s|\Z)")
 _SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
 _NAME = re.compile(rf"(?i){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++")
@@ -100,7 +100,7 @@ def _ruled(text: str, depth: int) -> str:
     if letter := _choice(text, depth):
         return letter
     if yes_no := _YES_NO.match(text):
-        return yes_no[1].lower()
+        return "yes" if yes_no[1].lower() in ("yes", "true") else "no"
     if (value := amount(text)) is not None:
         return str(value)
     if depth < _DEPTH and (nested := _nested(text, depth + 1)):
