@@ -28,18 +28,20 @@ for _ in range(2):
     BRACKETED = rf"[(\[{{](?:[^()\[\]{{}}]++|{BRACKETED})*+[)\]}}]"
 _ABSOLUTE = rf"\|(?:{_NAME}|[\d .,+*/^-])++\|"
 _MATRIX = r"\\begin\{[a-z]++\}.*?\\end\{[a-z]++\}"
-_FACTOR = rf"(?:{_MATRIX}|{NUMBER}|{_ABSOLUTE}|{_NAME}|{_GROUP}|√\ ?(?:{NUMBER}|{_NAME}|{_GROUP}))"
+_FACTOR = rf"(?:{_MATRIX}|{_ABSOLUTE}|(?:√\ ?)?+(?:{NUMBER}|{_NAME}|{_GROUP}))"
 _POST = rf"(?:[!′°]|[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++|[₀-₉]++|\ ?%|[\^_](?:-?{_UNSIGNED}|[-+]?{_NAME}|{_GROUP}))"
 _TERM = rf"{_FACTOR}{_POST}*+"
 _SIGN = r"(?:\*\*|[-+*/⁄×÷·±∪∩x]|\\(?:cup|cap|times|cdot|pm|div)(?![A-Za-z]))"
 _OPERATOR = rf"(?:\ {_SIGN}\ -?|(?!x){_SIGN}-?|\ (?=[π√\\]|pi\b))"
-EXPRESSION = rf"(?:(?<![\w)\]}}%])(?:[-+±]|\\pm)\ ?)?+{_TERM}(?:{_OPERATOR}?{_TERM})*+"
-_RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
-_VECTOR = rf"<\ ?{EXPRESSION}(?:,\ ?{EXPRESSION})++\ ?>"
+_PREFIX = r"(?:(?<![\w)\]}%])(?:[-+±]|\\pm)\ ?)?+"
+_RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]{1,3}+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
+_LINK = rf"(?:{_RELATION}{_PREFIX}|{_OPERATOR})"
+_EXPRESSION = rf"{_PREFIX}(?!{_LINK})(?:{_LINK}?{_TERM})++"  # each part stands once: compiling them is slow
+_VECTOR = rf"<(?=[^<>\n]*,)(?:[^<>\n?A-Za-z\u00c0-\u00ff]|{_NAME})++>"
 _UNIT_POWER = r"(?:(?<=\d)\ {1,2}(?:k?g/)?(?:[ckm]?m|ft|in|yd|mi)(?:\^\{?[23]\}?|[²³]))?+"
 _UNIT = r"(?:(?:week|day|hour|hr|minute|min|second|sec|dollar|cent|pound|ounce)s?|h|feet|foot|ft|inch(?:es)?)\b"
-COMPOUND = rf"(?<=between\ ){NUMBER}\ and\ {NUMBER}|{NUMBER}\ {_UNIT}(?:,?\ (?:and\ )?{NUMBER}\ {_UNIT})++"
-VALUE = re.compile(rf"({COMPOUND}|{EXPRESSION}(?:{_RELATION}{EXPRESSION})*+|{_VECTOR}){_UNIT_POWER}")
+_COMPOUND = rf"(?=\d)(?:(?:,?\ (?:and\ )?)?+{NUMBER}\ {_UNIT}){{2,}}+|(?<=between\ )\d[\d.,]*+\ and\ \d(?:[\d.,]*\d)?"
+VALUE = re.compile(rf"({_COMPOUND}|{_EXPRESSION}|{_VECTOR}){_UNIT_POWER}")
 MAY_HOLD_VALUE = re.compile(r"[\d√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
 _LONE = re.compile(
     r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+"

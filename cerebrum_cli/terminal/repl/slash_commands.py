@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.answers.expected import expected_answer
-from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
@@ -351,6 +349,9 @@ def copy_reply(repl: Repl, argument: str) -> None:
 
 
 def show_final_answer(repl: Repl, _: str) -> None:
+    from cerebrum_cli.answers.expected import expected_answer  # compiling their patterns is slow
+    from cerebrum_cli.answers.final import read_answers
+
     last = repl.chat.require_reply()
     expected = expected_answer(repl.chat.conversation.messages[-2].content)
     answer, _stated = read_answers(last.message.content, last.metadata.finish_reason in ("stop", None), expected)
