@@ -49,8 +49,7 @@ FILLER = r"""
   | USD | EUR | GBP | CHF | CAD | AUD | INR | JPY | CNY | Rs\.? | R | AU | HK | kr\.?
 """
 
-_YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim д
-    а
+_YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да
 是 是的 对 はい 예 네"""
 _NO = "no nope false incorrect wrong untrue nein non não нет 否 不是 不 いいえ 아니요 아니오"
 YES, NO = _YES.split(), _NO.split()

@@ -130,6 +130,8 @@ def test_texts_are_scored_as_match_says(
         ("**No**, 3 < 5.", "no"),
         ("**Yes** because 12 > 5", "yes"),
         ("Yes. There are 12 of them.", "yes"),
+        ("Да, их 12.", "yes"),
+        ("不是。", "no"),
         ("No - it takes 4 days.", "no"),
         ("Yes\n\nIt has 3 sides.", "yes"),
         ("Yes, at first 3. So the answer is no.", "no"),
