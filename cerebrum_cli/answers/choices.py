@@ -23,7 +23,7 @@ from string import ascii_uppercase as LETTERS
 from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
-from cerebrum_cli.answers.extract import extract_answers, own_text
+from cerebrum_cli.answers.extract import extract_answers
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
 
 _FILLER = (
@@ -118,11 +118,10 @@ def _patterns(count: int) -> Patterns:
 
 
 def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
-    """The letter of the choice that a reply means, and whether rules 1 to 3 find it, as a statement.
+    """The letter of the choice that a reply's own text means, and whether rules 1 to 3 find it, as a statement.
 
     Of a truncated reply, only what it states or begins with counts.
     """
-    text, is_complete = own_text(text.strip(), is_complete)
     patterns = _patterns(len(choices))
     lines = list(patterns.line.finditer(text))
     items = _items(lines)

@@ -96,16 +96,15 @@ _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is *
 
 def final_answer(text: str, is_complete: bool = True) -> str | None:
     """Find the final answer of a reply; None if it has none."""
-    return extract_answers(text, is_complete)[0]
+    return extract_answers(*own_text(text, is_complete))[0]
 
 
 def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
-    """Find the final answer, and what the text states even if it is truncated; guessed if they differ.
+    """Find the final answer in a reply's own text, and what it states even if truncated; guessed if they differ.
 
     If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
     no number counts: without a statement, it is the bold part of the last line, or that line.
     """
-    text, is_complete = own_text(text, is_complete)
     doubtful = words = None
     for answer, is_firm in _statements_from_last(text, in_words):
         if not is_firm:
@@ -179,7 +178,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     end = len(text)
     for marker in reversed(list(_MARKER.finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
-        sentence, *others = [line] if is_box else sentences("".join(_BALANCED.findall(line)[:1]))
+        sentence, *others = [line] if is_box else sentences(next(_BALANCED.finditer(line))[0])
         answer = _answer(sentence)
         remainder = " ".join(others)
         if marker.lastgroup == "correction":
@@ -209,20 +208,23 @@ def _statement(answer: str, line: str, remainder: str, marker: Match, in_words: 
         return answer, False
     value = answer
     if not in_words:
-        conclusion = _CONCLUSION.split(line)[-1]
-        if (
-            "=" in answer
-            and conclusion != line
-            and (found := values_in(conclusion))
-            and not has_content(found[-1].behind)
-        ):
-            return solved(found[-1].text), True
+        if "=" in answer and (conclusion := _conclusion(line)):
+            return conclusion, True
         value = _value(answer)
         if marker.lastgroup in ("label", "labelled", "heading") and value != answer and has_content(remainder):
             value = _last_result(line) or value
     # Many words without an amount are a first step ("Answer: Let us think step by step"), or a remark.
     is_prose = len(_WORD.findall(value)) > 3 and not _REFUSAL.search(value)
     return value, not is_prose
+
+
+def _conclusion(line: str) -> str | None:
+    """Value that ends a line behind its first conclusion: "x = 5, so 2x is 10"."""
+    *before, last = _CONCLUSION.split(line)
+    values = values_in(last)
+    if before and values and not has_content(values[-1].behind):
+        return solved(values[-1].text)
+    return None
 
 
 def braced(text: str) -> str:

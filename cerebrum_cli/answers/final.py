@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from cerebrum_cli.answers.choices import chosen_letter
-from cerebrum_cli.answers.expected import Expected
+from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import extract_answers, own_text
 from cerebrum_cli.answers.plain_text import sentences
 from cerebrum_cli.answers.yes_no import yes_or_no
 
 
+def answers_to(question: str, text: str, is_complete: bool) -> tuple[str | None, str | None]:
+    """Find the final answer of a reply to a question, and what it states, as `read_answers` does."""
+    return read_answers(text, is_complete, expected_answer(question))
+
+
 def read_answers(text: str, is_complete: bool, expected: Expected) -> tuple[str | None, str | None]:
-    """Find the final answer, and what the text states even if it is truncated; guessed if they differ.
+    """Find the final answer of a reply, and what it states even if truncated; guessed if they differ.
 
     To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
     """
+    own, is_complete = own_text(text, is_complete)
     if expected.kind == "choice":
-        letter, is_stated = chosen_letter(text, expected.choices, is_complete)
+        letter, is_stated = chosen_letter(own, expected.choices, is_complete)
         return letter, letter if is_stated else None
-    answer, stated = extract_answers(text, is_complete, expected.kind == "words")
+    answer, stated = extract_answers(own, is_complete, expected.kind == "words")
     if expected.kind != "yes or no":
         return answer, stated
-    own, is_complete = own_text(text.strip(), is_complete)
     if not is_complete:  # the rest may answer other questions on the way to this one
         own = sentences(own.partition("\n")[0])[0]
     meant = yes_or_no(stated or "") or yes_or_no(own)

@@ -40,9 +40,8 @@ def with_digits(text: str) -> str:
 
 
 def _digits(found: re.Match[str]) -> str:
-    words = found["words"].lower()
     total = current = 0
-    for word in re.findall("[a-z]+", words):
+    for word in re.findall("[a-z]+", found["words"].lower()):
         if word in SCALES:
             current = max(current, 1) * SCALES[word]
         current += VALUES.get(word, 0)

@@ -28,8 +28,7 @@ _REMARKS = r"""
 REMARK = re.compile(
     rf"(?im)(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[.!?。]\ )|(?<=[.!?]\n))[^\w\n(¿]{{0,12}}+(?x:{_REMARKS})[^\n]*+"
 )
-_ASIDE_LINE = r"(?m)^[ \t*_>]*\((?=[^()\n]*[^\W\d_]{3})[^()\n]*\)[.*_ ]*$"
-ASIDE_LINE = re.compile(_ASIDE_LINE)
+ASIDE_LINE = re.compile(r"(?m)^[ \t*_>]*\((?=[^()\n]*[^\W\d_]{3})[^()\n]*\)[.*_ ]*$")
 
 CORRECTION = r"""
     (?:(?<![^\s"(*])(?=[wsohceapi等不])(?:wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i\ mean|or\ rather

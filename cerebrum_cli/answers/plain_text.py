@@ -40,7 +40,6 @@ _DECORATION = (
 )
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 _MARKUP = rewriting(
-    (r"<\|[^|<>\n]{1,40}\|>|</?s>|<(?:eos|endoftext|(?:end|start)_of_turn)>|\[/?INST\]", ""),
     (r"(?i)<br\s?/?>|</?p>", "\n"),
     (r"<sup>\s?\d+\s?</sup>|(?<=\S)\s?(?:\^\[\d+\]|\[\^\d+\])", ""),  # footnotes
     (r"(?i)</?(?:ans|b|center|code|div|em|font|i|mark|span|strong|u)(?:\s[^<>\n]*)?>", ""),
@@ -50,7 +49,7 @@ _MARKUP = rewriting(
 
 
 def without_markup(text: str) -> str:
-    """Remove HTML tags, footnotes, and markers of turns; characters of full width become ASCII."""
+    """Remove HTML tags, footnotes and the bars of tables; characters of full width become ASCII."""
     text = text.translate(_FULL_WIDTH)
     if re.search(r"[<\[&|]", text) or not text.isascii():
         text = rewritten(text, _MARKUP)
@@ -71,27 +70,32 @@ _PLAIN = rewriting(
     (r"\\([%{}#&_])", r"\1"),
     (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
 )
+
+
+def _without_separators(number: Match) -> str:
+    return re.sub("[.,]", "", number[0])
+
+
 _NUMBERS = rewriting(  # grouped as in other countries, and with a decimal comma
-    (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", lambda number: number[0].replace(",", "")),
+    (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", _without_separators),
     (r"(?<=\d)['’_](?=\d{3}(?!\d))", ""),
     (
         r"(?<![\d.,])(\d{1,3})((?:[. \u00a0\u202f]\d{3})++),(\d{1,2})(?![\d,])",
         lambda number: f"{number[1]}{re.sub('[^0-9]', '', number[2])}.{number[3]}",
     ),
-    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}+(?![\d.,]\d)", lambda number: number[0].replace(".", "")),
+    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}+(?![\d.,]\d)", _without_separators),
     (r"(€\s?\d++),(\d\d)(?!\d)", r"\1.\2"),
     (r"(?<![\d.,])(\d++),(\d\d)(?=\s?(?:€|EUR|[Ee]uros?\b))", r"\1.\2"),
     (
         r"(?<![\d.,])\d{1,3}(?:\.\d{3})++(?=\s?(?:€|EUR|[Ee]uros?\b))|(?<=€)\s?\d{1,3}(?:\.\d{3})++(?![.\d])",
-        lambda number: number[0].replace(".", ""),
+        _without_separators,
     ),
+    (r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)", _without_separators),
 )
 _MINUS = re.compile(r"(?i)(?<![\d)]\s)\b(?:minus|negative)\s(?=[$€£]?\d)|(?<!\S)–(?=\d)")
 _SEPARATED = re.compile(r"\d[.,'’_ \u00a0\u202f]\d")
 _DECORATED = re.compile(rf"\s?[(\[]\s?{_DECORATION}++\s?[)\]]|{_DECORATION}++|(?<!\S)[:;]-?[)(D](?!\S)")
 _MARKED = re.compile(r"[\\$`*<~{]")  # what all of these patterns need
-_THOUSANDS = re.compile(r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)")
-
 _SPACED_THOUSANDS = re.compile(
     r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*+(?![\w/-]|[ ,]\d)"
 )
@@ -114,7 +118,6 @@ def plain(text: str) -> str:
     text = _MINUS.sub("-", text)
     if _SEPARATED.search(text):
         text = rewritten(text, _NUMBERS)
-        text = _THOUSANDS.sub(lambda number: number[0].replace(",", ""), text)
     return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
 
 

@@ -52,14 +52,14 @@ def result(text: str) -> str | None:
     if is_stated and not re.search(r"\w", listed[-1].behind):
         return text[listed[0].start : listed[-1].end]
     values = _without_explanation([value for value in found if not _is_other(value)])
-    answer = computed(values)
+    answer = _last_computed(values)
     if answer:
         return answer
     own = [value for value in values if not _is_beside(value)] or values
     return solved(own[-1].text) if own else None
 
 
-def computed(values: list[FoundValue]) -> str:
+def _last_computed(values: list[FoundValue]) -> str:
     """The value computed last, or what follows from it; "" if none is computed."""
     answer = ""
     for value in values:
@@ -105,7 +105,7 @@ def _without_explanation(values: list[FoundValue]) -> list[FoundValue]:
     for place, value in enumerate(values[1:], 1):
         if _EXPLANATION.search(value.before):
             behind = [other for other in values[place:] if not _is_beside(other)]
-            if len(behind) > 1 or computed(behind):
+            if len(behind) > 1 or _last_computed(behind):
                 return values
             return values[:place]
     return values

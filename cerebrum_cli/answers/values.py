@@ -15,20 +15,22 @@ _UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[�
 _TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
 _MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
 _SCALE = r"(?:\ ?(?:(?i:hundred|thousand|[mb]illion(?:en)?|mio\.|lakhs?|crores?)|万|亿|[kKM](?![^\W\d_])))"
-NUMBER = rf"(?<![A-Za-z\d_])(?<!\d\.)(?:{_TIME}|{_MIXED}|{_UNSIGNED}){_SCALE}?+"
+_NUMBER = rf"(?<![A-Za-z\d_])(?<!\d\.)(?:{_TIME}|{_MIXED}|{_UNSIGNED}){_SCALE}?+"
 
-# Brackets around mathematics, up to three in one another; a longer word in them is prose.
-_INSIDE = rf"[^()\[\]{{}}\n?A-Za-z\u00c0-\u00ff]|{_NAME}|(?:and|or)\b"
-_GROUP = rf"[(\[{{](?:{_INSIDE})*+[)\]}}]"
-for _ in range(2):
-    _GROUP = rf"[(\[{{](?:{_INSIDE}|{_GROUP})*+[)\]}}]"
 
-BRACKETED = r"[(\[{][^()\[\]{}]*+[)\]}]"
-for _ in range(2):
-    BRACKETED = rf"[(\[{{](?:[^()\[\]{{}}]++|{BRACKETED})*+[)\]}}]"
+def _bracketed(inside: str) -> str:
+    """Pattern of brackets around what `inside` matches, up to three in one another."""
+    pattern = rf"[(\[{{](?:{inside})*+[)\]}}]"
+    for _ in range(2):
+        pattern = rf"[(\[{{](?:{inside}|{pattern})*+[)\]}}]"
+    return pattern
+
+
+BRACKETED = _bracketed(r"[^()\[\]{}]++")
+_GROUP = _bracketed(rf"[^()\[\]{{}}\n?A-Za-z\u00c0-\u00ff]|{_NAME}|(?:and|or)\b")  # mathematics; a longer word is prose
 _ABSOLUTE = rf"\|(?:{_NAME}|[\d .,+*/^-])++\|"
 _MATRIX = r"\\begin\{[a-z]++\}.*?\\end\{[a-z]++\}"
-_FACTOR = rf"(?:{_MATRIX}|{_ABSOLUTE}|(?:√\ ?)?+(?:{NUMBER}|{_NAME}|{_GROUP}))"
+_FACTOR = rf"(?:{_MATRIX}|{_ABSOLUTE}|(?:√\ ?)?+(?:{_NUMBER}|{_NAME}|{_GROUP}))"
 _POST = rf"(?:[!′°]|[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++|[₀-₉]++|\ ?%|[\^_](?:-?{_UNSIGNED}|[-+]?{_NAME}|{_GROUP}))"
 _TERM = rf"{_FACTOR}{_POST}*+"
 _SIGN = r"(?:\*\*|[-+*/⁄×÷·±∪∩x]|\\(?:cup|cap|times|cdot|pm|div)(?![A-Za-z]))"
@@ -40,14 +42,13 @@ _EXPRESSION = rf"{_PREFIX}(?!{_LINK})(?:{_LINK}?{_TERM})++"  # each part stands 
 _VECTOR = rf"<(?=[^<>\n]*,)(?:[^<>\n?A-Za-z\u00c0-\u00ff]|{_NAME})++>"
 _UNIT_POWER = r"(?:(?<=\d)\ {1,2}(?:k?g/)?(?:[ckm]?m|ft|in|yd|mi)(?:\^\{?[23]\}?|[²³]))?+"
 _UNIT = r"(?:(?:week|day|hour|hr|minute|min|second|sec|dollar|cent|pound|ounce)s?|h|feet|foot|ft|inch(?:es)?)\b"
-_COMPOUND = rf"(?=\d)(?:(?:,?\ (?:and\ )?)?+{NUMBER}\ {_UNIT}){{2,}}+|(?<=between\ )\d[\d.,]*+\ and\ \d(?:[\d.,]*\d)?"
+_COMPOUND = rf"(?=\d)(?:(?:,?\ (?:and\ )?)?+{_NUMBER}\ {_UNIT}){{2,}}+|(?<=between\ )\d[\d.,]*+\ and\ \d(?:[\d.,]*\d)?"
 VALUE = re.compile(rf"({_COMPOUND}|{_EXPRESSION}|{_VECTOR}){_UNIT_POWER}")
 MAY_HOLD_VALUE = re.compile(r"[\d√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
-_LONE = re.compile(
-    r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+"
-)  # a lone letter, empty brackets
-NUMBER_ALONE = re.compile(
-    rf"[-±]?\ ?{NUMBER}(?:/{_UNSIGNED})?(?:\ ?[×*]\ ?10\^-?\d++)?(?:\ ?%)?(?=\Z|\s?[^\W\d_]{{2}})"
+# A lone letter, empty brackets, a lone command.
+_LONE = re.compile(r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+")
+_NUMBER_ALONE = re.compile(
+    rf"[-±]?\ ?{_NUMBER}(?:/{_UNSIGNED})?(?:\ ?[×*]\ ?10\^-?\d++)?(?:\ ?%)?(?=\Z|\s?[^\W\d_]{{2}})"
 )
 _EQUAL = re.compile(r"\s?=\s?")
 
@@ -68,6 +69,6 @@ def solved(value: str) -> str:
     if len(sides) == 1 or last == "0" or re.search("[<>≤≥≠∈]|!=|\\\\(?:[lgn]eq?|in)\\b", value):
         return value.strip()
     for side in (last, first):
-        if NUMBER_ALONE.match(side):
+        if _NUMBER_ALONE.match(side):
             return side
     return value.strip()

@@ -16,7 +16,6 @@ _ANSWER = re.compile(
       (?=\W*(?:\Z|[,.;:!?)—–-]|\*|(?:because|since|as|it|they|this|that|the|und|et|y|e|,)\b))
     """
 )
-_WORD_ALONE = re.compile(rf"(?i)\W*(?P<not>not\s)?(?P<word>{_WORDS})\W*")
 
 
 def yes_or_no(text: str) -> str | None:

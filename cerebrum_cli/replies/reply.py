@@ -180,15 +180,13 @@ class Reply:
         return answer is not None and answer == stated
 
     def _answers(self) -> tuple[str | None, str | None]:
-        from cerebrum_cli.answers.expected import Expected, expected_answer  # compiling their patterns is slow
-        from cerebrum_cli.answers.final import read_answers
+        from cerebrum_cli.answers.final import answers_to  # compiling its patterns is slow
 
         text = self.text  # which waits for the reply
         is_complete = self._finish is not None and self._finish.reason == "stop"
-        expected = Expected()
-        if self._conversation and self._conversation.messages:
-            expected = expected_answer(self._conversation.question)
-        return read_answers(text, is_complete, expected)
+        asked = self._conversation
+        question = asked.question if asked and asked.messages else ""
+        return answers_to(question, text, is_complete)
 
     @property
     def finish_reason(self) -> FinishReason:

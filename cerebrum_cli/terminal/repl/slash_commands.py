@@ -349,12 +349,11 @@ def copy_reply(repl: Repl, argument: str) -> None:
 
 
 def show_final_answer(repl: Repl, _: str) -> None:
-    from cerebrum_cli.answers.expected import expected_answer  # compiling their patterns is slow
-    from cerebrum_cli.answers.final import read_answers
+    from cerebrum_cli.answers.final import answers_to  # compiling its patterns is slow
 
     last = repl.chat.require_reply()
-    expected = expected_answer(repl.chat.conversation.messages[-2].content)
-    answer, _stated = read_answers(last.message.content, last.metadata.finish_reason in ("stop", None), expected)
+    question = repl.chat.conversation.messages[-2].content
+    answer, _stated = answers_to(question, last.message.content, last.metadata.finish_reason in ("stop", None))
     if answer is None:
         raise UsageError("the last reply states no final answer", "ask for one")
     repl.streams.answer(answer + "\n")
