@@ -167,13 +167,7 @@ def _is_yes_or_no(text: str) -> bool:
 
 def _choices(text: str) -> tuple[str, ...]:
     """The options at the end of a question that asks for one of them; none if it may ask for something else."""
-    run = list[re.Match[str]]()
-    for mark in _OPTION.finditer(text):
-        opening, letter, closing = mark.groups()
-        if letter in "Aa":
-            run = [mark]
-        elif run and run[-1].groups() == (opening, chr(ord(letter) - 1), closing):
-            run.append(mark)
+    run = _marks(text)
     if len(run) < 2:
         return ()
     options = [text[mark.end() : following.start()] for mark, following in pairwise(run)]
@@ -187,3 +181,15 @@ def _choices(text: str) -> tuple[str, ...]:
     if _TOTAL.search(stem) and not all(map(_AMOUNT.fullmatch, options)):
         return ()
     return tuple(options)
+
+
+def _marks(text: str) -> list[re.Match[str]]:
+    """The marks of the last options in a text, from A on, all written as the first."""
+    run = list[re.Match[str]]()
+    for mark in _OPTION.finditer(text):
+        opening, letter, closing = mark.groups()
+        if letter in "Aa":
+            run = [mark]
+        elif run and run[-1].groups() == (opening, chr(ord(letter) - 1), closing):
+            run.append(mark)
+    return run

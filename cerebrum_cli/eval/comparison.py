@@ -84,14 +84,8 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
     show a difference at all.
     McNemar's exact test may disagree where few answers changed: it finds fewer than 5% of equal runs different.
     """
-    differences = []
-    right_to_wrong = wrong_to_right = flips = 0
-    for before, after in zip(a, b, strict=True):
-        differences.append(after.accuracy - before.accuracy)
-        right_to_wrong += before.correct and not after.correct
-        wrong_to_right += after.correct and not before.correct
-        # Two spellings of a right answer are the same answer.
-        flips += before.correct != after.correct or (not after.correct and before.form != after.form)
+    differences = [after.accuracy - before.accuracy for before, after in zip(a, b, strict=True)]
+    right_to_wrong, wrong_to_right, flips = _changes(a, b)
     clusters = [outcome.cluster for outcome in a]
     interval = paired_interval(differences, clusters)
     units = len(set(clusters))
@@ -113,6 +107,17 @@ def compare(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> Compari
         is_significant=smallest is not None and not interval.low <= 0 <= interval.high,
         effective_clusters=None if independent else degrees_of_freedom(clusters) + 1,
     )
+
+
+def _changes(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> tuple[int, int, int]:
+    """Questions that went from right to wrong, from wrong to right, and all that were answered differently."""
+    right_to_wrong = wrong_to_right = flips = 0
+    for before, after in zip(a, b, strict=True):
+        right_to_wrong += before.correct and not after.correct
+        wrong_to_right += after.correct and not before.correct
+        # Two spellings of a right answer are the same answer.
+        flips += before.correct != after.correct or (not after.correct and before.form != after.form)
+    return right_to_wrong, wrong_to_right, flips
 
 
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:

@@ -43,8 +43,7 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     blocks = _fenced_blocks(reply)
     reply = reply.translate(PLAIN_SPACES)
     name = re.escape(entry_point)
-    opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
-    preamble = prompt[: opening.start()].strip("\n") if opening else ""
+    preamble = _preamble(prompt, name)
     end = ""
     if owner := _class_with_method("\n".join([*(block.text for block in blocks), reply]), name):
         name, end = owner, f"\n\n\n{entry_point} = {owner}().{entry_point}"
@@ -62,6 +61,14 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     if not blocks:
         return None
     return _with_preamble(preamble, blocks[-1].text)
+
+
+def _preamble(prompt: str, name: str) -> str:
+    """What a prompt has above the function of this name."""
+    opening = re.search(rf"(?m)^(@.*\n)*(async )?def {name}\b", prompt)
+    if opening is None:
+        return ""
+    return prompt[: opening.start()].strip("\n")
 
 
 def first_program(reply: str) -> str:

@@ -108,9 +108,13 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     if report.votes:
         streams.answer("\n")
         print_table(streams, VOTES, [vote_row(vote) for vote in report.votes])
+    streams.answer(f"\n{field_lines(facts_of(run))}")
+
+
+def facts_of(run: Run) -> dict[str, str]:
+    """What the record of a run has of FACTS, on a line each."""
     record = {**run.record.fingerprint, **run.record.notes}
-    facts = {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
-    streams.answer(f"\n{field_lines(facts)}")
+    return {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
 
 
 def print_title(streams: Streams, title: str) -> None:
