@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Events, RefusedEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.settings import MODES, Layer, Settings
+from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -60,7 +60,7 @@ class BatchOptions:
         settings = self._mode(row)
         if not row and settings.seed is None:
             return settings
-        origins = {**settings.origins, **dict.fromkeys(row, "row")}
+        origins = {**settings.origins, **SourcedLayer(row).origins}
         return replace(settings, **{"seed": self.seed(position), **row}, origins=origins)
 
     def _mode(self, row: Layer) -> Settings:

@@ -1,14 +1,16 @@
 """Read a row from a JSON object: a prompt or OpenAI messages with settings, or an OpenAI batch request.
 
-Unknown keys are ignored: they may be fields for a template, or notes. Keys that ask for something unsupported are
-errors. A key that the template uses as a field has no other meaning.
+Unknown keys are ignored: they may be fields for a template, or notes. In the body of a batch request they are meant for
+a server, and a notice names them. Keys that ask for something unsupported are errors. A key that the template uses as a
+field has no other meaning.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, isnan
 from typing import Any
 
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
@@ -16,21 +18,41 @@ from cerebrum_cli.core.conversation import Conversation, conversation_from_messa
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS
+from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.results.schema import to_json
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
-_ALIASES = {"max_completion_tokens": "max_tokens", "dry_sequence_breakers": "dry_sequence_breaker"}  # of other programs
-_SETTINGS = {**{key: key for key in GENERATION_KEYS}, **_ALIASES}  # later ones win
+_ARGUMENTS = "chat_template_kwargs"
+# Names of settings, those of other programs among them; later ones win.
+_SETTINGS = {
+    "reasoning_effort": "think",
+    "chat_template_kwargs.reasoning_effort": "think",
+    "enable_thinking": "think",
+    "chat_template_kwargs.enable_thinking": "think",
+    "chat_template_kwargs.thinking": "think",
+    **{key: key for key in GENERATION_KEYS},
+    "max_completion_tokens": "max_tokens",
+    "repetition_penalty": "repeat_penalty",
+    "dry_sequence_breakers": "dry_sequence_breaker",
+}
+_FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0}
 
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
+_OTHER_KEYS = (
+    *("model", "messages", "prompt", "system", "n", "response_format", "chat_template_kwargs"),
+    *("user", "metadata", "store", "stream", "stream_options"),
+)
+_KNOWN = {*_SETTINGS, *_UNSUPPORTED, *_OTHER_KEYS}
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
     id = prompt = None
+    input: Any = line
     try:
-        item = _object(line)
-        id = _own_id(item)
+        input = parse_line(line)
+        item = _object(input, line)
+        id = own_id(item)
         request = _request(item)
         fields = template.fields if template else ()
         rest = {key: value for key, value in request.items() if key not in fields}
@@ -39,36 +61,43 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         is_openai = template is None and (request is not item or "messages" in item)
         model = rest.get("model") if is_openai else None
         return InputRow(
-            number, id, prompt, conversation, _settings(rest), None, model=None if model is None else str(model)
+            number, id, prompt, conversation, _settings(rest), None, input, None if model is None else str(model)
         )
     except InvalidRow as invalid:
-        return invalid_row(number, id, prompt, invalid)
+        return invalid_row(number, invalid.id or id, prompt, invalid, input)
     except RecursionError:
-        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"))
+        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"), line)
 
 
-def parse_json(line: str) -> Any:
-    """The value of a line. Raises ValueError, also for a number that is not finite, which JSON cannot have."""
-    return json.loads(line, parse_float=_finite, parse_constant=_finite)
-
-
-def _finite(text: str) -> float:
-    if isfinite(value := float(text)):
-        return value
-    raise ValueError(f"{text} is not a finite number")
+def survey_json_row(line: str, template: Template | None) -> tuple[RowId | None, list[str]]:
+    """A row's own id, and the keys of its request that have no effect; none of a row that is not valid."""
+    try:
+        item = _object(parse_line(line), line)
+        fields = template.fields if template else ()
+        known = _KNOWN.union(item, fields)
+        return own_id(item), [key for key, value in _request(item).items() if value and key not in known]
+    except (InvalidRow, RecursionError) as problem:
+        return getattr(problem, "id", None), []
 
 
 def parse_line(line: str) -> Any:
+    """The value of a line. NaN, a missing value, is null; a number that is not finite is text. Raises InvalidRow."""
     try:
-        return parse_json(line)
+        return json.loads(line, parse_float=_number, parse_constant=_number)
     except json.JSONDecodeError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or one that is not finite
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
         raise InvalidRow("invalid_json", f"not JSON: {error}") from error
 
 
-def _object(line: str) -> JsonDict:
-    item = parse_line(line)
+def _number(text: str) -> float | str | None:
+    value = float(text)
+    if isfinite(value):
+        return value
+    return None if isnan(value) else text
+
+
+def _object(item: Any, line: str) -> JsonDict:
     if "\\u" in line:  # which may be half of a surrogate pair
         item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
     if not isinstance(item, dict):
@@ -76,23 +105,32 @@ def _object(line: str) -> JsonDict:
     return item
 
 
-def _own_id(item: JsonObject) -> RowId | None:
-    for key in ID_KEYS:
+def own_id(item: JsonObject, keys: Sequence[str] = ID_KEYS) -> RowId | None:
+    """A row's own id: text, or an integer, which pandas writes as 5.0 if other rows have none. Raises InvalidRow."""
+    for key in keys:
         value = item.get(key)
         if value is None or value == "":
             continue
-        if isinstance(value, bool) or not isinstance(value, (str, int)):
-            raise InvalidRow("invalid_request", f"invalid `{key}`: {value!r}; it must be text or an integer")
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        if isinstance(value, str):
+            return well_formed(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            problem = f"invalid `{key}`: {value!r}; it must be text or an integer"
+            raise InvalidRow("invalid_request", problem, to_json(value))
         return value
     return None
 
 
 def _request(item: JsonDict) -> JsonDict:
-    """The request: the object itself, or an OpenAI batch request merged with its body."""
+    """The request: the object itself, or an OpenAI batch request merged with its body; with arguments for templates."""
     body = item.get("body")
-    if not isinstance(body, dict) or "prompt" in item or "messages" in item:
-        return item
-    return item | body
+    if isinstance(body, dict) and item.keys().isdisjoint(("prompt", "messages")):
+        item = item | body
+    arguments = item.get(_ARGUMENTS)
+    if isinstance(arguments, dict):
+        item = item | {f"{_ARGUMENTS}.{key}": value for key, value in arguments.items()}
+    return item
 
 
 def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
@@ -121,14 +159,16 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     return Conversation(system_prompt=system).user(require_prompt(prompt))
 
 
-def _settings(request: JsonObject) -> JsonDict:
+def _settings(request: JsonObject) -> SourcedLayer:
     _reject_unsupported(request)
-    settings = {}
+    settings = SourcedLayer()
     for key, name in _SETTINGS.items():
-        if (value := request.get(key)) is None:
+        value = request.get(key)
+        value = _FOREIGN_VALUES.get(f"{name}={value}", value)
+        if value is None or (value is True and name in settings):  # an effort is more than that there is any
             continue
         try:
-            settings[name] = OPTIONS[name].convert(value)
+            settings.put(name, OPTIONS[name].convert(value), f"row's {key}")
         except InvalidValue as invalid:
             problem = f"invalid `{key}`: {invalid.value!r}; it must be {invalid.expected}"
             raise InvalidRow("invalid_setting", problem) from invalid

@@ -19,11 +19,14 @@ INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
 
 
 def json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the rows of an open file as lines of JSON, some at a time, without empty columns. Raises UsageError."""
+    """Yield the rows of an open file as lines of JSON, some at a time, without missing values. Raises UsageError."""
     pyarrow, parquet = _import_pyarrow()
     try:
         for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(ROWS, use_threads=False):
-            rows = ({key: value for key, value in row.items() if value is not None} for row in batch.to_pylist())
+            rows = (
+                {key: value for key, value in row.items() if value is not None and value == value}
+                for row in batch.to_pylist()
+            )
             yield "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]

@@ -14,20 +14,19 @@ import stat
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedRandom, BufferedReader
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import ID_KEYS, parse_json, read_json_row
-from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
+from cerebrum_cli.batch.json_rows import own_id, read_json_row, survey_json_row
+from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_count, format_size, well_formed
+from cerebrum_cli.core.text import format_count, format_names, format_size, truncate
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.schema import DELIMITERS
 
@@ -40,9 +39,12 @@ _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjs
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
+# Where a row begins, the id of its answer if a row of this input may have its own, and its keys without effect.
+FoundRow = tuple[int, RowId | None, Sequence[str]]
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _CHUNK = 1 << 20
+_MAX_ID, _MAX_UNUSED = 60, 12  # characters of an id, and keys, in notices
 
 
 class InputFile:
@@ -147,17 +149,20 @@ class LineRows:
 
     shape: Shape
     template: Template | None
-    include_input: bool
 
     unit = "line"
     header = None
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
-        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
-        for line in lines:
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[FoundRow | None]:
+        """Yield each row of a whole input that begins at `start`, and None for each line skipped."""
+        for number, line in enumerate(lines, 1):
             text = line.decode("utf-8", "replace").strip()
-            is_comment = self.shape == "txt" and text.startswith("#")
-            yield start if text and not is_comment else None
+            if self.shape == "jsonl" and text:
+                id, unused = survey_json_row(text, self.template)
+                yield start, number if id is None else id, unused
+            else:
+                is_row = text and not text.startswith("#")
+                yield (start, None, ()) if is_row else None
             start += len(line) + 1
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
@@ -165,18 +170,12 @@ class LineRows:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return invalid_row(number, None, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
+            id, _ = survey_json_row(line.decode("utf-8", "replace"), None)
+            return invalid_row(number, id, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
         if self.shape == "jsonl":
-            row = read_json_row(number, text, self.template)
-        else:
-            prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
-            row = prompt_row(number, None, prompt)
-        return replace(row, input=self._input(text)) if self.include_input else row
-
-    def _input(self, line: str) -> Any:
-        with suppress(ValueError, RecursionError):
-            return parse_json(line) if self.shape == "jsonl" else line
-        return line
+            return read_json_row(number, text, self.template)
+        prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
+        return replace(prompt_row(number, None, prompt), input=text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,20 +189,19 @@ class TableRows:
     delimiter: str
     header: tuple[str, ...]
     template: Template | None
-    include_input: bool
 
     unit = "record"
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
-        """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
-        for offset, _ in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
-            yield offset
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[FoundRow]:
+        """Yield the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
+        for number, (offset, record) in enumerate(_records(lines, self.delimiter, start)):
+            if number:  # not the header
+                yield offset, own_id(self._fields(record)) or number, ()
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         _, record = next(_records(lines, self.delimiter))
-        fields = dict(zip(self.header, record, strict=False))
-        own_id = next(filter(None, map(fields.get, ID_KEYS)), None)
-        id = own_id and well_formed(own_id)
+        fields = self._fields(record)
+        id = own_id(fields)
         try:
             if len(record) != len(self.header):
                 raise InvalidRow(
@@ -213,10 +211,13 @@ class TableRows:
             row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
-        return replace(row, input=fields) if self.include_input else row
+        return replace(row, input=fields)
+
+    def _fields(self, record: list[str]) -> dict[str, str]:
+        return dict(zip(self.header, record, strict=False))
 
 
-def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None, include_input: bool) -> TableRows:
+def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None) -> TableRows:
     _, record = next(_records(lines, delimiter), (0, []))
     header = tuple(name.strip() for name in record)
     for name in template.fields if template else (_PROMPT_COLUMN,):
@@ -225,7 +226,7 @@ def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None
             hint = "" if template else 'use --template "{NAME}"; '
             hint = "separate fields with commas, not semicolons; " if ";" in header[0] else hint
             raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
-    return TableRows(delimiter, header, template, include_input)
+    return TableRows(delimiter, header, template)
 
 
 def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
@@ -262,24 +263,45 @@ class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
     `sha256` is the hexadecimal digest of the input, `columns` are those of a table. The id of a row without one is its
-    number.
+    number. `notices` are of ids that several rows have, and of keys without effect.
     """
 
-    def __init__(self, source: InputFile, form: LineRows | TableRows, saved: SavedPrompt | None = None) -> None:
+    def __init__(
+        self, source: InputFile, form: LineRows | TableRows, includes_input: bool, saved: SavedPrompt | None
+    ) -> None:
         self._source = source
         self._form = form
+        self._includes_input = includes_input
         self._saved = saved
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
-        for offset in form.find(source.lines(source.start), source.start):
-            if offset is None:
-                self._skipped.append(len(self._offsets))
-            else:
-                self._offsets.append(offset)
+        self.unit = form.unit
+        self.notices = tuple(self._find(form.find(source.lines(source.start), source.start)))
         self.sha256 = source.sha256
         source.require_unchanged()
-        self.unit = form.unit
         self.columns = form.header
+
+    def _find(self, found: Iterable[FoundRow | None]) -> Iterator[NoticeEvent]:
+        """Find the rows; yield a notice of the first id that two have, and of keys without effect."""
+        numbers = dict[RowId, int]()  # by id
+        all_unused = dict[str, None]()
+        repeated = ""
+        for number, row in enumerate(found, 1):
+            if row is None:
+                self._skipped.append(len(self._offsets))
+                continue
+            offset, id, unused = row
+            self._offsets.append(offset)
+            all_unused |= dict.fromkeys(unused)
+            if id is not None and numbers.setdefault(id, number) < number:
+                repeated = (
+                    repeated or f"{self.unit}s {numbers[id]} and {number} have the id {truncate(repr(id), _MAX_ID)}"
+                )
+        if repeated:
+            yield NoticeEvent(repeated, "answers have the order of the rows")
+        if all_unused:
+            problem = f"keys without effect: {format_names(list(all_unused), _MAX_UNUSED)}"
+            yield NoticeEvent(problem, "cerebrum ask --set help lists the settings that rows can have")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -290,6 +312,8 @@ class IndexedRows:
         self._source.require_unchanged()
         if row.id is None:
             row = replace(row, id=number)
+        if not self._includes_input:
+            row = replace(row, input=None)
         if self._saved is None or row.conversation is None:
             return row
         conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))
@@ -327,10 +351,10 @@ def read_rows(
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
     if delimiter := DELIMITERS.get(shape):
-        form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed, include_input)
+        form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed)
     else:
-        form = LineRows(shape, parsed, include_input)
-    rows = IndexedRows(source, form, saved)
+        form = LineRows(shape, parsed)
+    rows = IndexedRows(source, form, include_input, saved)
     if not rows:
         raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
     return rows

