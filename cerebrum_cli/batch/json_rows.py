@@ -32,6 +32,7 @@ _SETTINGS = {
     "chat_template_kwargs.enable_thinking": "think",
     "chat_template_kwargs.thinking": "think",
     **{key: key for key in GENERATION_KEYS},
+    "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "repetition_penalty": "repeat_penalty",
     "dry_sequence_breakers": "dry_sequence_breaker",
@@ -164,7 +165,7 @@ def _settings(request: JsonObject) -> SourcedLayer:
     settings = SourcedLayer()
     for key, name in _SETTINGS.items():
         value = request.get(key)
-        value = _FOREIGN_VALUES.get(f"{name}={value}", value)
+        value = _FOREIGN_VALUES.get(f"{name}={value}".removesuffix(".0"), value)
         if value is None or (value is True and name in settings):  # an effort is more than that there is any
             continue
         try:

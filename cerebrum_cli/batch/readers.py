@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", f".{PARQUET}": "jsonl"}
+_DELIMITERS = {**DELIMITERS, "csv": ",;\t|"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
@@ -180,7 +181,7 @@ class LineRows:
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
-    """The rows of a table with a header: CSV (RFC 4180), or the same with tabs.
+    """The rows of a table with a header: CSV (RFC 4180), or the same with another delimiter.
 
     The prompt is in the column `prompt`, or is rendered from the record by `template`. A record with too many or too
     few fields is an error of its row.
@@ -217,14 +218,25 @@ class TableRows:
         return dict(zip(self.header, record, strict=False))
 
 
-def open_table(lines: Iterable[bytes], delimiter: str, template: Template | None) -> TableRows:
+def open_table(source: InputFile, delimiters: Sequence[str], template: Template | None) -> TableRows:
+    """Open a table with the delimiter that separates the columns with prompts from others. Raises UsageError."""
+    first_line = source.head.partition(b"\n")[0].decode("utf-8", "replace")
+    problems = []
+    for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
+        try:
+            return _open_table(source.lines(source.start), delimiter, template)
+        except UsageError as problem:
+            problems.append(problem)
+    raise problems[0]
+
+
+def _open_table(lines: Iterable[bytes], delimiter: str, template: Template | None) -> TableRows:
     _, record = next(_records(lines, delimiter), (0, []))
     header = tuple(name.strip() for name in record)
     for name in template.fields if template else (_PROMPT_COLUMN,):
         if header and header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
             hint = "" if template else 'use --template "{NAME}"; '
-            hint = "separate fields with commas, not semicolons; " if ";" in header[0] else hint
             raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
     return TableRows(delimiter, header, template)
 
@@ -339,19 +351,27 @@ def read_rows(
     template: str | None = None,
     include_input: bool = False,
     saved: SavedPrompt | None = None,
+    delimiter: str | None = None,
 ) -> IndexedRows:
     """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
 
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
-    is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields.
+    is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields. A
+    csv has the `delimiter`, or one that its header shows.
     """
+    if delimiter == "tab":
+        delimiter = "\t"
+    if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
+        raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
     parsed = None if template is None else parse_template(template)
     if b"\0" in source.head:
         raise UsageError("the input is not UTF-8: it has NUL bytes", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    if delimiter := DELIMITERS.get(shape):
-        form: LineRows | TableRows = open_table(source.lines(source.start), delimiter, parsed)
+    if shape in DELIMITERS:
+        form: LineRows | TableRows = open_table(source, delimiter or _DELIMITERS[shape], parsed)
+    elif delimiter:
+        raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
     else:
         form = LineRows(shape, parsed)
     rows = IndexedRows(source, form, include_input, saved)

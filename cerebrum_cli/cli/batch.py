@@ -37,6 +37,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
     input_format: str | None = option(
         None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
     )
+    delimiter: str | None = option(None, "Delimiter of a table, or tab [default: detected]", "Input", metavar="CHAR")
     ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")
@@ -101,7 +102,7 @@ def batch(
         shape = detect_shape(source, options.input_format, file.head)
         includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
-        rows = read_rows(file, shape, options.template, options.include_input, saved)
+        rows = read_rows(file, shape, options.template, options.include_input, saved, options.delimiter)
         for notice in rows.notices:
             app.streams.report(notice)
         without_answer = answer_input(app, rows, output, overrides, options, saved)

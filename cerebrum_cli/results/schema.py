@@ -31,11 +31,17 @@ def table_lines(delimiter: str, columns: tuple[str, ...] | None, objects: Iterab
     The name of an answer's column that the input has ends with _2.
     """
     first = columns or ("id", "prompt")
-    yield _table_line(delimiter, (*first, *(f"{key}_2" if key in first else key for key in _ANSWER_COLUMNS)))
+    yield _table_line(delimiter, (*first, *(_free_name(key, first) for key in _ANSWER_COLUMNS)))
     for object in objects:
         fields = object["input"] if columns else object
         error = object["error"] and f"{object['error']['type']}: {object['error']['message']}"
         yield _table_line(delimiter, [*map(fields.get, first), *map(object.get, _ANSWER_COLUMNS[:-1]), error])
+
+
+def _free_name(name: str, taken: tuple[str, ...]) -> str:
+    while name in taken:
+        name += "_2"
+    return name
 
 
 def _table_line(delimiter: str, values: Iterable[Any]) -> bytes:

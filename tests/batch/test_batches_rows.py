@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import BatchError, UsageError
 
+WHY = Conversation().user("Why?")
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "So."}
@@ -82,6 +84,9 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
         ({"prompt": "Why?", "stream": "science", "n": 1, "tools": []}, 1, Conversation().user("Why?")),
         ({"prompt": "Why?", "response_format": {"type": "text"}}, 1, Conversation().user("Why?")),
         ({"prompt": "\ud83d cut", "id": "\udc00"}, "\ufffd", Conversation().user("\ufffd cut")),
+        ({"prompt": "Why?", "id": 5.0, "x": math.nan, "y": math.inf, "z": [{"n": -math.inf}]}, 5, WHY),
+        ({"prompt": "Why?", "id": math.nan, "custom_id": -0.0, "system": math.nan, "seed": math.nan}, 0, WHY),
+        ({"prompt": "Why?", "id": math.nan, "messages": math.nan, "model": math.nan, "n": 1.0}, 1, WHY),
     ],
 )
 def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
@@ -122,6 +127,90 @@ def test_json_row_has_settings_beside_the_prompt() -> None:
     assert json_row({"prompt": "a", "max_completion_tokens": 8, "max_tokens": 9}).settings == {"max_tokens": 8}
 
 
+def test_json_row_has_whole_numbers_as_pandas_writes_them() -> None:
+    row = json_row({"prompt": "a", "max_tokens": 5.0, "seed": 3.0, "top_k": -1.0, "temperature": 1.0, "think": 100.0})
+    assert row.settings == {"max_tokens": 5, "seed": 3, "top_k": 0, "temperature": 1.0, "think": "100"}
+    assert [type(row.settings[key]) for key in ("max_tokens", "seed", "top_k")] == [int] * 3
+    for key, value in {"max_tokens": 5.5, "seed": math.inf, "top_k": -2.0}.items():
+        assert problem(json_row({"prompt": "a", key: value}))[1].startswith(f"invalid `{key}`: ")
+    rendered = json_row('{"a": 5.0, "b": NaN, "c": -Infinity, "d": 1e999}', template="{a} {b} {c} {d}")
+    assert rendered.prompt == "5.0 null -Infinity 1e999"
+
+
+@pytest.mark.parametrize(
+    ("line", "id"),
+    [
+        (b'{"prompt": 5, "id": "a"}', "a"),
+        (b'{"id": 7.0}', 7),
+        (b'{"custom_id": "b", "body": {"messages": []}}', "b"),
+        (b'{"prompt": "caf\xe9", "id": "c"}', "c"),
+        (b'{"prompt": "a", "id": true}', "true"),
+        (b'{"prompt": "a", "id": 1.5}', "1.5"),
+        (b'{"prompt": "a", "custom_id": ["x"], "id": 1}', '["x"]'),
+    ],
+)
+def test_row_that_fails_keeps_its_id(line: bytes, id: str | int) -> None:
+    [row] = rows_in(line, "jsonl")
+    assert row.error and (row.id, row.conversation) == (id, None)
+
+
+THINKING = "chat_template_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("body", "think"),
+    [
+        ({"reasoning_effort": "low"}, "low"),
+        ({"reasoning_effort": "none"}, "off"),
+        ({THINKING: {"enable_thinking": False}}, "off"),
+        ({THINKING: {"enable_thinking": True}}, "on"),
+        ({THINKING: {"thinking": True, "reasoning_effort": "high"}}, "high"),
+        ({"reasoning_effort": "high", THINKING: {"enable_thinking": False}}, "off"),
+        ({"enable_thinking": False}, "off"),
+        ({THINKING: {"enable_thinking": True}, "think": 50}, "50"),
+        ({THINKING: {"enable_thinking": None}, "reasoning_effort": None}, None),
+    ],
+)
+def test_openai_batch_request_turns_thinking_on_or_off(body: dict[str, Any], think: str | None) -> None:
+    row = json_row({"custom_id": "a", "body": {"messages": [USER], "repetition_penalty": 1.1, **body}})
+    assert row.settings == {"repeat_penalty": 1.1, **({"think": think} if think else {})}
+    assert json_row({"prompt": "Why?", **body}).settings.get("think") == think
+
+
+def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
+    with closing(spool_input([data.encode()], "it")) as source:
+        return [(notice.message, notice.hint) for notice in read_rows(source, shape).notices]
+
+
+def test_keys_without_effect_are_in_one_notice() -> None:
+    bodies: list[dict[str, Any]] = [
+        {"messages": [USER], "min_tokens": 5, "stream": True, "user": "u", "logprobs": False, "bad_words": []},
+        {"messages": [USER], "min_tokens": 6, THINKING: {"enable_thinking": True, "builtin_tools": ["x"]}},
+        {"messages": [USER], "temperature": 1, "top_k": -1, "ignore_eos": True},
+    ]
+    requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
+    plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
+    [(message, hint)] = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
+    assert message == "keys without effect: min_tokens, chat_template_kwargs.builtin_tools, ignore_eos"
+    assert "--set help" in hint
+    assert not notices_of(json.dumps(plain), "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "message"),
+    [
+        ("jsonl", '{"id": "a"}\n\n{"custom_id": "a"}\n{"id": "a"}\n{"id": 1.0}', "lines 1 and 3 have the id 'a'"),
+        ("jsonl", '{"id": 1}\n{"id": NaN}\n{"id": 2.0}', "lines 2 and 3 have the id 2"),  # of the second: its number
+        ("csv", "id,prompt\na,x\nb,y\nb,z", "records 2 and 3 have the id 'b'"),
+        ("jsonl", '{"id": "1"}\n{"id": 1}\n{}\n{}\n{x', None),
+        ("csv", "id,prompt\na,x\n,y\n,z", None),
+        ("txt", "a\na", None),
+    ],
+)
+def test_first_duplicate_id_is_noted(shape: Shape, text: str, message: str | None) -> None:
+    assert [found for found, _ in notices_of(text, shape)] == ([message] if message else [])
+
+
 @pytest.mark.parametrize("depth", [900, 990, 100_000])
 def test_deeply_nested_json_is_an_error_row(depth: int) -> None:
     nested = "[" * depth + "]" * depth
@@ -155,6 +244,47 @@ def test_row_without_an_id_gets_its_number() -> None:
     rows = rows_in('x\n{"custom_id": "b"}\n\n{"prompt": "b", "id": ""}\n', "jsonl")
     assert [row.id for row in rows] == [1, "b", 4]
     assert [row.id for row in rows_in("id,prompt\n,a\n,b\n", "csv")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("header", "record", "options"),
+    [
+        ("id;prompt", "a;Why, then?", {}),
+        ("\ufeffid\tprompt", "a\tWhy, then?", {}),
+        ("id|prompt", "a|Why, then?", {}),
+        ('"id";"prompt"', '"a";"Why, then?"', {}),
+        ('"id";"a;b;c";"prompt"', 'a;"";"Why, then?"', {}),
+        ("id;x,y;prompt", 'a;"";Why, then?', {}),
+        ('id,prompt,"a;b;c"', 'a,"Why, then?",', {}),
+        ("id^prompt", "a^Why, then?", {"delimiter": "^"}),
+        ("id\tprompt", "a\tWhy, then?", {"delimiter": "tab"}),
+        ("id;question, if any", "a;Why, then?", {"template": "{question, if any}"}),
+        ("question, if any", '"Why, then?"', {"template": "{question, if any}"}),
+    ],
+)
+def test_csv_delimiter_is_found_in_the_header(header: str, record: str, options: dict[str, str]) -> None:
+    if header == options.get("template", "")[1:-1]:
+        header = f'"{header}"'  # a comma in quotes separates nothing
+    [row] = rows_in(f"{header}\r\n{record}\r\n", "csv", **options)
+    assert (row.id, row.prompt) == ("a" if "id" in header else 1, "Why, then?")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "delimiter", "message"),
+    [
+        ("csv", "id;text;prompt", ",", "the input has no column `prompt`"),
+        ("csv", "id;text", None, "the input has no column `prompt`"),
+        ("csv", "prompt;prompt", None, "the input has more than one column `prompt`"),
+        ("jsonl", "{}", ";", "--delimiter does not apply to jsonl"),
+        ("csv", "prompt", ";;", "invalid --delimiter: ';;'"),
+    ],
+)
+def test_delimiter_that_does_not_fit_is_an_error(shape: Shape, text: str, delimiter: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        rows_in(f"{text}\na;b;c", shape, delimiter=delimiter)
+    assert caught.value.message == message and caught.value.hint
+    if text == "id;text":
+        assert "id, text" in caught.value.hint
 
 
 def test_tsv_column_defaults_to_prompt() -> None:

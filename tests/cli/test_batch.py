@@ -1,6 +1,7 @@
 """`cerebrum batch`: input types, output rows, errors, resuming, and the exit codes."""
 
 import json
+import math
 import sys
 from datetime import date
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_row_that_names_another_model_is_an_error(runner: BatchRunner) -> None:
     assert [row["error"] for row in rows[2:]] == [{"type": "invalid_request", "message": problem}] * 2
 
 
+def test_openai_batch_of_another_server_is_answered_with_notices(runner: BatchRunner) -> None:
+    body = {"messages": [{"role": "user", "content": "hi"}], "reasoning_effort": "medium", "min_tokens": 1, "n": 1.0}
+    rows = runner.write("in.jsonl", [{**OPENAI, "body": {**body, "seed": float(seed)}} for seed in range(4)])
+    done = runner.run(rows, "-o", "-")
+    assert [(row["id"], row["text"], row["seed"]) for row in parse_lines(done.out)] == [
+        ("o", "ok", seed) for seed in range(4)
+    ]
+    assert (done.code, done.err.count("note: ")) == (0, 3), done.err
+    assert "note: lines 1 and 2 have the id 'o'\n" in done.err
+    assert "note: keys without effect: min_tokens\n" in done.err
+    assert "note: think=medium: this model has no levels of thinking\n" in done.err
+    assert "note: " not in runner.run(rows, "-o", "-", "-q").err
+
+
 def test_retry_failed_answers_only_failed_rows(runner: BatchRunner) -> None:
     source, output = runner.write("in.txt", "a\nb\na\n"), runner.home / "out"
     command = (source, "-o", output, "--grammar", fixed_reply_grammar("yes or no", runner.home), "-n", "6")
@@ -245,6 +260,10 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert len(runner.backends[-1].params) == 1
     assert runner.run(*command, runner.home / "out.tsv").code == 0
     assert (runner.home / "out.tsv").read_text().endswith("c\tx\ty\tok\t\tstop\t\n")
+    source = runner.write("both.csv", "text;text_2;error\nWho?;x,y;z\n")
+    assert runner.run(source, "--template", "{text}", "--seed", "1", "-o", runner.home / "both.tsv").code == 0
+    expected = "text\ttext_2\terror\ttext_2_2\tfinal_answer\tfinish_reason\terror_2\nWho?\tx,y\tz\tok\t\tstop\t\n"
+    assert (runner.home / "both.tsv").read_text() == expected
     lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
     assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
     expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,,stop,\n2,b,ok,,stop,\n"
@@ -276,6 +295,11 @@ def test_parquet_is_read_and_written(runner: BatchRunner, monkeypatch: pytest.Mo
         {"id": "a", "text": "Why?", "n": 1, "at": date(2026, 1, 2)},
         {"id": "b", "text": None, "n": None, "at": None},
     ]
+    ids = pyarrow.table({"id": [5.0, None, math.nan], "prompt": ["a", "b", "c"], "seed": [1.0, None, math.nan]})
+    parquet.write_table(ids, runner.home / "ids.parquet")
+    answers = parse_lines(runner.run(runner.home / "ids.parquet", "-o", "-").out)
+    assert [row["id"] for row in answers] == [5, 2, 3] and answers[0]["seed"] == 1
+    runner.backends.clear()
     source, output = runner.home / "in.parquet", runner.home / "out.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), source)
     command = (source, "--template", "{text}", "--seed", "7", "--include-input", "-o", output)
