@@ -140,6 +140,25 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     assert_error(ask("ask", "-c"), 1, "nothing to continue", "without token ids")
 
 
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        *dict.fromkeys(["STOP", "eos_token", "end_turn", "stop_sequence", "COMPLETE"], "stop").items(),
+        *dict.fromkeys(["MAX_TOKENS", "max_tokens", "model_length"], "length").items(),
+        ("time_limit", "length"),  # not known
+    ],
+)
+def test_served_model_reply_is_kept_whatever_its_end_is_called(
+    server: OllamaServer, ask: Ask, finish: str, reason: str
+) -> None:
+    server.finish_reason = finish
+    for command in ("ask", "2 + 2?", "--json"), ("batch", questions(1), "-o", "-"):
+        done = ask(*command, "-n", "9999")
+        found = json.loads(done.out)
+        assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", reason), done.err
+        assert ("gives no known reason for the end of a reply" in done.err) == (finish == "time_limit")
+
+
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
 
 
@@ -147,6 +166,7 @@ NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'
     ("fault", "finish", "code", "part"),
     [
         ({}, "content_filter", 1, "the server ended the reply: content_filter"),
+        ({}, "SAFETY", 1, "the server ended the reply: SAFETY"),
         (NOTHING_LISTED, None, 1, "has no model"),
         ({"status": 500, "message": "the maximum context length is 2048 tokens"}, None, 4, "shorten the prompt"),
         ({"status": 500, "message": "1 validation error: 'text'"}, None, 1, "check the settings of the request"),

@@ -184,7 +184,9 @@ def test_server_reply_without_a_stated_end_is_truncated() -> None:
             [finish] = [event for event in events if isinstance(event, FinishEvent)]
             assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
             notices = [event.message for event in events if isinstance(event, NoticeEvent)]
-            assert len(notices) == (not _) and all("does not state why a reply ended" in each for each in notices)
+            assert len(notices) == (not _) and all(
+                "gives no known reason for the end of a reply" in each for each in notices
+            )
 
 
 @contextmanager

@@ -6,6 +6,7 @@ vLLM ignores fields it does not know, and fills in unset ones from the model's g
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,7 +34,17 @@ SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on la
 MAX_SAMPLES = 64
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
 UNSTATED = "unstated"
-ENDS: Mapping[str, StopReason] = {"stop": "eos", "length": "limit", UNSTATED: "unstated"}  # by the reason to finish
+# By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
+ENDS: Mapping[str, StopReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "complete"), "eos"),
+    "stop_sequence": "stop string",
+    **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
+    UNSTATED: "unstated",
+}
+# Parts of reasons for which the reply is none, or is withheld. The reply is kept if the reason is unknown.
+FAILURES = re.compile(
+    "error|fail|abort|cancel|filter|safety|refus|blocked|blocklist|prohibit|recitation|spii|sensitive|guardrail"
+)
 _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
@@ -210,7 +221,7 @@ class OpenAIServer(ServerKind):
         reasoning, text = _texts(choice["message"])
         if reasoning:
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
-        return [_chat_end(choice["finish_reason"] or UNSTATED, answer.get("usage") or {}, text)]
+        return [_chat_end(choice.get("finish_reason") or UNSTATED, answer.get("usage") or {}, text)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
@@ -285,9 +296,9 @@ def _scored(tokens: Sequence[int], scores: Sequence[float] | None) -> ReplyChunk
 
 def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
     """The last part of a reply: `matched` is the stop string or the token that ended it."""
-    if finish not in ENDS:  # such as "abort" or "repetition"
+    end = ENDS.get(finish.lower())
+    if end is None:  # such as "abort" or "repetition"
         raise LostServerError(f"the reply ended with {server_text(finish)}", server_works=True)
-    end = ENDS[finish]
     if end == "eos" and isinstance(matched, str):
         end = "stop string"
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
@@ -299,14 +310,15 @@ def _texts(message: JsonObject) -> tuple[str, str]:
     return well_formed(reasoning or ""), well_formed(message.get("content") or "")
 
 
-def _chat_end(finish: str, usage: JsonObject, text: str = "") -> ReplyChunk:
+def _chat_end(finish: Any, usage: JsonObject, text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
-    if finish not in ENDS:
+    reason = str(finish).lower()
+    if FAILURES.search(reason):
         problem = f"the server ended the reply: {server_text(str(finish))}"
         raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
     return ReplyChunk(
         total=stated_count(usage.get("completion_tokens")),
         text=text,
-        end=ENDS[finish],
+        end=ENDS.get(reason, "unstated"),
         prompt_tokens=stated_count(usage.get("prompt_tokens")),
     )

@@ -30,14 +30,14 @@ from cerebrum_cli.engine.remote.client import (
     RequestError,
 )
 from cerebrum_cli.engine.remote.description import ExpectedModel, describe
-from cerebrum_cli.engine.remote.kind import ServerInfo
+from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, SampleEvent
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
-UNSTATED_HINT = "its replies may be truncated; check its log, or update it"
+UNSTATED_HINT = "it may be truncated; check its log, or update it"
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
@@ -301,9 +301,11 @@ class Server:
         replies = info.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
-        if any(reply.end == "unstated" for reply in replies):
-            self._notice(job, "does not state why a reply ended", UNSTATED_HINT)
-        return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
+        events: list[SampleEvent] = []
+        for sample, reply in zip(samples, replies, strict=True):
+            self._note_end(job, reply)
+            events += sample.add(reply)
+        return events
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
@@ -313,6 +315,7 @@ class Server:
             async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
                     self._note_life(deadline)
+                    self._note_end(job, chunk)
                     for event in sample.add(chunk):
                         job.has_output = job.has_output or not isinstance(event, PromptEvent)
                         self._report(job, event)
@@ -325,6 +328,10 @@ class Server:
         self.heard_at = monotonic()
         if self._timeouts.row_timeout:
             deadline.reschedule(asyncio.get_running_loop().time() + self._timeouts.row_timeout)
+
+    def _note_end(self, job: PoolJob, chunk: ReplyChunk) -> None:
+        if chunk.end == "unstated":
+            self._notice(job, "gives no known reason for the end of a reply", UNSTATED_HINT)
 
     def _report(self, job: PoolJob, event: SampleEvent) -> None:
         if isinstance(event, FinishEvent):
