@@ -61,24 +61,13 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         prompt = conversation.messages[-1].content
         is_openai = template is None and (request is not item or "messages" in item)
         model = rest.get("model") if is_openai else None
-        return InputRow(
-            number, id, prompt, conversation, _settings(rest), None, input, None if model is None else str(model)
-        )
+        unused = tuple(key for key, value in rest.items() if value and key not in _KNOWN and key not in item)
+        model = None if model is None else str(model)
+        return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused)
     except InvalidRow as invalid:
         return invalid_row(number, invalid.id or id, prompt, invalid, input)
     except RecursionError:
         return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"), line)
-
-
-def survey_json_row(line: str, template: Template | None) -> tuple[RowId | None, list[str]]:
-    """A row's own id, and the keys of its request that have no effect; none of a row that is not valid."""
-    try:
-        item = _object(parse_line(line), line)
-        fields = template.fields if template else ()
-        known = _KNOWN.union(item, fields)
-        return own_id(item), [key for key, value in _request(item).items() if value and key not in known]
-    except (InvalidRow, RecursionError) as problem:
-        return getattr(problem, "id", None), []
 
 
 def parse_line(line: str) -> Any:
@@ -164,9 +153,10 @@ def _settings(request: JsonObject) -> SourcedLayer:
     _reject_unsupported(request)
     settings = SourcedLayer()
     for key, name in _SETTINGS.items():
-        value = request.get(key)
+        if (value := request.get(key)) is None:
+            continue
         value = _FOREIGN_VALUES.get(f"{name}={value}".removesuffix(".0"), value)
-        if value is None or (value is True and name in settings):  # an effort is more than that there is any
+        if value is True and name in settings:  # an effort is more than that there is any
             continue
         try:
             settings.put(name, OPTIONS[name].convert(value), f"row's {key}")

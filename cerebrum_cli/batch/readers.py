@@ -17,10 +17,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedRandom, BufferedReader
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import own_id, read_json_row, survey_json_row
+from cerebrum_cli.batch.json_rows import own_id, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -40,12 +41,10 @@ _DELIMITERS = {**DELIMITERS, "csv": ",;\t|"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = "prompt"
 MAX_LINE_BYTES = 64_000_000
-# Where a row begins, the id of its answer if a row of this input may have its own, and its keys without effect.
-FoundRow = tuple[int, RowId | None, Sequence[str]]
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _CHUNK = 1 << 20
-_MAX_ID, _MAX_UNUSED = 60, 12  # characters of an id, and keys, in notices
+_MAX_NOTICE, _MAX_UNUSED = 200, 12  # characters, and keys, of a notice
 
 
 class InputFile:
@@ -154,16 +153,12 @@ class LineRows:
     unit = "line"
     header = None
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[FoundRow | None]:
-        """Yield each row of a whole input that begins at `start`, and None for each line skipped."""
-        for number, line in enumerate(lines, 1):
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
+        """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
+        for line in lines:
             text = line.decode("utf-8", "replace").strip()
-            if self.shape == "jsonl" and text:
-                id, unused = survey_json_row(text, self.template)
-                yield start, number if id is None else id, unused
-            else:
-                is_row = text and not text.startswith("#")
-                yield (start, None, ()) if is_row else None
+            is_comment = self.shape == "txt" and text.startswith("#")
+            yield start if text and not is_comment else None
             start += len(line) + 1
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
@@ -171,7 +166,7 @@ class LineRows:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            id, _ = survey_json_row(line.decode("utf-8", "replace"), None)
+            id = read_json_row(number, line.decode("utf-8", "replace"), None).id
             return invalid_row(number, id, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
         if self.shape == "jsonl":
             return read_json_row(number, text, self.template)
@@ -193,15 +188,14 @@ class TableRows:
 
     unit = "record"
 
-    def find(self, lines: Iterable[bytes], start: int) -> Iterator[FoundRow]:
-        """Yield the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
-        for number, (offset, record) in enumerate(_records(lines, self.delimiter, start)):
-            if number:  # not the header
-                yield offset, own_id(self._fields(record)) or number, ()
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
+        """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
+        for offset, _ in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
+            yield offset
 
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         _, record = next(_records(lines, self.delimiter))
-        fields = self._fields(record)
+        fields = dict(zip(self.header, record, strict=False))
         id = own_id(fields)
         try:
             if len(record) != len(self.header):
@@ -213,9 +207,6 @@ class TableRows:
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
         return replace(row, input=fields)
-
-    def _fields(self, record: list[str]) -> dict[str, str]:
-        return dict(zip(self.header, record, strict=False))
 
 
 def open_table(source: InputFile, delimiters: Sequence[str], template: Template | None) -> TableRows:
@@ -275,7 +266,7 @@ class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
     `sha256` is the hexadecimal digest of the input, `columns` are those of a table. The id of a row without one is its
-    number. `notices` are of ids that several rows have, and of keys without effect.
+    number.
     """
 
     def __init__(
@@ -287,33 +278,15 @@ class IndexedRows:
         self._saved = saved
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
-        self.unit = form.unit
-        self.notices = tuple(self._find(form.find(source.lines(source.start), source.start)))
+        for offset in form.find(source.lines(source.start), source.start):
+            if offset is None:
+                self._skipped.append(len(self._offsets))
+            else:
+                self._offsets.append(offset)
         self.sha256 = source.sha256
         source.require_unchanged()
+        self.unit = form.unit
         self.columns = form.header
-
-    def _find(self, found: Iterable[FoundRow | None]) -> Iterator[NoticeEvent]:
-        """Find the rows; yield a notice of the first id that two have, and of keys without effect."""
-        numbers = dict[RowId, int]()  # by id
-        all_unused = dict[str, None]()
-        repeated = ""
-        for number, row in enumerate(found, 1):
-            if row is None:
-                self._skipped.append(len(self._offsets))
-                continue
-            offset, id, unused = row
-            self._offsets.append(offset)
-            all_unused |= dict.fromkeys(unused)
-            if id is not None and numbers.setdefault(id, number) < number:
-                repeated = (
-                    repeated or f"{self.unit}s {numbers[id]} and {number} have the id {truncate(repr(id), _MAX_ID)}"
-                )
-        if repeated:
-            yield NoticeEvent(repeated, "answers have the order of the rows")
-        if all_unused:
-            problem = f"keys without effect: {format_names(list(all_unused), _MAX_UNUSED)}"
-            yield NoticeEvent(problem, "cerebrum ask --set help lists the settings that rows can have")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -330,6 +303,23 @@ class IndexedRows:
             return row
         conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))
         return replace(row, prompt=conversation.question, conversation=conversation)
+
+
+def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
+    """Yield notices of the first id that two rows have, and of keys without effect."""
+    numbers = dict[RowId | None, int]()  # of the first rows with these ids
+    unused = dict[str, None]()
+    repeated = ""
+    for row in map(rows.__getitem__, range(len(rows))):
+        unused |= dict.fromkeys(row.unused)
+        first = numbers.setdefault(row.id, row.number)
+        if first != row.number:
+            repeated = repeated or f"{rows.unit}s {first} and {row.number} have the id {row.id!r}"
+    if repeated:
+        yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
+    if unused:
+        hint = "cerebrum ask --set help lists the settings that rows can have"
+        yield NoticeEvent(f"keys without effect: {format_names(list(unused), _MAX_UNUSED)}", hint)
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -359,10 +349,8 @@ def read_rows(
     is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields. A
     csv has the `delimiter`, or one that its header shows.
     """
-    if delimiter == "tab":
-        delimiter = "\t"
-    if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
-        raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
+    if delimiter and len(delimiter) > 1:
+        raise UsageError.invalid("--delimiter", delimiter, "one character")
     parsed = None if template is None else parse_template(template)
     if b"\0" in source.head:
         raise UsageError("the input is not UTF-8: it has NUL bytes", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")

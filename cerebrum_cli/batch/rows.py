@@ -69,7 +69,7 @@ class InputRow:
     of the input has its own. `prompt` is the last question of the conversation; None if unknown. `conversation` is None
     for a row with an error; its `system_prompt` is None if the row has none. `settings` holds the row's validated
     sampling settings. `input` is the row as it was read, unless the output does not carry it. `model` is the one that
-    an OpenAI request names.
+    an OpenAI request names, and `unused` are its keys without effect.
     """
 
     number: int
@@ -80,6 +80,7 @@ class InputRow:
     error: RowError | None
     input: Any = None
     model: str | None = None
+    unused: tuple[str, ...] = ()
 
     @property
     def request(self) -> str | None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.batch import readers
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, input_notices, open_input, read_rows, spool_input
 from cerebrum_cli.batch.rows import InputRow, RowError, output_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
@@ -179,7 +179,7 @@ def test_openai_batch_request_turns_thinking_on_or_off(body: dict[str, Any], thi
 
 def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
     with closing(spool_input([data.encode()], "it")) as source:
-        return [(notice.message, notice.hint) for notice in read_rows(source, shape).notices]
+        return [(notice.message, notice.hint) for notice in input_notices(read_rows(source, shape))]
 
 
 def test_keys_without_effect_are_in_one_notice() -> None:
@@ -257,7 +257,7 @@ def test_row_without_an_id_gets_its_number() -> None:
         ("id;x,y;prompt", 'a;"";Why, then?', {}),
         ('id,prompt,"a;b;c"', 'a,"Why, then?",', {}),
         ("id^prompt", "a^Why, then?", {"delimiter": "^"}),
-        ("id\tprompt", "a\tWhy, then?", {"delimiter": "tab"}),
+        ("id\tprompt", "a\tWhy, then?", {"delimiter": "\t"}),
         ("id;question, if any", "a;Why, then?", {"template": "{question, if any}"}),
         ("question, if any", '"Why, then?"', {"template": "{question, if any}"}),
     ],
