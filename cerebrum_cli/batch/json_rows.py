@@ -48,12 +48,13 @@ _KNOWN = {*_SETTINGS, *_UNSUPPORTED, *_OTHER_KEYS}
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
-    id = prompt = None
+    id: RowId = number
+    prompt = None
     input: Any = line
     try:
         input = parse_line(line)
         item = _object(input, line)
-        id = own_id(item)
+        id = own_id(item, number)
         request = _request(item)
         fields = template.fields if template else ()
         rest = {key: value for key, value in request.items() if key not in fields}
@@ -95,21 +96,19 @@ def _object(item: Any, line: str) -> JsonDict:
     return item
 
 
-def own_id(item: JsonObject, keys: Sequence[str] = ID_KEYS) -> RowId | None:
-    """A row's own id: text, or an integer, which pandas writes as 5.0 if other rows have none. Raises InvalidRow."""
+def own_id(item: JsonObject, number: int, keys: Sequence[str] = ID_KEYS) -> RowId:
+    """A row's own id, or else its number: text, or an integer, which pandas may write as 5.0. Raises InvalidRow."""
     for key in keys:
         value = item.get(key)
-        if value is None or value == "":
+        if value in (None, ""):
             continue
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
         if isinstance(value, str):
             return well_formed(value)
-        if isinstance(value, bool) or not isinstance(value, int):
-            problem = f"invalid `{key}`: {value!r}; it must be text or an integer"
-            raise InvalidRow("invalid_request", problem, to_json(value))
-        return value
-    return None
+        if type(value) in (int, float) and value % 1 == 0:
+            return int(value)
+        problem = f"invalid `{key}`: {value!r}; it must be text or an integer"
+        raise InvalidRow("invalid_request", problem, to_json(value))
+    return number
 
 
 def _request(item: JsonDict) -> JsonDict:

@@ -39,7 +39,7 @@ SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", f".{PARQUET}": "jsonl"}
 _DELIMITERS = {**DELIMITERS, "csv": ",;\t|"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
-_PROMPT_COLUMN = "prompt"
+_PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
@@ -171,20 +171,20 @@ class LineRows:
         if self.shape == "jsonl":
             return read_json_row(number, text, self.template)
         prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
-        return replace(prompt_row(number, None, prompt), input=text)
+        return replace(prompt_row(number, number, prompt), input=text)
 
 
 @dataclass(frozen=True, slots=True)
 class TableRows:
     """The rows of a table with a header: CSV (RFC 4180), or the same with another delimiter.
 
-    The prompt is in the column `prompt`, or is rendered from the record by `template`. A record with too many or too
-    few fields is an error of its row.
+    The prompt is rendered from the record by `template`. A record with too many or too few fields is an error of its
+    row.
     """
 
     delimiter: str
     header: tuple[str, ...]
-    template: Template | None
+    template: Template
 
     unit = "record"
 
@@ -196,20 +196,20 @@ class TableRows:
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         _, record = next(_records(lines, self.delimiter))
         fields = dict(zip(self.header, record, strict=False))
-        id = own_id(fields)
+        id = own_id(fields, number)
         try:
             if len(record) != len(self.header):
                 raise InvalidRow(
                     "invalid_record",
                     f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
                 )
-            row = prompt_row(number, id, self.template.render(fields) if self.template else fields[_PROMPT_COLUMN])
+            row = prompt_row(number, id, self.template.render(fields))
         except InvalidRow as invalid:
             row = invalid_row(number, id, None, invalid)
         return replace(row, input=fields)
 
 
-def open_table(source: InputFile, delimiters: Sequence[str], template: Template | None) -> TableRows:
+def open_table(source: InputFile, delimiters: Sequence[str], template: Template) -> TableRows:
     """Open a table with the delimiter that separates the columns with prompts from others. Raises UsageError."""
     first_line = source.head.partition(b"\n")[0].decode("utf-8", "replace")
     problems = []
@@ -221,13 +221,13 @@ def open_table(source: InputFile, delimiters: Sequence[str], template: Template 
     raise problems[0]
 
 
-def _open_table(lines: Iterable[bytes], delimiter: str, template: Template | None) -> TableRows:
+def _open_table(lines: Iterable[bytes], delimiter: str, template: Template) -> TableRows:
     _, record = next(_records(lines, delimiter), (0, []))
     header = tuple(name.strip() for name in record)
-    for name in template.fields if template else (_PROMPT_COLUMN,):
+    for name in template.fields:
         if header and header.count(name) != 1:
             problem = "no column" if name not in header else "more than one column"
-            hint = "" if template else 'use --template "{NAME}"; '
+            hint = 'use --template "{NAME}"; ' if template is _PROMPT_COLUMN else ""
             raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
     return TableRows(delimiter, header, template)
 
@@ -265,8 +265,7 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input, `columns` are those of a table. The id of a row without one is its
-    number.
+    `sha256` is the hexadecimal digest of the input, `columns` are those of a table.
     """
 
     def __init__(
@@ -295,8 +294,6 @@ class IndexedRows:
         number = position + 1 + bisect_right(self._skipped, position)
         row = self._form.read(number, self._source.lines(self._offsets[position]))
         self._source.require_unchanged()
-        if row.id is None:
-            row = replace(row, id=number)
         if not self._includes_input:
             row = replace(row, input=None)
         if self._saved is None or row.conversation is None:
@@ -307,7 +304,7 @@ class IndexedRows:
 
 def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
     """Yield notices of the first id that two rows have, and of keys without effect."""
-    numbers = dict[RowId | None, int]()  # of the first rows with these ids
+    numbers = dict[RowId, int]()  # of the first rows with these ids
     unused = dict[str, None]()
     repeated = ""
     for row in map(rows.__getitem__, range(len(rows))):
@@ -357,7 +354,7 @@ def read_rows(
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
     if shape in DELIMITERS:
-        form: LineRows | TableRows = open_table(source, delimiter or _DELIMITERS[shape], parsed)
+        form: LineRows | TableRows = open_table(source, delimiter or _DELIMITERS[shape], parsed or _PROMPT_COLUMN)
     elif delimiter:
         raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
     else:

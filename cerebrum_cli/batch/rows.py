@@ -73,7 +73,7 @@ class InputRow:
     """
 
     number: int
-    id: RowId | None
+    id: RowId
     prompt: str | None
     conversation: Conversation | None
     settings: JsonObject
@@ -128,12 +128,12 @@ def require_prompt(text: str) -> str:
     return well_formed(text)
 
 
-def prompt_row(number: int, id: RowId | None, prompt: str) -> InputRow:
+def prompt_row(number: int, id: RowId, prompt: str) -> InputRow:
     prompt = require_prompt(prompt)
     return InputRow(number, id, prompt, Conversation().user(prompt), {}, None)
 
 
-def invalid_row(number: int, id: RowId | None, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
+def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
     return InputRow(number, id, prompt, None, {}, invalid.error, input)
 
 

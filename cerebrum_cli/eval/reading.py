@@ -115,10 +115,9 @@ def _read_row(number: int, row: Fields, template: Template | None) -> Question:
     else:
         solution = _required(row, "answer")
         reference = _final_answer(solution)
-    id = own_id(row, ("id",))
     return Question(
         index=number - 1,
-        id=number if id is None else id,
+        id=own_id(row, number, ("id",)),
         prompt=prompt,
         reference=reference,
         solution=solution,
