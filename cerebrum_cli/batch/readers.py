@@ -265,14 +265,14 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input, `columns` are those of a table.
+    `sha256` is the hexadecimal digest of the input.
     """
 
     def __init__(
         self, source: InputFile, form: LineRows | TableRows, includes_input: bool, saved: SavedPrompt | None
     ) -> None:
         self._source = source
-        self._form = form
+        self.form = form
         self._includes_input = includes_input
         self._saved = saved
         self._offsets = array("Q")
@@ -284,15 +284,13 @@ class IndexedRows:
                 self._offsets.append(offset)
         self.sha256 = source.sha256
         source.require_unchanged()
-        self.unit = form.unit
-        self.columns = form.header
 
     def __len__(self) -> int:
         return len(self._offsets)
 
     def __getitem__(self, position: int) -> InputRow:
         number = position + 1 + bisect_right(self._skipped, position)
-        row = self._form.read(number, self._source.lines(self._offsets[position]))
+        row = self.form.read(number, self._source.lines(self._offsets[position]))
         self._source.require_unchanged()
         if not self._includes_input:
             row = replace(row, input=None)
@@ -311,7 +309,7 @@ def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
         unused |= dict.fromkeys(row.unused)
         first = numbers.setdefault(row.id, row.number)
         if first != row.number:
-            repeated = repeated or f"{rows.unit}s {first} and {row.number} have the id {row.id!r}"
+            repeated = repeated or f"{rows.form.unit}s {first} and {row.number} have the id {row.id!r}"
     if repeated:
         yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
     if unused:

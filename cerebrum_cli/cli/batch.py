@@ -182,7 +182,7 @@ def results_of(
     from cerebrum_cli.results.results import StreamedResults
     from cerebrum_cli.results.stored_results import open_results
 
-    described = result_rows(rows, rows.sha256, rows.unit, table_of(output, rows))
+    described = result_rows(rows, rows.sha256, rows.form.unit, table_of(output, rows))
     if output != STANDARD:
         return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
     if options.ray is not None:
@@ -204,7 +204,7 @@ def table_of(output: Path, rows: IndexedRows) -> Table | None:
         from cerebrum_cli.batch.parquet import parquet_table
 
         return parquet_table()
-    return partial(table_lines, DELIMITERS[name], rows.columns)
+    return partial(table_lines, DELIMITERS[name], rows.form.header)
 
 
 def report_counts(app: App, results: Results) -> None:

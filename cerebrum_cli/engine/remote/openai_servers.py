@@ -221,7 +221,7 @@ class OpenAIServer(ServerKind):
         reasoning, text = _texts(choice["message"])
         if reasoning:
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
-        return [_chat_end(choice.get("finish_reason") or UNSTATED, answer.get("usage") or {}, text)]
+        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, text)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
