@@ -14,6 +14,7 @@ from cerebrum_cli.batch.rows import (
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Events, RefusedEvent
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
@@ -39,14 +40,13 @@ INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that 
 class BatchOptions:
     """Options of all rows of a batch; the settings of a row take precedence.
 
-    With `is_json`, the grammar is that of a JSON Schema: answers state no final answer. `modes` are the settings of
-    rows that turn thinking on or off. `models` are names of the model in use, its label first.
+    `modes` are the settings of rows that turn thinking on or off. `models` are names of the model in use, its label
+    first.
     """
 
     settings: Settings
     models: tuple[str, ...]
-    grammar: str | None = None
-    is_json: bool = False
+    grammar: Grammar | None = None
     votes: Votes | None = None
     ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
             keep_tokens(model, event.row, event.result, results)
         else:
             position, _ = event.row.key
-            results.write(position, row_object(event, options, model.engine.larger_context))
+            results.write(position, row_object(event, model.engine.larger_context))
             yield results.progress
 
 
@@ -149,7 +149,7 @@ def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) ->
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
-def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> JsonDict:
+def row_object(event: Outcome, larger_context: str) -> JsonDict:
     """The output object of a row that is finished."""
     _, row = event.row.key
     outcome, request = event.result, event.row.request
@@ -165,9 +165,9 @@ def row_object(event: Outcome, options: BatchOptions, larger_context: str) -> Js
         values["final_answer"] = outcome.final_answer
         values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
         values["votes"] = votes_object(outcome)
-    elif options.is_json:
+    elif request.grammar and request.grammar.is_schema:
         values["final_answer"] = None
-    if options.grammar:
+    if request.grammar:
         values["error"] = incomplete_error(reply, larger_context)
     return output_object(row, reply.finish.origin, **values)
 

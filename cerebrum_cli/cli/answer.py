@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.generation import naming_grammar_file
+from cerebrum_cli.cli.generation import naming_grammar
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Events, NoticeEvent
@@ -82,7 +82,7 @@ class AnswerPrinter:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
         hides_keys = Keyboard().without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
-            with hides_keys, naming_grammar_file(self.options):
+            with hides_keys, naming_grammar(self.options):
                 yield
         except Interrupted:
             if self.saved_as and self.streams.err_is_terminal:
@@ -135,7 +135,10 @@ class AnswerPrinter:
         return self.request.settings.markdown and not is_plain
 
     def _final_answer(self, reply: Reply) -> str | None:
-        return None if self.options.schema else reply.final_answer
+        grammar = self.request.grammar
+        if grammar and grammar.is_schema:
+            return None
+        return reply.final_answer
 
     def _code(self, reply: Reply) -> str | None:
         """The code block that `--extract` names; None without it, and if there is none."""

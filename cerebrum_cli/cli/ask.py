@@ -80,7 +80,7 @@ def answer(
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, votes)
     settings = source.settings
-    grammar = read_grammar(app, options, source.model)
+    grammar = read_grammar(options, source)
     if session and continues:
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
     with open_source(source) as loaded:

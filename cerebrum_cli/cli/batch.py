@@ -132,8 +132,7 @@ def answer_input(
     row_options = BatchOptions(
         source.settings,
         source.model.names,
-        grammar=read_grammar(app, options, source.model),
-        is_json=options.schema is not None,
+        grammar=read_grammar(options, source),
         votes=votes,
         ignore_eos=options.ignore_eos,
         modes=modes,

@@ -187,7 +187,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         settings,
         model_source.model.label,
         task.match,
-        read_grammar(app, options, model_source.model),
+        read_grammar(options, model_source),
         task.examples,
         checks=options.check is not None,
         is_raw=options.raw,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, Interrupted, UsageError
-from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.events import Events
+from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_inline, is_json_object, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.cluster.distribution import Work
     from cerebrum_cli.core.settings import Layer
     from cerebrum_cli.eval.presets import Preset
-    from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.results.results import Results
 
+GRAMMAR_KINDS: dict[str, GrammarKind] = {".lark": "lark", ".regex": "regex"}  # of files, by suffix
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 PRESET = "preset"  # the origin of its settings
 # Settings on which a score depends: a preset does not take them from config.toml.
@@ -103,40 +105,46 @@ def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by
     return by_mode
 
 
-def read_grammar(app: App, options: ConstrainedOptions, model: InstalledModel) -> str | None:
-    """GBNF grammar that `--schema` or `--grammar` names; None without either. Raises UsageError, GrammarError.
-
-    A model that is served gets the schema itself.
-    """
-    schema, grammar = options.schema, options.grammar
-    if schema and grammar:
+def read_grammar(options: ConstrainedOptions, source: ModelSource) -> Grammar | None:
+    """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
+    schema, path = options.schema, options.grammar
+    if schema is not None and path:
         raise UsageError.conflict("--schema", "--grammar")
-    if schema:
-        with naming_grammar_file(options):
-            json_schema = read_text(schema, MAX_GRAMMAR_BYTES)
-            text, ignored = app.schema_to_grammar(json_schema)
-        if model.is_served:
-            return json_schema
-        if ignored:
-            problem = f"{schema}: a grammar cannot express {', '.join(ignored)}, so answers may violate it"
-            app.streams.report(NoticeEvent(problem, "check the answer against the schema"))
+    with naming_grammar(options):
+        if schema is not None:
+            grammar = schema_grammar(schema_text(schema))
+        elif path:
+            kind = GRAMMAR_KINDS.get(path.suffix.lower(), "gbnf")
+            grammar = Grammar(kind, read_text(path, MAX_GRAMMAR_BYTES))
+        else:
+            return None
+        source.check_grammar(grammar)
+    return grammar
+
+
+def schema_text(schema: str) -> Any:
+    """The value of `--schema` itself, or what its file has."""
+    if not schema.strip():
+        raise UsageError.invalid("--schema", schema, "a JSON Schema, its path, or fields")
+    path = Path(schema)
+    if is_json_object(schema) or (is_inline(schema) and not path.is_file()):
+        return schema
+    text = read_text(path, MAX_GRAMMAR_BYTES)
+    if is_json_object(text):
         return text
-    if not grammar:
-        return None
-    if model.is_served:
-        raise UsageError("--grammar does not work through chat completions", "use --schema, or llama-server")
-    text = read_text(grammar, MAX_GRAMMAR_BYTES)
-    if not text.strip():  # to servers this means no constraint
-        raise GrammarError(f"{grammar}: the grammar is empty", "it must be GBNF with a rule named root")
-    return text
+    raise unusable("it is not a JSON object", "it must be a JSON Schema object")
 
 
 @contextmanager
-def naming_grammar_file(options: ConstrainedOptions) -> Iterator[None]:
+def naming_grammar(options: ConstrainedOptions) -> Iterator[None]:
+    """Name the file in errors, or the option."""
     try:
         yield
     except GrammarError as error:
-        error.message = f"{options.schema or options.grammar}: {error.message}"
+        name: str | Path | None = options.grammar or options.schema
+        if options.schema and is_inline(options.schema):
+            name = "--schema"
+        error.message = f"{name}: {error.message}"
         raise
 
 
@@ -189,5 +197,5 @@ def answer_missing(
         render(distributed.answer(), distributed.cancel, sinks)
         return
     loaded = open_many(source, results.missing_count * work[1], results.servers)
-    with loaded, naming_grammar_file(options):
+    with loaded, naming_grammar(options):
         render(noting_origins(answer(loaded), results, loaded), loaded.cancel, sinks)

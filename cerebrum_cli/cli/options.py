@@ -101,8 +101,12 @@ class AnswerOptions(ServerOptions, PullOptions):
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
-    schema: Path | None = option(None, "Constrain the answer to a JSON Schema", "Output", metavar="FILE")
-    grammar: Path | None = option(None, "Constrain the answer to a GBNF grammar", "Output", metavar="FILE")
+    schema: str | None = option(
+        None, "Constrain the answer to a JSON Schema: a file, JSON, or 'name, age int'", "Output", metavar="SCHEMA"
+    )
+    grammar: Path | None = option(
+        None, "Constrain the answer to a grammar: .gbnf, .lark or .regex", "Output", metavar="FILE"
+    )
 
 
 @option_group

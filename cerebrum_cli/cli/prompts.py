@@ -155,15 +155,15 @@ def typed_prompt(app: App, prompt: str | None) -> str | None:
     return text.strip("\r\n") or None
 
 
-def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> Path | None:
-    """The schema's file, which can be read. Raises UsageError."""
-    from cerebrum_cli.cli.generation import MAX_GRAMMAR_BYTES
-    from cerebrum_cli.replies.prompt_sources import read_text
+def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> str | None:
+    """The schema, or the path of its file, which can be read. Raises UsageError."""
+    from cerebrum_cli.cli.generation import schema_text
 
     if options.schema is None or "schema" not in on_command_line:
         return None
-    read_text(options.schema, MAX_GRAMMAR_BYTES)
-    return options.schema.resolve()
+    if schema_text(options.schema) == options.schema:
+        return options.schema
+    return str(Path(options.schema).resolve())
 
 
 def typed_extract(options: AskOptions, on_command_line: frozenset[str]) -> bool | str:

@@ -11,6 +11,7 @@ from typing import Any
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.grammar import is_inline, is_json_object
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
@@ -24,7 +25,7 @@ OBJECT_KEYS = ("prompt", "system", "model", *PROMPT_KEYS)
 
 @dataclass(frozen=True, slots=True)
 class SavedPrompt:
-    """Settings and a prompt under a name; `schema` is the file of a JSON Schema that constrains the answer.
+    """Settings and a prompt under a name; `schema` is a JSON Schema that constrains the answer, or its file.
 
     `extract` is the code block that is printed: True for the first, "last", or the first in a language.
     """
@@ -32,7 +33,7 @@ class SavedPrompt:
     name: str
     settings: JsonObject = field(default_factory=dict)
     prompt: str | None = None
-    schema: Path | None = None
+    schema: str | None = None
     extract: bool | str = False
 
     def fill(self, input: str) -> str:
@@ -60,7 +61,7 @@ class SavedPrompt:
         for key, value in self.settings.items():
             values[key] = list(map(str, value)) if isinstance(value, tuple) else value
         if self.schema:
-            values["schema"] = str(self.schema)
+            values["schema"] = self.schema
         if self.extract:
             values["extract"] = self.extract
         return values
@@ -123,14 +124,16 @@ def read_prompt(path: Path) -> SavedPrompt:
     extract = values.pop("extract", False)
     where = f"{path}: "
     if schema is not None and not (isinstance(schema, str) and schema):
-        raise ConfigError.invalid("schema", schema, "the path of a JSON Schema", where)
+        raise ConfigError.invalid("schema", schema, "a JSON Schema, or the path of one", where)
     if not isinstance(extract, (bool, str)) or extract == "":
         raise ConfigError.invalid("extract", extract, 'true, "last", or a language like "python"', where)
     if extract and schema:
         raise ConfigError.conflict("extract", "schema", "remove one of them", where)
     settings = SourcedLayer(read_settings(values, header, path, PROMPT_KEYS), origin=SAVED_PROMPT)
-    file = path.parent / expand_user(schema) if schema else None
-    return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, file, extract)
+    if schema and not is_json_object(schema):
+        file = path.parent / expand_user(schema)
+        schema = schema if is_inline(schema) and not file.is_file() else str(file)
+    return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, schema, extract)
 
 
 def split_header(text: str, path: Path) -> tuple[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishReason
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.reply_text import ReplyText
 
@@ -39,14 +41,16 @@ ControlFactory: TypeAlias = Callable[[], ReplyControl]
 
 
 class Constraint(NamedTuple):
-    """The grammar of one reply, as GBNF, which applies from where the answer starts in its text.
+    """The grammar of one reply, which applies from where the answer starts in its text.
 
-    `markup` are tokens that the answer must not have, whatever the grammar: they would begin reasoning.
+    `markup` are tokens that the answer must not have, whatever the grammar: they would begin reasoning. `forced` gets
+    the tokens that follow a sampled one because the grammar allows no others; None to sample them, too.
     """
 
-    grammar: str
+    grammar: Grammar
     text: ReplyText
     markup: frozenset[int]
+    forced: deque[int] | None
 
 
 @dataclass(eq=False)

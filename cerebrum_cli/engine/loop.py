@@ -14,7 +14,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory_plan import plan_cache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_draft
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, common_prefix, rows_of, with_draft
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -296,12 +296,13 @@ class Loop:
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
-            sampled = sequence.tokens_from(sequence.evaluated, 2)  # two if forced tokens follow it
-            if sampled != draft[accepted : accepted + 1]:
+            sampled = sequence.tokens_from(sequence.evaluated, sequence.length)  # several if forced tokens follow it
+            right = common_prefix(sampled, draft[accepted:])
+            scheduler.record_evaluated(sequence, sampled[:right])
+            accepted += right
+            sequence.draft_n_accepted += right
+            if right < len(sampled):
                 break
-            scheduler.record_evaluated(sequence, sampled)
-            accepted += 1
-            sequence.draft_n_accepted += 1
         slot.truncate(self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints))
         sequence.evaluated = len(slot.tokens)
 

@@ -24,6 +24,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     TokenLogprob,
 )
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, Force, ReplyControl
@@ -42,7 +43,7 @@ EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared ou
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt with its sampling parameters and number of samples; `grammar` is GBNF with the rule `root`.
+    """A prompt with its sampling parameters and number of samples.
 
     The grammar and the stop strings apply where the text is the answer by the `rules`.
     `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
@@ -55,13 +56,13 @@ class Request:
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
 
     With a `conversation`, a server applies its own chat template: the tokens of the prompt only estimate its length,
-    and `grammar` is a JSON Schema. With `inspected` tokens, nothing is generated: each of them, which followed the
+    and `grammar` is of a JSON Schema. With `inspected` tokens, nothing is generated: each of them, which followed the
     prompt, is reported with the `likeliest` tokens in its place. All but the last end `prompt_tokens`.
     """
 
     prompt_tokens: Tokens
     params: SamplingParams = field(default_factory=SamplingParams)
-    grammar: str | None = None
+    grammar: Grammar | None = None
     n: int = 1
     visible_tokens: frozenset[int] = frozenset()
     logprobs: bool = False
@@ -220,7 +221,8 @@ class Sequence(ReplySample):
     def constraint(self) -> Constraint | None:
         if self.request.grammar is None:
             return None
-        return Constraint(self.request.grammar, self.text, self.request.visible_tokens)
+        forced = None if self.request.logprobs else self.pending
+        return Constraint(self.request.grammar, self.text, self.request.visible_tokens, forced)
 
     @property
     def is_prefilling(self) -> bool:

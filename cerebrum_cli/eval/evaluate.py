@@ -11,6 +11,7 @@ from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, Events, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
@@ -59,7 +60,7 @@ class Evaluation:
     settings: Settings
     model: str
     match: Match
-    grammar: str | None
+    grammar: Grammar | None
     examples: tuple[Question, ...]
     checks: bool
     is_raw: bool

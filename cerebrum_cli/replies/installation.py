@@ -41,13 +41,6 @@ OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
 """Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
 
 
-def llama_schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
-    """The GBNF grammar of a JSON Schema, and what of the schema it cannot express. Raises GrammarError."""
-    from cerebrum_cli.engine.llama.grammar import schema_to_grammar
-
-    return schema_to_grammar(schema)
-
-
 @dataclass
 class Installation:
     """The directories of a user, the models and settings in them, and what opens a model file.
@@ -60,7 +53,6 @@ class Installation:
     cache_directory: Path
     open_file: OpenFile
     try_template: Callable[[Path], None] = lambda *_: None
-    schema_to_grammar: Callable[[str], tuple[str, tuple[str, ...]]] = llama_schema_to_grammar
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent
+from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
@@ -36,10 +36,13 @@ class Model(LoadedModel):
     """A model that replies to questions. `open_model` creates it; close it, or leave its `with` block, to free it.
 
     It is for one thread. Settings are those of the commands, by the same names: `temperature`, `max_tokens`, `seed`,
-    `think`, `system`. A `schema` is a JSON Schema, as a mapping or as text; a `grammar` is GBNF with the rule `root`.
+    `think`, `system`. A `schema` is a JSON Schema, as a mapping or text, a pydantic model, or fields as in
+    "name, age int"; a `grammar` is GBNF with the rule `root`, or a Grammar.
     """
 
-    def reply(self, question: Question, *, schema: Any = None, grammar: str | None = None, **settings: Any) -> Reply:
+    def reply(
+        self, question: Question, *, schema: Any = None, grammar: str | Grammar | None = None, **settings: Any
+    ) -> Reply:
         """A reply to a question: iterate it. Nothing happens before.
 
         The iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
@@ -53,7 +56,7 @@ class Model(LoadedModel):
         *,
         check: str | None = None,
         schema: Any = None,
-        grammar: str | None = None,
+        grammar: str | Grammar | None = None,
         **settings: Any,
     ) -> MajorityVote:
         """Take several samples, and count their final answers; `samples` is a number, "auto" or "auto:3..16".
@@ -74,7 +77,7 @@ class Model(LoadedModel):
         *,
         check: str | None = None,
         schema: Any = None,
-        grammar: str | None = None,
+        grammar: str | Grammar | None = None,
         **settings: Any,
     ) -> Iterator[Reply | MajorityVote]:
         """Answer many questions concurrently; yield replies, or votes on `samples`, as they finish.
@@ -127,14 +130,14 @@ class Model(LoadedModel):
         raise UsageError("scoring was cancelled", "call it again")
 
     def _request_or_error(
-        self, question: Question, schema: Any, grammar: str | None, changes: Layer
+        self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer
     ) -> Ask | CerebrumError:
         try:
             return self._request(question, schema, grammar, changes)
         except CerebrumError as error:
             return error
 
-    def _request(self, question: Question, schema: Any, grammar: str | None, changes: Layer) -> Ask:
+    def _request(self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer) -> Ask:
         if schema is not None and grammar is not None:
             raise UsageError.conflict("schema", "grammar")
         if fixed := [key for key in changes if key in LOAD_KEYS and key != "system"]:
@@ -146,10 +149,14 @@ class Model(LoadedModel):
             question = conversation_from_messages(list(question), "messages")
         if question.system_prompt is None:
             question = replace(question, system_prompt=settings.system)
+        return Ask(question, settings, self._grammar(schema, grammar))
+
+    def _grammar(self, schema: Any, grammar: str | Grammar | None) -> Grammar | None:
         if schema is not None:
-            text = schema if isinstance(schema, str) else json.dumps(schema)
-            grammar = text if self.model.is_served else self.source.installation.schema_to_grammar(text)[0]
-        return Ask(question, settings, grammar)
+            grammar = schema_grammar(schema)
+        elif isinstance(grammar, str):
+            grammar = Grammar("gbnf", grammar)
+        return grammar
 
 
 def open_source(source: ModelSource) -> Model:

@@ -108,6 +108,8 @@ class LoadedModel:
         settings = asked.settings
         conversation = asked.conversation
         self._check_reasoning(settings, conversation.system_prompt)
+        if asked.grammar:
+            self._note(self.source.check_grammar(asked.grammar))
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
@@ -170,7 +172,10 @@ class LoadedModel:
         self._check_reasoning(settings, system_prompt or settings.system)
 
     def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
-        if notice := self.controls.check(settings, system_prompt):
+        self._note(self.controls.check(settings, system_prompt))
+
+    def _note(self, notice: NoticeEvent | None) -> None:
+        if notice:
             self._notices.setdefault(notice, False)
 
     def inspect(self, reply: GivenReply, likeliest: int) -> Events:
@@ -326,7 +331,7 @@ class LoadedModel:
     def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
-            self._notices.setdefault(NO_SYSTEM, False)
+            self._note(NO_SYSTEM)
         if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
             raise self._too_long(least, "at least ")
         return prompt

@@ -22,6 +22,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     answer_text,
 )
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import Tokens
@@ -48,7 +49,7 @@ class Ask:
 
     conversation: Conversation
     settings: Settings
-    grammar: str | None = None
+    grammar: Grammar | None = None
     n: int = 1
     prefix_tokens: TokenIds = ()
     logprobs: bool = False

@@ -7,8 +7,9 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import Emit
+from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.events import Emit, NoticeEvent
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
@@ -120,6 +121,24 @@ class ModelSource:
             self.is_chat,
             settings.cpu_moe,
         )
+
+    def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
+        """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
+        if self.servers is None:
+            if grammar.kind == "gbnf":
+                return None
+            from cerebrum_cli.engine.guidance import translate
+
+            return translate(grammar)[1]
+        if grammar.is_schema:
+            from cerebrum_cli.engine.remote.schema import schema_validator
+
+            schema_validator(grammar.text)
+        elif self.model.is_served:
+            raise GrammarError("a grammar does not work through chat completions", "use a JSON Schema, or llama-server")
+        elif grammar.kind != "gbnf":
+            raise GrammarError(f"servers take GBNF, not {grammar.kind}", "convert it, or use a model on this machine")
+        return None
 
     @property
     def reload_key(self) -> tuple[object, ...]:
@@ -249,7 +268,7 @@ def has_mla(header: Header) -> bool:
 
 
 def generation_fingerprint(
-    settings: Settings, grammar: str | None, model: InstalledModel, library: Library, is_raw: bool = False
+    settings: Settings, grammar: Grammar | None, model: InstalledModel, library: Library, is_raw: bool = False
 ) -> JsonDict:
     values, (name, template) = asdict(settings), format_of(settings, model, is_raw)
     return {
@@ -259,5 +278,5 @@ def generation_fingerprint(
         "format": name,
         **({"chat template": sha256((template or "").encode()).hexdigest()} if template_file(settings) else {}),
         **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
-        "grammar": grammar and sha256(grammar.encode()).hexdigest(),
+        "grammar": grammar and sha256(grammar.text.encode()).hexdigest(),
     }

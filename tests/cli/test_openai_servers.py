@@ -14,13 +14,29 @@ from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 
 MODEL = "gemma3:4b"
 REASONING = "<think>\n2 and 2\n</think>\n\n"
+SCHEMA = """{"type": "object", "required": ["name", "age"], "additionalProperties": false, "properties": {
+  "name": {"type": "string", "minLength": 2}, "age": {"type": "integer", "minimum": 0},
+  "day": {"type": "string", "format": "date"}, "kind": {"enum": ["ü", "b"]}}}"""
+IGNORING = {
+    "Sure: it is 1.": "Expecting value",
+    '```json\n{"name": "Jo", "age": 1}\n```': "Expecting value",
+    '{"name": "Jo", "age": 1, "foo": 1}': "Additional properties are not allowed",
+    '{"name": "Jo"}': "'age' is a required property",
+    '{"name": "Jo", "age": "1"}': "'1' is not of type 'integer'",
+    '{"name": "Jo", "age": -1}': "-1 is less than the minimum",
+    '{"name": "J", "age": 1}': "'J' is too short",
+    '{"name": "Jo", "age": 1, "day": "today"}': "'today' is not a 'date'",
+    '{"name": "Jo", "age": 1, "kind": "u"}': "'u' is not one of",
+    '{"name": "Jo", "age": NaN}': "NaN is not JSON",
+    '{"name": "Jo", "age": 1} Done.': "Extra data",
+}
 SCRIPT: dict[str, Any] = {
     "rows": {
         "+ 3?": f"{REASONING}The answer is 4.",
         "line?": "<think>2 and 2</think>The answer is 4.",
         "json?": '{"a": 1}',
         "blank?": '<think>{"a": 1}</think>',
-        "prose?": "Sure: it is 1.",
+        **{f"ignored {at}?": text for at, text in enumerate(IGNORING)},
     },
     "seeds": [f"{REASONING}The answer is 4.", "Perhaps 5. The answer is 5.", f"{REASONING}Four. The answer is 4."],
 }
@@ -135,8 +151,6 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
     assert schemas == [{"type": "json_schema", "json_schema": named}]
     assert_error(ask("ask", "blank?", "--schema", schema()), 5, "the reply ended while reasoning, before an answer")
     assert "use --think off or a larger context of the server" in ask("ask", "blank?").err
-    done = ask("ask", "prose?", "--schema", schema())
-    assert_error(done, 1, "the server ignored it", "the answer so far is saved; update the server, or use another")
     assert_error(ask("ask", "-c"), 1, "nothing to continue", "without token ids")
 
 
@@ -157,6 +171,16 @@ def test_served_model_reply_is_kept_whatever_its_end_is_called(
         found = json.loads(done.out)
         assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", reason), done.err
         assert ("gives no known reason for the end of a reply" in done.err) == (finish == "time_limit")
+
+
+def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaServer, ask: Ask) -> None:
+    Path("questions.txt").write_text("".join(f"ignored {at}?\n" for at in range(len(IGNORING))))
+    assert ask("batch", "questions.txt", "-o", "out.jsonl", "--schema", SCHEMA).code == 6
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    for row, (text, problem) in zip(rows, IGNORING.items(), strict=True):
+        assert problem in row["error"]["message"], (text, row["error"])
+    done = ask("ask", "ignored 2?", "--schema", SCHEMA)
+    assert_error(done, 5, "the reply does not match the schema: Additional", "the answer so far is saved; ask again")
 
 
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
@@ -188,7 +212,7 @@ def test_served_model_that_refuses_is_an_error_and_not_asked_again(
     [
         (("--raw",), "--raw needs the exact prompt, which the server builds"),
         (("--dry-run",), "--dry-run needs the exact prompt"),
-        (("--grammar", "schema.json"), "--grammar does not work through chat completions"),
+        (("--grammar", "schema.json"), "a grammar does not work through chat completions"),
         (("--think", "100"), "think=100 does not work through chat completions"),
         (("--format", "cerebrum"), "format does not work"),
         (("--chat-template", "schema.json"), "chat_template does not work"),

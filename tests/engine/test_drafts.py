@@ -12,6 +12,7 @@ from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expecte
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import RefusedEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import MAX_DRAFT, Drafter
 from cerebrum_cli.engine.sequence import Request
@@ -150,7 +151,7 @@ def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
     backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
     with running_engine(backend) as engine:
         prompt = tokens("copy: " + REPEATED)
-        events = list(engine.complete([Request(prompt, grammar=DEAD_END, speculative=True)]))
+        events = list(engine.complete([Request(prompt, grammar=Grammar("gbnf", DEAD_END), speculative=True)]))
         held = bytes(backend.memory[0]).decode()
     generated = "".join(event.text for event in events if isinstance(event, TokenEvent))
     assert isinstance(events[-1], RefusedEvent)

@@ -14,47 +14,14 @@ from asking import ask, collect_replies, generate, loaded
 from llama_engines import STORY, greedy, open_engine, options
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import PromptEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.llama.grammar import schema_to_grammar
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-
-KINDS = ["fox", 'wolf "grey"', "back\\slash\n", None]
-
-
-@pytest.mark.slow
-def test_llama_reply_matches_its_json_schema(tiny_model: Path) -> None:
-    ages = {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3}
-    properties = {"name": {"type": "string", "maxLength": 12}, "kind": {"enum": KINDS}, "ages": ages}
-    schema = {"type": "object", "properties": properties, "required": ["name", "kind", "ages"]}
-    grammar, ignored = schema_to_grammar(json.dumps(schema))
-    assert ignored == ()
-    with open_engine(tiny_model, slots=4) as engine:
-        said = ask(engine, STORY, n=4, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
-    for value in (json.loads(reply.text) for reply in said):
-        assert list(value) == ["name", "kind", "ages"] and value["kind"] in KINDS
-        assert all(isinstance(age, int) for age in value["ages"])
-
-
-def test_schema_errors_are_one_line_and_unenforced_keywords_are_reported() -> None:
-    integer = {"minimum": {"type": "integer", "minimum": 5}, "list": {"type": "array", "uniqueItems": True}}
-    schema = {"type": "object", "properties": integer, "default": {"maximum": 1}}
-    assert schema_to_grammar(json.dumps(schema))[1] == ("minimum", "uniqueItems")
-    named = {"patternProperties": {"type": {"type": "string"}}, "properties": {"type": {"type": "string"}}}
-    assert schema_to_grammar(json.dumps({"type": "object", **named}))[1] == ("patternProperties",)
-    for refused in (
-        *("{", "[]", "true", '{"type": "nope"}', '{"$ref": "https://example.com/a"}', "[" * 5000),
-        *('{"items":' * 300 + "{}" + "}" * 300, '{"type": "string", "pattern": "^a{1000000000}$"}'),
-        '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
-    ):
-        with pytest.raises(GrammarError, match=r"^cannot use the JSON schema: ") as caught:
-            schema_to_grammar(refused)
-        assert "\n" not in caught.value.message and len(caught.value.message) < 300
 
 
 def test_quoted_parentheses_are_not_groups(tiny_model: Path) -> None:

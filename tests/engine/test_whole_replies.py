@@ -13,6 +13,7 @@ from thinkers import reasoning_end
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import LoopCheck
@@ -107,7 +108,7 @@ def thinking_request(
     return Request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
-        grammar,
+        Grammar("gbnf", grammar) if grammar else None,
         controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget, AnswerNow())),
         rules=rules,
         visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),

@@ -15,6 +15,7 @@ from llama_engines import open_engine
 from tiny_models import CHATML_TEMPLATE, write_bigrams
 
 from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
@@ -102,7 +103,12 @@ OPENED = AFTER_COLON.replace("assistant:", "assistant:<think>")
 SWITCHED = AFTER_COLON.replace("assistant:'", "assistant:' + ('' if enable_thinking | default(true) else ' ')")
 SPELLED = AFTER_COLON + "{# [THINK] #}"
 REASONING = ("H", "m", ".", "</think>", " ", "x", "y")
-OBJECT = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+OBJECT = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 1}
 
 
@@ -167,8 +173,9 @@ def test_answer_after_reasoning_matches_its_schema(
 
 
 def test_drafts_leave_reasoning_and_answer_as_they_are(new_user: CommandLine, models: dict[str, Path]) -> None:
-    plain = ask(new_user, models["own"], OBJECT, "--temperature", "0").object["text"]
-    command = ("ask", f"Hm. {plain} {plain}", "-m", models["own"], "--json", *constrained(new_user.home, OBJECT))
+    schema = {**LIST, "minItems": 12, "maxItems": 12}
+    plain = ask(new_user, models["own"], schema, "--temperature", "0").object["text"]
+    command = ("ask", f"Hm. {plain} {plain}", "-m", models["own"], "--json", *constrained(new_user.home, schema))
     answer = new_user.run(*command, "--set", "speculative=on").object
     assert (answer["reasoning"], answer["text"]) == ("Hm.", plain)
     assert answer["timings"]["draft_n_accepted"] > 0
@@ -199,7 +206,7 @@ def test_answer_matches_its_grammar(
 def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Path, held: str, text: str | None) -> None:
     rules = ReplyRules(QWEN, QWEN[0], f"H</think>{held}", stops_anywhere=False)
     with open_engine(chatml_model) as engine:
-        request = Request((97,), SamplingParams(), 'root ::= "abc"', rules=rules)
+        request = Request((97,), SamplingParams(), Grammar("gbnf", 'root ::= "abc"'), rules=rules)
         with pytest.raises(GrammarError, match=r"rejects 'z'") if text is None else nullcontext():
             [reply] = collect_replies(generate(engine, [request])).values()
             assert reply.text == text

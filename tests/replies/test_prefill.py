@@ -10,6 +10,7 @@ from templates import TEMPLATES
 
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.plain import SERVERS
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
@@ -72,7 +73,7 @@ def test_reply_without_visible_text_has_not_begun(name: str, template: str | Non
     with running_engine(ScriptedBackend(lambda *_: END, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder(name, source, {}))
         assert loaded.preview(asked) == loaded.preview(Conversation().user("2 + 2?"))
-        assert "".join(loaded.respond(Ask(asked, Settings(), "root ::= [0-9]*"))) == ""
+        assert "".join(loaded.respond(Ask(asked, Settings(), Grammar("gbnf", "root ::= [0-9]*")))) == ""
 
 
 def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
@@ -101,7 +102,9 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
     conversation = conversation_from_messages(MESSAGES, "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         with pytest.raises(UsageError, match="a schema or grammar cannot apply to a reply that has begun"):
-            model_on(engine, format_builder("chatml", None, {})).respond(Ask(conversation, Settings(), "root")).wait()
+            model_on(engine, format_builder("chatml", None, {})).respond(
+                Ask(conversation, Settings(), Grammar("gbnf", "root"))
+            ).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
             model_on(engine, format_builder(SERVERS.name, None, {})).respond(Ask(conversation, Settings())).wait()
 

@@ -16,6 +16,7 @@ from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speak
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
@@ -226,10 +227,11 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
             return b"And so on, "[(len(held) - len(reasoning.partition(b"<think>\n")[0]) - 8) % 11]
         return b"Yes."[len(answer)] if len(answer) < len("Yes.") else END
 
+    constraint = Grammar("gbnf", grammar) if grammar else None
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
         loaded = model_on(engine, format_builder(EMBEDDED, IN_PROMPT, {}))
         for question in ("Why?", "Who?"):
-            reply = loaded.respond(Ask(Conversation().user(question), Settings(think=think), grammar))
+            reply = loaded.respond(Ask(Conversation().user(question), Settings(think=think), constraint))
             assert (reply.reasoning, reply.text) == ("And so", "Yes.")
             assert reply.reasoning_closed_at == len("And so ")
 

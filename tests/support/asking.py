@@ -9,6 +9,7 @@ from scripted_backend import ScriptedBackend
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.engine import raise_refusals
@@ -105,11 +106,13 @@ def ask(
     prompt: str,
     *,
     n: int = 1,
-    grammar: str | None = None,
+    grammar: str | Grammar | None = None,
     speculative: bool = False,
     **params: object,
 ) -> list[Reply]:
     tokens = engine.vocabulary.tokenize([Text(prompt)])
+    if isinstance(grammar, str):
+        grammar = Grammar("gbnf", grammar)
     request = Request(tokens, SamplingParams(**params), grammar, n, speculative=speculative)  # type: ignore[arg-type]
     said = collect_replies(generate(engine, [request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

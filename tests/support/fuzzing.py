@@ -60,8 +60,10 @@ def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 
 def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
+    from cerebrum_cli.core.grammar import schema_grammar
+    from cerebrum_cli.engine.guidance import translate
     from cerebrum_cli.engine.llama.bindings import llama
-    from cerebrum_cli.engine.llama.grammar import parse_grammar, schema_to_grammar
+    from cerebrum_cli.engine.llama.grammar import parse_grammar
     from cerebrum_cli.library.installed import NANO
 
     params = llama.llama_model_default_params()
@@ -98,7 +100,7 @@ def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
             yield lambda text=text: follow(text)  # type: ignore[misc]
         else:
             text = mutated(rng, json.dumps(schema(4))) if kind < 0.7 else json.dumps(schema(4))
-            yield lambda text=text: follow(schema_to_grammar(text)[0])  # type: ignore[misc]
+            yield lambda text=text: translate(schema_grammar(text))  # type: ignore[misc]
 
 
 KINDS = {"templates": template_cases, "grammars": grammar_cases}

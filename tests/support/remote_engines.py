@@ -12,6 +12,7 @@ from scripted_backend import END, Model, ScriptedBackend
 from server_kinds import LlamaServer
 
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -112,7 +113,8 @@ def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1,
     values = {"max_tokens": 40, "seed": 1, **params}
     names = ("logprobs", "ignore_eos", "visible_tokens", "controls", "rules")
     own = {name: values.pop(name) for name in names if name in values}
-    grammar = values.pop("grammar", None)
+    text = values.pop("grammar", None)
+    grammar = Grammar("gbnf", text) if text else None
     return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)
 
 

@@ -100,7 +100,7 @@ class ScriptedSampler:
         if text.stage == "undecided" and not text.passes(token, piece):
             text.begin_answer()
         if text.stage == "answer":
-            if constraint.grammar == DEAD_END and self.constrained == DEAD_END_TOKENS:
+            if constraint.grammar.text == DEAD_END and self.constrained == DEAD_END_TOKENS:
                 raise GrammarError("the grammar rejects every possible next token")
             self.constrained += 1
 
@@ -308,7 +308,7 @@ class ScriptedBackend:
     ) -> ScriptedSampler:
         self._working()
         assert self.capacity, "a sampler needs a context"
-        if constraint and constraint.grammar == BAD_GRAMMAR:
+        if constraint and constraint.grammar.text == BAD_GRAMMAR:
             raise GrammarError("cannot parse the grammar")
         self.samplers.append(ScriptedSampler(self, seed, tuple(prompt), constraint))
         return self.samplers[-1]

@@ -109,7 +109,6 @@ def app_for(script: dict[str, Any], home: Path, streams: Streams | None = None) 
         cache_directory=home / "cache" / "cerebrum",
         streams=streams or Streams(StringIO(), StringIO(), None, False, False, False),
         open_file=open_file,
-        schema_to_grammar=lambda schema: (schema, ()),
     )
 
 

@@ -1,26 +1,16 @@
-"""Grammars: convert JSON Schema to GBNF with llama-cpp-python's converter, and GBNF to a llama.cpp sampler."""
+"""GBNF grammars by llama.cpp's own sampler."""
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 from contextlib import suppress
 from tempfile import TemporaryFile
-from textwrap import shorten
 from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.engine.llama.bindings import import_bindings, llama, log
-
-# Keywords that the converter supports, and annotations; all others are ignored.
-TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
-KNOWN_KEYWORDS = {
-    *("type", "enum", "const", "properties", "required", "additionalProperties", "items", "prefixItems"),
-    *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "oneOf", "anyOf", "allOf"),
-    *("$ref", "$defs", "definitions", "$schema", "$id", "$comment", "title", "description", "default", "examples"),
-}
+from cerebrum_cli.engine.llama.bindings import llama, log
 
 # llama.cpp parses groups recursively, and needs a stack of 500 bytes for each; it rejects 1,500 nested `?` itself.
 MAX_DEPTH = 2000
@@ -30,65 +20,6 @@ _SYNTAX = re.compile(
     r'"(?:[^"\\\0]|\\[^\0])*"?|\[(?:[^\]\\\0]|\\[^\0])*\]?|#[^\n\0]*'  # what may contain the marks as text
     r"|(?P<mark>[()\0]|::=|\{\s*(?P<least>\d*)\s*(?:,\s*(?P<most>\d*)\s*)?\})"
 )
-LIMITS = ("minItems", "maxItems", "minLength", "maxLength")
-MAX_REPETITIONS = 99_999  # of one keyword or quantifier, each of which the converter writes out
-_MANY = re.compile(r"\{[^}]*\d{6}")  # a quantifier
-
-
-def check_schema(schema: Any) -> tuple[str, ...]:
-    """Keywords of a schema that its grammar does not enforce, sorted.
-
-    Raises ValueError for an unknown type, or for so many repetitions that the converter, which spells them out, would
-    exhaust memory.
-    """
-    ignored: set[str] = set()
-    todo = [schema]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, list):
-            todo += value
-        elif isinstance(value, dict):
-            ignored |= value.keys() - KNOWN_KEYWORDS
-            for key, inner in value.items():
-                types = inner if isinstance(inner, list) else [inner]
-                if key == "type" and (unknown := [name for name in types if name not in TYPES]):
-                    raise ValueError(f"unknown type {unknown[0]!r}; types are {', '.join(TYPES)}")
-                if (key in LIMITS and isinstance(inner, int) and inner > MAX_REPETITIONS) or (
-                    key == "pattern" and _MANY.search(str(inner))
-                ):
-                    raise ValueError(f"more than {MAX_REPETITIONS:,} repetitions: {key} {shorten(str(inner), 60)}")
-                if key in KNOWN_KEYWORDS and key not in ("enum", "const", "default", "examples"):
-                    has_names = key in ("properties", "$defs", "definitions") and isinstance(inner, dict)
-                    todo += inner.values() if has_names else [inner]
-    return tuple(sorted(ignored))
-
-
-def schema_to_grammar(schema: str) -> tuple[str, tuple[str, ...]]:
-    """Convert a JSON schema to a GBNF grammar; also return the keywords that the grammar does not enforce.
-
-    Raises GrammarError if it is not a JSON object, or cannot be expressed in GBNF.
-    """
-    converter = import_bindings("llama_grammar")
-    # Two fixes of llama.cpp's own: strings must not contain raw control characters, and backslashes are escaped.
-    converter.PRIMITIVE_RULES["char"].content = r"""[^"\\\x7F\x00-\x1F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{4})"""
-    converter.GRAMMAR_LITERAL_ESCAPE_RE = re.compile(r'[\r\n"\\]')
-    converter.GRAMMAR_LITERAL_ESCAPES["\\"] = r"\\"
-    try:
-        value = json.loads(schema)
-        if not isinstance(value, dict):
-            raise ValueError("it is not a JSON object")
-        ignored = check_schema(value)
-        grammar = str(converter.json_schema_to_gbnf(schema))
-        check_grammar(grammar)
-        return grammar, ignored
-    except RecursionError as error:
-        raise GrammarError(
-            "cannot use the JSON schema: it nests too deeply, or has too many optional properties",
-            "split it, or require more properties",
-        ) from error
-    except Exception as error:  # the converter raises ValueError, KeyError, AssertionError ...
-        reason = shorten(str(error) or type(error).__name__, 200, placeholder=" ...")
-        raise GrammarError(f"cannot use the JSON schema: {reason}", "it must be a JSON Schema object") from error
 
 
 def check_grammar(grammar: str) -> None:
@@ -124,8 +55,6 @@ def check_grammar(grammar: str) -> None:
 
 def parse_grammar(vocab: Any, grammar: str) -> Any:
     """Create llama.cpp's sampler for a GBNF grammar; GrammarError if it is invalid."""
-    if not grammar.strip():  # to llama.cpp this means no constraint
-        raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
     check_grammar(grammar)
     log.problems.clear()
     sampler, printed = _capture_stderr(lambda: llama.llama_sampler_init_grammar(vocab, grammar.encode(), b"root"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from math import inf
 from operator import itemgetter
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import TokenLogprob
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
@@ -30,9 +31,14 @@ from cerebrum_cli.engine.memory_plan import LoadPlan, plan_length, plan_slots
 from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Sampler
-    from cerebrum_cli.engine.llama.logits import Candidates
+    from collections.abc import Callable
 
+    from llguidance import LLMatcher, LLTokenizer
+
+    from cerebrum_cli.engine.backend import Sampler
+    from cerebrum_cli.engine.llama.logits import Candidates, Matcher
+
+COMPILED = 16  # grammars, each by bytes and by tokens
 MAX_CLONED_ALTERNATIVES = 100  # of a rule: with 500, a clone takes longer than parsing
 
 
@@ -195,18 +201,35 @@ class LlamaBackend(LlamaVocabulary):
             greedy = GreedySampler(self._allowed_logits)
             if constraint is None:
                 return greedy
-        grammar = self._grammar_sampler(constraint.grammar) if constraint else None
+        matcher = self._matcher(constraint.grammar) if constraint else None
         narrowed = None
         if not (params.changes_logits or sorts_few):
             narrowed = params
             params = replace(params, top_p=1.0)
         native = create_chain(self._vocab, params, seed, prompt, self._prototypes)
         chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
-        if constraint is None:
+        if constraint is None or matcher is None:
             return chain
-        return GrammarSampler(chain, grammar, self, constraint, greedy)
+        return GrammarSampler(chain, matcher, self, constraint, greedy)
 
-    def _grammar_sampler(self, grammar: str) -> Any:
+    def _matcher(self, grammar: Grammar) -> Matcher:
+        from cerebrum_cli.engine.llama.logits import GbnfMatcher, GuidanceMatcher
+
+        if grammar.kind == "gbnf":
+            return GbnfMatcher(self._parse_grammar(grammar.text), self._candidates)
+        from cerebrum_cli.engine.guidance import BYTES
+
+        matcher = self._compile(grammar, BYTES)
+        return GuidanceMatcher(matcher.deep_copy(), self, lambda: self._compile(grammar, self.guidance_tokenizer))
+
+    @cached_property
+    def _compile(self) -> Callable[[Grammar, LLTokenizer], LLMatcher]:
+        """Compile a grammar for a tokenizer, once for the samples and rows with it."""
+        from cerebrum_cli.engine.guidance import compile_grammar
+
+        return lru_cache(COMPILED)(compile_grammar)
+
+    def _parse_grammar(self, grammar: str) -> Any:
         from cerebrum_cli.engine.llama.grammar import parse_grammar
 
         if any(line.count("|") > MAX_CLONED_ALTERNATIVES for line in grammar.splitlines()):

@@ -34,6 +34,7 @@ _OFF = {
     "t_max_predict_ms": -1,
     "lora": [],
 }
+_CONSTRAINTS = {"schema": "json_schema", "gbnf": "grammar"}
 _SAMPLERS = ["penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 # Settings that have the same name here.
 _PARAMS = (
@@ -79,6 +80,9 @@ class LlamaServer(ServerKind):
         typical_p = params.typical_p
         if not params.temperature:  # it might drop the likeliest token
             typical_p = 1.0
+        constraint = {"grammar": ""}
+        if request.grammar:
+            constraint = {_CONSTRAINTS[request.grammar.kind]: request.grammar.value}
         return {
             **_OFF,
             **{name: getattr(params, name) for name in _PARAMS},
@@ -94,7 +98,7 @@ class LlamaServer(ServerKind):
             "dry_sequence_breakers": params.dry_breakers or [""],  # it refuses an empty list, and skips ""
             "logit_bias": params.logit_bias,
             "stop": request.stop_anywhere,
-            "grammar": request.grammar or "",
+            **constraint,
             "ignore_eos": request.ignore_eos,
             "cache_prompt": True,
             "n_probs": int(request.logprobs),

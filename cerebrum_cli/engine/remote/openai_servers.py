@@ -5,7 +5,6 @@ vLLM ignores fields it does not know, and fills in unset ones from the model's g
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -110,7 +109,8 @@ class Vllm(_SharedFields):
         if request.logprobs:
             body["logprobs"] = 0
         if request.grammar:
-            body["structured_outputs"] = {"grammar": request.grammar}
+            name = "json" if request.grammar.is_schema else "grammar"
+            body["structured_outputs"] = {name: request.grammar.value}
         return body
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
@@ -164,7 +164,7 @@ class Sglang(_SharedFields):
         if info.has_seeds:
             params["sampling_seed"] = seed
         if request.grammar:
-            params["ebnf"] = request.grammar
+            params["json_schema" if request.grammar.is_schema else "ebnf"] = request.grammar.text
         body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
         body |= {"stream": request.stream, "return_logprob": request.logprobs}
         if info.is_adapter:
@@ -203,7 +203,7 @@ class OpenAIServer(ServerKind):
         if conversation.thinks is False:
             optional["reasoning_effort"] = "none"
         if request.grammar:
-            schema = {"name": "answer", "strict": True, "schema": json.loads(request.grammar)}
+            schema = {"name": "answer", "strict": True, "schema": request.grammar.value}
             optional["response_format"] = {"type": "json_schema", "json_schema": schema}
         if request.stream:
             optional["stream_options"] = {"include_usage": True}

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import EndpointError, GrammarError
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, NoAnswer
 from cerebrum_cli.core.events import (
     Channel,
     FinishEvent,
@@ -32,9 +32,8 @@ from cerebrum_cli.formats.reply_text import ReplyRules, SplitText
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 
-JSON_STARTS = '{["-0123456789tfn'
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
-IGNORED = "the reply does not match the grammar or schema: the server ignored it"
+IGNORED_HINT = "ask again, or use a server that constrains replies"
 
 
 @dataclass(eq=False)
@@ -330,12 +329,14 @@ class RemoteSample(ReplySample):
 
     def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
         is_stopped = self._is_over or end in ("eos", "stop string")
-        if self.request.stream:
-            yield from self.last_events(is_truncated=not is_stopped)
-        else:
-            yield from self._emit(self.text.finish(is_truncated=not is_stopped))
+        last = self.text.finish(is_truncated=not is_stopped)
+        if last or self.text.was_reasoning:
+            yield from self._emit(last)
+        if not self.request.stream:
             pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]
             yield from self.token_events(pieces, self._ids, self._logprobs)
+        if is_stopped:
+            self._require_schema()
         by_stop_string = self.text.is_stopped or end == "stop string"
         yield self.finish(self._reason(is_stopped or by_stop_string), by_stop_string)
 
@@ -359,19 +360,25 @@ class RemoteSample(ReplySample):
     def _require_grammar(self) -> None:
         """Raise RefusedRequestError if the grammar rejects the tokens of this turn: some servers ignore it."""
         grammar = self._turn.grammar
-        if grammar is None:
-            return
         tokens = (*self._ids[self._turn_start :], *self._end_token)
+        if grammar is None or grammar.is_schema or not tokens:
+            return
         try:
-            if self._takes_messages:  # the server has the schema: it may be JSON, by its beginning
-                answer = "".join(self._texts.get("answer", ()))
-                matches = answer.lstrip()[:1] in JSON_STARTS
-            else:
-                matches = not tokens or self.vocabulary.matches_grammar(grammar, tokens)
-        except GrammarError as error:
+            if not self.vocabulary.matches_grammar(grammar.text, tokens):
+                raise NoAnswer("the reply does not match the grammar: the server ignored it", IGNORED_HINT)
+        except CerebrumError as error:
             raise RefusedRequestError(error) from error
-        if not matches:
-            raise RefusedRequestError(EndpointError(IGNORED, "update the server, or use another"))
+
+    def _require_schema(self) -> None:
+        """Raise RefusedRequestError if the whole answer, unless there is none, does not match the schema."""
+        grammar = self.request.grammar
+        answer = "".join(self._texts.get("answer", ()))
+        if grammar is None or not grammar.is_schema or not answer.strip():
+            return
+        from cerebrum_cli.engine.remote.schema import schema_problem
+
+        if problem := schema_problem(grammar.text, answer):
+            raise RefusedRequestError(NoAnswer(f"the reply does not match the schema: {problem}", IGNORED_HINT))
 
     # Its end.
 

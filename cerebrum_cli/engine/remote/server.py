@@ -358,5 +358,5 @@ def _explain(error: RequestError, request: Request, name: str) -> CerebrumError:
     if any(sign in error.reason for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.reason.lower():
-        return GrammarError(error.reason, "it must be GBNF with a rule named root")
+        return GrammarError(error.reason, "simplify the schema or grammar")
     return EndpointError(f"{name}: {error}", REFUSED_HINT)

@@ -1,0 +1,96 @@
+"""What an answer has to match: a JSON Schema in any of its forms, a grammar, or a regular expression."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.json_types import JsonDict
+
+GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
+
+TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+_FIELD = re.compile(r"([\w$.-]+)(?:\s+(list)\[(\w+)\]|\s+(\w+))?\s*(?::\s*(.*))?")
+FIELDS_HINT = f'fields are "NAME [TYPE][: DESCRIPTION]", separated by commas; types: {", ".join(TYPES)}, list[TYPE]'
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    kind: GrammarKind
+    text: str
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():  # to llama.cpp and to servers this means no constraint
+            raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
+
+    @property
+    def is_schema(self) -> bool:
+        return self.kind == "schema"
+
+    @property
+    def value(self) -> Any:
+        """What servers take: the schema as an object, or the text of another grammar."""
+        return json.loads(self.text) if self.is_schema else self.text
+
+
+def schema_grammar(schema: Any) -> Grammar:
+    """The grammar of a JSON Schema: a mapping, a pydantic model, JSON, or fields as in "name, age int, tags list[str]".
+
+    Raises GrammarError if it is none of these.
+    """
+    if isinstance(schema, str) and not is_json_object(schema):
+        schema = schema_of_fields(schema)
+    try:
+        if isinstance(schema, str):
+            schema = json.loads(schema)
+        elif hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
+        if not isinstance(schema, Mapping):
+            raise ValueError("it is not a JSON object")
+        return Grammar("schema", json.dumps(schema, ensure_ascii=False))
+    except RecursionError as error:
+        raise unusable("it nests too deeply", "split it") from error
+    except (ValueError, TypeError) as error:
+        raise unusable(str(error), "it must be a JSON Schema object") from error
+
+
+def unusable(reason: str, hint: str) -> GrammarError:
+    return GrammarError(f"cannot use the JSON schema: {reason}", hint)
+
+
+def is_json_object(text: str) -> bool:
+    return text.lstrip("\ufeff \t\r\n").startswith("{")
+
+
+def is_inline(schema: str) -> bool:
+    """Whether the text of an option is a schema, rather than the name of a file with one."""
+    return is_json_object(schema) or "," in schema or " " in schema.strip()
+
+
+def schema_of_fields(fields: str) -> JsonDict:
+    """The schema of an object with these fields, all of them required."""
+    separator = "\n" if "\n" in fields.strip() else ","
+    properties = {}
+    for field in fields.split(separator):
+        if not field.strip():
+            continue
+        match = _FIELD.fullmatch(field.strip())
+        if match is None:
+            raise unusable(f"invalid field {field.strip()!r}", FIELDS_HINT)
+        name, is_list, item_type, single_type, description = match.groups()
+        type_name = item_type or single_type or "str"
+        if type_name not in TYPES:
+            raise unusable(f"unknown type {type_name!r} of field {name!r}", FIELDS_HINT)
+        value: JsonDict = {"type": TYPES[type_name]}
+        if is_list:
+            value = {"type": "array", "items": value}
+        if description:
+            value["description"] = description
+        properties[name] = value
+    if not properties:
+        raise unusable("it has no fields", FIELDS_HINT)
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}

@@ -1,0 +1,102 @@
+"""JSON Schema, Lark grammars and regular expressions as llguidance takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from llguidance import LLMatcher, LLTokenizer
+
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.grammar import Grammar, unusable
+from cerebrum_cli.core.json_types import JsonDict
+
+if TYPE_CHECKING:
+    from llguidance import JsonCompileOptions
+
+# On one line, with a space after a comma or a colon or without: models write one of these, and white space that could
+# go on without end is never written.
+STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+    "lenient": False,
+}
+NAMING = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
+BYTES = LLTokenizer("byte")  # whose tokens are single bytes
+ANY_OF = NoticeEvent("oneOf is taken as anyOf: an answer may match several of its schemas", "check the answer")
+
+
+@lru_cache(64)
+def translate(grammar: Grammar) -> tuple[str, NoticeEvent | None]:
+    """A grammar in llguidance's own form, and a notice of what is not taken literally. Raises GrammarError."""
+    if grammar.is_schema:
+        return _translate_schema(grammar.text)
+    text = grammar.text.strip("\r\n")
+    translated = LLMatcher.grammar_from_regex(text) if grammar.kind == "regex" else LLMatcher.grammar_from_lark(text)
+    if problem := LLMatcher.validate_grammar(translated):
+        problem = " ".join(problem.partition("\n   1 |")[0].split())
+        raise GrammarError(f"cannot parse the grammar: {problem}", "see llguidance's documentation of its syntax")
+    return translated, None
+
+
+def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
+    """What matches a grammar by the tokens of a vocabulary. Raises GrammarError."""
+    text, _ = translate(grammar)
+    matcher = LLMatcher(tokenizer, text, log_level=0)
+    if matcher.is_error():
+        raise GrammarError(f"cannot use the schema or grammar: {matcher.get_error()}", "simplify it")
+    return matcher
+
+
+def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
+    schema = json.loads(text, object_hook=_with_quoted_reference)
+    problem = _problem_of(schema, STYLE)
+    if not problem:
+        return LLMatcher.grammar_from_json_schema(schema, overrides=STYLE), None
+    if "coerce_one_of" in problem:
+        coerced: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
+        problem = _problem_of(schema, coerced)
+        if not problem:
+            return LLMatcher.grammar_from_json_schema(schema, overrides=coerced), ANY_OF
+    definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    names = ".".join(_names_of_faulty_part(schema, problem, definitions))
+    raise unusable(f"{names}: {problem}" if names else problem, "correct it, or omit it and describe it in the prompt")
+
+
+def _with_quoted_reference(part: JsonDict) -> JsonDict:
+    """A part of a schema whose reference is a valid URI: `#/$defs/My Type` is none."""
+    if isinstance(reference := part.get("$ref"), str):
+        part["$ref"] = quote(reference, safe="#/%$:?&=@+,;!*'()~")
+    return part
+
+
+def _problem_of(schema: JsonDict, options: JsonCompileOptions) -> str:
+    problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema, overrides=options))
+    return " ".join(problem.split())
+
+
+def _names_of_faulty_part(schema: JsonDict, problem: str, definitions: JsonDict) -> list[str]:
+    """The names of nested properties, of which the last has the problem."""
+    options: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
+    for name, part in _parts(schema):
+        if _problem_of({**part, **definitions}, options) == problem:
+            names = _names_of_faulty_part(part, problem, definitions)
+            return [name, *names] if name else names
+    return []
+
+
+def _parts(schema: JsonDict) -> Iterator[tuple[str, JsonDict]]:
+    """The schemas in a schema, with the name of each that has one."""
+    for key, value in schema.items():
+        if key in NAMING and isinstance(value, dict):
+            named: Iterator[tuple[str, Any]] = iter(value.items())
+        elif isinstance(value, list):
+            named = (("", part) for part in value)
+        else:
+            named = iter([("", value)])
+        yield from ((name, part) for name, part in named if isinstance(part, dict))

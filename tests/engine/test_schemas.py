@@ -1,0 +1,127 @@
+"""JSON Schema, regular expressions and Lark grammars: which texts a vocabulary can write, and what is refused."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask
+from llama_engines import STORY, open_engine
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.grammar import Grammar, schema_grammar
+from cerebrum_cli.engine.guidance import ANY_OF, compile_grammar, translate
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+
+KINDS = ["fox", 'wolf "grey"', "back\\slash\n", "größe", "猫", None]
+NAMED = {"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"]}
+TREE = {
+    "$ref": "#/$defs/my tree",
+    "$defs": {"my tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/my tree"}}}},
+}
+NULLABLE = {"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 2}
+CLOSED = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+
+
+def accepts(vocabulary: LlamaVocabulary, grammar: Grammar, text: str) -> bool:
+    """Whether the vocabulary can write a text as the whole answer."""
+    matcher = compile_grammar(grammar, vocabulary.guidance_tokenizer)
+    tokens = list(vocabulary.tokenize((Text(text),)))
+    return bool(matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting())
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"enum": KINDS}, [json.dumps(kind, ensure_ascii=False) for kind in KINDS], ['"猪"', '"Fox"', "nul"]),
+        (NAMED, ['{"größe":1}', '{"größe": 1}', '{"größe": 1, "b": "c"}'], ["{}", '{"größe": "1"}']),
+        (TREE, ["{}", '{"next":{"next":{}}}'], ['{"next":1}']),
+        (NULLABLE, ["null", "[]", "[1, 2]", "[1,2]"], ["[1, 2, 3]", '["x"]']),
+        (CLOSED, ["{}", '{"a":1}'], ['{"b":1}', '{"a":1,"a":2}']),
+        ({"type": "string", "pattern": r"^\[[a-z]+]$"}, ['"[ab]"'], ['"[]"', '"[a"']),
+        ({"type": "string", "pattern": r"^[^\"]+\\?$"}, ['"a"', '"a\\\\"'], ['""']),
+        ({"type": "string", "format": "date", "maxLength": 10}, ['"2026-02-28"'], ['"2026-13-01"', '"today"']),
+        ({"type": "integer", "minimum": 5, "exclusiveMaximum": 12}, ["5", "11"], ["4", "12", "1e1"]),
+        ({"type": "number", "multipleOf": 0.5}, ["0.5", "2"], ["0.3"]),
+        ({"allOf": [CLOSED, {"required": ["a"]}]}, ['{"a":1}'], ["{}"]),
+        ({"properties": {"a": True}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ['{"a":1}'], ["{}"]),
+        ({"type": "array", "prefixItems": [{"const": "ü"}], "items": False}, ["[]", '["ü"]'], ['["u"]', '["ü", 1]']),
+        ({"type": "object", "patternProperties": {"^x_": {"type": "boolean"}}}, ['{"x_a":true}'], ['{"x_a":1}']),
+    ],
+)
+def test_vocabulary_writes_what_a_schema_allows(
+    chatml: LlamaVocabulary, schema: Any, valid: Iterable[str], invalid: Iterable[str]
+) -> None:
+    grammar = schema_grammar(schema)
+    assert [text for text in valid if not accepts(chatml, grammar, text)] == []
+    assert [text for text in invalid if accepts(chatml, grammar, text)] == []
+
+
+@pytest.mark.parametrize(
+    ("grammar", "valid", "invalid"),
+    [
+        (Grammar("regex", "[0-9]{3}-(?:a|ü)\n"), ["123-a", "123-ü"], ["12-a"]),
+        (Grammar("lark", 'start: "(" start ")" | /[a-z]+/'), ["x", "((ab))"], ["(x", "()"]),
+    ],
+)
+def test_vocabulary_writes_what_other_grammars_allow(
+    chatml: LlamaVocabulary, grammar: Grammar, valid: Iterable[str], invalid: Iterable[str]
+) -> None:
+    assert all(accepts(chatml, grammar, text) for text in valid)
+    assert not any(accepts(chatml, grammar, text) for text in invalid)
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ("{", "Expecting property name"),
+        ([], "it is not a JSON object"),
+        ({"type": "nope"}, "Invalid type: nope"),
+        ({"$ref": "https://example.com/a"}, "is not present in a registry"),
+        ({"properties": {"a": {"properties": {"b": {"uniqueItems": True, "type": "array"}}}}}, "a.b: Unimplemented"),
+        ({"properties": {"t": {"$ref": "#/$defs/T"}}, "$defs": {"T": {"not": {}}}}, 't: Unimplemented keys: ["not"]'),
+        ({"properties": {"t": {"items": {"format": "iban", "type": "string"}}}}, "t: Unknown format: iban"),
+        ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+        ({"not": {}, "x-guidance": {"lenient": True}}, "Unimplemented keys"),
+        ('{"items":' * 5000 + "{}" + "}" * 5000, "it nests too deeply"),
+        ("name, age nope", "unknown type 'nope' of field 'age'"),
+        ("a b c", "invalid field 'a b c'"),
+        (" ,", "it has no fields"),
+    ],
+)
+def test_schema_that_cannot_be_used_is_refused_in_one_line(schema: Any, problem: str) -> None:
+    with pytest.raises(GrammarError, match=r"^cannot use the JSON schema: ") as caught:
+        translate(schema_grammar(schema))
+    assert problem in caught.value.message and "\n" not in caught.value.message and caught.value.hint
+
+
+def test_one_of_is_taken_as_any_of_with_a_notice() -> None:
+    texts = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
+    assert translate(schema_grammar(texts))[1] == ANY_OF
+    assert translate(schema_grammar({"oneOf": [{"type": "string"}, {"type": "integer"}]}))[1] is None
+
+
+def test_fields_are_a_schema() -> None:
+    schema = json.loads(schema_grammar("name: full, if known\nage int\ntags list[str]\n").text)
+    assert schema["properties"] == {
+        "name": {"type": "string", "description": "full, if known"},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    }
+    assert schema["required"] == ["name", "age", "tags"] and schema["additionalProperties"] is False
+    assert list(json.loads(schema_grammar("größe float, ok bool").text)["properties"]) == ["größe", "ok"]
+
+
+@pytest.mark.slow
+def test_reply_matches_its_json_schema(tiny_model: Path) -> None:
+    ages = {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 3}
+    properties = {"name": {"type": "string", "maxLength": 12}, "kind": {"enum": KINDS}, "ages": ages}
+    schema = {**CLOSED, "properties": properties, "required": ["name", "kind", "ages"]}
+    grammar = schema_grammar(schema)
+    with open_engine(tiny_model, slots=4) as engine:
+        said = ask(engine, STORY, n=4, grammar=grammar, temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1)
+    for value in (json.loads(reply.text) for reply in said):
+        assert list(value) == ["name", "kind", "ages"] and value["kind"] in KINDS
+        assert all(isinstance(age, int) for age in value["ages"])
