@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, lacking, rebuild_command
+from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, rebuild_command
 from cerebrum_cli.engine.memory import Device
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
@@ -66,14 +66,12 @@ class DirectoryState:
 
 
 def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
+    """Assess a build that could be loaded: it needs no feature that this CPU lacks."""
     backends = ", ".join(build.backends) or "none"
     features = ", ".join(build.cpu_features) or "no features reported"
     offload = "offload" if build.offloads else "no offload"
     version = f"llama-cpp-python {build.version}, ggml {build.ggml}"
     detail = f"{version}; backends {backends}; {offload}; CPU: {features}"
-    if unsupported := lacking(build.cpu_features, flags):
-        problem = f"built for another CPU: this one lacks {', '.join(unsupported)}"
-        return CheckResult("failure", f"{detail}; {problem}", f"rebuild it on this machine: {rebuild_command()}")
     unused = [name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in build.cpu_features]
     if not unused:
         return check_result(detail)

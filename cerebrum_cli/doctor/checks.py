@@ -27,7 +27,7 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.machine import Build, lacking, rebuild_command
+from cerebrum_cli.engine.machine import Build, rebuild_command
 from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
@@ -43,6 +43,7 @@ REINSTALL = f"reinstall llama.cpp: {rebuild_command()}"
 WITHOUT_GPU = "check the GPU's driver, and reinstall llama.cpp; until then use --gpu-layers 0"
 PYTHON = f"{platform.python_implementation()} {platform.python_version()}"
 FIX_LLAMA_CPP = "see the check llama_cpp"
+NOT_LOADED = "llama.cpp cannot be loaded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def _check_devices(context: DoctorContext) -> CheckResult:
     try:
         return assess_devices(context.build(), machine.likely_accelerator())
     except EngineError:
-        return check_result("", ("unknown: llama.cpp cannot be loaded", FIX_LLAMA_CPP))
+        return check_result("", (f"unknown: {NOT_LOADED}", FIX_LLAMA_CPP))
 
 
 def _check_disk(context: DoctorContext) -> CheckResult:
@@ -188,11 +189,12 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
 
     With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
     """
-    problem = _problem_of_build(context)
-    if on_gpu and (problem or not context.build().devices):
+    try:
+        build = context.build()
+    except EngineError:
+        return None if on_gpu else CheckResult("failure", f"skipped: {NOT_LOADED}", FIX_LLAMA_CPP)
+    if on_gpu and not build.devices:
         return None
-    if problem:
-        return CheckResult("failure", f"skipped: {problem}", FIX_LLAMA_CPP)
     gpu_layers = "all" if on_gpu else "0"
     settings = Settings(
         format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
@@ -205,14 +207,6 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     text = reply.text if reply.is_finished else ""
     problem = f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}"
     return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
-
-
-def _problem_of_build(context: DoctorContext) -> str:
-    try:
-        unsupported = lacking(context.build().cpu_features, machine.processor_flags())
-    except EngineError:
-        return "llama.cpp cannot be loaded"
-    return f"this CPU lacks {', '.join(unsupported)}" if unsupported else ""
 
 
 def _ask_nano(context: DoctorContext, settings: Settings) -> Reply:
