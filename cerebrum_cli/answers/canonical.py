@@ -50,7 +50,8 @@ _OTHER_SPELLINGS = rewriting(
     (r"\A[^≈]++≈([^≈]++)\Z", r"\1"),
 )
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
-_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)[-+]")
+_BEFORE_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)(?=[-+])")
+_NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the depth of brackets
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 
@@ -192,12 +193,10 @@ def _outside_brackets(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[
     """Yield the matches of a pattern outside of brackets; it must match brackets too."""
     depth = 0
     for mark in pattern.finditer(text):
-        if mark[0] in "([{":
-            depth += 1
-        elif mark[0] in ")]}":
-            depth = max(0, depth - 1)
-        elif not depth:
+        change = _NESTING.get(mark[0], 0)
+        if not (depth or change):
             yield mark
+        depth = max(0, depth + change)
 
 
 def _members(parts: list[str], depth: int) -> list[str]:
@@ -232,10 +231,7 @@ def _is_enclosed(text: str) -> bool:
     """Whether the bracket a text opens with is closed by its last character, as in [0, 1) and not in (a)(b)."""
     depth = 0
     for mark in re.finditer(r"[(\[{]|[)\]}]", text):
-        if mark[0] in "([{":
-            depth += 1
-        else:
-            depth -= 1
+        depth += _NESTING[mark[0]]
         if not depth:
             return mark.end() == len(text) and re.fullmatch(r"[(\[].+[)\]]|\{.*\}", text) is not None
     return False
@@ -254,15 +250,10 @@ def _sum(text: str) -> str:
     """Sort the terms of a sum: powers, other letters, numbers."""
     if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
         return text
-    terms = []
-    start = 0
-    for mark in _outside_brackets(_SIGN, text):
-        terms.append(text[start : mark.start()])
-        start = mark.start()
-    terms.append(text[start:])
-    signed = [term if term.startswith(("+", "-")) else "+" + term for term in terms]
-    signed.sort(key=_order_of_term)
-    return "".join(signed).removeprefix("+")
+    first, *others = _split(_BEFORE_SIGN, text)
+    if not first.startswith(("+", "-")):
+        first = f"+{first}"
+    return "".join(sorted([first, *others], key=_order_of_term)).removeprefix("+")
 
 
 def _order_of_term(term: str) -> tuple[bool, bool, str, str]:
