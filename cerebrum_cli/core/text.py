@@ -35,8 +35,8 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
 
 
 def enumeration(clauses: Sequence[str]) -> str:
-    """Clauses with commas, and with "and" before the last."""
-    return " and ".join(filter(None, [", ".join(clauses[:-1]), clauses[-1]]))
+    """Clauses with commas, and with "and" before the last; empty without any."""
+    return " and ".join(filter(None, [", ".join(clauses[:-1]), *clauses[-1:]]))
 
 
 def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float = 0.6) -> str:

@@ -16,7 +16,14 @@ from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, qu
 from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
-from cerebrum_cli.results.output_files import MADE_BY, shown_values, write_record, write_result
+from cerebrum_cli.results.output_files import (
+    MADE_BY,
+    differing_values,
+    record_differences,
+    shown_values,
+    write_record,
+    write_result,
+)
 from cerebrum_cli.results.schema import to_json_line
 
 # What is not named as a difference: keys of the versions and of the questions.
@@ -113,24 +120,23 @@ def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionRe
 
 def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
     """Differences of two runs besides models and versions: names and both values."""
-    found = _differences(before.conditions, after.conditions)
+    found = record_differences(before.record, after.record)
+    found |= differing_values(before.sizes, after.sizes)
     left_out = {*NOT_NAMED}
     if "model" in found:
         left_out |= {"model", "model file"}
     for key in left_out:
         found.pop(key, None)
-    if "adapter" in found:
-        found["adapter"] = before.record.adapter_files, after.record.adapter_files
     return found
 
 
 def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
     clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in differing.items()]
-    return enumeration(clauses) if clauses else ""
+    return enumeration(clauses)
 
 
 def version_differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
-    return _differences(_versions(before), _versions(after))
+    return differing_values(_versions(before), _versions(after))
 
 
 def _versions(run: Run) -> JsonDict:
@@ -139,12 +145,3 @@ def _versions(run: Run) -> JsonDict:
     if servers:
         versions["llama.cpp"] = ", ".join(f"{server['kind']} {server['build']}" for server in servers)
     return versions
-
-
-def _differences(first: JsonObject, second: JsonObject) -> dict[str, tuple[Any, Any]]:
-    found = {}
-    for key in {**first, **second}:
-        pair = first.get(key), second.get(key)
-        if pair[0] != pair[1]:
-            found[key] = pair
-    return found

@@ -74,10 +74,8 @@ class Run:
         return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
-    def conditions(self) -> JsonDict:
-        """What its samples depend on, and how many there are."""
-        extent = {f"number of {key}": value for key, value in self.record.extent.items()}
-        return {**self.record.fingerprint, **extent}
+    def sizes(self) -> JsonDict:
+        return {f"number of {key}": value for key, value in self.record.extent.items()}
 
     @property
     def sampling(self) -> JsonDict:

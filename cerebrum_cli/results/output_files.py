@@ -190,19 +190,32 @@ def normalize(fingerprint: JsonObject) -> JsonDict:
     return dict(json.loads(to_json(dict(fingerprint))))
 
 
-def describe_difference(before: BatchRecord, now: BatchRecord) -> str | None:
-    """Describe how two fingerprints differ, like "another model (a, now b)"; None if they are equal."""
-    old, new = before.fingerprint, now.fingerprint
-    names = [name for name in {**new, **old} if to_json(old.get(name)) != to_json(new.get(name))]
-    if not names:
-        return None
-    old, new = ({**record.fingerprint, "adapter": record.adapter_files} for record in (before, now))
+def differing_values(first: JsonObject, second: JsonObject) -> dict[str, tuple[Any, Any]]:
+    """Both values of each key for which they differ."""
+    found = {}
+    for key in {**second, **first}:
+        pair = first.get(key), second.get(key)
+        if to_json(pair[0]) != to_json(pair[1]):
+            found[key] = pair
+    return found
+
+
+def record_differences(before: BatchRecord, after: BatchRecord) -> dict[str, tuple[Any, Any]]:
+    """Differences between two fingerprints; of adapters, with the names of their files."""
+    found = differing_values(before.fingerprint, after.fingerprint)
+    if "adapter" in found:
+        found["adapter"] = before.adapter_files, after.adapter_files
+    return found
+
+
+def describe_difference(before: BatchRecord, now: BatchRecord) -> str:
+    """Describe how two fingerprints differ, like "another model (a, now b)"; empty if they are equal."""
     descriptions = [
-        f"another {name.replace('_', ' ')}{shown_values(old.get(name), ', now', new.get(name))}"
-        for name in names[:_MAX_DIFFERENCES]
+        f"another {name.replace('_', ' ')}{shown_values(old, ', now', new)}"
+        for name, (old, new) in record_differences(before, now).items()
     ]
-    if more := len(names) - len(descriptions):
-        descriptions.append(f"{more} more")
+    if more := descriptions[_MAX_DIFFERENCES:]:
+        descriptions[_MAX_DIFFERENCES:] = [f"{len(more)} more"]
     return enumeration(descriptions)
 
 
