@@ -50,11 +50,11 @@ ISOLATION = (
 # System calls that a program cannot make: of other processes and threads, namespaces, sockets, and memory that does not
 # count as its own; with their numbers on each of MACHINES, which has the kernel's number of the architecture.
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-DENIED_CALLS: dict[str, tuple[int | None, int | None]] = {
+DENIED_CALLS = {
     "clone": (56, 220),
     "clone3": (435, 435),
-    "fork": (57, None),
-    "vfork": (58, None),
+    "fork": (57, 220),  # which is a clone on aarch64
+    "vfork": (58, 220),
     "unshare": (272, 97),
     "setns": (308, 268),
     "socket": (41, 198),
@@ -72,10 +72,7 @@ ALLOW, DENY = 0x7FFF0000, 0x00050001  # the call fails with EPERM
 def call_filter(machine: str) -> bytes:
     """Program in the kernel's filter language (BPF) that denies the machine's DENIED_CALLS and foreign calls."""
     column = list(MACHINES).index(machine)
-    calls = []
-    for numbers in DENIED_CALLS.values():
-        if numbers[column] is not None:
-            calls.append(numbers[column])
+    calls = [numbers[column] for numbers in DENIED_CALLS.values()]
     deny = len(calls) + 5  # index of the last instruction; a jump's length is counted from the next instruction
     instructions = [
         (LOAD, 0, 0, ARCHITECTURE),
