@@ -87,10 +87,7 @@ def _cerebrum(
     return Condition(task, published, temperature, samples, (*unstated, _EXTRACTION), note=PICTURES_ONLY)
 
 
-def _lm_eval(
-    task: str, acc: float, acc_norm: float | None = None, error: float | None = None, note: str = ""
-) -> Condition:
-    figures = {"acc": acc} if acc_norm is None else {"acc": acc, "acc_norm": acc_norm}
+def _lm_eval(task: str, error: float | None = None, note: str = "", **figures: float) -> Condition:
     return Condition(
         task,
         "by the likelihood of the choices",
@@ -102,28 +99,28 @@ def _lm_eval(
 
 
 _GPT4ALL = (
-    _lm_eval("arc_challenge", 0.5401, 0.5572),
-    _lm_eval("arc_easy", 0.8102, 0.7992),
-    _lm_eval("boolq", 0.8538),
-    _lm_eval("hellaswag", 0.6459, 0.8297),
-    _lm_eval("openbookqa", 0.3380, 0.4360),
-    _lm_eval("piqa", 0.8085, 0.8232),
-    _lm_eval("winogrande", 0.7451),
+    _lm_eval("arc_challenge", acc=0.5401, acc_norm=0.5572),
+    _lm_eval("arc_easy", acc=0.8102, acc_norm=0.7992),
+    _lm_eval("boolq", acc=0.8538),
+    _lm_eval("hellaswag", acc=0.6459, acc_norm=0.8297),
+    _lm_eval("openbookqa", acc=0.3380, acc_norm=0.4360),
+    _lm_eval("piqa", acc=0.8085, acc_norm=0.8232),
+    _lm_eval("winogrande", acc=0.7451),
 )
 _AGIEVAL = (
-    _lm_eval("agieval_aqua_rat", 0.1890, 0.2047),
-    _lm_eval("agieval_logiqa_en", 0.2611, 0.3134),
-    _lm_eval("agieval_lsat_ar", 0.2087, 0.2217),
-    _lm_eval("agieval_lsat_lr", 0.3373, 0.3196),
-    _lm_eval("agieval_lsat_rc", 0.4201, 0.3978),
-    _lm_eval("agieval_sat_en", 0.5971, 0.5631),
-    _lm_eval("agieval_sat_en_without_passage", 0.4029, 0.3398),
-    _lm_eval("agieval_sat_math", 0.3045, 0.2864),
+    _lm_eval("agieval_aqua_rat", acc=0.1890, acc_norm=0.2047),
+    _lm_eval("agieval_logiqa_en", acc=0.2611, acc_norm=0.3134),
+    _lm_eval("agieval_lsat_ar", acc=0.2087, acc_norm=0.2217),
+    _lm_eval("agieval_lsat_lr", acc=0.3373, acc_norm=0.3196),
+    _lm_eval("agieval_lsat_rc", acc=0.4201, acc_norm=0.3978),
+    _lm_eval("agieval_sat_en", acc=0.5971, acc_norm=0.5631),
+    _lm_eval("agieval_sat_en_without_passage", acc=0.4029, acc_norm=0.3398),
+    _lm_eval("agieval_sat_math", acc=0.3045, acc_norm=0.2864),
 )
 _TRUTHFULQA_VERSION = "the card has version 1 of TruthfulQA's tasks"
 _TRUTHFULQA = (
-    _lm_eval("truthfulqa_mc1", 0.3794, error=0.0170, note=_TRUTHFULQA_VERSION),
-    _lm_eval("truthfulqa_mc2", 0.5394, error=0.0158, note=_TRUTHFULQA_VERSION),
+    _lm_eval("truthfulqa_mc1", acc=0.3794, error=0.0170, note=_TRUTHFULQA_VERSION),
+    _lm_eval("truthfulqa_mc2", acc=0.5394, error=0.0158, note=_TRUTHFULQA_VERSION),
 )
 
 PRESETS = (
