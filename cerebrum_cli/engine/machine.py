@@ -19,7 +19,7 @@ from typing import Literal
 
 from cerebrum_cli.core.files import atomic_write, read_small_json
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
 # process, so the two are compared before anything is evaluated.
@@ -259,7 +259,7 @@ def cgroup_memory(root: Path) -> float:
     return limit - used + sum(map(int, reclaimable.values()))
 
 
-def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
+def save_devices(path: Path, devices: Devices) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
     if load_devices(path) == devices:
         return
@@ -268,7 +268,7 @@ def save_devices(path: Path, devices: tuple[Device, ...]) -> None:
         atomic_write(path, json.dumps([asdict(device) for device in devices]).encode())
 
 
-def load_devices(path: Path) -> tuple[Device, ...] | None:
+def load_devices(path: Path) -> Devices | None:
     """Read the cached GPUs; None before the first model was loaded."""
     try:
         return tuple(Device(**device) for device in read_small_json(path))
@@ -288,7 +288,7 @@ class Build:
     backends: tuple[str, ...]
     cpu_features: tuple[str, ...]
     offloads: bool
-    devices: tuple[Device, ...]
+    devices: Devices
 
 
 def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:

@@ -41,11 +41,14 @@ class Device:
     is_unified: bool = False
 
 
+Devices = tuple[Device, ...]  # in the order in which layers are offloaded to them
+
+
 class FreeMemory(NamedTuple):
     """Memory that can be allocated: on the host, and on each GPU."""
 
     host: int
-    devices: tuple[Device, ...] = ()
+    devices: Devices = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from cerebrum_cli.engine.memory import (
     HEADROOM,
     PADDING,
     ContextOptions,
-    Device,
+    Devices,
     FreeMemory,
     MemoryNeeds,
     cache_bytes,
@@ -184,7 +184,7 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
     return _most_slots(most, lacks_memory)
 
 
-def place(options: LoadOptions, context: ContextOptions, devices: tuple[Device, ...]) -> LoadPlan:
+def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
     """Place weights beside a context: layers on GPUs, experts on the CPU where that lets all layers fit."""
     sizes = options.file.sizes
     if context.n_streams > 1:  # concurrent sequences are rarely as long as the context
@@ -235,9 +235,7 @@ def _longest(limit: int, lacks_memory: Callable[[int], bool]) -> int:
     return PADDING * max(1, bisect_left(range(PADDING, pad_length(limit), PADDING), True, key=lacks_memory))
 
 
-def plan_layers(
-    sizes: ModelSizes, requested: str, context: ContextOptions, devices: tuple[Device, ...]
-) -> tuple[int, ...]:
+def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> tuple[int, ...]:
     """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
 
     GPUs are filled in order. Layers that were requested and do not fit go to the last one.
@@ -253,9 +251,7 @@ def plan_layers(
     return (0,) * len(devices)
 
 
-def plan_experts(
-    sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: tuple[Device, ...]
-) -> int:
+def plan_experts(sizes: ModelSizes, requested: str, gpu_layers: str, context: ContextOptions, devices: Devices) -> int:
     """Number of the first layers whose experts stay in host memory: the requested one, or as few as let all layers fit.
 
     0 if all fit anyway, or not even without experts: fewer layers are then offloaded as a whole.
@@ -276,7 +272,7 @@ def plan_experts(
     return count
 
 
-def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...], count: int) -> tuple[int, ...]:
+def _fill(sizes: ModelSizes, context: ContextOptions, devices: Devices, count: int) -> tuple[int, ...]:
     """Numbers of the last `count` layers, the output layer among them, that fit on each GPU."""
     output_bytes = sizes.output_bytes
     if sizes.is_tied:
@@ -290,7 +286,7 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: tuple[Device, ...
     return filled
 
 
-def _fill_in_order(layers: Sequence[int], devices: tuple[Device, ...], buffers: int) -> tuple[int, ...]:
+def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> tuple[int, ...]:
     waiting = deque(layers)
     filled = []
     for device in devices:

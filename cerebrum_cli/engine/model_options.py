@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.engine.machine import instruction_set
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Device
+from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Devices
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 MAX_SLOTS = 256
@@ -75,7 +75,7 @@ def plan_repacking(quantization: str | None, *, is_chat: bool = False, is_batch:
     return instructions not in ("x86", "avx512") or (is_batch and instructions == "x86")
 
 
-def option_notices(options: LoadOptions, devices: tuple[Device, ...]) -> Iterator[NoticeEvent]:
+def option_notices(options: LoadOptions, devices: Devices) -> Iterator[NoticeEvent]:
     """Yield notices about options that have no or an adverse effect."""
     trained = options.file.trained_context
     length = options.context.length

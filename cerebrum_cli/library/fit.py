@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Device, host_bytes
+from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
@@ -41,7 +41,7 @@ class Capacity:
     """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that."""
 
     memory: int
-    devices: tuple[Device, ...] | None = None
+    devices: Devices | None = None
 
     @property
     def host_memory(self) -> int:

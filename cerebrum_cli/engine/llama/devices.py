@@ -9,13 +9,13 @@ from typing import Any
 
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_cpu_features
-from cerebrum_cli.engine.memory import Device, FreeMemory
+from cerebrum_cli.engine.memory import Device, Devices, FreeMemory
 
 CPU, GPU, INTEGRATED_GPU = 0, 1, 2  # of ggml_backend_dev_type
 UNIFIED = ("Metal", "MTL")  # names of GPUs of type GPU that use the memory of the host
 
 
-def accelerators() -> tuple[Device, ...]:
+def accelerators() -> Devices:
     """Find the GPUs that llama.cpp uses, with their memory: integrated ones only if there are no others."""
     if not llama.llama_supports_gpu_offload():
         return ()
