@@ -20,8 +20,8 @@ from cerebrum_cli.eval.estimates import (
     wilson,
     winner,
 )
-from cerebrum_cli.eval.questions import QuestionId, Sample
-from cerebrum_cli.eval.report import accuracy_of, votes_of
+from cerebrum_cli.eval.questions import QuestionId
+from cerebrum_cli.eval.report import Samples, accuracy_of, votes_of
 
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 SEQUENCE_SCALE = 40  # questions
@@ -70,7 +70,7 @@ class Comparison:
     effective_clusters: float | None = None
 
 
-def question_results(questions: Mapping[QuestionId, Sequence[Sample]]) -> dict[QuestionId, QuestionResult]:
+def question_results(questions: Mapping[QuestionId, Samples]) -> dict[QuestionId, QuestionResult]:
     found = {}
     for id, question in questions.items():
         found[id] = QuestionResult(accuracy_of(question), *winner(votes_of(question)), question[0].cluster_key)

@@ -17,6 +17,8 @@ from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
 from cerebrum_cli.replies.tally import Program, comes_to
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
+Samples = Sequence[Sample]  # of a run, or of one question
+SamplesByQuestion = Sequence[Samples]
 _canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
@@ -134,7 +136,7 @@ class Report:
     no_program: float = 0.0
 
 
-def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | None, checks: bool = False) -> Report:
+def summarize(task: str, run: Samples, samples: int, seconds: float | None, checks: bool = False) -> Report:
     """Summarize a run of one model, which may be in progress: one or more samples, in any order.
 
     `samples` is how many of them each question gets, `seconds` the time that the whole run took, if it is known. If the
@@ -172,14 +174,14 @@ def summarize(task: str, run: Sequence[Sample], samples: int, seconds: float | N
     )
 
 
-def majority_estimates(questions: Sequence[Sequence[Sample]], with_programs: bool) -> dict[int, Estimate]:
+def majority_estimates(questions: SamplesByQuestion, with_programs: bool) -> dict[int, Estimate]:
     """maj@k of questions with as many samples each."""
     clusters = clusters_of(questions)
     shares = majorities([votes_of(question, with_programs) for question in questions])
     return {k: estimate(scores, clusters) for k, scores in shares.items()}
 
 
-def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
+def vote_costs(questions: SamplesByQuestion) -> list[VoteCost]:
     """Votes of samples, and of samples with programs, on questions of as many samples each."""
     samples = list(chain.from_iterable(questions))
     tokens = mean_of(samples, "completion_tokens")
@@ -192,7 +194,7 @@ def vote_costs(questions: Sequence[Sequence[Sample]]) -> list[VoteCost]:
     return costs
 
 
-def by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, Checked]:
+def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     """The votes of all samples by whether both a reply and a program came to the answer; without those of no answer."""
     scores = defaultdict[bool, list[float]](list)
     clusters = defaultdict[bool, list[object]](list)
@@ -208,7 +210,7 @@ def by_check(questions: Sequence[Sequence[Sample]]) -> dict[bool, Checked]:
     return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
 
 
-def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estimate]:
+def _pass_at_estimates(questions: SamplesByQuestion) -> dict[int, Estimate]:
     estimates: dict[int, Estimate] = {}
     if not questions:
         return estimates
@@ -223,13 +225,13 @@ def _pass_at_estimates(questions: Sequence[Sequence[Sample]]) -> dict[int, Estim
     return estimates
 
 
-def _share_with_basis(run: Sequence[Sample], basis: Basis) -> float | None:
+def _share_with_basis(run: Samples, basis: Basis) -> float | None:
     if not any(sample.basis for sample in run):
         return None
     return mean([sample.basis == basis for sample in run])
 
 
-def _accuracy_of_guessing(questions: Sequence[Sequence[Sample]]) -> float | None:
+def _accuracy_of_guessing(questions: SamplesByQuestion) -> float | None:
     counts = [len(question[0].choices) for question in questions]
     if not any(counts):
         return None
@@ -243,19 +245,19 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
     return questions
 
 
-def mean_accuracy(questions: Sequence[Sequence[Sample]], attribute: str = "correct") -> Estimate:
+def mean_accuracy(questions: SamplesByQuestion, attribute: str = "correct") -> Estimate:
     return estimate([mean_of(question, attribute) for question in questions], clusters_of(questions))
 
 
-def accuracy_of(question: Sequence[Sample]) -> float:
+def accuracy_of(question: Samples) -> float:
     return mean_of(question, "correct")
 
 
-def mean_of(samples: Sequence[Sample], attribute: str) -> float:
+def mean_of(samples: Samples, attribute: str) -> float:
     return mean([getattr(sample, attribute) for sample in samples])
 
 
-def votes_of(question: Sequence[Sample], with_programs: bool = True) -> list[Vote]:
+def votes_of(question: Samples, with_programs: bool = True) -> list[Vote]:
     """A question's samples as votes; of several, one that ended in a repetition votes for nothing.
 
     Their programs vote, too, unless it is without them.
@@ -291,7 +293,7 @@ def _with_program(vote: Vote, sample: Sample, correct: dict[str | None, bool]) -
     return vote._replace(computed=form, is_computed_correct=correct[form])
 
 
-def clusters_of(questions: Sequence[Sequence[Sample]]) -> list[object]:
+def clusters_of(questions: SamplesByQuestion) -> list[object]:
     return [question[0].cluster_key for question in questions]
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import commit_file, unfinished_file
@@ -18,6 +17,7 @@ from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
 from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
 from cerebrum_cli.results.output_files import (
     MADE_BY,
+    Differences,
     differing_values,
     record_differences,
     shown_values,
@@ -118,7 +118,7 @@ def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionRe
         yield f"left out {count} of {run.name} without a result in {other.name}: {names}"
 
 
-def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
+def differences(before: Run, after: Run) -> Differences:
     """Differences of two runs besides models and versions: names and both values."""
     found = record_differences(before.record, after.record)
     found |= differing_values(before.sizes, after.sizes)
@@ -130,12 +130,12 @@ def differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def describe_differences(differing: Mapping[str, tuple[Any, Any]]) -> str:
+def describe_differences(differing: Differences) -> str:
     clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in differing.items()]
     return enumeration(clauses)
 
 
-def version_differences(before: Run, after: Run) -> dict[str, tuple[Any, Any]]:
+def version_differences(before: Run, after: Run) -> Differences:
     return differing_values(_versions(before), _versions(after))
 
 

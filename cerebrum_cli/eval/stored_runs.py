@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
@@ -21,7 +21,7 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
-from cerebrum_cli.eval.report import Report, group_by_question, mean_accuracy, summarize
+from cerebrum_cli.eval.report import Report, Samples, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.results.output_files import (
@@ -265,7 +265,7 @@ def samples_to_keep(path: Path, fingerprint: JsonObject, extent: Mapping[str, in
     return [] if step == "begin" else require_run(path).samples()
 
 
-def report_of(run: Run, samples: Sequence[Sample]) -> Report:
+def report_of(run: Run, samples: Samples) -> Report:
     """The report of a run, of which at least one sample counts. Skipped ones take no time."""
     notes = run.record.notes
     seconds = None

@@ -37,6 +37,7 @@ _MAX_VALUE = 40  # characters
 _DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
 RESUME = ", then run it again without --restart to resume"
 REPLACE = "use --restart to replace it, or choose another -o"
+Differences = dict[str, tuple[Any, Any]]  # both values of each key for which they differ
 Step = Literal["begin", "resume", "extend", "complete"]
 
 
@@ -190,8 +191,7 @@ def normalize(fingerprint: JsonObject) -> JsonDict:
     return dict(json.loads(to_json(dict(fingerprint))))
 
 
-def differing_values(first: JsonObject, second: JsonObject) -> dict[str, tuple[Any, Any]]:
-    """Both values of each key for which they differ."""
+def differing_values(first: JsonObject, second: JsonObject) -> Differences:
     found = {}
     for key in {**second, **first}:
         pair = first.get(key), second.get(key)
@@ -200,7 +200,7 @@ def differing_values(first: JsonObject, second: JsonObject) -> dict[str, tuple[A
     return found
 
 
-def record_differences(before: BatchRecord, after: BatchRecord) -> dict[str, tuple[Any, Any]]:
+def record_differences(before: BatchRecord, after: BatchRecord) -> Differences:
     """Differences between two fingerprints; of adapters, with the names of their files."""
     found = differing_values(before.fingerprint, after.fingerprint)
     if "adapter" in found:
