@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from html import unescape
 from itertools import pairwise
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
@@ -26,6 +26,7 @@ from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,
+    Variables,
     find_content_format,
     find_efforts,
     find_reasoning_history,
@@ -92,7 +93,7 @@ class EmbeddedFormat(PromptFormat):
     bos: str
     eos: str
     special_tokens: Callable[[str], TokenIds]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Variables = field(default_factory=dict)
     name: str = EMBEDDED
     markups: tuple[ReasoningMarkup, ...] = REASONING_MARKUPS
     origin: str = EMBEDDED
@@ -149,7 +150,7 @@ class EmbeddedFormat(PromptFormat):
         markup = open_markup(prompt_end, self.markups)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
-    def reasoning_history(self, conversation: Conversation, values: Mapping[str, Any]) -> ReasoningHistory:
+    def reasoning_history(self, conversation: Conversation, values: Variables) -> ReasoningHistory:
         """What becomes of the reasoning of earlier replies: it is dropped if the template or the user drops it."""
         keeps = conversation.keeps_reasoning
         if keeps is False or len(conversation.messages) < 2:
@@ -170,8 +171,8 @@ class EmbeddedFormat(PromptFormat):
         """The variable that turns reasoning on and off; None without one, and where the user has set it."""
         return None if self.is_fixed else find_switch(self.source)
 
-    def values(self, conversation: Conversation, thinks: bool | None) -> dict[str, Any]:
-        values = variables(self.bos, self.eos)
+    def values(self, conversation: Conversation, thinks: bool | None) -> Variables:
+        values = {**variables(self.bos, self.eos)}
         effort, _ = find_efforts(self.source)
         if self.switch and thinks is not None:
             values.update(self.switch.values(thinks))
@@ -236,7 +237,7 @@ class Rendering:
             parts += self.fixed.get(index) or Text(text), Text(literal, trusted=True)
         return tuple(parts)
 
-    def _fill(self, texts: list[str], values: Mapping[str, Any]) -> str:
+    def _fill(self, texts: list[str], values: Variables) -> str:
         """Render the template with these texts of the turns."""
         messages = [
             write_turn(turn["role"], content, reasoning, self.reasoning_history.markup)

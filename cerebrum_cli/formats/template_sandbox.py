@@ -51,6 +51,7 @@ SWITCHES = (
     Switch("reasoning_effort", "high", "no_think"),
     Switch("reasoning_effort", "high", "none"),
 )
+Variables = Mapping[str, Any]  # what a template gets, by name
 Turn = Mapping[str, str]  # a message as templates with text get it: `role`, `content`, and its reasoning
 ASKED: Turn = {"role": "user", "content": QUESTION}
 SMALL_CONVERSATIONS = {  # by the role that they add
@@ -93,7 +94,7 @@ class GenerationBlock(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def run_template(source: str, values: Mapping[str, Any]) -> str:
+def run_template(source: str, values: Variables) -> str:
     """Render a template, in any time and memory it takes: `try_template` bounds both for unknown files.
 
     Raises FormatError, which lacks the name of the template, if it is invalid, rejects the values, or fails.
@@ -132,7 +133,7 @@ ENVIRONMENT.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not e
 ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
-def variables(bos: str = "<s>", eos: str = "</s>") -> dict[str, Any]:
+def variables(bos: str = "<s>", eos: str = "</s>") -> Variables:
     return {
         "add_generation_prompt": True,
         "bos_token": bos,
@@ -230,7 +231,7 @@ class ReasoningHistory(NamedTuple):
     markup: ReasoningMarkup | None = None
 
 
-def find_reasoning_history(source: str, values: Mapping[str, Any]) -> ReasoningHistory:
+def find_reasoning_history(source: str, values: Variables) -> ReasoningHistory:
     """Find out what a template does with reasoning: that in fields of its own, or in markup.
 
     A template without reasoning gets only the answers, and so does one that puts an empty block before each.

@@ -17,6 +17,7 @@ from functools import cache
 
 from cerebrum_cli.engine.step import TokenRow
 
+PaddedStep = tuple[list[TokenRow], list[int]]  # all its rows, and the index of each given row among them
 PREFILL_CHUNK = 60  # rows, below llama.cpp's threshold
 CHUNKED_POSITIONS = 1024  # beyond these, whole batches are used: they are faster in long contexts
 PAD_FROM_POSITION = 256  # before it, single rows take the same code path as others
@@ -37,10 +38,8 @@ def reusable_prefix(length: int, batch_size: int) -> int:
     return length if length <= CHUNKED_POSITIONS else length - length % batch_size
 
 
-def pad_single_rows(
-    rows: Sequence[TokenRow], slots: int, capacity: int, length: Callable[[int], int]
-) -> tuple[list[TokenRow], list[int]]:
-    """Pad single rows of a step; return all rows, and the index of each given row among them.
+def pad_single_rows(rows: Sequence[TokenRow], slots: int, capacity: int, length: Callable[[int], int]) -> PaddedStep:
+    """Pad single rows of a step.
 
     llama.cpp evaluates rows of consecutive slots together. The padding is one more token in a slot beside it that has
     no rows in this step and holds `length(slot)` tokens, below its `capacity`; remove that token after the step.
@@ -62,8 +61,8 @@ def pad_single_rows(
     return padded, batch_indices
 
 
-def pad_step(rows: Sequence[TokenRow], slots: int, length: Callable[[int], int]) -> tuple[list[TokenRow], list[int]]:
-    """Pad a step to a stable number of rows; return all rows, and the index of each given row among them.
+def pad_step(rows: Sequence[TokenRow], slots: int, length: Callable[[int], int]) -> PaddedStep:
+    """Pad a step to a stable number of rows.
 
     Every slot from the first to the last one gets the same number of rows, or llama.cpp would split the step. A slot's
     padding follows its own rows, or the `length(slot)` tokens that it holds; remove it after the step. The last matrix
