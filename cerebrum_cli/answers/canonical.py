@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator
 
 from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
-from cerebrum_cli.answers.plain_text import rewriting, rewritten
+from cerebrum_cli.answers.plain_text import Match, Pattern, rewriting, rewritten
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
@@ -189,7 +189,7 @@ def _parts(text: str) -> tuple[list[str], bool]:
     return parts, any(separator.endswith("or") for separator in separators)
 
 
-def _outside_brackets(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+def _outside_brackets(pattern: Pattern, text: str) -> Iterator[Match]:
     """Yield the matches of a pattern outside of brackets; it must match brackets too."""
     depth = 0
     for mark in pattern.finditer(text):
@@ -237,7 +237,7 @@ def _is_enclosed(text: str) -> bool:
     return False
 
 
-def _split(pattern: re.Pattern[str], text: str) -> list[str]:
+def _split(pattern: Pattern, text: str) -> list[str]:
     """Split at the matches of a pattern outside of brackets."""
     parts, start = [], 0
     for mark in _outside_brackets(pattern, text):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers
-from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
+from cerebrum_cli.answers.plain_text import Match, Pattern, plain, sentences, trimmed
 
 _FILLER = (
     r"(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|most|closest|to|therefore|thus"
@@ -59,7 +59,6 @@ _ABOUT_ANSWER = re.compile(r"(?i)\b(?:answer|correct|best|right\s(?:answer|choic
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
 
-Pattern = re.Pattern[str]
 Choices = tuple[str, ...]
 
 
@@ -140,7 +139,7 @@ def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str |
     return _named(text, choices, patterns), False
 
 
-def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
+def _items(lines: list[Match]) -> list[Match]:
     """The lines that list choices: their letters follow that of the previous line, or precede that of the next."""
     items = []
     for before, after in pairwise(lines):
@@ -149,7 +148,7 @@ def _items(lines: list[re.Match[str]]) -> list[re.Match[str]]:
     return list(dict.fromkeys(items))
 
 
-def _stated(text: str, patterns: Patterns, items: list[re.Match[str]], choices: Choices) -> list[tuple[int, str]]:
+def _stated(text: str, patterns: Patterns, items: list[Match], choices: Choices) -> list[tuple[int, str]]:
     """Places of statements, and their letters; none in a statement that several letters, or no choice, are right."""
     stated = []
     if not any(map(_NONE.search, choices)):
@@ -256,7 +255,7 @@ def _phrase(choice: str) -> str:
     return _ARTICLE.sub("", plain(choice).casefold().strip(" ."))
 
 
-def _phrase_in(sentence: str, phrase: str) -> re.Match[str] | None:
+def _phrase_in(sentence: str, phrase: str) -> Match | None:
     if not re.search(r"[^\W\d_]{2}", phrase):
         return None
     return re.search(rf"(?<!\w)(?<![-+*/^=]\s){re.escape(phrase)}(?:e?s)?(?!\w|\s?[-+*/^=]\s)", sentence)

@@ -20,8 +20,9 @@ _OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡=¡", r"\s.,
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 
 Match = re.Match[str]
+Pattern = re.Pattern[str]
 Replacement = str | Callable[[Match], str]
-Rewriting = tuple[tuple[re.Pattern[str], Replacement], ...]
+Rewriting = tuple[tuple[Pattern, Replacement], ...]
 
 
 def rewriting(*rows: tuple[str, Replacement], flags: int = 0) -> Rewriting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cerebrum_cli.answers.phrases import NO, YES
-from cerebrum_cli.answers.plain_text import plain, sentences
+from cerebrum_cli.answers.plain_text import Match, plain, sentences
 
 _WORDS = "|".join(sorted({*YES, *NO}, key=len, reverse=True))
 # A word that answers: alone, at the beginning or the end of a sentence, behind a label or a conclusion, or bold.
@@ -28,6 +28,6 @@ def yes_or_no(text: str) -> str | None:
     return None
 
 
-def _meaning(found: re.Match[str]) -> str:
+def _meaning(found: Match) -> str:
     is_yes = found["word"].casefold() in YES
     return "yes" if is_yes != bool(found["not"]) else "no"
