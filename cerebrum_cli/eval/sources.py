@@ -75,16 +75,11 @@ def read_source(
     if preset:
         condition = find_condition(preset, source)
     match = _choose_match(task, match, run_code)
-    asked = _as_asked(task, preset, template, bool(examples))
+    asked = _as_asked(task, preset, template, examples)
     parsed = parse_template(asked.template) if asked.template else None
     rows, digest, origin = load_dataset(task, progress, offline)
     found = read_questions(rows, parsed, task.convert)
-    shown: Questions = ()
-    shown_digest = None
-    if examples:
-        shown, shown_digest = _read_examples(examples, parsed)
-    elif asked.shots:
-        shown, shown_digest = _read_shots(asked, parsed, progress, offline)
+    shown, shown_digest = _read_examples(asked, parsed, progress, offline)
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
     fingerprint = {
         "task": task.name,
@@ -115,13 +110,13 @@ def _remarks_on_questions(questions: Questions, examples: Questions, match: Matc
         yield IN_WORDS
 
 
-def _as_asked(task: Task, preset: Preset | None, template: str | None, has_examples: bool) -> Task:
+def _as_asked(task: Task, preset: Preset | None, template: str | None, examples: Path | None) -> Task:
     """A task with what replaces its protocol: a template, a preset, or examples."""
     if template or (preset and task.match != "code"):
         # The cards ask questions verbatim; how they ask for code is not stated.
-        task = replace(task, template=template or "", follows="", shots=0, stop=())
-    if has_examples:
-        task = replace(task, follows="", shots=0)
+        task = replace(task, template=template or "", follows="", shots_file="", stop=())
+    if examples:
+        task = replace(task, follows="", repo_id="", shots_file=str(examples), shots=None)
     return task
 
 
@@ -148,19 +143,17 @@ def _choose_match(task: Task, match: Match | None, run_code: bool) -> Match:
     return match or task.match
 
 
-def _read_examples(path: Path, template: Template | None) -> tuple[Questions, str]:
-    """The examples in a question file, and its SHA-256. Raises UsageError for a row that cannot be read."""
-    data, digest = _read_file(path)
-    found = read_questions(split_lines(data), template)
-    if found.bad_rows:
-        raise UsageError(f"{path}, line {found.bad_rows[0].line}: {found.bad_rows[0].reason}", "correct the file")
-    return found.questions, digest
-
-
-def _read_shots(task: Task, template: Template | None, progress: Progress, offline: bool) -> tuple[Questions, str]:
-    """The first training questions of a task, and the SHA-256 of their file."""
+def _read_examples(
+    task: Task, template: Template | None, progress: Progress, offline: bool
+) -> tuple[Questions, str | None]:
+    """The examples of a task, if it has any, and the SHA-256 of their file. Raises UsageError for an unreadable row."""
+    if not task.shots_file:
+        return (), None
     rows, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
-    return read_questions(rows, template).questions[: task.shots], digest
+    found = read_questions(rows, template)
+    for bad in found.bad_rows:
+        raise UsageError(f"{task.shots_file}, line {bad.line}: {bad.reason}", "correct the file")
+    return found.questions[: task.shots], digest
 
 
 def _read_file(path: Path) -> tuple[bytes, str]:

@@ -35,9 +35,9 @@ class Task:
 
     `file` is the pattern of the names of its `files` files in the repository. `template` is the prompt without a
     preset, which asks for an answer form; `follows` names the paper or harness whose protocol this is. The first
-    `shots` rows of `shots_file` are examples, and `stop` ends a reply. A change of these or of the scoring raises
-    `version`. `published` is how the cards report the task, `note` is printed with every result. `convert` adds fields
-    to a row.
+    `shots` rows of `shots_file`, or all, are examples, and `stop` ends a reply. A change of these or of the scoring
+    raises `version`. `published` is how the cards report the task, `note` is printed with every result. `convert` adds
+    fields to a row.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Task:
     match: Match = "answer"
     template: str = ""
     follows: str = ""
-    shots: int = 0
+    shots: int | None = None
     shots_file: str = ""
     stop: tuple[str, ...] = ()
     version: int = 1
