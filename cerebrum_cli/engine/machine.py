@@ -57,6 +57,7 @@ MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_
 MEMORY_USED = ("memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+SYSCTL = "/usr/sbin/sysctl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +139,10 @@ def _integer(root: Path, *names: str) -> float:
 
 def _sysctl(name: str) -> int:
     """Number that macOS reports by this name; 0 if it knows none."""
-    import ctypes
+    import subprocess
 
-    value = ctypes.c_int64()
-    size = ctypes.c_size_t(8)
-    library = ctypes.CDLL(None)
-    failed = library.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
-    return 0 if failed else value.value
+    found = subprocess.run([SYSCTL, "-n", name], capture_output=True, check=False)
+    return int(found.stdout or 0)
 
 
 def thread_count() -> int:

@@ -1,6 +1,5 @@
 """The machine and the build of llama.cpp: cached GPUs, memory limits of cgroups, and fingerprints."""
 
-import ctypes
 import math
 import os
 import re
@@ -104,18 +103,14 @@ def test_default_threads_are_the_performance_cores(
     ],
 )
 def test_default_threads_on_macos(
-    numbers: dict[str, int], threads: int, cores: int, monkeypatch: pytest.MonkeyPatch
+    numbers: dict[str, int], threads: int, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Library:
-        def __init__(self, name: None) -> None: ...
-
-        def sysctlbyname(self, name: bytes, value: Any, *_: object) -> int:
-            value._obj.value = numbers.get(name.decode(), 0)
-            return 0 if name.decode() in numbers else -1
-
+    sysctl = tmp_path / "sysctl"
+    sysctl.write_text("#!/bin/sh\n" + "".join(f"[ $2 = {name} ] && echo {numbers[name]}\n" for name in numbers))
+    sysctl.chmod(0o700)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(ctypes, "CDLL", Library)
+    monkeypatch.setattr(machine, "SYSCTL", sysctl)
     assert machine.processors().threads == threads
     assert machine.processors().cores == cores
 
