@@ -108,7 +108,7 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequ
     """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
     row = refuse_other_model(row, models)
     key = (position, row)
-    if row.error or row.conversation is None:
+    if row.conversation is None:
         return Row(key, UsageError("the row is invalid"))
     settings = options.for_row(position, row.settings)
     vote = None
@@ -123,16 +123,17 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequ
         conversation = replace(conversation, system_prompt=settings.system)
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
-    request = Ask(conversation, settings, options.grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
+    grammar = row.grammar or options.grammar
+    request = Ask(conversation, settings, grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
     return Row(key, request, vote)
 
 
 def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
     """The row, with an error if it names a model that is not in use."""
-    if row.model is None or row.model.casefold() in map(str.casefold, models):
+    if row.model is None or str(row.model).casefold() in map(str.casefold, models):
         return row
     message = f"invalid `model`: {row.model!r}; this batch uses {models[0]}: remove the key"
-    return replace(row, error=RowError(REFUSED, message))
+    return replace(row, error=RowError(REFUSED, message), conversation=None)
 
 
 def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) -> None:

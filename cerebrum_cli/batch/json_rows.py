@@ -8,7 +8,7 @@ field has no other meaning.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite, isnan
 from typing import Any
@@ -16,14 +16,15 @@ from typing import Any
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.declaration import InvalidValue
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.results.schema import to_json
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
-_ARGUMENTS = "chat_template_kwargs"
+_OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # whose keys are those of the request
 # Names of settings, those of other programs among them; later ones win.
 _SETTINGS = {
     "reasoning_effort": "think",
@@ -41,7 +42,7 @@ _FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0}
 
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
 _OTHER_KEYS = (
-    *("model", "messages", "prompt", "system", "n", "response_format", "chat_template_kwargs"),
+    *("model", "messages", "prompt", "system", "n"),
     *("user", "metadata", "store", "stream", "stream_options"),
 )
 _KNOWN = {*_SETTINGS, *_UNSUPPORTED, *_OTHER_KEYS}
@@ -57,14 +58,14 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         id = own_id(item, number)
         request = _request(item)
         fields = template.fields if template else ()
-        rest = {key: value for key, value in request.items() if key not in fields}
+        rest = _flattened({key: value for key, value in request.items() if key not in fields})
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
         is_openai = template is None and (request is not item or "messages" in item)
+        known = {*_KNOWN, *_GRAMMARS, *item}
+        unused = tuple(key for key, value in rest.items() if value and key not in known)
         model = rest.get("model") if is_openai else None
-        unused = tuple(key for key, value in rest.items() if value and key not in _KNOWN and key not in item)
-        model = None if model is None else str(model)
-        return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused)
+        return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused, _grammar(rest))
     except InvalidRow as invalid:
         return invalid_row(number, invalid.id or id, prompt, invalid, input)
     except RecursionError:
@@ -112,14 +113,18 @@ def own_id(item: JsonObject, number: int, keys: Sequence[str] = ID_KEYS) -> RowI
 
 
 def _request(item: JsonDict) -> JsonDict:
-    """The request: the object itself, or an OpenAI batch request merged with its body; with arguments for templates."""
+    """The request: the object itself, or an OpenAI batch request merged with its body."""
     body = item.get("body")
-    if isinstance(body, dict) and item.keys().isdisjoint(("prompt", "messages")):
-        item = item | body
-    arguments = item.get(_ARGUMENTS)
-    if isinstance(arguments, dict):
-        item = item | {f"{_ARGUMENTS}.{key}": value for key, value in arguments.items()}
-    return item
+    if not isinstance(body, dict) or "prompt" in item or "messages" in item:
+        return item
+    return item | body
+
+
+def _flattened(request: JsonDict) -> JsonDict:
+    for key in _OBJECTS:
+        if isinstance(request.get(key), dict):
+            request |= {f"{key}.{name}": value for name, value in request.pop(key).items()}
+    return request
 
 
 def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
@@ -173,6 +178,53 @@ def _reject_unsupported(request: JsonObject) -> None:
     for key in _UNSUPPORTED:
         if request.get(key):
             raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
-    form = request.get("response_format")
-    if form is not None and (not isinstance(form, dict) or form.get("type") != "text"):
-        raise InvalidRow("invalid_request", "`response_format` is not supported: answers are text")
+
+
+def _wrapped_schema(form: JsonObject) -> Grammar:
+    return schema_grammar(form["schema"])
+
+
+def _regex(text: str) -> Grammar:
+    return Grammar("regex", text)
+
+
+def _choice(texts: Any) -> Grammar:
+    if isinstance(texts, str):
+        raise TypeError(texts)
+    return Grammar("gbnf", f"root ::= {' | '.join(map(to_json, texts))}")
+
+
+def _text_grammar(text: str) -> Grammar:
+    return Grammar("gbnf" if "::=" in text else "lark", text)
+
+
+_FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
+# What reads the grammar of an answer in the words of OpenAI, vLLM, SGLang and llama-server; the first wins.
+_GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
+    "response_format.json_schema": _wrapped_schema,
+    "response_format.schema": schema_grammar,
+    "json_schema": schema_grammar,
+    "guided_json": schema_grammar,
+    "structured_outputs.json": schema_grammar,
+    "guided_regex": _regex,
+    "structured_outputs.regex": _regex,
+    "guided_choice": _choice,
+    "structured_outputs.choice": _choice,
+    "guided_grammar": _text_grammar,
+    "structured_outputs.grammar": _text_grammar,
+    "response_format.type": _FORMS.__getitem__,
+    "response_format": _FORMS.__getitem__,
+}
+
+
+def _grammar(request: JsonObject) -> Grammar | None:
+    for key, read in _GRAMMARS.items():
+        if (value := request.get(key)) is None:
+            continue
+        try:
+            return read(value)
+        except GrammarError as error:
+            raise InvalidRow("invalid_request", f"invalid `{key}`: {error.message}; {error.hint}") from error
+        except (AttributeError, LookupError, TypeError) as error:
+            raise InvalidRow("invalid_request", f"invalid `{key}`: {value!r}") from error
+    return None

@@ -25,6 +25,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
@@ -69,7 +70,8 @@ class InputRow:
     of the input has its own. `prompt` is the last question of the conversation; None if unknown. `conversation` is None
     for a row with an error; its `system_prompt` is None if the row has none. `settings` holds the row's validated
     sampling settings. `input` is the row as it was read, unless the output does not carry it. `model` is the one that
-    an OpenAI request names, and `unused` are its keys without effect.
+    an OpenAI request names, and `unused` are its keys without effect. `grammar` is that of its answer, instead of the
+    batch's.
     """
 
     number: int
@@ -79,8 +81,9 @@ class InputRow:
     settings: JsonObject
     error: RowError | None
     input: Any = None
-    model: str | None = None
+    model: Any = None
     unused: tuple[str, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def request(self) -> str | None:
@@ -96,6 +99,7 @@ class InputRow:
                 "prefill": self.conversation.prefill and asdict(self.conversation.prefill),
                 "settings": dict(self.settings),
                 "model": self.model,
+                "grammar": self.grammar and asdict(self.grammar),
             }
             asked = {key: value for key, value in values.items() if value not in (None, [], {})}
         return hashlib.sha256(to_json(asked).encode()).hexdigest()[:_REQUEST_DIGITS] if asked else None
@@ -180,7 +184,7 @@ def parse_template(text: str) -> Template:
 
 
 def name_row(unit: str, object: JsonObject) -> str:
-    return f"row {object['id']}" if object["id"] not in (None, object[LINE]) else f"{unit} {object[LINE]}"
+    return f"row {object['id']}" if object["id"] != object[LINE] else f"{unit} {object[LINE]}"
 
 
 def row_flags(object: JsonObject) -> int:

@@ -23,6 +23,7 @@ from cerebrum_cli.batch.rows import InputRow, RowError, output_object
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.grammar import Grammar, schema_grammar
 
 WHY = Conversation().user("Why?")
 USER = {"role": "user", "content": "Why?"}
@@ -175,6 +176,60 @@ def test_openai_batch_request_turns_thinking_on_or_off(body: dict[str, Any], thi
     row = json_row({"custom_id": "a", "body": {"messages": [USER], "repetition_penalty": 1.1, **body}})
     assert row.settings == {"repeat_penalty": 1.1, **({"think": think} if think else {})}
     assert json_row({"prompt": "Why?", **body}).settings.get("think") == think
+
+
+CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "grammar"),
+    [
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": CITY}}},
+            schema_grammar(CITY),
+        ),
+        ({"response_format": {"type": "json_object", "schema": CITY}}, schema_grammar(CITY)),
+        ({"response_format": {"type": "json_object"}}, schema_grammar({"type": "object"})),
+        ({"response_format": {"type": "text"}, "guided_json": None}, None),
+        ({"json_schema": CITY}, schema_grammar(CITY)),
+        ({"guided_json": json.dumps(CITY)}, schema_grammar(CITY)),
+        ({"structured_outputs": {"json": CITY, "regex": None}}, schema_grammar(CITY)),
+        ({"structured_outputs": {"regex": "[a-z]+"}}, Grammar("regex", "[a-z]+")),
+        ({"guided_regex": "[a-z]+"}, Grammar("regex", "[a-z]+")),
+        ({"guided_choice": ["a b", 'c"']}, Grammar("gbnf", r'root ::= "a b" | "c\""')),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Grammar("gbnf", 'root ::= "a"')),
+        ({"guided_grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+    ],
+)
+def test_json_row_has_a_grammar_of_its_own(body: dict[str, Any], grammar: Grammar | None) -> None:
+    row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
+    assert (row.grammar, row.unused, row.error) == (grammar, (), None)
+    assert (row.request is None) == (grammar is None)
+    assert json_row({"prompt": "a", **body}).grammar == grammar
+    field, *_ = body
+    rendered = json_row({"id": "a", **body}, template=f"{{{field}}}")
+    assert rendered.error is None and (rendered.grammar is None or len(body) > 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"response_format": {"type": "structural_tag"}}, "invalid `response_format.type`: 'structural_tag'"),
+        ({"response_format": {"type": "json_schema"}}, "invalid `response_format.type`: 'json_schema'"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "invalid `response_format.json_s"),
+        ({"response_format": "json"}, "invalid `response_format`: 'json'"),
+        ({"guided_json": 5}, "invalid `guided_json`: cannot use the JSON schema: it is not a JSON object; it must be"),
+        ({"guided_json": "{"}, "invalid `guided_json`: cannot use the JSON schema: "),
+        ({"structured_outputs": {"regex": 5}}, "invalid `structured_outputs.regex`: 5"),
+        ({"guided_grammar": " "}, "invalid `guided_grammar`: the grammar is empty"),
+        ({"guided_choice": 5}, "invalid `guided_choice`: 5"),
+        ({"guided_choice": "ab"}, "invalid `guided_choice`: 'ab'"),
+    ],
+)
+def test_json_row_with_an_invalid_grammar_is_an_error(body: dict[str, Any], message: str) -> None:
+    row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
+    assert (row.id, problem(row)[0]) == ("a", "invalid_request")
+    assert problem(row)[1].startswith(message)
 
 
 def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from templates import chatml_prompt
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.formats.plain import CEREBRUM
 
+A_CITY = {"type": "object", "properties": {"a": {"enum": ["Köln"]}}, "required": ["a"], "additionalProperties": False}
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}
 
 
@@ -328,6 +329,25 @@ def test_ignore_eos_generates_up_to_max_tokens(mistral_user: CommandLine) -> Non
     [row] = parse_lines(mistral_user.run(*command, "--ignore-eos", stdin="hi\n").out)
     assert row["text"].startswith("ok")
     assert (row["completion_tokens"], row["finish_reason"]) == (16, "length")
+
+
+def test_rows_have_schemas_of_their_own(mistral_user: CommandLine) -> None:
+    own: dict[str, Any] = {
+        '{"a":"Köln"}': {"response_format": {"type": "json_schema", "json_schema": {"schema": A_CITY}}},
+        "no": {"structured_outputs": {"choice": ["no"]}},
+        "12": {"guided_regex": "12"},
+        "ok": {},
+    }
+    bodies = [{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 99, **row} for row in own.values()]
+    refused = {"messages": bodies[0]["messages"], "guided_json": {"type": "objekt"}}
+    lines = "".join(json.dumps({**OPENAI, "body": body}) + "\n" for body in [*bodies, refused])
+    command = ("batch", "-", "-o", "-", "--grammar", fixed_reply_grammar("ok", mistral_user.home))
+    done = mistral_user.run(*command, stdin=lines)
+    *rows, failed = parse_lines(done.out)
+    assert [row["text"] for row in rows] == list(own), done.err
+    assert rows[0]["final_answer"] is None and len({row.get("request") for row in rows}) == 4
+    assert (done.code, failed["id"], failed["text"]) == (6, "o", None)
+    assert "objekt" in failed["error"]["message"]
 
 
 def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine) -> None:

@@ -183,6 +183,21 @@ def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaSe
     assert_error(done, 5, "the reply does not match the schema: Additional", "the answer so far is saved; ask again")
 
 
+def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    forms: list[dict[str, Any]] = [{"response_format": form}, {"guided_regex": "a"}, {}]
+    rows = [{"messages": [{"role": "user", "content": "json?"}], **form} for form in forms]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = ask("batch", "in.jsonl", "-o", "-")
+    first, second, third = map(json.loads, done.out.splitlines())
+    assert (done.code, first["text"], third["text"]) == (6, '{"a": 1}', '{"a": 1}')
+    assert second["error"]["message"].startswith("a grammar does not work through chat completions")
+    assert [asked.body.get("response_format", {}).get("type") for asked in server.completions()] == [
+        "json_schema",
+        None,
+    ]
+
+
 NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
 
 
