@@ -41,11 +41,58 @@ _SETTINGS = {
 _FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0}
 
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
-_OTHER_KEYS = (
-    *("model", "messages", "prompt", "system", "n"),
-    *("user", "metadata", "store", "stream", "stream_options"),
-)
-_KNOWN = {*_SETTINGS, *_UNSUPPORTED, *_OTHER_KEYS}
+
+
+def _wrapped_schema(form: JsonObject) -> Grammar:
+    return schema_grammar(form["schema"])
+
+
+def _regex(text: str) -> Grammar:
+    return Grammar("regex", text)
+
+
+def _choice(texts: Any) -> Grammar:
+    if isinstance(texts, str):
+        raise TypeError(texts)
+    return Grammar("gbnf", f"root ::= {' | '.join(map(to_json, texts))}")
+
+
+def _text_grammar(text: str) -> Grammar:
+    return Grammar("gbnf" if "::=" in text else "lark", text)
+
+
+_FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
+# What reads the grammar of an answer in the words of OpenAI, vLLM, SGLang and llama-server; the first wins.
+_GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
+    "response_format.json_schema": _wrapped_schema,
+    "response_format.schema": schema_grammar,
+    "json_schema": schema_grammar,
+    "guided_json": schema_grammar,
+    "structured_outputs.json": schema_grammar,
+    "guided_regex": _regex,
+    "structured_outputs.regex": _regex,
+    "guided_choice": _choice,
+    "structured_outputs.choice": _choice,
+    "guided_grammar": _text_grammar,
+    "structured_outputs.grammar": _text_grammar,
+    "response_format.type": _FORMS.__getitem__,
+    "response_format": _FORMS.__getitem__,
+}
+_KNOWN = {
+    *_SETTINGS,
+    *_GRAMMARS,
+    *_UNSUPPORTED,
+    "model",
+    "messages",
+    "prompt",
+    "system",
+    "n",
+    "user",
+    "metadata",
+    "store",
+    "stream",
+    "stream_options",
+}
 
 
 def read_json_row(number: int, line: str, template: Template | None) -> InputRow:
@@ -62,8 +109,7 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.messages[-1].content
         is_openai = template is None and (request is not item or "messages" in item)
-        known = {*_KNOWN, *_GRAMMARS, *item}
-        unused = tuple(key for key, value in rest.items() if value and key not in known)
+        unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
         model = rest.get("model") if is_openai else None
         return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused, _grammar(rest))
     except InvalidRow as invalid:
@@ -132,7 +178,7 @@ def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     if system is not None and not isinstance(system, str):
         raise InvalidRow("invalid_request", f"invalid `system`: {system!r}; it must be text")
     if rendered is not None:
-        return Conversation(system_prompt=system).user(require_prompt(rendered))
+        prompt, messages = rendered, None
     if messages is not None:
         if prompt is not None:
             raise InvalidRow("invalid_request", "`prompt` and `messages` cannot be used together: omit one")
@@ -167,8 +213,6 @@ def _settings(request: JsonObject) -> SourcedLayer:
         except InvalidValue as invalid:
             problem = f"invalid `{key}`: {invalid.value!r}; it must be {invalid.expected}"
             raise InvalidRow("invalid_setting", problem) from invalid
-        except OverflowError as error:  # an integer of hundreds of digits for a float
-            raise InvalidRow("invalid_setting", f"invalid `{key}`: {value} is too large") from error
     return settings
 
 
@@ -180,51 +224,13 @@ def _reject_unsupported(request: JsonObject) -> None:
             raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
 
 
-def _wrapped_schema(form: JsonObject) -> Grammar:
-    return schema_grammar(form["schema"])
-
-
-def _regex(text: str) -> Grammar:
-    return Grammar("regex", text)
-
-
-def _choice(texts: Any) -> Grammar:
-    if isinstance(texts, str):
-        raise TypeError(texts)
-    return Grammar("gbnf", f"root ::= {' | '.join(map(to_json, texts))}")
-
-
-def _text_grammar(text: str) -> Grammar:
-    return Grammar("gbnf" if "::=" in text else "lark", text)
-
-
-_FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
-# What reads the grammar of an answer in the words of OpenAI, vLLM, SGLang and llama-server; the first wins.
-_GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
-    "response_format.json_schema": _wrapped_schema,
-    "response_format.schema": schema_grammar,
-    "json_schema": schema_grammar,
-    "guided_json": schema_grammar,
-    "structured_outputs.json": schema_grammar,
-    "guided_regex": _regex,
-    "structured_outputs.regex": _regex,
-    "guided_choice": _choice,
-    "structured_outputs.choice": _choice,
-    "guided_grammar": _text_grammar,
-    "structured_outputs.grammar": _text_grammar,
-    "response_format.type": _FORMS.__getitem__,
-    "response_format": _FORMS.__getitem__,
-}
-
-
 def _grammar(request: JsonObject) -> Grammar | None:
     for key, read in _GRAMMARS.items():
         if (value := request.get(key)) is None:
             continue
         try:
             return read(value)
-        except GrammarError as error:
-            raise InvalidRow("invalid_request", f"invalid `{key}`: {error.message}; {error.hint}") from error
-        except (AttributeError, LookupError, TypeError) as error:
-            raise InvalidRow("invalid_request", f"invalid `{key}`: {value!r}") from error
+        except (GrammarError, AttributeError, LookupError, TypeError) as error:
+            problem = f"invalid `{key}`: {value!r}; use a JSON Schema, a regular expression or a grammar"
+            raise InvalidRow("invalid_request", problem) from error
     return None

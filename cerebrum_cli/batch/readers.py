@@ -102,15 +102,15 @@ def open_input(source: Path) -> InputFile:
     """
     with readable(source):
         file = source.open("rb")
+    name, parts = str(source), chunks(file)
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
-        with file:
-            return spool_input(json_lines(file, str(source)), str(source))
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return InputFile(file, str(source))
+        parts = json_lines(file, name)
+    elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return InputFile(file, name)
     with file:
-        return spool_input(chunks(file), str(source))
+        return spool_input(parts, name)
 
 
 def chunks(stream: SupportsRead[bytes]) -> Iterator[bytes]:
@@ -246,20 +246,18 @@ def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator
             except UnicodeDecodeError as error:
                 raise UsageError(f"the input is not UTF-8 text (line {number})", "convert it to UTF-8") from error
 
+    offset, line = start, 1  # of the record that is read
     reader = csv.reader(taken(), delimiter=delimiter, strict=True)
-    while True:
-        offset, line = end, reader.line_num + 1
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            raise UsageError(
-                f"invalid quoting in the input: {error} (row at line {line})",
-                'double the quotes in a quoted field: "like ""this"""',
-            ) from error
-        if record is None:
-            return
-        if record:
-            yield offset, record
+    try:
+        for record in reader:
+            if record:
+                yield offset, record
+            offset, line = end, reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(
+            f"invalid quoting in the input: {error} (row at line {line})",
+            'double the quotes in a quoted field: "like ""this"""',
+        ) from error
 
 
 class IndexedRows:
@@ -303,10 +301,10 @@ class IndexedRows:
 def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
     """Yield notices of the first id that two rows have, and of keys without effect."""
     numbers = dict[RowId, int]()  # of the first rows with these ids
-    unused = dict[str, None]()
+    unused = set[str]()
     repeated = ""
     for row in map(rows.__getitem__, range(len(rows))):
-        unused |= dict.fromkeys(row.unused)
+        unused.update(row.unused)
         first = numbers.setdefault(row.id, row.number)
         if first != row.number:
             repeated = repeated or f"{rows.form.unit}s {first} and {row.number} have the id {row.id!r}"
@@ -314,7 +312,7 @@ def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
         yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
     if unused:
         hint = "cerebrum ask --set help lists the settings that rows can have"
-        yield NoticeEvent(f"keys without effect: {format_names(list(unused), _MAX_UNUSED)}", hint)
+        yield NoticeEvent(f"keys without effect: {format_names(sorted(unused), _MAX_UNUSED)}", hint)
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -342,10 +340,8 @@ def read_rows(
 
     `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
     is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields. A
-    csv has the `delimiter`, or one that its header shows.
+    csv has one of the characters in `delimiter` if given, or else one that its header shows.
     """
-    if delimiter and len(delimiter) > 1:
-        raise UsageError.invalid("--delimiter", delimiter, "one character")
     parsed = None if template is None else parse_template(template)
     if b"\0" in source.head:
         raise UsageError("the input is not UTF-8: it has NUL bytes", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")

@@ -170,14 +170,15 @@ def parse_template(text: str) -> Template:
     """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
     fields = []
     for piece in _PIECE.finditer(text):
+        field = piece["field"]
         place = f"in the template, at character {piece.start() + 1}"
         if len(piece[0]) == 1:
             raise UsageError(f"unmatched {piece[0]} {place}", "{name} is a field; write {{ and }} for literal braces")
-        if piece["field"] is None:
+        if field is None:
             continue
-        if not piece["field"].strip():
+        if not field.strip():
             raise UsageError(f"field without a name {place}", "write {NAME}")
-        fields.append(piece["field"].strip())
+        fields.append(field.strip())
     if not fields:
         raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
     return Template(text, tuple(dict.fromkeys(fields)))

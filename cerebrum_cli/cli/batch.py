@@ -37,7 +37,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
     input_format: str | None = option(
         None, "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
     )
-    delimiter: str | None = option(None, "Delimiter of a table, or tab [default: detected]", "Input", metavar="CHAR")
+    delimiter: str | None = option(None, "Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
     ignore_eos: bool = option(False, "Ignore end-of-sequence tokens (for benchmarks)", "Length")
     include_input: bool = option(False, "Copy each input row to the key `input` of its answer", "Output")
     restart: bool = option(False, "Start over; replace OUTPUT when done", "Output")

@@ -218,10 +218,10 @@ def test_json_row_has_a_grammar_of_its_own(body: dict[str, Any], grammar: Gramma
         ({"response_format": {"type": "json_schema"}}, "invalid `response_format.type`: 'json_schema'"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, "invalid `response_format.json_s"),
         ({"response_format": "json"}, "invalid `response_format`: 'json'"),
-        ({"guided_json": 5}, "invalid `guided_json`: cannot use the JSON schema: it is not a JSON object; it must be"),
-        ({"guided_json": "{"}, "invalid `guided_json`: cannot use the JSON schema: "),
+        ({"guided_json": 5}, "invalid `guided_json`: 5; use a JSON Schema, a regular expression or a grammar"),
+        ({"guided_json": "{"}, "invalid `guided_json`: '{'; use a JSON Schema"),
         ({"structured_outputs": {"regex": 5}}, "invalid `structured_outputs.regex`: 5"),
-        ({"guided_grammar": " "}, "invalid `guided_grammar`: the grammar is empty"),
+        ({"guided_grammar": " "}, "invalid `guided_grammar`: ' '"),
         ({"guided_choice": 5}, "invalid `guided_choice`: 5"),
         ({"guided_choice": "ab"}, "invalid `guided_choice`: 'ab'"),
     ],
@@ -246,7 +246,7 @@ def test_keys_without_effect_are_in_one_notice() -> None:
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     [(message, hint)] = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
-    assert message == "keys without effect: min_tokens, chat_template_kwargs.builtin_tools, ignore_eos"
+    assert message == "keys without effect: chat_template_kwargs.builtin_tools, ignore_eos, min_tokens"
     assert "--set help" in hint
     assert not notices_of(json.dumps(plain), "jsonl")
 
@@ -331,7 +331,6 @@ def test_csv_delimiter_is_found_in_the_header(header: str, record: str, options:
         ("csv", "id;text", None, "the input has no column `prompt`"),
         ("csv", "prompt;prompt", None, "the input has more than one column `prompt`"),
         ("jsonl", "{}", ";", "--delimiter does not apply to jsonl"),
-        ("csv", "prompt", ";;", "invalid --delimiter: ';;'"),
     ],
 )
 def test_delimiter_that_does_not_fit_is_an_error(shape: Shape, text: str, delimiter: str, message: str) -> None:

@@ -32,13 +32,12 @@ from cerebrum_cli.engine.sequence import Request
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
-UNSTATED = "unstated"
 # By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
 ENDS: Mapping[str, StopReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "complete"), "eos"),
     "stop_sequence": "stop string",
     **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
-    UNSTATED: "unstated",
+    "unstated": "unstated",
 }
 # Parts of reasons for which the reply is none, or is withheld. The reply is kept if the reason is unknown.
 FAILURES = re.compile(
@@ -267,7 +266,7 @@ def _vllm_chunk(choice: JsonObject, usage: JsonObject | None = None) -> ReplyChu
     if usage is None:
         return tokens
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    finish = choice.get("finish_reason") or UNSTATED
+    finish = choice.get("finish_reason") or "unstated"
     return _last(tokens, finish, choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
 
 

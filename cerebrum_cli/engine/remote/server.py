@@ -301,11 +301,9 @@ class Server:
         replies = info.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
-        events: list[SampleEvent] = []
-        for sample, reply in zip(samples, replies, strict=True):
+        for reply in replies:
             self._note_end(job, reply)
-            events += sample.add(reply)
-        return events
+        return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
     async def _receive_stream(self, job: PoolJob, info: ServerInfo, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
