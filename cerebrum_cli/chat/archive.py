@@ -84,7 +84,7 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
     if export_format == "markdown":
         return "\n\n".join(text for _, text in markdown_parts(store, session)) + "\n"
     messages, alternatives = store.messages(session), store.alternatives(session)
-    names: JsonDict = {"name": session.name, "model": session.model}
+    names = {"name": session.name, "model": session.model}
     key, turn = "messages", _openai_turn
     if export_format == "sharegpt":
         names = {"id": session.name}

@@ -193,7 +193,7 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
     named = overrides.get("model")
     if named is not None and absolute_reference(named) != session.model:
         return overrides
-    defaults: JsonDict = {"model": session.model, "format": session.format}
+    defaults = {"model": session.model, "format": session.format}
     for key, value in session.params.items():
         if session.origin == "chat" or key in KEPT:
             defaults[key] = value
@@ -203,7 +203,7 @@ def with_session_defaults(session: Session | None, overrides: Layer, is_remote: 
 
 
 def session_params(settings: Settings, model: InstalledModel) -> JsonDict:
-    params: JsonDict = {}
+    params = {}
     for key in PARAMS:
         value = getattr(settings, key)
         params[key] = list(map(str, value)) if isinstance(value, tuple) else value

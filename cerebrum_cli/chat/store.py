@@ -133,7 +133,7 @@ class Store:
 
     def summaries(self) -> list[SessionSummary]:
         """All sessions, most recently changed first."""
-        firsts: dict[int, tuple[int, str]] = {}
+        firsts = {}
         for session, count, content in self._rows(_FIRST_MESSAGES):
             firsts[session] = count, content
         return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in self._sessions(_LATEST_FIRST)]
@@ -247,7 +247,7 @@ class Store:
         parameters = {"query": search_words(text), "first": words[0], "words": json.dumps(words)}
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
-        hits: list[SearchHit] = []
+        hits = []
         queries = _MATCHES, _UNSPACED_MATCHES
         matches = (row for query in queries for row in self._opened().execute(query, parameters))
         with translated(self.path), contextlib.closing(matches):

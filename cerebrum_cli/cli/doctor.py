@@ -47,7 +47,7 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
     from cerebrum_cli.terminal.interrupts import interruptible
     from cerebrum_cli.terminal.reports import print_check_result
 
-    results: list[CheckResult] = []
+    results = []
     shown = ""
     with interruptible(""):
         for result in start_checks(app, overrides, options):

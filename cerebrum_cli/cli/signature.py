@@ -128,7 +128,7 @@ class DeclaredCommand(NamedTuple):
 
     def values(self, given: GivenOptions) -> dict[str, Any]:
         """The arguments of the function; those that nobody sets have its defaults. Raises UsageError."""
-        values: dict[str, Any] = {}
+        values = {}
         for name, parameter in self.parameters.items():
             if name not in self.groups:
                 if name in given.flags:

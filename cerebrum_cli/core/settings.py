@@ -200,7 +200,7 @@ def fold(*layers: Layer) -> Settings:
         if layer.get("think") is not None:
             thinks = OPTIONS["think"].validate(layer["think"]) != "off"
             mode = MODES[thinks]
-    parts: list[Layer] = []
+    parts = []
     for layer in layers:
         parts += [layer, layer.get(mode, {})]
     merged = SourcedLayer(*parts)

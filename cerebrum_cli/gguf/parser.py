@@ -251,7 +251,7 @@ def quoted(text: str) -> str:
 
 def _read_values(cursor: Cursor, count: int) -> tuple[dict[str, Value], tuple[int, int]]:
     """Read metadata values, and where those of the vocabulary begin and end."""
-    values: dict[str, Value] = {}
+    values = {}
     vocabulary = (0, 0)
     for _ in range(count):
         key = cursor.string("metadata key").decode("utf-8", "replace")

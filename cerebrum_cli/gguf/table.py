@@ -114,7 +114,7 @@ class Table:
 def read_table(name: str, paths: Sequence[Path]) -> Table:
     """Read a model, whose first file has the metadata. Raises ModelFileError for a damaged file or an unknown type."""
     metadata: Mapping[str, Value] = {}
-    tensors: dict[str, Tensor] = {}
+    tensors = {}
     for path in paths:
         tables = read_tables(path, whole=True)
         metadata = metadata or tables.values

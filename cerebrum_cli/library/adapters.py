@@ -76,7 +76,7 @@ def _check_metadata(path: Path, adapter: Tables, architecture: str) -> None:
 
 def _pairs(path: Path, tensors: Iterable[Tensor]) -> list[tuple[str, Tensor, Tensor]]:
     """The names of the tensors of a model that an adapter changes, each with the two factors of the change."""
-    factors: dict[str, Tensor] = {}
+    factors = {}
     for tensor in tensors:
         if tensor.name.endswith((A, B)):
             factors[tensor.name] = tensor

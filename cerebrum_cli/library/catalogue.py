@@ -133,7 +133,7 @@ def load_catalogue(paths: Sequence[Path]) -> tuple[ModelSpec, ...]:
     A later file adds rows and overrides single keys of earlier ones; a table such as `quantizations` counts as one key.
     Raises ConfigError with file, row and key.
     """
-    specs: dict[str, ModelSpec] = {}
+    specs = {}
     rows: dict[str, JsonDict] = {}
     for path in paths:
         try:

@@ -119,7 +119,7 @@ class DownloadPlanner:
     def _plan_spec(self, spec: ModelSpec, request: PlanRequest) -> DownloadPlan:
         if not spec.sources:
             raise ModelNotFound(f"{spec.name} cannot be downloaded", spec.notes)
-        errors: list[ModelNotFound] = []
+        errors = []
         for source in spec.sources:
             try:
                 listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
@@ -162,7 +162,7 @@ class DownloadPlanner:
             raise ModelNotFound(f"{listing.repo_id} has no GGUF model", "see its page on the Hub")
         spec = spec or self._spec_of(listing, models)
         candidates = list(models)
-        usable: list[Variant] = []
+        usable = []
         known = None  # the header of one of these
         while True:
             plan = self._assess(spec, listing, candidates, request, known)
@@ -213,7 +213,7 @@ class DownloadPlanner:
 
 def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
     """Request listings at the same time, without those that the Hub does not give at once."""
-    listings: dict[str, Listing] = {}
+    listings = {}
 
     def request(repo_id: str) -> None:
         with contextlib.suppress(ModelNotFound, PullError):

@@ -340,7 +340,7 @@ def _connection_error(error: httpx2.TransportError) -> HubError:
     causes: list[BaseException] = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
-    known: dict[type[BaseException], tuple[str, int]] = {  # the problem and the number of retries; the first match wins
+    known = {  # the problem and the number of retries; the first match wins
         socket.gaierror: ("cannot resolve the host name", 1),
         ssl.SSLError: ("cannot verify its certificate", 0),
         TimeoutError: ("timed out", 5),

@@ -74,7 +74,7 @@ def describe(
 
 def _asked(model: InstalledModel, settings: Settings) -> JsonDict:
     """Settings of a question, without those of samplers."""
-    asked: JsonDict = {
+    asked = {
         "format": settings.format or model.default_format,
         "context": planned_context(settings.ctx, model.trained_context),
     }

@@ -40,7 +40,7 @@ class Keyboard:
 
         With `types_ahead` line editing is off too, so that the text reaches the prompt unchanged; Ctrl-C still works.
         """
-        handlers: dict[int, Any] = {}
+        handlers = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
             actions = {signal.SIGTSTP: self._on_stop, signal.SIGQUIT: self._on_stop, signal.SIGCONT: self._on_continue}
             handlers = {number: signal.signal(number, action) for number, action in actions.items()}

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import groupby
 from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
@@ -172,7 +172,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
         title += f"; the runs differ in {differing}"
     print_title(streams, title)
     is_of_votes = max(before.samples_per_question, after.samples_per_question) > 1
-    rows: list[Sequence[Any]] = [
+    rows = [
         (f"accuracy of {before.name}", f"{comparison.accuracy_a:.3f}", ""),
         (f"accuracy of {after.name}", f"{comparison.accuracy_b:.3f}", ""),
         ("difference", f"{points(comparison.difference)} points", points_range(comparison.interval)),

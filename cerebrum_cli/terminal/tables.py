@@ -241,7 +241,7 @@ def print_table(
     from rich.cells import cell_len
     from rich.console import Console
 
-    cells: list[Sequence[str]] = [headings]
+    cells = [headings]
     for row in rows:
         cells.append([_cell(value).translate(_ONE_LINE) for value in row])
     columns = dict(zip(headings, zip(*cells, strict=True), strict=True))

@@ -36,7 +36,7 @@ CODE_STYLE = "markdown.code"
 def inline_text(line: str, renders_math: bool = True) -> Text:
     """A line with its styling, and with mathematics as Unicode."""
     text = Text()
-    styles: list[str] = []
+    styles = []
     for token in PARSER.parseInline(line)[0].children or ():
         name = token.type.removesuffix("_open").removesuffix("_close")
         if token.nesting > 0:

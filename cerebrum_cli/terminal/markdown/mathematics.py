@@ -132,7 +132,7 @@ def to_unicode(latex: str, is_display: bool = True) -> str | None:
         text = UNKNOWN.sub(lambda unknown: unknown[0].translate(TO_LITERAL), writer.nodelist_to_text(nodes))
     except (LatexWalkerError, RecursionError, ValueError):
         return None
-    lines: list[str] = []
+    lines = []
     for row in text.strip().split("\n"):
         pieces = BLOCK.split(spaced(row))
         blocks = [writer.blocks[int(piece)] if at % 2 else EnvironmentRows([piece]) for at, piece in enumerate(pieces)]

@@ -104,7 +104,7 @@ class MarkdownStream:
         options = self._console.options
         max_rows = max(1, (options.size.height - 1) * 2 // 3)
         reader = copy(self._reader)
-        changing: list[Block] = []
+        changing = []
         if self._line and not _AMBIGUOUS_LINE.fullmatch(self._line):
             changing = reader.read(self._line)
         changing += reader.unfinished()
@@ -177,7 +177,7 @@ def common_length(first: list[Row], second: list[Row]) -> int:
 
 
 def render_rows(console: Console, blocks: Iterable[Block]) -> list[Row]:
-    rows: list[Row] = []
+    rows = []
     for part in parts(console, blocks):
         rows += [_without_padding(row) for row in console.render_lines(part, pad=False)]
     return rows

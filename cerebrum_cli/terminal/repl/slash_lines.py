@@ -100,7 +100,7 @@ def split_paths(text: str) -> tuple[list[Path], str]:
 
     A text that begins with none is one path. Raises UsageError for an empty path.
     """
-    paths: list[Path] = []
+    paths = []
     while text and (path := first_path(text)):
         paths.append(parse_path(path))
         text = text[len(path) :].lstrip(", \t\n")
@@ -182,7 +182,7 @@ def setting_hint(argument: str) -> str:
 def help_text(rows: Sequence[tuple[str, str]], width: int) -> str:
     """Rows of help, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     indent = max(len(typed) for typed, _ in rows) + 2
-    lines: list[str] = []
+    lines = []
     for typed, summary in rows:
         if width >= 2 * indent:
             lines += wrap(f"{typed:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
