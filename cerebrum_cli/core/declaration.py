@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, dataclass_transform, get_args
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import enumeration
 
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
@@ -201,9 +202,7 @@ def to_text(declared: Option, value: Any) -> str:
     choices = declared.choices
     if isinstance(value, str) and (not choices or value in choices):
         return value
-    if len(choices) < 2:
-        raise InvalidValue(value, choices[0] if choices else "text")
-    raise InvalidValue(value, f"{', '.join(choices[:-1])} or {choices[-1]}")
+    raise InvalidValue(value, enumeration(choices, "or") or "text")
 
 
 def to_texts(_: Option, value: Any) -> tuple[str, ...]:

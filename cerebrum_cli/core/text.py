@@ -34,9 +34,9 @@ def format_names(names: Sequence[str], most: int = 3) -> str:
     return shown
 
 
-def enumeration(clauses: Sequence[str]) -> str:
-    """Clauses with commas, and with "and" before the last; empty without any."""
-    return " and ".join(filter(None, [", ".join(clauses[:-1]), *clauses[-1:]]))
+def enumeration(clauses: Sequence[str], word: str = "and") -> str:
+    """Clauses with commas, and with a word before the last; empty without any."""
+    return f" {word} ".join(filter(None, [", ".join(clauses[:-1]), *clauses[-1:]]))
 
 
 def did_you_mean(name: str, known: Sequence[str], count: int = 1, cutoff: float = 0.6) -> str:
