@@ -219,12 +219,10 @@ def _optional_model(field: Field) -> str | None:
 
 def _model(field: Field) -> str:
     """A model name, also in mergekit's mapping forms: a path, possibly within `model`."""
-    if isinstance(field.value, dict) and "model" in field.value:
-        field.require_keys(("model",))
-        return _model(field["model"])
     if isinstance(field.value, dict):
-        field.require_keys(("path",))
-        return _model(field["path"])
+        key = "model" if "model" in field.value else "path"
+        field.require_keys((key,))
+        return _model(field[key])
     name = field.text("a model name")
     if "+" in name and not name.lower().endswith(".gguf"):  # mergekit's `model+lora`
         raise field.error(f"{quoted(name)}: LoRA adapters are not supported", "name a model without a `+`")
