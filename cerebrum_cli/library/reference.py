@@ -203,8 +203,6 @@ def variant_of(file: str) -> Variant:
 def is_model(file: str) -> bool:
     stem, part, total = _parse_split(file)
     stem = PurePosixPath(stem).name
-    if total is None:
-        total = 1
     if not stem or not file.lower().endswith(_SUFFIX) or not 1 <= part <= total:
         return False
     if _IMATRIX.search(stem) and not _LABEL.search(stem):
@@ -226,7 +224,7 @@ def in_quantization(models: Iterable[Variant], quantization: str | None) -> list
 def parts_of(name: str) -> tuple[str, ...]:
     """File names of a model, from the name of one of its files: itself, or all parts of a split file."""
     stem, part, total = _parse_split(name)
-    if total is None or not 1 <= part <= total:
+    if total == 1 or not 1 <= part <= total:
         return (name,)
     return tuple(f"{stem}-{number:05}-of-{total:05}{name[-len(_SUFFIX) :]}" for number in range(1, total + 1))
 
@@ -262,9 +260,9 @@ def same_quantization(first: str, second: str) -> bool:
     return short == long or bool(re.fullmatch(r"-[\d.]+BPW", long.removeprefix(short)))
 
 
-def _parse_split(file: str) -> tuple[str, int, int | None]:
-    """Split a file name into stem, part number and number of parts; 1 and None for a file that is not split."""
+def _parse_split(file: str) -> tuple[str, int, int]:
+    """Split a file name into stem, part number and number of parts; 1 of 1 for a file that is not split."""
     stem = file[: -len(_SUFFIX)] if file.lower().endswith(_SUFFIX) else file
     if match := _SPLIT.search(stem):
         return stem[: match.start()], int(match[1]), int(match[2])
-    return stem, 1, None
+    return stem, 1, 1
