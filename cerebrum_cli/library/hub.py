@@ -297,7 +297,9 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     status = response.status_code
     code = response.headers.get("X-Error-Code")
     repo_id = "/".join(subject.split("/")[:2])
-    page = _page(repo_id, kind)
+    page = f"{_endpoint()}/{repo_id}"
+    if kind == "dataset":
+        page = f"{_endpoint()}/datasets/{repo_id}"
     if code == "RevisionNotFound":
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
@@ -310,12 +312,6 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
     wait_s = float(limit[1]) if limit else None
     return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
-
-
-def _page(repo_id: str, kind: RepositoryKind) -> str:
-    if kind == "dataset":
-        return f"{_endpoint()}/datasets/{repo_id}"
-    return f"{_endpoint()}/{repo_id}"
 
 
 def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:
