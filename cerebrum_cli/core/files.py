@@ -17,7 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ModelFileError, UsageError
 from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
@@ -85,6 +85,16 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
+
+
+@contextlib.contextmanager
+def reading_model(path: Path) -> Iterator[None]:
+    """Raise ModelFileError for a file of a model that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or an empty file to map
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFileError(path, f"cannot be read: {reason}") from error
 
 
 def require_space(directory: Path, need: int, error_type: type[CerebrumError], elsewhere: str) -> None:

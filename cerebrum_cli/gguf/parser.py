@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 Scalar = str | int | float | bool
@@ -187,17 +188,13 @@ def read_tables(path: Path, whole: bool = False) -> Tables:
 
     Raises ModelFileError for a path or file that cannot be opened, or is damaged.
     """
-    try:
+    with reading_model(path):
         if not path.is_file():
             raise ModelFileError(path, "is not a file" if path.exists() else "file not found", "name a .gguf file")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
                 return parse_tables(path, data, size, whole)
-    except OSError as error:
-        raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a path with a zero byte, or an empty file
-        raise ModelFileError(path, f"cannot be read: {error}") from error
 
 
 def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = False) -> Tables:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, translate_os_errors
+from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 
 Source = Literal["package", "local", "hub", "merge", "ollama", "lmstudio"]
 
@@ -157,7 +157,7 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
 
     digest = hashlib.sha256()
     done = 0
-    try:
+    with reading_model(path):
         before = path.stat()
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK):
@@ -166,8 +166,6 @@ def hash_file(path: Path, on_progress: OnProgress | None = None) -> RegistryEntr
                 if on_progress:
                     on_progress(done, before.st_size)
         after = path.stat()
-    except OSError as error:
-        raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
     if (before.st_ino, before.st_size, before.st_mtime_ns) != (after.st_ino, after.st_size, after.st_mtime_ns):
         raise ModelFileError(path, "changed while it was read", "run it again when the file is complete")
     return RegistryEntry("", path, before.st_size, digest.hexdigest(), before.st_mtime_ns)

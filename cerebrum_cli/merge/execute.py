@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
-from cerebrum_cli.core.files import commit_file, translate_os_errors, unfinished_file, write_all
+from cerebrum_cli.core.files import commit_file, reading_model, translate_os_errors, unfinished_file, write_all
 from cerebrum_cli.gguf.parser import Tensor, aligned
 from cerebrum_cli.library.registry import OnProgress
 from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
@@ -142,20 +142,16 @@ class TensorEvaluator(contextlib.ExitStack):
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
-        try:
+        with reading_model(tensor.path):
             data = os.pread(self._files[tensor.path], size, tensor.offset + begin)
-        except OSError as error:
-            raise ModelFileError(tensor.path, f"cannot be read: {error.strerror}") from error
         if len(data) != size:
             raise ModelFileError(tensor.path, "the file was truncated during the merge")
         return data
 
     def _open_file(self, path: Path) -> None:
         if path not in self._files:
-            try:
+            with reading_model(path):
                 self._files[path] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise ModelFileError(path, f"cannot be read: {error.strerror}") from error
             self.callback(os.close, self._files[path])
 
     def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
