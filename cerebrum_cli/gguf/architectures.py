@@ -32,42 +32,25 @@ class ArchitectureFacts(NamedTuple):
     is_sequential: bool = False
 
 
-ARCHITECTURES = {
+_FACTS = {  # of the architectures that a key names
     "afmoe": ArchitectureFacts(window_period=4, layer_period=4),
-    "bailingmoe3": ArchitectureFacts(rolls_back=True),
-    "cohere2": ArchitectureFacts(window_period=4),
-    "cohere2moe": ArchitectureFacts(window_period=-4),
+    "bailingmoe3 glm5-next kimi-k3 lfm2 lfm2moe nemotron_h nemotron_h_moe qwen4exp": ArchitectureFacts(rolls_back=True),
+    "cohere2 exaone4 mellum muse-glimmer olmo2": ArchitectureFacts(window_period=4),
+    "cohere2moe laguna smallthinker": ArchitectureFacts(window_period=-4),
     "deepseek4": ArchitectureFacts(rolls_back=True, needs_equal_cache_types=True),
     "exaone-moe": ArchitectureFacts(window_period=4, default_window=128),
-    "exaone4": ArchitectureFacts(window_period=4),
     "gemma2": ArchitectureFacts(window_period=2, default_window=4096),
     "gemma3": ArchitectureFacts(window_period=6),
     "gemma3n": ArchitectureFacts(window_period=5),
-    "glm5-next": ArchitectureFacts(rolls_back=True),
     "gpt-oss": ArchitectureFacts(window_period=2),
-    "grok": ArchitectureFacts(has_stable_attention=False),
-    "kimi-k3": ArchitectureFacts(rolls_back=True),
-    "kimi-linear": ArchitectureFacts(is_sequential=True),
-    "laguna": ArchitectureFacts(window_period=-4),
-    "lfm2": ArchitectureFacts(rolls_back=True),
-    "lfm2moe": ArchitectureFacts(rolls_back=True),
+    "grok minimax-m3": ArchitectureFacts(has_stable_attention=False),
+    "kimi-linear minimax-01 plamo2": ArchitectureFacts(is_sequential=True),
     "llama4": ArchitectureFacts(window_period=4, default_window=8192, layer_period=4),
-    "mellum": ArchitectureFacts(window_period=4),
-    "minimax-01": ArchitectureFacts(is_sequential=True),
-    "minimax-m3": ArchitectureFacts(has_stable_attention=False),
-    "muse-glimmer": ArchitectureFacts(window_period=4),
-    "nemotron_h": ArchitectureFacts(rolls_back=True),
-    "nemotron_h_moe": ArchitectureFacts(rolls_back=True),
-    "olmo2": ArchitectureFacts(window_period=4),
-    "plamo2": ArchitectureFacts(is_sequential=True),
     "plamo3": ArchitectureFacts(window_period=8),
-    "qwen35": ArchitectureFacts(layer_period=4, rolls_back=True),
-    "qwen35moe": ArchitectureFacts(layer_period=4, rolls_back=True),
-    "qwen3next": ArchitectureFacts(layer_period=4),
-    "qwen4exp": ArchitectureFacts(rolls_back=True),
-    "smallthinker": ArchitectureFacts(window_period=-4),
-    "smollm3": ArchitectureFacts(layer_period=4),
+    "qwen35 qwen35moe": ArchitectureFacts(layer_period=4, rolls_back=True),
+    "qwen3next smollm3": ArchitectureFacts(layer_period=4),
 }
+ARCHITECTURES = {name: facts for names, facts in _FACTS.items() for name in names.split()}
 
 
 def facts_of(architecture: str) -> ArchitectureFacts:
