@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -43,14 +43,14 @@ PENDING_PER_THREAD = 3  # chunks computed or queued per thread
 CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
 # Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
 # weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
-SCALE_OFFSETS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), (0,)),
-    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), (0,)),
-    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2)),
+_OFFSETS = {
+    "Q4_0 Q5_0 Q8_0 IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS": (0,),
+    "Q4_1 Q5_1 Q4_K Q5_K": (0, 2),
     "Q2_K": (80, 82),
     "Q3_K": (108,),
     "Q6_K": (208,),
 }
+SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name in names.split()}
 
 CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number

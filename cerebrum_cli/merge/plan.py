@@ -24,14 +24,14 @@ Metadata = dict[str, Value]
 Origins = Sequence[tuple[str, int]]  # a model and the number of a layer in it, for each layer
 
 # Keys that describe a source file and do not hold for a merge of it.
-_NOT_INHERITED = (
-    "version organization author basename finetune description quantized_by size_label url doi uuid repo_url"
-)
-_DROPPED_PREFIXES: tuple[str, ...] = (
-    *("general.source.", "general.base_model.", "split.", "cerebrum.", "imatrix.", "quantize.imatrix."),
-    "tokenizer.",  # the tokenizer may be another model's
-)
-_DROPPED = frozenset(f"general.{key}" for key in (*_NOT_INHERITED.split(), "parameter_count", "alignment", "file_type"))
+_NOT_INHERITED = """
+version organization author basename finetune description quantized_by size_label url doi uuid repo_url parameter_count
+alignment file_type
+"""
+_DROPPED = frozenset(f"general.{key}" for key in _NOT_INHERITED.split())
+# The tokenizer may be another model's.
+_PREFIXES = "general.source. general.base_model. split. cerebrum. imatrix. quantize.imatrix. tokenizer."
+_DROPPED_PREFIXES = tuple(_PREFIXES.split())
 
 
 def merged_metadata(
@@ -107,19 +107,15 @@ def base_models(tables: Iterable[Table]) -> Metadata:
 
 TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 # Values of --type: the types llama.cpp can write without an importance matrix.
-WRITABLE = (
-    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
-    *("Q4_K", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K", "Q2_K"),
-)
+_WRITABLE = "F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K IQ4_NL Q4_1 Q4_0 Q3_K Q2_K"
+WRITABLE = tuple(_WRITABLE.split())
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
 FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LAST_FALLBACK = "F16"
 # Small tensors used at full precision, which llama.cpp does not quantize.
-NOT_QUANTIZED = (
-    *("_norm", "ffn_gate_inp", "ssm_conv1d", "shortconv"),
-    *("time_mix_", "attn_rel_b", "position_embd", "token_types"),
-)
+_NOT_QUANTIZED = "_norm ffn_gate_inp ssm_conv1d shortconv time_mix_ attn_rel_b position_embd token_types"
+NOT_QUANTIZED = tuple(_NOT_QUANTIZED.split())
 MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
 MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight

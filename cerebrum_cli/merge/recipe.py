@@ -94,10 +94,10 @@ class Recipe:
 
 
 _METHODS: tuple[Method, ...] = get_args(Method)
-_KEYS = (
-    *("merge_method", "slices", "models", "base_model", "parameters", "dtype", "out_dtype"),
-    *("tokenizer_source", "tokenizer", "chat_template", "name"),
-)
+_TOP_LEVEL = """
+merge_method slices models base_model parameters dtype out_dtype tokenizer_source tokenizer chat_template name
+"""
+_KEYS = tuple(_TOP_LEVEL.split())
 _PARAMETERS = ("weight", "normalize", "t", "scale", "lambda")
 # Parameters of other mergekit methods, or of its execution, which published recipes contain without using them.
 _UNUSED_PARAMETERS = ("density", "embed_slerp", "epsilon", "gamma", "int8_mask", "rescale")

@@ -70,12 +70,8 @@ _BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
 }
 
 # Architectures whose norms multiply by w + 1; llama.cpp's converter adds the 1 (llama.cpp 0c1e57098, conversion/).
-_NORMS_PLUS_ONE = frozenset(
-    (
-        *("gemma", "gemma2", "gemma3", "gemma-embedding", "minimax-m3"),
-        *("nemotron", "qwen3next", "qwen35", "qwen35moe", "step35"),
-    )
-)
+_PLUS_ONE = "gemma gemma2 gemma3 gemma-embedding minimax-m3 nemotron qwen3next qwen35 qwen35moe step35"
+_NORMS_PLUS_ONE = tuple(_PLUS_ONE.split())
 # Factors of RoPE, which follow from the configuration and are not weights.
 CONSTANTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"))
 
