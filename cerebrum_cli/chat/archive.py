@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -278,7 +278,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
             return ""
         return entry[0]
 
-    with contextlib.suppress(FileNotFoundError):
+    with suppress(FileNotFoundError):
         text = path.read_bytes().decode("utf-8", "surrogateescape")
         kept = _TYPED.sub(without, text)
         if kept != text:

@@ -6,8 +6,8 @@ of messages; the engine still holds the tokens of the shared prefix, so these ar
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.history import (
@@ -131,7 +131,7 @@ class Chat:
 
     def _remove_empty_session(self) -> None:
         if self.session and self.session.leaf is None:
-            with contextlib.suppress(SessionError):
+            with suppress(SessionError):
                 self.history.store.remove(self.session)
             self.switch_session(None, self.name)
 

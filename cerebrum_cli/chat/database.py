@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from cerebrum_cli.chat.session import printable_name
@@ -83,7 +83,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise SessionError(f"{error.filename}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
-    with contextlib.suppress(OSError):  # opening it reports the error
+    with suppress(OSError):  # opening it reports the error
         path.touch(mode=0o600, exist_ok=False)
     with translated(path):
         database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -118,7 +118,7 @@ def prepare(database: sqlite3.Connection) -> None:
         database.execute(f"PRAGMA user_version = {VERSION}")
 
 
-@contextlib.contextmanager
+@contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
     with database:  # commits, or rolls back
         database.execute("BEGIN IMMEDIATE")
@@ -145,7 +145,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
     if not path.exists():
         return None
     uri = f"{path.absolute().as_uri()}?mode=rw"
-    with translated(path), contextlib.closing(sqlite3.connect(uri, uri=True)) as database:
+    with translated(path), closing(sqlite3.connect(uri, uri=True)) as database:
         require_known_version(database, path)
         (problem,) = database.execute("PRAGMA integrity_check(1)").fetchone()
         if problem != "ok":
@@ -160,7 +160,7 @@ def check_integrity(path: Path) -> tuple[int, int, int] | None:
         return 0, 0, 0
 
 
-@contextlib.contextmanager
+@contextmanager
 def translated(path: Path | None) -> Iterator[None]:
     """Raise SessionError for an error of SQLite."""
     try:

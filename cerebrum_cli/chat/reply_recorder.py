@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.history import (
@@ -87,12 +87,12 @@ class ReplyRecorder:
         """
         start = time.monotonic()
         next_save = start + save_interval(0.0)
-        with contextlib.closing(self.reply.events()) as events:
+        with closing(self.reply.events()) as events:
             for event in events:
                 now = time.monotonic()
                 if self._has_output and now >= next_save:
                     next_save = now + save_interval(now - start)
-                    with contextlib.suppress(SessionError):  # generation continues; it is saved at the end
+                    with suppress(SessionError):  # generation continues; it is saved at the end
                         self._save(None)
                 if isinstance(event, FinishEvent) and event.reason == "context" and event.has_all_tokens:
                     self._prefix, self.prefill = tuple(self.reply.sampled), None
@@ -117,7 +117,7 @@ class ReplyRecorder:
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
         if isinstance(error, INTERRUPTIONS) or (self._has_output and not isinstance(error, SessionError)):
-            with contextlib.suppress(SessionError):
+            with suppress(SessionError):
                 self._save("cancelled")
                 return
         try:

@@ -5,11 +5,11 @@ Several processes may use one database; each opens its own connection, on the th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -250,7 +250,7 @@ class Store:
         hits = []
         queries = _MATCHES, _UNSPACED_MATCHES
         matches = (row for query in queries for row in self._opened().execute(query, parameters))
-        with translated(self.path), contextlib.closing(matches):
+        with translated(self.path), closing(matches):
             for row in matches:
                 session = sessions.get(session_of.get(row["id"], row["session"]))
                 if session:
@@ -271,12 +271,12 @@ class Store:
         with translated(self.path):
             return self._opened().execute(query, values).fetchall()
 
-    @contextlib.contextmanager
+    @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """The database in a transaction, or in the one that is open."""
         with translated(self.path):
             database = self._opened()
-            with contextlib.nullcontext() if database.in_transaction else transaction(database):
+            with nullcontext() if database.in_transaction else transaction(database):
                 yield database
 
     def _opened(self) -> sqlite3.Connection:
@@ -292,7 +292,7 @@ class Store:
             raise SessionError(f"session {session.name!r} was deleted by another process", "start a new one")
         return replace(session, **values)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _unique_name(self, name: str) -> Iterator[None]:
         try:
             yield

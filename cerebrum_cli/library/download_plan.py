@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
@@ -216,7 +216,7 @@ def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
     listings = {}
 
     def request(repo_id: str) -> None:
-        with contextlib.suppress(ModelNotFound, PullError):
+        with suppress(ModelNotFound, PullError):
             listings[repo_id] = list_repository(repo_id)
 
     # Daemon threads: those of a pool would delay the exit after Ctrl-C.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -208,7 +208,7 @@ def _found_repository(item: JsonObject) -> FoundRepository:
     )
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_file(
     listing: Listing, name: str, start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, Iterator[bytes]]]:
@@ -217,7 +217,7 @@ def open_file(
     Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.
     """
     subject = f"{listing.repo_id}/{name}"
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         with _translated(subject, listing.kind) as timeout:
             from huggingface_hub import get_session, hf_hub_url
             from huggingface_hub.utils._http import hf_raise_for_status
@@ -265,7 +265,7 @@ def _not_a_hub() -> HubError:
     )
 
 
-@contextlib.contextmanager
+@contextmanager
 def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]:
     """Translate the errors of requests about `subject`. Yields their time-out in seconds."""
     timeout = float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -62,14 +62,14 @@ class Puller(DownloadPlanner):
         try:
             self.library.resolve(None)
         except CerebrumError:
-            with contextlib.suppress(ConfigError):  # a read-only directory has no default model
+            with suppress(ConfigError):  # a read-only directory has no default model
                 self.library.registry.set_default(model.reference)
         return model
 
     def pull_vocabulary(self, reference: Reference) -> InstalledModel:
         """Download the header of a model, with its vocabulary, unless the model is installed."""
         library = self.library
-        with contextlib.suppress(ModelNotFound):
+        with suppress(ModelNotFound):
             return library.find(reference)
         spec = library.spec_of(reference)
         if spec and (spec.package or spec.recipe):

@@ -5,10 +5,10 @@ It is one small JSON file that several processes may change at the same time.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -107,18 +107,18 @@ class Registry:
 
     def remember_digest(self, digest: RegistryEntry) -> None:
         """Store a digest, which is valid until its file changes; those of deleted unregistered files are dropped."""
-        with contextlib.suppress(ConfigError), self._locked() as (files, default):  # it can be computed again
+        with suppress(ConfigError), self._locked() as (files, default):  # it can be computed again
             others = (entry for entry in files if entry.name or (entry.path != digest.path and exists(entry.path)))
             self._write([*others, digest], default)
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             marker = self.directory / USED / key
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
-    @contextlib.contextmanager
+    @contextmanager
     def _locked(self) -> Iterator[tuple[list[RegistryEntry], str | None]]:
         with translate_os_errors(ConfigError, self.directory / FILE):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Registry:
         """All models and digests, and the default model."""
         path = self.directory / FILE
         try:
-            with translate_os_errors(ConfigError, path), contextlib.suppress(FileNotFoundError):
+            with translate_os_errors(ConfigError, path), suppress(FileNotFoundError):
                 value = read_small_json(path)
                 if value["version"] != _VERSION:
                     raise ValueError(f"version {value['version']!r}, not {_VERSION}")

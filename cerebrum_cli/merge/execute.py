@@ -6,13 +6,13 @@ are written.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod, sqrt
@@ -63,7 +63,7 @@ def llama_codec() -> Codec:
     return LlamaCodec()
 
 
-class TensorEvaluator(contextlib.ExitStack):
+class TensorEvaluator(ExitStack):
     """Compute tensors with a thread pool; the end of its context ends the threads and closes the source files."""
 
     def __init__(self, open_codec: CodecFactory, threads: int) -> None:

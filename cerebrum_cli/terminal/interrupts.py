@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -73,7 +73,7 @@ class Signals:
             # Also instead of an error caused by the lost terminal.
             raise Interrupted(self.exit_signal, self.hint) from None
 
-    @contextlib.contextmanager
+    @contextmanager
     def acting(self, action: SignalAction) -> Iterator[None]:
         """Use an action for signals in this context, including an exit signal already received."""
         previous, self._action = self._action, action
@@ -84,7 +84,7 @@ class Signals:
         finally:
             self._action = previous
 
-    @contextlib.contextmanager
+    @contextmanager
     def generating(self, cancel: Callable[[], None], end_reasoning: EndReasoning = nothing_to_end) -> Iterator[None]:
         """End the reasoning or cancel on a signal; if it was cancelled, raise Interrupted on exit, whatever was raised.
 
@@ -150,7 +150,7 @@ class Signals:
             self.raise_interrupted(signum)
 
 
-@contextlib.contextmanager
+@contextmanager
 def interruptible(hint: str) -> Iterator[None]:
     """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless two more signals come."""
     signals = Signals(hint=hint)

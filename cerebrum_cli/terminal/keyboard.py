@@ -5,13 +5,13 @@ Shells with job control set their own modes when a job stops, and few put the jo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import termios
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -34,7 +34,7 @@ class Keyboard:
     def restore(self) -> None:
         self._set_modes(self._initial_modes, marks_pastes=False)
 
-    @contextlib.contextmanager
+    @contextmanager
     def without_echo(self, types_ahead: bool = False) -> Iterator[None]:
         """Turn off echo, so that typed text does not land in the answer; a shell reads it afterwards.
 
@@ -60,7 +60,7 @@ class Keyboard:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
-    @contextlib.contextmanager
+    @contextmanager
     def prompting(self) -> Iterator[None]:
         modes, self._modes = self._modes, None
         try:
@@ -68,7 +68,7 @@ class Keyboard:
         finally:
             self._set_modes(modes, marks_pastes=True)
 
-    @contextlib.contextmanager
+    @contextmanager
     def released(self) -> Iterator[None]:
         """Give another program the terminal in its initial modes; restore the current ones on exit."""
         modes, marks_pastes = self._current_modes(), self._marks_pastes
@@ -104,7 +104,7 @@ class Keyboard:
         if marks_pastes or self._marks_pastes:
             self._marks_pastes = marks_pastes
             marks = PASTE_ON if marks_pastes else PASTE_OFF
-            with contextlib.suppress(OSError):  # the terminal was closed
+            with suppress(OSError):  # the terminal was closed
                 os.write(self._descriptor, marks.encode())
 
     def _apply(self, modes: list[Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 import termios
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
 from typing import BinaryIO, TextIO
@@ -127,7 +127,7 @@ class Streams:
         is_shown = style in (BOLD, DIM) or environment("NO_COLOR") is None
         return f"\x1b[{style}m{text}\x1b[0m" if style and is_shown and self.can_style else text
 
-    @contextlib.contextmanager
+    @contextmanager
     def writing_answer(self) -> Iterator[None]:
         """Raise the errors of `answer` for any way of writing it; later output is discarded silently."""
         try:

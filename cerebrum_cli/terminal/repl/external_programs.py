@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import shlex
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
@@ -58,7 +58,7 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
         programs = (*programs, TMUX)
     for command in programs:
         if shutil.which(command[0]):
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
+            with suppress(OSError, subprocess.SubprocessError):
                 # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
                 quiet, data = subprocess.DEVNULL, text.encode()
                 subprocess.run(command, input=data, stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -197,7 +197,7 @@ class SlashCompleter(Completer):
         if kind == "setting" and space:
             candidates, argument = SETTING_VALUES.get(setting_key(key), ()), value.lstrip()
         elif kind:
-            with contextlib.suppress(CerebrumError):  # an unreadable database is reported when a command needs it
+            with suppress(CerebrumError):  # an unreadable database is reported when a command needs it
                 candidates = self._candidates[kind]()
         for candidate in candidates:
             if candidate.startswith(argument):
@@ -214,5 +214,5 @@ class PromptHistory(FileHistory):
         super().__init__(str(path))
 
     def store_string(self, string: str) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             super().store_string(string)

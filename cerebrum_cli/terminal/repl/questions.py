@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import select
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -125,7 +125,7 @@ class PlainPrompt:
         with self.signals.acting(raise_at_prompt):
             is_typed_ahead = self._has_input(0)
             lines = [self._read_line(PROMPT)]
-            with contextlib.suppress(EOFError):  # it ends the chat when it is read again
+            with suppress(EOFError):  # it ends the chat when it is read again
                 while not is_typed_ahead and self._has_input(PASTE_GAP_S):
                     lines.append(self._read_line(""))
             if len(lines) > 1:

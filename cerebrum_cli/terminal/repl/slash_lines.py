@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from textwrap import wrap
@@ -126,7 +126,7 @@ def parse_path(argument: str) -> Path:
     Raises UsageError for an empty path, which Path takes for the working directory.
     """
     if not exists(Path(expand_user(argument))):
-        with contextlib.suppress(ValueError):
+        with suppress(ValueError):
             [argument] = shlex.split(argument)
     if not argument:
         raise UsageError("the path is empty", "name a file; `.` is the working directory")
