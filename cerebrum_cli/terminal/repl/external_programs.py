@@ -15,15 +15,9 @@ from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
 DEFAULT_EDITORS = ("nano", "vi")
-CLIPBOARD_PROGRAMS: tuple[tuple[str, ...], ...] = (
-    ("wl-copy",),
-    ("xclip", "-selection", "clipboard"),
-    ("xsel", "--clipboard", "--input"),
-    ("pbcopy",),
-    ("clip.exe",),
-)
+CLIPBOARD_PROGRAMS = ("wl-copy", "xclip -selection clipboard", "xsel --clipboard --input", "pbcopy", "clip.exe")
 # tmux ignores OSC 52 from its programs unless `set-clipboard` is on, but writes it itself for this command.
-TMUX = ("tmux", "load-buffer", "-w", "-")
+TMUX = "tmux load-buffer -w -"
 TMUX_COPIES = "tmux, to its buffer and, if the terminal supports it, to the clipboard"
 CLIPBOARD_TIMEOUT_S = 5.0
 
@@ -56,13 +50,14 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
     programs = () if is_remote else CLIPBOARD_PROGRAMS
     if environment("TMUX"):
         programs = (*programs, TMUX)
-    for command in programs:
+    for program in programs:
+        command = program.split()
         if shutil.which(command[0]):
             with suppress(OSError, subprocess.SubprocessError):
                 # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
                 quiet, data = subprocess.DEVNULL, text.encode()
                 subprocess.run(command, input=data, stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=True)
-                return TMUX_COPIES if command == TMUX else command[0]
+                return TMUX_COPIES if program == TMUX else command[0]
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
     streams.answer(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07", is_styled=True)
