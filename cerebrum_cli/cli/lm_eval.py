@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
+# Options of servers, clusters and grammars.
+NEEDLESS = """
+endpoint served_model_name allow_http_key allow_different_models patience row_timeout ray ray_workers schema grammar
+"""
 ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the cache depend on them
 
 
@@ -39,10 +43,7 @@ ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the c
 class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
-    without: ClassVar = (
-        *("endpoint", "served_model_name", "allow_http_key", "allow_different_models", "patience", "row_timeout"),
-        *("ray", "ray_workers", "schema", "grammar"),
-    )
+    without: ClassVar = NEEDLESS.split()
     preset: str | None = option(None, "Compare with a model card, under its conditions", "Output", metavar="NAME")
     limit: int | None = option(None, "The first N documents of each task [default: all]", "Input", metavar="N", least=1)
     num_fewshot: int | None = option(
