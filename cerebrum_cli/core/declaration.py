@@ -29,7 +29,7 @@ SWITCH_WORDS = {
     **dict.fromkeys(["false", "off", "no", "0", "f", "n"], False),
 }
 SWITCHES = ("on", "off")
-NUMBERS: Mapping[str, Callable[[Any], Any]] = {"int": int, "float": float}
+NUMBERS = {"int": int, "float": float}
 
 Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cerebrum_cli.gguf.table import split_layer
 
 # Names in GGUF and in Hugging Face files, without the suffix `.weight` or `.bias` where it is the same in both.
-_GLOBAL: Mapping[str, str] = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 # Several names where one tensor stands for several or for a part of one, or where names differ between releases.
-_PER_LAYER: Mapping[str, str] = {
+_PER_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -53,7 +51,7 @@ _MIXTRAL = {
     "ffn_up_exps": f"block_sparse_moe.experts.w3 {_PER_LAYER['ffn_up_exps']}",
 }
 # Where an architecture's names differ.
-_BY_ARCHITECTURE: Mapping[str, Mapping[str, str]] = {
+_BY_ARCHITECTURE = {
     "gemma2": _NORMS_AROUND,
     "gemma3": _NORMS_AROUND,
     "gemma3n": _NORMS_AROUND,
