@@ -58,9 +58,9 @@ class Chat:
     session: Session | None = None
     name: str | None = None
     saved: Layer = field(default_factory=dict)
-    _counted: tuple[object, int] | None = field(default=None, init=False)
-    _generated: tuple[int | None, Reply] | None = field(default=None, init=False)  # for the message with this id
-    _undone: list[tuple[int | None, int | None]] = field(default_factory=list, init=False)  # leaves after and before
+    _counted: tuple[object, int] | None = None
+    _generated: tuple[int | None, Reply] | None = None  # for the message with this id
+    _undone: list[tuple[int | None, int | None]] = field(default_factory=list)  # leaves after and before
 
     @property
     def messages(self) -> list[StoredMessage]:

@@ -51,10 +51,10 @@ class ReplyRecorder:
     continued: StoredMessage | None = None
     prefill: Message | None = None
     reply: Reply = field(default_factory=Reply)
-    _is_stored: bool = field(default=False, init=False)
+    _is_stored: bool = False
     _question: int | None = field(init=False)  # the message that is answered
     _prefix: TokenIds = field(init=False)  # tokens of the reply that the next request continues
-    _generated: int = field(default=0, init=False)  # tokens of this reply before older turns were dropped
+    _generated: int = 0  # tokens of this reply before older turns were dropped
 
     def __post_init__(self) -> None:
         self._question = self.session.leaf

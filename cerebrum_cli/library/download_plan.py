@@ -56,7 +56,7 @@ class DownloadPlanner:
     progress: Progress
     offline: bool = False
     context: int | None = None
-    _headers: dict[tuple[str, str], bytes] = field(default_factory=dict, init=False)
+    _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     @property
     def is_offline(self) -> bool:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -119,7 +119,7 @@ class PlainPrompt:
     streams: Streams
     keyboard: Keyboard
     signals: Signals
-    is_ended: bool = field(default=False, init=False)
+    is_ended: bool = False
 
     def read(self) -> InputLine:
         with self.signals.acting(raise_at_prompt):

@@ -52,7 +52,7 @@ class Repl:
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
-    _has_replied: bool = field(default=False, init=False)
+    _has_replied: bool = False
 
     def run(self, source: InputSource, first: str | None = None) -> None:
         """Ask the `first` question, and run until the user exits.
