@@ -49,6 +49,7 @@ SET_OPTION = Option(
 ON_COMMAND_LINE = "on_command_line"
 EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y never have one
 
+Options = Mapping[str, Option]  # by name
 Json = Annotated[bool, Option("Print a JSON object", "Output")]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
 Yes = Annotated[bool, Option("Delete without asking", "Output", short="-y")]
@@ -93,7 +94,7 @@ class DeclaredCommand(NamedTuple):
     """The parameters of a command's function, and the options that some of them stand for, by the parameter's name."""
 
     parameters: Mapping[str, inspect.Parameter]
-    groups: Mapping[str, Mapping[str, Option]]
+    groups: Mapping[str, Options]
 
     @classmethod
     def of(cls, parameters: Mapping[str, inspect.Parameter]) -> DeclaredCommand:
@@ -146,7 +147,7 @@ class DeclaredCommand(NamedTuple):
         return values
 
 
-def options_in(parameter: inspect.Parameter) -> Mapping[str, Option]:
+def options_in(parameter: inspect.Parameter) -> Options:
     """The options that a parameter stands for, by name; empty for an argument of the command line."""
     annotation = parameter.annotation
     if is_dataclass(annotation) and isinstance(annotation, type):
@@ -204,13 +205,13 @@ class GivenOptions(NamedTuple):
     is_remote: bool
 
     @classmethod
-    def parse(cls, texts: Mapping[str, Any], assigned: Iterable[str], settable: Mapping[str, Option]) -> GivenOptions:
+    def parse(cls, texts: Mapping[str, Any], assigned: Iterable[str], settable: Options) -> GivenOptions:
         """Read what Typer found, with None for a flag that is not there. Raises UsageError."""
         flags = {name: text for name, text in texts.items() if text is not None}
         has_server = "endpoint" in flags or variable_that_sets("endpoint") is not None
         return cls(flags, parse_assignments(assigned, settable), "endpoint" in texts and has_server)
 
-    def layer(self, options: Mapping[str, Option]) -> SourcedLayer:
+    def layer(self, options: Options) -> SourcedLayer:
         """The values of options: of the flag, else of `--set`, else of a variable.
 
         Raises UsageError for an invalid value, with the name of the flag or variable, and for an option set twice.
@@ -239,7 +240,7 @@ class GivenOptions(NamedTuple):
         return declared.parse(texts, source, has_quotes=False)
 
 
-def parse_assignments(texts: Iterable[str], settable: Mapping[str, Option]) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str], settable: Options) -> dict[str, Any]:
     """Values by key; those of a repeated list are joined, else the last one counts. Raises UsageError."""
     collected: dict[str, list[str]] = {}
     for text in texts:
@@ -256,7 +257,7 @@ def parse_assignments(texts: Iterable[str], settable: Mapping[str, Option]) -> d
     return {key: settable[key].parse(values, f"--set {key}") for key, values in collected.items()}
 
 
-def with_shorthands(settable: Mapping[str, Option]) -> dict[str, Option]:
+def with_shorthands(settable: Options) -> dict[str, Option]:
     shorthands = {}
     for name, keys in SHORTHANDS.items():
         if keys[0] in settable:
@@ -264,7 +265,7 @@ def with_shorthands(settable: Mapping[str, Option]) -> dict[str, Option]:
     return {**shorthands, **settable}
 
 
-def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
+def assignments(settable: Options, app: App) -> Iterator[str]:
     """Completions of `--set`: each key, with its values if they can be listed."""
     for name, declared in with_shorthands(settable).items():
         source = completion_of(declared)
@@ -275,7 +276,7 @@ def assignments(settable: Mapping[str, Option], app: App) -> Iterator[str]:
             yield f"{name}={value}"
 
 
-def print_settings(streams: Streams, settable: Mapping[str, Option]) -> None:
+def print_settings(streams: Streams, settable: Options) -> None:
     from cerebrum_cli.terminal.tables import print_table
 
     rows = []

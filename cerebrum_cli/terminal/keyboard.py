@@ -18,14 +18,15 @@ from typing import Any
 from cerebrum_cli.core.signals import RESTORE_ON_EXIT
 
 PASTE_ON, PASTE_OFF = "\x1b[?2004h", "\x1b[?2004l"  # bracketed paste: a terminal marks where a paste begins and ends
+Modes = list[Any]  # of a terminal, as in the `termios` module
 
 
 class Keyboard:
     """The terminal of standard input and its initial modes; does nothing if standard input is no terminal."""
 
     def __init__(self) -> None:
-        self._initial_modes: list[Any] | None = None
-        self._modes: list[Any] | None = None  # those to set again when the process continues
+        self._initial_modes: Modes | None = None
+        self._modes: Modes | None = None  # those to set again when the process continues
         self._marks_pastes = False
         if sys.stdin is not None and sys.stdin.isatty():
             self._descriptor = sys.stdin.fileno()
@@ -90,7 +91,7 @@ class Keyboard:
     def _on_continue(self, _: int, __: FrameType | None) -> None:
         self._set_modes(self._modes, self._marks_pastes)
 
-    def _current_modes(self) -> list[Any] | None:
+    def _current_modes(self) -> Modes | None:
         if self._initial_modes is None:
             return None
         try:
@@ -98,7 +99,7 @@ class Keyboard:
         except termios.error:  # the terminal was closed
             return None
 
-    def _set_modes(self, modes: list[Any] | None, marks_pastes: bool) -> None:
+    def _set_modes(self, modes: Modes | None, marks_pastes: bool) -> None:
         if modes is None or not self._apply(modes):
             return
         if marks_pastes or self._marks_pastes:
@@ -107,7 +108,7 @@ class Keyboard:
             with suppress(OSError):  # the terminal was closed
                 os.write(self._descriptor, marks.encode())
 
-    def _apply(self, modes: list[Any]) -> bool:
+    def _apply(self, modes: Modes) -> bool:
         """Set the terminal's modes now, or when the process continues in the foreground; whether they are set."""
         self._modes = modes
         try:

@@ -64,6 +64,7 @@ class Code(NamedTuple):
 
 
 Block = TextLine | MarkdownTable | Display | Fence | Code
+Blocks = list[Block]
 
 
 class Reader:
@@ -78,7 +79,7 @@ class Reader:
         self._fences = 0
         self._above: tuple[str, ...] = ()  # the code that is held
 
-    def read(self, line: str) -> list[Block]:
+    def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
         if self._fence:
             return self._read_code(self._fence, line)
@@ -88,21 +89,21 @@ class Reader:
             return self._read_display(line)
         return self._read_table(line)
 
-    def finish(self) -> list[Block]:
+    def finish(self) -> Blocks:
         """What is held, when the text ends."""
         if len(self._held) < 2 or self._fence or DISPLAY.match(self._held[0]):
             return self.unfinished()
         held, self._held = self._held, ()
         return [table(held)]
 
-    def unfinished(self) -> list[Block]:
+    def unfinished(self) -> Blocks:
         """What is held, as it looks for now; it is not held any longer."""
         if self._fence:
             return self._take_code(self._fence, is_over=True)
         held, self._held = self._held, ()
         return [TextLine(line) for line in held]
 
-    def _read_first(self, line: str) -> list[Block]:
+    def _read_first(self, line: str) -> Blocks:
         """Read a line while no block is open."""
         if found := FENCE.fullmatch(line):
             self._fences += 1
@@ -115,7 +116,7 @@ class Reader:
             return []
         return [TextLine(line)]
 
-    def _read_code(self, fence: Fence, line: str) -> list[Block]:
+    def _read_code(self, fence: Fence, line: str) -> Blocks:
         mark = fence.marks[0]
         if line.count(mark) >= len(fence.marks) and not line.strip(f" \t>{mark}"):
             rest = self._take_code(fence, is_over=True)
@@ -125,16 +126,16 @@ class Reader:
         self._held += (re.sub(rf"\A[\s>]{{0,{len(fence.prefix)}}}", "", line),)
         return self._take_code(fence)
 
-    def _take_code(self, fence: Fence, is_over: bool = False) -> list[Block]:
+    def _take_code(self, fence: Fence, is_over: bool = False) -> Blocks:
         """The code that has enough lines below it, or all if the block is over."""
-        pieces: list[Block] = []
+        pieces: Blocks = []
         while len(self._held) >= CODE_LINES + BELOW or (is_over and self._held):
             lines, self._held = self._held[:CODE_LINES], self._held[CODE_LINES:]
             pieces.append(Code(fence, lines, self._above, self._held[:BELOW]))
             self._above = (*self._above, *lines)[-ABOVE:]
         return pieces
 
-    def _read_display(self, line: str) -> list[Block]:
+    def _read_display(self, line: str) -> Blocks:
         self._held += (line,)
         text = "\n".join(self._held)
         start = DISPLAY.match(text)
@@ -151,7 +152,7 @@ class Reader:
             return [*before, *self._read_first(line)] if before else [last]
         return []
 
-    def _read_table(self, line: str) -> list[Block]:
+    def _read_table(self, line: str) -> Blocks:
         is_row = "|" in line
         if len(self._held) == 1:
             is_row = bool(SEPARATOR.fullmatch(line)) and len(cells(line)) == len(cells(self._held[0]))

@@ -58,6 +58,7 @@ MAX_WIDTH = 10_000  # columns of a table whose width is measured
 MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
 Row = list[Segment]
+Rows = list[Row]
 
 
 class MarkdownStream:
@@ -66,7 +67,7 @@ class MarkdownStream:
         self._line = ""  # the last one, which is not complete
         self._reader = Reader()
         self._final: list[Block] = []  # not printed yet
-        self._drawn: list[Row] = []  # rows on the screen that may still change
+        self._drawn: Rows = []  # rows on the screen that may still change
         self._drawn_width = 0
         self._next_draw = 0.0
         self._draw_seconds = 0.0
@@ -110,12 +111,12 @@ class MarkdownStream:
         changing += reader.unfinished()
         self._show(options, self._take_final(), render_rows(self._console, changing[-max_rows:])[-max_rows:])
 
-    def _take_final(self) -> list[Row]:
+    def _take_final(self) -> Rows:
         rows = render_rows(self._console, self._final)
         self._final = []
         return rows
 
-    def _show(self, options: ConsoleOptions, final: list[Row], changing: list[Row]) -> None:
+    def _show(self, options: ConsoleOptions, final: Rows, changing: Rows) -> None:
         # A row of uncertain width must take one row to be erased.
         rows = list(final)
         for row in changing:
@@ -166,7 +167,7 @@ def row_text(row: Row) -> str:
     return "".join(segment.text for segment in row if not segment.control)
 
 
-def common_length(first: list[Row], second: list[Row]) -> int:
+def common_length(first: Rows, second: Rows) -> int:
     """Number of rows at the beginning that are the same."""
     length = 0
     for one, other in zip(first, second, strict=False):
@@ -176,7 +177,7 @@ def common_length(first: list[Row], second: list[Row]) -> int:
     return length
 
 
-def render_rows(console: Console, blocks: Iterable[Block]) -> list[Row]:
+def render_rows(console: Console, blocks: Iterable[Block]) -> Rows:
     rows = []
     for part in parts(console, blocks):
         rows += [_without_padding(row) for row in console.render_lines(part, pad=False)]
