@@ -94,13 +94,17 @@ _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is *
 )
 
 
+# The final answer of a reply, and what it states even if truncated; the answer is guessed if they differ.
+Answers = tuple[str | None, str | None]
+
+
 def final_answer(text: str, is_complete: bool = True) -> str | None:
     """Find the final answer of a reply; None if it has none."""
     return extract_answers(*own_text(text, is_complete))[0]
 
 
-def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> tuple[str | None, str | None]:
-    """Find the final answer in a reply's own text, and what it states even if truncated; guessed if they differ.
+def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Answers:
+    """Find the final answer in a reply's own text.
 
     If it was truncated (not `is_complete`), only what it states counts. To a question that words answer (`in_words`),
     no number counts: without a statement, it is the bold part of the last line, or that line.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from cerebrum_cli.answers.choices import chosen_letter
 from cerebrum_cli.answers.expected import Expected, expected_answer
-from cerebrum_cli.answers.extract import extract_answers, own_text
+from cerebrum_cli.answers.extract import Answers, extract_answers, own_text
 from cerebrum_cli.answers.plain_text import sentences
 from cerebrum_cli.answers.yes_no import yes_or_no
 
 
-def answers_to(question: str, text: str, is_complete: bool) -> tuple[str | None, str | None]:
-    """Find the final answer of a reply to a question, and what it states, as `read_answers` does."""
+def answers_to(question: str, text: str, is_complete: bool) -> Answers:
+    """Find the final answer of a reply to a question, as `read_answers` does."""
     return read_answers(text, is_complete, expected_answer(question))
 
 
-def read_answers(text: str, is_complete: bool, expected: Expected) -> tuple[str | None, str | None]:
-    """Find the final answer of a reply, and what it states even if truncated; guessed if they differ.
+def read_answers(text: str, is_complete: bool, expected: Expected) -> Answers:
+    """Find the final answer of a reply.
 
     To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
     """

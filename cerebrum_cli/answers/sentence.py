@@ -33,7 +33,10 @@ class FoundValue(NamedTuple):
     behind: str
 
 
-def values_in(text: str) -> list[FoundValue]:
+Values = list[FoundValue]  # of a sentence, in order
+
+
+def values_in(text: str) -> Values:
     found = [match for match in VALUE.finditer(text) if is_value(match[1])]
     ends = [0, *(match.end() for match in found)]
     starts = [*(match.start() for match in found), len(text)]
@@ -59,7 +62,7 @@ def result(text: str) -> str | None:
     return solved(own[-1].text) if own else None
 
 
-def _last_computed(values: list[FoundValue]) -> str:
+def _last_computed(values: Values) -> str:
     """The value computed last, or what follows from it; "" if none is computed."""
     answer = ""
     for value in values:
@@ -76,7 +79,7 @@ def values_alone(text: str) -> str:
     return solved(text) if len(listed) == 1 else text
 
 
-def _list_at_end(values: list[FoundValue]) -> list[FoundValue]:
+def _list_at_end(values: Values) -> Values:
     """The values at the end that commas, "and" or "or" join."""
     place = len(values) - 1
     while place > 0 and _JOINT.fullmatch(values[place].before):
@@ -100,7 +103,7 @@ def _is_beside(value: FoundValue) -> bool:
     return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
 
 
-def _without_explanation(values: list[FoundValue]) -> list[FoundValue]:
+def _without_explanation(values: Values) -> Values:
     """Values up to the explanation of the first one, unless that computes another."""
     for place, value in enumerate(values[1:], 1):
         if _EXPLANATION.search(value.before):
