@@ -42,6 +42,7 @@ class Device:
 
 
 Devices = tuple[Device, ...]  # in the order in which layers are offloaded to them
+LayerCounts = Sequence[int]  # numbers of layers on each of them
 
 
 class FreeMemory(NamedTuple):
@@ -127,7 +128,7 @@ def pad_length(length: int) -> int:
     return -(-length // PADDING) * PADDING
 
 
-def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts = ()) -> MemoryNeeds:
     """Memory for the weights and a context.
 
     `offloaded` is the number of layers on each GPU. llama.cpp offloads the last layers, the output layer after them.
@@ -138,7 +139,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence
     return MemoryNeeds(weights.host + others.host, tuple(devices))
 
 
-def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+def weight_needs(sizes: ModelSizes, offloaded: LayerCounts = ()) -> MemoryNeeds:
     """Memory for the weights, also for those that are mapped."""
     output_bytes = sizes.output_bytes
     if sizes.is_tied and any(offloaded):  # the GPU gets a copy
@@ -148,7 +149,7 @@ def weight_needs(sizes: ModelSizes, offloaded: Sequence[int] = ()) -> MemoryNeed
     return MemoryNeeds(sizes.input_bytes + sizes.host_expert_bytes + on_host, on_devices)
 
 
-def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int] = ()) -> MemoryNeeds:
+def context_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts = ()) -> MemoryNeeds:
     """Memory for the KV cache, recurrent states and their checkpoints, compute buffers and logits."""
     host, on_devices = _divide([*(cache_bytes(layer, context) for layer in sizes.layers), 0], offloaded)
     host += checkpoint_budget(sizes, context) + (4 * context.slots + SAMPLING_BYTES) * sizes.vocabulary_size
@@ -199,7 +200,7 @@ def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
     return needs.host + sum(need for need, device in zip(needs.devices, devices, strict=True) if device.is_unified)
 
 
-def _divide(sizes: Sequence[int], offloaded: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+def _divide(sizes: Sequence[int], offloaded: LayerCounts) -> tuple[int, tuple[int, ...]]:
     """Sums of the sizes of layers on the host and on each GPU, the output layer last."""
     ends = [*accumulate(offloaded, initial=max(0, len(sizes) - sum(offloaded)))]
     return sum(sizes[: ends[0]]), tuple(sum(sizes[start:end]) for start, end in pairwise(ends))

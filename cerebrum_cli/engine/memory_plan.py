@@ -24,6 +24,7 @@ from cerebrum_cli.engine.memory import (
     ContextOptions,
     Devices,
     FreeMemory,
+    LayerCounts,
     MemoryNeeds,
     cache_bytes,
     context_needs,
@@ -64,7 +65,7 @@ class LoadPlan:
 
     sizes: ModelSizes
     context: ContextOptions
-    offloaded: tuple[int, ...] = ()
+    offloaded: LayerCounts = ()
     host_experts: int = 0
     repack: bool = False
 
@@ -201,7 +202,7 @@ def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> Lo
             return plan
 
 
-def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: Sequence[int]) -> ContextOptions:
+def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: LayerCounts) -> ContextOptions:
     """Choose what a context leaves to this machine, besides its length and threads.
 
     On a CPU, a mixture of experts gets larger steps, since tiled kernels need 8 rows for each expert. Measured with 64
@@ -218,7 +219,7 @@ def resolve(context: ContextOptions, sizes: ModelSizes, offloaded: Sequence[int]
     )
 
 
-def _default_ubatch(sizes: ModelSizes, offloaded: Sequence[int]) -> int:
+def _default_ubatch(sizes: ModelSizes, offloaded: LayerCounts) -> int:
     if any(offloaded):
         return HOST_EXPERTS_UBATCH if sizes.host_expert_bytes else GPU_UBATCH
     return EXPERTS_UBATCH if sizes.has_experts else CPU_UBATCH
@@ -235,7 +236,7 @@ def _longest(limit: int, lacks_memory: Callable[[int], bool]) -> int:
     return PADDING * max(1, bisect_left(range(PADDING, pad_length(limit), PADDING), True, key=lacks_memory))
 
 
-def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> tuple[int, ...]:
+def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> LayerCounts:
     """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
 
     GPUs are filled in order. Layers that were requested and do not fit go to the last one.
@@ -272,7 +273,7 @@ def plan_experts(sizes: ModelSizes, requested: str, gpu_layers: str, context: Co
     return count
 
 
-def _fill(sizes: ModelSizes, context: ContextOptions, devices: Devices, count: int) -> tuple[int, ...]:
+def _fill(sizes: ModelSizes, context: ContextOptions, devices: Devices, count: int) -> LayerCounts:
     """Numbers of the last `count` layers, the output layer among them, that fit on each GPU."""
     output_bytes = sizes.output_bytes
     if sizes.is_tied:
@@ -286,7 +287,7 @@ def _fill(sizes: ModelSizes, context: ContextOptions, devices: Devices, count: i
     return filled
 
 
-def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> tuple[int, ...]:
+def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> LayerCounts:
     waiting = deque(layers)
     filled = []
     for device in devices:
@@ -299,7 +300,7 @@ def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> tup
     return tuple(filled)
 
 
-def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory) -> int:
+def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory) -> int:
     """Number of concurrent sequences: that of the context, or what fits; at least one.
 
     `free` is measured beside the weights, also beside those that are mapped.
@@ -311,9 +312,7 @@ def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[i
     return _most_slots(context.slots, lacks_memory)
 
 
-def plan_length(
-    sizes: ModelSizes, context: ContextOptions, offloaded: Sequence[int], free: FreeMemory, most: int
-) -> int:
+def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
     """Length of a longer context of a loaded model: `most`, or what fits."""
 
     def lacks_memory(length: int) -> bool:

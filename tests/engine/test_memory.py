@@ -19,6 +19,7 @@ from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import (
     ContextOptions,
     Device,
+    LayerCounts,
     MemoryNeeds,
     checkpoint_budget,
     compute_bytes,
@@ -137,9 +138,7 @@ def test_plan_of_gpus_is_not_below_logged_buffers(
         assert 0 <= need - MIB * logged[device.name] <= 0.03 * need + 12 * MIB + 2 * POOL, device.name
 
 
-def plan(
-    sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: Any
-) -> tuple[tuple[int, ...], MemoryNeeds]:
+def plan(sizes: ModelSizes, *devices: Device, layers: str = "auto", **options: Any) -> tuple[LayerCounts, MemoryNeeds]:
     """Layers on each GPU, and memory needs, of a chat."""
     context = replace(CHAT, **options)
     offloaded = plan_layers(sizes, layers, context, devices)
