@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 Use = Literal["scoring", "generation"]
+TokenList = list[int]  # token ids as lm-eval has them
 # The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it.
-EncodedPair = tuple[Any, list[int], list[int]]
+EncodedPair = tuple[Any, TokenList, TokenList]
 
 MAX_GEN_TOKENS = 256  # lm-eval's default
 REPLY_SPACE = " "
@@ -115,7 +116,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             **self._model.conditions,
         }
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> TokenList:
         """Tokenize flat text, in which special tokens are recognized.
 
         BOS precedes it as the model's `add_bos_token` has it, unless the text starts with it, and never with
@@ -269,7 +270,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     def _ends_in_reply_space(self, context: str) -> bool:
         return self._chat is not None and bool(self._reply_space) and context.endswith(self._reply_space)
 
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    def _encode_pair(self, context: str, continuation: str) -> tuple[TokenList, TokenList]:
         """Tokenize a continuation with its context, as lm-eval does: spaces between them belong to the continuation.
 
         A context without tokens is the prefix token. A continuation whose tokens all merge into those of the context is
@@ -279,7 +280,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         context_enc = context_enc or [self.prefix_token_id]
         return context_enc, continuation_enc or self._encode_after(context_enc, continuation)
 
-    def _encode_after(self, context: list[int], text: str) -> list[int]:
+    def _encode_after(self, context: TokenList, text: str) -> TokenList:
         parts = (Tokens(tuple(context)), Text(text, trusted=True))
         return list(self._model.engine.vocabulary.tokenize(parts)[len(context) :])
 
