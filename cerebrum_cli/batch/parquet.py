@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.results.schema import Table, to_json
@@ -18,9 +18,14 @@ ROWS = 4096  # in memory at a time, and of a row group
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
 
 
-def json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
-    """Yield the rows of an open file as lines of JSON, some at a time, without missing values. Raises UsageError."""
-    pyarrow, parquet = _import_pyarrow()
+def json_lines(
+    file: BinaryIO, name: str, error_type: type[CerebrumError] = UsageError, hint: str = "check the file"
+) -> Iterator[bytes]:
+    """Yield the rows of an open file as lines of JSON, some at a time, without missing values.
+
+    Raises the type of errors, with the hint for a damaged file.
+    """
+    pyarrow, parquet = _import_pyarrow(error_type)
     try:
         for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(ROWS, use_threads=False):
             rows = (
@@ -30,12 +35,12 @@ def json_lines(file: BinaryIO, name: str) -> Iterator[bytes]:
             yield "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
-        raise UsageError(f"{name} is not a Parquet file that pyarrow can read: {reason}", "check the file") from error
+        raise error_type(f"{name} is not a Parquet file that pyarrow can read: {reason}", hint) from error
 
 
 def parquet_table() -> Table:
     """Encoder of the objects of rows: numbers of tokens and seeds are integers, all else is text, or JSON as text."""
-    pyarrow, parquet = _import_pyarrow()
+    pyarrow, parquet = _import_pyarrow(UsageError)
 
     def encode(objects: Iterable[JsonObject]) -> Iterator[bytes]:
         keys = (*OUTPUT_KEYS, INPUT)
@@ -56,10 +61,10 @@ def _cell(key: str, value: Any) -> Any:
     return value if value is None or key in INTEGERS or isinstance(value, str) else to_json(value)
 
 
-def _import_pyarrow() -> tuple[Any, Any]:
+def _import_pyarrow(error_type: type[CerebrumError]) -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UsageError(f"Parquet files need pyarrow: {error}", pip_install('"cerebrum-cli[eval]"')) from error
+        raise error_type(f"Parquet files need pyarrow: {error}", pip_install('"cerebrum-cli[eval]"')) from error
     return pyarrow, parquet

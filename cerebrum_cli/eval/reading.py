@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
@@ -31,8 +31,6 @@ _FINAL = re.compile(r".*(?<!#)####(?!#)(.*)")  # in the last line of a solution 
 _LETTER_MARKS = re.compile(r"\(?([^().:]+)[).:]?")  # B, (B), B), B.
 
 Fields = JsonObject  # of a row
-# Number of a row, from 1, and its fields, or a line of JSON that has them.
-Row = tuple[int, Fields | bytes]
 # Fields of a question from those of a row that are not null; KeyError means a missing one.
 Convert = Callable[[Fields], Fields]
 
@@ -57,25 +55,19 @@ class Invalid(Exception):
     """A row cannot be scored; caught where it becomes a BadRow."""
 
 
-def split_lines(data: bytes) -> Iterator[Row]:
-    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
-        if line.strip():
-            yield number, line
-
-
-def read_questions(
-    rows: Iterable[Row], template: Template | None = None, convert: Convert | None = None
-) -> QuestionSet:
-    """Read the questions of a source. Raises UsageError if none can be scored, or if answers count choices from 1.
+def read_questions(data: bytes, template: Template | None = None, convert: Convert | None = None) -> QuestionSet:
+    """Read questions from lines of JSON. Raises UsageError if none can be scored, or if answers count choices from 1.
 
     A `template` gets the row's fields, with `choices` as lines. Without it, a question has QUESTION_TEMPLATE, and one
     with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
     """
     questions: dict[QuestionId, Question] = {}
     bad_rows: list[BadRow] = []
-    for number, row in rows:
+    for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
-            question = _read_row(number, _fields(row, convert), template)
+            question = _read_row(number, _fields(line, convert), template)
             if first := questions.get(question.id):
                 raise Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
             questions[question.id] = question
@@ -91,12 +83,11 @@ def read_questions(
     )
 
 
-def _fields(row: Fields | bytes, convert: Convert | None) -> Fields:
-    if isinstance(row, bytes):
-        try:
-            row = parse_line(row.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise Invalid(f"byte {error.start + 1} is not UTF-8") from error
+def _fields(line: bytes, convert: Convert | None) -> Fields:
+    try:
+        row = parse_line(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Invalid(f"byte {error.start + 1} is not UTF-8") from error
     if not isinstance(row, dict):
         raise Invalid("not a JSON object")
     if convert is None:

@@ -7,18 +7,18 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import Template, parse_template
-from cerebrum_cli.core.errors import CerebrumError, PullError, UsageError
+from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import did_you_mean, format_count, pip_install
+from cerebrum_cli.core.text import did_you_mean, format_count
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Question
-from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, Row, read_questions, split_lines
+from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
 from cerebrum_cli.eval.scorers import (
     SCORING_RULES,
     is_in_words,
@@ -77,8 +77,8 @@ def read_source(
     match = _choose_match(task, match, run_code)
     asked = _as_asked(task, preset, template, examples)
     parsed = parse_template(asked.template) if asked.template else None
-    rows, digest, origin = load_dataset(task, progress, offline)
-    found = read_questions(rows, parsed, task.convert)
+    data, digest, origin = load_dataset(task, progress, offline)
+    found = read_questions(data, parsed, task.convert)
     shown, shown_digest = _read_examples(asked, parsed, progress, offline)
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
     fingerprint = {
@@ -149,16 +149,11 @@ def _read_examples(
     """The examples of a task, if it has any, and the SHA-256 of their file. Raises UsageError for an unreadable row."""
     if not task.shots_file:
         return (), None
-    rows, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
-    found = read_questions(rows, template)
+    data, digest, _ = load_dataset(replace(task, file=task.shots_file), progress, offline)
+    found = read_questions(data, template)
     for bad in found.bad_rows:
         raise UsageError(f"{task.shots_file}, line {bad.line}: {bad.reason}", "correct the file")
     return found.questions[: task.shots], digest
-
-
-def _read_file(path: Path) -> tuple[bytes, str]:
-    with closing(open_input(path)) as file:
-        return b"\n".join(file.lines(0)), file.sha256
 
 
 def _default_template(questions: Iterable[Question]) -> str:
@@ -179,29 +174,26 @@ def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterat
         yield condition.note
 
 
-def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[Iterable[Row], str, str]:
-    """The rows of a task's dataset or file, the SHA-256 of its files, and a remark about where they are from.
+def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, str, str]:
+    """The rows of a task's dataset or file as lines of JSON, the SHA-256 of its files, and a remark on their origin.
 
     A dataset that was downloaded once is read from the cache, without the network. Raises PullError if it cannot be
-    downloaded or read, CerebrumError without the library that reads it.
+    downloaded or read, also without the library that reads it.
     """
     if not task.repo_id:
-        data, digest = _read_file(Path(task.file))
-        return split_lines(data), digest, ""
+        with closing(open_input(Path(task.file))) as file:
+            return b"\n".join(file.lines(0)), file.sha256, ""
     cache = Cache(cache_directory(), "dataset")
     with translate_os_errors(PullError, cache.directory):
         files = _cached(task, cache)
         if not files:
             _download(task, progress, cache, offline)
             files = _cached(task, cache)
-    data = b"".join(files.values())
-    rows = split_lines(data)
-    if task.file.endswith(".parquet"):
-        rows = _parquet_rows(task, files)
     [first, *others] = files
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
-    return rows, sha256(data).hexdigest(), origin
+    digest = sha256(b"".join(files.values())).hexdigest()
+    return b"".join(_json_lines(task, files)), digest, origin
 
 
 def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
@@ -215,25 +207,16 @@ def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
     return contents
 
 
-def _parquet_rows(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise CerebrumError(
-            f"the dataset of {task.name} is a parquet file, which needs pyarrow: {error}",
-            pip_install('"cerebrum-cli[eval]"'),
-        ) from error
-    rows = list[Any]()
+def _json_lines(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[bytes]:
+    """Yield the contents of files, which may be Parquet, as lines of JSON."""
+    if not task.file.endswith(".parquet"):
+        yield from files.values()
+        return
+    from cerebrum_cli.batch.parquet import json_lines
+
     for file, data in files.items():
-        try:
-            # `read_table` starts threads, which now and then abort a process that ends.
-            table = parquet.ParquetFile(pyarrow.BufferReader(data), pre_buffer=False).read(use_threads=False)
-            rows += table.to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            problem = f"{task.repo_id}/{file.name} is not a parquet file that pyarrow can read: {error}"
-            raise PullError(problem.partition("\n")[0], "report it to the dataset's owner") from error
-    return enumerate(rows, 1)
+        name = f"{task.repo_id}/{file.name}"
+        yield from json_lines(BytesIO(data), name, PullError, "report it to the dataset's owner")
 
 
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:

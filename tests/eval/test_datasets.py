@@ -199,7 +199,7 @@ def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: Hub
     repository = hub_user.hub.repositories[DATASETS + GSM8K]
     repository.commit({GSM8K_FILE: b"question,answer\n"})
     problem, hint = refusal(hub_user, "gsm8k")
-    assert problem.startswith(f"openai/gsm8k/{GSM8K_FILE} is not a parquet file that pyarrow can read: ")
+    assert problem.startswith(f"openai/gsm8k/{GSM8K_FILE} is not a Parquet file that pyarrow can read: ")
     assert hint == "report it to the dataset's owner"
     shutil.rmtree(hub_user.folder(DATASETS + GSM8K))
     repository.commit({GSM8K_FILE: None})
@@ -214,7 +214,7 @@ def test_dataset_or_split_that_is_missing_or_no_parquet_is_refused(hub_user: Hub
 def test_dataset_in_parquet_needs_pyarrow(hub_user: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     problem, hint = refusal(hub_user, "gsm8k")
-    assert problem.startswith("the dataset of gsm8k is a parquet file, which needs pyarrow: ")
+    assert problem.startswith("Parquet files need pyarrow: ")
     assert hint == f'{sys.executable} -m pip install "cerebrum-cli[eval]"'
     assert load(hub_user, "math500")
 

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select
-from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions, split_lines
+from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
 from cerebrum_cli.eval.tasks import TASKS, last_boxed
 from cerebrum_cli.library.reference import REPO_ID
 
@@ -25,7 +25,7 @@ COLORS = ["red", "green", "blue", "white"]
 def read(*rows: Any, **options: Any) -> QuestionSet:
     """Read rows as lines of JSON; bytes are a line as they are."""
     lines = (row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows)
-    return read_questions(split_lines(b"\n".join(lines)), **options)
+    return read_questions(b"\n".join(lines), **options)
 
 
 def references(*rows: dict[str, Any]) -> list[str]:
@@ -149,7 +149,7 @@ def test_questions_of_a_template_need_no_question_field() -> None:
 )
 def test_questions_without_a_good_row_are_refused(data: bytes, problem: str, hint: str) -> None:
     with pytest.raises(UsageError, match=f"^{problem}$") as caught:
-        read_questions(split_lines(data))
+        read_questions(data)
     assert caught.value.hint.startswith(hint)
 
 
