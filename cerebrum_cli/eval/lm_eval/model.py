@@ -6,7 +6,7 @@ Only this module and `tasks` import lm_eval, which takes seconds.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
@@ -215,7 +215,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             positions = [position for position, _ in group]
             kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
             if kwargs["do_sample"]:
-                keep_all_samples(requests[position] for position in positions)
+                for position in positions:  # otherwise, lm-eval's cache returns one text for all
+                    requests[position].args[1]["do_sample"] = True
             ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
             settings = self._generation_settings(kwargs, self._seed + positions[0])
             answered = [positions]
@@ -371,9 +372,3 @@ def answer_of(reply: Reply, markups: tuple[ReasoningMarkup, ...]) -> str | None:
         if markup.own_lines:  # what else ends reasoning may also end turns
             answer = answer.split(markup.close)[-1].lstrip()
     return answer
-
-
-def keep_all_samples(requests: Iterable[Instance]) -> None:
-    """State that requests are sampled; otherwise, lm-eval's cache returns one text for all."""
-    for request in requests:
-        request.args[1]["do_sample"] = True
