@@ -49,6 +49,15 @@ def read_small_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def cache_json(path: Path, value: Any) -> None:
+    """Save what can be found out again, as JSON; failures are ignored."""
+    import json
+
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(value).encode())
+
+
 def read_beginning(path: Path, limit: int) -> bytes:
     """Read a file, or one byte more than the limit of a larger one."""
     with path.open("rb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import platform
@@ -17,7 +16,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from cerebrum_cli.core.files import atomic_write, read_small_json
+from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.engine.memory import Device, Devices
 
@@ -259,11 +258,8 @@ def cgroup_memory(root: Path) -> float:
 
 def save_devices(path: Path, devices: Devices) -> None:
     """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
-    if load_devices(path) == devices:
-        return
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps([asdict(device) for device in devices]).encode())
+    if load_devices(path) != devices:
+        cache_json(path, [asdict(device) for device in devices])
 
 
 def load_devices(path: Path) -> Devices | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import glob
-import json
 import os
 import re
 import signal
@@ -23,7 +22,7 @@ from typing import Literal
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
-from cerebrum_cli.core.files import atomic_write, read_small_json
+from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.engine.step import StopFlag
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
@@ -64,9 +63,7 @@ def require_loads(
     if check and code in CHECK_FAILURES:
         raise ModelFileError(path, f"its chat template {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(remembered, json.dumps([*known, key][-MAX_REMEMBERED:]).encode())
+        cache_json(remembered, [*known, key][-MAX_REMEMBERED:])
 
 
 def file_key(path: Path) -> str:
