@@ -17,7 +17,7 @@ from typing import Any, cast
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
-from cerebrum_cli.core.events import Event, Events, NoticeEvent
+from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.library.installed import Library
@@ -41,7 +41,7 @@ START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 # Rows by position, the number of samples of each, and what answers some of them on a node: a model, a mapping of rows
 # and a BlockResult give events.
-Work = tuple[Any, int, Callable[..., Iterator[Event]]]
+Work = tuple[Any, int, Callable[..., Events]]
 
 
 def distribute(
@@ -110,7 +110,7 @@ class Distribution:
             yield from self._answer_once()
             self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
 
-    def _answer_once(self) -> Iterator[Event]:
+    def _answer_once(self) -> Events:
         self._reports, alive_at = {}, time.monotonic()
         with closing(self.cluster(self._plan)) as messages:
             for message in messages:
@@ -136,7 +136,7 @@ class Distribution:
         blocks = iter(lambda: {position: self.rows[position] for position in islice(missing, size)}, {})
         return map(pickle.dumps, blocks), self.job, concurrency
 
-    def _take(self, message: bytes | WorkerReport) -> Iterator[Event]:
+    def _take(self, message: bytes | WorkerReport) -> Events:
         taken = self._take_report(message) if isinstance(message, WorkerReport) else self._write(message)
         for event in taken:
             if event not in self._notices:
@@ -145,7 +145,7 @@ class Distribution:
                 self._notices.add(event)
         yield self.run.progress
 
-    def _take_report(self, report: WorkerReport) -> Iterator[Event]:
+    def _take_report(self, report: WorkerReport) -> Events:
         self._reports[report.worker] = report
         if report.problem:
             problems = [report_so_far.problem for report_so_far in self._reports.values()]
@@ -166,7 +166,7 @@ class Distribution:
             problem = f"the servers differ: {there} has {other}, {host} has {model}"
             raise EndpointError(problem, "use servers with the same model, or --allow-different-models")
 
-    def _write(self, answer: bytes) -> Iterator[Event]:
+    def _write(self, answer: bytes) -> Events:
         objects, tokens, notices = pickle.loads(answer)
         for position, object in objects.items():
             if position not in self.run.finished:
@@ -202,7 +202,7 @@ class NodeJob:
     path: Path  # of the model here; nodes may have it in their own caches
     reference: str  # its name
     source: ModelSource  # to which a node adds its own installation and file
-    answer_block: Callable[..., Iterator[Event]]
+    answer_block: Callable[..., Events]
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
         """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""

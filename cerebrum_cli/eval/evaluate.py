@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.events import Event, Events, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
@@ -123,7 +123,7 @@ class SampleWriter:
         for object in run.objects():
             self.score.add(parse_sample(object))
 
-    def take(self, event: Outcome) -> Iterator[Event]:
+    def take(self, event: Outcome) -> Events:
         """Begin to score a reply, or write what is skipped: a sample, or all of a question that cannot be asked.
 
         The samples have the reason as their text. Yield the first notices, and the progress.
@@ -147,7 +147,7 @@ class SampleWriter:
             yield NoticeEvent(f"question {question.id} skipped: {error.message}", error.hint)
         yield self.score.event
 
-    def write_scored(self, wait_s: float = 0.0) -> Iterator[Event]:
+    def write_scored(self, wait_s: float = 0.0) -> Events:
         while scores := self._scorer.scores(wait_s):
             for (position, sample, reply), score in scores:
                 self._write(
@@ -216,9 +216,7 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Events
             yield from writer.write_scored(POLL_S)
 
 
-def evaluate_block(
-    evaluation: Evaluation, model: LoadedModel, block: Iterable[int], results: Results
-) -> Iterator[Event]:
+def evaluate_block(evaluation: Evaluation, model: LoadedModel, block: Iterable[int], results: Results) -> Events:
     results.finished = all_finished(evaluation.rows)
     for position in block:
         results.finished[position] = 0
