@@ -31,6 +31,8 @@ SLOW = "the server is slow or busy: check its log"
 SAMPLED_TOKENS = 16
 MIN_CONTEXT = 4096  # tokens; a chain of thought takes thousands
 
+Steps = Iterator[str | CheckResult]  # the name of each check, then its result
+
 
 def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> Iterator[CheckResult]:
     """Check servers, each up to the first failure."""
@@ -46,8 +48,7 @@ def run_server_checks(context: DoctorContext, endpoints: Sequence[Endpoint]) -> 
             yield CheckResult("failure", error.message, error.hint, name, endpoint.name)
 
 
-def _check_server(context: DoctorContext, endpoint: Endpoint) -> Iterator[str | CheckResult]:
-    """Yield the name of each check, then its result."""
+def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
     yield "server"
     try:
         info = probe(endpoint)
@@ -79,7 +80,7 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Iterator[str | 
         yield from _check_replies(loaded, settings, info)
 
 
-def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
+def _describe(info: ServerInfo) -> Steps:
     kind = info.kind
     way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
     yield check_result(f"{kind.name}, {way}")
@@ -98,7 +99,7 @@ def _describe(info: ServerInfo) -> Iterator[str | CheckResult]:
     yield check_result(f"concurrent replies: {info.slots}")
 
 
-def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Iterator[str | CheckResult]:
+def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Steps:
     yield "reply"
     reply = model.respond(Ask(Conversation().user(QUESTION), settings))
     with _time_limit(model):

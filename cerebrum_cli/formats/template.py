@@ -60,6 +60,9 @@ class Piece(NamedTuple):
     literal: str
 
 
+Pieces = list[Piece]  # of a render, in order
+
+
 class Placeholders:
     """Placeholders of one rendering. They are digits, which no template changes, between private-use characters.
 
@@ -72,7 +75,7 @@ class Placeholders:
     def text(self, index: int) -> str:
         return f"{self._start}{index}\ue001"
 
-    def split(self, rendered: str) -> list[Piece]:
+    def split(self, rendered: str) -> Pieces:
         """Split a render at the placeholders, whose texts are not in it."""
         first, *others = re.split(f"{self._start}([0-9]+)\ue001", rendered)
         pieces = [Piece(BEGINNING, "", first)]
@@ -245,7 +248,7 @@ class Rendering:
         ]
         return run_template(self.chat.source, {**values, "messages": self.content_format.messages(messages)})
 
-    def _pieces(self, prompt: str, skeleton: str) -> list[Piece]:
+    def _pieces(self, prompt: str, skeleton: str) -> Pieces:
         placed = self.placeholders.split(skeleton)
         pieces = _align(placed, prompt, self.texts)
         if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
@@ -258,7 +261,7 @@ class Rendering:
                 raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}", OTHER_FORMAT)
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
 
-    def _rewritten(self, placed: list[Piece], prompt: str) -> Iterator[int]:
+    def _rewritten(self, placed: Pieces, prompt: str) -> Iterator[int]:
         """Yield the index of each text that the prompt has where the other render has its placeholder.
 
         Of a reply, a template may leave out reasoning and what precedes its markup, and a system prompt may be nothing
@@ -278,7 +281,7 @@ class Rendering:
             if is_optional or (found and (text or role != "user")):
                 yield index
 
-    def _restore_headers(self, pieces: list[Piece]) -> None:
+    def _restore_headers(self, pieces: Pieces) -> None:
         """Put the text that follows a question before each earlier reply with known tokens, too.
 
         For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
@@ -302,13 +305,13 @@ class Rendering:
         return self.headers[thinks]
 
 
-def _align(placed: list[Piece], prompt: str, texts: Sequence[str]) -> list[Piece] | None:
+def _align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     """Split a prompt into text of the template and of the messages; None if the two renders disagree.
 
     `placed` is the other render, split at the placeholders of `texts`. Templates trim texts in different ways, so all
     of them are tried.
     """
-    pieces: list[Piece] = []
+    pieces: Pieces = []
     at = 0
     for index, _, literal in placed:
         text = "" if index == BEGINNING else texts[index]
