@@ -107,7 +107,7 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         fields = template.fields if template else ()
         rest = _flattened({key: value for key, value in request.items() if key not in fields})
         conversation = _conversation(rest, template.render(request) if template else None)
-        prompt = conversation.messages[-1].content
+        prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
         unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
         model = rest.get("model") if is_openai else None

@@ -171,7 +171,7 @@ class LineRows:
         if self.shape == "jsonl":
             return read_json_row(number, text, self.template)
         prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
-        return replace(prompt_row(number, number, prompt), input=text)
+        return prompt_row(number, number, prompt, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,10 +203,9 @@ class TableRows:
                     "invalid_record",
                     f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
                 )
-            row = prompt_row(number, id, self.template.render(fields))
+            return prompt_row(number, id, self.template.render(fields), fields)
         except InvalidRow as invalid:
-            row = invalid_row(number, id, None, invalid)
-        return replace(row, input=fields)
+            return invalid_row(number, id, None, invalid, fields)
 
 
 def open_table(source: InputFile, delimiters: Sequence[str], template: Template) -> TableRows:
@@ -355,5 +354,5 @@ def read_rows(
         form = LineRows(shape, parsed)
     rows = IndexedRows(source, form, include_input, saved)
     if not rows:
-        raise UsageError("the input has no prompts", "put one prompt on each line" if shape == "txt" else "")
+        raise UsageError("the input has no prompts", "put one on each line")
     return rows

@@ -132,9 +132,9 @@ def require_prompt(text: str) -> str:
     return well_formed(text)
 
 
-def prompt_row(number: int, id: RowId, prompt: str) -> InputRow:
+def prompt_row(number: int, id: RowId, prompt: str, input: Any = None) -> InputRow:
     prompt = require_prompt(prompt)
-    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None)
+    return InputRow(number, id, prompt, Conversation().user(prompt), {}, None, input)
 
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:

@@ -43,7 +43,6 @@ RETRY_LATER = (408, 429, 503)
 REFUSALS = ("validation error", "context length", "context window")
 URL_EXAMPLE = "write it like http://localhost:8080"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-NO_DATA = (b"[DONE]", b"")  # of an event: the former ends a stream in OpenAI's format
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +193,7 @@ class Client:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.partition(b":")
                 data = data.strip()
-                if field == b"data" and data not in NO_DATA and not data.startswith(b":"):  # as in `data: : PING`
+                if field == b"data" and data and not data.startswith((b":", b"[DONE]")):  # such as `data: : PING`
                     yield _require_success(json.loads(data))
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
