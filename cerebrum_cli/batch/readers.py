@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 _SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", f".{PARQUET}": "jsonl"}
-_DELIMITERS = {**DELIMITERS, "csv": ",;\t|"}
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 MAX_LINE_BYTES = 64_000_000
@@ -310,8 +309,8 @@ def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
     if repeated:
         yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
     if unused:
-        hint = "cerebrum ask --set help lists the settings that rows can have"
-        yield NoticeEvent(f"keys without effect: {format_names(sorted(unused), _MAX_UNUSED)}", hint)
+        names = format_names(sorted(unused), _MAX_UNUSED)
+        yield NoticeEvent(f"keys without effect: {names}", "cerebrum ask --set help lists the settings of rows")
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -347,7 +346,7 @@ def read_rows(
     if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
         raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
     if shape in DELIMITERS:
-        form: LineRows | TableRows = open_table(source, delimiter or _DELIMITERS[shape], parsed or _PROMPT_COLUMN)
+        form: LineRows | TableRows = open_table(source, delimiter or DELIMITERS[shape], parsed or _PROMPT_COLUMN)
     elif delimiter:
         raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
     else:

@@ -203,7 +203,7 @@ def table_of(output: Path, rows: IndexedRows) -> Table | None:
         from cerebrum_cli.batch.parquet import parquet_table
 
         return parquet_table()
-    return partial(table_lines, DELIMITERS[name], rows.form.header)
+    return partial(table_lines, DELIMITERS[name][0], rows.form.header)
 
 
 def report_counts(app: App, results: Results) -> None:

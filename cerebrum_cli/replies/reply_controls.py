@@ -129,10 +129,10 @@ class ReplyControls:
         efforts = self.format.efforts
         if settings.effort and settings.effort not in efforts and (efforts or self.format.has_switch):
             known = ", ".join(("on", "off", "a number of tokens", *efforts))
-            problem, hint = f"this model does not support the effort {settings.think!r}", f"it supports: {known}"
+            problem = f"this model does not support the effort {settings.think!r}"
             if settings.origin("think").endswith("reasoning_effort"):  # of a request to any server
-                return NoticeEvent(problem, hint)
-            raise UsageError(problem, hint)
+                return NoticeEvent(problem, f"it supports: {known}")
+            raise UsageError(problem, f"it supports: {known}")
         if settings.reasoning_limit and not self.format.markups:
             raise UsageError(
                 f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",

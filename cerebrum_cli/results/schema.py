@@ -16,7 +16,7 @@ from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import well_formed
 
 FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
-DELIMITERS = {"csv": ",", "tsv": "\t"}  # of the tables that are read and written
+DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
 _ANSWER_COLUMNS = ("text", "final_answer", "finish_reason", "error")
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 
