@@ -25,8 +25,8 @@ MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
 EXPECTED_BIAS = f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}"
 LARGEST = sys.float_info.max
 SWITCH_WORDS = {
-    **dict.fromkeys(["true", "on", "yes", "1", "t", "y"], True),
-    **dict.fromkeys(["false", "off", "no", "0", "f", "n"], False),
+    **dict.fromkeys(("true", "on", "yes", "1", "t", "y"), True),
+    **dict.fromkeys(("false", "off", "no", "0", "f", "n"), False),
 }
 SWITCHES = ("on", "off")
 NUMBERS = {"int": int, "float": float}
