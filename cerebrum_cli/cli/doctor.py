@@ -11,6 +11,7 @@ from cerebrum_cli.cli.signature import composed, settings_options
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
+from cerebrum_cli.terminal.reports import check_terminal, print_check_result
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,6 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
       cerebrum doctor --endpoint http://localhost:8080 -m starter
     """
     from cerebrum_cli.terminal.interrupts import interruptible
-    from cerebrum_cli.terminal.reports import print_check_result
 
     results = []
     shown = ""
@@ -68,7 +68,6 @@ def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator
     from cerebrum_cli.chat.database import check_integrity
     from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.terminal.reports import check_terminal
 
     layer = {**environment_layer("threads"), **overrides}
     try:

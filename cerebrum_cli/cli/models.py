@@ -25,7 +25,18 @@ from cerebrum_cli.core.settings import (
 )
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
+from cerebrum_cli.terminal.reports import print_repositories
 from cerebrum_cli.terminal.streams import RED
+from cerebrum_cli.terminal.tables import (
+    capacity_text,
+    is_url,
+    print_candidates,
+    print_catalogue,
+    print_description,
+    print_found,
+    print_models,
+    print_rows,
+)
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -53,8 +64,6 @@ def search(
       cerebrum search "gemma 4" --json
     """
     from cerebrum_cli.library.listing import search_row
-    from cerebrum_cli.terminal.reports import print_repositories
-    from cerebrum_cli.terminal.tables import print_rows
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with app.puller(offline, ctx) as puller:
@@ -156,7 +165,6 @@ def next_step(app: App, model: InstalledModel) -> str:
 
 def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
     from cerebrum_cli.library.listing import download_plan_object
-    from cerebrum_cli.terminal.tables import print_candidates
 
     with app.puller(options.offline, context) as puller:
         plan = puller.plan(reference)
@@ -216,7 +224,6 @@ def list_models(app: App, options: ListOptions) -> None:
 
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
     from cerebrum_cli.library.fit import planned_context
-    from cerebrum_cli.terminal.tables import capacity_text, print_catalogue
 
     print_catalogue(app.streams, listed)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens"
@@ -225,7 +232,6 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
     from cerebrum_cli.library.stores import unreadable_stores
-    from cerebrum_cli.terminal.tables import print_found
 
     if listed:
         print_found(app.streams, listed)
@@ -239,7 +245,6 @@ def print_found_models(app: App, listed: list[JsonDict]) -> None:
 
 
 def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None:
-    from cerebrum_cli.terminal.tables import is_url, print_models
 
     library, streams = app.library, app.streams
     if listed:
@@ -276,7 +281,6 @@ def show(
       cerebrum show cerebrum-7b --json
     """
     from cerebrum_cli.library import listing
-    from cerebrum_cli.terminal.tables import print_candidates, print_description
 
     library, reference = app.library, app.library.parse(name)
     ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx

@@ -22,6 +22,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -50,8 +52,6 @@ class RunOptions(QuietOptions):
 def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.eval.report import group_by_question, mean_accuracy
-    from cerebrum_cli.terminal.reports import print_runs
-    from cerebrum_cli.terminal.tables import print_rows
 
     rows, outdated = list[JsonDict](), list[str]()
     for run in app.runs:
@@ -106,7 +106,6 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.stored_runs import report_of
     from cerebrum_cli.results.results import CONDITIONS
-    from cerebrum_cli.terminal.reports import print_report
 
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
@@ -162,7 +161,6 @@ def compare(
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import conclusion
     from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
-    from cerebrum_cli.terminal.reports import print_comparison
 
     runs = app.runs.find(before), app.runs.find(after)
     require_same_rules(runs, (before, after))
