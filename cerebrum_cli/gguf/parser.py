@@ -147,13 +147,15 @@ class Cursor:
 
 
 Metadata = Mapping[str, Scalar | Array]
+Values = Mapping[str, Value]
+Shape = tuple[int, ...]  # of a tensor, row length first
 
 
 class Tensor(NamedTuple):
-    """A tensor in a file: its shape, row length first; ggml type number; file and offset in bytes."""
+    """A tensor in a file: its shape; ggml type number; file and offset in bytes."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     type: int
     path: Path
     offset: int
@@ -176,7 +178,7 @@ class Tables(NamedTuple):
     """
 
     metadata: Metadata
-    values: Mapping[str, Value]
+    values: Values
     vocabulary: tuple[int, int]
     tensors: list[Tensor]
     length: int
@@ -246,7 +248,7 @@ def quoted(text: str) -> str:
     return ascii(text)
 
 
-def _read_values(cursor: Cursor, count: int) -> tuple[dict[str, Value], tuple[int, int]]:
+def _read_values(cursor: Cursor, count: int) -> tuple[Values, tuple[int, int]]:
     """Read metadata values, and where those of the vocabulary begin and end."""
     values = {}
     vocabulary = (0, 0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
-from cerebrum_cli.gguf.parser import LAYOUTS, STRING, VALUE_TYPES, Tensor, Value, aligned, read_tables
+from cerebrum_cli.gguf.parser import LAYOUTS, STRING, VALUE_TYPES, Shape, Tensor, Value, Values, aligned, read_tables
 from cerebrum_cli.gguf.types import TENSOR_TYPES
 
 ARCHITECTURE = "general.architecture"
@@ -22,6 +22,8 @@ VERSION = 3  # of the files written
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+
+Tensors = Mapping[str, Tensor]
 
 
 def split_layer(name: str) -> tuple[int | None, str]:
@@ -37,8 +39,8 @@ class Table:
     """One model: the user's name for it, its metadata, and its tensors in file order."""
 
     name: str
-    metadata: Mapping[str, Value]
-    tensors: Mapping[str, Tensor]
+    metadata: Values
+    tensors: Tensors
 
     @property
     def array_items(self) -> int:
@@ -55,7 +57,7 @@ class Table:
         return int(self.hyperparameter("block_count"))
 
     @cached_property
-    def tensors_by_layer(self) -> Mapping[int | None, Mapping[str, Tensor]]:
+    def tensors_by_layer(self) -> Mapping[int | None, Tensors]:
         """Tensors by layer number and name without it; under None those outside of layers."""
         result: dict[int | None, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
@@ -64,7 +66,7 @@ class Table:
         return result
 
     @cached_property
-    def global_tensors(self) -> Mapping[str, Tensor]:
+    def global_tensors(self) -> Tensors:
         return self.tensors_by_layer.get(None, {})
 
     def content(self, key: str, default: Any = None) -> Any:
@@ -113,7 +115,7 @@ class Table:
 
 def read_table(name: str, paths: Sequence[Path]) -> Table:
     """Read a model, whose first file has the metadata. Raises ModelFileError for a damaged file or an unknown type."""
-    metadata: Mapping[str, Value] = {}
+    metadata: Values = {}
     tensors = {}
     for path in paths:
         tables = read_tables(path, whole=True)
@@ -127,7 +129,7 @@ def read_table(name: str, paths: Sequence[Path]) -> Table:
     return Table(name, metadata, tensors)
 
 
-def encode_header(metadata: Mapping[str, Value], tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> bytes:
+def encode_header(metadata: Values, tensors: Iterable[tuple[str, Shape, int]]) -> bytes:
     """Encode everything before the first tensor's bytes, given each tensor's name, shape and type number.
 
     The tensors must follow in order, each aligned. The architecture comes first; empty arrays are left out.

@@ -6,18 +6,17 @@ llama.cpp aborts on some adapters that do not fit, and ignores others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.parser import Tables, Tensor, Value, quoted, read_tables
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD
+from cerebrum_cli.gguf.parser import Shape, Tables, Tensor, Value, quoted, read_tables
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Tensors
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens
 A, B = ".lora_a", ".lora_b"
-Shape = tuple[int, ...]
 IGNORED = "_norm.weight"  # changed norms, which llama.cpp does not apply
 _NOT_MULTIPLIED = ("I8", "I16", "I32", "I64", "F64")  # ggml types without a kernel for products
 _HINT = "use an adapter that was made for this model"
@@ -92,7 +91,7 @@ def _pairs(path: Path, tensors: Iterable[Tensor]) -> list[tuple[str, Tensor, Ten
     return [(name, factors[name + A], factors[name + B]) for name in names]
 
 
-def _misfit(name: str, a: Tensor, b: Tensor, model: Mapping[str, Tensor]) -> str | None:
+def _misfit(name: str, a: Tensor, b: Tensor, model: Tensors) -> str | None:
     tensor = model.get(name)
     if tensor is None:
         return f"it changes the tensor {quoted(name)}, which the model does not have"

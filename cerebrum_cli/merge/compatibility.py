@@ -14,6 +14,7 @@ from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.table import HEAD, Table
 
+TablesByName = Mapping[str, Table]  # by the names of the models in the recipe
 LayerSources = tuple[tuple[str, int], ...]  # of a layer of the merge: the model and layer number of each source
 
 SAME_SHAPE_HINT = "merge models of the same shape"
@@ -62,7 +63,7 @@ def display(value: Any) -> str:
     return truncate(ascii(list(value) if isinstance(value, tuple) else value), 60)
 
 
-def require_layer_pattern(tables: Mapping[str, Table], layers: Sequence[LayerSources]) -> None:
+def require_layer_pattern(tables: TablesByName, layers: Sequence[LayerSources]) -> None:
     """Raise MergeError if a layer moves to a number at which its architecture evaluates it differently."""
     patterns = {layer_pattern(table) for table in tables.values()}
     if len(patterns) > 1:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
 from cerebrum_cli.core.files import commit_file, reading_model, translate_os_errors, unfinished_file, write_all
-from cerebrum_cli.gguf.parser import Tensor, aligned
+from cerebrum_cli.gguf.parser import Shape, Tensor, aligned
 from cerebrum_cli.library.registry import OnProgress
 from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.merge.plan import OutputTensor, Plan
@@ -54,7 +54,6 @@ SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name i
 
 CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
-Shape = tuple[int, ...]
 
 
 def llama_codec() -> Codec:

@@ -12,10 +12,16 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
-from cerebrum_cli.gguf.parser import Tensor, Value, aligned
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, encode_header
+from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
-from cerebrum_cli.merge.compatibility import SAME_SHAPE_HINT, LayerSources, require_compatible, require_layer_pattern
+from cerebrum_cli.merge.compatibility import (
+    SAME_SHAPE_HINT,
+    LayerSources,
+    TablesByName,
+    require_compatible,
+    require_layer_pattern,
+)
 from cerebrum_cli.merge.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.merge.tensor_names import hugging_face_names
@@ -36,7 +42,7 @@ _DROPPED_PREFIXES = tuple(_PREFIXES.split())
 
 def merged_metadata(
     recipe: Recipe,
-    tables: Mapping[str, Table],
+    tables: TablesByName,
     origins: Origins,
     file_type: int | None,
     name: str,
@@ -67,7 +73,7 @@ def merged_metadata(
     return metadata
 
 
-def hyperparameters(first: Table, tables: Mapping[str, Table], origins: Origins) -> Metadata:
+def hyperparameters(first: Table, tables: TablesByName, origins: Origins) -> Metadata:
     """Hyperparameters that may differ from the first model's: number of layers, context length, per-layer arrays."""
     prefix = f"{first.architecture}."
     result = {f"{prefix}block_count": Value("UINT32", len(origins))}
@@ -83,7 +89,7 @@ def hyperparameters(first: Table, tables: Mapping[str, Table], origins: Origins)
     return result
 
 
-def layer_values(key: str, tables: Mapping[str, Table], origins: Origins) -> tuple[Any, ...]:
+def layer_values(key: str, tables: TablesByName, origins: Origins) -> tuple[Any, ...]:
     values = []
     for model, layer in origins:
         table = tables[model]
@@ -163,10 +169,10 @@ class Target:
 
 
 class OutputTensor(NamedTuple):
-    """A tensor of the merge: its shape, row length first, its ggml type number, and the operation that computes it."""
+    """A tensor of the merge: its shape, its ggml type number, and the operation that computes it."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     type: int
     op: TensorOp
 
@@ -188,7 +194,7 @@ class OutputTensor(NamedTuple):
 class Plan:
     """A planned merge: metadata and tensors in file order, and the sources of each layer."""
 
-    metadata: Mapping[str, Value]
+    metadata: Metadata
     tensors: tuple[OutputTensor, ...]
     layers: tuple[LayerSources, ...]
     unmatched_filters: tuple[str, ...] = ()
@@ -213,7 +219,7 @@ class MergeStep(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class MergePlanner:
     recipe: Recipe
-    tables: Mapping[str, Table]
+    tables: TablesByName
     target: Target
 
     def plan(self, name: str, texts: Mapping[str, str]) -> Plan:
@@ -291,9 +297,7 @@ class MergePlanner:
             if name.startswith(HEAD_PREFIX) == is_after:
                 yield self._output(name, 0.0, step, by_source, name)
 
-    def _output(
-        self, name: str, t: float, step: MergeStep, by_source: Sequence[Mapping[str, Tensor]], suffix: str
-    ) -> OutputTensor:
+    def _output(self, name: str, t: float, step: MergeStep, by_source: Sequence[Tensors], suffix: str) -> OutputTensor:
         position = TensorPosition(self.recipe, step.slice, name, t, self._architecture)
         inputs, first = [], by_source[0][suffix]
         for source, tensors in zip(step.slice.sources, by_source, strict=True):
