@@ -50,6 +50,7 @@ ON_COMMAND_LINE = "on_command_line"
 EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y never have one
 
 Options = Mapping[str, Option]  # by name
+Function = Callable[..., Any]
 Json = Annotated[bool, Option("Print a JSON object", "Output")]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
 Yes = Annotated[bool, Option("Delete without asking", "Output", short="-y")]
@@ -64,7 +65,7 @@ def positional(metavar: str, help: str, values: Values | None = None) -> Any:
     return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
 
 
-def composed(function: Callable[..., Any]) -> Callable[..., Any]:
+def composed(function: Function) -> Function:
     """The callback of a command, from a function of the app, its arguments and its options.
 
     A parameter annotated with a dataclass of options, or with `settings_options`, stands for the options in it. Those
@@ -106,7 +107,7 @@ class DeclaredCommand(NamedTuple):
         return cls(parameters, groups)
 
     @property
-    def settable(self) -> dict[str, Option]:
+    def settable(self) -> Options:
         """The options that `--set` takes: settings, and those without a flag."""
         settable = {}
         for options in self.groups.values():
@@ -257,7 +258,7 @@ def parse_assignments(texts: Iterable[str], settable: Options) -> dict[str, Any]
     return {key: settable[key].parse(values, f"--set {key}") for key, values in collected.items()}
 
 
-def with_shorthands(settable: Options) -> dict[str, Option]:
+def with_shorthands(settable: Options) -> Options:
     shorthands = {}
     for name, keys in SHORTHANDS.items():
         if keys[0] in settable:
@@ -344,7 +345,7 @@ class SectionedCommand(TyperCommand):
                     formatter.write_dl(records)
 
 
-def subcommand(group: typer.Typer, **details: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def subcommand(group: typer.Typer, **details: Any) -> Callable[[Function], Function]:
     return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
 
 

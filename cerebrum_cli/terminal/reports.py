@@ -61,6 +61,7 @@ FACTS = (
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters
 STATUS_COLORS: dict[Status, str] = {"ok": "32", "warning": "33", "failure": "1;31"}
+TableRow = tuple[str, str, str]
 STATUS_WIDTH = len("warning") + 2
 NAME_WIDTH = len("hugging_face_cache") + 2
 LISTED = 20  # sessions that a terminal shows unless asked for more
@@ -185,7 +186,7 @@ def print_comparison(streams: Streams, comparison: Comparison, before: Run, afte
     print_table(streams, ESTIMATES, rows, shorten="none")
 
 
-def change_rows(comparison: Comparison, of_votes: str) -> Iterator[tuple[str, str, str]]:
+def change_rows(comparison: Comparison, of_votes: str) -> Iterator[TableRow]:
     yield f"right to wrong{of_votes}", str(comparison.right_to_wrong), ""
     yield f"wrong to right{of_votes}", str(comparison.wrong_to_right), ""
     yield f"changed answers{of_votes}", f"{comparison.flips} of {comparison.n}", ""
@@ -241,7 +242,7 @@ print_runs = partial(
 
 
 def print_merge(streams: Streams, merge: JsonObject) -> None:
-    rows: list[tuple[str, str, str]] = []
+    rows: list[TableRow] = []
     for _, run in groupby(merge["layers"], source_offsets):
         rows += source_rows(list(run), merge["models"])
     print_table(streams, ("layers", "model", "source layers"), rows)
@@ -267,7 +268,7 @@ def source_offsets(layer: JsonObject) -> list[JsonDict]:
     return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
 
 
-def source_rows(run: Sequence[JsonObject], models: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def source_rows(run: Sequence[JsonObject], models: Mapping[str, str]) -> Iterator[TableRow]:
     first = run[0]
     last = run[-1]
     layers = span(first["layer"], last["layer"])

@@ -22,6 +22,7 @@ CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are hi
 
 
 Alignment = Literal["left", "center", "right"]
+Lines = tuple[str, ...]
 
 
 class TextLine(NamedTuple):
@@ -58,9 +59,9 @@ class Code(NamedTuple):
     """Some lines of a code block, with those `above` and `below` on which their highlighting may depend."""
 
     fence: Fence
-    lines: tuple[str, ...]
-    above: tuple[str, ...]
-    below: tuple[str, ...]
+    lines: Lines
+    above: Lines
+    below: Lines
 
 
 Block = TextLine | MarkdownTable | Display | Fence | Code
@@ -74,10 +75,10 @@ class Reader:
     """
 
     def __init__(self) -> None:
-        self._held: tuple[str, ...] = ()
+        self._held: Lines = ()
         self._fence: Fence | None = None
         self._fences = 0
-        self._above: tuple[str, ...] = ()  # the code that is held
+        self._above: Lines = ()  # the code that is held
 
     def read(self, line: str) -> Blocks:
         """Read a complete line; return what is complete now."""
@@ -170,7 +171,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
 
 
-def table(lines: tuple[str, ...]) -> MarkdownTable:
+def table(lines: Lines) -> MarkdownTable:
     header, separator, *others = (cells(line) for line in lines)
     rows = []
     for row in (header, *others):
