@@ -209,9 +209,7 @@ def _found_repository(item: JsonObject) -> FoundRepository:
 
 
 @contextmanager
-def open_file(
-    listing: Listing, name: str, start: int = 0, end: int | None = None
-) -> Iterator[tuple[int, Iterator[bytes]]]:
+def open_file(listing: Listing, name: str, start: int, end: int | None) -> Iterator[tuple[int, Iterator[bytes]]]:
     """Open a file of a listing from byte `start` up to `end` or its end. Raises the errors of `list_repository`.
 
     Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.

@@ -141,7 +141,7 @@ class BatchProgress(Line):
 class StageProgress(Line):
     """Progress of a long operation and its current stage: a bar on a terminal, otherwise a line per minute."""
 
-    def __init__(self, streams: Streams, is_shown: bool = True) -> None:
+    def __init__(self, streams: Streams, is_shown: bool) -> None:
         super().__init__(streams, streams.can_redraw and is_shown, log=self._text if is_shown else None)
         self._started = time.monotonic()
         self._stage = StageEvent("", 0, 1)

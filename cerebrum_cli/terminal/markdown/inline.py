@@ -33,7 +33,7 @@ STYLES = {"strong": "bold", "em": "italic", "s": "strike"}
 CODE_STYLE = "markdown.code"
 
 
-def inline_text(line: str, renders_math: bool = True) -> Text:
+def inline_text(line: str) -> Text:
     """A line with its styling, and with mathematics as Unicode."""
     text = Text()
     styles = []
@@ -45,7 +45,7 @@ def inline_text(line: str, renders_math: bool = True) -> Text:
             styles.pop()
         elif name == "code_inline":
             text.append(token.content, " ".join([CODE_STYLE, *styles]))
-        elif name == "math" and renders_math:
+        elif name == "math":
             shown = formula(token.content)
             shown.stylize_before(" ".join(styles))
             text.append_text(shown)

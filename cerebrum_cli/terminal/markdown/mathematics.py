@@ -113,7 +113,7 @@ class EnvironmentRows(NamedTuple):
         return f"{self.brackets[:1]}{'; '.join(rows)}{self.brackets[1:]}"
 
 
-def to_unicode(latex: str, is_display: bool = True) -> str | None:
+def to_unicode(latex: str, is_display: bool) -> str | None:
     """LaTeX as Unicode; None if it is not valid. The rows of its environments stand in lines if it is displayed."""
     from pylatexenc.latex2text import LatexNodes2Text
     from pylatexenc.latexwalker import LatexWalker, LatexWalkerError
