@@ -11,47 +11,48 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.declaration import Option
 
-Values: TypeAlias = Callable[["App"], Iterable[str]]
+Candidates = Iterable[str]
+Values: TypeAlias = Callable[["App"], Candidates]
 """Candidates of completion, read when Tab is pressed."""
 
 
-def installed_models(app: App) -> Iterable[str]:
+def installed_models(app: App) -> Candidates:
     return (model.reference for model in app.library.models())
 
 
-def stored_models(app: App) -> Iterable[str]:
+def stored_models(app: App) -> Candidates:
     return (model.reference for model in (*app.library.models(), *app.library.vocabularies()))
 
 
-def known_models(app: App) -> Iterable[str]:
+def known_models(app: App) -> Candidates:
     return (spec.name for spec in app.library.specs)
 
 
-def sessions(app: App) -> Iterable[str]:
+def sessions(app: App) -> Candidates:
     return app.open_history().store.names()
 
 
-def run_names(app: App) -> Iterable[str]:
+def run_names(app: App) -> Candidates:
     return (run.name for run in app.runs)
 
 
-def saved_prompts(app: App) -> Iterable[str]:
+def saved_prompts(app: App) -> Candidates:
     return app.prompts.names()
 
 
-def formats(_: App) -> Iterable[str]:
+def formats(_: App) -> Candidates:
     from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
     return FORMAT_NAMES
 
 
-def tasks(_: App) -> Iterable[str]:
+def tasks(_: App) -> Candidates:
     from cerebrum_cli.eval.tasks import TASK_NAMES
 
     return TASK_NAMES
 
 
-def presets(_: App) -> Iterable[str]:
+def presets(_: App) -> Candidates:
     from cerebrum_cli.eval.presets import PRESETS
 
     return (preset.name for preset in PRESETS)
