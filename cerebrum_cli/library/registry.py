@@ -49,6 +49,9 @@ class RegistryEntry:
         return (self.size, self.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
 
 
+Contents = tuple[list[RegistryEntry], str | None]  # all models and digests, and the default model
+
+
 @dataclass(frozen=True, slots=True)
 class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
@@ -119,7 +122,7 @@ class Registry:
             marker.touch()
 
     @contextmanager
-    def _locked(self) -> Iterator[tuple[list[RegistryEntry], str | None]]:
+    def _locked(self) -> Iterator[Contents]:
         with translate_os_errors(ConfigError, self.directory / FILE):
             self.directory.mkdir(parents=True, exist_ok=True)
             with lock_file(self.directory / "registry.lock", lambda: None, is_required=False):
@@ -131,8 +134,7 @@ class Registry:
         value = {"version": _VERSION, "models": models, "default": default, "digests": digests}
         atomic_write(self.directory / FILE, json.dumps(value, indent=2, default=str).encode("ascii"))
 
-    def _read(self) -> tuple[list[RegistryEntry], str | None]:
-        """All models and digests, and the default model."""
+    def _read(self) -> Contents:
         path = self.directory / FILE
         try:
             with translate_os_errors(ConfigError, path), suppress(FileNotFoundError):

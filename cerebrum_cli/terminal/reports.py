@@ -30,7 +30,7 @@ from cerebrum_cli.terminal.tables import (
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison
-    from cerebrum_cli.eval.estimates import Estimate, Interval
+    from cerebrum_cli.eval.estimates import Estimate
     from cerebrum_cli.eval.report import Report, VoteCost
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies import inspection
@@ -198,11 +198,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+z.1f}"
 
 
-def points_range(interval: Interval | Sequence[float]) -> str:
+def points_range(interval: Sequence[float]) -> str:
     return " to ".join(map(points, interval))
 
 
-def bounds(interval: Interval | Sequence[float]) -> str:
+def bounds(interval: Sequence[float]) -> str:
     low, high = interval
     return f"{low:.3f} to {high:.3f}"
 
