@@ -25,7 +25,7 @@ from cerebrum_cli.chat.history import (
     without_partial_character,
 )
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
-from cerebrum_cli.chat.session import Session, StoredMessage, validated_name
+from cerebrum_cli.chat.session import Messages, Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
@@ -63,7 +63,7 @@ class Chat:
     _undone: list[tuple[int | None, int | None]] = field(default_factory=list)  # leaves after and before
 
     @property
-    def messages(self) -> list[StoredMessage]:
+    def messages(self) -> Messages:
         return self.history.store.messages(self.session) if self.session else []
 
     @property
@@ -221,7 +221,7 @@ class Chat:
         return self.require_question().message.content
 
     @property
-    def replies(self) -> list[StoredMessage]:
+    def replies(self) -> Messages:
         """All replies to the last question, and to its other versions, oldest first. Raises SessionError."""
         return self.history.store.replies(self.require_question())
 

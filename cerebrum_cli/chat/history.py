@@ -8,7 +8,7 @@ from io import FileIO
 from pathlib import Path
 
 from cerebrum_cli.chat.database import OR_UNSAVED
-from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
+from cerebrum_cli.chat.session import Messages, ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
@@ -312,7 +312,7 @@ def settings_of(stored: StoredMessage, settings: Settings) -> Settings:
     return replace(settings, think=params.get("think"), keep_reasoning=params.get("keep_reasoning"))
 
 
-def visible_messages(store: Store, session: Session) -> list[StoredMessage]:
+def visible_messages(store: Store, session: Session) -> Messages:
     messages = store.messages(session)
     for index, stored in enumerate(messages):
         if stored.id == session.first:

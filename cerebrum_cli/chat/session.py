@@ -95,6 +95,9 @@ class Session:
     first: int | None = None
 
 
+Messages = list[StoredMessage]
+
+
 class SessionSummary(NamedTuple):
     session: Session
     messages: int

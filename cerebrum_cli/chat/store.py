@@ -24,6 +24,7 @@ from cerebrum_cli.chat.database import (
 )
 from cerebrum_cli.chat.session import (
     COLUMNS,
+    Messages,
     Origin,
     ReplyMetadata,
     SearchHit,
@@ -138,11 +139,11 @@ class Store:
             firsts[session] = count, content
         return [SessionSummary(session, *firsts.get(session.id, (0, ""))) for session in self._sessions(_LATEST_FIRST)]
 
-    def messages(self, session: Session) -> list[StoredMessage]:
+    def messages(self, session: Session) -> Messages:
         """The messages on a session's branch, oldest first."""
         return self._messages(_BRANCH, session.leaf)
 
-    def undone(self, session: Session) -> list[StoredMessage]:
+    def undone(self, session: Session) -> Messages:
         """The messages after a session's end that were undone last, oldest first; empty if nothing was."""
         [(newest,)] = self._rows(_NEWEST_BELOW, session.leaf, session.id)
         if newest is None:
@@ -150,7 +151,7 @@ class Store:
         length = len(self.messages(session))
         return self._messages(_BRANCH, newest)[length:]
 
-    def replies(self, question: StoredMessage) -> list[StoredMessage]:
+    def replies(self, question: StoredMessage) -> Messages:
         """All replies to a question, and to what it was before and after it was edited, oldest first."""
         return self._messages(_REPLIES, question.id)
 
@@ -263,7 +264,7 @@ class Store:
         with translated(self.path):
             return [session_from_row(row) for row in self._rows(f"SELECT * FROM sessions {condition}", *values)]
 
-    def _messages(self, query: str, *values: object) -> list[StoredMessage]:
+    def _messages(self, query: str, *values: object) -> Messages:
         with translated(self.path):
             return [message_from_row(row) for row in self._rows(query, *values)]
 
