@@ -27,6 +27,8 @@ _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 expand_user = os.path.expanduser
 
+Paths = tuple[Path, ...]
+
 
 def read_small(path: Path) -> bytes:
     """Content of a file that the program itself needs. Raises OSError, also unless it is regular and at most 16 MB."""

@@ -20,7 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cerebrum_cli.core.files import atomic_write, exists
+from cerebrum_cli.core.files import Paths, atomic_write, exists
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
@@ -36,8 +36,8 @@ class CachedModel:
     commit: str
     quantization: str
     names: tuple[str, ...]
-    paths: tuple[Path, ...]
-    blobs: tuple[Path, ...]
+    paths: Paths
+    blobs: Paths
 
 
 class CachedFile(NamedTuple):

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
-from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
@@ -235,7 +235,7 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
         yield start if is_part else 0, chunks()
 
 
-def delete(paths: tuple[Path, ...], directory: Path) -> int:
+def delete(paths: Paths, directory: Path) -> int:
     """Delete files of the cache in a directory by their snapshot paths and return the number of freed bytes.
 
     Blobs that another revision uses are kept.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import exists, is_file
+from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, is_missing, model_paths
 from cerebrum_cli.library.reference import (
@@ -43,7 +43,7 @@ CATALOGUE = _INSTALLED_CATALOGUE if is_file(_INSTALLED_CATALOGUE) else _PACKAGE.
 class Library:
     """The catalog, the registry, the Hugging Face cache, and the capacity of this machine."""
 
-    catalogue_paths: tuple[Path, ...]
+    catalogue_paths: Paths
     registry: Registry
     capacity: Callable[[], Capacity]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.files import Paths, expand_user
 from cerebrum_cli.core.settings import MODEL_FILE, OPTIONS, Layer, SourcedLayer
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS
@@ -49,7 +49,7 @@ class InstalledModel:
     """
 
     name: str
-    paths: tuple[Path, ...]
+    paths: Paths
     spec: ModelSpec | None = None
     file: RegistryEntry | None = None
     cached: CachedModel | None = None
@@ -221,7 +221,7 @@ def recommended_sampling(header: Header) -> SourcedLayer:
     return SourcedLayer(values, origin=MODEL_FILE)
 
 
-def model_paths(path: Path) -> tuple[Path, ...]:
+def model_paths(path: Path) -> Paths:
     """All files of the model whose first file is `path`. Raises ModelFileError for another part of it."""
     names = parts_of(path.name)
     if names[0] != path.name:
