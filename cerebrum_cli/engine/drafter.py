@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
 
 from cerebrum_cli.core.token_ids import TokenIds
@@ -18,7 +18,7 @@ from cerebrum_cli.engine.control import TOKEN_BYTES
 # Duration of a decode step by its number of rows, in steps of one row: of Qwen2.5-Coder 0.5B in Q4_K_M on a CPU with
 # AVX2, and no less with AVX-512 or 7B parameters. Between these numbers, kernels compute rows in vain. With more cores
 # or a GPU, rows cost less, so what pays off by this table does so there.
-STEP_COSTS: Mapping[int, float] = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64: 25.0}
+STEP_COSTS = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64: 25.0}
 MAX_DRAFT = max(STEP_COSTS) - 1
 MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 

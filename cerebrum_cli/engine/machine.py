@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
 # process, so the two are compared before anything is evaluated.
-CPU_FLAGS: Mapping[str, str] = {
+CPU_FLAGS = {
     "SSE3": "pni",
     "SSSE3": "ssse3",
     "AVX": "avx",
@@ -177,7 +177,7 @@ def processor_name() -> str:
 
 def _first_processor() -> dict[str, str]:
     """Properties of the first processor as Linux lists them: listing all takes milliseconds if there are many."""
-    properties: dict[str, str] = {}
+    properties = {}
     with contextlib.suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as lines:
         for line in takewhile(str.strip, lines):
             key, _, value = line.partition(":")
@@ -308,7 +308,7 @@ def rebuild_command(option: str = "") -> str:
 def build_fingerprint() -> str:
     """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
     spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
-    files: list[str] = []
+    files = []
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder, "lib").glob("*")):
             with contextlib.suppress(OSError):

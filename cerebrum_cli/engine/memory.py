@@ -6,7 +6,7 @@ the host; so are compute buffers. A GPU that shares the host's memory draws from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -26,7 +26,7 @@ CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, an
 
 
 BLOCK_SIZE = 32  # elements of a key or value that a quantized cache stores with a common scale
-CACHE_ELEMENT_SIZE: Mapping[str, float] = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
+CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
 QUANTIZED_CACHE_TYPES = ("q8_0", "q4_0")
 
 

@@ -100,7 +100,7 @@ class Share(NamedTuple):
 
 
 def rows_of(step: Iterable[Share]) -> list[TokenRow]:
-    rows: list[TokenRow] = []
+    rows = []
     for sequence, tokens, outputs, draft in step:
         assert sequence.slot is not None
         first_output = len(tokens) + len(draft) - outputs

@@ -146,7 +146,7 @@ class ScoreJob:
         self.emit = emit
         self._places: list[tuple[Pending, int]] = []  # request and index of each continuation
         self._total = self._scored = 0  # tokens
-        texts: list[tuple[Tokens, Tokens]] = []
+        texts = []
         for index, request in enumerate(requests):
             if error := refusal(request, context_size):
                 emit(RefusedEvent(SequenceId(index), error))
@@ -268,7 +268,7 @@ class ScoreJob:
         return [path, *(other for other in sharing if other.evaluated == path.evaluated)]
 
     def _process_output(self, backend: Backend, step: Sequence[StepRow]) -> None:
-        lookups: list[tuple[int, int, int]] = []  # row, token, and number of the continuation
+        lookups = []  # row, token, and number of the continuation
         for index, (row, paths) in enumerate(step):
             if row.output:
                 lookups += [(index, token, number) for token, number in paths[0].by_position.pop(row.position)]

@@ -134,7 +134,7 @@ class StateStore:
 
     def _evict(self, newest: Path) -> None:
         """Remove the least recently used states of all models until they meet the limit."""
-        files: list[tuple[float, int, Path]] = []
+        files = []
         for path in self.directory.glob(f"*{STATE}"):
             with suppress(OSError):
                 status = path.stat()

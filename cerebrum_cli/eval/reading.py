@@ -62,7 +62,7 @@ def read_questions(data: bytes, template: Template | None = None, convert: Conve
     with choices CHOICE_TEMPLATE. `convert` adds fields to a row.
     """
     questions: dict[QuestionId, Question] = {}
-    bad_rows: list[BadRow] = []
+    bad_rows = []
     for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), 1):
         if not line.strip():
             continue

@@ -173,7 +173,7 @@ def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point
 
 
 def _fenced_blocks(text: str) -> list[Block]:
-    blocks: list[Block] = []
+    blocks = []
     lines = text.split("\n")
     at = 0
     while at < len(lines):

@@ -46,7 +46,7 @@ def pad_single_rows(rows: Sequence[TokenRow], slots: int, capacity: int, length:
     """
     counts = Counter(row.slot for row in rows)
     padded: list[TokenRow] = []
-    batch_indices: list[int] = []
+    batch_indices = []
     for row in rows:
         above = row.slot + 1
         below = row.slot - 1

@@ -81,7 +81,7 @@ class Tasks(TaskManager):  # type: ignore[misc]  # lm_eval is not a dependency
 @contextmanager
 def own_output(on_event: Emit) -> Iterator[None]:
     """Discard the progress bars that lm-eval and its libraries print, and turn its warnings into notices, each once."""
-    seen: set[str] = set()
+    seen = set()
 
     def report(record: logging.LogRecord) -> bool:
         message = " ".join(record.getMessage().split())
