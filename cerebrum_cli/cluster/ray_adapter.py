@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import shutil
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import cycle, islice
 from math import inf
@@ -92,7 +92,7 @@ def answer_blocks(
         raise EndpointError("Ray ended unexpectedly", "see its logs in /tmp/ray") from error
     finally:
         pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             process.wait(CLOSE_S)
 
 
@@ -113,7 +113,7 @@ def main() -> None:
 
     pipe = Connection(int(sys.argv[1]))
     directory = None
-    with contextlib.suppress(EOFError, OSError):  # the command has ended
+    with suppress(EOFError, OSError):  # the command has ended
         try:
             address, workers, uses_gpus = pipe.recv()
             if isinstance(address, int):

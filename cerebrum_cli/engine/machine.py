@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import platform
 import re
 import shutil
 from collections.abc import Iterable, Set
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
@@ -125,7 +125,7 @@ def count_cores(cpus: Iterable[int], folder: Path) -> int:
 def _text(root: Path, *names: str) -> str:
     """Text of the first of these files that exists; empty if none does."""
     for name in names:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             return (root / name).read_text().strip()
     return ""
 
@@ -178,7 +178,7 @@ def processor_name() -> str:
 def _first_processor() -> dict[str, str]:
     """Properties of the first processor as Linux lists them: listing all takes milliseconds if there are many."""
     properties = {}
-    with contextlib.suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as lines:
+    with suppress(OSError), CPUINFO.open(encoding="utf-8", errors="replace") as lines:
         for line in takewhile(str.strip, lines):
             key, _, value = line.partition(":")
             properties[key.strip()] = value.strip()
@@ -199,7 +199,7 @@ def likely_accelerator(root: Path = Path("/")) -> Literal["cuda", "metal", "vulk
 def own_cgroups() -> set[Path]:
     """Directories of this process's cgroups, also of v1, and their ancestors; the root if membership is unknown."""
     found = {CGROUPS}
-    with contextlib.suppress(OSError, ValueError):
+    with suppress(OSError, ValueError):
         for line in MEMBERSHIP.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
@@ -232,7 +232,7 @@ def raise_open_files() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
     if soft < highest:
-        with contextlib.suppress(ValueError, OSError):
+        with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
@@ -311,7 +311,7 @@ def build_fingerprint() -> str:
     files = []
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in sorted(Path(folder, "lib").glob("*")):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 status = path.stat()
                 files.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
     if not files:

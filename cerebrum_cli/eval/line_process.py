@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from threading import Timer
 from typing import Any
@@ -122,7 +122,7 @@ def main() -> None:
     from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable()
-    with contextlib.suppress(ValueError, OSError):
+    with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     config = [LatexExtractionConfig(boxed_match_priority=0)]
     os.write(1, b"ready\n")

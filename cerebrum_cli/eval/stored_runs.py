@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import count
@@ -173,13 +173,13 @@ class RunStore:
             remove_abandoned(run.path.parent, f".{run.path.name}.")
 
 
-@contextlib.contextmanager
+@contextmanager
 def writing(run: Run) -> Iterator[RowStore]:
     """Lock the files of a run. Raises BatchError if a process is writing them, and in place of an OSError."""
     paths = run.paths
     with (
         translate_os_errors(BatchError, paths.output, AGAIN),
-        contextlib.closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
+        closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
     ):
         try:
             yield store
@@ -219,7 +219,7 @@ def _name_of(fingerprint: JsonObject) -> str:
 
 def _readable_run(path: Path) -> Run | None:
     """The run at a path; None where its record is damaged, too."""
-    with contextlib.suppress(BatchError):
+    with suppress(BatchError):
         return read_run(path)
     return None
 

@@ -7,7 +7,6 @@ cheat on purpose: they share a process with their test, and can return objects t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -21,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
 from threading import Event
@@ -217,7 +217,7 @@ def require_sandbox() -> Sandbox:
     return sandbox
 
 
-@contextlib.contextmanager
+@contextmanager
 def _file(data: bytes) -> Iterator[IO[bytes]]:
     with os.fdopen(os.memfd_create("request"), "r+b") as file:  # the disk may be full
         file.write(data)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from typing import ClassVar
 
 from cerebrum_cli.core.events import Events, NoticeEvent, ServersEvent
@@ -129,7 +129,7 @@ def noting_origins(events: Events, results: Results, model: LoadedModel) -> Even
     These are the servers, also as they change, or the hardware and the options of this machine.
     """
     is_noted = False
-    with contextlib.closing(events):
+    with closing(events):
         for event in events:
             is_first_row = not is_noted and isinstance(event, (RowEvent, EvalProgress))
             if is_first_row or isinstance(event, ServersEvent):

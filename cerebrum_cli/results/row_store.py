@@ -9,12 +9,12 @@ write. Its rollback journal exists only during a commit.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +225,7 @@ class RowStore:
             commit_s = time.monotonic() - start
             self._is_closing.wait(min(MAX_WAIT_S, commit_s / COMMIT_SHARE))
 
-    @contextlib.contextmanager
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         """Change the store atomically. The lock is taken again after each commit."""
         with self._errors():
@@ -249,7 +249,7 @@ class RowStore:
         name = self.path.name.removesuffix(".partial")
         return BatchError(f"another process is writing {name}", self._if_busy)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -263,7 +263,7 @@ def discard_store(path: Path) -> None:
     """Delete a store, or another file in its place. Raises BatchError if another process has it open."""
     if not path.is_file():
         return
-    with contextlib.suppress(DamagedStore):
+    with suppress(DamagedStore):
         RowStore(path).close()
     with translate_os_errors(BatchError, path):
         path.unlink(missing_ok=True)
@@ -283,7 +283,7 @@ def read_objects(path: Path) -> Iterator[Any]:
     if not path.exists() or not path.stat().st_size:  # it is being created
         return
     try:
-        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database:
             for _, text in database.execute(_OBJECTS):
                 yield json.loads(text)
     except sqlite3.Error as error:

@@ -6,9 +6,9 @@ are answered again. After Ctrl-C, the store has the tokens of unfinished replies
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def open_results(
         with output_errors(output):
             return _open(paths, store, new, rows, restart, retry_failed)
     except BaseException:
-        with contextlib.closing(store):
+        with closing(store):
             if store.is_empty:
                 remove(paths.partial)
         raise
@@ -165,7 +165,7 @@ class StoredResults(Results):
         known = self.notes.get(key, ())
         new = [record for record in records if record not in known]
         if new:
-            with contextlib.suppress(BatchError):  # of a full disk: what went wrong before it matters more
+            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
                 self.write_notes({**self.notes, key: [*known, *new]})
 
     def complete(self) -> None:

@@ -6,12 +6,12 @@ parent module registered first, only the bindings are loaded.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
@@ -94,7 +94,7 @@ llama.llama_log_set(_write_log, None)
 _discard_log = ctypes.cast(ctypes.CDLL(None).abs, llama.llama_log_callback)
 
 
-@contextlib.contextmanager
+@contextmanager
 def suppress_log() -> Iterator[None]:
     """Discard llama.cpp's log, unless it is forwarded: loading a model logs two thousand lines."""
     if log.forward is None:

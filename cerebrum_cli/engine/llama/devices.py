@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from cerebrum_cli.engine.llama.bindings import llama
@@ -85,7 +85,7 @@ def _package_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     for name in ("llama-cpp-python", "cerebrum-llama"):
-        with contextlib.suppress(PackageNotFoundError):
+        with suppress(PackageNotFoundError):
             return version(name)
     return "unknown version"  # not installed as a package
 

@@ -7,7 +7,6 @@ decodes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import glob
 import os
@@ -15,6 +14,7 @@ import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryFile
@@ -105,7 +105,7 @@ def limit_resources() -> None:
     import resource
 
     for limited, limit in ((resource.RLIMIT_DATA, MAX_DATA_BYTES), (resource.RLIMIT_CPU, MAX_CPU_S)):
-        with contextlib.suppress(ValueError, OSError):  # a lower limit is in force
+        with suppress(ValueError, OSError):  # a lower limit is in force
             resource.setrlimit(limited, (limit, limit + 1))
 
 
@@ -138,7 +138,7 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
             model = llama.llama_model_load_from_file(os.fsencode(path), params)
             if model:
                 vocabulary = LlamaVocabulary(model)
-                with contextlib.suppress(CerebrumError):  # every byte to tokens, and every token to bytes
+                with suppress(CerebrumError):  # every byte to tokens, and every token to bytes
                     vocabulary.tokenize([Text(BYTES), Text(BYTES, trusted=False)])
                     for token in range(vocabulary.size):
                         vocabulary.piece(token, special=True)

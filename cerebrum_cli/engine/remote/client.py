@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -208,7 +208,7 @@ class Client:
     async def aclose(self) -> None:
         await self._session.close()
 
-    @contextlib.asynccontextmanager
+    @asynccontextmanager
     async def _exchange(
         self, method: str, path: str, timeout_s: float | None, **content: Any
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
@@ -268,7 +268,7 @@ class Client:
             problem = f"{self.endpoint.name} redirects to {server_text(response.headers.get('Location', 'nowhere'))}"
             return EndpointError(problem, "if you trust it, use that URL as --endpoint")
         body = None
-        with contextlib.suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
+        with suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
         return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))

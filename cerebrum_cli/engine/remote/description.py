@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -99,7 +99,7 @@ def probe(endpoint: Endpoint) -> ServerInfo:
     """Ask a server what it is. Raises EndpointError if it cannot be used, BusyServerError if not yet."""
 
     async def ask() -> ServerInfo:
-        async with contextlib.aclosing(Client(endpoint)) as client:
+        async with aclosing(Client(endpoint)) as client:
             return await describe(client)
 
     try:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from cerebrum_cli.core.errors import EngineError
@@ -158,7 +158,7 @@ class RemoteEngine(Engine):
 
     def call(self, function: Callable[[], object]) -> None:
         """Call a function on the event loop of the pool, unless that has ended; without waiting for it."""
-        with contextlib.suppress(RuntimeError):
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function)
 
     # On the event loop's thread.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
@@ -310,7 +310,7 @@ class Server:
         [sample] = job.samples
         while job.unfinished:
             body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
-            async with contextlib.aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
+            async with aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
                 async for chunk in info.kind.read_stream(answers):
                     self._note_life(deadline)
                     self._note_end(job, chunk)
