@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 import platform
 import re
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 from typing import Any, cast
 
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
@@ -111,14 +111,14 @@ class Distribution:
             self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
 
     def _answer_once(self) -> Events:
-        self._reports, alive_at = {}, time.monotonic()
+        self._reports, alive_at = {}, monotonic()
         with closing(self.cluster(self._plan)) as messages:
             for message in messages:
                 if self.is_cancelled:
                     return
                 if isinstance(message, bytes) or (message and message.worker not in self._reports):
-                    alive_at = time.monotonic()
-                elif time.monotonic() - alive_at > self.patience:
+                    alive_at = monotonic()
+                elif monotonic() - alive_at > self.patience:
                     raise NoServerError("no worker is running on any node", "check the nodes with ray status")
                 if message:
                     yield from self._take(message)

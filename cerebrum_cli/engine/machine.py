@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from itertools import takewhile
+from math import ceil, inf
 from pathlib import Path
 from typing import Literal
 
@@ -83,7 +83,7 @@ class Processors:
         return self._within_quota(self.allowed)
 
     def _within_quota(self, count: int) -> int:
-        return max(1, math.ceil(min(count, self.quota)))
+        return max(1, ceil(min(count, self.quota)))
 
 
 def processors() -> Processors:
@@ -92,7 +92,7 @@ def processors() -> Processors:
         return linux_processors(os.sched_getaffinity(0), min(map(cgroup_quota, own_cgroups())))
     allowed = os.cpu_count() or 1
     cores = _sysctl("hw.physicalcpu") or allowed
-    return Processors(allowed, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, math.inf)
+    return Processors(allowed, cores, _sysctl("hw.perflevel0.physicalcpu") or cores, inf)
 
 
 def linux_processors(allowed: Set[int], quota: float) -> Processors:
@@ -133,7 +133,7 @@ def _text(root: Path, *names: str) -> str:
 def _integer(root: Path, *names: str) -> float:
     """Number in the first of these files that exists; infinity if there is none, such as for "max"."""
     text = _text(root, *names)
-    return int(text) if text.isdecimal() else math.inf
+    return int(text) if text.isdecimal() else inf
 
 
 def _sysctl(name: str) -> int:
@@ -214,7 +214,7 @@ def cgroup_quota(root: Path) -> float:
     v1 = (_text(root, f"cpu/cpu.cfs_{name}_us", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     limit = re.fullmatch(r"([1-9]\d*) ([1-9]\d*)", _text(root, "cpu.max") or " ".join(v1))
     if not limit:  # "max", or -1
-        return math.inf
+        return inf
     return int(limit[1]) / int(limit[2])
 
 
@@ -248,8 +248,8 @@ def cgroup_memory(root: Path) -> float:
     """Bytes a cgroup still allows, reclaimable file cache included; infinity if unlimited or unknown."""
     used = _integer(root, *MEMORY_USED)
     limit = _integer(root, *MEMORY_LIMITS)
-    if math.inf in (used, limit):
-        return math.inf
+    if inf in (used, limit):
+        return inf
     statistics = _text(root, "memory.stat", "memory/memory.stat")
     # In cgroup v1, totals with the descendants come last.
     reclaimable = dict(re.findall(r"^(?:total_)?((?:in)?active_file) (\d+)$", statistics, re.MULTILINE))

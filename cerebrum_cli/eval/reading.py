@@ -9,10 +9,10 @@ A row may have an `id` and a `cluster`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
 
@@ -177,7 +177,7 @@ def _missing(name: str, row: Fields) -> Invalid:
 
 
 def _text(value: Any, name: str) -> str:
-    is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    is_number = type(value) is int or (isinstance(value, float) and isfinite(value))
     if not (is_number or isinstance(value, str)):
         raise Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
     text = well_formed(str(value)).strip()

@@ -8,7 +8,6 @@ cheat on purpose: they share a process with their test, and can return objects t
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import secrets
@@ -22,6 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distribution
+from math import ceil
 from pathlib import Path
 from threading import Event
 from typing import IO, Literal, NamedTuple, cast
@@ -123,7 +123,7 @@ class Sandbox:
     def run(self, code: str, test: str, timeout_s: float = TIMEOUT_S) -> CodeResult:
         """Run a program and its test, in a process group of its own. Raises UsageError if bubblewrap fails."""
         token = secrets.token_hex()
-        request = {"code": code, "test": test, "token": token, "cpu_s": math.ceil(timeout_s) + 1}
+        request = {"code": code, "test": test, "token": token, "cpu_s": ceil(timeout_s) + 1}
         try:
             process = self._start(json.dumps(request).encode())
         except OSError as error:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from cerebrum_cli.core.errors import BatchError
@@ -217,12 +217,12 @@ class RowStore:
     def _flush_periodically(self) -> None:
         while not self._is_closing.is_set():
             self._has_pending.wait()
-            start = time.monotonic()
+            start = monotonic()
             try:
                 self.flush()
             except BatchError as error:
                 self._error = error
-            commit_s = time.monotonic() - start
+            commit_s = monotonic() - start
             self._is_closing.wait(min(MAX_WAIT_S, commit_s / COMMIT_SHARE))
 
     @contextmanager
