@@ -34,6 +34,8 @@ ALLOCATION = re.compile(r"alloc|out of memory|vector::_M_default_append", re.IGN
 WHOLE, PARTIAL = 0, 1  # flags of a state: all of it, or only recurrent states and sliding windows
 NEVER = ctypes.create_string_buffer(b"0")
 
+Adapters = Sequence[tuple[Any, float]]  # of a model, each with its scale
+
 
 def has_recurrent_state(model: Any) -> bool:
     """Whether sequences have a state of their own, which cannot be shared or rolled back."""
@@ -73,7 +75,7 @@ def create_context(model: Any, params: Any, options: ContextOptions) -> Any:
     raise EngineError(f"llama.cpp cannot create a context: {reason}", SHOW_LOG, problems)
 
 
-def apply_adapters(handle: Any, adapters: Sequence[tuple[Any, float]]) -> None:
+def apply_adapters(handle: Any, adapters: Adapters) -> None:
     """Apply adapters in a context, each with its scale; free it and raise EngineError if that fails."""
     handles = (llama.llama_adapter_lora_p_ctypes * len(adapters))(*(adapter for adapter, _ in adapters))
     scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
@@ -107,9 +109,7 @@ class LlamaContext:
     Raises MemoryError with the lines of llama.cpp's log, or EngineError for options that the model does not support.
     """
 
-    def __init__(
-        self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Sequence[tuple[Any, float]]
-    ) -> None:
+    def __init__(self, model: Any, options: ContextOptions, stop: StopFlag, adapters: Adapters) -> None:
         self._stop = stop  # keeps the buffer alive that native code reads
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         self.handle = create_context(model, params, options)

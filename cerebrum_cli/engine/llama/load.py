@@ -14,7 +14,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Emit, LoadEvent, NoticeEvent
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_log
-from cerebrum_cli.engine.llama.context import has_recurrent_state, model_metadata
+from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.machine import save_devices, thread_count
@@ -176,7 +176,7 @@ def unsupported_kind(model: Any) -> str:
     return ""
 
 
-def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, float], ...]:
+def load_adapters(model: Any, files: Sequence[AdapterFile]) -> Adapters:
     """Load LoRA adapters, which the model owns from then on; free it and raise ModelFileError if one is rejected."""
     adapters = []
     for path, scale in files:
@@ -187,7 +187,7 @@ def load_adapters(model: Any, files: Sequence[AdapterFile]) -> tuple[tuple[Any, 
             reason = _reason("failed to apply lora adapter: ")
             raise ModelFileError(path, f"llama.cpp cannot apply it: {reason}", SHOW_LOG)
         adapters.append((adapter, scale))
-    return tuple(adapters)
+    return adapters
 
 
 def _reason(label: str) -> str:
