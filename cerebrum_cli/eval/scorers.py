@@ -177,7 +177,10 @@ def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnsw
     is_correct = equals_reference(answer, question.reference)
     if expected.kind == "words" and not is_correct:
         is_correct = any(names(sentence, question.reference) for sentence in conclusions(text, answer))
-    return ScoredAnswer(answer, is_correct, _basis(answer, answer == stated))
+    basis: Basis = "stated" if answer == stated else "guessed"
+    if answer is None:
+        basis = "missing"
+    return ScoredAnswer(answer, is_correct, basis)
 
 
 def _expected(question: Question) -> Expected:
@@ -195,12 +198,6 @@ def conclusions(text: str, answer: str | None) -> list[str]:
     lines = [line for line in own.split("\n") if line.strip()]
     found = [answer or "", *lines[:1], *lines[-1:]]
     return [line for line in found if not _OPEN.search(line)]
-
-
-def _basis(answer: str | None, is_stated: bool) -> Basis:
-    if answer is None:
-        return "missing"
-    return "stated" if is_stated else "guessed"
 
 
 def is_in_words(question: Question) -> bool:

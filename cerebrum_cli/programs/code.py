@@ -93,11 +93,7 @@ def _class_with_method(text: str, name: str) -> str | None:
 
 def _defining_code(blocks: list[Block], name: str) -> str:
     """Code of the first block that does more than repeat a signature, or of the first one, without its own tests."""
-    chosen = blocks[0]
-    for block in blocks:
-        if _function_body(block.text, name) != []:
-            chosen = block
-            break
+    chosen = next((block for block in blocks if _function_body(block.text, name) != []), blocks[0])
     code = chosen.text
     if not chosen.is_closed:
         code = _valid_prefix(code)
