@@ -199,9 +199,10 @@ class Tokens:
 
 
 PromptPart = Text | Tokens
+PromptParts = tuple[PromptPart, ...]  # which make a prompt
 
 
-def join_parts(parts: tuple[PromptPart, ...]) -> tuple[PromptPart, ...]:
+def join_parts(parts: PromptParts) -> PromptParts:
     out: list[PromptPart] = []
     for part in parts:
         if part in (Tokens(()), Text(""), Text("", trusted=True)):

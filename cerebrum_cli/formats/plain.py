@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
+from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens, join_parts
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class PromptFormat:
     name: str
     stop: tuple[str, ...] = ()
     default_system: str | None = None
-    markups: tuple[ReasoningMarkup, ...] = ()
+    markups: Markups = ()
     verbatim: bool = False
     is_servers: bool = False
 
@@ -42,7 +42,7 @@ class PromptFormat:
     def efforts(self) -> tuple[str, ...]:
         return ()
 
-    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+    def render(self, conversation: Conversation) -> PromptParts:
         """Render the prompt of the next reply, without BOS unless the format itself writes it.
 
         It ends with the text of the conversation's `prefill`, unless that has no text, or none that the format shows.
@@ -68,7 +68,7 @@ class PlainFormat(PromptFormat):
     reply_end: str
     removed_text: str = ""
 
-    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+    def render(self, conversation: Conversation) -> PromptParts:
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):
@@ -90,7 +90,7 @@ class PlainFormat(PromptFormat):
 class RawFormat(PromptFormat):
     """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
 
-    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+    def render(self, conversation: Conversation) -> PromptParts:
         last = conversation.prefill or conversation.messages[-1]
         return (Text(last.content, True),)
 

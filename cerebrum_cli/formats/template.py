@@ -18,7 +18,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, PromptParts, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
@@ -35,7 +35,7 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup, open_markup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup, open_markup
 from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
@@ -98,7 +98,7 @@ class EmbeddedFormat(PromptFormat):
     special_tokens: Callable[[str], TokenIds]
     options: Variables = field(default_factory=dict)
     name: str = EMBEDDED
-    markups: tuple[ReasoningMarkup, ...] = REASONING_MARKUPS
+    markups: Markups = REASONING_MARKUPS
     origin: str = EMBEDDED
 
     def mentions(self, markup: ReasoningMarkup) -> bool:
@@ -113,7 +113,7 @@ class EmbeddedFormat(PromptFormat):
     def efforts(self) -> tuple[str, ...]:
         return find_efforts(self.source)[1]
 
-    def render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+    def render(self, conversation: Conversation) -> PromptParts:
         """Render the prompt; only the template's own text is trusted.
 
         Raises FormatError, with the name of the template, if it fails, or leaves out a message.
@@ -221,7 +221,7 @@ class Rendering:
             elif message.reasoning and self.reasoning_history.takes:
                 self.texts[index + len(self.turns)] = message.reasoning
 
-    def parts(self) -> tuple[PromptPart, ...]:
+    def parts(self) -> PromptParts:
         self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
         final = pieces[-1]

@@ -45,6 +45,9 @@ class ReasoningMarkup:
         return missing_breaks(text, 1) + self.close + "\n\n"
 
 
+Markups = tuple[ReasoningMarkup, ...]
+
+
 def missing_breaks(text: str, wanted: int) -> str:
     """The line breaks to add to a text that is to end with this many."""
     breaks = len(text) - len(text.rstrip("\n"))
@@ -95,7 +98,7 @@ def closing_sentence(architecture: str) -> str:
     return ""
 
 
-def open_markup(prompt_end: str, markups: tuple[ReasoningMarkup, ...]) -> ReasoningMarkup | None:
+def open_markup(prompt_end: str, markups: Markups) -> ReasoningMarkup | None:
     """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
     end = prompt_end.rstrip()
     for markup in markups:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Self
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text
+from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.json_types import JsonDict
@@ -150,7 +150,7 @@ class LoadedModel:
         params = asked.settings.sampling(stop)
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
-    def _opening_length(self, prompt: Sequence[PromptPart], tokens: TokenIds) -> int:
+    def _opening_length(self, prompt: PromptParts, tokens: TokenIds) -> int:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
         end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
         if end and len(prompt) > 1:
@@ -328,7 +328,7 @@ class LoadedModel:
     def cancel(self) -> None:
         self.engine.cancel()
 
-    def _render(self, conversation: Conversation) -> tuple[PromptPart, ...]:
+    def _render(self, conversation: Conversation) -> PromptParts:
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self._note(NO_SYSTEM)
@@ -382,7 +382,7 @@ class MarkupTokens(frozenset[int]):
         return super().__contains__(token) or (isinstance(token, int) and self._is_markup(token))
 
 
-def final_markup(prompt: Sequence[PromptPart]) -> str:
+def final_markup(prompt: PromptParts) -> str:
     """The template's own text at the end of a prompt."""
     last = prompt[-1] if prompt else None
     return last.value if isinstance(last, Text) and last.trusted else ""

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.markers import find_markers
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.formats.thinking import ReasoningMarkup, closing_sentence, open_markup
+from cerebrum_cli.formats.thinking import Markups, ReasoningMarkup, closing_sentence, open_markup
 from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class ReplyControls:
         hint = "a limit still applies to any reasoning that the reply marks"
         return NoticeEvent(f"think={settings.think}: this model has no thinking switch", hint)
 
-    def own_markups(self, system_prompt: str | None) -> tuple[ReasoningMarkup, ...]:
+    def own_markups(self, system_prompt: str | None) -> Markups:
         """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
         if self.format.is_servers:  # it knows itself where they are
             return ()
@@ -157,7 +157,7 @@ class ReplyControls:
         return tuple(markup for markup in self.format.markups if markup in self._known_markups or markup.open in asked)
 
     @cached_property
-    def _known_markups(self) -> tuple[ReasoningMarkup, ...]:
+    def _known_markups(self) -> Markups:
         tokens, mentions = self.vocabulary.special_token_ids, self.format.mentions
         return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 

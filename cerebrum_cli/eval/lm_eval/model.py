@@ -28,7 +28,7 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.formats.thinking import ReasoningMarkup
+from cerebrum_cli.formats.thinking import Markups
 from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
@@ -357,7 +357,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._use = use
 
 
-def answer_of(reply: Reply, markups: tuple[ReasoningMarkup, ...]) -> str | None:
+def answer_of(reply: Reply, markups: Markups) -> str | None:
     """The answer in a reply; None if it ended while the model was thinking.
 
     As with `think_end_token` of lm-eval's `hf` model, it has no white space before it, and begins behind the last tag
