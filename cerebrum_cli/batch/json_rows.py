@@ -38,7 +38,7 @@ _SETTINGS = {
     "repetition_penalty": "repeat_penalty",
     "dry_sequence_breakers": "dry_sequence_breaker",
 }
-_FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0}
+_FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0, "top_k=-1.0": 0}
 
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
 
@@ -91,7 +91,6 @@ _KNOWN = {
     "metadata",
     "store",
     "stream",
-    "stream_options",
 }
 
 
@@ -130,9 +129,9 @@ def parse_line(line: str) -> Any:
 
 def _number(text: str) -> float | str | None:
     value = float(text)
-    if isfinite(value):
-        return value
-    return None if isnan(value) else text
+    if isnan(value):
+        return None
+    return value if isfinite(value) else text
 
 
 def _object(item: Any, line: str) -> JsonDict:
@@ -205,7 +204,7 @@ def _settings(request: JsonObject) -> SourcedLayer:
     for key, name in _SETTINGS.items():
         if (value := request.get(key)) is None:
             continue
-        value = _FOREIGN_VALUES.get(f"{name}={value}".removesuffix(".0"), value)
+        value = _FOREIGN_VALUES.get(f"{name}={value}", value)
         if value is True and name in settings:  # an effort is more than that there is any
             continue
         try:

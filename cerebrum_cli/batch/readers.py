@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_count, format_names, format_size, truncate
+from cerebrum_cli.core.text import format_count, format_size, truncate
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.schema import DELIMITERS
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 Shape = Literal["txt", "jsonl", "csv", "tsv"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
-_SUFFIXES: dict[str, Shape] = {f".{shape}": shape for shape in SHAPES} | {".ndjson": "jsonl", f".{PARQUET}": "jsonl"}
+_TYPES: dict[str, Shape] = {shape: shape for shape in SHAPES} | {"ndjson": "jsonl", PARQUET: "jsonl"}  # of files
 _TEXT_FIELDS = ("text", "prompt")  # names of a line of text in a template
 _PROMPT_COLUMN = Template("{prompt}", ("prompt",))
 MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _CHUNK = 1 << 20
-_MAX_NOTICE, _MAX_UNUSED = 200, 12  # characters, and keys, of a notice
+_MAX_NOTICE = 400  # characters
 
 
 class InputFile:
@@ -309,8 +309,8 @@ def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
     if repeated:
         yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
     if unused:
-        names = format_names(sorted(unused), _MAX_UNUSED)
-        yield NoticeEvent(f"keys without effect: {names}", "cerebrum ask --set help lists the settings of rows")
+        problem = f"keys without effect: {', '.join(sorted(unused))}"
+        yield NoticeEvent(truncate(problem, _MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
@@ -318,11 +318,11 @@ def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
 
     Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
     """
-    suffix = source.suffix.lower() if given is None else f".{given}"
-    if suffix in _SUFFIXES:
-        return _SUFFIXES[suffix]
-    if suffix:
-        raise UsageError(f"unknown input format {suffix[1:]!r}", f"set --input-format to one of {', '.join(SHAPES)}")
+    name = source.suffix.lower().removeprefix(".") if given is None else given
+    if name in _TYPES:
+        return _TYPES[name]
+    if name:
+        raise UsageError(f"unknown input format {name!r}", f"set --input-format to one of {', '.join(SHAPES)}")
     return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
 
 

@@ -103,8 +103,9 @@ def batch(
         includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved, options.delimiter)
-        for notice in input_notices(rows) if shape != "txt" else ():
-            app.streams.report(notice)
+        if shape != "txt":
+            for notice in input_notices(rows):
+                app.streams.report(notice)
         without_answer = answer_input(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)

@@ -128,11 +128,11 @@ class ReplyControls:
             return None
         efforts = self.format.efforts
         if settings.effort and settings.effort not in efforts and (efforts or self.format.has_switch):
-            known = ", ".join(("on", "off", "a number of tokens", *efforts))
+            hint = f"it supports: {', '.join(('on', 'off', 'a number of tokens', *efforts))}"
             problem = f"this model does not support the effort {settings.think!r}"
             if settings.origin("think").endswith("reasoning_effort"):  # of a request to any server
-                return NoticeEvent(problem, f"it supports: {known}")
-            raise UsageError(problem, f"it supports: {known}")
+                return NoticeEvent(problem, hint)
+            raise UsageError(problem, hint)
         if settings.reasoning_limit and not self.format.markups:
             raise UsageError(
                 f"think={settings.think} has no effect: the format {self.format.name} has no reasoning",
