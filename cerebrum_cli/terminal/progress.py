@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
-from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segment, StatusLine
+from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segments, StatusLine
 from cerebrum_cli.terminal.streams import GRAY, GREEN, MAGENTA, RED, Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
@@ -110,7 +110,7 @@ class BatchProgress(Line):
             parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")
         return ", ".join(parts)
 
-    def render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Segments:
         rows = self._rows
         assert rows
         seconds = time.monotonic() - self._started if self._started else 0.0
@@ -154,7 +154,7 @@ class StageProgress(Line):
     def _text(self) -> str:
         return f"{self._stage.done} of {self._stage.total}: {self._stage.stage}"
 
-    def render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Segments:
         stage = self._stage
         yield f"{stage.done:{len(str(stage.total))}}/{stage.total} ", GREEN
         if width >= BAR_COLUMNS:
@@ -193,7 +193,7 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         elif done < total or not self.draws:
             self.show()
 
-    def render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Segments:
         yield f"{self._stage:<8} ", ""
         if width >= BAR_COLUMNS:
             yield from bar(self._done, self._total, STAGE_BAR)
@@ -213,7 +213,7 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         return text
 
 
-def bar(done: int, total: int, width: int) -> Iterator[Segment]:
+def bar(done: int, total: int, width: int) -> Segments:
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, MAGENTA if done < total else GREEN
     yield "━" * (width - filled), GRAY

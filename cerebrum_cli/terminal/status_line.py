@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from cerebrum_cli.core.events import (
@@ -30,6 +30,7 @@ ECHO_COLUMNS = 3  # columns left free for the ^C that a terminal echoes, which m
 HINT_GAP = "    "
 
 Segment = tuple[str, str]  # a text and its color, which may be empty
+Segments = Iterator[Segment]
 
 
 @dataclass(eq=False)
@@ -50,7 +51,7 @@ class Line:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _drawn: str = ""
 
-    def render(self, width: int) -> Iterable[Segment]:
+    def render(self, width: int) -> Segments:
         raise NotImplementedError
 
     def emit(self, event: Event) -> None:
@@ -208,7 +209,7 @@ class StatusLine(Line):
                 return f"answer: {self._tokens['answer']} tokens"
         return None
 
-    def render(self, width: int) -> Iterator[Segment]:
+    def render(self, width: int) -> Segments:
         yield self._text, ""
         if self._has_hint and (hint := self._hint()):
             hint = HINT_GAP + hint

@@ -56,6 +56,8 @@ ddot \u0308, tilde \u0303"""
 # Macros that are not written without their arguments.
 VERBATIM = "underbrace overbrace overrightarrow overleftarrow"
 
+Match = re.Match[str]
+
 
 def named(pairs: str) -> dict[str, str]:
     return dict(pair.strip().split(" ", 1) for pair in pairs.split(","))
@@ -83,7 +85,7 @@ def formula(source: str, is_display: bool = False) -> Text:
     return Text.assemble(*zip(pieces, ["", "bold"] * len(pieces), strict=False))
 
 
-def is_mathematics(found: re.Match[str]) -> bool:
+def is_mathematics(found: Match) -> bool:
     """Whether what is between the delimiters of mathematics is not other text."""
     content = next(filter(None, found.groups()))
     if not content.strip():
@@ -235,7 +237,7 @@ def joined(text: str) -> str:
     return replaced(UNIT, unit, text)
 
 
-def unit(found: re.Match[str]) -> str:
+def unit(found: Match) -> str:
     before, inside, after = found.groups()
     neighbor = before or found.string[: found.start()][-1:]
     if before.isdigit() and re.fullmatch(r"\d+/\d+", inside):  # a mixed number
@@ -263,7 +265,7 @@ def with_scripts(text: str) -> str:
     return replaced(SCRIPT, script, text)
 
 
-def replaced(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], text: str) -> str:
+def replaced(pattern: re.Pattern[str], replace: Callable[[Match], str], text: str) -> str:
     """A text in which no match is left, also none that a replacement has made."""
     before = ""
     while before != text:
@@ -271,7 +273,7 @@ def replaced(pattern: re.Pattern[str], replace: Callable[[re.Match[str]], str], 
     return text
 
 
-def script(found: re.Match[str]) -> str:
+def script(found: Match) -> str:
     """A superscript or subscript; the mark and the text, if Unicode lacks one of the characters."""
     mark, text = found[1], found[2] or found[3] or ""
     table = SCRIPTS[mark]
