@@ -86,9 +86,9 @@ class ModelSpec:
     recipe: Path | None = None
     alternatives: tuple[Repository, ...] = ()
     refuse: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, object] = field(default_factory=dict)
-    thinking: Mapping[str, object] = field(default_factory=dict)
-    no_thinking: Mapping[str, object] = field(default_factory=dict)
+    settings: Layer = field(default_factory=dict)
+    thinking: Layer = field(default_factory=dict)
+    no_thinking: Layer = field(default_factory=dict)
 
     @property
     def recommended(self) -> Layer:
@@ -207,7 +207,7 @@ def _models(value: object) -> dict[str, JsonDict]:
     return {_at(name, _name, name): _at(name, _dict, row) for name, row in _dict(value).items()}
 
 
-def _settings(directory: Path, keys: Sequence[str], value: object) -> Mapping[str, object]:
+def _settings(directory: Path, keys: Sequence[str], value: object) -> Layer:
     def check(key: str, item: object) -> object:
         try:
             OPTIONS[key].validate(item, key)
