@@ -51,6 +51,7 @@ EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y ne
 
 Options = Mapping[str, Option]  # by name
 Function = Callable[..., Any]
+Arguments = Mapping[str, Any]  # by parameter or key
 Json = Annotated[bool, Option("Print a JSON object", "Output")]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
 Yes = Annotated[bool, Option("Delete without asking", "Output", short="-y")]
@@ -128,7 +129,7 @@ class DeclaredCommand(NamedTuple):
             parameters.append(typer_parameter(SET_OPTION, partial(assignments, self.settable)))
         return parameters
 
-    def values(self, given: GivenOptions) -> dict[str, Any]:
+    def values(self, given: GivenOptions) -> Arguments:
         """The arguments of the function; those that nobody sets have its defaults. Raises UsageError."""
         values = {}
         for name, parameter in self.parameters.items():
@@ -201,12 +202,12 @@ class GivenOptions(NamedTuple):
     Local options are refused if a server is used, and their variables have no effect then.
     """
 
-    flags: Mapping[str, Any]
-    assigned: Mapping[str, Any]
+    flags: Arguments
+    assigned: Arguments
     is_remote: bool
 
     @classmethod
-    def parse(cls, texts: Mapping[str, Any], assigned: Iterable[str], settable: Options) -> GivenOptions:
+    def parse(cls, texts: Arguments, assigned: Iterable[str], settable: Options) -> GivenOptions:
         """Read what Typer found, with None for a flag that is not there. Raises UsageError."""
         flags = {name: text for name, text in texts.items() if text is not None}
         has_server = "endpoint" in flags or variable_that_sets("endpoint") is not None
@@ -241,7 +242,7 @@ class GivenOptions(NamedTuple):
         return declared.parse(texts, source, has_quotes=False)
 
 
-def parse_assignments(texts: Iterable[str], settable: Options) -> dict[str, Any]:
+def parse_assignments(texts: Iterable[str], settable: Options) -> Arguments:
     """Values by key; those of a repeated list are joined, else the last one counts. Raises UsageError."""
     collected: dict[str, list[str]] = {}
     for text in texts:

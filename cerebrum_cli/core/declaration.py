@@ -35,6 +35,7 @@ Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Se
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 T = TypeVar("T")
+Texts = tuple[str, ...]
 
 
 class InvalidValue(ValueError):
@@ -70,7 +71,7 @@ class Option(NamedTuple):
     metavar: str | None = None
     least: float = -inf
     most: float = inf
-    choices: tuple[str, ...] = ()
+    choices: Texts = ()
     local: bool = False
     splits: bool = False
     name: str = ""
@@ -81,7 +82,7 @@ class Option(NamedTuple):
         return self.kind.startswith("tuple")
 
     @property
-    def words(self) -> tuple[str, ...]:
+    def words(self) -> Texts:
         """What its value may be, as far as that can be listed."""
         if self.kind == "bool":
             return SWITCHES
@@ -205,7 +206,7 @@ def to_text(declared: Option, value: Any) -> str:
     raise InvalidValue(value, enumeration(choices, "or") or "text")
 
 
-def to_texts(_: Option, value: Any) -> tuple[str, ...]:
+def to_texts(_: Option, value: Any) -> Texts:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
         raise InvalidValue(value, "non-empty text")
@@ -225,7 +226,7 @@ def to_paths(declared: Option, value: Any) -> tuple[Path, ...]:
     return tuple(to_path(declared, item) for item in value)
 
 
-def to_adapters(declared: Option, value: Any) -> tuple[str, ...]:
+def to_adapters(declared: Option, value: Any) -> Texts:
     """Convert adapters; `none` alone stands for no adapter."""
     texts = to_texts(declared, value)
     if texts == (NONE,):
@@ -251,7 +252,7 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return path, scale
 
 
-def to_breakers(declared: Option, value: Any) -> tuple[str, ...]:
+def to_breakers(declared: Option, value: Any) -> Texts:
     """Convert sequence breakers with the escapes that llama.cpp's programs read in their option."""
     return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in to_texts(declared, value))
 

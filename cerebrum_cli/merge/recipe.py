@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, suggestion
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
+Names = tuple[str, ...]  # of models, of keys, or parts of those of tensors
 
 
 class ConditionalValue(NamedTuple):
@@ -39,7 +40,7 @@ class Slice:
     base_model: str | None
 
     @property
-    def models(self) -> tuple[str, ...]:
+    def models(self) -> Names:
         return tuple(source.model for source in self.sources)
 
     @property
@@ -64,10 +65,10 @@ class Recipe:
     tokenizer: str | None
     name: str | None
     text: str
-    ignored_keys: tuple[str, ...] = ()
+    ignored_keys: Names = ()
 
     @property
-    def models(self) -> tuple[str, ...]:
+    def models(self) -> Names:
         names: list[str | None] = []
         for part in self.slices:
             names += part.models
@@ -77,7 +78,7 @@ class Recipe:
         return tuple(dict.fromkeys(filter(None, names)))
 
     @property
-    def filters(self) -> tuple[str, ...]:
+    def filters(self) -> Names:
         levels = [self.parameters]
         for part in self.slices:
             levels.append(part.parameters)
@@ -165,7 +166,7 @@ def _slice(field: Field, method: Method, shared: Parameters, base_model: str | N
     return part
 
 
-def _source(field: Field, keys: tuple[str, ...]) -> SliceSource:
+def _source(field: Field, keys: Names) -> SliceSource:
     field.require_keys(keys)
     layers = _layer_range(field["layer_range"]) if "layer_range" in keys else None
     return SliceSource(_model(field["model"]), layers, _parameters(field["parameters"]))
