@@ -50,9 +50,6 @@ class Vocabulary(Protocol):
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation (EOS, EOT and similar)."""
 
-    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
-        """Whether a grammar allows the tokens as a reply or its beginning. Raises GrammarError if it is invalid."""
-
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Ids of all control and user-defined tokens spelled out in the texts."""
 

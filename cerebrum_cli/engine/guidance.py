@@ -1,10 +1,12 @@
-"""JSON Schema, Lark grammars and regular expressions as llguidance takes them."""
+"""JSON Schemas, grammars and regular expressions as llguidance takes them."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from functools import lru_cache
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -14,6 +16,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import Grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.engine.gbnf import gbnf_to_lark
 
 if TYPE_CHECKING:
     from llguidance import JsonCompileOptions
@@ -26,6 +29,7 @@ STYLE: JsonCompileOptions = {
     "key_separator": ": ?",
     "lenient": False,
 }
+MAX_PROBLEM = 200  # characters
 NAMING = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
 BYTES = LLTokenizer("byte")  # whose tokens are single bytes
 ANY_OF = NoticeEvent("oneOf is taken as anyOf: an answer may match several of its schemas", "check the answer")
@@ -36,11 +40,16 @@ def translate(grammar: Grammar) -> tuple[str, NoticeEvent | None]:
     """A grammar in llguidance's own form, and a notice of what is not taken literally. Raises GrammarError."""
     if grammar.is_schema:
         return _translate_schema(grammar.text)
-    text = grammar.text.strip("\r\n")
-    translated = LLMatcher.grammar_from_regex(text) if grammar.kind == "regex" else LLMatcher.grammar_from_lark(text)
+    if grammar.kind == "regex":
+        translated = LLMatcher.grammar_from_regex(grammar.text.strip("\r\n"))
+    elif grammar.kind == "gbnf":
+        translated = LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text))
+    else:
+        translated = LLMatcher.grammar_from_lark(grammar.text)
     if problem := LLMatcher.validate_grammar(translated):
-        problem = " ".join(problem.partition("\n   1 |")[0].split())
-        raise GrammarError(f"cannot parse the grammar: {problem}", "see llguidance's documentation of its syntax")
+        problem = re.sub(r"^(?:at )?(\d+)\(\d+\)", r"line \1", problem)
+        problem = shorten(problem.partition("\n   1 |")[0], MAX_PROBLEM, placeholder=" ...")
+        raise GrammarError(f"cannot parse the grammar: {problem}", "correct it there")
     return translated, None
 
 
@@ -51,6 +60,13 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     if matcher.is_error():
         raise GrammarError(f"cannot use the schema or grammar: {matcher.get_error()}", "simplify it")
     return matcher
+
+
+def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
+    """Whether a text matches a grammar, or begins one that does. Raises GrammarError for an invalid grammar."""
+    matcher = compile_grammar(grammar, BYTES)
+    count = matcher.try_consume_tokens(list(text))
+    return count == len(text) and (matcher.is_accepting() or not is_whole)
 
 
 def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:

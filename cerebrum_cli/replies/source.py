@@ -125,8 +125,6 @@ class ModelSource:
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
-            if grammar.kind == "gbnf":
-                return None
             from cerebrum_cli.engine.guidance import translate
 
             return translate(grammar)[1]

@@ -1,13 +1,12 @@
 """What is relied on of llama-cpp-python beyond its documentation; CONTRIBUTING.md says when to look at it again."""
 
 import ctypes
-import re
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.engine.llama.bindings import import_bindings, llama
+from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT
 
 ROOT = Path(__file__).parents[2]
@@ -59,11 +58,3 @@ def test_library_has_the_functions_and_fields_that_are_used() -> None:
     assert [name for name in SYMBOLS if not hasattr(llama._lib, name)] == []
     found = [name for name in FEATURES if hasattr(llama._lib, name)]
     assert found in (FEATURES, [])  # the wheel for any processor has them in the libraries that it loads later
-
-
-def test_schema_converter_has_the_tables_that_are_patched() -> None:
-    converter = import_bindings("llama_grammar")
-    assert isinstance(converter.PRIMITIVE_RULES["char"].content, str)
-    assert isinstance(converter.GRAMMAR_LITERAL_ESCAPE_RE, re.Pattern)
-    assert {"\r", "\n", '"'} <= converter.GRAMMAR_LITERAL_ESCAPES.keys()
-    assert callable(converter.json_schema_to_gbnf)

@@ -140,7 +140,7 @@ def test_remote_turn_that_ends_within_reasoning_is_followed_by_an_answer(kind: t
         rest = "1 2 3"[len(answer) :] if close else "<think>Hm."[len(reasoning) :]
         return ord(rest[0]) if rest else END
 
-    given = answering(stream, grammar="root")
+    given = answering(stream, grammar="root ::= .*")
     with serving_kind(kind, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
         assert {reply.text for reply in replies.values()} == {"Hm.\n1 2 3"}
@@ -201,7 +201,7 @@ def test_remote_stream_is_left_at_a_stop_string_of_the_answer() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_remote_stop_strings_end_an_answer_under_a_grammar(stream: bool) -> None:
     model = speaking("<think>1 2 3</think>\n\n1 2 3")
-    given = answering(stream, grammar="root", stop=(" 3",))
+    given = answering(stream, grammar="root ::= .*", stop=(" 3",))
     with serving_kind(LlamaServer, model, context_size=300) as [server], connected(server) as engine:
         replies = replies_of(engine, given)
         assert {reply.text for reply in replies.values()} == {"1 2 31 2"}

@@ -20,9 +20,9 @@ from cerebrum_cli.engine.remote.description import KINDS as SERVER_KINDS
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.sequence import Request
 
-ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root") for at in range(20))
+ROWS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8, grammar="root ::= .*") for at in range(20))
 STORY = endless({"Q": "once upon a time "})
-STREAM = request_of("Q", stream=True, grammar="root")
+STREAM = request_of("Q", stream=True, grammar="root ::= .*")
 LOST, DAMAGED, SILENT = (f"first is unavailable: {why}" for why in ("connection lost", "damaged reply", "silence"))
 ALL = "20 replies"
 

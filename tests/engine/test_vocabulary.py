@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.core.errors import EngineError, GrammarError
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.replies.text_tokens import detokenize
 
@@ -85,15 +85,6 @@ def test_tokenize_adds_bos_only_if_missing(
     ids = mistral.tokenize(parts)
     assert (ids[0], ids.count(BOS)) == (BOS, bos)
     assert chatml.tokenize(()) == (), "it has none"
-
-
-def test_vocabulary_matches_a_grammar(mistral: LlamaBackend, chatml: LlamaBackend) -> None:
-    grammar, end = 'root ::= "abc" [0-9]{2,5} ("é" | "🙂")', chatml.special_token_ids(["<|im_end|>"])
-    for text, ending, is_allowed in (("", (), True), ("abc12", (), True), ("abc12é", end, True), ("abd", (), False)):
-        assert chatml.matches_grammar(grammar, [*chatml.tokenize((Text(text),)), *ending]) is is_allowed
-    assert not chatml.matches_grammar(grammar, [*chatml.tokenize((Text("abc12"),)), *end])
-    with pytest.raises(GrammarError, match="cannot parse the grammar"):
-        mistral.matches_grammar("root ::= foo", [])
 
 
 def test_special_tokens_have_texts_pieces_and_ids(

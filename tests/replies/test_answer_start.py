@@ -263,6 +263,6 @@ def test_batch_rows_match_their_schema_after_reasoning(
 def test_vote_counts_answers_after_reasoning_only(new_user: CommandLine, models: dict[str, Path]) -> None:
     rule = '"The answer is " [1-3] "."'
     votes = ask(new_user, models["own"], rule, "--votes", "6").object["votes"]
-    assert sum(count["count"] for count in votes["tally"]) == 6
+    assert sum(count["count"] for count in votes["tally"]) == len(votes["samples"]) > 3  # until it is decided
     unfinished = ask(new_user, models["own"], rule, "--votes", "3", "-n", "3")
     assert (unfinished.code, unfinished.object["votes"]["tally"]) == (5, [])

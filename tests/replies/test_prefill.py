@@ -103,7 +103,7 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         with pytest.raises(UsageError, match="a schema or grammar cannot apply to a reply that has begun"):
             model_on(engine, format_builder("chatml", None, {})).respond(
-                Ask(conversation, Settings(), Grammar("gbnf", "root"))
+                Ask(conversation, Settings(), Grammar("gbnf", "root ::= .*"))
             ).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
             model_on(engine, format_builder(SERVERS.name, None, {})).respond(Ask(conversation, Settings())).wait()

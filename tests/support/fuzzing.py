@@ -3,7 +3,6 @@
 A case may end with one of this project's errors, in one line; with anything else the process fails.
 """
 
-import ctypes
 import json
 import os
 import random
@@ -60,26 +59,14 @@ def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 
 def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
-    from cerebrum_cli.core.grammar import schema_grammar
-    from cerebrum_cli.engine.guidance import translate
-    from cerebrum_cli.engine.llama.bindings import llama
-    from cerebrum_cli.engine.llama.grammar import parse_grammar
-    from cerebrum_cli.library.installed import NANO
+    from cerebrum_cli.core.grammar import Grammar, schema_grammar
+    from cerebrum_cli.engine.guidance import BYTES, compile_grammar
 
-    params = llama.llama_model_default_params()
-    params.vocab_only = True
-    vocab = llama.llama_model_get_vocab(llama.llama_model_load_from_file(os.fsencode(NANO), params))
-    size = llama.llama_vocab_n_tokens(vocab)
-
-    def follow(grammar: str) -> None:
-        sampler = parse_grammar(vocab, grammar)
+    def follow(grammar: Grammar) -> None:
+        matcher = compile_grammar(grammar, BYTES)
         for _ in range(5):
-            one = llama.llama_token_data(id=rng.randrange(size), logit=0.0, p=0.0)
-            candidates = llama.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
-            llama.llama_sampler_apply(sampler, ctypes.byref(candidates))
-            if one.logit == 0.0:
-                llama.llama_sampler_accept(sampler, one.id)
-        llama.llama_sampler_free(sampler)
+            matcher.try_consume_tokens([rng.randrange(256)])
+        matcher.compute_bitmask()
 
     def schema(depth: int) -> object:
         if not depth or rng.random() < 0.2:
@@ -94,13 +81,13 @@ def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
         kind = rng.random()
         if kind < 0.5:
             text = "root ::= " + " ".join(rng.choice(SYMBOLS) for _ in range(rng.randint(1, 40)))
-            yield lambda text=text: follow(text)  # type: ignore[misc]
+            yield lambda text=text: follow(Grammar("gbnf", text))  # type: ignore[misc]
         elif kind < 0.6:
             text = "root ::= " + rng.choice('([{"') * rng.choice((50, 1999, 20_000)) + '"a"'
-            yield lambda text=text: follow(text)  # type: ignore[misc]
+            yield lambda text=text: follow(Grammar("gbnf", text))  # type: ignore[misc]
         else:
             text = mutated(rng, json.dumps(schema(4))) if kind < 0.7 else json.dumps(schema(4))
-            yield lambda text=text: translate(schema_grammar(text))  # type: ignore[misc]
+            yield lambda text=text: follow(schema_grammar(text))  # type: ignore[misc]
 
 
 KINDS = {"templates": template_cases, "grammars": grammar_cases}

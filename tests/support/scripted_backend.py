@@ -33,8 +33,8 @@ END = 256
 MARK = 257  # a control token
 FIRST_WORD = 258  # first id of tokens with several bytes
 BAD_GRAMMAR = "bad"
-DEAD_END = "dead end"  # a grammar that rejects everything after DEAD_END_TOKENS tokens
 DEAD_END_TOKENS = 12
+DEAD_END = f"root ::= .{{0,{DEAD_END_TOKENS}}}"  # what follows so many tokens, ends of replies too, is rejected
 BODY_END = b"end of scripted state"
 FIRST_SHARED_STEP = -1  # stands for the number of the first step with rows of several slots
 
@@ -205,11 +205,6 @@ class ScriptedBackend:
 
     def is_eog(self, token: int) -> bool:
         return token == END
-
-    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
-        if grammar == BAD_GRAMMAR:
-            raise GrammarError("cannot parse the grammar")
-        return grammar != DEAD_END or len(list(tokens)) <= DEAD_END_TOKENS
 
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset({MARK for text in texts if "<mark>" in text})

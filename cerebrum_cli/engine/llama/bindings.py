@@ -50,19 +50,18 @@ class Log:
                 self.forward(line)
 
 
-def import_bindings(name: str) -> Any:
-    """Import one module of `llama_cpp` without running the package's `__init__`."""
-    if "llama_cpp" not in sys.modules:
-        # llama-cpp-python or, without it, our wheel for any processor, which contains its bindings
-        spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
-        if spec is None or spec.submodule_search_locations is None:
-            raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
-        package = ModuleType("llama_cpp")
-        package.__path__ = list(spec.submodule_search_locations)
-        package.__spec__ = spec
-        sys.modules["llama_cpp"] = package
+def import_bindings() -> Any:
+    """Import the bindings of `llama_cpp` without running the package's `__init__`."""
+    # llama-cpp-python or, without it, our wheel for any processor, which contains its bindings
+    spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
+    if spec is None or spec.submodule_search_locations is None:
+        raise EngineError("llama-cpp-python is not installed", pip_install(f'"{REQUIREMENT}"'))
+    package = ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    package.__spec__ = spec
+    sys.modules.setdefault("llama_cpp", package)
     try:
-        return importlib.import_module(f"llama_cpp.{name}")
+        return importlib.import_module("llama_cpp.llama_cpp")
     except (RuntimeError, OSError, ImportError, AttributeError) as error:  # the last: another version
         # a build for GPUs needs their driver's libraries
         hint = f"install what is missing, or reinstall it: {rebuild_command()}"
@@ -78,7 +77,7 @@ if environment("OMP_WAIT_POLICY") is None:
 set_environment_default("GGML_NO_BACKTRACE", "1")  # a failed assertion would start a debugger
 
 log = Log()
-llama = import_bindings("llama_cpp")
+llama = import_bindings()
 # Initializing a library that was built for another CPU would kill the process. One that chooses its code for the CPU
 # when it is initialized has no functions to ask.
 _cpu_checks = {name: getattr(llama._lib, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}

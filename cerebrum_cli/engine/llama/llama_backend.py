@@ -24,7 +24,7 @@ from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state, uses_long_rope
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
-from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototypes, create_chain
+from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototype, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_length, plan_slots
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.llama.logits import Candidates, Matcher
 
 COMPILED = 16  # grammars, each by bytes and by tokens
-MAX_CLONED_ALTERNATIVES = 100  # of a rule: with 500, a clone takes longer than parsing
 
 
 class LlamaBackend(LlamaVocabulary):
@@ -60,7 +59,7 @@ class LlamaBackend(LlamaVocabulary):
         mapped_bytes: int,
     ) -> None:
         super().__init__(model)
-        self._prototypes = Prototypes()
+        self._prototype = Prototype()
         count = ctypes.c_int32()
         suppressed = llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(count))
         self._suppressed = tuple(suppressed[: count.value])  # the model must never generate these
@@ -192,7 +191,7 @@ class LlamaBackend(LlamaVocabulary):
         if constraint is None and is_single and sorts_few:
             suppressed = (TokenBias(token, -inf) for token in self._suppressed)
             params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
-            chain = create_chain(self._vocab, params, seed, prompt, self._prototypes)
+            chain = create_chain(self._vocab, params, seed, prompt, self._prototype)
             return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.logits import ChainSampler, GrammarSampler, GreedySampler
 
@@ -206,21 +205,18 @@ class LlamaBackend(LlamaVocabulary):
         if not (params.changes_logits or sorts_few):
             narrowed = params
             params = replace(params, top_p=1.0)
-        native = create_chain(self._vocab, params, seed, prompt, self._prototypes)
+        native = create_chain(self._vocab, params, seed, prompt, self._prototype)
         chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
         if constraint is None or matcher is None:
             return chain
         return GrammarSampler(chain, matcher, self, constraint, greedy)
 
     def _matcher(self, grammar: Grammar) -> Matcher:
-        from cerebrum_cli.engine.llama.logits import GbnfMatcher, GuidanceMatcher
-
-        if grammar.kind == "gbnf":
-            return GbnfMatcher(self._parse_grammar(grammar.text), self._candidates)
         from cerebrum_cli.engine.guidance import BYTES
+        from cerebrum_cli.engine.llama.logits import Matcher
 
-        matcher = self._compile(grammar, BYTES)
-        return GuidanceMatcher(matcher.deep_copy(), self, lambda: self._compile(grammar, self.guidance_tokenizer))
+        matcher = self._compile(grammar, BYTES).deep_copy()
+        return Matcher(matcher, self, lambda: self._compile(grammar, self.guidance_tokenizer))
 
     @cached_property
     def _compile(self) -> Callable[[Grammar, LLTokenizer], LLMatcher]:
@@ -228,13 +224,6 @@ class LlamaBackend(LlamaVocabulary):
         from cerebrum_cli.engine.guidance import compile_grammar
 
         return lru_cache(COMPILED)(compile_grammar)
-
-    def _parse_grammar(self, grammar: str) -> Any:
-        from cerebrum_cli.engine.llama.grammar import parse_grammar
-
-        if any(line.count("|") > MAX_CLONED_ALTERNATIVES for line in grammar.splitlines()):
-            return parse_grammar(self._vocab, grammar)
-        return self._prototypes.clone("grammar", grammar, lambda: parse_grammar(self._vocab, grammar))
 
     @cached_property
     def _candidates(self) -> Candidates:
@@ -312,5 +301,5 @@ class LlamaBackend(LlamaVocabulary):
 
     def close(self) -> None:
         self._close_context()
-        self._prototypes.close()
+        self._prototype.close()
         llama.llama_model_free(self._model)

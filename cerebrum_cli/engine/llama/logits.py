@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf, log
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -22,7 +22,6 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.llama.grammar import accept_token
 from cerebrum_cli.engine.llama.sampler import Chain
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.engine.step import TokenScore
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.engine.backend import Sampler, Vocabulary
 
-SIMPLIFY = "simplify the schema or grammar there"
+COMPLETABLE = "check that it can be completed"
 MARGINS = (4.0, 8.0, 10.0, 12.0, 16.0, inf)  # below the highest logit, until they have enough tokens
 
 
@@ -146,49 +145,7 @@ class GreedySampler:
         pass
 
 
-class Matcher(Protocol):
-    """What an answer may still be, after the tokens so far."""
-
-    def accept(self, token: int) -> bool:
-        """Continue with a token if it is allowed; return whether it is."""
-
-    def allowed(self, row_logits: Any) -> Any:
-        """A copy of the logits, without those of tokens that are not allowed. Raises GrammarError."""
-
-    def accept_forced(self) -> TokenIds:
-        """Continue with the tokens that are the only ones allowed, and return them."""
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class GbnfMatcher:
-    """llama.cpp's sampler of a grammar."""
-
-    def __init__(self, grammar: Any, candidates: Candidates) -> None:
-        self._grammar = grammar
-        self._candidates = candidates
-
-    def accept(self, token: int) -> bool:
-        return accept_token(self._grammar, token)
-
-    def allowed(self, row_logits: Any) -> Any:
-        every = self._candidates.fill(row_logits)
-        llama.llama_sampler_apply(self._grammar, ctypes.byref(every))
-        return self._candidates.logits.copy()
-
-    def accept_forced(self) -> TokenIds:
-        return ()
-
-    def reset(self) -> None:
-        llama.llama_sampler_reset(self._grammar)
-
-    def close(self) -> None:
-        llama.llama_sampler_free(self._grammar)
-
-
-class GuidanceMatcher:
+class Matcher:
     """llguidance's matcher of the answer's bytes, and one of its tokens, which masks need and which takes long to make.
 
     Most tokens that are drawn fit, and many follow from those before, so that most answers need few masks or none.
@@ -221,7 +178,8 @@ class GuidanceMatcher:
         self._unread.clear()
         bits = numpy.frombuffer(matcher.compute_bitmask(), numpy.uint8)
         if matcher.is_error():
-            raise GrammarError(f"the answer cannot be constrained further: {matcher.get_error()}", SIMPLIFY)
+            reason = matcher.get_error().partition("\n")[0]
+            raise GrammarError(f"the grammar rejects every possible next token: {reason}", COMPLETABLE)
         is_allowed = numpy.unpackbits(bits, count=len(row_logits), bitorder="little").view(bool)
         return numpy.where(is_allowed, row_logits, numpy.float32(-inf))
 
@@ -234,9 +192,6 @@ class GuidanceMatcher:
     def reset(self) -> None:
         self._matcher.reset()
         self._unread.clear()
-
-    def close(self) -> None:
-        pass
 
 
 class GrammarSampler:
@@ -315,7 +270,7 @@ class GrammarSampler:
             allowed = self._matcher.allowed(row_logits)
             allowed[self._banned] = -numpy.inf
             if not allowed.max() > -numpy.inf:  # or not a number
-                raise GrammarError("the grammar rejects every possible next token", "check that it can be completed")
+                raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
             token = self._chain.draw(allowed)
             self._matcher.accept(token)
         self.accept(token)
@@ -324,5 +279,4 @@ class GrammarSampler:
         return token
 
     def close(self) -> None:
-        self._matcher.close()
         self._chain.close()

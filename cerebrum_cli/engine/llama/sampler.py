@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.sampling import SamplingParams
@@ -19,33 +19,31 @@ LEAST_P = 1e-30  # of a token for typical-p, whose entropy is not a number with 
 
 
 @dataclass(slots=True)
-class Prototypes:
-    """The latest sampler of each kind, to clone: a new grammar is parsed, new DRY reads the whole vocabulary.
+class Prototype:
+    """The latest sampler for DRY, to clone: a new one reads the whole vocabulary.
 
     Only the latest, since rows may all have other settings; clones outlive what they are made from.
     """
 
-    _latest: dict[str, tuple[object, Any]] = field(default_factory=dict)
+    _key: object = None
+    _sampler: Any = None
 
-    def clone(self, kind: str, key: object, create: Callable[[], Any]) -> Any:
-        known, prototype = self._latest.get(kind, (None, None))
-        if known != key:
+    def clone(self, key: object, create: Callable[[], Any]) -> Any:
+        if self._key != key:
             created = create()
-            if prototype:
-                llama.llama_sampler_free(prototype)
-            prototype = created
-            self._latest[kind] = key, prototype
-        return llama.llama_sampler_clone(prototype)
+            self.close()
+            self._key, self._sampler = key, created
+        return llama.llama_sampler_clone(self._sampler)
 
     def close(self) -> None:
-        for _, prototype in self._latest.values():
-            llama.llama_sampler_free(prototype)
+        if self._sampler:
+            llama.llama_sampler_free(self._sampler)
 
 
-def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], prototypes: Prototypes) -> Any:
+def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence[int], prototype: Prototype) -> Any:
     """Create a chain that has accepted the end of the prompt, as far as penalties look back."""
     chain = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-    for sampler in _samplers(vocab, params, seed, prototypes):
+    for sampler in _samplers(vocab, params, seed, prototype):
         llama.llama_sampler_chain_add(chain, sampler)
     window = PENALTY_WINDOW if params.has_penalties else 0
     if params.has_dry:
@@ -55,7 +53,7 @@ def create_chain(vocab: Any, params: SamplingParams, seed: int, prompt: Sequence
     return chain
 
 
-def _samplers(vocab: Any, params: SamplingParams, seed: int, prototypes: Prototypes) -> Iterator[Any]:
+def _samplers(vocab: Any, params: SamplingParams, seed: int, prototype: Prototype) -> Iterator[Any]:
     size = llama.llama_vocab_n_tokens(vocab)
     if params.logit_bias:
         biases = [llama.llama_logit_bias(token=int(bias.token), bias=bias.bias) for bias in params.logit_bias]
@@ -65,19 +63,18 @@ def _samplers(vocab: Any, params: SamplingParams, seed: int, prototypes: Prototy
             size, PENALTY_WINDOW, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
         )
     if params.has_dry:
-        yield _dry_sampler(vocab, params, prototypes)
+        yield _dry_sampler(vocab, params, prototype)
     if params.temperature > 0:
         yield from _random_samplers(params, seed)
     else:
         yield llama.llama_sampler_init_greedy()
 
 
-def _dry_sampler(vocab: Any, params: SamplingParams, prototypes: Prototypes) -> Any:
+def _dry_sampler(vocab: Any, params: SamplingParams, prototype: Prototype) -> Any:
     numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
     texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
     breakers = (ctypes.c_char_p * len(texts))(*texts)
-    return prototypes.clone(
-        "dry",
+    return prototype.clone(
         (*numbers, *texts),
         lambda: llama.llama_sampler_init_dry(vocab, *numbers, breakers, len(texts)),
     )

@@ -108,15 +108,6 @@ class LlamaVocabulary:
             tokens=tokens, vocab_ptr=self._vocab, tokenize_fptr=tokenize, eos_token=ends, slices=[]
         )
 
-    def matches_grammar(self, grammar: str, tokens: Iterable[int]) -> bool:
-        from cerebrum_cli.engine.llama.grammar import accept_token, parse_grammar
-
-        sampler = parse_grammar(self._vocab, grammar)
-        try:
-            return all(accept_token(sampler, token) for token in self._checked_ids(tuple(tokens)))
-        finally:
-            llama.llama_sampler_free(sampler)
-
     def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
         return frozenset(
             token

@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, NoAnswer
+from cerebrum_cli.core.errors import EndpointError, GrammarError, NoAnswer
 from cerebrum_cli.core.events import (
     Channel,
     FinishEvent,
@@ -358,16 +358,16 @@ class RemoteSample(ReplySample):
         return self._is_at_limit or len(self.request.prompt_tokens) + self.tokens >= self.context_size
 
     def _require_grammar(self) -> None:
-        """Raise RefusedRequestError if the grammar rejects the tokens of this turn: some servers ignore it."""
+        """Raise RefusedRequestError if the grammar rejects the text of this turn: some servers ignore it."""
         grammar = self._turn.grammar
-        tokens = (*self._ids[self._turn_start :], *self._end_token)
-        if grammar is None or grammar.is_schema or not tokens:
+        if grammar is None or grammar.is_schema:
             return
-        try:
-            if not self.vocabulary.matches_grammar(grammar.text, tokens):
-                raise NoAnswer("the reply does not match the grammar: the server ignored it", IGNORED_HINT)
-        except CerebrumError as error:
-            raise RefusedRequestError(error) from error
+        from cerebrum_cli.engine.guidance import is_allowed
+
+        text = self._bytes_of(self._ids[self._turn_start :])
+        if not is_allowed(grammar, text, is_whole=bool(self._end_token)):
+            problem = "the reply does not match the grammar: the server ignored it"
+            raise RefusedRequestError(NoAnswer(problem, IGNORED_HINT))
 
     def _require_schema(self) -> None:
         """Raise RefusedRequestError if the whole answer, unless there is none, does not match the schema."""

@@ -1,0 +1,71 @@
+"""GBNF grammars as Lark grammars.
+
+Each character is a terminal of its own: longer ones take as much text as they can, which nothing in GBNF does.
+"""
+
+from __future__ import annotations
+
+import re
+
+from cerebrum_cli.core.errors import GrammarError
+
+CHARACTER = r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[^xuU]|."
+PART = r"""(?xs)
+    \s+ | \#[^\n]*
+    | " (?P<literal> (?: [^"\\] | \\. )* ) "
+    | \[ (?P<negation> \^? ) (?P<characters> (?: [^\]\\] | \\. )+ ) \]
+    | (?P<rule> [\w-]+ ) \s* ::=
+    | (?P<name> [\w-]+ )
+    | (?P<any> \. )
+    | (?P<mark> [()|*+?] | \{ \s* \d+ \s* (?: , \s* \d* \s* )? \} )
+    | (?P<unknown> . )
+"""
+ESCAPES = {r"\n": "\n", r"\r": "\r", r"\t": "\t"}
+HINT = "it must be GBNF with a rule named root"
+
+
+def gbnf_to_lark(grammar: str) -> str:
+    """The Lark grammar of the same texts, with rules on the same lines. Raises GrammarError."""
+    names = {"root": "start"}
+    defined = set[str]()
+    lark: list[str] = []
+    line = last = 1  # the lines of the current part, and of the last rule
+    for part in re.finditer(PART, grammar):
+        match part.lastgroup:
+            case "rule":
+                lark.append("\n" * max(line - last, bool(defined)))
+                last = line
+                lark.append(names.setdefault(part["rule"], f"r{len(names)}") + ":")
+                defined.add(part["rule"])
+            case "name":
+                lark.append(names.setdefault(part["name"], f"r{len(names)}"))
+            case "literal":
+                characters = re.findall(CHARACTER, part["literal"], re.DOTALL)
+                lark.append(f"({' '.join(f'/{_code(character)}/' for character in characters)})")
+            case "characters":
+                lark.append(f"/[{part['negation']}{_ranges(part['characters'])}]/")
+            case "any":
+                lark.append("/(?s:.)/")
+            case "mark":
+                lark.append(part["mark"])
+            case "unknown":
+                raise GrammarError(f"cannot parse the grammar: line {line}: unexpected {part[0]!r}", HINT)
+        line += part[0].count("\n")
+    if missing := names.keys() - defined:
+        raise GrammarError(f"cannot parse the grammar: it has no rule {min(missing)}", HINT)
+    return " ".join(lark)
+
+
+def _ranges(characters: str) -> str:
+    """The characters between brackets as a regular expression has them; a hyphen between two makes a range."""
+    pairs = re.findall(rf"(?s)({CHARACTER})(?:-({CHARACTER}))?", characters)
+    return "".join(f"{_code(first)}-{_code(last or first)}" for first, last in pairs)
+
+
+def _code(character: str) -> str:
+    """A character, which may be escaped, as a regular expression has it."""
+    if character == "\\":
+        raise GrammarError("cannot parse the grammar: invalid escape", HINT)
+    if len(character) > 2:
+        return rf"\x{{{character[2:]}}}"
+    return rf"\x{{{ord(ESCAPES.get(character, character[-1])):x}}}"
