@@ -9,15 +9,17 @@ from cerebrum_cli.batch.rows import (
     REASONING_CLOSED_AT,
     InputRow,
     RowError,
+    RowId,
     Rows,
     output_object,
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Events, RefusedEvent
+from cerebrum_cli.core.events import Events, NoticeEvent, RefusedEvent
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -33,6 +35,8 @@ from cerebrum_cli.results.vote_objects import votes_object
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
+MAX_IDS = 100_000  # to compare with those of later rows
+MAX_NOTICE = 400  # characters
 INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 
 
@@ -99,9 +103,35 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
 def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
     positions = rows if isinstance(rows, Mapping) else range(len(rows))
     names = (*options.models, *model.engine.served_models)
+    notices = RowNotices()
     for position in positions:
         if position not in results.finished:
-            yield row_to_ask(position, rows[position], options, names, results.unfinished.get(position, ()))
+            row = rows[position]
+            for notice in notices.of(row):
+                model.note(notice)
+            yield row_to_ask(position, row, options, names, results.unfinished.get(position, ()))
+
+
+@dataclass(slots=True)
+class RowNotices:
+    """Notices of the first id that two rows have, and of keys without effect, each once."""
+
+    _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
+    _unused: set[str] = field(default_factory=set)
+    _is_repeated: bool = False
+
+    def of(self, row: InputRow) -> Iterator[NoticeEvent]:
+        first = row.number
+        if len(self._numbers) < MAX_IDS:
+            first = self._numbers.setdefault(row.id, first)
+        if first != row.number and not self._is_repeated:
+            self._is_repeated = True
+            problem = f"rows {first} and {row.number} have the id {row.id!r}"
+            yield NoticeEvent(truncate(problem, MAX_NOTICE), "answers have the order of the rows")
+        if unused := {*row.unused} - self._unused:
+            self._unused |= unused
+            problem = f"keys without effect: {', '.join(sorted(unused))}"
+            yield NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
 def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: TokenIds) -> Row:
@@ -169,7 +199,7 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
     elif request.grammar and request.grammar.is_schema:
         values["final_answer"] = None
     if request.grammar:
-        values["error"] = incomplete_error(reply, larger_context)
+        values["error"] = incomplete_error(reply, larger_context, request.grammar)
     return output_object(row, reply.finish.origin, **values)
 
 
@@ -196,9 +226,9 @@ def reply_values(reply: Reply, request: Ask) -> JsonDict:
     return values
 
 
-def incomplete_error(reply: Reply, larger_context: str) -> JsonDict | None:
+def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
     """Why a reply does not match the grammar, if it does not."""
-    notice = reply_notice(reply, larger_context, has_grammar=True)
+    notice = reply_notice(reply, larger_context, grammar)
     if notice is None:
         return None
     return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from cerebrum_cli.batch.json_rows import own_id, read_json_row
-from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, parse_template, prompt_row
+from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_count, format_size, truncate
+from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.schema import DELIMITERS
 
@@ -43,7 +42,6 @@ MAX_LINE_BYTES = 64_000_000
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16  # bytes that decide what the input is
 _CHUNK = 1 << 20
-_MAX_NOTICE = 400  # characters
 
 
 class InputFile:
@@ -294,23 +292,6 @@ class IndexedRows:
             return row
         conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))
         return replace(row, prompt=conversation.question, conversation=conversation)
-
-
-def input_notices(rows: IndexedRows) -> Iterator[NoticeEvent]:
-    """Yield notices of the first id that two rows have, and of keys without effect."""
-    numbers = dict[RowId, int]()  # of the first rows with these ids
-    unused = set[str]()
-    repeated = ""
-    for row in map(rows.__getitem__, range(len(rows))):
-        unused.update(row.unused)
-        first = numbers.setdefault(row.id, row.number)
-        if first != row.number:
-            repeated = repeated or f"{rows.form.unit}s {first} and {row.number} have the id {row.id!r}"
-    if repeated:
-        yield NoticeEvent(truncate(repeated, _MAX_NOTICE), "answers have the order of the rows")
-    if unused:
-        problem = f"keys without effect: {', '.join(sorted(unused))}"
-        yield NoticeEvent(truncate(problem, _MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
 def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:

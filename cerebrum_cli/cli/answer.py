@@ -274,8 +274,9 @@ class AnswerPrinter:
     def _require_complete(self, reply: Reply) -> None:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
         larger_context = self.loaded.engine.larger_context
-        if self.request.grammar and (mismatch := reply_notice(reply, larger_context, has_grammar=True)):
-            constraint = "schema" if self.options.schema else "grammar"
+        grammar = self.request.grammar
+        if grammar and (mismatch := reply_notice(reply, larger_context, grammar)):
+            constraint = "schema" if grammar.is_schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:

@@ -80,7 +80,7 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import chunks, detect_shape, input_notices, open_input, read_rows, spool_input
+    from cerebrum_cli.batch.readers import chunks, detect_shape, open_input, read_rows, spool_input
     from cerebrum_cli.results.output_files import output_paths, table_type
     from cerebrum_cli.results.schema import DELIMITERS
 
@@ -103,9 +103,6 @@ def batch(
         includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
         rows = read_rows(file, shape, options.template, options.include_input, saved, options.delimiter)
-        if shape != "txt":
-            for notice in input_notices(rows):
-                app.streams.report(notice)
         without_answer = answer_input(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)

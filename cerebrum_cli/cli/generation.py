@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import EndpointError, EngineError, GrammarError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
-from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_inline, is_json_object, schema_grammar, unusable
+from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_object, schema_file, schema_grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
     ATTENTION_KEYS,
@@ -122,17 +121,17 @@ def read_grammar(options: ConstrainedOptions, source: ModelSource) -> Grammar | 
     return grammar
 
 
-def schema_text(schema: str) -> Any:
-    """The value of `--schema` itself, or what its file has."""
+def schema_text(schema: str) -> str:
+    """The value of `--schema` itself, or the text of its file. Raises UsageError, GrammarError."""
     if not schema.strip():
         raise UsageError.invalid("--schema", schema, "a JSON Schema, its path, or fields")
-    path = Path(schema)
-    if is_json_object(schema) or (is_inline(schema) and not path.is_file()):
+    path = schema_file(schema)
+    if path is None:
         return schema
     text = read_text(path, MAX_GRAMMAR_BYTES)
-    if is_json_object(text):
-        return text
-    raise unusable("it is not a JSON object", "it must be a JSON Schema object")
+    if not is_json_object(text):
+        raise unusable("it is not a JSON object", "it must be a JSON Schema object")
+    return text
 
 
 @contextmanager
@@ -141,10 +140,10 @@ def naming_grammar(options: ConstrainedOptions) -> Iterator[None]:
     try:
         yield
     except GrammarError as error:
-        name: str | Path | None = options.grammar or options.schema
-        if options.schema and is_inline(options.schema):
-            name = "--schema"
-        error.message = f"{name}: {error.message}"
+        path = options.grammar
+        if options.schema:
+            path = schema_file(options.schema)
+        error.message = f"{path or '--schema'}: {error.message}"
         raise
 
 

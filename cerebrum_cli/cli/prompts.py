@@ -21,6 +21,7 @@ from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
 from cerebrum_cli.core.files import atomic_write, translate_os_errors
+from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
@@ -161,9 +162,9 @@ def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> str | 
 
     if options.schema is None or "schema" not in on_command_line:
         return None
-    if schema_text(options.schema) == options.schema:
-        return options.schema
-    return str(Path(options.schema).resolve())
+    schema_text(options.schema)
+    path = schema_file(options.schema)
+    return str(path.resolve()) if path else options.schema
 
 
 def typed_extract(options: AskOptions, on_command_line: frozenset[str]) -> bool | str:

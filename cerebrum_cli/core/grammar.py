@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.json_types import JsonDict
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
-_FIELD = re.compile(r"([\w$.-]+)(?:\s+(list)\[(\w+)\]|\s+(\w+))?\s*(?::\s*(.*))?")
+_FIELD = re.compile(r"""([^\s:,"{}[\]]+)(?:\s+(list)\[(\w+)\]|\s+(\w+))?\s*(?::\s*(.*))?""")
 FIELDS_HINT = f'fields are "NAME [TYPE][: DESCRIPTION]", separated by commas; types: {", ".join(TYPES)}, list[TYPE]'
 
 
@@ -25,7 +28,7 @@ class Grammar:
 
     def __post_init__(self) -> None:
         if not self.text.strip():  # to llama.cpp and to servers this means no constraint
-            raise GrammarError("the grammar is empty", "it must be GBNF with a rule named root")
+            raise GrammarError("the grammar is empty", "write a rule named root, or omit it")
 
     @property
     def is_schema(self) -> bool:
@@ -43,6 +46,8 @@ def schema_grammar(schema: Any) -> Grammar:
     Raises GrammarError if it is none of these.
     """
     if isinstance(schema, str) and not is_json_object(schema):
+        if schema_file(schema):
+            raise unusable(f"{schema!r} is neither JSON nor fields", FIELDS_HINT)
         schema = schema_of_fields(schema)
     try:
         if isinstance(schema, str):
@@ -51,7 +56,9 @@ def schema_grammar(schema: Any) -> Grammar:
             schema = schema.model_json_schema()
         if not isinstance(schema, Mapping):
             raise ValueError("it is not a JSON object")
-        return Grammar("schema", json.dumps(schema, ensure_ascii=False))
+        text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        text.encode()  # lone surrogates cannot be
+        return Grammar("schema", text)
     except RecursionError as error:
         raise unusable("it nests too deeply", "split it") from error
     except (ValueError, TypeError) as error:
@@ -66,21 +73,26 @@ def is_json_object(text: str) -> bool:
     return text.lstrip("\ufeff \t\r\n").startswith("{")
 
 
-def is_inline(schema: str) -> bool:
-    """Whether the text of an option is a schema, rather than the name of a file with one."""
-    return is_json_object(schema) or "," in schema or " " in schema.strip()
+def schema_file(schema: str, folder: Path = Path()) -> Path | None:
+    """The file with a schema that a text names; None if the text is a schema or fields itself."""
+    path = folder / expand_user(schema)
+    names_file = path.suffix == ".json" or not re.search(r"[\s,]", schema.strip())
+    if not is_json_object(schema) and (names_file or os.path.isfile(path)):  # noqa: PTH113  # whatever its length
+        return path
+    return None
 
 
 def schema_of_fields(fields: str) -> JsonDict:
     """The schema of an object with these fields, all of them required."""
     separator = "\n" if "\n" in fields.strip() else ","
-    properties = {}
+    properties: JsonDict = {}
     for field in fields.split(separator):
-        if not field.strip():
+        text = field.strip().removesuffix(",")
+        if not text:
             continue
-        match = _FIELD.fullmatch(field.strip())
+        match = _FIELD.fullmatch(text)
         if match is None:
-            raise unusable(f"invalid field {field.strip()!r}", FIELDS_HINT)
+            raise unusable(f"invalid field {text!r}", FIELDS_HINT)
         name, is_list, item_type, single_type, description = match.groups()
         type_name = item_type or single_type or "str"
         if type_name not in TYPES:
@@ -90,6 +102,8 @@ def schema_of_fields(fields: str) -> JsonDict:
             value = {"type": "array", "items": value}
         if description:
             value["description"] = description
+        if name in properties:
+            raise unusable(f"the field {name!r} occurs twice", "rename one of them")
         properties[name] = value
     if not properties:
         raise unusable("it has no fields", FIELDS_HINT)

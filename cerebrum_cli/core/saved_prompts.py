@@ -10,8 +10,7 @@ from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
-from cerebrum_cli.core.files import expand_user
-from cerebrum_cli.core.grammar import is_inline, is_json_object
+from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
@@ -130,9 +129,8 @@ def read_prompt(path: Path) -> SavedPrompt:
     if extract and schema:
         raise ConfigError.conflict("extract", "schema", "remove one of them", where)
     settings = SourcedLayer(read_settings(values, header, path, PROMPT_KEYS), origin=SAVED_PROMPT)
-    if schema and not is_json_object(schema):
-        file = path.parent / expand_user(schema)
-        schema = schema if is_inline(schema) and not file.is_file() else str(file)
+    if schema and (file := schema_file(schema, path.parent)):
+        schema = str(file)
     return SavedPrompt(path.stem, settings, prompt.strip("\n") or None, schema, extract)
 
 

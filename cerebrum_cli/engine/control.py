@@ -43,13 +43,11 @@ ControlFactory: TypeAlias = Callable[[], ReplyControl]
 class Constraint(NamedTuple):
     """The grammar of one reply, which applies from where the answer starts in its text.
 
-    `markup` are tokens that the answer must not have, whatever the grammar: they would begin reasoning. `forced` gets
-    the tokens that follow a sampled one because the grammar allows no others; None to sample them, too.
+    `forced` gets the tokens that follow because the grammar allows no others; None to sample them, too.
     """
 
     grammar: Grammar
     text: ReplyText
-    markup: frozenset[int]
     forced: deque[int] | None
 
 

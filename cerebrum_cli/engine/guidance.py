@@ -27,9 +27,11 @@ STYLE: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
     "key_separator": ": ?",
+    "json_allowed_escapes": r"nrtbf\"",  # not \u, which could hide a name
     "lenient": False,
 }
 MAX_PROBLEM = 200  # characters
+MAX_NAMING = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
 NAMING = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
 BYTES = LLTokenizer("byte")  # whose tokens are single bytes
 ANY_OF = NoticeEvent("oneOf is taken as anyOf: an answer may match several of its schemas", "check the answer")
@@ -62,9 +64,15 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     return matcher
 
 
+@lru_cache(64)
+def byte_matcher(grammar: Grammar) -> LLMatcher:
+    """What matches a grammar by bytes, to copy. Raises GrammarError."""
+    return compile_grammar(grammar, BYTES)
+
+
 def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
     """Whether a text matches a grammar, or begins one that does. Raises GrammarError for an invalid grammar."""
-    matcher = compile_grammar(grammar, BYTES)
+    matcher = byte_matcher(grammar).deep_copy()
     count = matcher.try_consume_tokens(list(text))
     return count == len(text) and (matcher.is_accepting() or not is_whole)
 
@@ -80,13 +88,16 @@ def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
         if not problem:
             return LLMatcher.grammar_from_json_schema(schema, overrides=coerced), ANY_OF
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    names = ".".join(_names_of_faulty_part(schema, problem, definitions))
+    names = ""
+    if len(text) < MAX_NAMING:
+        names = ".".join(_names_of_faulty_part(schema, problem, definitions))
     raise unusable(f"{names}: {problem}" if names else problem, "correct it, or omit it and describe it in the prompt")
 
 
 def _with_quoted_reference(part: JsonDict) -> JsonDict:
     """A part of a schema whose reference is a valid URI: `#/$defs/My Type` is none."""
-    if isinstance(reference := part.get("$ref"), str):
+    reference = part.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
         part["$ref"] = quote(reference, safe="#/%$:?&=@+,;!*'()~")
     return part
 

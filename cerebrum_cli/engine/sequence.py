@@ -222,7 +222,7 @@ class Sequence(ReplySample):
         if self.request.grammar is None:
             return None
         forced = None if self.request.logprobs else self.pending
-        return Constraint(self.request.grammar, self.text, self.request.visible_tokens, forced)
+        return Constraint(self.request.grammar, self.text, forced)
 
     @property
     def is_prefilling(self) -> bool:
@@ -255,7 +255,9 @@ class Sequence(ReplySample):
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        if not self.is_constrained and (reason := self._control()):
+        grammar = self.request.grammar
+        may_repeat = self.is_constrained and not (grammar and grammar.is_schema)
+        if not may_repeat and (reason := self._control()):
             return reason
         if len(self.generated) == self.request.params.max_tokens:
             return "length"

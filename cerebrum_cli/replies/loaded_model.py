@@ -109,7 +109,7 @@ class LoadedModel:
         conversation = asked.conversation
         self._check_reasoning(settings, conversation.system_prompt)
         if asked.grammar:
-            self._note(self.source.check_grammar(asked.grammar))
+            self.note(self.source.check_grammar(asked.grammar))
         prompt = self._render(conversation)
         tokens = (*self.engine.vocabulary.tokenize(prompt), *asked.prefix_tokens)
         prompt_end = final_markup(prompt)
@@ -172,9 +172,10 @@ class LoadedModel:
         self._check_reasoning(settings, system_prompt or settings.system)
 
     def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
-        self._note(self.controls.check(settings, system_prompt))
+        self.note(self.controls.check(settings, system_prompt))
 
-    def _note(self, notice: NoticeEvent | None) -> None:
+    def note(self, notice: NoticeEvent | None) -> None:
+        """Report a notice, once, with the next event."""
         if notice:
             self._notices.setdefault(notice, False)
 
@@ -331,7 +332,7 @@ class LoadedModel:
     def _render(self, conversation: Conversation) -> PromptParts:
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
-            self._note(NO_SYSTEM)
+            self.note(NO_SYSTEM)
         if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
             raise self._too_long(least, "at least ")
         return prompt

@@ -272,16 +272,19 @@ def mean_probability(logprobs: Sequence[float]) -> float:
     return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS)
 
 
-def reply_notice(reply: Reply, larger_context: str, has_grammar: bool = False) -> NoticeEvent | None:
+def reply_notice(reply: Reply, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
     """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
 
-    With a grammar, which an incomplete reply does not match, also of one that ended while reasoning.
+    With a grammar, which an incomplete reply does not match, also of one that ended while reasoning, and of JSON that a
+    stop string ended.
     """
     finish = reply.finish
     tokens = f"{finish.completion_tokens} tokens"
     is_blank = not reply.text.strip()
     is_reasoning = is_blank and reply.reasoning is not None
-    if has_grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
+    if grammar and grammar.is_schema and finish.by_stop_string:
+        return NoticeEvent("a stop string ended the answer", "omit --stop")
+    if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
         hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
         return NoticeEvent("the reply ended while reasoning, before an answer", hint)
     match finish.reason:

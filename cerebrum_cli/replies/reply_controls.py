@@ -62,12 +62,16 @@ class ReplyControls:
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
         settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
-        if rules.plain_answer and rules.stops_anywhere:  # it applies from the first token
+        has_grammar = asked.grammar is not None and not asked.grammar.is_schema
+        applies_at_once = rules.plain_answer and rules.stops_anywhere  # to the first token
+        if has_grammar and applies_at_once:
             return rules, ()
         controls: list[ControlFactory] = []
         may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         if settings.loop_check and not may_repeat:
             controls.append(LoopCheck)
+        if applies_at_once:
+            return rules, tuple(controls)
         limit = settings.reasoning_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None

@@ -34,6 +34,7 @@ UNUSED_BY_ASK = {
     "cli.prompts",
     "engine.remote",
 }
+CONSTRAINTS = {"llguidance", "jsonschema"}  # needed for schemas and grammars
 # Runs command lines, then prints the imported modules to standard error.
 SCRIPT = """
 import json, sys
@@ -92,8 +93,18 @@ def test_startup_ask_imports_only_the_bindings(tmp_path: Path, mistral_model: Pa
     (user.config / "prompts" / "short.md").write_text('+++\nmax_tokens = 1\nformat = "cerebrum"\n+++\n')
     modules = imported_modules(user, ("ask", "-m", mistral_model, "-p", "short", "hi"))
     assert {"llama_cpp", "tomllib"} <= modules
-    heavy = {"numpy", "jinja2", "rich", "huggingface_hub", "prompt_toolkit", "httpx2", "aiohttp", "asyncio"}
-    assert modules.isdisjoint(heavy | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
+    heavy = {
+        "numpy",
+        "jinja2",
+        "rich",
+        "huggingface_hub",
+        "prompt_toolkit",
+        "httpx2",
+        "aiohttp",
+        "asyncio",
+        "llguidance",
+    }
+    assert modules.isdisjoint(heavy | CONSTRAINTS | {f"cerebrum_cli.{name}" for name in UNUSED_BY_ASK})
 
 
 def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, chatml_model: Path) -> None:
@@ -101,7 +112,9 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), ("batch", *paths))
     assert "llama_cpp" in modules
-    assert modules.isdisjoint({"ray", "httpx2", "aiohttp", "cerebrum_cli.engine.remote.pool"})
+    assert modules.isdisjoint(
+        {"ray", "llguidance", "jsonschema", "httpx2", "aiohttp", "cerebrum_cli.engine.remote.pool"}
+    )
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:

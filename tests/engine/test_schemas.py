@@ -1,20 +1,30 @@
 """JSON Schema, regular expressions and Lark grammars: which texts a vocabulary can write, and what is refused."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, Literal, Optional, TypeVar
+from uuid import UUID
 
 import pytest
 from asking import ask
 from llama_engines import STORY, open_engine
+from pydantic import AnyUrl, BaseModel, Field, create_model
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.engine.guidance import ANY_OF, compile_grammar, translate
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+from cerebrum_cli.engine.remote.schema import schema_problem
 
+T = TypeVar("T")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", "größe", "猫", None]
 NAMED = {"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"]}
 TREE = {
@@ -40,6 +50,8 @@ def accepts(vocabulary: LlamaVocabulary, grammar: Grammar, text: str) -> bool:
         (TREE, ["{}", '{"next":{"next":{}}}'], ['{"next":1}']),
         (NULLABLE, ["null", "[]", "[1, 2]", "[1,2]"], ["[1, 2, 3]", '["x"]']),
         (CLOSED, ["{}", '{"a":1}'], ['{"b":1}', '{"a":1,"a":2}']),
+        ({**CLOSED, "additionalProperties": True}, ['{"a":1,"b":"c"}'], [r'{"\u0061":"x"}']),
+        ({"const": {"$ref": "a b"}}, ['{"$ref":"a b"}'], []),
         ({"type": "string", "pattern": r"^\[[a-z]+]$"}, ['"[ab]"'], ['"[]"', '"[a"']),
         ({"type": "string", "pattern": r"^[^\"]+\\?$"}, ['"a"', '"a\\\\"'], ['""']),
         ({"type": "string", "format": "date", "maxLength": 10}, ['"2026-02-28"'], ['"2026-13-01"', '"today"']),
@@ -86,7 +98,11 @@ def test_vocabulary_writes_what_other_grammars_allow(
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "Unimplemented keys"),
         ('{"items":' * 5000 + "{}" + "}" * 5000, "it nests too deeply"),
+        ({"const": "\ud800"}, "surrogates not allowed"),
+        ({"const": float("nan")}, "not JSON compliant"),
+        ("schema.json", "'schema.json' is neither JSON nor fields"),
         ("name, age nope", "unknown type 'nope' of field 'age'"),
+        ("name, name int", "the field 'name' occurs twice"),
         ("a b c", "invalid field 'a b c'"),
         (" ,", "it has no fields"),
     ],
@@ -111,7 +127,7 @@ def test_fields_are_a_schema() -> None:
         "tags": {"type": "array", "items": {"type": "string"}},
     }
     assert schema["required"] == ["name", "age", "tags"] and schema["additionalProperties"] is False
-    assert list(json.loads(schema_grammar("größe float, ok bool").text)["properties"]) == ["größe", "ok"]
+    assert list(json.loads(schema_grammar("größe float, नाम,").text)["properties"]) == ["größe", "नाम"]
 
 
 @pytest.mark.slow
@@ -125,3 +141,63 @@ def test_reply_matches_its_json_schema(tiny_model: Path) -> None:
     for value in (json.loads(reply.text) for reply in said):
         assert list(value) == ["name", "kind", "ages"] and value["kind"] in KINDS
         assert all(isinstance(age, int) for age in value["ages"])
+
+
+def test_grammar_that_fails_on_the_way_is_refused(chatml_model: Path) -> None:
+    pattern = schema_grammar({"type": "string", "pattern": "^a{1000000000}$"})
+    with open_engine(chatml_model) as engine, pytest.raises(GrammarError, match="rejects every possible next token"):
+        ask(engine, "a", grammar=pattern, max_tokens=50)
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Item(BaseModel):
+    kind: Literal["item"]
+    price: Decimal
+
+
+class Node(BaseModel):
+    kind: Literal["node"]
+    children: list[Node] = []
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *(str, int, float, bool, Optional[str], list[int], dict[str, int], tuple[int, str], Color, Any),  # noqa: UP045
+        *(date, datetime, time, timedelta, Decimal, UUID, IPv4Address, AnyUrl, Item, Node, Page[Item], Literal["a", 1]),
+        Annotated[int, Field(ge=1, le=5)],
+        Annotated[str, Field(pattern="^[A-Z]{3}$")],
+        Annotated[list[str], Field(min_length=1, max_length=3)],
+        Annotated[Item | Node, Field(discriminator="kind")],
+    ],
+)
+def test_pydantic_models_are_schemas(field: Any) -> None:
+    model = create_model("Model", field=(field, ...))
+    _, notice = translate(schema_grammar(model))
+    assert notice is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"),
+    [
+        ({"type": "string", "pattern": "^(a+)+$"}, ['"aaa"'], [f'"{"a" * 50}!"']),
+        ({"type": "string", "pattern": r"^\p{L}\d$"}, ['"é1"'], ['"é٣"', '"é1\\n"']),
+        ({"type": "string", "format": "date-time"}, ['"2026-01-01T00:00:00Z"'], ['"noon"']),
+        ({"type": "string", "format": "path"}, ['"anything"'], ["1"]),
+        ({"multipleOf": 0.01}, ["19.99", "0.3"], ["0.005", "1e999"]),
+        ({"type": "integer"}, ["5.0", "1e3"], ["5.5", "1e999999999", "NaN"]),
+        ({"required": ["a", "b"]}, ['{"b":1,"a":2}'], ['{"a":2}', '{"a":2,"b":1} ok']),
+        ({"$ref": "http://127.0.0.1:9/schema.json"}, [], ["{}"]),
+    ],
+)
+def test_reply_of_a_server_is_checked_against_its_schema(schema: Any, valid: list[str], invalid: list[str]) -> None:
+    text = json.dumps(schema)
+    assert [(reply, problem) for reply in valid if (problem := schema_problem(text, reply))] == []
+    assert [reply for reply in invalid if not schema_problem(text, reply)] == []

@@ -236,6 +236,20 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
     assert_error(done, 5, "the reply repeats itself", "try a higher --temperature")
     looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
     assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
+    repeated = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1")
+    assert (repeated.code, repeated.object["finish_reason"]) == (5, "repetition")
+
+
+def test_stop_string_within_json_is_an_error(new_user: CommandLine, models: dict[str, Path]) -> None:
+    done = ask(new_user, models["own"], OBJECT, "--stop", ":")
+    assert_error(done, 5, "a stop string ended the answer, so it does not match the schema", "omit --stop")
+    assert done.object["text"] == '{"ok"'
+    rows, output = new_user.home / "in.txt", new_user.home / "out.jsonl"
+    rows.write_text("Why?\n")
+    command = ("batch", rows, "-o", output, "-m", models["own"], "--stop", ":")
+    assert new_user.run(*command, *constrained(new_user.home, OBJECT)).code == 6
+    row = json.loads(output.read_text())
+    assert (row["text"], row["error"]["type"]) == ('{"ok"', "incomplete_output")
 
 
 @pytest.mark.slow

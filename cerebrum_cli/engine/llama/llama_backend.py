@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 from math import inf
 from operator import itemgetter
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import TokenLogprob
-from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
@@ -31,14 +30,8 @@ from cerebrum_cli.engine.memory_plan import LoadPlan, plan_length, plan_slots
 from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llguidance import LLMatcher, LLTokenizer
-
     from cerebrum_cli.engine.backend import Sampler
-    from cerebrum_cli.engine.llama.logits import Candidates, Matcher
-
-COMPILED = 16  # grammars, each by bytes and by tokens
+    from cerebrum_cli.engine.llama.logits import Candidates
 
 
 class LlamaBackend(LlamaVocabulary):
@@ -193,37 +186,24 @@ class LlamaBackend(LlamaVocabulary):
             params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
             chain = create_chain(self._vocab, params, seed, prompt, self._prototype)
             return LlamaSampler(chain, self.batch_position)
-        from cerebrum_cli.engine.llama.logits import ChainSampler, GrammarSampler, GreedySampler
+        from cerebrum_cli.engine.llama.logits import ChainSampler, GreedySampler
 
         greedy = None
         if params.is_argmax and not is_single:
             greedy = GreedySampler(self._allowed_logits)
             if constraint is None:
                 return greedy
-        matcher = self._matcher(constraint.grammar) if constraint else None
         narrowed = None
         if not (params.changes_logits or sorts_few):
             narrowed = params
             params = replace(params, top_p=1.0)
         native = create_chain(self._vocab, params, seed, prompt, self._prototype)
         chain = ChainSampler(native, self._allowed_logits, self._candidates, narrowed)
-        if constraint is None or matcher is None:
+        if constraint is None:
             return chain
-        return GrammarSampler(chain, matcher, self, constraint, greedy)
+        from cerebrum_cli.engine.llama.constrained import GrammarSampler
 
-    def _matcher(self, grammar: Grammar) -> Matcher:
-        from cerebrum_cli.engine.guidance import BYTES
-        from cerebrum_cli.engine.llama.logits import Matcher
-
-        matcher = self._compile(grammar, BYTES).deep_copy()
-        return Matcher(matcher, self, lambda: self._compile(grammar, self.guidance_tokenizer))
-
-    @cached_property
-    def _compile(self) -> Callable[[Grammar, LLTokenizer], LLMatcher]:
-        """Compile a grammar for a tokenizer, once for the samples and rows with it."""
-        from cerebrum_cli.engine.guidance import compile_grammar
-
-        return lru_cache(COMPILED)(compile_grammar)
+        return GrammarSampler(chain, self, constraint, greedy)
 
     @cached_property
     def _candidates(self) -> Candidates:

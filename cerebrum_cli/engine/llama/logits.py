@@ -1,4 +1,4 @@
-"""What reads the logits of the last decode with numpy: scores, and sampling that is greedy or follows a grammar.
+"""What reads the logits of the last decode with numpy: scores, and samplers.
 
 A single answer does without: importing numpy takes longer than sampling all its tokens.
 """
@@ -6,32 +6,22 @@ A single answer does without: importing numpy takes longer than sampling all its
 from __future__ import annotations
 
 import ctypes
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from math import inf, log
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.sampler import Chain
-from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.engine.step import TokenScore
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    pass
 
-    from cerebrum_cli.engine.backend import Sampler, Vocabulary
-
-COMPLETABLE = "check that it can be completed"
 MARGINS = (4.0, 8.0, 10.0, 12.0, 16.0, inf)  # below the highest logit, until they have enough tokens
 
 
@@ -143,140 +133,3 @@ class GreedySampler:
 
     def close(self) -> None:
         pass
-
-
-class Matcher:
-    """llguidance's matcher of the answer's bytes, and one of its tokens, which masks need and which takes long to make.
-
-    Most tokens that are drawn fit, and many follow from those before, so that most answers need few masks or none.
-    """
-
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, compile: Callable[[], LLMatcher]) -> None:
-        self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._compile = compile
-        self._unread: list[int] = []  # tokens that the matcher of tokens does not know yet
-
-    @cached_property
-    def _token_matcher(self) -> LLMatcher:
-        return self._compile().deep_copy()
-
-    def accept(self, token: int) -> bool:
-        if self._vocabulary.is_eog(token):
-            return bool(self._matcher.is_accepting())
-        data = list(self._vocabulary.piece(token))
-        count = self._matcher.try_consume_tokens(data)
-        if data and count == len(data):
-            self._unread.append(token)
-            return True
-        self._matcher.rollback(count)
-        return False
-
-    def allowed(self, row_logits: Any) -> Any:
-        matcher = self._token_matcher
-        matcher.consume_tokens(self._unread)
-        self._unread.clear()
-        bits = numpy.frombuffer(matcher.compute_bitmask(), numpy.uint8)
-        if matcher.is_error():
-            reason = matcher.get_error().partition("\n")[0]
-            raise GrammarError(f"the grammar rejects every possible next token: {reason}", COMPLETABLE)
-        is_allowed = numpy.unpackbits(bits, count=len(row_logits), bitorder="little").view(bool)
-        return numpy.where(is_allowed, row_logits, numpy.float32(-inf))
-
-    def accept_forced(self) -> TokenIds:
-        """Continue with the text that must follow, up to its last token, which may end differently."""
-        text = self._matcher.compute_ff_bytes().decode("utf-8", "ignore")
-        tokens = continuation(self._vocabulary, (Text(text),))[:-1] if text else ()
-        return tuple(token for token in tokens if self.accept(token))
-
-    def reset(self) -> None:
-        self._matcher.reset()
-        self._unread.clear()
-
-
-class GrammarSampler:
-    """A sampler constrained by a grammar, from where the answer starts.
-
-    The grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering
-    the whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While
-    the model reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
-
-    The `chain` draws all tokens, but the `free` sampler those of the reasoning if there is one.
-    """
-
-    def __init__(
-        self,
-        chain: ChainSampler,
-        matcher: Matcher,
-        vocabulary: Vocabulary,
-        constraint: Constraint,
-        free: Sampler | None,
-    ) -> None:
-        self._chain = chain
-        self.accept = chain.accept
-        self._matcher = matcher
-        self._vocabulary = vocabulary
-        self._text = constraint.text
-        self._forced = constraint.forced
-        self._applies = False
-        self._banned = [token for token in constraint.markup if not vocabulary.is_eog(token)]
-        self._free = free
-        self._markup: deque[int] = deque()  # completes the markup that has begun
-
-    def sample(self, row: int) -> int:
-        """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
-        if self._text.stage == "thinking":
-            return (self._free or self._chain).sample(row)
-        row_logits = self._chain.logits(row)
-        token = self._chain.draw(row_logits)
-        if self._applies or (passing := self._before_answer(token)) is None:
-            return self._constrained(row_logits, token)
-        self.accept(passing)
-        return passing
-
-    def _before_answer(self, token: int) -> int | None:
-        """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
-        if self._markup:
-            return self._markup.popleft()
-        text = self._text
-        piece = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
-        if text.stage == "undecided" and text.passes(token, piece):
-            return token
-        held = continuation(self._vocabulary, (Text(text.held),)) if text.held else ()
-        fits = all(map(self._matcher.accept, held))
-        if fits and (held or not text.rest):
-            text.begin_answer()
-            self._applies = True
-            return self._first_forced()
-        if not text.rest:
-            raise GrammarError(
-                f"the answer begins in the token that ends the reasoning, and the grammar rejects {text.held!r}",
-                "ask again, or use --think off",
-            )
-        self._matcher.reset()
-        self._markup += continuation(self._vocabulary, (Text(text.rest, trusted=True),))
-        return self._markup.popleft()
-
-    def _first_forced(self) -> int | None:
-        """The first of the tokens that begin every answer, if there are any."""
-        if self._forced is None:
-            return None
-        self._forced.extend(self._matcher.accept_forced())
-        return self._forced.popleft() if self._forced else None
-
-    def _constrained(self, row_logits: Any, token: int) -> int:
-        """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
-        if token in self._banned or not self._matcher.accept(token):
-            allowed = self._matcher.allowed(row_logits)
-            allowed[self._banned] = -numpy.inf
-            if not allowed.max() > -numpy.inf:  # or not a number
-                raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
-            token = self._chain.draw(allowed)
-            self._matcher.accept(token)
-        self.accept(token)
-        if self._forced is not None:
-            self._forced.extend(self._matcher.accept_forced())
-        return token
-
-    def close(self) -> None:
-        self._chain.close()

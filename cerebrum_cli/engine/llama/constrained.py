@@ -1,0 +1,164 @@
+"""Sampling of answers that follow a schema or a grammar."""
+
+from __future__ import annotations
+
+from collections import deque
+from functools import cached_property
+from itertools import takewhile
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import numpy
+from llguidance import LLMatcher
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.engine.control import Constraint
+from cerebrum_cli.engine.guidance import byte_matcher, compile_grammar
+from cerebrum_cli.engine.llama.logits import ChainSampler
+from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+from cerebrum_cli.engine.sequence import continuation
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Sampler
+
+COMPLETABLE = "check that it can be completed"
+
+
+class Matcher:
+    """llguidance's matcher of the answer's bytes, and one of its tokens, which masks need and which takes long to make.
+
+    Most tokens that are drawn fit, and many follow from those before, so that most answers need few masks or none.
+    """
+
+    def __init__(self, grammar: Grammar, vocabulary: LlamaVocabulary) -> None:
+        self._grammar = grammar
+        self._matcher = byte_matcher(grammar).deep_copy()
+        self._vocabulary = vocabulary
+        self._unread: list[int] = []  # tokens that the matcher of tokens does not know yet
+
+    @cached_property
+    def _token_matcher(self) -> LLMatcher:
+        return compile_grammar(self._grammar, self._vocabulary.guidance_tokenizer)
+
+    def accept(self, token: int) -> bool:
+        if self._vocabulary.is_eog(token):
+            return bool(self._matcher.is_accepting())
+        data = list(self._vocabulary.piece(token))
+        count = self._matcher.try_consume_tokens(data)
+        if data and count == len(data):
+            self._unread.append(token)
+            return True
+        self._require_working(self._matcher)
+        self._matcher.rollback(count)
+        return False
+
+    @staticmethod
+    def _require_working(matcher: LLMatcher) -> None:
+        """Raise GrammarError for a matcher that has failed, as at a limit."""
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n")[0]
+            raise GrammarError(f"the grammar rejects every possible next token: {reason}", COMPLETABLE)
+
+    def allowed(self, row_logits: Any) -> Any:
+        matcher = self._token_matcher
+        matcher.consume_tokens(self._unread)
+        self._unread.clear()
+        bits = numpy.frombuffer(matcher.compute_bitmask(), numpy.uint8)
+        self._require_working(matcher)
+        is_allowed = numpy.unpackbits(bits, count=len(row_logits), bitorder="little").view(bool)
+        return numpy.where(is_allowed, row_logits, numpy.float32(-inf))
+
+    def accept_forced(self) -> TokenIds:
+        """Continue with the text that must follow, up to its last token, which may end differently."""
+        text = self._matcher.compute_ff_bytes().decode("utf-8", "ignore")
+        tokens = continuation(self._vocabulary, (Text(text),))[:-1] if text else ()
+        return tuple(takewhile(self.accept, tokens))
+
+    def reset(self) -> None:
+        self._matcher.reset()
+        self._unread.clear()
+
+
+class GrammarSampler:
+    """A sampler constrained by a grammar, from where the answer starts.
+
+    The grammar is applied last and lazily: most sampled tokens fit it, and checking one token is cheap, while filtering
+    the whole vocabulary is not. Only if a token does not fit, all tokens are filtered and one is sampled again. While
+    the model reasons, tokens are sampled as without a grammar; markup and white space may precede the answer.
+
+    The `chain` draws all tokens, but the `free` sampler those of the reasoning if there is one.
+    """
+
+    def __init__(
+        self,
+        chain: ChainSampler,
+        vocabulary: LlamaVocabulary,
+        constraint: Constraint,
+        free: Sampler | None,
+    ) -> None:
+        self._chain = chain
+        self.accept = chain.accept
+        self._matcher = Matcher(constraint.grammar, vocabulary)
+        self._vocabulary = vocabulary
+        self._text = constraint.text
+        self._forced = constraint.forced
+        self._applies = False
+        self._free = free
+        self._markup: deque[int] = deque()  # completes the markup that has begun
+
+    def sample(self, row: int) -> int:
+        """Sample the next token that the grammar allows, if it applies; GrammarError if there is none."""
+        if self._text.stage == "thinking":
+            return (self._free or self._chain).sample(row)
+        row_logits = self._chain.logits(row)
+        token = self._chain.draw(row_logits)
+        if self._applies or (passing := self._before_answer(token)) is None:
+            return self._constrained(row_logits, token)
+        self.accept(passing)
+        return passing
+
+    def _before_answer(self, token: int) -> int | None:
+        """The token that precedes the answer: the one drawn, or one of markup; None if the answer starts here."""
+        if self._markup:
+            return self._markup.popleft()
+        text = self._text
+        piece = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
+        if text.stage == "undecided" and text.passes(token, piece):
+            return token
+        held = continuation(self._vocabulary, (Text(text.held),)) if text.held else ()
+        fits = all(map(self._matcher.accept, held))
+        if fits and (held or not text.rest):
+            text.begin_answer()
+            self._applies = True
+            self._force()
+            return self._forced.popleft() if self._forced else None
+        if not text.rest:
+            raise GrammarError(
+                f"the answer begins in the token that ends the reasoning, and the grammar rejects {text.held!r}",
+                "ask again, or use --think off",
+            )
+        self._matcher.reset()
+        self._markup += continuation(self._vocabulary, (Text(text.rest, trusted=True),))
+        return self._markup.popleft()
+
+    def _force(self) -> None:
+        if self._forced is not None:
+            self._forced.extend(self._matcher.accept_forced())
+
+    def _constrained(self, row_logits: Any, token: int) -> int:
+        """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
+        if not self._matcher.accept(token):
+            allowed = self._matcher.allowed(row_logits)
+            if allowed.max() > -inf:  # and a number
+                token = self._chain.draw(allowed)
+            if not self._matcher.accept(token):
+                raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)
+        self.accept(token)
+        self._force()
+        return token
+
+    def close(self) -> None:
+        self._chain.close()
