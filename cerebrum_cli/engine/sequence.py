@@ -50,7 +50,7 @@ class Request:
     include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
     as ordinary ones. If `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to
     send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
-    force tokens into it, but not where the grammar applies.
+    force tokens into it, but not where a grammar other than a schema applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.

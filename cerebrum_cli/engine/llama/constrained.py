@@ -73,8 +73,11 @@ class Matcher:
 
     def accept_forced(self) -> TokenIds:
         """Continue with the text that must follow, up to its last token, which may end differently."""
-        text = self._matcher.compute_ff_bytes().decode("utf-8", "ignore")
-        tokens = continuation(self._vocabulary, (Text(text),))[:-1] if text else ()
+        matcher = self._matcher.deep_copy()  # it fails if the text has no end
+        text = matcher.compute_ff_bytes().decode("utf-8", "ignore")
+        if not text or matcher.is_error():
+            return ()
+        tokens = continuation(self._vocabulary, (Text(text),))[:-1]
         return tuple(takewhile(self.accept, tokens))
 
     def reset(self) -> None:
