@@ -31,6 +31,7 @@ from cerebrum_cli.engine.sequence import ReplySample, Request, continuation
 from cerebrum_cli.formats.reply_text import ReplyRules, SplitText
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
+SampleEvents: TypeAlias = Iterator[SampleEvent]
 
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
 IGNORED_HINT = "ask again, or use a server that constrains replies"
@@ -104,7 +105,7 @@ class RemoteSample(ReplySample):
 
     # Parts of its reply.
 
-    def add(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+    def add(self, chunk: ReplyChunk) -> SampleEvents:
         """Yield the events of a part of the reply; no more is read of a turn once it `needs_turn` or has ended.
 
         Raises EndpointError if it belongs to another prompt, and RefusedRequestError if it does not fit the grammar.
@@ -125,7 +126,7 @@ class RemoteSample(ReplySample):
         if chunk.end or self._intervention or is_stopped:
             yield from self._end(chunk)
 
-    def _add_text(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+    def _add_text(self, chunk: ReplyChunk) -> SampleEvents:
         """Add text whose ids are not known."""
         self.has_all_tokens = False
         if chunk.text:
@@ -137,7 +138,7 @@ class RemoteSample(ReplySample):
         if chunk.total is not None:
             self.tokens = chunk.total
 
-    def _add_tokens(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+    def _add_tokens(self, chunk: ReplyChunk) -> SampleEvents:
         """Add tokens, or those of the text since the last ones if ids are missing, as within characters."""
         total = None if chunk.total is None else chunk.total + self._turn_start
         if total is None or self._is_over or total == self.tokens + len(chunk.tokens):
@@ -153,7 +154,7 @@ class RemoteSample(ReplySample):
             yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
             self.tokens = total
 
-    def _read(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
+    def _read(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> SampleEvents:
         """Read tokens up to one that ends the turn, or after which a control intervenes."""
         if not self._is_read_by_token:
             yield from self._read_whole(tokens, logprobs)
@@ -187,7 +188,7 @@ class RemoteSample(ReplySample):
         piece = self.vocabulary.piece
         return b"".join([piece(token, token in visible) for token in tokens])
 
-    def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> Iterator[SampleEvent]:
+    def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> SampleEvents:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
         if not self.request.ignore_eos:
             ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
@@ -206,7 +207,7 @@ class RemoteSample(ReplySample):
         self._intervention = "repetition"
         return end
 
-    def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> Iterator[SampleEvent]:
+    def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> SampleEvents:
         """Add tokens, of which the last may complete a stop string."""
         pieces = self.text.feed(self._bytes_of(tokens), tokens)
         self._markup = self.text.open_markup or self._markup
@@ -218,7 +219,7 @@ class RemoteSample(ReplySample):
 
     def _emit(
         self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
-    ) -> Iterator[SampleEvent]:
+    ) -> SampleEvents:
         if self.text.was_reasoning:
             self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
             self.text.was_reasoning = self.request.stream  # else all is sent at the end
@@ -264,7 +265,7 @@ class RemoteSample(ReplySample):
             raise RefusedRequestError(GrammarError(OVERHANG, "ask again, or use --think off"))
         self._intervention = Force(())
 
-    def _end(self, chunk: ReplyChunk) -> Iterator[SampleEvent]:
+    def _end(self, chunk: ReplyChunk) -> SampleEvents:
         """End the running turn with its last part, or the one after which the rest is left."""
         self._check_prompt(chunk.prompt_tokens)
         self._require_grammar()
@@ -315,7 +316,7 @@ class RemoteSample(ReplySample):
         begun = self.text.tail.rpartition(close)[2]
         return continuation(self.vocabulary, (Text(rest.removeprefix(begun), trusted=True),))
 
-    def _force(self) -> Iterator[SampleEvent]:
+    def _force(self) -> SampleEvents:
         """Add tokens that a control forces, or the markup before the answer; a grammar applies from there."""
         tokens = self._intervention.tokens if isinstance(self._intervention, Force) else ()
         if tokens and not (self.awaits_answer and self.text.stage == "undecided"):  # where it is markup
@@ -327,7 +328,7 @@ class RemoteSample(ReplySample):
         if self.request.grammar:
             self.text.begin_answer()
 
-    def _finish_reply(self, end: StopReason) -> Iterator[SampleEvent]:
+    def _finish_reply(self, end: StopReason) -> SampleEvents:
         is_stopped = self._is_over or end in ("eos", "stop string")
         last = self.text.finish(is_truncated=not is_stopped)
         if last or self.text.was_reasoning:
