@@ -114,7 +114,7 @@ def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
 
 @dataclass(slots=True)
 class RowNotices:
-    """Notices of the first id that two rows have, and of keys without effect, each once."""
+    """Notices of ignored keys, each once, and of the first repeated id."""
 
     _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
     _unused: set[str] = field(default_factory=set)
@@ -127,10 +127,10 @@ class RowNotices:
         if first != row.number and not self._is_repeated:
             self._is_repeated = True
             problem = f"rows {first} and {row.number} have the id {row.id!r}"
-            yield NoticeEvent(truncate(problem, MAX_NOTICE), "answers have the order of the rows")
+            yield NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
         if unused := {*row.unused} - self._unused:
             self._unused |= unused
-            problem = f"keys without effect: {', '.join(sorted(unused))}"
+            problem = f"ignored keys: {', '.join(sorted(unused))}"
             yield NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 

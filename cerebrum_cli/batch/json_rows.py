@@ -24,7 +24,7 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.results.schema import to_json
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
-_OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # whose keys are those of the request
+_OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # their keys count as those of the request
 # Names of settings, those of other programs among them; later ones win.
 _SETTINGS = {
     "reasoning_effort": "think",
@@ -62,7 +62,7 @@ def _text_grammar(text: str) -> Grammar:
 
 
 _FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
-# What reads the grammar of an answer in the words of OpenAI, vLLM, SGLang and llama-server; the first wins.
+# Readers of an answer's grammar, by the keys of OpenAI, vLLM, SGLang and llama-server; the first match wins.
 _GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
     "response_format.json_schema": _wrapped_schema,
     "response_format.schema": schema_grammar,
@@ -205,7 +205,7 @@ def _settings(request: JsonObject) -> SourcedLayer:
         if (value := request.get(key)) is None:
             continue
         value = _FOREIGN_VALUES.get(f"{name}={value}", value)
-        if value is True and name in settings:  # an effort is more than that there is any
+        if value is True and name in settings:  # an effort says more than `true`
             continue
         try:
             settings.put(name, OPTIONS[name].convert(value), f"row's {key}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.generation import naming_grammar
+from cerebrum_cli.cli.generation import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
 from cerebrum_cli.core.events import Events, NoticeEvent
@@ -82,7 +82,7 @@ class AnswerPrinter:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
         hides_keys = Keyboard().without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
-            with hides_keys, naming_grammar(self.options):
+            with hides_keys, name_grammar_in_errors(self.options):
                 yield
         except Interrupted:
             if self.saved_as and self.streams.err_is_terminal:

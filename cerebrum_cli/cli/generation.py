@@ -109,7 +109,7 @@ def read_grammar(options: ConstrainedOptions, source: ModelSource) -> Grammar | 
     schema, path = options.schema, options.grammar
     if schema is not None and path:
         raise UsageError.conflict("--schema", "--grammar")
-    with naming_grammar(options):
+    with name_grammar_in_errors(options):
         if schema is not None:
             grammar = schema_grammar(schema_text(schema))
         elif path:
@@ -135,7 +135,7 @@ def schema_text(schema: str) -> str:
 
 
 @contextmanager
-def naming_grammar(options: ConstrainedOptions) -> Iterator[None]:
+def name_grammar_in_errors(options: ConstrainedOptions) -> Iterator[None]:
     """Name the file in errors, or the option."""
     try:
         yield
@@ -196,5 +196,5 @@ def answer_missing(
         render(distributed.answer(), distributed.cancel, sinks)
         return
     loaded = open_many(source, results.missing_count * work[1], results.servers)
-    with loaded, naming_grammar(options):
+    with loaded, name_grammar_in_errors(options):
         render(noting_origins(answer(loaded), results, loaded), loaded.cancel, sinks)

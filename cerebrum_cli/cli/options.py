@@ -102,11 +102,9 @@ class AnswerOptions(ServerOptions, PullOptions):
 @option_group
 class ConstrainedOptions(AnswerOptions):
     schema: str | None = option(
-        None, "Constrain the answer to a JSON Schema: a file, JSON, or 'name, age int'", "Output", metavar="SCHEMA"
+        None, "JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA"
     )
-    grammar: Path | None = option(
-        None, "Constrain the answer to a grammar: .gbnf, .lark or .regex", "Output", metavar="FILE"
-    )
+    grammar: Path | None = option(None, "Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
 
 
 @option_group

@@ -47,7 +47,7 @@ def schema_grammar(schema: Any) -> Grammar:
     """
     if isinstance(schema, str) and not is_json_object(schema):
         if schema_file(schema):
-            raise unusable(f"{schema!r} is neither JSON nor fields", FIELDS_HINT)
+            raise unusable(f"{schema!r} is neither a JSON object nor fields", FIELDS_HINT)
         schema = schema_of_fields(schema)
     try:
         if isinstance(schema, str):
@@ -60,13 +60,13 @@ def schema_grammar(schema: Any) -> Grammar:
         text.encode()  # lone surrogates cannot be
         return Grammar("schema", text)
     except RecursionError as error:
-        raise unusable("it nests too deeply", "split it") from error
+        raise unusable("it is nested too deeply", "flatten it") from error
     except (ValueError, TypeError) as error:
         raise unusable(str(error), "it must be a JSON Schema object") from error
 
 
 def unusable(reason: str, hint: str) -> GrammarError:
-    return GrammarError(f"cannot use the JSON schema: {reason}", hint)
+    return GrammarError(f"cannot use the schema: {reason}", hint)
 
 
 def is_json_object(text: str) -> bool:

@@ -1,6 +1,6 @@
 """GBNF grammars as Lark grammars.
 
-Each character is a terminal of its own: longer ones take as much text as they can, which nothing in GBNF does.
+Each character is a terminal of its own. Longer terminals match greedily, which GBNF never does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HINT = "it must be GBNF with a rule named root"
 
 
 def gbnf_to_lark(grammar: str) -> str:
-    """The Lark grammar of the same texts, with rules on the same lines. Raises GrammarError."""
+    """Translate to Lark; rules keep their lines, so that errors name the right one. Raises GrammarError."""
     names = {"root": "start"}
     defined = set[str]()
     lark: list[str] = []

@@ -21,8 +21,8 @@ from cerebrum_cli.engine.gbnf import gbnf_to_lark
 if TYPE_CHECKING:
     from llguidance import JsonCompileOptions
 
-# On one line, with a space after a comma or a colon or without: models write one of these, and white space that could
-# go on without end is never written.
+# JSON on one line; the space after a comma or colon is optional. Models write both, and white space cannot continue
+# forever.
 STYLE: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ?",
@@ -31,10 +31,10 @@ STYLE: JsonCompileOptions = {
     "lenient": False,
 }
 MAX_PROBLEM = 200  # characters
-MAX_NAMING = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
-NAMING = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
+MAX_LOCATABLE = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
+KEYED_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
 BYTES = LLTokenizer("byte")  # whose tokens are single bytes
-ANY_OF = NoticeEvent("oneOf is taken as anyOf: an answer may match several of its schemas", "check the answer")
+ONE_OF_NOTICE = NoticeEvent("oneOf is treated as anyOf: an answer may match several of its schemas", "check the answer")
 
 
 @lru_cache(64)
@@ -51,12 +51,12 @@ def translate(grammar: Grammar) -> tuple[str, NoticeEvent | None]:
     if problem := LLMatcher.validate_grammar(translated):
         problem = re.sub(r"^(?:at )?(\d+)\(\d+\)", r"line \1", problem)
         problem = shorten(problem.partition("\n   1 |")[0], MAX_PROBLEM, placeholder=" ...")
-        raise GrammarError(f"cannot parse the grammar: {problem}", "correct it there")
+        raise GrammarError(f"cannot parse the grammar: {problem}", "fix the grammar")
     return translated, None
 
 
 def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
-    """What matches a grammar by the tokens of a vocabulary. Raises GrammarError."""
+    """Compile a matcher of a grammar for a tokenizer. Raises GrammarError."""
     text, _ = translate(grammar)
     matcher = LLMatcher(tokenizer, text, log_level=0)
     if matcher.is_error():
@@ -66,12 +66,12 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 
 @lru_cache(64)
 def byte_matcher(grammar: Grammar) -> LLMatcher:
-    """What matches a grammar by bytes, to copy. Raises GrammarError."""
+    """A matcher of single bytes; callers copy it. Raises GrammarError."""
     return compile_grammar(grammar, BYTES)
 
 
 def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
-    """Whether a text matches a grammar, or begins one that does. Raises GrammarError for an invalid grammar."""
+    """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
     matcher = byte_matcher(grammar).deep_copy()
     count = matcher.try_consume_tokens(list(text))
     return count == len(text) and (matcher.is_accepting() or not is_whole)
@@ -86,12 +86,12 @@ def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
         coerced: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
         problem = _problem_of(schema, coerced)
         if not problem:
-            return LLMatcher.grammar_from_json_schema(schema, overrides=coerced), ANY_OF
+            return LLMatcher.grammar_from_json_schema(schema, overrides=coerced), ONE_OF_NOTICE
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     names = ""
-    if len(text) < MAX_NAMING:
+    if len(text) < MAX_LOCATABLE:
         names = ".".join(_names_of_faulty_part(schema, problem, definitions))
-    raise unusable(f"{names}: {problem}" if names else problem, "correct it, or omit it and describe it in the prompt")
+    raise unusable(f"{names}: {problem}" if names else problem, "fix or remove it, and state the rule in the prompt")
 
 
 def _with_quoted_reference(part: JsonDict) -> JsonDict:
@@ -120,7 +120,7 @@ def _names_of_faulty_part(schema: JsonDict, problem: str, definitions: JsonDict)
 def _parts(schema: JsonDict) -> Iterator[tuple[str, JsonDict]]:
     """The schemas in a schema, with the name of each that has one."""
     for key, value in schema.items():
-        if key in NAMING and isinstance(value, dict):
+        if key in KEYED_BY_NAME and isinstance(value, dict):
             named: Iterator[tuple[str, Any]] = iter(value.items())
         elif isinstance(value, list):
             named = (("", part) for part in value)

@@ -275,8 +275,7 @@ def mean_probability(logprobs: Sequence[float]) -> float:
 def reply_notice(reply: Reply, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
     """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
 
-    With a grammar, which an incomplete reply does not match, also of one that ended while reasoning, and of JSON that a
-    stop string ended.
+    With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
     """
     finish = reply.finish
     tokens = f"{finish.completion_tokens} tokens"

@@ -133,9 +133,11 @@ class ModelSource:
 
             schema_validator(grammar.text)
         elif self.model.is_served:
-            raise GrammarError("a grammar does not work through chat completions", "use a JSON Schema, or llama-server")
+            raise GrammarError(
+                "chat completions do not support grammars", "use a schema, or llama-server, vLLM or SGLang"
+            )
         elif grammar.kind != "gbnf":
-            raise GrammarError(f"servers take GBNF, not {grammar.kind}", "convert it, or use a model on this machine")
+            raise GrammarError(f"servers take GBNF, not {grammar.kind}", "convert it to GBNF, or use a local model")
         return None
 
     @property

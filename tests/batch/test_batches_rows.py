@@ -248,7 +248,7 @@ def test_keys_without_effect_are_noted_once() -> None:
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
-    keys = [message.removeprefix("keys without effect: ") for message, _ in found]
+    keys = [message.removeprefix("ignored keys: ") for message, _ in found]
     assert keys == ["min_tokens", "chat_template_kwargs.builtin_tools", "ignore_eos"]
     assert not notices_of(json.dumps(plain), "jsonl")
 

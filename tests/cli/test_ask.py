@@ -123,7 +123,7 @@ def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
     (user.home / "deep.gbnf").write_text("root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000)
     done = user.run("ask", "--grammar", "deep.gbnf", "hi")
     assert_error(
-        done, 2, "deep.gbnf: cannot parse the grammar: line 1: lark grammar too deeply nested", "correct it there"
+        done, 2, "deep.gbnf: cannot parse the grammar: line 1: lark grammar too deeply nested", "fix the grammar"
     )
 
 

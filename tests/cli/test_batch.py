@@ -153,7 +153,7 @@ def test_openai_batch_of_another_server_is_answered_with_notices(runner: BatchRu
     ]
     assert (done.code, done.err.count("note: ")) == (0, 3), done.err
     assert "note: rows 1 and 2 have the id 'o'\n" in done.err
-    assert "note: keys without effect: min_tokens\n" in done.err
+    assert "note: ignored keys: min_tokens\n" in done.err
     assert "note: think=medium: this model has no levels of thinking\n" in done.err
     assert "note: " not in runner.run(rows, "-o", "-", "-q").err
 
@@ -356,7 +356,7 @@ def test_batch_names_file_and_place_of_a_grammar_error(mistral_user: CommandLine
     for option, problem in (
         (("--grammar", "bad.gbnf"), "bad.gbnf: cannot parse the grammar: line 2: "),
         (("--grammar", "bad.gbnf", "--votes", "3"), "bad.gbnf: cannot parse the grammar: line 2: "),
-        (("--schema", "bad.json"), "bad.json: cannot use the JSON schema: Expecting value: line 2 column 16"),
+        (("--schema", "bad.json"), "bad.json: cannot use the schema: Expecting value: line 2 column 16"),
     ):
         done = mistral_user.run("batch", "-", "-o", "-", *option, stdin="hi\nho\n")
         assert (done.code, done.out) == (2, "")

@@ -20,7 +20,7 @@ from pydantic import AnyUrl, BaseModel, Field, create_model
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
-from cerebrum_cli.engine.guidance import ANY_OF, compile_grammar, translate
+from cerebrum_cli.engine.guidance import ONE_OF_NOTICE, compile_grammar, translate
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.remote.schema import schema_problem
 
@@ -97,10 +97,10 @@ def test_vocabulary_writes_what_other_grammars_allow(
         ({"properties": {"t": {"items": {"format": "iban", "type": "string"}}}}, "t: Unknown format: iban"),
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "Unimplemented keys"),
-        ('{"items":' * 5000 + "{}" + "}" * 5000, "it nests too deeply"),
+        ('{"items":' * 5000 + "{}" + "}" * 5000, "it is nested too deeply"),
         ({"const": "\ud800"}, "surrogates not allowed"),
         ({"const": float("nan")}, "not JSON compliant"),
-        ("schema.json", "'schema.json' is neither JSON nor fields"),
+        ("schema.json", "'schema.json' is neither a JSON object nor fields"),
         ("name, age nope", "unknown type 'nope' of field 'age'"),
         ("name, name int", "the field 'name' occurs twice"),
         ("a b c", "invalid field 'a b c'"),
@@ -108,14 +108,14 @@ def test_vocabulary_writes_what_other_grammars_allow(
     ],
 )
 def test_schema_that_cannot_be_used_is_refused_in_one_line(schema: Any, problem: str) -> None:
-    with pytest.raises(GrammarError, match=r"^cannot use the JSON schema: ") as caught:
+    with pytest.raises(GrammarError, match=r"^cannot use the schema: ") as caught:
         translate(schema_grammar(schema))
     assert problem in caught.value.message and "\n" not in caught.value.message and caught.value.hint
 
 
 def test_one_of_is_taken_as_any_of_with_a_notice() -> None:
     texts = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
-    assert translate(schema_grammar(texts))[1] == ANY_OF
+    assert translate(schema_grammar(texts))[1] == ONE_OF_NOTICE
     assert translate(schema_grammar({"oneOf": [{"type": "string"}, {"type": "integer"}]}))[1] is None
 
 

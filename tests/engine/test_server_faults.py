@@ -185,7 +185,7 @@ def test_server_reply_without_a_stated_end_is_truncated() -> None:
             assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
             notices = [event.message for event in events if isinstance(event, NoticeEvent)]
             assert len(notices) == (not _) and all(
-                "gives no known reason for the end of a reply" in each for each in notices
+                "gave no known reason for ending a reply" in each for each in notices
             )
 
 

@@ -28,7 +28,7 @@ COMPLETABLE = "check that it can be completed"
 
 
 class Matcher:
-    """llguidance's matcher of the answer's bytes, and one of its tokens, which masks need and which takes long to make.
+    """Matches the bytes of an answer. A second matcher, of tokens, is slow to build, and made once a mask is needed.
 
     Most tokens that are drawn fit, and many follow from those before, so that most answers need few masks or none.
     """
@@ -155,7 +155,7 @@ class GrammarSampler:
         """The token, or another one if the grammar does not allow it; GrammarError if it allows none."""
         if not self._matcher.accept(token):
             allowed = self._matcher.allowed(row_logits)
-            if allowed.max() > -inf:  # and a number
+            if allowed.max() > -inf:  # False for NaN, too
                 token = self._chain.draw(allowed)
             if not self._matcher.accept(token):
                 raise GrammarError("the grammar rejects every possible next token", COMPLETABLE)

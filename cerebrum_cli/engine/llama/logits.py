@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf, log
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
@@ -18,9 +18,6 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.sampler import Chain
 from cerebrum_cli.engine.step import TokenScore
-
-if TYPE_CHECKING:
-    pass
 
 MARGINS = (4.0, 8.0, 10.0, 12.0, 16.0, inf)  # below the highest logit, until they have enough tokens
 

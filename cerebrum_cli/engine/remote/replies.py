@@ -34,7 +34,7 @@ SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
 SampleEvents: TypeAlias = Iterator[SampleEvent]
 
 OVERHANG = "the answer begins in the token that ends the reasoning, so the server cannot apply the grammar"
-IGNORED_HINT = "ask again, or use a server that constrains replies"
+IGNORED_HINT = "ask again, or update the server"
 
 
 @dataclass(eq=False)
@@ -367,7 +367,7 @@ class RemoteSample(ReplySample):
 
         text = self._bytes_of(self._ids[self._turn_start :])
         if not is_allowed(grammar, text, is_whole=bool(self._end_token)):
-            problem = "the reply does not match the grammar: the server ignored it"
+            problem = "the reply does not match the grammar: the server did not enforce it"
             raise RefusedRequestError(NoAnswer(problem, IGNORED_HINT))
 
     def _require_schema(self) -> None:

@@ -23,7 +23,7 @@ MAX_DIGITS = 400  # of an integer that is written with a point or an exponent
 
 
 def check_text(keyword: str, validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:  # noqa: ARG001
-    """Check a pattern or a format as for models on this machine, in linear time; other formats are remarks."""
+    """Check a pattern or a format as for models on this machine, in linear time; unknown formats are ignored."""
     if not isinstance(instance, str):
         return
     grammar = schema_grammar({"type": "string", keyword: value})

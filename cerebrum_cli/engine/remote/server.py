@@ -37,7 +37,7 @@ from cerebrum_cli.engine.sequence import Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
-UNSTATED_HINT = "it may be truncated; check its log, or update it"
+UNSTATED_HINT = "the reply may be truncated; check the server's log, or update it"
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
@@ -329,7 +329,7 @@ class Server:
 
     def _note_end(self, job: PoolJob, chunk: ReplyChunk) -> None:
         if chunk.end == "unstated":
-            self._notice(job, "gives no known reason for the end of a reply", UNSTATED_HINT)
+            self._notice(job, "gave no known reason for ending a reply", UNSTATED_HINT)
 
     def _report(self, job: PoolJob, event: SampleEvent) -> None:
         if isinstance(event, FinishEvent):
