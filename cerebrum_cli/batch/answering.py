@@ -107,31 +107,36 @@ def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
     for position in positions:
         if position not in results.finished:
             row = rows[position]
-            for notice in notices.of(row):
-                model.note(notice)
+            model.note(notices.of(row))
             yield row_to_ask(position, row, options, names, results.unfinished.get(position, ()))
+    model.note(notices.of_keys)
 
 
 @dataclass(slots=True)
 class RowNotices:
-    """Notices of ignored keys, each once, and of the first repeated id."""
+    """Notices of the first repeated id, and of all ignored keys so far."""
 
     _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
     _unused: set[str] = field(default_factory=set)
     _is_repeated: bool = False
 
-    def of(self, row: InputRow) -> Iterator[NoticeEvent]:
+    def of(self, row: InputRow) -> NoticeEvent | None:
+        self._unused.update(row.unused)
         first = row.number
         if len(self._numbers) < MAX_IDS:
             first = self._numbers.setdefault(row.id, first)
-        if first != row.number and not self._is_repeated:
-            self._is_repeated = True
-            problem = f"rows {first} and {row.number} have the id {row.id!r}"
-            yield NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
-        if unused := {*row.unused} - self._unused:
-            self._unused |= unused
-            problem = f"ignored keys: {', '.join(sorted(unused))}"
-            yield NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
+        if first == row.number or self._is_repeated:
+            return None
+        self._is_repeated = True
+        problem = f"rows {first} and {row.number} have the id {row.id!r}"
+        return NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
+
+    @property
+    def of_keys(self) -> NoticeEvent | None:
+        if not self._unused:
+            return None
+        problem = f"ignored keys: {', '.join(sorted(self._unused))}"
+        return NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
 def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: TokenIds) -> Row:

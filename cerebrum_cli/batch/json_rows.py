@@ -43,8 +43,21 @@ _FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0, "top_k=-1.0": 0}
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
 
 
+def _schema(schema: Any) -> Grammar:
+    return schema_grammar(_without_nulls(schema))
+
+
+def _without_nulls(part: Any) -> Any:
+    """A schema without keywords that are null: tables of several schemas have those of all in each."""
+    if isinstance(part, list):
+        return [_without_nulls(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    return {key: _without_nulls(value) for key, value in part.items() if value is not None or key == "const"}
+
+
 def _wrapped_schema(form: JsonObject) -> Grammar:
-    return schema_grammar(form["schema"])
+    return _schema(form["schema"])
 
 
 def _regex(text: str) -> Grammar:
@@ -65,10 +78,10 @@ _FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
 # Readers of an answer's grammar, by the keys of OpenAI, vLLM, SGLang and llama-server; the first match wins.
 _GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
     "response_format.json_schema": _wrapped_schema,
-    "response_format.schema": schema_grammar,
-    "json_schema": schema_grammar,
-    "guided_json": schema_grammar,
-    "structured_outputs.json": schema_grammar,
+    "response_format.schema": _schema,
+    "json_schema": _schema,
+    "guided_json": _schema,
+    "structured_outputs.json": _schema,
     "guided_regex": _regex,
     "structured_outputs.regex": _regex,
     "guided_choice": _choice,

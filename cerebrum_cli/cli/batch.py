@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.results.schema import Table
 
 STANDARD = Path("-")  # standard input or output
+TAB_NAMES = {"tab": "\t", r"\t": "\t"}
 
 
 @option_group
@@ -102,7 +103,10 @@ def batch(
         shape = detect_shape(source, options.input_format, file.head)
         includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
         options = replace(options, input_format=shape, include_input=includes_input)
-        rows = read_rows(file, shape, options.template, options.include_input, saved, options.delimiter)
+        delimiter = TAB_NAMES.get(options.delimiter or "", options.delimiter)
+        if delimiter is not None and len(delimiter) != 1:
+            raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
+        rows = read_rows(file, shape, options.template, options.include_input, saved, delimiter)
         without_answer = answer_input(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)

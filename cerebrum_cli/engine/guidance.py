@@ -60,7 +60,8 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
     text, _ = translate(grammar)
     matcher = LLMatcher(tokenizer, text, log_level=0)
     if matcher.is_error():
-        raise GrammarError(f"cannot use the schema or grammar: {matcher.get_error()}", "simplify it")
+        reason = matcher.get_error().partition("\n")[0].removeprefix("panic: assertion failed: ")
+        raise GrammarError(f"the schema or grammar is too large: {reason}", "simplify it")
     return matcher
 
 

@@ -154,7 +154,7 @@ class PendingRow:
         asked = self.row.request
         if sequence.turn or not isinstance(asked, Ask):
             return Reply()
-        reply = Reply(None, asked.conversation)
+        reply = Reply(None, asked.conversation, asked.grammar)
         if self.request.rules.prefix_tokens:
             reply.begin(*self.request.beginning)
         return reply

@@ -69,12 +69,15 @@ class Reply:
     afterwards, `program_reply` is what it replied to that.
     """
 
-    def __init__(self, events: Events | None = None, conversation: Conversation | None = None):
+    def __init__(
+        self, events: Events | None = None, conversation: Conversation | None = None, grammar: Grammar | None = None
+    ) -> None:
         self.index = 0  # of the question among several
         self.program: Program | None = None
         self.program_reply: Reply | None = None
         self._events = events
         self._conversation = conversation
+        self._grammar = grammar
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
         self._tokens = array("i")
         self._logprobs = array("d")
@@ -261,8 +264,12 @@ class Reply:
 
     @property
     def vote(self) -> str | None:
-        """The answer that counts in a vote; None without one, and for a reply that ended in a repetition."""
-        return None if self.finish.reason == "repetition" else self.final_answer
+        """The answer that counts in a vote; None without one, in a repetition, and in JSON that is incomplete."""
+        finish = self.finish
+        is_cut = finish.reason != "stop" or finish.by_stop_string
+        if finish.reason == "repetition" or (is_cut and self._grammar and self._grammar.is_schema):
+            return None
+        return self.final_answer
 
 
 def mean_probability(logprobs: Sequence[float]) -> float:

@@ -125,8 +125,9 @@ class ModelSource:
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
-            from cerebrum_cli.engine.guidance import translate
+            from cerebrum_cli.engine.guidance import byte_matcher, translate
 
+            byte_matcher(grammar)
             return translate(grammar)[1]
         if grammar.is_schema:
             from cerebrum_cli.engine.remote.schema import schema_validator

@@ -236,7 +236,8 @@ def test_json_row_with_an_invalid_grammar_is_an_error(body: dict[str, Any], mess
 def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
     with closing(spool_input([data.encode()], "it")) as source:
         rows, notices = read_rows(source, shape), RowNotices()
-        return [(notice.message, notice.hint) for position in range(len(rows)) for notice in notices.of(rows[position])]
+        found = [notices.of(rows[position]) for position in range(len(rows))]
+        return [(notice.message, notice.hint) for notice in (*found, notices.of_keys) if notice]
 
 
 def test_keys_without_effect_are_noted_once() -> None:
@@ -248,8 +249,9 @@ def test_keys_without_effect_are_noted_once() -> None:
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
     found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
-    keys = [message.removeprefix("ignored keys: ") for message, _ in found]
-    assert keys == ["min_tokens", "chat_template_kwargs.builtin_tools", "ignore_eos"]
+    [(message, hint)] = found
+    assert message == "ignored keys: chat_template_kwargs.builtin_tools, ignore_eos, min_tokens"
+    assert "--set help" in hint
     assert not notices_of(json.dumps(plain), "jsonl")
 
 
@@ -543,3 +545,11 @@ def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, templat
     if shape == "jsonl":  # each line that is not blank is a row
         lines = data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").split("\n")
         assert [row.number for row in rows] == [number for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def test_schema_of_a_row_has_no_keywords_that_are_null() -> None:
+    """As in a table whose column holds several schemas: each row then has the keywords of all."""
+    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["x", None], "items": None}, "b": None}}
+    row = json_row({"prompt": "a", "guided_json": schema})
+    assert row.error is None and row.grammar
+    assert json.loads(row.grammar.text) == {"type": "object", "properties": {"a": {"enum": ["x", None]}}}

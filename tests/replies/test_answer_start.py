@@ -250,6 +250,8 @@ def test_stop_string_within_json_is_an_error(new_user: CommandLine, models: dict
     assert new_user.run(*command, *constrained(new_user.home, OBJECT)).code == 6
     row = json.loads(output.read_text())
     assert (row["text"], row["error"]["type"]) == ('{"ok"', "incomplete_output")
+    votes = ask(new_user, models["own"], OBJECT, "--stop", ":", "--votes", "3").object["votes"]
+    assert votes["tally"] == []  # what is cut has no vote
 
 
 @pytest.mark.slow
