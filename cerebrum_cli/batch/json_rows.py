@@ -88,6 +88,7 @@ _GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
     "structured_outputs.choice": _choice,
     "guided_grammar": _text_grammar,
     "structured_outputs.grammar": _text_grammar,
+    "structured_outputs.json_object": lambda is_on: _FORMS["json_object"] if is_on else None,
     "response_format.type": _FORMS.__getitem__,
     "response_format": _FORMS.__getitem__,
 }

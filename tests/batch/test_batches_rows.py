@@ -200,6 +200,8 @@ CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
         ({"guided_choice": ["a b", 'c"']}, Grammar("gbnf", r'root ::= "a b" | "c\""')),
         ({"structured_outputs": {"grammar": 'root ::= "a"'}}, Grammar("gbnf", 'root ::= "a"')),
         ({"guided_grammar": 'start: "a"'}, Grammar("lark", 'start: "a"')),
+        ({"structured_outputs": {"json_object": True}}, Grammar("schema", '{"type": "object"}')),
+        ({"structured_outputs": {"json_object": False}}, None),
     ],
 )
 def test_json_row_has_a_grammar_of_its_own(body: dict[str, Any], grammar: Grammar | None) -> None:

@@ -224,6 +224,7 @@ def test_client_has_as_many_connections_as_requests() -> None:
     [
         b':ping\r\n\r\nevent: x\r\ndata:{"a": 1}\r\n\r\n:\r\n\r\ndata: {"b": 2}\r\n\r\n',
         b'data: {"a": 1}\n\nid: 7\nretry: 5\ndata: {"b": 2}\n\nretry: 6',
+        b'data: : PING\n\ndata:\n\ndata: null\n\ndata: "ping"\n\ndata: {"a": 1}\n\ndata:{"b": 2}\n\n',
         b'data: : PING\n\ndata:\n\ndata: {"a": 1}\n\ndata: \ndata\n\ndata:: ping\n\ndata:{"b": 2}\n\ndata: [DONE]\n\n',
     ],
 )

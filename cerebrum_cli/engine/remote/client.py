@@ -193,8 +193,11 @@ class Client:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.partition(b":")
                 data = data.strip()
-                if field == b"data" and data and not data.startswith((b":", b"[DONE]")):  # such as `data: : PING`
-                    yield _require_success(json.loads(data))
+                if field != b"data" or not data or data.startswith((b":", b"[DONE]")):  # such as `data: : PING`
+                    continue
+                event = json.loads(data)
+                if isinstance(event, dict):  # others keep the connection open
+                    yield _require_success(event)
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
