@@ -31,29 +31,34 @@ def gbnf_to_lark(grammar: str) -> str:
     lark: list[str] = []
     line = last = 1  # the lines of the current part, and of the last rule
     for part in re.finditer(PART, grammar):
-        match part.lastgroup:
-            case "rule":
-                lark.append("\n" * max(line - last, bool(defined)))
-                last = line
-                lark.append(names.setdefault(part["rule"], f"r{len(names)}") + ":")
-                defined.add(part["rule"])
-            case "name":
-                lark.append(names.setdefault(part["name"], f"r{len(names)}"))
-            case "literal":
-                characters = re.findall(CHARACTER, part["literal"], re.DOTALL)
-                lark.append(f"({' '.join(f'/{_code(character)}/' for character in characters)})")
-            case "characters":
-                lark.append(f"/[{part['negation']}{_ranges(part['characters'])}]/")
-            case "any":
-                lark.append("/(?s:.)/")
-            case "mark":
-                lark.append(part["mark"])
-            case "unknown":
-                raise GrammarError(f"cannot parse the grammar: line {line}: unexpected {part[0]!r}", HINT)
+        if part.lastgroup == "unknown":
+            raise GrammarError(f"cannot parse the grammar: line {line}: unexpected {part[0]!r}", HINT)
+        if rule := part["rule"]:
+            lark.append("\n" * max(line - last, bool(defined)))
+            lark.append(names.setdefault(rule, f"r{len(names)}") + ":")
+            last = line
+            defined.add(rule)
+        elif name := part["name"]:
+            lark.append(names.setdefault(name, f"r{len(names)}"))
+        else:
+            lark.append(_item(part))
         line += part[0].count("\n")
     if missing := names.keys() - defined:
         raise GrammarError(f"cannot parse the grammar: it has no rule {min(missing)}", HINT)
     return " ".join(lark)
+
+
+def _item(part: re.Match[str]) -> str:
+    """What a part is in Lark that names no rule; blanks and comments are nothing."""
+    match part.lastgroup:
+        case "literal":
+            codes = map(_code, re.findall(CHARACTER, part["literal"], re.DOTALL))
+            return f"({' '.join(f'/{code}/' for code in codes)})"
+        case "characters":
+            return f"/[{part['negation']}{_ranges(part['characters'])}]/"
+        case "any":
+            return "/(?s:.)/"
+    return part["mark"] or ""
 
 
 def _ranges(characters: str) -> str:
