@@ -30,6 +30,7 @@ STYLE: JsonCompileOptions = {
     "json_allowed_escapes": r"nrtbf\"",  # not \u, which could hide a name
     "lenient": False,
 }
+ANY_OF_STYLE: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
 MAX_PROBLEM = 200  # characters
 MAX_LOCATABLE = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
 KEYED_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
@@ -80,14 +81,12 @@ def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
 
 def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
     schema = json.loads(text, object_hook=_with_quoted_reference)
-    problem = _problem_of(schema, STYLE)
-    if not problem:
-        return LLMatcher.grammar_from_json_schema(schema, overrides=STYLE), None
-    if "coerce_one_of" in problem:
-        coerced: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
-        problem = _problem_of(schema, coerced)
+    problem = ""
+    for options, notice in ((STYLE, None), (ANY_OF_STYLE, ONE_OF_NOTICE)):
+        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=options)
+        problem = _problem_of(grammar)
         if not problem:
-            return LLMatcher.grammar_from_json_schema(schema, overrides=coerced), ONE_OF_NOTICE
+            return grammar, notice
     definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     names = ""
     if len(text) < MAX_LOCATABLE:
@@ -103,16 +102,15 @@ def _with_quoted_reference(part: JsonDict) -> JsonDict:
     return part
 
 
-def _problem_of(schema: JsonDict, options: JsonCompileOptions) -> str:
-    problem = LLMatcher.validate_grammar(LLMatcher.grammar_from_json_schema(schema, overrides=options))
-    return " ".join(problem.split())
+def _problem_of(grammar: str) -> str:
+    return " ".join(LLMatcher.validate_grammar(grammar).split())
 
 
 def _names_of_faulty_part(schema: JsonDict, problem: str, definitions: JsonDict) -> list[str]:
     """The names of nested properties, of which the last has the problem."""
-    options: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
     for name, part in _parts(schema):
-        if _problem_of({**part, **definitions}, options) == problem:
+        grammar = LLMatcher.grammar_from_json_schema({**part, **definitions}, overrides=ANY_OF_STYLE)
+        if _problem_of(grammar) == problem:
             names = _names_of_faulty_part(part, problem, definitions)
             return [name, *names] if name else names
     return []
