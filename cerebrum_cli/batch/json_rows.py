@@ -65,7 +65,7 @@ def _regex(text: str) -> Grammar:
 
 
 def _choice(texts: Any) -> Grammar:
-    if isinstance(texts, str):
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
         raise TypeError(texts)
     return Grammar("gbnf", f"root ::= {' | '.join(map(to_json, texts))}")
 
@@ -134,10 +134,10 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
 def parse_line(line: str) -> Any:
     """The value of a line. NaN, a missing value, is null; a number that is not finite is text. Raises InvalidRow."""
     try:
-        return json.loads(line, parse_float=_number, parse_constant=_number)
+        return json.loads(line, parse_float=_number, parse_int=_integer, parse_constant=_number)
     except json.JSONDecodeError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+    except RecursionError as error:
         raise InvalidRow("invalid_json", f"not JSON: {error}") from error
 
 
@@ -146,6 +146,13 @@ def _number(text: str) -> float | str | None:
     if isnan(value):
         return None
     return value if isfinite(value) else text
+
+
+def _integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:  # Python converts up to 4,300 digits
+        return digits
 
 
 def _object(item: Any, line: str) -> JsonDict:

@@ -157,9 +157,11 @@ def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("finish", "reason"),
     [
-        *dict.fromkeys(["STOP", "eos_token", "end_turn", "stop_sequence", "COMPLETE"], "stop").items(),
+        *dict.fromkeys(
+            ["STOP", "eos_token", "end_turn", "stop_sequence", "stop_str", "COMPLETE", "FINISH_REASON_STOP"], "stop"
+        ).items(),
         *dict.fromkeys(["MAX_TOKENS", "max_tokens", "model_length"], "length").items(),
-        ("time_limit", "length"),  # not known
+        *dict.fromkeys(["", "unfiltered", "fail-safe stop"], "stop").items(),  # not known
     ],
 )
 def test_served_model_reply_is_kept_whatever_its_end_is_called(
@@ -170,7 +172,10 @@ def test_served_model_reply_is_kept_whatever_its_end_is_called(
         done = ask(*command, "-n", "9999")
         found = json.loads(done.out)
         assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", reason), done.err
-        assert ("gave no known reason for ending a reply" in done.err) == (finish == "time_limit")
+        assert ("gave no known reason for ending a reply" in done.err) == (
+            finish in ("", "unfiltered", "fail-safe stop")
+        )
+    assert ask("ask", "2 + 2?").code == 0  # a stream
 
 
 def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaServer, ask: Ask) -> None:

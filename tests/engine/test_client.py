@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pytest
 
 from cerebrum_cli.engine.remote import client as client_module
-from cerebrum_cli.engine.remote.client import Client, Endpoint, LostServerError, RequestError, parse_url
+from cerebrum_cli.engine.remote.client import DONE, Client, Endpoint, LostServerError, RequestError, parse_url
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 LIMIT = 2**16
@@ -224,8 +224,8 @@ def test_client_has_as_many_connections_as_requests() -> None:
     [
         b':ping\r\n\r\nevent: x\r\ndata:{"a": 1}\r\n\r\n:\r\n\r\ndata: {"b": 2}\r\n\r\n',
         b'data: {"a": 1}\n\nid: 7\nretry: 5\ndata: {"b": 2}\n\nretry: 6',
-        b'data: : PING\n\ndata:\n\ndata: null\n\ndata: "ping"\n\ndata: {"a": 1}\n\ndata:{"b": 2}\n\n',
-        b'data: : PING\n\ndata:\n\ndata: {"a": 1}\n\ndata: \ndata\n\ndata:: ping\n\ndata:{"b": 2}\n\ndata: [DONE]\n\n',
+        b'data: : PING\n\ndata:\n\ndata: null\n\ndata: {"a": 1}\n\ndata:{"b": 2}\n\n',
+        b'data: : PING\n\ndata:\n\ndata: {"a": 1}\n\ndata: \ndata\n\ndata:: ping\n\ndata:{"b": 2}\n\n',
     ],
 )
 def test_client_reads_events_however_they_are_split(content: bytes) -> None:
@@ -233,6 +233,8 @@ def test_client_reads_events_however_they_are_split(content: bytes) -> None:
     whole = OK + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
     for reply in (whole, CHUNKED + chunks + b"0\r\n\r\n"):
         assert asked(Server(reply), stream) == [{"a": 1}, {"b": 2}]
+    done = Server(OK + b"Content-Length: 29\r\n\r\n" + b'data: {"a": 1}\n\ndata: [DONE]\n\n')
+    assert asked(done, stream) == [{"a": 1}, DONE]
 
 
 class Proxy(Server):

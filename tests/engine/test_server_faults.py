@@ -176,13 +176,13 @@ def test_server_that_aborts_a_row_three_times_refuses_it() -> None:
         assert transcript(engine, servers, ROWS) == [ALL]
 
 
-def test_server_reply_without_a_stated_end_is_truncated() -> None:
+def test_server_reply_without_a_stated_end_is_kept() -> None:
     with serving_kind(VllmServer, STORY) as servers, connected(*servers) as engine:
         servers[0].arm(times=2, **vllm_choice(token_ids=list(b"once"), finish_reason=None))
         for _ in range(2):  # with one notice
             events = list(engine.complete([replace(STREAM, stream=False)]))
             [finish] = [event for event in events if isinstance(event, FinishEvent)]
-            assert (finish.reason, tokens_of(events, SequenceId(0))) == ("context", list(b"once"))
+            assert (finish.reason, tokens_of(events, SequenceId(0))) == ("stop", list(b"once"))
             notices = [event.message for event in events if isinstance(event, NoticeEvent)]
             assert len(notices) == (not _) and all(
                 "gave no known reason for ending a reply" in each for each in notices

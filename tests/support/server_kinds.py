@@ -206,7 +206,7 @@ class OllamaServer(ModelServer):
     reasoning_key = "reasoning"
     is_plain = False
     has_usage = True
-    finish_reason: str | None = None  # instead of the right one
+    finish_reason: str | None = None  # instead of the right one; "" is none
 
     def listed(self, name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": 1790000000, "owned_by": self.owner}
@@ -220,7 +220,9 @@ class OllamaServer(ModelServer):
         params = {"ignore_eos": False, "stop": body.get("stop", [])}
         sample = yield from self.generate(tuple(prompt), body["seed"], body.get("max_tokens"), params)
         texts = self._texts("".join(sample.texts))
-        finish = self.finish_reason or ("length" if sample.matched is None else "stop")
+        finish = "length" if sample.matched is None else "stop"
+        if self.finish_reason is not None:
+            finish = self.finish_reason
         counts = {"prompt_tokens": len(prompt), "completion_tokens": len(sample.tokens)}
         usage = {"usage": counts | {"total_tokens": sum(counts.values())}} if self.has_usage else {}
         head = {"id": "chatcmpl-1", "created": 1790000000, "model": body["model"], "system_fingerprint": "fp_ollama"}

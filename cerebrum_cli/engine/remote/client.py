@@ -38,6 +38,7 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 MAX_REASON = 200  # characters of a server's message
 RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
+DONE: JsonDict = {}  # instead of [DONE], the last event of a stream
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window")
@@ -193,10 +194,10 @@ class Client:
                     raise LostServerError(TOO_LARGE)
                 field, _, data = line.partition(b":")
                 data = data.strip()
-                if field != b"data" or not data or data.startswith((b":", b"[DONE]")):  # such as `data: : PING`
+                if field != b"data" or not data or data.startswith(b":"):  # such as `data: : PING`
                     continue
-                event = json.loads(data)
-                if isinstance(event, dict):  # others keep the connection open
+                event = DONE if data == b"[DONE]" else json.loads(data)
+                if event is not None:  # null keeps the connection open
                     yield _require_success(event)
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:

@@ -30,8 +30,8 @@ class ReplyChunk:
     With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
     Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
     `end`, where a "limit" is that of tokens or of the context, the number of tokens in the prompt, and times, if the
-    server states them. One that is "unstated" counts as a limit. With `progress` or an `end`, `cached` tokens of the
-    prompt were.
+    server states them. One that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached`
+    tokens of the prompt were.
     """
 
     tokens: Sequence[int] = ()

@@ -126,7 +126,7 @@ class LlamaServer(ServerKind):
                 end = _end(event)
                 yield replace(end, total=int(event["tokens_predicted"]) - (end.end == "eos"))
                 return
-            else:
+            elif event:
                 total = int(event["tokens_predicted"])
                 text = well_formed(event.get("content", ""))
                 yield ReplyChunk(event.get("tokens", ()), total=total, text=text)

@@ -13,7 +13,7 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.remote.client import LostServerError, RefusedRequestError, failure, server_text
+from cerebrum_cli.engine.remote.client import DONE, LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
     ANY_CONTEXT,
     CLOSE,
@@ -34,14 +34,15 @@ MAX_SAMPLES = 64
 CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
 # By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
 ENDS: Mapping[str, StopReason] = {
-    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "complete"), "eos"),
-    "stop_sequence": "stop string",
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "end_turn", "complete"), "eos"),
+    **dict.fromkeys(("stop_sequence", "stop_str"), "stop string"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
     "unstated": "unstated",
 }
 # Parts of reasons for which the reply is none, or is withheld. The reply is kept if the reason is unknown.
 FAILURES = re.compile(
-    "error|fail|abort|cancel|filter|safety|refus|blocked|blocklist|prohibit|recitation|spii|sensitive|guardrail"
+    "(?<!un)(?:error|fail(?!.?safe)|abort|cancel|filter|safety|refus|blocked|blocklist|prohibit|recitation|spii"
+    "|sensitive|guardrail)"
 )
 _SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
@@ -176,6 +177,8 @@ class Sglang(_SharedFields):
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         seen = 0
         async for event in events:
+            if event == DONE:
+                return
             yield _sglang_chunk(event, seen)
             seen = int(event["meta_info"]["completion_tokens"])
 
@@ -225,6 +228,8 @@ class OpenAIServer(ServerKind):
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
         async for event in events:
+            if event == DONE and parts:
+                finish = finish or "unstated"
             usage = event.get("usage") or usage
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
@@ -311,7 +316,7 @@ def _texts(message: JsonObject) -> tuple[str, str]:
 
 def _chat_end(finish: Any, usage: JsonObject, text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
-    reason = str(finish).lower()
+    reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
     if FAILURES.search(reason):
         problem = f"the server ended the reply: {server_text(str(finish))}"
         raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))

@@ -329,7 +329,7 @@ class RemoteSample(ReplySample):
             self.text.begin_answer()
 
     def _finish_reply(self, end: StopReason) -> SampleEvents:
-        is_stopped = self._is_over or end in ("eos", "stop string")
+        is_stopped = self._is_over or end in ("eos", "stop string") or (end == "unstated" and not self._is_at_limit)
         last = self.text.finish(is_truncated=not is_stopped)
         if last or self.text.was_reasoning:
             yield from self._emit(last)
