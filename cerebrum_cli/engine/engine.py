@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError, UsageError
-from cerebrum_cli.core.events import Event, Events, FinishEvent, RefusedEvent, SequenceId
+from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import ReplySample, Request
@@ -187,7 +187,7 @@ class Engine(ABC):
         """Cancel everything and free what the engine holds; it cannot be used again."""
 
 
-def raise_refusals(events: Iterable[Event]) -> Events:
+def raise_refusals(events: Iterable[T]) -> Generator[T, None, None]:
     for event in events:
         if isinstance(event, RefusedEvent):
             raise event.error

@@ -12,6 +12,7 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
+from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.replies.installation import (
@@ -122,9 +123,7 @@ class Model(LoadedModel):
         after = (vocabulary.tokenize([Tokens(before), Text(text, trusted=True)]) for text in continuations)
         request = ScoreRequest(before, tuple(tokens[len(before) :] for tokens in after))
         with closing(self.engine.score([request])) as events:
-            for event in events:
-                if isinstance(event, RefusedEvent):
-                    raise event.error
+            for event in raise_refusals(events):
                 if isinstance(event, LogprobScores):
                     return event.scores
         raise UsageError("scoring was cancelled", "call it again")
@@ -149,14 +148,11 @@ class Model(LoadedModel):
             question = conversation_from_messages(list(question), "messages")
         if question.system_prompt is None:
             question = replace(question, system_prompt=settings.system)
-        return Ask(question, settings, self._grammar(schema, grammar))
-
-    def _grammar(self, schema: Any, grammar: str | Grammar | None) -> Grammar | None:
         if schema is not None:
             grammar = schema_grammar(schema)
         elif isinstance(grammar, str):
             grammar = Grammar("gbnf", grammar)
-        return grammar
+        return Ask(question, settings, grammar)
 
 
 def open_source(source: ModelSource) -> Model:

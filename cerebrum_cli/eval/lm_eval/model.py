@@ -25,6 +25,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
+from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
@@ -213,7 +214,8 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         truncated = 0
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
-            kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
+            context, arguments = key
+            kwargs = normalize_gen_kwargs(arguments, MAX_GEN_TOKENS)
             if kwargs["do_sample"]:
                 for position in positions:  # otherwise, lm-eval's cache returns one text for all
                     requests[position].args[1]["do_sample"] = True
@@ -222,10 +224,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             answered = [positions]
             if settings.temperature > 0:
                 answered = [[position] for position in positions]
-            tokens = self._encode_prompt(key[0])
-            room = self.max_length - (settings.max_tokens or 0)
+            tokens = self._encode_prompt(context)
+            room = self.max_length - kwargs["max_gen_toks"]
             truncated += len(tokens) > room
-            rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
+            rows.append(Row((key, answered), Continuation(context, tokens[-room:], settings, len(answered))))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
@@ -299,9 +301,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             continuations = tuple(tuple(requests[index][2]) for index in group)
             scored.append(ScoreRequest(context, continuations))
         with closing(self._model.engine.score(scored)) as events:
-            for event in events:
-                if isinstance(event, RefusedEvent):
-                    raise event.error
+            for event in raise_refusals(events):
                 if not isinstance(event, LogprobScores):
                     self.on_event(event)
                     continue
@@ -334,10 +334,9 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
     @cached_property
     def _reply_space(self) -> str:
         """The space between a prompt and a reply in the model's format; empty if there is none, or something else."""
-        model = self._model
         question = Conversation().user(EXAMPLE)
-        prompt = model.render(question)
-        following = model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
+        prompt = self._model.render(question)
+        following = self._model.render(question.assistant(EXAMPLE).user(EXAMPLE)).removeprefix(prompt)
         if following.startswith(REPLY_SPACE + EXAMPLE):
             return REPLY_SPACE
         return ""
