@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import FinishReason, PromptEvent, RefusedEvent
+from cerebrum_cli.core.events import FinishReason, RefusedEvent
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
@@ -161,7 +161,7 @@ class Loop:
                 self._release(sequence)
                 sequence.emit(error)
             else:
-                self._report_prefill(sequence)
+                sequence.report_prefill()
 
     def _needs_memory(self, sequence: Sequence) -> bool:
         """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
@@ -197,10 +197,11 @@ class Loop:
 
     def _plan_cache(self) -> tuple[int, int]:
         waiting = self._scheduler.waiting
-        backend = self._backend
+        required = max(map(self._required_length, waiting))
         if self._reserves_max:
-            return max(map(self._required_length, waiting)), self._max_slots
-        return plan_cache(waiting, backend.context_size, self._max_slots, backend.slots_for)
+            return required, self._max_slots
+        requests = [sequence.request for sequence in waiting]
+        return plan_cache(required, requests, self._backend.context_size, self._max_slots, self._backend.slots_for)
 
     def _reserve(self, min_length: int = 0, n_slots: int | None = None) -> None:
         length, slots = self._plan_cache()
@@ -266,11 +267,11 @@ class Loop:
         if sequence.evaluated == sequence.checkpoint_at:
             self._checkpoints.after_step(sequence)
         if not share.outputs:
-            self._report_prefill(sequence)
+            sequence.report_prefill()
         elif sequence.request.inspected:
             sequence.report_inspected(self._backend, range(row - share.outputs + 1, row + 1))
             if sequence.is_prefilling:
-                self._report_prefill(sequence)
+                sequence.report_prefill()
             else:
                 self._finish(sequence, "stop")
         elif share.draft:
@@ -305,12 +306,6 @@ class Loop:
                 break
         slot.truncate(self._checkpoints.rewind(slot, len(slot.tokens), slot.checkpoints))
         sequence.evaluated = len(slot.tokens)
-
-    @staticmethod
-    def _report_prefill(sequence: Sequence) -> None:
-        """Report prefill progress, unless the prompt is evaluated again after a preemption."""
-        if not sequence.generated:
-            sequence.emit(PromptEvent(sequence.id, sequence.evaluated, len(sequence.prompt)))
 
     def _sample_token(self, sequence: Sequence, row: int) -> bool:
         """Sample the next token from a row of logits, and emit its text; False if it has ended or its slot is full.

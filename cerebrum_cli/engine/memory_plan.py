@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.sequence import Sequence as Sample
+    from cerebrum_cli.engine.sequence import Request
 
 DEFAULT_CONTEXT = 8192
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
@@ -327,15 +327,13 @@ def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:
 
 
 def plan_cache(
-    waiting: Collection[Sample], context_size: int, max_slots: int, slots_for: Callable[[int], int]
+    required: int, waiting: Sequence[Request], context_size: int, max_slots: int, slots_for: Callable[[int], int]
 ) -> tuple[int, int]:
-    """Length and number of separate slots for all that waits: for `max_tokens` if memory allows, or expected lengths.
+    """Length and number of separate slots for all that waits: for `max_tokens` if memory allows, or those `required`.
 
     Short slots are all made, for what is submitted later; of long ones, no more than there are samples.
     """
-    required = max(sample.request.expected_length(context_size, len(sample.generated)) for sample in waiting)
-    requests = [sample.request for sample in waiting]
-    limited = [request.max_length(context_size) for request in requests if request.params.max_tokens]
+    limited = [request.max_length(context_size) for request in waiting if request.params.max_tokens]
 
     def slots_of(length: int) -> int:
         return min(max_slots, max(len(waiting), max_slots * EXPECTED_LENGTH // length))

@@ -19,6 +19,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     FinishReason,
     Forced,
+    PromptEvent,
     SequenceId,
     Timings,
     TokenEvent,
@@ -288,6 +289,11 @@ class Sequence(ReplySample):
     def _force(self, tokens: TokenIds) -> None:
         self.forced.append(Forced(self.request.rules.prefix_tokens + len(self.generated), len(tokens)))
         self.pending.extend(tokens)
+
+    def report_prefill(self) -> None:
+        """Report prefill progress, unless the prompt is evaluated again after a preemption."""
+        if not self.generated:
+            self.emit(PromptEvent(self.id, self.evaluated, len(self.prompt)))
 
     def report_inspected(self, backend: Backend, rows: Iterable[int]) -> None:
         """Report the next tokens of an inspection, each by the row of the last decode that predicts it."""
