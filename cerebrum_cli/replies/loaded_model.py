@@ -107,7 +107,7 @@ class LoadedModel:
         """
         settings = asked.settings
         conversation = asked.conversation
-        self._check_reasoning(settings, conversation.system_prompt)
+        self.note(self.controls.check(settings, conversation.system_prompt))
         if asked.grammar:
             self.note(self.source.check_grammar(asked.grammar))
         prompt = self._render(conversation)
@@ -169,10 +169,7 @@ class LoadedModel:
         One that has no effect gets a notice.
         """
         resolve_biases(self.engine.vocabulary, settings.logit_bias)
-        self._check_reasoning(settings, system_prompt or settings.system)
-
-    def _check_reasoning(self, settings: Settings, system_prompt: str | None) -> None:
-        self.note(self.controls.check(settings, system_prompt))
+        self.note(self.controls.check(settings, system_prompt or settings.system))
 
     def note(self, notice: NoticeEvent | None) -> None:
         """Report a notice, once, with the next event."""

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
-from cerebrum_cli.core.events import Emit, NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
@@ -23,7 +23,6 @@ from cerebrum_cli.engine.model_options import (
     LoadOptions,
     plan_repacking,
 )
-from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
@@ -43,7 +42,7 @@ from cerebrum_cli.replies.installation import Installation, Servers, without_loc
 from cerebrum_cli.replies.prompt_sources import read_text
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend
+    pass
 
 FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}
@@ -152,15 +151,10 @@ class ModelSource:
         """Start to load the model, or to connect to its servers, without waiting."""
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        options = self.options()
-
-        def open_backend(emit: Emit, stop: StopFlag) -> Backend:
-            return self.installation.open_file(options, emit, stop)
-
         states = None
         if self.caches_prompts and not self.vocabulary_only:
             states = self.installation.prompt_cache(self.model, format_name, self.settings)
-        return LocalEngine(open_backend, states)
+        return LocalEngine(partial(self.installation.open_file, self.options()), states)
 
     def _connect(self, servers: Servers) -> Engine:
         from cerebrum_cli.engine.remote.description import ExpectedModel
@@ -172,7 +166,7 @@ class ModelSource:
             ExpectedModel, earlier=servers.earlier, may_differ=servers.may_differ, messages=self.model.is_served
         )
         return RemoteEngine(
-            lambda emit, stop: self.installation.open_file(options, emit, stop),
+            partial(self.installation.open_file, options),
             servers.endpoints,
             servers.window,
             replace(ServerTimeouts(), **servers.timeouts),
