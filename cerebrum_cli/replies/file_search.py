@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from itertools import takewhile
@@ -53,23 +52,21 @@ class FileSearch(NamedTuple):
             here = rules.pop(folder)
             for file in files:
                 path = folder / file
-                if not self._may_lead_to(below / file) or ignores(here, location / below / file, False):
-                    continue
-                if meant.match_file((below / file).as_posix()) and is_plain_file(path):
+                is_meant = meant.match_file((below / file).as_posix()) and self._reads(location, below / file, here)
+                if is_meant and is_plain_file(path):
                     found.append(path)
-            directories[:] = self._directories_to_read(directories, location, below, here)
+            directories[:] = [
+                directory for directory in directories if self._reads(location, below / directory, here, True)
+            ]
             for directory in directories:
                 rules[folder / directory] = (*read_rules(location / below / directory), *here)
         return sorted(found)
 
-    def _directories_to_read(self, names: Iterable[str], location: Path, below: Path, rules: Rules) -> list[str]:
-        chosen = []
-        for name in names:
-            if name == ".git" or not self._may_lead_to(below / name):
-                continue
-            if not ignores(rules, location / below / name, True):
-                chosen.append(name)
-        return chosen
+    def _reads(self, location: Path, path: Path, rules: Rules, is_directory: bool = False) -> bool:
+        """Whether to look at a file or directory, whose path is relative to `location`."""
+        if is_directory and path.name == ".git":
+            return False
+        return self._may_lead_to(path) and not ignores(rules, location / path, is_directory)
 
     def _may_lead_to(self, path: Path) -> bool:
         """Whether the pattern may match a path or something below it; hidden ones only if a part of it begins so."""
