@@ -61,17 +61,13 @@ class BatchOptions:
         return self.votes.maximum if self.votes else 1
 
     def for_row(self, position: int, row: Layer) -> Settings:
-        settings = self._mode(row)
+        settings = self.settings
+        if think := row.get("think"):
+            settings = self.modes.get(MODES[think != "off"], settings)
         if not row and settings.seed is None:
             return settings
         origins = {**settings.origins, **SourcedLayer(row).origins}
         return replace(settings, **{"seed": self.seed(position), **row}, origins=origins)
-
-    def _mode(self, row: Layer) -> Settings:
-        think = row.get("think")
-        if not think:
-            return self.settings
-        return self.modes.get(MODES[think != "off"], self.settings)
 
     def seed(self, position: int) -> int | None:
         """The seed of a row's first sample; no two samples of one run share a seed."""

@@ -176,11 +176,8 @@ def export_transcript(source: ModelSource, store: Store, session: Session) -> st
     recorded = session.params.get(CHAT_TEMPLATE, source.settings.chat_template)
     template = recorded if session.format == EMBEDDED else None
     settings = replace(source.settings, format=session.format, chat_template=template)
-    loaded = open_source(replace(source, vocabulary_only=True, settings=settings))
-    try:
+    with open_source(replace(source, vocabulary_only=True, settings=settings)) as loaded:
         return _transcript(loaded, store, session)
-    finally:
-        loaded.engine.close()
 
 
 def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:

@@ -114,12 +114,10 @@ class Store:
             return self.add_message(session, question) if question else session
 
     def find(self, name: str) -> Session | None:
-        found = self._sessions("WHERE name = ?", well_formed(name))
-        return found[0] if found else None
+        return next(iter(self._sessions("WHERE name = ?", well_formed(name))), None)
 
     def latest(self) -> Session | None:
-        found = self._sessions(f"{_LATEST_FIRST} LIMIT 1")
-        return found[0] if found else None
+        return next(iter(self._sessions(f"{_LATEST_FIRST} LIMIT 1")), None)
 
     def unused_name(self, base: str) -> str:
         base, used = well_formed(base), self.names()
