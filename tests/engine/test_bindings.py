@@ -28,7 +28,6 @@ SAMPLERS: dict[str, tuple[Any, ...]] = {
     "init_temp": (ctypes.c_float,),
     "init_dist": (ctypes.c_uint32,),
     "init_greedy": (),
-    "init_grammar": (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p),
 }
 SYMBOLS = (
     *("ggml_backend_dev_count", "ggml_backend_dev_get", "ggml_backend_dev_type", "ggml_backend_dev_memory"),
