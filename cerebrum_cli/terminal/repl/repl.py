@@ -272,7 +272,8 @@ class Repl:
             return
         slash, argument = command
         try:
-            slash.run(self, argument)
+            if message := slash.run(self, argument):
+                self.streams.info(message)
         except Interrupted as error:
             if error.hint or not self._continues_after(error):
                 raise

@@ -78,44 +78,43 @@ def exit_chat(repl: Repl, _: str) -> None:
     repl.is_done = True
 
 
-def start_new(repl: Repl, _: str) -> None:
+def start_new(repl: Repl, _: str) -> str:
     repl.switch_session(None)
-    repl.streams.info("New conversation")
+    return "New conversation"
 
 
-def set_system_prompt(repl: Repl, argument: str) -> None:
+def set_system_prompt(repl: Repl, argument: str) -> str:
     if argument:
         repl.chat.set_system_prompt(None if argument == DEFAULT else argument)
     repl.wait_for(repl.chat.load())
     shown = repl.chat.conversation.system_prompt
     if shown is None:
         shown = repl.chat.loaded.format.default_system
-    repl.streams.info(f"system prompt: {shown}" if shown else "no system prompt")
+    return f"system prompt: {shown}" if shown else "no system prompt"
 
 
-def change_model(repl: Repl, argument: str) -> None:
+def change_model(repl: Repl, argument: str) -> str:
     if argument:
         repl.wait_for(repl.chat.change_settings({"model": argument, "format": None}))
     loaded = repl.chat.loaded
-    repl.streams.info(f"{model_text(loaded)}, prompt format: {loaded.format_name}")
+    return f"{model_text(loaded)}, prompt format: {loaded.format_name}"
 
 
-def change_setting(repl: Repl, argument: str) -> None:
+def change_setting(repl: Repl, argument: str) -> str:
     name, _, value = argument.partition(" ")
     key, value = setting_key(name), value.strip()
     if not key:
-        print_settings(repl, asdict(repl.chat.settings))
-        return
+        return list_settings(repl, asdict(repl.chat.settings))
     if key not in (*SETTABLE, *SHORTHANDS):
         raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
     expected = OPTIONS[keys_of(key)[0]].expected
     if not value and "off" in expected:
         raise UsageError(f"/set {key} needs a value", f"{expected}; or {DEFAULT} to reset it")
-    apply_setting(repl, key, value or DEFAULT, key)
+    return apply_setting(repl, key, value or DEFAULT, key)
 
 
-def apply_setting(repl: Repl, key: str, value: str, source: str) -> None:
-    """Change a setting, or reset it; `source` names it in errors."""
+def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
+    """Change a setting, or reset it, and return its new value; `source` names it in errors."""
     changes: JsonDict = dict.fromkeys(keys_of(key))
     if value != DEFAULT:
         for changed in changes:
@@ -123,19 +122,19 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> None:
     repl.wait_for(repl.chat.change_settings(changes))
     settings = repl.chat.settings
     shown = {changed: getattr(settings, changed) for changed in changes}
-    repl.streams.info(settings_lines(shown, settings.origins if value == DEFAULT else {}))
+    return settings_lines(shown, settings.origins if value == DEFAULT else {})
 
 
-def show_settings(repl: Repl, _: str) -> None:
+def show_settings(repl: Repl, _: str) -> str:
     settings, defaults = repl.chat.settings, Settings()
     shown = [*settings.samplers, *LOADED]
     for key in OPTIONS:
         if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
             shown.append(key)
-    print_settings(repl, shown)
+    return list_settings(repl, shown)
 
 
-def print_settings(repl: Repl, shown: Collection[str]) -> None:
+def list_settings(repl: Repl, shown: Collection[str]) -> str:
     chat = repl.chat
     values = {**asdict(chat.settings), "format": chat.loaded.format_name}
     if usage := chat.context_usage:
@@ -145,26 +144,26 @@ def print_settings(repl: Repl, shown: Collection[str]) -> None:
     for key, value in values.items():
         if key in shown and key in (*settable, *LOADED):
             listed[key] = value
-    repl.streams.info(settings_lines(listed, chat.settings.origins))
+    return settings_lines(listed, chat.settings.origins)
 
 
-def use_prompt(repl: Repl, argument: str) -> None:
+def use_prompt(repl: Repl, argument: str) -> str | None:
     if not argument:
         rows = [saved.as_object() for saved in repl.prompts.read_all()]
         print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
-        return
+        return None
     saved = SavedPrompt("no saved prompt") if argument == NONE else repl.prompts.find(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
-    repl.streams.info(f"using {saved.name}{' for the next question' if saved.prompt else ''}")
+    return f"using {saved.name}{' for the next question' if saved.prompt else ''}"
 
 
-def undo(repl: Repl, _: str) -> None:
-    repl.streams.info(f"Undone: {shorten_question(repl.chat.undo())}")
+def undo(repl: Repl, _: str) -> str:
+    return f"Undone: {shorten_question(repl.chat.undo())}"
 
 
-def redo(repl: Repl, _: str) -> None:
-    repl.streams.info(f"Restored: {shorten_question(repl.chat.redo())}")
+def redo(repl: Repl, _: str) -> str:
+    return f"Restored: {shorten_question(repl.chat.redo())}"
 
 
 def choose_reply(repl: Repl, argument: str) -> None:
@@ -221,28 +220,28 @@ def vote(repl: Repl, argument: str) -> None:
     repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
 
-def edit(repl: Repl, argument: str) -> None:
+def edit(repl: Repl, argument: str) -> str | None:
     part = argument or "question"
     if part not in PARTS:
         raise UsageError.invalid("/edit", part, " or ".join(PARTS))
     stored = repl.chat.require_question() if part == "question" else repl.chat.require_reply()
     text = repl.input.edit(stored.message.content)
     if not text.strip() or text == stored.message.content:
-        repl.streams.info("no changes")
-    elif part == "question":
-        repl.show_question(text)
-        repl.render(repl.chat.edit_question(text))
-    else:
+        return "no changes"
+    if part == "answer":
         repl.chat.replace_reply(text)
-        repl.streams.info("reply replaced; /continue continues it")
+        return "reply replaced; /continue continues it"
+    repl.show_question(text)
+    repl.render(repl.chat.edit_question(text))
+    return None
 
 
 def continue_reply(repl: Repl, argument: str) -> None:
     repl.render(repl.chat.reply_from(argument) if argument else repl.chat.continue_reply())
 
 
-def fork(repl: Repl, argument: str) -> None:
-    repl.streams.info(f"Now in session {repl.chat.fork(argument or None).name!r}")
+def fork(repl: Repl, argument: str) -> str:
+    return f"Now in session {repl.chat.fork(argument or None).name!r}"
 
 
 def list_sessions(repl: Repl, _: str) -> None:
@@ -270,45 +269,43 @@ def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
     return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
 
 
-def rename_session(repl: Repl, argument: str) -> None:
+def rename_session(repl: Repl, argument: str) -> str:
     repl.chat.rename(argument)
     if repl.chat.is_saved:
-        repl.streams.info(f"Session saved as {argument!r}; every turn is saved automatically")
-    else:
-        repl.streams.info(f"Session named {argument!r}; it is not saved")
+        return f"Session saved as {argument!r}; every turn is saved automatically"
+    return f"Session named {argument!r}; it is not saved"
 
 
-def export_session(repl: Repl, argument: str) -> None:
+def export_session(repl: Repl, argument: str) -> str:
     path, chat = parse_path(argument), repl.chat
     if chat.session is None:
         raise UsageError("the conversation is empty", "ask something first")
     if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
         repl.wait_for(chat.load())
     export_to_file(path, chat.history.store, chat.session, chat.loaded)
-    repl.streams.info(f"wrote {path}")
+    return f"wrote {path}"
 
 
-def attach_file(repl: Repl, argument: str) -> None:
+def attach_file(repl: Repl, argument: str) -> str | None:
     if argument == NONE:
         repl.detach_files()
-        return
+        return None
     paths, question = split_paths(argument)
     files = read_prompt_files(paths, repl.streams.notice)
     repl.pending_files += files
-    if question:
-        repl.ask(question)
-    else:
-        repl.streams.info(f"{names_of(files)} will be prepended to your next question")
+    if not question:
+        return f"{names_of(files)} will be prepended to your next question"
+    repl.ask(question)
+    return None
 
 
-def show_tokens(repl: Repl, _: str) -> None:
+def show_tokens(repl: Repl, _: str) -> str:
     repl.wait_for(repl.chat.load())
     if usage := repl.chat.context_usage:
-        repl.streams.info(context_text(*usage))
-    elif not repl.chat.loaded.is_remote:
-        repl.streams.info("tokens are unknown: the chat template fails for this conversation")
-    else:
-        repl.streams.info("the server does not state its context")
+        return context_text(*usage)
+    if repl.chat.loaded.is_remote:
+        return "the server does not state its context"
+    return "tokens are unknown: the chat template fails for this conversation"
 
 
 def show_stats(repl: Repl, _: str) -> None:
@@ -364,17 +361,16 @@ def show_prompt(repl: Repl, _: str) -> None:
     repl.streams.answer(format_transcript(repl.chat.loaded, repl.chat.conversation))
 
 
-def think(repl: Repl, argument: str) -> None:
+def think(repl: Repl, argument: str) -> str | None:
     if argument in SHOWN:
-        apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
-        return
+        return apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
     if argument:
-        apply_setting(repl, "think", argument, "/think")
-        return
+        return apply_setting(repl, "think", argument, "/think")
     reasoning = repl.chat.require_reply().metadata.reasoning
     if not reasoning:
         raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
     repl.streams.answer(reasoning + "\n")
+    return None
 
 
 COMMAND_GROUPS = {

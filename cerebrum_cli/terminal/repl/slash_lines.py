@@ -40,11 +40,12 @@ ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "promp
 class SlashCommand(NamedTuple):
     """A slash command: its function, its argument, its help, and what completes the argument.
 
-    `required` is what the argument must be, with a hint; without it, the function gets "" for no argument.
+    The function returns a message on its result, if there is one. `required` is what the argument must be, with a hint;
+    without it, the function gets "" for no argument.
     """
 
     name: str
-    run: Callable[[Any, str], None]
+    run: Callable[[Any, str], str | None]
     argument: str
     help: str
     argument_kind: ArgumentKind = ""
