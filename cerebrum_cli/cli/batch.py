@@ -126,6 +126,7 @@ def answer_input(
     """
     from cerebrum_cli.batch.answering import BatchOptions, answer_rows
     from cerebrum_cli.cli.generation import answer_missing, read_grammar, resumable, settings_by_mode
+    from cerebrum_cli.terminal.progress import BatchProgress
 
     votes = options.vote_bounds
     samples_by = "--votes" if votes else None
@@ -147,7 +148,8 @@ def answer_input(
             answer = partial(answer_block, rows=rows, results=results)
             answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
         else:
-            report_counts(app, results)
+            with closing(BatchProgress(app.streams, draws=False)) as summary:
+                summary.emit(results.progress)
     return results.counts.failed + results.counts.undecided
 
 
@@ -206,10 +208,3 @@ def table_of(output: Path, rows: IndexedRows) -> Table | None:
 
         return parquet_table()
     return partial(table_lines, DELIMITERS[name][0], rows.form.header)
-
-
-def report_counts(app: App, results: Results) -> None:
-    from cerebrum_cli.terminal.progress import BatchProgress
-
-    with closing(BatchProgress(app.streams, draws=False)) as summary:
-        summary.emit(results.progress)

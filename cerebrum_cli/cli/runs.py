@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
 Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
-First = Annotated[str, positional("RUN_A", RUN_HELP, run_names)]
-Second = Annotated[str, positional("RUN_B", "The run to compare it with", run_names)]
 
 
 @option_group
@@ -154,8 +152,8 @@ def run_remarks(run: Run) -> Iterator[str]:
 @subcommand(group, short_help="Compare two runs of the same questions.")
 def compare(
     app: App,
-    before: First,
-    after: Second,
+    before: Annotated[str, positional("RUN_A", RUN_HELP, run_names)],
+    after: Annotated[str, positional("RUN_B", "The run to compare it with", run_names)],
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
