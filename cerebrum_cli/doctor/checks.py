@@ -33,7 +33,7 @@ from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.source import ModelSource
 
 QUESTION = "What is 17 plus 25?"
@@ -199,7 +199,9 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     settings = Settings(
         format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
     )
-    reply = _ask_nano(context, settings)
+    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
+    with open_source(ModelSource(context.installation, nano, settings)) as model:
+        reply = model.respond(Ask(Conversation().user(QUESTION), settings)).wait()
     if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
         timings = reply.finish.timings
         speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
@@ -207,9 +209,3 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     text = reply.text if reply.is_finished else ""
     problem = f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}"
     return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)
-
-
-def _ask_nano(context: DoctorContext, settings: Settings) -> Reply:
-    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
-    with open_source(ModelSource(context.installation, nano, settings)) as model:
-        return model.respond(Ask(Conversation().user(QUESTION), settings)).wait()
