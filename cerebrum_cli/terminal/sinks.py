@@ -98,9 +98,9 @@ class ReasoningSink:
 
     answer_now: Callable[[], AnswerNow]  # of the model that generates: a chat may load another
     streams: Streams
-    can_end: bool = False
-    shows: bool = False
-    summarizes: bool = False
+    can_end: bool
+    shows: bool
+    summarizes: bool
     _started: float | None = None
     _tokens: int = 0
     _is_ended: bool = False  # by Ctrl-C

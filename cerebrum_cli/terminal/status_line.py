@@ -147,9 +147,7 @@ class StatusLine(Line):
         self._model = model
         self._hint = hint
         self._counts_answer = counts_answer
-        self._tally: TallyEvent | None = None
-        if vote:
-            self._tally = TallyEvent((), 0, *vote)
+        self._tally = TallyEvent((), 0, *vote) if vote else None
         self._tokens = Counter[str]()
         self._text: str = ""
         self._has_hint = False

@@ -35,7 +35,6 @@ _ONE_LINE = str.maketrans("\t\n", "  ")
 
 Row = JsonObject
 Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
-PrintTable = Callable[[Streams, Iterable[Row]], None]
 
 
 def print_columns(
@@ -324,7 +323,7 @@ def print_rows(
     streams: Streams,
     rows: list[JsonDict],
     json: bool,
-    as_table: PrintTable,
+    as_table: Callable[[Streams, Iterable[Row]], None],
     empty: str,
 ) -> None:
     """Print rows as one JSON list or as a table; without any, print the message `empty`, if there is one."""

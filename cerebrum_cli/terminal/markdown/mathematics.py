@@ -147,7 +147,7 @@ def to_unicode(latex: str, is_display: bool) -> str | None:
 
 def spaced(text: str) -> str:
     """A line with its scripts, and with spaces around its operators."""
-    text = re.sub("[{}]", "", with_scripts(joined(text)))
+    text = re.sub("[{}]", "", built_up(text))
     return " ".join(RELATION.sub(r" \1 ", text).split())
 
 
@@ -228,16 +228,17 @@ def root(node: Any, l2tobj: Any) -> str:
 
 def factor(text: str, atom: re.Pattern[str]) -> str:
     """A part of a fraction, in parentheses unless it is a number, a word or a bracket."""
-    text = with_scripts(joined(text))
+    text = built_up(text)
     return text if atom.fullmatch(text) else f"({text})"
 
 
-def joined(text: str) -> str:
-    """A text with its fractions and roots in parentheses where they stand beside another factor."""
-    return replaced(UNIT, unit, text)
+def built_up(text: str) -> str:
+    """A text with its fractions and roots, and then with its superscripts and subscripts, from the innermost ones."""
+    return replaced(SCRIPT, script, replaced(UNIT, unit, text))
 
 
 def unit(found: Match) -> str:
+    """A fraction or a root, in parentheses where it stands beside another factor."""
     before, inside, after = found.groups()
     neighbor = before or found.string[: found.start()][-1:]
     if before.isdigit() and re.fullmatch(r"\d+/\d+", inside):  # a mixed number
@@ -258,11 +259,6 @@ def rows(node: Any, l2tobj: Any) -> str:
     columns = [first, *([f" {cell}" for cell in column] for column in others)]
     l2tobj.blocks.append(EnvironmentRows(beside(columns), brackets))
     return f"\ue10a{len(l2tobj.blocks) - 1}\ue10a"
-
-
-def with_scripts(text: str) -> str:
-    """A text with its superscripts and subscripts, from the innermost ones."""
-    return replaced(SCRIPT, script, text)
 
 
 def replaced(pattern: re.Pattern[str], replace: Callable[[Match], str], text: str) -> str:

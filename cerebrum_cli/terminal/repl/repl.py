@@ -131,10 +131,10 @@ class Repl:
             shows=self.chat.settings.show_thinking,
             summarizes=True,
         )
-        sinks = reasoning, AnswerSink(self.streams, self.chat.settings.markdown)
+        answer = AnswerSink(self.streams, self.chat.settings.markdown)
         try:
             line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows, separates=True)
-            self._render(reply.events(), (line, *sinks), reasoning.end_reasoning)
+            self._render(reply.events(), (line, reasoning, answer), reasoning.end_reasoning)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -185,7 +185,7 @@ class Repl:
     def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
         try:
             line = self._status_line(vote=majority_vote.bounds, separates=True)
-            self._render(events, (line,), nothing_to_end)
+            self._render(events, (line,))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -233,9 +233,9 @@ class Repl:
 
     def wait_for(self, events: Events, *sinks: Sink) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        self._render(events, (self._status_line(), *sinks), nothing_to_end)
+        self._render(events, (self._status_line(), *sinks))
 
-    def _render(self, events: Events, sinks: Sequence[Sink], end_reasoning: EndReasoning) -> None:
+    def _render(self, events: Events, sinks: Sequence[Sink], end_reasoning: EndReasoning = nothing_to_end) -> None:
         render(events, lambda: self.chat.loaded.cancel(), sinks, self.signals, end_reasoning)
 
     def _status_line(self, **shown: Any) -> StatusLine:

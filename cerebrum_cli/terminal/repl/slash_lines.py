@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import exists, expand_user
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
 from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.library.model import as_path
 from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
 DEFAULT = "default"  # argument of /system and /set that undoes a change
@@ -126,12 +127,12 @@ def parse_path(argument: str) -> Path:
 
     Raises UsageError for an empty path, which Path takes for the working directory.
     """
-    if not exists(Path(expand_user(argument))):
+    if not exists(as_path(argument)):
         with suppress(ValueError):
             [argument] = shlex.split(argument)
     if not argument:
         raise UsageError("the path is empty", "name a file; `.` is the working directory")
-    return Path(expand_user(argument))
+    return as_path(argument)
 
 
 def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashCommand, str] | NoticeEvent | None:
