@@ -188,13 +188,13 @@ class AnswerPrinter:
             if vote.reply:
                 self._inspect(vote.reply)
         finally:
-            if vote.reply:
-                self._save(vote.reply)
-                self._print_vote(vote, vote.reply)
+            if reply := vote.reply:
+                self._save(reply)
+                self._print_vote(vote, reply)
                 self._save_prompt_cache(vote.finished_samples)
-        if vote.reply:
-            self._require_complete(vote.reply)
-            self._require_winner(vote.tally, vote.reply)
+        if reply:
+            self._require_complete(reply)
+            self._require_winner(vote.tally, reply)
 
     def _print_vote(self, vote: MajorityVote, reply: Reply) -> None:
         from cerebrum_cli.results.vote_objects import votes_object

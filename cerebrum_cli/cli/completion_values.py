@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.declaration import Option
 
 Candidates = Iterable[str]
-Values: TypeAlias = Callable[["App"], Candidates]
-"""Candidates of completion, read when Tab is pressed."""
+Values: TypeAlias = Callable[["App"], Candidates]  # read when Tab is pressed
 
 
 def installed_models(app: App) -> Candidates:

@@ -200,7 +200,7 @@ def list_models(app: App, options: ListOptions) -> None:
 
     flags = given_flags(options, "available", "found", "outdated")
     if len(flags) > 1:
-        raise UsageError.conflict(flags[0], flags[1])
+        raise UsageError.conflict(*flags[:2])
     library, streams = app.library, app.streams
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     if options.available:

@@ -65,7 +65,7 @@ class QuantizationFit:
     size: int
     needed: int
     fit: Fit
-    installed: bool = False
+    installed: bool
     recommended: bool = False
 
 
@@ -182,7 +182,7 @@ class DownloadPlan:
     chosen: QuantizationFit
     context: int
     capacity: Capacity
-    spec: ModelSpec | None = None
+    spec: ModelSpec | None
     listing: Listing | None = None
     variants: tuple[Variant, ...] = ()
 

@@ -32,7 +32,6 @@ from cerebrum_cli.library.reference import (
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
-Confirm = Callable[[str], bool]  # asks whether to continue in spite of a warning
 # Merges a model of the catalog under a name from source models, which are pulled first.
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
 
@@ -41,11 +40,11 @@ MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], Insta
 class Puller(DownloadPlanner):
     """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
 
-    `confirm` is asked about models that do not fit.
+    `confirm` asks whether to pull a model in spite of a warning that it does not fit.
     """
 
     merge: MergeModel
-    confirm: Confirm
+    confirm: Callable[[str], bool]
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
