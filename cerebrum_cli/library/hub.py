@@ -307,9 +307,14 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if code == "GatedRepo" or status in (401, 403, 404):
         return _access_error(subject, repo_id, page, response)
     retries = 5 if status in (408, 429) or status >= 500 else 0
+    problem = f"the Hub responded {status} {response.reason_phrase}"
+    return HubError(problem, _LATER, retries, _requested_wait(response))
+
+
+def _requested_wait(response: httpx2.Response) -> float | None:
+    """Seconds that the Hub asks to wait before a retry; None if it does not ask."""
     limit = _WAIT.search(f"{response.headers.get('Retry-After')} {response.headers.get('RateLimit')}")
-    wait_s = float(limit[1]) if limit else None
-    return HubError(f"the Hub responded {status} {response.reason_phrase}", _LATER, retries, wait_s)
+    return float(limit[1]) if limit else None
 
 
 def _access_error(subject: str, repo_id: str, page: str, response: httpx2.Response) -> CerebrumError:

@@ -40,9 +40,7 @@ def describe(
     header = model.header
     spec = model.spec
     cached = model.cached
-    license_name = header.metadata.get("general.license")
-    if not isinstance(license_name, str):
-        license_name = None
+    license_name = model.text_of("general.license") or None
     repo_id = cached.repo_id if cached else None
     if spec:
         license_name = spec.license or license_name

@@ -131,12 +131,16 @@ class InstalledModel:
         """Whether only its path refers to it: it is neither registered, nor in the cache, nor bundled."""
         return self.file is None and self.cached is None and not self.is_bundled
 
+    def text_of(self, key: str) -> str:
+        """The text of a key of the header; empty without it, and for any other value."""
+        value = self.header.metadata.get(key)
+        if isinstance(value, str):
+            return value
+        return ""
+
     @property
     def merged_from(self) -> tuple[str, ...]:
-        sources = self.header.metadata.get(MERGE_SOURCES)
-        if isinstance(sources, str):
-            return tuple(sources.splitlines())
-        return ()
+        return tuple(self.text_of(MERGE_SOURCES).splitlines())
 
     @property
     def display_name(self) -> str:
@@ -185,8 +189,8 @@ class InstalledModel:
             return self.spec.format
         if self.is_bundled:
             return "cerebrum"
-        merged = self.header.metadata.get(MERGE_FORMAT)
-        if isinstance(merged, str) and merged in {**PLAIN_FORMATS, **NAMED_TEMPLATES}:
+        merged = self.text_of(MERGE_FORMAT)
+        if merged in {**PLAIN_FORMATS, **NAMED_TEMPLATES}:
             return merged
         return None
 

@@ -368,9 +368,8 @@ def model_text(loaded: Model) -> str:
     model = loaded.model
     if loaded.is_remote:
         return model.label
-    size: object = model.header.metadata.get("general.size_label")
-    facts = model.label.removesuffix(f":{model.quantization}"), size, model.quantization
-    return " · ".join(fact for fact in facts if isinstance(fact, str))
+    name = model.label.removesuffix(f":{model.quantization}")
+    return " · ".join(filter(None, (name, model.text_of("general.size_label"), model.quantization)))
 
 
 def context_text(used: int, size: int) -> str:
