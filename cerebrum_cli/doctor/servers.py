@@ -107,7 +107,9 @@ def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Steps:
     if not reply.is_finished:
         raise EndpointError("there was no reply", "check the log of the server")
     finish = reply.finish
-    yield _assess_reply(reply, model.engine.larger_context)
+    shown = server_text(reply.text or reply.reasoning or "")
+    detail = f"{QUESTION} {shown} (reply {finish.completion_tokens} tokens)"
+    yield check_result(detail, *_problems_of(reply, model.engine.larger_context))
     if finish.reason == "cancelled":
         return
     if finish.completion_tokens:
@@ -126,12 +128,6 @@ def _speed_text(finish: FinishEvent) -> str:
     if rate := finish.timings.tokens_per_second:
         text += f", then {rate:.1f} t/s"
     return text
-
-
-def _assess_reply(reply: Reply, larger_context: str) -> CheckResult:
-    shown = server_text(reply.text or reply.reasoning or "")
-    detail = f"{QUESTION} {shown} (reply {reply.finish.completion_tokens} tokens)"
-    return check_result(detail, *_problems_of(reply, larger_context))
 
 
 def _problems_of(reply: Reply, larger_context: str) -> list[tuple[str, str]]:
