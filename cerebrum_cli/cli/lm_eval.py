@@ -61,8 +61,7 @@ class LmEvalOptions(ConcurrencyOptions):
     json: bool = option(False, "Print a JSON object", "Output")
 
 
-@composed
-def lm_eval(
+def evaluate_harness_tasks(
     app: App,
     tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
     overrides: Annotated[Layer, settings_options(KEYS, seed="Random seed [default: 0]")],
@@ -76,11 +75,6 @@ def lm_eval(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
-    evaluate_harness_tasks(app, tasks, overrides, options)
-
-
-def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, options: LmEvalOptions) -> None:
-    """Evaluate tasks of lm-eval, or resume, and print their results. Raises UsageError, CerebrumError."""
     from cerebrum_cli.cli.generation import CONDITION_KEYS
     from cerebrum_cli.core.files import atomic_write, lock_file, remove
     from cerebrum_cli.eval.presets import find_preset
@@ -121,6 +115,9 @@ def evaluate_harness_tasks(app: App, tasks: Sequence[str], overrides: Layer, opt
         print_results(app, source, results, preset, options)
         remove_cache(cache)
         remove(lock)
+
+
+lm_eval = composed(evaluate_harness_tasks)  # the command; `cerebrum eval` calls the function
 
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
