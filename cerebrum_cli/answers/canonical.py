@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
 from cerebrum_cli.answers.plain_text import Match, Pattern, rewriting, rewritten
+from cerebrum_cli.core.text import one_line
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
@@ -65,7 +66,7 @@ def canonical(answer: str) -> str:
         if len(last) <= _LONGEST:
             form = _ruled(normalize_spelling(last), 0)
         else:
-            form = " ".join(last.casefold().split())
+            form = one_line(last.casefold())
         if form == last:
             return form
     return _VERBATIM + form
@@ -179,7 +180,7 @@ def _algebra(text: str) -> str | None:
 def _words(text: str) -> str:
     """Plain text, without articles and stops, as in SQuAD's normal form (Rajpurkar et al. 2016, arXiv:1606.05250)."""
     text = text.casefold()
-    return " ".join(re.sub(r"(?<!\d)\.|\.(?!\d)", "", _ARTICLE.sub("", text)).split()) or text
+    return one_line(re.sub(r"(?<!\d)\.|\.(?!\d)", "", _ARTICLE.sub("", text))) or text
 
 
 def _parts(text: str) -> tuple[list[str], bool]:

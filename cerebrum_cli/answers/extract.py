@@ -27,6 +27,7 @@ from cerebrum_cli.answers.plain_text import (
 )
 from cerebrum_cli.answers.sentence import result, values_alone, values_in
 from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
+from cerebrum_cli.core.text import one_line
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(
@@ -261,7 +262,7 @@ def _value(answer: str) -> str:
 def _answer(text: str) -> str:
     """A sentence without its reason, remarks in parentheses, and decoration."""
     text = _ASIDE.sub("", _REASON.split(text, maxsplit=1)[0])
-    text = trimmed(_FILLER.sub("", " ".join(text.split())))
+    text = trimmed(_FILLER.sub("", one_line(text)))
     if not text.strip("_-–—…^= "):
         return ""
     return text

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from cerebrum_cli.answers.number_words import PARTS, SCALES, VALUES, with_digits
 from cerebrum_cli.answers.plain_text import Match, plain, rewriting, rewritten
+from cerebrum_cli.core.text import one_line
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))
@@ -100,7 +101,7 @@ def normalize_spelling(text: str) -> str:
     """Normalize the spelling of an answer; words, case and order stay."""
     text = rewritten(text, _SCRIPTS).translate(_CHARACTERS)
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    text = " ".join(plain(text).replace('"', " ").split())  # LaTeX and thousands as extraction reads them
+    text = one_line(plain(text).replace('"', " "))  # LaTeX and thousands as extraction reads them
     text = with_digits(rewritten(text, _ROWS).strip())
     for _ in range(_BRACES):
         text = _ROOT.sub(_root, _SCRIPT.sub(_script, text))

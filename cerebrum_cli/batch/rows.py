@@ -14,7 +14,6 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import truncate, well_formed
+from cerebrum_cli.core.text import text_digest, truncate, well_formed
 from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
 
 OUTPUT_KEYS = (
@@ -102,7 +101,7 @@ class InputRow:
                 "grammar": self.grammar and asdict(self.grammar),
             }
             asked = {key: value for key, value in values.items() if value not in (None, [], {})}
-        return hashlib.sha256(to_json(asked).encode()).hexdigest()[:_REQUEST_DIGITS] if asked else None
+        return text_digest(to_json(asked))[:_REQUEST_DIGITS] if asked else None
 
     @property
     def fields(self) -> JsonDict:

@@ -70,6 +70,13 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, in hexadecimal digits."""
+    from hashlib import sha256
+
+    return sha256(text.encode()).hexdigest()
+
+
 def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -90,9 +90,8 @@ class Drafter:
 
     def _matching_before(self, place: int) -> int:
         tokens = self._tokens
-        end = len(self._tokens)
         length = 0
-        while length < min(place, MAX_MATCH) and tokens[place - 1 - length] == tokens[end - 1 - length]:
+        while length < min(place, MAX_MATCH) and tokens[place - 1 - length] == tokens[-1 - length]:
             length += 1
         return length
 

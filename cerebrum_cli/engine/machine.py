@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from importlib.util import find_spec
 from itertools import takewhile
 from math import ceil, inf
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.files import cache_json, read_small_json
-from cerebrum_cli.core.text import pip_install
+from cerebrum_cli.core.text import pip_install, text_digest
 from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
@@ -316,4 +315,4 @@ def build_fingerprint() -> str:
                 files.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
     if not files:
         return "none"
-    return sha256("\n".join(files).encode()).hexdigest()[:16]
+    return text_digest("\n".join(files))[:16]

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -18,7 +17,7 @@ from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import did_you_mean, text_digest
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, Samples, group_by_question, mean_accuracy, summarize
@@ -250,7 +249,7 @@ def provenance(source: ModelSource) -> JsonDict:
 
         versions["llama.cpp"] = version()
     if name not in PLAIN_FORMATS:
-        return {**versions, "chat template": sha256((template or "").encode()).hexdigest()}
+        return {**versions, "chat template": text_digest(template or "")}
     parts = PLAIN_FORMATS[name].render(Conversation().user("{question}"))
     return {**versions, "prompt": "".join(part.value for part in parts if isinstance(part, Text))}
 

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.core.text import one_line
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
@@ -119,7 +120,7 @@ def compile_template(source: str) -> jinja2.Template:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def _raise_exception(message: str) -> NoReturn:

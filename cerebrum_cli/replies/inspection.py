@@ -12,6 +12,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import one_line
 from cerebrum_cli.core.token_ids import TokenIds
 
 MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
@@ -97,7 +98,7 @@ def parse_likeliest(source: str, text: str) -> int:
 
 
 def last_words(text: str) -> str:
-    line = " ".join(text.lstrip("\ufffd").split())
+    line = one_line(text.lstrip("\ufffd"))
     if len(line) <= MAX_BEFORE:
         return line
     cut = line[-MAX_BEFORE:]

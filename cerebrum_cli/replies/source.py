@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
@@ -13,6 +12,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
+from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
@@ -271,7 +271,7 @@ def generation_fingerprint(
         "model file": library.file_identity(model),
         "adapter": model.adapter_identity,
         "format": name,
-        **({"chat template": sha256((template or "").encode()).hexdigest()} if template_file(settings) else {}),
+        **({"chat template": text_digest(template or "")} if template_file(settings) else {}),
         **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
-        "grammar": grammar and sha256(grammar.text.encode()).hexdigest(),
+        "grammar": grammar and text_digest(grammar.text),
     }

@@ -7,13 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import text_digest, well_formed
 
 FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
 DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}  # of the tables that are read; those written have the first
@@ -69,7 +68,7 @@ class ResultRows:
 
     def identify(self, object: JsonObject) -> str:
         """Digest of what identifies the row that an object is for, or that it is."""
-        return sha256(to_json([object.get(key) for key in self.identity]).encode()).hexdigest()
+        return text_digest(to_json([object.get(key) for key in self.identity]))
 
 
 class FinishedRows(Collection[int]):

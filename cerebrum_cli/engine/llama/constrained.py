@@ -104,6 +104,7 @@ class GrammarSampler:
     ) -> None:
         self._chain = chain
         self.accept = chain.accept
+        self.close = chain.close
         self._matcher = Matcher(constraint.grammar, vocabulary)
         self._vocabulary = vocabulary
         self._text = constraint.text
@@ -162,6 +163,3 @@ class GrammarSampler:
         self.accept(token)
         self._force()
         return token
-
-    def close(self) -> None:
-        self._chain.close()

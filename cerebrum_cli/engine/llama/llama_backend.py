@@ -148,13 +148,14 @@ class LlamaBackend(LlamaVocabulary):
     def prefill_chunk(self, position: int) -> int:
         if self._options.pad_steps:
             return batch_invariance.PREFILL_CHUNK
-        size = self._options.n_ubatch
-        return batch_invariance.prefill_chunk(position, size) if self._batch_invariant else size
+        if self._batch_invariant:
+            return batch_invariance.prefill_chunk(position, self.batch_size)
+        return self.batch_size
 
     def reusable_prefix(self, length: int) -> int:
         if self._options.pad_steps or not self._batch_invariant:
             return length
-        return batch_invariance.reusable_prefix(length, self._options.n_ubatch)
+        return batch_invariance.reusable_prefix(length, self.batch_size)
 
     def decode(self, rows: Sequence[TokenRow]) -> bool:
         if not self._batch_invariant:

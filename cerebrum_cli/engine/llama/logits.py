@@ -109,9 +109,10 @@ class ChainSampler(Chain):
 
     def draw(self, row_logits: Any) -> int:
         """Choose a token, without accepting it."""
-        params = self.params
-        candidates = self.candidates
-        array = candidates.likeliest(row_logits, params) if params else candidates.fill(row_logits)
+        if self.params:
+            array = self.candidates.likeliest(row_logits, self.params)
+        else:
+            array = self.candidates.fill(row_logits)
         llama.llama_sampler_apply(self.chain, ctypes.byref(array))
         return int(array.data[array.selected].id)
 

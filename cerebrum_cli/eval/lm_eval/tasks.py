@@ -19,7 +19,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import did_you_mean, pip_install
+from cerebrum_cli.core.text import did_you_mean, one_line, pip_install
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM
 from cerebrum_cli.eval.presets import Preset
 
@@ -84,7 +84,7 @@ def own_output(on_event: Emit) -> Iterator[None]:
     seen = set()
 
     def report(record: logging.LogRecord) -> bool:
-        message = " ".join(record.getMessage().split())
+        message = one_line(record.getMessage())
         if record.name != TASK_DEFINITIONS and message not in seen:
             seen.add(message)
             on_event(NoticeEvent(message, "a warning from lm-eval"))
