@@ -151,10 +151,11 @@ def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise SessionError(f"{source} is not JSON: {error}", _EXPECTED) from error
-    if isinstance(value, list) and value and isinstance(value[0], dict) and "conversations" in value[0]:
-        if len(value) > 1:
-            raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
-        value = value[0]  # ShareGPT files are lists of conversations
+    match value:
+        case [{"conversations": _}, *others]:  # ShareGPT files are lists of conversations
+            if others:
+                raise SessionError(f"{source} holds {len(value)} conversations", "import them one at a time")
+            value = value[0]
     outer = value if isinstance(value, dict) else {"messages": value}
     items = outer.get("messages") or outer.get("conversations")
     if not isinstance(items, list):

@@ -169,17 +169,22 @@ def _text_of(message: JsonDict) -> str | None:
     texts = []
     while waiting:
         part = waiting.pop()
-        if isinstance(part, list):
-            waiting += reversed(part)
-        elif isinstance(part, dict) and part.get("type", "text") in TEXT_PARTS:
-            values = [part[key] for key in TEXT_KEYS if part.get(key) is not None]
-            if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *REASONING_KEYS)):
+        match part:
+            case str():
+                texts.append(part)
+            case list():
+                waiting += reversed(part)
+            case dict() if part.get("type", "text") in TEXT_PARTS:
+                values = [part[key] for key in TEXT_KEYS if part.get(key) is not None]
+                if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *REASONING_KEYS)):
+                    return None
+                waiting += values
+            case dict() if part["type"] in REASONING_PARTS:
+                continue
+            case None:
+                continue
+            case _:
                 return None
-            waiting += values
-        elif isinstance(part, str):
-            texts.append(part)
-        elif part is not None and not (isinstance(part, dict) and part["type"] in REASONING_PARTS):
-            return None
     return "".join(texts)
 
 

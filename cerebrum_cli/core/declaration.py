@@ -259,13 +259,15 @@ def to_breakers(declared: Option, value: Any) -> Texts:
 
 def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
     """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
-    items = value
-    if isinstance(value, str):
-        items = [value]
-    elif isinstance(value, Mapping):
-        items = [f"{token}={number}" for token, number in value.items()]
-    if not isinstance(items, list | tuple):
-        raise InvalidValue(value, EXPECTED_BIAS)
+    match value:
+        case list() | tuple():
+            items = value
+        case str():
+            items = [value]
+        case Mapping():
+            items = [f"{token}={number}" for token, number in value.items()]
+        case _:
+            raise InvalidValue(value, EXPECTED_BIAS)
     biases = []
     for item in items:
         try:

@@ -270,11 +270,12 @@ class Sequence(ReplySample):
             return None
         for control in self.controls:
             intervention = control.intervene(self.text, self.generated)
-            if isinstance(intervention, str):
-                return intervention
-            if isinstance(intervention, Force):
-                self._force(intervention.tokens)
-                break
+            match intervention:
+                case str():
+                    return intervention
+                case Force(tokens):
+                    self._force(tokens)
+                    break
             self.bias = intervention or self.bias
         return None
 

@@ -114,10 +114,11 @@ def _definitions(code: str) -> dict[str, ast.stmt]:
 
 
 def _bound_names(node: ast.stmt) -> list[str]:
-    if isinstance(node, Function | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return [node.name]
+        case ast.Import() | ast.ImportFrom():
+            return [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
     names = [part for part in ast.walk(node) if isinstance(part, ast.Name)]
     return [name.id for name in names if isinstance(name.ctx, ast.Store)]
 
@@ -132,11 +133,14 @@ def _function_body(code: str, name: str, start: int = 0) -> list[ast.stmt] | Non
 
 def _is_placeholder(node: ast.stmt) -> bool:
     """Whether a statement does nothing, as a docstring or a word do, or raises an error for what is missing."""
-    if isinstance(node, ast.Expr):
-        return not isinstance(node.value, ast.Call | ast.Await | ast.Yield | ast.YieldFrom)
-    if isinstance(node, ast.AnnAssign):  # a word that is followed by a colon and another
-        return node.value is None
-    return isinstance(node, ast.Pass) or (isinstance(node, ast.Raise) and "NotImplemented" in ast.unparse(node))
+    match node:
+        case ast.Expr(value=ast.Call() | ast.Await() | ast.Yield() | ast.YieldFrom()):
+            return False
+        case ast.Expr() | ast.Pass() | ast.AnnAssign(value=None):  # the last: a word, a colon and another word
+            return True
+        case ast.Raise():
+            return "NotImplemented" in ast.unparse(node)
+    return False
 
 
 def _without_own_tests(code: str, entry_point: str) -> str:

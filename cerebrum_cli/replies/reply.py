@@ -131,15 +131,16 @@ class Reply:
             self._texts[channel].append(text)
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, TokenEvent):
-            if event.ends_reasoning:
-                self._texts["thinking"] += self._texts["answer"]
-                self._texts["answer"] = []
-            self._texts[event.channel].append(event.text)
-            self._tokens.extend(event.tokens)
-            self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
-        elif isinstance(event, FinishEvent):
-            self._finish = replace(event, forced=(*self._forced, *event.forced))
+        match event:
+            case TokenEvent():
+                if event.ends_reasoning:
+                    self._texts["thinking"] += self._texts["answer"]
+                    self._texts["answer"] = []
+                self._texts[event.channel].append(event.text)
+                self._tokens.extend(event.tokens)
+                self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+            case FinishEvent():
+                self._finish = replace(event, forced=(*self._forced, *event.forced))
 
     def wait(self) -> Reply:
         """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
