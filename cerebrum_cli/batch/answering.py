@@ -85,7 +85,7 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
     model.check_settings(options.settings)
     yield results.progress
     asked = rows_to_ask(model, rows, options, results)
-    for event in run_rows(model, asked, model.engine.cancel_scope, results.in_order):
+    for event in run_rows(model, asked, in_order=results.in_order):
         if not isinstance(event, Outcome):
             yield event
         elif isinstance(event.result, Reply) and event.result.finish_reason == "cancelled":

@@ -139,8 +139,7 @@ class Chat:
         yield from self._reply(self._move(self.require_question().parent, Message("user", text)))
 
     def retry(self, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
-        previous_leaf = self._move(self.require_question().id)
-        yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
+        yield from self._reply(self._move(self.require_question().id), settings=settings, majority_vote=majority_vote)
 
     def continue_reply(self) -> Events:
         """Continue the last reply, if it was cut off or edited. Raises SessionError."""
@@ -154,13 +153,12 @@ class Chat:
         if last.metadata.finish_reason == "context" and not self.loaded.is_remote:
             self._enlarge_context(last)
         continued = without_partial_character(last, self.loaded)
-        previous_leaf = self._move(self.require_question().id)
-        yield from self._reply(previous_leaf, continued, settings_of(last, self.settings))
+        question = self.require_question()
+        yield from self._reply(self._move(question.id), continued, settings_of(last, self.settings))
 
     def reply_from(self, beginning: str) -> Events:
         """Reply to the last question again, with a given beginning."""
-        previous_leaf = self._move(self.require_question().id)
-        yield from self._reply(previous_leaf, prefill=Message("assistant", beginning))
+        yield from self._reply(self._move(self.require_question().id), prefill=Message("assistant", beginning))
 
     @property
     def doubled_context(self) -> int | None:

@@ -165,35 +165,32 @@ class Loop:
 
     def _needs_memory(self, sequence: Sequence) -> bool:
         """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
-        scheduler = self._scheduler
         backend = self._backend
         if self._required_length(sequence) > backend.capacity:
             return True
-        if scheduler.running or len(scheduler.waiting) <= backend.slots:
+        if self._scheduler.running or len(self._scheduler.waiting) <= backend.slots:
             return False
         length, slots = self._plan_cache()
         return min(slots, backend.slots_for(length)) > backend.slots
 
     def _restore(self, sequence: Sequence, needs_memory: bool) -> None:
         """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""
-        backend = self._backend
         cache = self.prompt_cache
         state = cache.find(sequence, needs_memory) if cache else None
         if needs_memory:
-            kind = backend.state_kind
+            kind = self._backend.state_kind
             self._reserve(len(state.tokens) if state else 0)
-            if backend.state_kind != kind:  # fewer slots than requested
+            if self._backend.state_kind != kind:  # fewer slots than requested
                 return
         if cache and state and self._make_room(len(state.tokens)):
             cache.restore(state)
 
     def _required_length(self, sequence: Sequence) -> int:
         """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
-        request = sequence.request
         context_size = self._backend.context_size
         if self._reserves_max:
-            return request.max_length(context_size)
-        return request.expected_length(context_size, len(sequence.generated))
+            return sequence.request.max_length(context_size)
+        return sequence.request.expected_length(context_size, len(sequence.generated))
 
     def _plan_cache(self) -> tuple[int, int]:
         waiting = self._scheduler.waiting
@@ -292,14 +289,13 @@ class Loop:
 
     def _sample_with_draft(self, sequence: Sequence, row: int, draft: TokenIds) -> None:
         """Sample the next tokens of a sequence: one, and another after each draft token that it equals."""
-        scheduler = self._scheduler
-        slot = scheduler.slot_of(sequence)
+        slot = self._scheduler.slot_of(sequence)
         sequence.draft_n += len(draft)
         accepted = 0
         while self._sample_token(sequence, row + accepted) and accepted < len(draft):
             sampled = sequence.tokens_from(sequence.evaluated, sequence.length)  # several if forced tokens follow it
             right = common_prefix(sampled, draft[accepted:])
-            scheduler.record_evaluated(sequence, sampled[:right])
+            self._scheduler.record_evaluated(sequence, sampled[:right])
             accepted += right
             sequence.draft_n_accepted += right
             if right < len(sampled):

@@ -35,7 +35,7 @@ class MajorityVote:
         self.index = 0  # of the question among several
         self.tally = Tally(votes)
         self.replies: dict[int, Reply] = {}  # of the samples in the tally
-        self.requested = self.tally.votes.minimum
+        self.requested = votes.minimum
         self.finished_samples: list[Reply] = []  # also those that were not counted
         self.refusals: list[RefusedEvent] = []  # of the samples in the tally
         self._waiting: dict[int, Reply | RefusedEvent] = {}  # finished, but an earlier sample has not
