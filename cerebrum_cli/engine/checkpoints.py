@@ -75,19 +75,18 @@ class Checkpoints:
 
     def plan(self, sequence: Sequence) -> None:
         """Take a checkpoint where an admitted prompt continues an earlier one, and decide where to take the next."""
-        backend = self._backend
         sequence.checkpoint_at = 0
         if sequence.generated:
             return
         slot = self._scheduler.slot_of(sequence)
         end = sequence.first_output + 1 - sequence.request.opening
-        if backend.checkpoint_budget:
+        if self._backend.checkpoint_budget:
             if 0 < sequence.evaluated < len(sequence.prompt):
                 self._take(slot)
             sequence.checkpoint_at = end
         else:
             is_sampled_later = max(sequence.request.n, sequence.request.max_n) > len(self._scheduler.slots)
-            shared = backend.reusable_prefix(end if is_sampled_later else self._shared)
+            shared = self._backend.reusable_prefix(end if is_sampled_later else self._shared)
             if shared - sequence.evaluated >= MIN_SNAPSHOT_TOKENS:
                 sequence.checkpoint_at = shared
 

@@ -284,11 +284,12 @@ class Build:
     devices: Devices
 
 
-def lacking(features: Iterable[str], flags: frozenset[str] | None) -> tuple[str, ...]:
-    """Features that a CPU with these flags lacks; empty if the flags are unknown."""
+def lacking(features: Iterable[str]) -> list[str]:
+    """Those of CPU_FLAGS' features that this CPU lacks; empty if its flags are unknown."""
+    flags = processor_flags()
     if flags is None:
-        return ()
-    return tuple(name for name in features if name in CPU_FLAGS and CPU_FLAGS[name] not in flags)
+        return []
+    return [name for name in features if CPU_FLAGS[name] not in flags]
 
 
 def read_cpu_features(text: str) -> tuple[str, ...]:

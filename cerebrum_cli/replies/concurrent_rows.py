@@ -123,10 +123,11 @@ class PendingRow:
 
     def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
-        if isinstance(event, RefusedEvent):
-            return event
-        if isinstance(event, AlternativesEvent):
-            return None
+        match event:
+            case RefusedEvent():
+                return event
+            case AlternativesEvent():
+                return None
         sequence = event.sequence
         if sequence not in self.replies:
             self.replies[sequence] = self._begin_reply(sequence)
@@ -240,10 +241,11 @@ class _Run:
 
     def _request_of(self, row: Row) -> Request:
         asked = row.request
-        if isinstance(asked, CerebrumError):
-            raise asked
-        if isinstance(asked, Continuation):
-            return prepare_text(self._model, asked)
+        match asked:
+            case CerebrumError():
+                raise asked
+            case Continuation():
+                return prepare_text(self._model, asked)
         if row.vote:
             asked = row.vote.with_samples(asked, self._model.is_remote)
         request = self._model.prepare_reply(asked)

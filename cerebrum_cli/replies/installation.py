@@ -157,8 +157,8 @@ def find_endpoints(
     endpoints = []
     for text in texts:
         endpoint = find_endpoint(installation, text)
-        changes = {"served_model": served_model_name} if served_model_name else {}
-        endpoints.append(replace(endpoint, **changes, allow_http_key=allow_http_key, named_model=named))
+        served = served_model_name or endpoint.served_model
+        endpoints.append(replace(endpoint, served_model=served, allow_http_key=allow_http_key, named_model=named))
         endpoints[-1].validate()
     urls = [endpoint.url for endpoint in endpoints]
     if repeated := next((url for url in urls if urls.count(url) > 1), None):

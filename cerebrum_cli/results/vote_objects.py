@@ -41,12 +41,11 @@ def count_object(count: Count, checks: bool) -> JsonDict:
 
 
 def sample_object(reply: Reply, tally: Tally, sample: int) -> JsonDict:
-    finish = reply.finish
     known = {
-        "seed": finish.seed,
+        "seed": reply.finish.seed,
         "text": reply.text,
         "final_answer": reply.vote,
-        "finish_reason": finish.reason,
+        "finish_reason": reply.finish.reason,
     }
     if tally.votes.checks:
         known |= program_object(reply)

@@ -20,7 +20,7 @@ from typing import Any
 from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, processor_flags, rebuild_command
+from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, rebuild_command
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"
@@ -81,7 +81,7 @@ llama = import_bindings()
 # Initializing a library that was built for another CPU would kill the process. One that chooses its code for the CPU
 # when it is initialized has no functions to ask.
 _cpu_checks = {name: getattr(llama._lib, f"ggml_cpu_has_{name.lower()}", None) for name in CPU_FLAGS}
-if _missing := lacking((name for name, has in _cpu_checks.items() if has and has()), processor_flags()):
+if _missing := lacking(name for name, has in _cpu_checks.items() if has and has()):
     raise EngineError(
         f"llama.cpp was built for another CPU: this one lacks {', '.join(_missing)}",
         f"rebuild it on this machine: {rebuild_command()}",

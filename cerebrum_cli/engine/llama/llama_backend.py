@@ -259,13 +259,12 @@ class LlamaBackend(LlamaVocabulary):
 
     @property
     def conditions(self) -> JsonDict:
-        options = self._made_with
         return {
             "hardware": hardware(),
             "GPU layers": sum(self._offloaded),
-            "threads": options.n_threads,
+            "threads": self._made_with.n_threads,
             "slots": self.slots,
-            "flash attention": {None: "auto", True: "on", False: "off"}[options.flash_attention],
+            "flash attention": {None: "auto", True: "on", False: "off"}[self._made_with.flash_attention],
             "repacked weights": "yes" if self.repacks else "no",
         }
 
