@@ -215,14 +215,13 @@ class AnswerPrinter:
         """Save the exchange; a failure is a notice, since the answer stands."""
         if self.open_history is None:
             return
-        request = self.request
         try:
             session = self.open_history().record(
                 self.session,
-                request.conversation,
+                self.request.conversation,
                 reply,
                 self.loaded,
-                request.settings,
+                self.request.settings,
                 self.continued,
                 self.options.session,
             )

@@ -148,7 +148,6 @@ def run_tasks(
 ) -> JsonDict:
     from cerebrum_cli.terminal.progress import StageProgress
 
-    seed, add_bos_token = source.settings.seed or 0, options.add_bos_token
     open_for = partial(open_for_lm_eval, source, scores_raw=not options.apply_chat_template)
     progress = StageProgress(app.streams, is_shown=not (options.quiet or options.verbose))
 
@@ -162,7 +161,7 @@ def run_tasks(
         from cerebrum_cli.eval.lm_eval.model import CerebrumLM
         from cerebrum_cli.eval.lm_eval.tasks import comparisons, evaluate_tasks
 
-        with closing(CerebrumLM(open_for, emit, seed, add_bos_token)) as harness_model:
+        with closing(CerebrumLM(open_for, emit, source.settings.seed or 0, options.add_bos_token)) as harness_model:
             results = evaluate_tasks(
                 harness_model,
                 tasks,
@@ -194,8 +193,7 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
     exact = ContextOptions(
         slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True
     )
-    raw = source.raw or scores_raw
-    return open_source(replace(source, settings=settings, context=exact, raw=raw))
+    return open_source(replace(source, settings=settings, context=exact, raw=source.raw or scores_raw))
 
 
 def print_results(
@@ -233,11 +231,10 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     from cerebrum_cli.engine.machine import build_fingerprint
 
     settings = source.settings
-    identity = app.library.identity(source.model)
     record = (
         ANSWER_RULES,
         build_fingerprint(),
-        identity,
+        app.library.identity(source.model),
         settings.ctx,
         settings.seed,
         options.add_bos_token,

@@ -67,8 +67,7 @@ def search(
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with app.puller(offline, ctx) as puller:
-        repositories = puller.search(text)
-    rows = [search_row(*repository) for repository in repositories]
+        rows = [search_row(*repository) for repository in puller.search(text)]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
@@ -201,7 +200,7 @@ def list_models(app: App, options: ListOptions) -> None:
     flags = given_flags(options, "available", "found", "outdated")
     if len(flags) > 1:
         raise UsageError.conflict(*flags[:2])
-    library, streams = app.library, app.streams
+    library = app.library
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     if options.available:
         listed = listing.catalogue_rows(library, ctx)
@@ -213,7 +212,7 @@ def list_models(app: App, options: ListOptions) -> None:
     else:
         listed = [listing.row(library, model) for model in library.models()]
     if options.json:
-        streams.answer_object(listed)
+        app.streams.answer_object(listed)
     elif options.available:
         print_available(app, listed, ctx)
     elif options.found:
@@ -245,8 +244,7 @@ def print_found_models(app: App, listed: list[JsonDict]) -> None:
 
 
 def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None:
-
-    library, streams = app.library, app.streams
+    streams = app.streams
     if listed:
         print_models(streams, listed)
         for row in listed:
@@ -261,7 +259,7 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
         return
     pull = "" if listed else "; cerebrum list --available shows models to pull"
     streams.report(f"bundled, for trying the program: nano{pull}")
-    for model in library.vocabularies():
+    for model in app.library.vocabularies():
         streams.report(f"vocabulary only, for --endpoint: {model.reference}")
 
 

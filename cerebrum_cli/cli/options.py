@@ -50,8 +50,7 @@ class ServerOptions(QuietOptions):
         """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
         from cerebrum_cli.replies.installation import find_endpoints
 
-        name = self.served_model_name
-        return find_endpoints(installation, self.endpoint, requested, name, self.allow_http_key)
+        return find_endpoints(installation, self.endpoint, requested, self.served_model_name, self.allow_http_key)
 
 
 @option_group
@@ -153,8 +152,7 @@ class SavedPromptOptions:
         if self.saved_prompt is None:
             return None, {}, self
         saved = app.prompts.find(self.saved_prompt, is_option=True)
-        settings = without_keys(saved.settings, on_command_line)
-        return saved, settings, self.with_saved(saved, on_command_line)
+        return saved, without_keys(saved.settings, on_command_line), self.with_saved(saved, on_command_line)
 
     def with_saved(self, saved: SavedPrompt, _: frozenset[str], /) -> Self:
         """These options with those of a saved prompt that are not on the command line: in a chat, none."""

@@ -180,9 +180,8 @@ def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
         from huggingface_hub import get_session
         from huggingface_hub.utils._http import hf_raise_for_status
 
-        headers = _request_headers()
         page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
-        response = get_session().get(page, headers=headers, timeout=timeout)
+        response = get_session().get(page, headers=_request_headers(), timeout=timeout)
         hf_raise_for_status(response)
         return tuple(_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"]))
 

@@ -37,7 +37,6 @@ def describe(
 
     `settings` are those of a question, `by_mode` those with thinking on, and off.
     """
-    header = model.header
     spec = model.spec
     cached = model.cached
     license_name = model.text_of("general.license") or None
@@ -56,7 +55,7 @@ def describe(
         "sampling": sampling_object(by_mode),
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
-        **_header_object(header),
+        **_header_object(model.header),
         "source": source_of(model),
         "merged_from": list(model.merged_from),
         "repo_id": repo_id,
@@ -66,7 +65,7 @@ def describe(
         "last_used": last_used(library, model),
         "notes": spec.notes if spec else "",
         "files": [str(path) for path in model.paths],
-        "metadata": {key: metadata_json(value) for key, value in header.metadata.items()},
+        "metadata": {key: metadata_json(value) for key, value in model.header.metadata.items()},
     }
 
 

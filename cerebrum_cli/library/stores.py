@@ -101,12 +101,12 @@ def unreadable_stores() -> dict[str, ModelNotFound]:
 def find_in_store(reference: str) -> FoundModel:
     store, _, name = reference.partition(":")
     title = STORES[store]
-    unreadable = unreadable_stores().get(store)
     matches: dict[str, FoundModel] = {}
     for model in found_models():
         if model.store == store and model.is_called(name):
             matches.setdefault(model.reference, model)
     if not matches:
+        unreadable = unreadable_stores().get(store)
         hint = "list its models with cerebrum list --found"
         raise unreadable or ModelNotFound(f"{title} has no GGUF model {name}", hint)
     if len(matches) > 1:

@@ -19,7 +19,8 @@ from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.vt100 import Vt100Input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_bindings import KeyBindingsBase
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.utils import get_cwidth
@@ -136,12 +137,11 @@ class InteractivePrompt(PlainPrompt):
             self._exit_on_signal(self.signals.exit_signal)
 
 
-def _key_bindings(prompt: InteractivePrompt) -> KeyBindings:
+def _key_bindings(prompt: InteractivePrompt) -> KeyBindingsBase:
     """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
     keys = KeyBindings()
-    writing = has_focus(DEFAULT_BUFFER)
 
-    @keys.add("enter", filter=writing)
+    @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if prompt.parse(buffer.text) is not None:
@@ -152,25 +152,25 @@ def _key_bindings(prompt: InteractivePrompt) -> KeyBindings:
         else:
             buffer.insert_text("\n")
 
-    @keys.add("escape", "enter", filter=writing)
-    @keys.add("c-j", filter=writing)
+    @keys.add("escape", "enter")
+    @keys.add("c-j")
     def _(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
-    @keys.add(Keys.BracketedPaste, filter=writing)
+    @keys.add(Keys.BracketedPaste)
     def _(event: KeyPressEvent) -> None:
         pasted = re.sub("\r\n?", "\n", event.data)
         if not event.current_buffer.cursor_position:
             prompt.pasted_line = pasted[: pasted.rstrip().find("\n") + 1]
         event.current_buffer.insert_text(pasted)
 
-    @keys.add("c-x", "c-e", filter=writing & emacs_mode & ~has_selection)
-    @keys.add("v", filter=writing & vi_navigation_mode)
+    @keys.add("c-x", "c-e", filter=emacs_mode & ~has_selection)
+    @keys.add("v", filter=vi_navigation_mode)
     def _(event: KeyPressEvent) -> None:
         event.app.erase_when_done = True
         event.app.exit(result=OpenInEditor(event.current_buffer.text))
 
-    return keys
+    return ConditionalKeyBindings(keys, has_focus(DEFAULT_BUFFER))
 
 
 @dataclass(slots=True)

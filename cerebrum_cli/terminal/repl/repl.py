@@ -184,8 +184,7 @@ class Repl:
 
     def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
         try:
-            line = self._status_line(vote=majority_vote.bounds, separates=True)
-            self._render(events, (line,))
+            self._render(events, (self._status_line(vote=majority_vote.bounds, separates=True),))
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
