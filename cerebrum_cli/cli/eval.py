@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 import typer
 
 from cerebrum_cli.cli.completion_values import tasks
-from cerebrum_cli.cli.options import ConcurrencyOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of
 from cerebrum_cli.core.environment import without_home
@@ -74,7 +74,7 @@ class EvalOptions(ConcurrencyOptions):
     )
     restart: bool = option(False, "Start over; replace the run when done", "Output")
     dry_run: bool = option(False, "Show one prompt and estimate the run time", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
 
 
 @composed

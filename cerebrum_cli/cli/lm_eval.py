@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cerebrum_cli.cli.options import ConcurrencyOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import EFFORTS, option, option_group
 from cerebrum_cli.core.environment import set_environment_default
@@ -58,7 +58,7 @@ class LmEvalOptions(ConcurrencyOptions):
     output: Path | None = option(None, "File for all results", "Output", short="-o", metavar="RESULTS.json")
     log_samples: bool = option(False, "Save every sample with the results", "Output")
     restart: bool = option(False, "Start over; replace RESULTS.json", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
 
 
 def evaluate_harness_tasks(

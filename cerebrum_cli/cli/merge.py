@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.model_choice import find_model
-from cerebrum_cli.cli.options import PullOptions
+from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.declaration import option, option_group
 from cerebrum_cli.core.errors import UsageError
@@ -33,7 +33,7 @@ class MergeCommandOptions(PullOptions):
     type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
     name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
 
 
 @composed

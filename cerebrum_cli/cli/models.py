@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
-from cerebrum_cli.cli.options import PullOptions, QuietOptions
+from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positional, require_agreement
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
@@ -79,7 +79,7 @@ class PullCommandOptions(PullOptions):
     default: bool = option(False, "Make this the default model", "Model")
     vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
     dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
 
 
 @composed

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 FIRST, LAST = "first", "last"  # code blocks of a reply
 
 
+def json_option() -> Any:
+    return option(False, "Print a JSON object", "Output")
+
+
 @option_group
 class QuietOptions:
     verbose = False
@@ -193,7 +197,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
     extract: str | None = option(
         None, "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
     )
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
     stats: bool = option(False, "Print speed, context, sampling and seed on standard error", "Output")
     top_logprobs: int | None = option(
         None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True

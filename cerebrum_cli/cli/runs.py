@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import run_names
-from cerebrum_cli.cli.options import QuietOptions
+from cerebrum_cli.cli.options import QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import flag, option, option_group
 from cerebrum_cli.core.errors import UsageError
@@ -43,7 +43,7 @@ class RunOptions(QuietOptions):
     rescore: bool = option(False, "Extract and score the answers again", "Output")
     save: bool = option(False, "With --rescore: store the new scores in the run", "Output")
     run_code: bool = option(False, "With --rescore: run the programs again", "Output")
-    json: bool = option(False, "Print a JSON object", "Output")
+    json: bool = json_option()
 
 
 @subcommand(group, name="list", short_help="List stored runs.")

@@ -124,10 +124,9 @@ def _check_models(context: DoctorContext) -> CheckResult:
 def _check_token(_: DoctorContext) -> CheckResult:
     from cerebrum_cli.library.hub import token_location
 
-    location = token_location()
-    if location is None:
-        return check_result("none; private and gated models need one: run hf auth login")
-    return check_result(f"found in {location}")
+    if location := token_location():
+        return check_result(f"found in {location}")
+    return check_result("none; private and gated models need one: run hf auth login")
 
 
 def _check_network(context: DoctorContext) -> CheckResult:

@@ -79,8 +79,18 @@ class FoundModel:
 
 def found_models() -> Iterator[FoundModel]:
     """Yield the models of all stores, a user's before those of a service; a file may be missing or unreadable."""
-    yield from _ollama_models()
-    yield from _lm_studio_models()
+    for directory in _ollama_directories():
+        for manifest in _files(directory / "manifests", "*/*/*/*"):
+            name = _ollama_name(*manifest.relative_to(directory / "manifests").parts)
+            for digest in _ollama_digests(manifest):
+                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}", digest)
+    for folder in sorted({file.parent for file in _files(_lm_studio_directory(), "*/*/*.gguf")}):
+        models = variants(file.name for file in folder.iterdir())
+        counts = Counter(model.quantization for model in models)
+        for quantization, (first, *_) in models:
+            if counts[quantization] > 1:
+                quantization = name_from_stem(Path(first).stem)
+            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{quantization}", folder / first)
 
 
 def unreadable_stores() -> dict[str, ModelNotFound]:
@@ -123,14 +133,6 @@ def _ollama_directories() -> list[Path]:
     return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
-def _ollama_models() -> Iterator[FoundModel]:
-    for directory in _ollama_directories():
-        for manifest in _files(directory / "manifests", "*/*/*/*"):
-            name = _ollama_name(*manifest.relative_to(directory / "manifests").parts)
-            for digest in _ollama_digests(manifest):
-                yield FoundModel("ollama", name, directory / "blobs" / f"sha256-{digest}", digest)
-
-
 def _ollama_name(host: str, namespace: str, model: str, tag: str) -> str:
     name = f"{model}:{tag}".removesuffix(DEFAULT_TAG)
     if host != _OLLAMA_HOST:
@@ -147,16 +149,6 @@ def _ollama_digests(manifest: Path) -> Iterator[str]:
     for layer in layers:
         if isinstance(layer, dict) and layer.get("mediaType") == _OLLAMA_GGUF:
             yield str(layer.get("digest")).removeprefix("sha256:")
-
-
-def _lm_studio_models() -> Iterator[FoundModel]:
-    for folder in sorted({file.parent for file in _files(_lm_studio_directory(), "*/*/*.gguf")}):
-        models = variants(file.name for file in folder.iterdir())
-        counts = Counter(model.quantization for model in models)
-        for quantization, (first, *_) in models:
-            if counts[quantization] > 1:
-                quantization = name_from_stem(Path(first).stem)
-            yield FoundModel("lmstudio", f"{folder.parent.name}/{folder.name}:{quantization}", folder / first)
 
 
 def _lm_studio_directory() -> Path:

@@ -255,10 +255,10 @@ def cell_text(cell: str) -> Text:
 
 def code_texts(console: Console, code: Code) -> Iterator[Text]:
     source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
-    start, end = len(code.above), len(code.above) + len(code.lines)
-    highlighted = Syntax("", code.fence.language or "text", theme=THEME).highlight(source).split("\n")[start:end]
+    highlighted = Syntax("", code.fence.language or "text", theme=THEME).highlight(source).split("\n")
+    shown = highlighted[len(code.above) :][: len(code.lines)]
     indent = " " * len(code.fence.prefix) + CODE_INDENT
-    for _, text in zip_longest(code.lines, highlighted, fillvalue=Text()):  # blank lines at the end are left out
+    for _, text in zip_longest(code.lines, shown, fillvalue=Text()):  # blank lines at the end are left out
         yield from hanging(console, indent, text)
 
 

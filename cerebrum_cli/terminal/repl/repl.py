@@ -91,24 +91,25 @@ class Repl:
         return None
 
     def toolbar(self) -> str:
-        """The most important first: a narrow terminal cuts off the rest."""
+        return strip_controls(SEPARATOR.join(filter(None, self._segments())))
+
+    def _segments(self) -> Iterator[str]:
+        """Parts of the toolbar, the most important first: a narrow terminal cuts off the rest."""
         chat = self.chat
-        segments = []
         pending = [name for name, _ in self.pending_files]
         if self.pending_prompt:
             pending.append(self.pending_prompt.name)
         if pending:
-            segments.append(f"with {format_names(pending)}")
+            yield f"with {format_names(pending)}"
         if chat.session:
-            segments.append(f"session {chat.session.name}")
+            yield f"session {chat.session.name}"
         if not chat.is_saved:
-            segments.append("not saved")
-        segments.append(self._context_text())
-        segments.append(f"model {chat.loaded.model.label}")
+            yield "not saved"
+        yield self._context_text()
+        yield f"model {chat.loaded.model.label}"
         if chat.generated and (speed := chat.generated.finish.timings.tokens_per_second):
-            segments.append(f"{speed:.0f} t/s")
-        segments.append(f"format {chat.loaded.format_name}")
-        return strip_controls(SEPARATOR.join(filter(None, segments)))
+            yield f"{speed:.0f} t/s"
+        yield f"format {chat.loaded.format_name}"
 
     def _context_text(self) -> str:
         engine = self.chat.loaded.engine
