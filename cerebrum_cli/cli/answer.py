@@ -116,15 +116,15 @@ class AnswerPrinter:
             self._require_part(reply)
 
     def _render(self, reply: Reply) -> None:
-        options, shows = self.options, self.request.settings.show_thinking
+        shows = self.request.settings.show_thinking
         reasoning = ReasoningSink(
             lambda: self.loaded.answer_now, self.streams, self.streams.out_is_terminal, shows, summarizes=shows
         )
         line = self._status_line(
-            hint=lambda: reasoning.hint, counts_answer=not options.streams_answer, hides_reasoning=shows
+            hint=lambda: reasoning.hint, counts_answer=not self.options.streams_answer, hides_reasoning=shows
         )
         sinks: list[Sink] = [line, reasoning]
-        if options.streams_answer:
+        if self.options.streams_answer:
             sinks.append(AnswerSink(self.streams, self._is_markdown))
         render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
         self._inspect(reply)
@@ -206,7 +206,8 @@ class AnswerPrinter:
         is_shown = options.json or not vote.tally.tied
         self._print_rest(reply, vote.final_answer if is_shown else None, votes_object(vote))
         if options.stats or (streams.err_is_terminal and not streams.is_quiet):
-            result, leader = result_text(vote.tally_event), vote.tally.leader
+            result = result_text(vote.tally_event)
+            leader = vote.tally.leader
             if leader and leader.is_checked:
                 result += f"; checked by {format_count(leader.programs, 'program')}"
             streams.info(result)

@@ -200,7 +200,8 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
     """The task with a remark on what differs from the preset, if anything does."""
     from cerebrum_cli.cli.generation import given_options, no_reproduction
 
-    condition, deviations = task.condition, []
+    condition = task.condition
+    deviations = []
     if options.samples not in (None, condition.samples):
         deviations.append(f"--samples {options.samples}, not {condition.samples}")
     deviations += given_options(options, *DEVIATING)
@@ -295,7 +296,8 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
 
     evaluation = prepared.evaluation
-    before, start = len(run.finished), time.monotonic()
+    before = len(run.finished)
+    start = time.monotonic()
     here = partial(evaluate, evaluation=evaluation, run=run)
     block = range(evaluation.rows.size), 1, partial(evaluate_block, evaluation)
     try:
@@ -345,8 +347,8 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
     """Estimated seconds of a sample, by the latest run like this one; None if there is none."""
     for run in reversed([*app.runs]):
-        notes, fingerprint = run.record.notes, run.record.fingerprint
-        is_alike = all(fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
+        notes = run.record.notes
+        is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
         if is_alike and notes.get("timed_samples"):
             seconds: float = notes["seconds"] / notes["timed_samples"]
             return seconds

@@ -203,14 +203,15 @@ def print_results(
     from cerebrum_cli.eval.lm_eval.tasks import remarks, results_table
     from cerebrum_cli.terminal.reports import print_published
 
+    streams = app.streams
     if options.json:
-        app.streams.answer_object({key: value for key, value in results.items() if key != "samples"})
+        streams.answer_object({key: value for key, value in results.items() if key != "samples"})
         return
-    app.streams.answer(results_table(results))
+    streams.answer(results_table(results))
     if rows := results.get("published"):
-        app.streams.answer("\n")
-        print_published(app.streams, rows)
-    if preset is None or app.streams.is_quiet:
+        streams.answer("\n")
+        print_published(streams, rows)
+    if preset is None or streams.is_quiet:
         return
     # Options that change the results, and differ from what the card states, or presumably had.
     names = [*(name for name in preset.assumed if name != BOS), "gen_kwargs", "template_arg"]
@@ -220,7 +221,7 @@ def print_results(
     if preset.assumed.get(BOS) not in (None, options.add_bos_token):
         deviations.insert(0, f"--set {BOS}={'on' if options.add_bos_token else 'off'}")
     for line in filter(None, (*remarks(results, preset), no_reproduction(source, preset, {}, deviations))):
-        app.streams.write_line("- ", line)
+        streams.write_line("- ", line)
 
 
 def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:

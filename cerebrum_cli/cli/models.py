@@ -205,7 +205,7 @@ def list_models(app: App, options: ListOptions) -> None:
     if options.available:
         listed = listing.catalogue_rows(library, ctx)
     elif options.found:
-        listed = listing.found_rows(library)
+        listed = list(listing.found_rows(library))
     elif options.outdated:
         with app.puller(offline=False) as puller, interruptible("run it again"):
             listed = [listing.row(library, model) for model in puller.outdated()]
@@ -280,7 +280,8 @@ def show(
     """
     from cerebrum_cli.library import listing
 
-    library, reference = app.library, app.library.parse(name)
+    library = app.library
+    reference = app.library.parse(name)
     ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
     try:
         model = library.find(reference)
@@ -292,7 +293,8 @@ def show(
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
-        plan, note = listing.quantization_plan(library, model, ctx), listing.kind_text(model)
+        plan = listing.quantization_plan(library, model, ctx)
+        note = listing.kind_text(model)
     if json:
         candidates = listing.candidates_object(plan) if plan else {}
         app.streams.answer_object({**description, **candidates})

@@ -234,7 +234,8 @@ class AskOptions(QuestionOptions, GenerationOptions):
         if self.extract == "":
             raise UsageError.invalid("--extract", "", "a language, as in --extract=python")
         code = self.extract_flag or ""
-        part, one_of_them = "--final" if self.final else code, "omit one of them"
+        part = "--final" if self.final else code
+        one_of_them = "omit one of them"
         session = self.session_flag
         for is_conflict, first, second, hint in (
             (self.final and code, "--final", code, one_of_them),

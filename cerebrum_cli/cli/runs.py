@@ -51,7 +51,8 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.eval.report import group_by_question, mean_accuracy
 
-    rows, outdated = list[JsonDict](), list[str]()
+    rows = list[JsonDict]()
+    outdated = list[str]()
     for run in app.runs:
         try:
             samples = [sample for sample in run.samples() if not sample.is_skipped]
@@ -105,6 +106,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     from cerebrum_cli.eval.stored_runs import report_of
     from cerebrum_cli.results.results import CONDITIONS
 
+    streams = app.streams
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
@@ -115,7 +117,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
         from cerebrum_cli.terminal.plot import plot_report
 
         plot_report(report, plot)
-        app.streams.report(f"wrote {plot}")
+        streams.report(f"wrote {plot}")
     if json:
         more = {
             "skipped": skipped,
@@ -129,13 +131,13 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
             "fingerprint": run.record.fingerprint,
             CONDITIONS: notes.get(CONDITIONS, []),
         }
-        app.streams.answer_object({**report_object(report), **more})
+        streams.answer_object({**report_object(report), **more})
         return
-    print_report(app.streams, report, run, skipped)
-    if not app.streams.is_quiet:
+    print_report(streams, report, run, skipped)
+    if not streams.is_quiet:
         for remark in run_remarks(run):
-            app.streams.write_line("- ", remark)
-        app.streams.info(f"run {run.name}: {run.path}")
+            streams.write_line("- ", remark)
+        streams.info(f"run {run.name}: {run.path}")
 
 
 def run_remarks(run: Run) -> Iterator[str]:
@@ -162,7 +164,8 @@ def compare(
 
     runs = app.runs.find(before), app.runs.find(after)
     require_same_rules(runs, (before, after))
-    (comparison, notes), differing = compare_runs(*runs), differences(*runs)
+    comparison, notes = compare_runs(*runs)
+    differing = differences(*runs)
     if versions := describe_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:

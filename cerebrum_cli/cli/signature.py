@@ -137,7 +137,8 @@ class DeclaredCommand(NamedTuple):
                 if name in given.flags:
                     values[name] = given.flags[name]
                 continue
-            layer, kind = given.layer(self.groups[name]), parameter.annotation
+            layer = given.layer(self.groups[name])
+            kind = parameter.annotation
             if name in self.groups[name]:
                 values.update(layer)
             elif isinstance(kind, type):

@@ -111,7 +111,8 @@ class Distribution:
             self._fruitless = self._fruitless + 1 if missing == run.missing_count else 0
 
     def _answer_once(self) -> Events:
-        self._reports, alive_at = {}, monotonic()
+        self._reports = {}
+        alive_at = monotonic()
         with closing(self.cluster(self._plan)) as messages:
             for message in messages:
                 if self.is_cancelled:

@@ -93,18 +93,19 @@ def _pairs(path: Path, tensors: Iterable[Tensor]) -> list[tuple[str, Tensor, Ten
 
 def _misfit(name: str, a: Tensor, b: Tensor, model: Tensors) -> str | None:
     tensor = model.get(name)
+    shown = quoted(name)
     if tensor is None:
-        return f"it changes the tensor {quoted(name)}, which the model does not have"
+        return f"it changes the tensor {shown}, which the model does not have"
     if len(tensor.shape) < 2 or tensor.kind.name == "NVFP4":
-        return f"it changes {quoted(name)}, which is not a matrix that llama.cpp can adapt"
+        return f"it changes {shown}, which is not a matrix that llama.cpp can adapt"
     if name == EMBEDDING and HEAD not in model:
-        return f"it changes {quoted(name)}, which is also this model's output matrix: llama.cpp cannot apply that"
+        return f"it changes {shown}, which is also this model's output matrix: llama.cpp cannot apply that"
     for factor in (a, b):
         if factor.kind.name in _NOT_MULTIPLIED or not factor.size:
             return f"the tensor {quoted(factor.name)} is of type {factor.kind.name}, which cannot be multiplied"
     if not _is_product(name, tensor.shape, a.shape, b.shape):
         shapes = f"{_shape_text(a)} and {_shape_text(b)}"
-        return f"it changes {quoted(name)} by {shapes}, but the model's is {_shape_text(tensor)}"
+        return f"it changes {shown} by {shapes}, but the model's is {_shape_text(tensor)}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -178,15 +178,13 @@ def kind_text(model: InstalledModel) -> str:
     return ""
 
 
-def found_rows(library: Library) -> list[JsonDict]:
+def found_rows(library: Library) -> Iterator[JsonDict]:
     """Objects of `list --found --json`; `error` is set for a file that cannot be used."""
     names = {entry.path: entry.name for entry in library.registry.entries()}
-    rows = []
     for stored in found_models():
         name = names.get(absolute_path(stored.path))
         named = {"reference": stored.reference, "path": str(stored.path), "name": name}
-        rows.append(named | _facts_of_stored(library, stored))
-    return rows
+        yield named | _facts_of_stored(library, stored)
 
 
 def _facts_of_stored(library: Library, stored: FoundModel) -> JsonDict:

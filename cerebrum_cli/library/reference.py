@@ -133,7 +133,8 @@ def _parse_hub_path(text: str, path: str) -> ModelReference:
     if revision:
         revision = _unquote(text, revision)
     if file:
-        file, revision = _unquote(text, file), revision or MAIN
+        file = _unquote(text, file)
+        revision = revision or MAIN
     return ModelReference(repo_id, quantization, file, revision)
 
 

@@ -60,8 +60,10 @@ def remove(library: Library, model: InstalledModel) -> str:
     return report
 
 
-def _is_pulled_merge(library: Library, model: InstalledModel) -> bool:
-    return model.path.parent == library.merge_directory
+def _is_own_file(library: Library, model: InstalledModel) -> bool:
+    """Whether this program made the file, by a merge or out of a package."""
+    is_from_package = model.file is not None and model.file.source == "package"
+    return is_from_package or model.path.parent == library.merge_directory
 
 
 def _owns_files(library: Library, model: InstalledModel) -> bool:
@@ -71,12 +73,12 @@ def _owns_files(library: Library, model: InstalledModel) -> bool:
     names = [entry.name for entry in library.registry.entries() if entry.path == model.path]
     if model.missing or len(names) > 1:
         return False
-    return model.file.source in ("package", "hub") or _is_pulled_merge(library, model)
+    return model.file.source == "hub" or _is_own_file(library, model)
 
 
 def _delete(library: Library, model: InstalledModel) -> int:
     """Delete a model's files, except those that another revision uses, and return the number of freed bytes."""
-    if _is_pulled_merge(library, model) or (model.file and model.file.source == "package"):
+    if _is_own_file(library, model):
         size = model.size
         model.path.unlink()
         return size

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -167,10 +168,8 @@ def _files(directory: Path, pattern: str) -> list[Path]:
 
 
 def _read_object(path: Path) -> JsonDict:
-    try:
+    with suppress(OSError, ValueError):
         value = read_small_json(path)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    return value
+        if isinstance(value, dict):
+            return value
+    return {}

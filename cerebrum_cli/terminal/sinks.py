@@ -58,7 +58,8 @@ class AnswerSink:
 
     def close(self) -> None:
         if self._held:
-            text, self._held = strip_controls(self._held), ""
+            text = strip_controls(self._held)
+            self._held = ""
             self.emit(TokenEvent(SequenceId(0), text))
         if self._stream:
             with self._streams.writing_answer():

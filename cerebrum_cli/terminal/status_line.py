@@ -177,7 +177,8 @@ class StatusLine(Line):
         """The tally of a running vote: "4/5 x5 · 0.9 x1 (6 of 3-16 samples, 81 tokens)"."""
         if isinstance(event, TallyEvent):
             self._tally = event
-        tally, tokens = self._tally, self._tokens.total()
+        tally = self._tally
+        tokens = self._tokens.total()
         if tally is None or not isinstance(event, (PromptEvent, TokenEvent, FinishEvent, TallyEvent)):
             return None
         if isinstance(event, PromptEvent) and event.evaluated < event.total and not tokens:

@@ -55,8 +55,14 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
         if shutil.which(command[0]):
             with suppress(OSError, subprocess.SubprocessError):
                 # Output is not captured: xclip keeps running to serve the clipboard and would hold the pipe open.
-                quiet, data = subprocess.DEVNULL, text.encode()
-                subprocess.run(command, input=data, stdout=quiet, stderr=quiet, timeout=CLIPBOARD_TIMEOUT_S, check=True)
+                subprocess.run(
+                    command,
+                    input=text.encode(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=CLIPBOARD_TIMEOUT_S,
+                    check=True,
+                )
                 return TMUX_COPIES if program == TMUX else command[0]
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")

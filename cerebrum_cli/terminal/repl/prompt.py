@@ -195,7 +195,8 @@ class SlashCompleter(Completer):
         key, space, value = argument.partition(" ")
         candidates: Iterable[str] = ()
         if kind == "setting" and space:
-            candidates, argument = SETTING_VALUES.get(setting_key(key), ()), value.lstrip()
+            candidates = SETTING_VALUES.get(setting_key(key), ())
+            argument = value.lstrip()
         elif kind:
             with suppress(CerebrumError):  # an unreadable database is reported when a command needs it
                 candidates = self._candidates[kind]()

@@ -197,7 +197,8 @@ class Repl:
                 self._end_turn()
 
     def _end_turn(self) -> None:
-        self._has_replied, self.exit_code = True, 0
+        self._has_replied = True
+        self.exit_code = 0
         self.streams.blank_line()
 
     def _print_greeting(self) -> None:

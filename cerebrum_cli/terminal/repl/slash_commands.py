@@ -102,7 +102,8 @@ def change_model(repl: Repl, argument: str) -> str:
 
 def change_setting(repl: Repl, argument: str) -> str:
     name, _, value = argument.partition(" ")
-    key, value = setting_key(name), value.strip()
+    key = setting_key(name)
+    value = value.strip()
     if not key:
         return list_settings(repl, asdict(repl.chat.settings))
     if key not in (*SETTABLE, *SHORTHANDS):
@@ -126,7 +127,8 @@ def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
 
 
 def show_settings(repl: Repl, _: str) -> str:
-    settings, defaults = repl.chat.settings, Settings()
+    settings = repl.chat.settings
+    defaults = Settings()
     shown = [*settings.samplers, *LOADED]
     for key in OPTIONS:
         if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
@@ -167,7 +169,8 @@ def redo(repl: Repl, _: str) -> str:
 
 
 def choose_reply(repl: Repl, argument: str) -> None:
-    replies, current = repl.chat.replies, repl.chat.last_reply
+    replies = repl.chat.replies
+    current = repl.chat.last_reply
     if argument:
         repl.chat.choose_reply(numbered(argument, replies, "/replies"))
         repl.show_last_exchange()
@@ -277,7 +280,8 @@ def rename_session(repl: Repl, argument: str) -> str:
 
 
 def export_session(repl: Repl, argument: str) -> str:
-    path, chat = parse_path(argument), repl.chat
+    path = parse_path(argument)
+    chat = repl.chat
     if chat.session is None:
         raise UsageError("the conversation is empty", "ask something first")
     if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
