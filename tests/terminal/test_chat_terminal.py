@@ -1,13 +1,13 @@
 """Chats with the real small model at a real terminal."""
 
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import COMMAND, CommandLine
 from person import OpenTerminal, Person
+from waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -52,7 +52,7 @@ def test_chat_killed_leaves_its_session_unlocked_and_intact(open_small_chat: Ope
     person = open_small_chat("--session", "tea")
     turn(person, "One?")
     person.type("Two?\r", shows="> Two?")
-    time.sleep(0.3)
+    wait_until(lambda: user.contents("tea")[2:3] == ["Two?"])
     person.kill(signal.SIGKILL)
     assert person.end() == 128 + signal.SIGKILL
     again = open_small_chat("-c")
