@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("gguf",),
-    ("formats",),
+    ("checkpoints", "formats"),
     ("engine", "answers", "programs"),
     ("library",),
     ("replies",),
@@ -62,6 +62,7 @@ PURE = (
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
     *("gguf.architectures", "gguf.sizes", "gguf.types", "replies.inspection", "replies.reply_controls"),
+    *("checkpoints.bpe", "checkpoints.sentencepiece", "checkpoints.special_tokens"),
     *("programs.code", "replies.tally", "replies.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.tensor_names", "library.fit"),
     "core.row_events",

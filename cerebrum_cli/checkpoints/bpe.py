@@ -1,0 +1,202 @@
+"""The BPE of a tokenizer.json, and how llama.cpp can give the same token ids. Pure.
+
+llama.cpp knows pre-tokenizers by name, and SentencePiece's kind by scores of tokens, not by merges. From llama.cpp
+0c1e57098, src/llama-vocab.cpp. A tokenizer that it cannot follow raises Unsupported, a damaged one ValueError,
+LookupError, TypeError or AttributeError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence, Set
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from cerebrum_cli.core.json_types import JsonObject
+
+SPACE = "▁"  # how SentencePiece writes a space
+_NO_MERGE = 1 << 32  # above all ranks
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_THEN = "  "  # between patterns that split a text one after the other
+
+# llama.cpp's names for pre-tokenizers that look up whole pieces before they merge (`ignore_merges`), and for others.
+_PRE_TOKENIZERS = r"""
+llama-bpe dbrx (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+- qwen2 (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+- qwen35 (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+- gpt-4o [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+tekken - [^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+
+- gpt-2 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+- smollm \p{N}  's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
+- deepseek-v3 \p{N}{1,3}  [一-龥぀-ゟ゠-ヿ]+  [!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+
+"""  # noqa: E501
+_NAMES = {
+    pattern: (whole, merging)
+    for whole, merging, pattern in (line.split(" ", 2) for line in _PRE_TOKENIZERS.strip().splitlines())
+}
+# Other spellings of the same patterns: OpenAI's, possessive quantifiers, line ends that are not escaped.
+_SPELLINGS = {
+    "\r": r"\r",
+    "\n": r"\n",
+    "'(?i:[sdmt]|ll|ve|re)": "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    "]?+": "]?",
+    "++": "+",
+    r"|\s*[\r\n]|": r"|\s*[\r\n]+|",
+}
+
+
+class Unsupported(Exception):
+    """What llama.cpp has no counterpart for."""
+
+    def __init__(self, what: str, value: Any) -> None:
+        super().__init__(what)
+        self.what = what
+        self.value = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+class Token(NamedTuple):
+    """A token as in a GGUF file, where type 1 is a normal one."""
+
+    text: str
+    type: int = 1
+    score: float = 0.0
+
+
+class Bpe(NamedTuple):
+    """Ids of tokens, those that merges make, ranks of merges, and whether a whole piece is looked up before any."""
+
+    ids: Mapping[str, int]
+    learned: Set[str]
+    ranks: Mapping[tuple[str, str], int]
+    whole_pieces: bool
+
+
+def is_byte_level(tokenizer: JsonObject) -> bool:
+    return any(step["type"] == "ByteLevel" for step in steps(tokenizer, "pre_tokenizer"))
+
+
+def steps(tokenizer: JsonObject, part: str) -> list[JsonObject]:
+    """The steps of a part, which is null, one step or a sequence of them."""
+    found: list[JsonObject] = []
+    pending = [tokenizer.get(part)]
+    while pending:
+        step = pending.pop(0)
+        if step and step["type"] == "Sequence":
+            [inner] = (value for value in step.values() if isinstance(value, list))
+            pending = inner + pending
+        elif step:
+            found.append(step)
+    return found
+
+
+def read_bpe(tokenizer: JsonObject) -> Bpe:
+    model = tokenizer["model"]
+    kind = model.get("type") or "BPE"
+    if kind != "BPE":
+        raise Unsupported("tokenizers of the kind", kind)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise Unsupported(key, model[key])
+    ids = model["vocab"]
+    if len({*ids.values()}) < len(ids):
+        raise ValueError("two tokens have the same id")
+    ranks: dict[tuple[str, str], int] = {}
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        if left + right not in ids:
+            raise ValueError(f"the merge {merge} makes no token")
+        ranks.setdefault((left, right), len(ranks))
+    added = {token["content"] for token in tokenizer.get("added_tokens", [])}
+    return Bpe(ids, ids.keys() - added, ranks, model.get("ignore_merges") is True)
+
+
+def pre_tokenizer_name(tokenizer: JsonObject, bpe: Bpe) -> str:
+    """llama.cpp's name for the pre-tokenizer of a byte-level BPE."""
+    for step in steps(tokenizer, "normalizer"):
+        if step["type"] != "NFC":  # llama.cpp takes a text as it is, which is nearly always NFC
+            raise Unsupported("the normalizer", step)
+    patterns = _THEN.join(filter(None, map(_pattern, steps(tokenizer, "pre_tokenizer"))))
+    names = _NAMES.get(patterns)
+    if names is None:
+        raise Unsupported("the pre-tokenizer", patterns or "(none)")
+    name, other = names if bpe.whole_pieces else reversed(names)
+    if name != "-":
+        return name
+    # the other kind is the same if merges make each token
+    for text in bpe.learned:
+        if len(_merged(text, bpe.ranks)[0]) > 1:
+            raise Unsupported(f"another ignore_merges in {other}, where no merges make", text)
+    return other
+
+
+def merge_scores(bpe: Bpe) -> Mapping[str, float]:
+    """Scores of tokens with which llama.cpp merges like the ranks, as for SentencePiece's kind.
+
+    llama.cpp merges neighbors that are a token together, the highest score first. If merges make a token of its own
+    text, the last of them is the only way to it, and its rank gives the score. Merges must not stop at two parts of a
+    token, since llama.cpp does not.
+    """
+    scores = {}
+    for text in bpe.learned:
+        parts, rank = _merged(text, bpe.ranks)
+        if len(parts) == 2:
+            raise Unsupported("a token that no merge makes of its two parts:", text)
+        scores[text] = -float(rank)
+    return scores
+
+
+def _merged(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[Sequence[str], int]:
+    """The parts of a text after all merges, and the rank of the last one."""
+    parts = list(text)
+    last = 0
+    while len(parts) > 1:
+        found = [ranks.get(pair, _NO_MERGE) for pair in pairwise(parts)]
+        rank = min(found)
+        if rank == _NO_MERGE:
+            break
+        at = found.index(rank)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        last = rank
+    return parts, last
+
+
+def has_space_prefix(tokenizer: JsonObject) -> bool:
+    """Whether a tokenizer of SentencePiece's kind puts a space before a text."""
+    escapes = prefix = False
+    for step in (*steps(tokenizer, "normalizer"), *steps(tokenizer, "pre_tokenizer")):
+        match step:
+            case {"type": "Prepend", "prepend": "▁"}:
+                prefix = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                escapes = True
+            case {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}:
+                escapes = True
+                prefix = scheme != "never"
+            case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}:
+                pass  # without it, Metaspace would put no space before one, which llama.cpp does
+            case {"type": "Split", "pattern": {"String": " "}} if escapes:
+                pass  # no space is left
+            case _:
+                raise Unsupported("the normalizer or pre-tokenizer", step)
+    if not escapes:
+        raise Unsupported("the pre-tokenizer", None)
+    return prefix
+
+
+def _pattern(step: JsonObject) -> str:
+    """The pattern that a step splits a text with, or its JSON."""
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return _GPT2 if step.get("use_regex", True) else ""
+        case {"type": "Digits", "individual_digits": True}:
+            return r"\p{N}"
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False} | {
+            "type": "Split",
+            "pattern": {"Regex": str(pattern)},
+            "behavior": "Removed",
+            "invert": True,
+        }:
+            for spelling, canonical in _SPELLINGS.items():
+                pattern = pattern.replace(spelling, canonical)
+            return pattern
+    return json.dumps(step)

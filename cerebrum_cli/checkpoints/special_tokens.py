@@ -1,0 +1,67 @@
+"""Special tokens of a checkpoint: BOS, EOS and the like, ends of a turn, and what is added to a text. Pure.
+
+Damaged files raise ValueError, LookupError, TypeError or AttributeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import index
+
+from cerebrum_cli.checkpoints.bpe import Unsupported, steps
+from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.gguf.parser import Value
+
+_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # here, and in GGUF
+_FURTHER_ENDS = ("eot", "eom")  # names in GGUF
+# Tokens that end a generation in llama.cpp, whatever the metadata.
+_KNOWN_ENDS = """
+<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT>
+_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[
+"""
+
+
+def special_tokens(
+    ids: Mapping[str, int], size: int, settings: JsonObject, tokenizer: JsonObject, configs: Sequence[JsonObject]
+) -> dict[str, Value]:
+    """The metadata, from tokenizer_config.json, tokenizer.json, generation_config.json and config.json."""
+    stated = {name: _stated(name, ids, size, settings, configs) for name in _NAMES}
+    numbers = {_NAMES[name]: found[0] for name, found in stated.items() if found}
+    known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
+    further = [end for end in dict.fromkeys(stated["eos"]) if end not in known]
+    if len(further) > len(_FURTHER_ENDS):
+        raise Unsupported("more than two further tokens that end a turn:", further)
+    numbers |= dict(zip(_FURTHER_ENDS, further, strict=False))
+    values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
+    ends = _template_ends(tokenizer)
+    for name in ("bos", "eos"):
+        adds = settings.get(f"add_{name}_token")
+        if not isinstance(adds, bool):
+            adds = ids.get(ends[name]) == numbers.get(name) if tokenizer else name == "bos"
+        values[f"add_{name}_token"] = Value("BOOL", adds and name in numbers)
+    return values
+
+
+def _stated(
+    name: str, ids: Mapping[str, int], size: int, settings: JsonObject, configs: Sequence[JsonObject]
+) -> Sequence[int]:
+    """The tokens of a name that the model has; the first one counts most."""
+    text = settings.get(f"{name}_token")
+    if isinstance(text, dict):
+        text = text["content"]
+    numbers = [ids.get(text or "")]
+    for config in configs:
+        number = config.get(f"{name}_token_id")
+        if number is not None:
+            numbers += number if isinstance(number, list) else [number]
+            break
+    return [number for number in numbers if number is not None and 0 <= index(number) < size]
+
+
+def _template_ends(tokenizer: JsonObject) -> Mapping[str, str]:
+    """The special tokens that the post-processor puts before and behind a text."""
+    for step in steps(tokenizer, "post_processor"):
+        if step["type"] == "TemplateProcessing":
+            first, last = (step["single"][at].get("SpecialToken", {}).get("id") for at in (0, -1))
+            return {"bos": first, "eos": last}
+    return {"bos": "", "eos": ""}

@@ -1,0 +1,191 @@
+"""The vocabulary of a checkpoint: the files of its tokenizer as the `tokenizer.*` metadata of a GGUF file.
+
+A tokenizer that llama.cpp cannot follow is refused, so that token ids are those of the checkpoint's own. Compare
+conversion/base.py and gguf-py/gguf/vocab.py in llama.cpp 0c1e57098.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Mapping
+from operator import index
+from pathlib import Path
+
+from cerebrum_cli.checkpoints.bpe import (
+    SPACE,
+    Token,
+    Unsupported,
+    has_space_prefix,
+    is_byte_level,
+    merge_scores,
+    pre_tokenizer_name,
+    read_bpe,
+)
+from cerebrum_cli.checkpoints.sentencepiece import parse_sentencepiece
+from cerebrum_cli.checkpoints.special_tokens import special_tokens
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import reading_model
+from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.gguf.parser import VOCABULARY, Value, Values, quoted
+
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # token types of GGUF
+_ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
+_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+# Added tokens that are control tokens, though not all tokenizers say so.
+_CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
+_NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
+
+Tokens = dict[int, Token]
+Vocabulary = tuple[Tokens, dict[str, Value]]
+
+
+def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
+    """Read the vocabulary of a model with `size` rows of embeddings, which tokens without a text fill up.
+
+    `config` is its config.json. Raises ModelFileError for missing or damaged files, and for a tokenizer that llama.cpp
+    cannot follow.
+    """
+    try:
+        return _read(folder, config, architecture, size)
+    except Unsupported as error:
+        problem = f"llama.cpp does not support {error.what} {quoted(error.value)}"
+        raise ModelFileError(folder, problem, "pull a GGUF of this model") from error
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
+        problem = f"its tokenizer is damaged: {quoted(str(error))}"
+        raise ModelFileError(folder, problem, "download its tokenizer files again") from error
+
+
+def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
+    tokenizer, settings, generation = (
+        _read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config")
+    )
+    if is_byte_level(tokenizer):
+        tokens, values = _byte_level(tokenizer, architecture)
+        tokens |= _added_tokens(folder, settings, tokenizer)
+    else:
+        tokens, values = _scored_tokens(folder, settings, tokenizer)
+    for number in range(size):
+        tokens.setdefault(number, Token(f"[PAD{number}]", _UNUSED, _UNUSED_SCORE))
+    ids = _ids(folder, tokens, size)
+    values |= special_tokens(ids, size, settings, tokenizer, (generation, config))
+    rows = [tokens[number] for number in range(size)]
+    values["tokens"] = Value("ARRAY", tuple(row.text.encode() for row in rows), "STRING")
+    values["token_type"] = Value("ARRAY", tuple(row.type for row in rows), "INT32")
+    if "merges" not in values:
+        values["scores"] = Value("ARRAY", tuple(row.score for row in rows), "FLOAT32")
+    metadata = {VOCABULARY + key: value for key, value in values.items()}
+    template = _chat_template(folder, settings)
+    if template:
+        metadata["tokenizer.chat_template"] = Value("STRING", template)
+    return metadata
+
+
+def _read_json(path: Path) -> JsonObject:
+    """A JSON object, an empty one if there is no such file."""
+    if not path.is_file():
+        return {}
+    with reading_model(path):
+        return dict(json.loads(path.read_bytes()))
+
+
+def _byte_level(tokenizer: JsonObject, architecture: str) -> Vocabulary:
+    bpe = read_bpe(tokenizer)
+    name = pre_tokenizer_name(tokenizer, bpe)
+    if name == "smollm" and architecture.startswith("granite"):
+        name = "refact"  # another name of the same
+    merges = tuple(f"{left} {right}".encode() for left, right in bpe.ranks if " " not in left + right)  # never applied
+    values = {
+        "model": Value("STRING", "gpt2"),
+        "pre": Value("STRING", name),
+        "merges": Value("ARRAY", merges, "STRING"),
+    }
+    return {number: Token(text) for text, number in bpe.ids.items()}, values
+
+
+def _scored_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Vocabulary:
+    """Tokens of SentencePiece's kind, with scores from tokenizer.model, or from the merges of tokenizer.json."""
+    model = folder / "tokenizer.model"
+    pieces: Tokens = {}
+    if model.is_file():
+        pieces, space_prefix = _pieces(model, settings)
+    elif not tokenizer:
+        hint = "save its tokenizer with save_pretrained of transformers"
+        raise ModelFileError(folder, "has neither tokenizer.json nor tokenizer.model", hint)
+    learned = {token.text: number for number, token in pieces.items() if token.type == _NORMAL}
+    if tokenizer and not (learned and learned.items() <= tokenizer["model"]["vocab"].items()):
+        pieces = _byte_fallback(tokenizer)  # there is no other file, or that of another model
+        space_prefix = has_space_prefix(tokenizer)
+    tokens = pieces | _added_tokens(folder, settings, tokenizer)
+    for number, token in tokens.items():
+        if token.type == _USER_DEFINED:  # llama.cpp looks for these before it escapes spaces
+            tokens[number] = token._replace(text=token.text.replace(SPACE, " "))
+    missing = {*_BYTE_TOKENS}.difference(token.text for token in tokens.values())
+    if missing:
+        raise Unsupported("a vocabulary without a token for each byte, as", min(missing))
+    values = {
+        "model": Value("STRING", "llama"),
+        "pre": Value("STRING", "default"),
+        "add_space_prefix": Value("BOOL", space_prefix),
+    }
+    return tokens, values
+
+
+def _pieces(path: Path, settings: JsonObject) -> tuple[Tokens, bool]:
+    with reading_model(path):
+        pieces, space_prefix = parse_sentencepiece(path.read_bytes())
+    stated = settings.get("add_prefix_space")
+    return dict(enumerate(pieces)), stated if isinstance(stated, bool) else space_prefix
+
+
+def _byte_fallback(tokenizer: JsonObject) -> Tokens:
+    bpe = read_bpe(tokenizer)
+    scores = merge_scores(bpe)
+    tokens = {number: Token(text, score=scores.get(text, 0.0)) for text, number in bpe.ids.items()}
+    for text in bpe.ids.keys() & _BYTE_TOKENS:
+        tokens[bpe.ids[text]] = Token(text, _BYTE)
+    return tokens
+
+
+def _added_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Tokens:
+    """The tokens that are found in a text first; the last file counts."""
+    found = [(number, text, False) for text, number in _read_json(folder / "added_tokens.json").items()]
+    for key, token in settings.get("added_tokens_decoder", {}).items():
+        found.append((int(key), token["content"], token.get("special")))
+    for token in tokenizer.get("added_tokens", []):
+        found.append((token["id"], token["content"], token.get("special")))
+    tokens = {}
+    for number, text, is_special in found:
+        is_control = is_special or _CONTROL_TEXT.fullmatch(text)
+        tokens[number] = Token(text, _CONTROL if is_control else _USER_DEFINED, _ADDED_SCORE)
+    return tokens
+
+
+def _ids(folder: Path, tokens: Tokens, size: int) -> Mapping[str, int]:
+    """The ids of texts. Raises ModelFileError if two are equal, which ends llama.cpp, or an id has no row."""
+    ids: dict[str, int] = {}
+    for number, token in tokens.items():
+        name = f"its token {number}, {quoted(token.text)},"
+        if token.text in ids:
+            hint = "remove one of them from the tokenizer"
+            raise ModelFileError(folder, f"{name} is also token {ids[token.text]}", hint)
+        if not 0 <= index(number) < size and token.text != _NO_ROW:
+            hint = "resize the embedding to the tokenizer, or remove the token"
+            raise ModelFileError(folder, f"{name} has no row in the embedding of {size:,}", hint)
+        ids[token.text] = number
+    return ids
+
+
+def _chat_template(folder: Path, settings: JsonObject) -> str:
+    """The chat template, or the default of several; empty without one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        with reading_model(path):
+            return path.read_text("utf-8")
+    template = settings.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        template = {item["name"]: item["template"] for item in template}.get("default")
+    if not isinstance(template, str | None):
+        raise TypeError(f"chat_template is {template}")
+    return template or ""
