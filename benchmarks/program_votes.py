@@ -35,8 +35,8 @@ from typing import NamedTuple
 from harness import argument_parser, read_sections, record_section
 
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.eval.comparison import paired_interval
-from cerebrum_cli.eval.estimates import Vote, majorities, winner
+from cerebrum_cli.eval.comparison import paired_interval, question_results
+from cerebrum_cli.eval.estimates import QuestionVotes, majorities
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, group_by_question, votes_of
 from cerebrum_cli.eval.rescoring import rescored
@@ -107,27 +107,29 @@ class Recorded(NamedTuple):
     votes: dict[str, list[float]]
 
 
-def plain(samples: Sequence[Sample]) -> list[Vote]:
+def plain(samples: Sequence[Sample]) -> QuestionVotes:
     return votes_of(samples, with_programs=False)
 
 
-def only_checked(samples: Sequence[Sample]) -> list[Vote]:
+def only_checked(samples: Sequence[Sample]) -> QuestionVotes:
     """The samples whose program comes to their answer, or all if there is none."""
-    votes = votes_of(samples)
-    agreeing = [vote._replace(computed=None) for vote in votes if vote.form is not None and vote.form == vote.computed]
-    return agreeing or plain(samples)
+    tally, correct = votes_of(samples)
+    agreeing = tuple(replace(answer, computed_form=None) for answer in tally.answers if answer.is_checked)
+    return QuestionVotes(replace(tally, answers=agreeing), correct) if agreeing else plain(samples)
 
 
 def curve(
-    questions: Sequence[Drawn], prose: int, programs: int, count: Callable[[Sequence[Sample]], list[Vote]] = plain
+    questions: Sequence[Drawn], prose: int, programs: int, count: Callable[[Sequence[Sample]], QuestionVotes] = plain
 ) -> Curve:
     accuracies, tokens = list[float](), list[float]()
     for drawn in questions:
         right, costs = list[float](), list[int]()
         for subset in combinations(drawn.prose, prose):
             for others in combinations(drawn.programs, programs):
-                votes = [*(count(subset) if subset else []), *votes_of(others)]
-                right += majorities([votes])[len(votes)]
+                of_prose, of_others = count(subset), votes_of(others)
+                answers = of_prose.tally.answers + of_others.tally.answers
+                votes = QuestionVotes(Tally(Votes(1, len(answers)), answers), {**of_others.correct, **of_prose.correct})
+                right += majorities([votes])[len(answers)]
                 costs.append(sum(cost(sample, count is not plain) for sample in (*subset, *others)))
         accuracies.append(mean(right))
         tokens.append(mean(costs))
@@ -346,14 +348,13 @@ def draw(sandbox: Sandbox, *runs: Run) -> list[Drawn]:
 
 
 def is_right(sample: Sample) -> bool:
-    return winner(votes_of([sample])).correct
+    [result] = question_results({sample.id: [sample]}).values()
+    return result.correct
 
 
 def introduce(model: str, questions: Sequence[Drawn]) -> str:
     samples = [sample for drawn in questions for sample in drawn.prose]
-    checked = [
-        vote.form is not None and vote.form == vote.computed for sample in samples for vote in votes_of([sample])
-    ]
+    checked = [answer.is_checked for sample in samples for answer in votes_of([sample]).tally.answers]
     by_program = {
         key: mean(sample.correct for sample, is_checked in zip(samples, checked, strict=True) if is_checked is key)
         for key in (True, False)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
 from cerebrum_cli.answers.plain_text import Match, Pattern, rewriting, rewritten
@@ -56,6 +57,7 @@ _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the d
 _ARTICLE = re.compile(r"\b(?:the|an|a)\s(?=\S)")
 
 
+@lru_cache(10_000)  # samples that vote have few different answers
 def canonical(answer: str) -> str:
     """Normal form of an extracted answer; idempotent."""
     form = answer

@@ -18,7 +18,6 @@ from cerebrum_cli.eval.estimates import (
     standard_error,
     student_t,
     wilson,
-    winner,
 )
 from cerebrum_cli.eval.questions import QuestionId
 from cerebrum_cli.eval.report import Samples, accuracy_of, votes_of
@@ -73,7 +72,10 @@ class Comparison:
 def question_results(questions: Mapping[QuestionId, Samples]) -> dict[QuestionId, QuestionResult]:
     found = {}
     for id, question in questions.items():
-        found[id] = QuestionResult(accuracy_of(question), *winner(votes_of(question)), question[0].cluster_key)
+        votes = votes_of(question)
+        leader = votes.tally.leader
+        form = leader.form if leader else None
+        found[id] = QuestionResult(accuracy_of(question), form, votes.correct[form], question[0].cluster_key)
     return found
 
 

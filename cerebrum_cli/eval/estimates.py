@@ -7,7 +7,7 @@ samples are averaged first, so the questions are what varies, or clusters of the
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -15,6 +15,8 @@ from math import comb, fsum, pi, sqrt, tan
 from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cerebrum_cli.replies.tally import SampleAnswer, Tally
 
 if TYPE_CHECKING:
     import numpy
@@ -49,28 +51,11 @@ class Totals(NamedTuple):
     size: float
 
 
-class Winner(NamedTuple):
-    """The answer that wins a vote: its normal form, None if no sample has one, and whether it is correct."""
+class QuestionVotes(NamedTuple):
+    """The samples of a question in a majority vote, and whether each normal form is correct; the first form is None."""
 
-    form: str | None
-    correct: bool
-
-
-class Vote(NamedTuple):
-    """A sample in a majority vote; `form` is the normal form of its answer, None if it has no answer.
-
-    `is_stated` is False if the answer was guessed from how the reply ends. `computed` is the normal form of what the
-    sample's program printed, if it has one that votes, and `is_computed_correct` whether that is correct.
-
-    Samples of one form should all be correct or all wrong; if they are not, the first of them decides.
-    """
-
-    form: str | None
-    correct: bool
-    probability: float
-    is_stated: bool = False
-    computed: str | None = None
-    is_computed_correct: bool = False
+    tally: Tally
+    correct: Mapping[str | None, bool]
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -191,7 +176,7 @@ def vote_sizes(samples: int) -> list[int]:
     return [*powers, samples]
 
 
-def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
+def majorities(questions: Sequence[QuestionVotes]) -> dict[int, list[float]]:
     """maj@k of each question, for every k of `vote_sizes`: the share of votes of `k` of its samples that are right.
 
     It is the mean over all orders of the samples, which matter where answers are tied.
@@ -207,7 +192,7 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
     shares: dict[int, list[float]] = {}
     if not questions:
         return shares
-    subsets = _subsets(len(questions[0]))
+    subsets = _subsets(questions[0].tally.samples)
     for votes in questions:
         ballots = _Ballots(votes)
         for k, samples in subsets.items():
@@ -216,16 +201,6 @@ def majorities(questions: Sequence[Sequence[Vote]]) -> dict[int, list[float]]:
             accuracies = right.sum(axis=(1, 2)) / wins.sum(axis=(1, 2))
             shares.setdefault(k, []).append(float(accuracies.mean()))
     return shares
-
-
-def winner(votes: Sequence[Vote]) -> Winner:
-    """The answer that wins the vote of all samples, in their order."""
-    import numpy
-
-    ballots = _Ballots(votes)
-    [wins] = ballots.wins(numpy.arange(len(votes)).reshape(1, -1))
-    number = ballots.answers[wins][0]
-    return Winner(ballots.forms[number], bool(ballots.correct[number]))
 
 
 def _subsets(size: int) -> dict[int, Indices]:
@@ -244,14 +219,6 @@ def _subsets(size: int) -> dict[int, Indices]:
     return subsets
 
 
-def _numbered_forms(votes: Sequence[Vote]) -> dict[str | None, int]:
-    numbers: dict[str | None, int] = {None: 0}
-    for vote in votes:
-        numbers.setdefault(vote.form, len(numbers))
-        numbers.setdefault(vote.computed, len(numbers))
-    return numbers
-
-
 def _units(votes: int) -> tuple[int, int, int]:
     """Weights of a ballot, of one that is stated, and of the probability 1."""
     size = 2 ** votes.bit_length()  # more than there are votes
@@ -263,35 +230,31 @@ class _Ballots:
     """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
 
     A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
-    that the larger ones decide and sums are exact. `forms` are the answers, the first of which is none.
+    that the larger ones decide and sums are exact. Answers are numbered, 0 is none.
     """
 
-    def __init__(self, votes: Sequence[Vote]) -> None:
+    def __init__(self, votes: QuestionVotes) -> None:
         import numpy
 
-        numbers = _numbered_forms(votes)
-        self.forms = list(numbers)
-        self.correct = numpy.zeros(len(numbers))
-        self.answers = numpy.zeros((len(votes), 2), int)
-        self._ballots = numpy.zeros((len(votes), 2))
-        self._single, self._stated, self._unit = _units(len(votes))
-        for row, vote in reversed([*enumerate(votes)]):  # the first sample of an answer decides whether it is correct
-            reply, program = numbers[vote.form], numbers[vote.computed]
-            self.correct[program] = vote.is_computed_correct
-            self.correct[reply] = vote.correct
-            self.answers[row] = reply, program
-            self._ballots[row] = self._weights(vote)
-        self.correct[0] = False
+        samples = votes.tally.samples
+        numbers = {form: number for number, form in enumerate(votes.correct)}
+        self.correct = numpy.array(list(votes.correct.values()), float)
+        self.answers = numpy.zeros((samples, 2), int)
+        self._ballots = numpy.zeros((samples, 2))
+        self._single, self._stated, self._unit = _units(samples)
+        for row, sample in enumerate(votes.tally.answers):
+            self.answers[row] = numbers[sample.form], numbers[sample.computed_form]
+            self._ballots[row] = self._weights(sample)
         self._ballots[self.answers == 0] = 0
         if not self.answers[:, 1].any():
             self.answers, self._ballots = self.answers[:, :1], self._ballots[:, :1]
 
-    def _weights(self, vote: Vote) -> tuple[int, int]:
+    def _weights(self, sample: SampleAnswer) -> tuple[int, int]:
         """Weights of the ballots of a reply and of its program, which adds none if it comes to the reply's answer."""
-        reply = self._single + round(vote.probability * self._unit)
-        if vote.form == vote.computed:
+        reply = self._single + round(sample.probability * self._unit)
+        if sample.form == sample.computed_form:
             return reply + self._stated, 0
-        return reply + self._stated * vote.is_stated, self._single + self._stated
+        return reply + self._stated * sample.is_stated, self._single + self._stated
 
     def wins(self, subsets: Indices) -> NDArray[Any]:
         """Whether a vote of some samples elects a reply, or a program, if its sample comes first of the tied ones."""
@@ -314,6 +277,6 @@ class _Ballots:
         """Sums of weights by answer, a row for each subset."""
         import numpy
 
-        rows, size = len(answers), len(self.forms)
+        rows, size = len(answers), len(self.correct)
         cells = answers.reshape(rows, -1) + size * numpy.arange(rows)[:, None]
         return numpy.bincount(cells.ravel(), weights.ravel(), rows * size).reshape(rows, size)

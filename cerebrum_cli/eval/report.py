@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from itertools import chain
 from math import fsum
 
-from cerebrum_cli.answers.canonical import canonical, equals_reference
+from cerebrum_cli.answers.canonical import equals_reference
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import EvalProgress
-from cerebrum_cli.eval.estimates import Estimate, Vote, estimate, majorities, mean, pass_at, vote_sizes, winner
+from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
-from cerebrum_cli.replies.tally import Program, comes_to
+from cerebrum_cli.replies.tally import Program, Tally, Votes, comes_to
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 Samples = Sequence[Sample]  # of a run, or of one question
 SamplesByQuestion = Sequence[Samples]
-_canonical = lru_cache(maxsize=10_000)(canonical)  # samples that vote state few different answers
 
 
 class RunningScore:
@@ -200,13 +198,9 @@ def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     clusters = defaultdict[bool, list[object]](list)
     for question in questions:
         votes = votes_of(question)
-        won = winner(votes)
-        if won.form is None:
-            continue
-        forms, computed = {vote.form for vote in votes}, {vote.computed for vote in votes}
-        is_checked = won.form in forms & computed
-        scores[is_checked].append(won.correct)
-        clusters[is_checked].append(question[0].cluster_key)
+        if leader := votes.tally.leader:
+            scores[leader.is_checked].append(votes.correct[leader.form])
+            clusters[leader.is_checked].append(question[0].cluster_key)
     return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
 
 
@@ -257,40 +251,27 @@ def mean_of(samples: Samples, attribute: str) -> float:
     return mean([getattr(sample, attribute) for sample in samples])
 
 
-def votes_of(question: Samples, with_programs: bool = True) -> list[Vote]:
+def votes_of(question: Samples, with_programs: bool = True) -> QuestionVotes:
     """A question's samples as votes; of several, one that ended in a repetition votes for nothing.
 
-    Their programs vote, too, unless it is without them.
+    Their programs vote, too, unless it is without them. Samples of one form should all be correct or all wrong; if they
+    are not, the first of them decides.
     """
-    votes = [_vote_of(sample, is_alone=len(question) == 1) for sample in question]
-    if not with_programs:
-        return votes
-    correct = {vote.form: vote.correct for vote in reversed(votes)}  # the first sample of an answer decides
-    return [_with_program(vote, sample, correct) for vote, sample in zip(votes, question, strict=True)]
-
-
-def _vote_of(sample: Sample, is_alone: bool) -> Vote:
-    form = None
-    if sample.answer is not None and (is_alone or sample.finish_reason != "repetition"):
-        form = _canonical(sample.answer)
-    return Vote(form, sample.correct, sample.probability, sample.basis == "stated")
-
-
-def _with_program(vote: Vote, sample: Sample, correct: dict[str | None, bool]) -> Vote:
-    """A vote with that of the sample's program, if it has one; `correct` are the answers that are known to be so."""
-    output = sample.program_output
-    if output is None:
-        return vote
-    computed = Program("", output).answer
-    if vote.form is not None and sample.answer and comes_to(output, sample.answer):
-        form = vote.form
-    elif computed:
-        form = _canonical(computed)
-    else:
-        return vote
-    if form not in correct:
-        correct[form] = equals_reference(computed, sample.reference) or comes_to(output, sample.reference)
-    return vote._replace(computed=form, is_computed_correct=correct[form])
+    tally = Tally(Votes(1, len(question)))
+    correct: dict[str | None, bool] = {None: False}
+    for sample in question:
+        answer, program = sample.answer, None
+        if sample.finish_reason == "repetition" and len(question) > 1:
+            answer = None
+        if with_programs and sample.program_output is not None:
+            program = Program("", sample.program_output)
+        tally = tally.add(answer, sample.probability, sample.basis == "stated", program)
+        correct.setdefault(tally.answers[-1].form, sample.correct)
+    for sample, vote in zip(question, tally.answers, strict=True):
+        if vote.computed_form not in correct:
+            is_equal = equals_reference(vote.computed, sample.reference)
+            correct[vote.computed_form] = is_equal or comes_to(sample.program_output or "", sample.reference)
+    return QuestionVotes(tally, correct)
 
 
 def clusters_of(questions: SamplesByQuestion) -> list[object]:

@@ -1,6 +1,7 @@
 """Estimates of an evaluation against brute force, scipy, statsmodels, and standard errors that lm-eval published."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import fsum
 from random import Random
@@ -15,16 +16,15 @@ from statsmodels.stats.proportion import proportion_confint
 
 from cerebrum_cli.eval.estimates import (
     Estimate,
-    Vote,
+    QuestionVotes,
     estimate,
     majorities,
     mean,
     pass_at,
     standard_error,
     wilson,
-    winner,
 )
-from cerebrum_cli.replies.tally import Tally, Votes
+from cerebrum_cli.replies.tally import SampleAnswer, Tally, Votes
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.
 # The sizes are those of the splits lm-eval scores: TruthfulQA, ARC test, HellaSwag validation, AGIEval's AQuA-RAT.
@@ -40,17 +40,27 @@ scores = st.lists(st.sampled_from([0.0, 1.0]) | st.floats(0, 1), min_size=1, max
 shares = st.floats(0, 1)
 
 
-def random_votes(random: Random, samples: int) -> list[Vote]:
+def vote(form: str | None, probability: float, is_stated: bool = False, computed: str | None = None) -> SampleAnswer:
+    return SampleAnswer(form, form, probability, is_stated, computed, computed)
+
+
+def counted(votes: Sequence[SampleAnswer]) -> QuestionVotes:
+    """Votes on a question whose right answer is "right"."""
+    forms = dict.fromkeys([None, *(vote.form for vote in votes), *(vote.computed_form for vote in votes)])
+    return QuestionVotes(Tally(Votes(1, len(votes)), tuple(votes)), {form: form == "right" for form in forms})
+
+
+def random_votes(random: Random, samples: int) -> list[SampleAnswer]:
     """Votes among a few forms, one of which is right, with probabilities that are often equal."""
     votes = []
     for _ in range(samples):
         form = random.choice(["right", "right", "a", "b", "c", None])
         probability = random.choice([0.25, 0.5, 0.75, 1.0, random.random()])
-        votes.append(Vote(form, form == "right", probability, is_stated=random.random() < 0.5))
+        votes.append(vote(form, probability, random.random() < 0.5))
     return votes
 
 
-def share_right(votes: Sequence[Vote]) -> float:
+def share_right(votes: Sequence[SampleAnswer]) -> float:
     """Count a vote in the plainest way: of its leading answers, the share that are correct."""
     standings = {}
     for vote in votes:
@@ -161,8 +171,9 @@ def test_interval_of_nearly_equal_scores_is_near_that_of_equal_ones() -> None:
 def test_majority_equals_all_subsets_counted_one_by_one(samples: int) -> None:
     random = Random(samples)
     questions = [random_votes(random, samples) for _ in range(100)]
-    assert list(majorities(questions)) == list(range(1, samples + 1))
-    for k, shares in majorities(questions).items():
+    found = majorities(list(map(counted, questions)))
+    assert list(found) == list(range(1, samples + 1))
+    for k, shares in found.items():
         expected = [mean([share_right(subset) for subset in combinations(question, k)]) for question in questions]
         assert shares == pytest.approx(expected, abs=1e-12)
 
@@ -172,7 +183,7 @@ def test_majority_of_many_samples_counts_seeded_subsets() -> None:
     random, questions = Random(18), [random_votes(Random(seed), 16) for seed in range(5)]
     keys = [[random.random() for _ in range(16)] for _ in range(1000)]
     orders = [sorted(range(16), key=each.__getitem__) for each in keys]
-    shares = majorities(questions)
+    shares = majorities(list(map(counted, questions)))
     for k in (4, 8):
         subsets = [sorted(order[:k]) for order in orders]
         expected = [
@@ -181,52 +192,51 @@ def test_majority_of_many_samples_counts_seeded_subsets() -> None:
         assert shares[k] == pytest.approx(expected, abs=1e-12)
 
 
-def test_majority_splits_ties_and_a_winner_is_that_of_a_tally() -> None:
+@pytest.mark.parametrize(
+    ("votes", "share"),
+    [
+        ([vote("a", 0.4), vote("right", 0.5)], 0.5),
+        ([*(vote("a", 0.4),) * 2, *(vote("right", each) for each in (0.3, 0.6))], 1.0),
+        ([vote("a", 0.5), vote("right", 0.5)], 0.5),
+        ([vote(None, 0.9), vote("right", 0.1)], 1.0),
+        ([*(vote("right", each) for each in (0.7, 0.2, 0.1)), *(vote("a", each) for each in (0.1, 0.2, 0.7))], 0.5),
+        ([*(vote("right", each) for each in (0.1, 0.2, 0.7)), *(vote("a", each) for each in (0.7, 0.2, 0.1))], 0.5),
+        ([vote("a", 0.9), vote("right", 0.1, is_stated=True)], 1.0),
+    ],
+)
+def test_majority_splits_ties(votes: list[SampleAnswer], share: float) -> None:
     """Equal sums must be equal in any order: 0.1 + 0.2 + 0.7 is not 0.7 + 0.2 + 0.1 in floats."""
-    cases = [
-        [Vote("a", False, 0.4), Vote("b", True, 0.5)],
-        [*(Vote("a", False, 0.4),) * 2, *(Vote("b", True, each) for each in (0.3, 0.6))],
-        [Vote("a", False, 0.5), Vote("b", True, 0.5)],
-        [Vote(None, False, 0.9), Vote("b", True, 0.1)],
-        [*(Vote("b", True, each) for each in (0.7, 0.2, 0.1)), *(Vote("a", False, each) for each in (0.1, 0.2, 0.7))],
-        [*(Vote("b", True, each) for each in (0.1, 0.2, 0.7)), *(Vote("a", False, each) for each in (0.7, 0.2, 0.1))],
-    ]
-    cases += [[Vote("a", False, 0.9), Vote("b", True, 0.1, is_stated=True)]]
-    shares = [[0.5], [1.0], [0.5], [1.0], [0.5], [0.5], [1.0]]
-    assert [majorities([votes])[len(votes)] for votes in cases] == shares
-    for votes in (*cases, *(random_votes(Random(seed), 9) for seed in range(60))):
-        tally = Tally(Votes(len(votes), len(votes)))
-        for vote in votes:
-            tally = tally.add(vote.form, vote.probability, vote.is_stated)
-        won = winner(votes)
-        assert won.form == (tally.winner and tally.winner.form)
+    assert majorities([counted(votes)])[len(votes)] == [share]
 
 
 @pytest.mark.parametrize("samples", [2, 3, 4])
 def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int) -> None:
+    """The winners are those of a tally."""
     random = Random(samples)
     for _ in range(40):
         votes = random_votes(random, samples)
         for index in range(samples * random.randrange(2)):  # with programs, too
-            computed = random.choice([None, "right", "a"])
-            votes[index] = votes[index]._replace(computed=computed, is_computed_correct=computed == "right")
-        for k, shares in majorities([votes]).items():
-            assert shares == pytest.approx([mean([winner(order).correct for order in permutations(votes, k)])])
+            votes[index] = replace(votes[index], computed_form=random.choice([None, "right", "a"]))
+        for k, shares in majorities([counted(votes)]).items():
+            leaders = [counted(order).tally.leader for order in permutations(votes, k)]
+            assert shares == pytest.approx([mean([bool(won and won.form == "right") for won in leaders])])
 
 
 @given(st.lists(st.booleans(), min_size=4, max_size=4))
 def test_majority_of_two_that_differ_is_the_mean_of_both(correct: list[bool]) -> None:
-    votes = [Vote(str(index), is_correct, 0.5) for index, is_correct in enumerate(correct)]
-    assert majorities([votes])[2] == pytest.approx([mean(correct)])
+    tally = Tally(Votes(1, 4), tuple(vote(str(index), 0.5) for index in range(4)))
+    forms = {None: False} | {str(index): is_correct for index, is_correct in enumerate(correct)}
+    assert majorities([QuestionVotes(tally, forms)])[2] == pytest.approx([mean(correct)])
 
 
 def test_majority_without_an_answer_is_wrong() -> None:
-    silent = [Vote(None, False, 1.0)] * 3
-    assert winner(silent) == (None, False)
-    assert majorities([silent])[2] == [0.0]
-    assert majorities([[*silent, Vote("right", True, 0.0)]])[4] == [1.0]  # one vote wins, however improbable
+    silent = [vote(None, 1.0)] * 3
+    assert counted(silent).tally.leader is None
+    assert majorities([counted(silent)])[2] == [0.0]
+    assert majorities([counted([*silent, vote("right", 0.0)])])[4] == [1.0]  # one vote wins, however improbable
     questions = [random_votes(Random(seed), 8) for seed in range(50)]
-    assert majorities(questions)[1] == [mean([vote.correct for vote in question]) for question in questions]
+    expected = [mean([vote.form == "right" for vote in question]) for question in questions]
+    assert majorities(list(map(counted, questions)))[1] == expected
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])

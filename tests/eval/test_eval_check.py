@@ -8,7 +8,7 @@ import pytest
 from command_line import Finished, assert_error
 from scripted_command import run_here
 
-from cerebrum_cli.eval.estimates import winner
+from cerebrum_cli.eval.comparison import question_results
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
 from cerebrum_cli.programs.sandbox import CodeResult
@@ -103,8 +103,9 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
         tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
         samples.append(sample(number, answer, printed, reference="a"))
-    won = winner(votes_of(samples))
-    assert won.form == (tally.leader and tally.leader.form)
+    won = votes_of(samples).tally.leader
+    assert (won and won.form) == (tally.leader and tally.leader.form)
+    assert {result.form for result in question_results({1: samples}).values()} == {won and won.form}
     assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])
 
 
