@@ -64,7 +64,7 @@ PURE = (
     *("gguf.architectures", "gguf.sizes", "gguf.types", "replies.inspection", "replies.reply_controls"),
     *("checkpoints.bpe", "checkpoints.sentencepiece", "checkpoints.special_tokens"),
     *("programs.code", "replies.tally", "replies.voting", "merge.compatibility", "merge.methods", "merge.plan"),
-    *("merge.recipe", "merge.tensor_names", "library.fit"),
+    *("merge.recipe", "merge.mixtures", "merge.convert", "checkpoints.families", "gguf.tensor_names", "library.fit"),
     "core.row_events",
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too

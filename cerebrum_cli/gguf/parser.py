@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
@@ -151,14 +151,32 @@ Values = Mapping[str, Value]
 Shape = tuple[int, ...]  # of a tensor, row length first
 
 
+ReadBytes = Callable[[Path, int, int], bytes]  # reads from a file, at an offset, a number of bytes
+
+
+class TensorSource(Protocol):
+    """How the bytes of a tensor come from others; it is hashable."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read."""
+
+    def read(self, read: ReadBytes, begin: int, size: int) -> bytes:
+        """Bytes of the tensor from `begin` on."""
+
+
 class Tensor(NamedTuple):
-    """A tensor in a file: its shape; ggml type number; file and offset in bytes."""
+    """A tensor in a file: its shape; ggml type number; file and offset in bytes.
+
+    With a `source`, its bytes are computed, and the offset counts in these.
+    """
 
     name: str
     shape: Shape
     type: int
     path: Path
     offset: int
+    source: TensorSource | None = None
 
     @property
     def kind(self) -> TensorType:

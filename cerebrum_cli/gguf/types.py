@@ -62,6 +62,8 @@ TENSOR_TYPES = {
     for number, name, block_size, block_bytes in map(str.split, _TENSOR_TYPES.strip().splitlines())
 }
 
+TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
+
 # Source: `enum llama_ftype` in llama.h, without its MOSTLY_ prefix, as in file names, in runs without a gap.
 FILE_TYPES = {
     number: name

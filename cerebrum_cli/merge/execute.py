@@ -74,7 +74,8 @@ class TensorEvaluator(ExitStack):
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
         for tensor in input_tensors(output.op):
-            self._open_file(tensor.path)  # here, before threads read it
+            for path in tensor.source.paths if tensor.source else (tensor.path,):
+                self._open_file(path)  # here, before threads read it
         if isinstance(output.op, Sum):
             yield from self._summed(output, output.op)
         elif len(output.shape) > 2 and EXPERTS in output.name:
@@ -141,10 +142,16 @@ class TensorEvaluator(ExitStack):
         return out
 
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
-        with reading_model(tensor.path):
-            data = os.pread(self._files[tensor.path], size, tensor.offset + begin)
+        begin += tensor.offset
+        if tensor.source:
+            return tensor.source.read(self._read_file, begin, size)
+        return self._read_file(tensor.path, begin, size)
+
+    def _read_file(self, path: Path, begin: int, size: int) -> bytes:
+        with reading_model(path):
+            data = os.pread(self._files[path], size, begin)
         if len(data) != size:
-            raise ModelFileError(tensor.path, "the file was truncated during the merge")
+            raise ModelFileError(path, "the file was truncated during the merge")
         return data
 
     def _open_file(self, path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header
-from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TensorType
+from cerebrum_cli.gguf.tensor_names import hugging_face_names
+from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from cerebrum_cli.merge.compatibility import (
     SAME_SHAPE_HINT,
     LayerSources,
@@ -23,8 +24,8 @@ from cerebrum_cli.merge.compatibility import (
     require_layer_pattern,
 )
 from cerebrum_cli.merge.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
+from cerebrum_cli.merge.mixtures import MIXTURES, ModelShape, mixed_type
 from cerebrum_cli.merge.recipe import Recipe, Slice, SliceSource
-from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 Metadata = dict[str, Value]
 Origins = Sequence[tuple[str, int]]  # a model and the number of a layer in it, for each layer
@@ -111,25 +112,24 @@ def base_models(tables: Iterable[Table]) -> Metadata:
     return result
 
 
-TYPE_NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
-# Values of --type: the types llama.cpp can write without an importance matrix.
-_WRITABLE = "F32 F16 BF16 Q8_0 Q6_K Q5_K Q5_1 Q5_0 Q4_K IQ4_NL Q4_1 Q4_0 Q3_K Q2_K"
-WRITABLE = tuple(_WRITABLE.split())
+# Values of --type: the types llama.cpp can write without an importance matrix, and its mixtures of these.
+_WRITABLE = "F32 F16 BF16 Q8_0 Q5_K Q5_1 Q5_0 Q4_K IQ4_NL Q4_1 Q4_0 Q3_K"
+WRITABLE = (*_WRITABLE.split(), *MIXTURES)
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
-FALLBACKS = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 LAST_FALLBACK = "F16"
 # Small tensors used at full precision, which llama.cpp does not quantize.
 _NOT_QUANTIZED = "_norm ffn_gate_inp ssm_conv1d shortconv time_mix_ attn_rel_b position_embd token_types"
 NOT_QUANTIZED = tuple(_NOT_QUANTIZED.split())
 MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
-MIXTURES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # the closest file types
+CLOSEST = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # file types to the same type everywhere
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Type of all weights, or None for each tensor's own; then `dtype` is that of unquantized tensors.
+    """Type of all weights, or a mixture, or None for each tensor's own; then `dtype` is that of unquantized tensors.
 
     `quantization` is that of the sources, for files that do not state it.
     """
@@ -138,11 +138,14 @@ class Target:
     dtype: str | None = None
     quantization: str | None = None
 
-    def type_of(self, tensor: Tensor, is_head: bool) -> int:
+    def type_of(self, name: str, tensor: Tensor, is_head: bool, model: ModelShape) -> int:
+        """Number of the type that a tensor has under a name in a model of this shape."""
         target = self._type_of(tensor.kind.name)
         is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
         if target is None or not is_matrix or any(part in tensor.name for part in NOT_QUANTIZED):
             return tensor.type
+        if target in MIXTURES:
+            target = mixed_type(target, name, model) if name.startswith("blk.") else target[:4]
         if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
             target = MIN_HEAD_TYPE
         for name in (target, FALLBACKS.get(target, target)):
@@ -158,7 +161,7 @@ class Target:
             if converted is None:
                 return own
             target = converted
-        file_type = MIXTURES.get(target, target)
+        file_type = CLOSEST.get(target, target)
         return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
 
     def _type_of(self, own: str) -> str | None:
@@ -166,6 +169,11 @@ class Target:
         if self.type is None and own in FLOAT_TYPES:
             return self.dtype
         return self.type
+
+
+def model_shape(table: Table, layers: int) -> ModelShape:
+    heads, kv_heads = (table.whole_number(f"attention.{key}", 0) or 1 for key in ("head_count", "head_count_kv"))
+    return ModelShape(layers, table.whole_number("expert_count") or 0, heads // kv_heads)
 
 
 class OutputTensor(NamedTuple):
@@ -216,7 +224,7 @@ class MergeStep(NamedTuple):
     sources: LayerSources
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MergePlanner:
     recipe: Recipe
     tables: TablesByName
@@ -313,7 +321,12 @@ class MergePlanner:
             inputs.append((source, tensor))
         _, base = inputs[step.slice.base]
         is_head = name == HEAD or (name == EMBEDDING and not self._has_head)
-        return OutputTensor(name, base.shape, self.target.type_of(base, is_head), tensor_op(position, inputs))
+        kind = self.target.type_of(name, base, is_head, self._shape)
+        return OutputTensor(name, base.shape, kind, tensor_op(position, inputs))
+
+    @cached_property
+    def _shape(self) -> ModelShape:
+        return model_shape(self.tables[self.recipe.models[0]], len([*self._steps()]))
 
     @property
     def _has_head(self) -> bool:

@@ -14,9 +14,9 @@ from merges import Weights, slerp, write_merge, write_weights
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.gguf.tensor_names import hugging_face_names
+from cerebrum_cli.gguf.types import TYPE_NUMBERS
 from cerebrum_cli.merge import execute as working
-from cerebrum_cli.merge.plan import TYPE_NUMBERS
-from cerebrum_cli.merge.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
 

@@ -1,5 +1,6 @@
 """Plan of a merge, from tables in memory: its layers, the operation of each tensor, and its files."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from merge_tables import (
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Tensor
 from cerebrum_cli.gguf.table import Table
+from cerebrum_cli.gguf.types import TYPE_NUMBERS
 from cerebrum_cli.merge.methods import Sum, copy_of
-from cerebrum_cli.merge.plan import TYPE_NUMBERS, WRITABLE, Target, parse_type
+from cerebrum_cli.merge.mixtures import MIXTURES, ModelShape, mixed_type
+from cerebrum_cli.merge.plan import WRITABLE, Target, parse_type
 
 
 def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None:
@@ -243,7 +246,7 @@ def test_merge_of_a_model_without_embeddings_is_refused() -> None:
 
 
 def test_merge_type_applies_to_matrices_with_more_bits_for_the_head() -> None:
-    for name in WRITABLE:
+    for name in set(WRITABLE).difference(MIXTURES):
         made = plan(stacked(("a", 0, 4)), table("a"), target=Target(type=name))
         head = "Q6_K" if name.startswith(("Q2", "Q3", "Q4", "Q5", "IQ")) else name
         matrices = dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"), name)
@@ -260,7 +263,29 @@ def test_merge_type_of_tied_embeddings_and_of_expert_routers() -> None:
     assert (made[("ffn_gate_inp", "F32")], made[("ffn_gate_exps", "Q4_K")]) == (2, 2)
 
 
-FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "IQ4_NL", "Q2_K": "IQ4_NL", "Q8_0": "Q8_0"}
+@pytest.mark.parametrize(
+    ("mixture", "counts"),
+    [
+        ("Q2_K", {"Q2_K": 128, "Q3_K": 64, "Q4_K": 32}),
+        ("Q3_K_S", {"Q3_K": 224}),
+        ("Q3_K_M", {"Q3_K": 128, "Q4_K": 92, "Q5_K": 4}),
+        ("Q3_K_L", {"Q3_K": 128, "Q5_K": 96}),
+        ("Q4_K_S", {"Q4_K": 216, "Q5_K": 8}),
+        ("Q4_K_M", {"Q4_K": 192, "Q6_K": 32}),
+        ("Q5_K_M", {"Q5_K": 192, "Q6_K": 32}),
+        ("Q6_K", {"Q6_K": 224}),
+    ],
+)
+def test_mixture_has_the_types_of_llama_quantize(mixture: str, counts: dict[str, int]) -> None:
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    names = [f"blk.{layer}.{part}.weight" for layer in range(32) for part in parts]
+    assert Counter(mixed_type(mixture, name, ModelShape(32, 0, 4)) for name in names) == counts
+    eight = {part: mixed_type(mixture, f"blk.9.{part}.weight", ModelShape(32, 8, 4)) for part in parts}
+    assert (eight["attn_k"], eight["attn_v"]) == ("Q8_0", "Q8_0")
+    assert (eight["attn_output"] == "Q5_K") == (mixture not in ("Q3_K_L", "Q6_K"))
+
+
+FALLBACKS = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q3_K": "Q4_0", "Q2_K": "Q4_0", "Q8_0": "Q8_0"}
 
 
 @pytest.mark.parametrize("requested", [*FALLBACKS, "BF16", "F32"])
@@ -313,9 +338,9 @@ def test_merge_file_type_is_that_of_the_base_or_of_the_first_layer() -> None:
     assert contents(plan(stacked(("a", 0, 1), ("b", 1, 4)), table("a"), last))["general.file_type"] == 15
 
 
-@pytest.mark.parametrize("text", ["Q4_K_M", "IQ2_XXS", ""])
+@pytest.mark.parametrize("text", ["Q4_K_L", "IQ2_XXS", ""])
 def test_merge_type_refuses_an_unsupported_type_with_alternatives(text: str) -> None:
-    assert [parse_type(valid) for valid in ("Q4_K", "q4-k", "bf16", "IQ4_NL")] == ["Q4_K", "Q4_K", "BF16", "IQ4_NL"]
+    assert [parse_type(valid) for valid in ("q4-k-m", "q4-k", "bf16", "IQ4_NL")] == ["Q4_K_M", "Q4_K", "BF16", "IQ4_NL"]
     with pytest.raises(UsageError) as caught:
         parse_type(text)
     assert caught.value.message == f"--type {text}: unknown weight type"

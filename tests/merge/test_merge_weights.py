@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.engine.llama.codec import LlamaCodec
 from cerebrum_cli.gguf.parser import Tensor, Value
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 from cerebrum_cli.merge import execute as weights_module
 from cerebrum_cli.merge.execute import (
     PENDING_PER_THREAD,
@@ -25,7 +25,7 @@ from cerebrum_cli.merge.execute import (
     require_supported_types,
 )
 from cerebrum_cli.merge.methods import Slerp, Sum, TensorOp, Term, copy_of
-from cerebrum_cli.merge.plan import TYPE_NUMBERS, OutputTensor, Plan
+from cerebrum_cli.merge.plan import OutputTensor, Plan
 
 CODEC = LlamaCodec()
 Bytes = NDArray[np.uint8]

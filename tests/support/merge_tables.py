@@ -12,7 +12,8 @@ from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.merge.plan import TYPE_NUMBERS, MergePlanner, Plan, Target
+from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
 from cerebrum_cli.merge.recipe import parse_recipe
 
 

@@ -1,0 +1,88 @@
+"""How the bytes of a tensor in GGUF come from those in safetensors: joined, reordered, converted, or computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerebrum_cli.checkpoints.safetensors import StoredTensor
+from cerebrum_cli.gguf.parser import ReadBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Stored tensors of one shape, such as those of all experts, one after another.
+
+    With `head_rows`, the two halves of the rows of each head are interleaved, as llama.cpp rotates them: Hugging Face
+    rotates the first half with the second. Rows have `row_bytes`.
+    """
+
+    parts: tuple[StoredTensor, ...]
+    row_bytes: int
+    head_rows: int = 0
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(part.path for part in self.parts))
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    def read(self, read: ReadBytes, begin: int, size: int) -> bytes:
+        if not self.head_rows:
+            return self._join(read, begin, begin + size)
+        import numpy as np
+
+        head = self.head_rows * self.row_bytes
+        first = begin // head * head
+        last = -(-(begin + size) // head) * head
+        rows = np.frombuffer(self._join(read, first, last), np.uint8)
+        halves = rows.reshape(-1, 2, self.head_rows // 2, self.row_bytes)
+        return halves.swapaxes(1, 2).tobytes()[begin - first :][:size]
+
+    def _join(self, read: ReadBytes, begin: int, end: int) -> bytes:
+        return b"".join(self._pieces(read, begin, end))
+
+    def _pieces(self, read: ReadBytes, begin: int, end: int) -> Iterator[bytes]:
+        start = 0  # of a part, in all of them
+        for part in self.parts:
+            first, last = max(begin, start), min(end, start + part.size)
+            if first < last:
+                yield read(part.path, part.offset + first - start, last - first)
+            start += part.size
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A small tensor in single precision, with a constant added to each weight."""
+
+    stored: Assembly
+    type: str
+    constant: float = 0.0
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return self.stored.paths
+
+    def read(self, read: ReadBytes, begin: int, size: int) -> bytes:
+        import numpy as np
+
+        data = self.stored.read(read, 0, self.stored.size)
+        if self.type == "BF16":
+            weights = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+        else:
+            weights = np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[self.type]).astype("<f4")
+        return (weights + np.float32(self.constant)).tobytes()[begin : begin + size]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Weights that follow from the configuration."""
+
+    data: bytes
+    paths: tuple[Path, ...] = ()
+
+    def read(self, read: ReadBytes, begin: int, size: int) -> bytes:  # noqa: ARG002
+        return self.data[begin : begin + size]

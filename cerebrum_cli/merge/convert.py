@@ -1,0 +1,26 @@
+"""Plan the conversion of a checkpoint: its own metadata, and each tensor in the type that a target has for it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table
+from cerebrum_cli.merge.methods import copy_of
+from cerebrum_cli.merge.plan import OutputTensor, Plan, Target, model_shape
+
+
+def plan_conversion(table: Table, type: str, texts: Mapping[str, str]) -> Plan:
+    """Plan the conversion of a checkpoint to a type or a mixture, with these texts in the metadata of the file."""
+    target = Target(type)
+    shape = model_shape(table, table.n_layers)
+    tensors = []
+    for name, tensor in table.tensors.items():
+        is_head = name == HEAD or (name == EMBEDDING and HEAD not in table.tensors)
+        kind = target.type_of(name, tensor, is_head, shape)
+        tensors.append(OutputTensor(name, tensor.shape, kind, copy_of(tensor)))
+    metadata = {**table.metadata, **{key: Value("STRING", text) for key, text in texts.items()}}
+    file_type = target.file_type(None)
+    if file_type is not None:
+        metadata["general.file_type"] = Value("UINT32", file_type)
+    return Plan(metadata, tuple(tensors), ())

@@ -1,0 +1,70 @@
+"""Types of the tensors in llama.cpp's mixtures of types, such as Q4_K_M. Pure.
+
+The rules are those of `llama_tensor_get_type_impl` in llama-quant.cpp (llama.cpp 0c1e57098) without an importance
+matrix, but for its exceptions by the size of a model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# A mixture, a part of a layer, the layers ("first N", "first part 1/N", those with "more" bits, or all) and their type.
+# The first row that holds counts; others have the type in the name of the mixture.
+_RULES = """
+Q2_K    attn_output  all    Q3_K
+Q2_K    attn_v       all    Q3_K
+Q2_K    ffn_down     all    Q3_K
+Q3_K_M  attn_output  all    Q4_K
+Q3_K_M  attn_v       2      Q5_K
+Q3_K_M  attn_v       all    Q4_K
+Q3_K_M  ffn_down     1/16   Q5_K
+Q3_K_M  ffn_down     all    Q4_K
+Q3_K_L  attn_output  all    Q5_K
+Q3_K_L  attn_v       all    Q5_K
+Q3_K_L  ffn_down     all    Q5_K
+Q4_K_S  attn_v       4      Q5_K
+Q4_K_S  ffn_down     1/8    Q5_K
+Q4_K_M  attn_v       more   Q6_K
+Q4_K_M  ffn_down     more   Q6_K
+Q5_K_M  attn_v       more   Q6_K
+Q5_K_M  ffn_down     more   Q6_K
+"""
+RULES = tuple(tuple(row.split()) for row in _RULES.strip().splitlines())
+MIXTURES = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
+_MANY_EXPERTS = 8  # with so many, attention is a small part of a model
+
+
+class ModelShape(NamedTuple):
+    """Numbers of layers, of experts, and of query heads for each head of keys and values."""
+
+    layers: int
+    experts: int
+    grouped: int
+
+
+def mixed_type(mixture: str, name: str, shape: ModelShape) -> str:
+    """The type of a tensor of a layer in a mixture."""
+    base = mixture[:4]
+    _, number, part, _ = name.split(".")
+    if shape.experts == _MANY_EXPERTS:
+        if part in ("attn_k", "attn_v"):
+            return "Q8_0"
+        if part == "attn_output":
+            return "Q5_K" if mixture != "Q3_K_L" and base < "Q5_K" else base
+    part = part.replace("attn_qkv", "attn_v").removesuffix("_exps")
+    if (mixture, part) == ("Q2_K", "attn_v") and shape.grouped >= 4:
+        return "Q4_K"
+    for rule_mixture, rule_part, layers, kind in RULES:
+        if (rule_mixture, rule_part) == (mixture, part) and _holds(layers, int(number), shape.layers):
+            return kind
+    return base
+
+
+def _holds(layers: str, number: int, count: int) -> bool:
+    if layers == "all":
+        return True
+    if layers == "more":
+        eighth = count // 8
+        return number < eighth or number >= 7 * count // 8 or (number - eighth) % 3 == 2
+    share = layers.removeprefix("1/")
+    return number < (int(share) if share == layers else count // int(share))
