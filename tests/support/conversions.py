@@ -1,0 +1,16 @@
+"""Conversions of checkpoints on disk."""
+
+from pathlib import Path
+
+from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.engine.llama.codec import LlamaCodec
+from cerebrum_cli.merge.convert import plan_conversion
+from cerebrum_cli.merge.execute import execute, require_supported_types
+
+
+def convert_checkpoint(folder: Path, out: Path, type: str) -> Path:
+    """Convert with two threads."""
+    plan = plan_conversion(read_checkpoint(folder, "tiny checkpoint"), type, {})
+    require_supported_types(plan, LlamaCodec)
+    execute(plan, out, LlamaCodec, 2, lambda done, total: None)
+    return out
