@@ -322,6 +322,7 @@ def require_values_or_refusal(folder: Path) -> None:
     encode_header({"general.architecture": Value("STRING", "llama"), **values}, [])
 
 
+@pytest.mark.slow
 @given(st.integers(0, 9000), st.binary(max_size=3))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_sentencepiece_model_raises_one_error(tmp_path: Path, at: int, data: bytes) -> None:
@@ -343,6 +344,7 @@ def with_other_values(value: Any, depth: int = 3) -> Iterator[Any]:
             yield changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [LLAMA, MISTRAL, BYTES])
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
 def test_values_of_other_types_raise_one_error(name: str, file: str, tmp_path: Path) -> None:
