@@ -35,7 +35,7 @@ _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that are control tokens, though not all tokenizers say so.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
-# Special tokens of Phi-3, and whether a space behind them is dropped, as it is behind all its others.
+# Special tokens of Phi-3, and whether a space behind them is dropped, as it is behind all others of it.
 _PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
 _PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 _NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
@@ -69,7 +69,7 @@ def general_name(folder: Path, name: str) -> str:
     tokenizer, settings = (_read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
     drops_space = {token["content"]: token.get("rstrip") for token in added}
-    if _PHI3_TOKENS.items() <= drops_space.items() and all((drops_space | dict.fromkeys(_PHI3_TOKENS, True)).values()):
+    if _PHI3_TOKENS.items() <= drops_space.items():
         return name if _PHI3_NAME.search(name) else f"{name} (phi-3)"
     return _PHI3_NAME.sub("Phi 3", name)
 

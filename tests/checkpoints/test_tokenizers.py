@@ -193,13 +193,11 @@ def test_names_of_one_pre_tokenizer_depend_on_the_architecture(tmp_path: Path) -
     assert [contents(folder, {}, name)["pre"] for name in ("llama", "granite")] == ["smollm", "refact"]
 
 
-def phi3_tokens(**drops_space: bool) -> Mapping[str, Any]:
+def phi3_tokens(drops_space: bool = True) -> Mapping[str, Any]:
     """Changes to LLAMA that give it special tokens like Phi-3's."""
-    texts = {"<unk>": False, "<s>": False, "</s>": True, "<|endoftext|>": False, "<|user|>": True}
     decoder = {}
-    for number, (text, drops) in enumerate(texts.items()):
-        number += 610 if text.startswith("<|") else 0
-        flag = drops_space.get(text.strip("<|>"), drops)
+    for number, text in {0: "<unk>", 1: "<s>", 2: "</s>", 610: "<|endoftext|>", 611: "<|user|>"}.items():
+        flag = drops_space and text in ("</s>", "<|user|>")
         decoder[f"{number}"] = {"content": text, "special": True, "rstrip": flag}
     return {"tokenizer_config/added_tokens_decoder": decoder}
 
@@ -209,7 +207,7 @@ def phi3_tokens(**drops_space: bool) -> Mapping[str, Any]:
     [
         ("x", phi3_tokens(), "x (phi-3)"),
         ("Phi-3.5-mini", phi3_tokens(), "Phi-3.5-mini"),
-        ("my-Phi3", phi3_tokens(user=False), "my-Phi 3"),
+        ("my-Phi3", phi3_tokens(False), "my-Phi 3"),
         ("my-phi-3-merge", {}, "my-Phi 3-merge"),
         ("x", {}, "x"),
     ],
