@@ -6,7 +6,7 @@ The files are untrusted: names, types and offsets are checked, and every failure
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,13 +55,8 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
     """The tensors in all shards of a checkpoint by name. Raises ModelFileError."""
     tensors = dict[str, StoredTensor]()
     index = folder / INDEX
-    placed = dict[str, Any]()  # the shard of each tensor
-    if index.is_file():
-        placed = shard_names(index)
-        names = sorted({*placed.values()})
-    else:
-        found = (path.name for path in folder.glob(f"*{_SUFFIX}"))
-        names = sorted(name for name in found if not name.startswith(_NOT_SHARDS))
+    placed = shard_names(index) if index.is_file() else {}  # the shard of each tensor
+    names = shards_among(folder, [path.name for path in folder.iterdir()])
     if not names:
         raise ModelFileError(folder, f"has no {_SUFFIX} files", "name a folder with config.json and safetensors")
     for name in names:
@@ -73,6 +68,19 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
         if tensor not in tensors or tensors[tensor].path.name != name:
             raise ModelFileError(index, f"the tensor {quoted(tensor)} is not in {name}", PULL_AGAIN)
     return tensors
+
+
+def shards_among(folder: Path, files: Iterable[str]) -> list[str]:
+    """The shards of a checkpoint with these files: those in its index, or else all. Raises ModelFileError."""
+    index = folder / INDEX
+    if index.is_file():
+        return sorted({*shard_names(index).values()})
+    return sorted(filter(is_shard, files))
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file of this name in a checkpoint has weights of the model."""
+    return name.endswith(_SUFFIX) and "/" not in name and not name.startswith(_NOT_SHARDS)
 
 
 def shard_names(index: Path) -> dict[str, str]:
@@ -91,11 +99,16 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     with reading_model(path), path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
+        end = header_end(file.read(8))
+        if not 10 <= end <= min(_MAX_HEADER, size):
             raise ModelFileError(path, f"not a {_SUFFIX} file, or truncated: {size:,} bytes", PULL_AGAIN)
-        content = file.read(length)
-    return parse_header(path, content, 8 + length, size)
+        content = file.read(end - 8)
+    return parse_header(path, content, end, size)
+
+
+def header_end(beginning: bytes) -> int:
+    """Where the header of a file that begins with these bytes ends, which is where weights begin."""
+    return 8 + int.from_bytes(beginning[:8], "little")
 
 
 def parse_header(path: Path, content: bytes, start: int, size: int) -> dict[str, StoredTensor]:

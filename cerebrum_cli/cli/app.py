@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
+    from cerebrum_cli.library.weights import Conversion, Converter
 
 
 def llama_build() -> Build:
@@ -59,7 +60,9 @@ class App(Installation):
         return RunStore(self.data_directory / "runs")
 
     @contextmanager
-    def puller(self, offline: bool, context: int | None = None, yes: bool = False) -> Iterator[Puller]:
+    def puller(
+        self, offline: bool, context: int | None = None, yes: bool = False, conversion: Conversion | None = None
+    ) -> Iterator[Puller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
         from cerebrum_cli.library.pull import Puller
         from cerebrum_cli.terminal.progress import FileProgress
@@ -69,12 +72,22 @@ class App(Installation):
 
             return pull_merge(*arguments)
 
-        def confirm(warning: str) -> bool:
+        def converter() -> Converter:
+            from cerebrum_cli.merge.conversion import converter
+
+            return converter(self.library)
+
+        def confirm(question: str, default: bool) -> bool | None:
             progress.close()
-            return yes or self.streams.confirm(f"{warning}. Pull it anyway?", default=False)
+            if yes or not self.streams.can_ask:
+                return yes or None
+            return self.streams.confirm(question, default)
 
         with FileProgress(self.streams) as progress:
-            yield Puller(self.library, progress, offline, context, merge=merge, confirm=confirm)
+            puller = Puller(self.library, progress, offline, context, converter=converter, merge=merge, confirm=confirm)
+            if conversion:
+                puller.conversion = conversion
+            yield puller
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

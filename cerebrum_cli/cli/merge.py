@@ -27,6 +27,7 @@ class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
         (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
     )
+    from_weights: bool = option(False, "Use the safetensors of repositories, not GGUF files", "Input")
     output: Path | None = option(
         None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
     )
@@ -84,17 +85,24 @@ def merge(
 def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
     from cerebrum_cli.library.pull import require_free_name
+    from cerebrum_cli.library.weights import Conversion
     from cerebrum_cli.merge.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
 
     library = app.library
     parsed, spec, quantization = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, parsed.models, quantization, options.source)
+    if options.dry_run and options.from_weights:
+        raise UsageError.conflict("--dry-run", "--from-weights", "download them first, and name their folders")
     if options.dry_run:
         return prepare(parsed, resolve_models(references, library.resolve), target)
     require_free_name(library, target.name, spec, path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
+        if options.from_weights:
+            conversion = Conversion(from_weights=True)
+            with app.puller(options.offline, yes=options.yes, conversion=conversion) as puller:
+                return puller.pull_weights(library.parse(reference))
         return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
 
     models = resolve_models(references, find)

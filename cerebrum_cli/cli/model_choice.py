@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import ModelReference, Reference
+    from cerebrum_cli.library.weights import Conversion
 
 
 def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
@@ -78,17 +79,26 @@ def choose_file(app: App, error: SeveralModels) -> ModelReference:
 
 def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: Puller) -> bool:
     plan = puller.plan(reference)
+    if plan.weights:  # asked about when it is pulled
+        return True
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
 def pull_model(
-    app: App, reference: Reference, name: str | None, context: int | None, *, yes: bool, offline: bool
+    app: App,
+    reference: Reference,
+    name: str | None,
+    context: int | None,
+    *,
+    yes: bool,
+    offline: bool,
+    conversion: Conversion | None = None,
 ) -> InstalledModel:
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
     from cerebrum_cli.library.fit import SeveralModels
 
-    with app.puller(offline, context, yes) as puller, interruptible("run it again to resume"):
+    with app.puller(offline, context, yes, conversion) as puller, interruptible("run it again to resume"):
         try:
             model = puller.pull(reference, name)
         except SeveralModels as error:

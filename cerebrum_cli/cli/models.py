@@ -14,6 +14,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positiona
 from cerebrum_cli.core.declaration import Option, flag, option, option_group
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import is_directory
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import (
     MODES,
@@ -23,6 +24,7 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
     environment_layer,
 )
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.reports import print_repositories
@@ -78,6 +80,9 @@ class PullCommandOptions(PullOptions):
     name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
     default: bool = option(False, "Make this the default model", "Model")
     vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
+    type: str | None = option(None, "Quantization; safetensors are converted to it", "Model", metavar="TYPE")
+    from_weights: bool = option(False, "Convert safetensors even if GGUF files exist", "Model")
+    discard: bool = option(False, "Delete downloaded safetensors once converted", "Model")
     dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
     json: bool = json_option()
 
@@ -106,17 +111,25 @@ def pull(
       cerebrum pull owner/repo:Q5_K_M --name mine
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    if options.vocabulary and (others := given_flags(options, "name", "default", "dry_run")):
+    from cerebrum_cli.library.weights import Conversion
+
+    others = given_flags(options, "name", "default", "dry_run", "type", "from_weights", "discard")
+    if options.vocabulary and others:
         raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
-    reference = app.library.parse(model or suggested_model(app, ctx))
+    reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
+    conversion = Conversion(options.type, options.from_weights, options.discard)
     if options.dry_run:
-        show_download_plan(app, reference, ctx, options)
+        with app.puller(options.offline, ctx, conversion=conversion) as puller:
+            plan = puller.plan(reference)
+        show_download_plan(app, reference, plan, options.json)
         return
     if options.vocabulary:
         installed = pull_vocabulary(app, reference, ctx, options.offline)
     else:
-        installed = pull_model(app, reference, options.name, ctx, yes=options.yes, offline=options.offline)
+        installed = pull_model(
+            app, reference, options.name, ctx, yes=options.yes, offline=options.offline, conversion=conversion
+        )
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:
@@ -162,18 +175,28 @@ def next_step(app: App, model: InstalledModel) -> str:
     return f"next: cerebrum chat {model.reference}"
 
 
-def show_download_plan(app: App, reference: Reference, context: int | None, options: PullCommandOptions) -> None:
+def with_type(reference: Reference, options: PullCommandOptions) -> Reference:
+    """The reference in the quantization of --type. Raises UsageError for a file, or one with a quantization."""
+    if options.type is None or (isinstance(reference, Path) and is_directory(reference)):
+        return reference
+    if isinstance(reference, Path) or reference.file or reference.quantization:
+        raise UsageError.conflict(str(reference), "--type")
+    return replace(reference, quantization=options.type)
+
+
+def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_json: bool) -> None:
     from cerebrum_cli.library.listing import download_plan_object
 
-    with app.puller(options.offline, context) as puller:
-        plan = puller.plan(reference)
-    if options.json:
+    if is_json:
         app.streams.answer_object(download_plan_object(plan))
         return
     print_candidates(app.streams, plan)
-    if plan.listing:
+    what = f"download {plan.reference}"
+    if plan.weights:
+        what = f"convert {format_size(plan.weights.size)} of safetensors to {plan.reference}"
+    elif plan.listing:
         _ = plan.download  # raises SeveralModels
-    app.streams.report(f"cerebrum pull {reference} would download {plan.reference}")
+    app.streams.report(f"cerebrum pull {reference} would {what}")
 
 
 @option_group

@@ -115,11 +115,21 @@ def require_space(directory: Path, need: int, error_type: type[CerebrumError], e
     """
     from shutil import disk_usage
 
-    directory = next(parent for parent in (directory, *directory.parents) if exists(parent))
+    directory = _nearest(directory)
     usage = disk_usage(directory)
     if usage.total and usage.free < need:  # some file systems report no size
         problem = f"{directory}: not enough disk space: needs {format_size(need)}; {format_size(usage.free)} is free"
         raise error_type(problem, f"free {format_size(need - usage.free)}, or {elsewhere}")
+
+
+def on_same_disk(first: Path, second: Path) -> bool:
+    """Whether two directories, which may not exist yet, are on one file system."""
+    return _nearest(first).stat().st_dev == _nearest(second).stat().st_dev
+
+
+def _nearest(directory: Path) -> Path:
+    """A directory, or the nearest above it that exists."""
+    return next(parent for parent in (directory, *directory.parents) if exists(parent))
 
 
 def write_all(descriptor: int, data: bytes) -> None:

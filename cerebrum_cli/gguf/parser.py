@@ -38,6 +38,7 @@ _MAX_STORED_ITEMS = 512  # arrays with an item per layer are stored, those with 
 _TENSOR_DIMENSIONS = 4  # GGML_MAX_DIMS
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT, in bytes
 
+_NAME_A_FILE = "name a .gguf file; cerebrum pull converts a folder with safetensors"
 VOCABULARY = "tokenizer.ggml."  # how the keys of a vocabulary begin
 
 
@@ -210,7 +211,7 @@ def read_tables(path: Path, whole: bool = False) -> Tables:
     """
     with reading_model(path):
         if not path.is_file():
-            raise ModelFileError(path, "is not a file" if path.exists() else "file not found", "name a .gguf file")
+            raise ModelFileError(path, "is not a file" if path.exists() else "file not found", _NAME_A_FILE)
         with path.open("rb") as file:
             size = file.seek(0, 2)
             with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:

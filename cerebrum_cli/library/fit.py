@@ -21,6 +21,7 @@ from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, 
 
 if TYPE_CHECKING:
     from cerebrum_cli.library.hub import Listing
+    from cerebrum_cli.library.weights import Weights
 
 Fit = Literal["fits", "tight", "too big"]
 
@@ -174,7 +175,7 @@ class DownloadPlan:
     """A model's quantizations, assessed for this machine's memory and a context size, and the chosen one.
 
     They come from a `listing` of the Hub, with the models that were meant as `variants`, or from the catalog and
-    installed files.
+    installed files; or `weights` can be converted to them. `is_requested` if the user has named the chosen one.
     """
 
     name: str
@@ -185,6 +186,8 @@ class DownloadPlan:
     spec: ModelSpec | None
     listing: Listing | None = None
     variants: tuple[Variant, ...] = ()
+    weights: Weights | None = None
+    is_requested: bool = False
 
     @property
     def reference(self) -> ModelReference:
@@ -239,7 +242,7 @@ class PlanRequest:
             names = sorted({fit.quantization for fit in candidates})
             raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {', '.join(names)}")
         chosen = max(matching, key=lambda fit: fit.recommended)
-        return DownloadPlan(name, candidates, chosen, context, self.capacity, spec)
+        return DownloadPlan(name, candidates, chosen, context, self.capacity, spec, is_requested=wanted is not None)
 
 
 def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:

@@ -53,7 +53,7 @@ class HubFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """GGUF files of a model, or all files of a dataset, in one commit; `revision` is what was requested."""
+    """Files of a model or a dataset in one commit; `revision` is what was requested."""
 
     repo_id: str
     revision: str
@@ -128,7 +128,7 @@ def _constants() -> ModuleType:
 
 
 def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
-    """Request the GGUF files of a model, or all files of a dataset; the default revision is `main`.
+    """Request the files of a model or a dataset; the default revision is `main`.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
@@ -140,21 +140,23 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
         request = api.model_info if kind == "model" else api.dataset_info
         info = request(repo_id, revision=revision, files_metadata=True, timeout=timeout)
         files = []
-        has_others = False
+        has_verifiable = has_others = False  # among files that matter
         for file in info.siblings or ():
-            is_wanted = kind == "dataset" or file.rfilename.lower().endswith(".gguf")
+            is_weights = file.rfilename.lower().endswith((".gguf", ".safetensors"))
             digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
-            is_digest = SHA256.fullmatch(digest) or (kind == "dataset" and COMMIT.fullmatch(digest))
-            if not is_wanted or not is_safe_path(file.rfilename):
+            is_digest = SHA256.fullmatch(digest) or (None if is_weights else COMMIT.fullmatch(digest))
+            if not is_safe_path(file.rfilename):
                 continue
-            if is_digest and file.size is not None:
-                files.append(HubFile(file.rfilename, file.size, digest))
-            else:
-                has_others = True
+            is_verifiable = is_digest is not None and file.size is not None
+            if is_verifiable:
+                files.append(HubFile(file.rfilename, file.size or 0, digest))
+            if is_weights or kind == "dataset":
+                has_verifiable |= is_verifiable
+                has_others |= not is_verifiable
         commit = str(info.sha)
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    if has_others and not files:
+    if has_others and not has_verifiable:
         problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
     return Listing(repo_id, revision, commit, tuple(files), kind)
@@ -171,11 +173,18 @@ class FoundRepository(NamedTuple):
 
 
 def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
-    """Request the GGUF repositories whose names contain a text, the most downloaded first. Raises HubError.
+    """Request the GGUF repositories whose names contain a text, the most downloaded first. Raises HubError."""
+    return _found_repositories({"search": text, "filter": "gguf", "limit": limit})
 
-    huggingface_hub's own search waits half a minute before it reports that there is no network.
-    """
-    query = {"search": text, "filter": "gguf", "sort": "downloads", "limit": limit, "expand": _SEARCH_FIELDS}
+
+def quantized_repositories(repo_id: str, limit: int) -> tuple[FoundRepository, ...]:
+    """Request the GGUF repositories whose cards name a model as their base, likewise."""
+    return _found_repositories({"filter": ["gguf", f"base_model:quantized:{repo_id}"], "limit": limit})
+
+
+def _found_repositories(query: JsonObject) -> tuple[FoundRepository, ...]:
+    """huggingface_hub's own search waits half a minute before it reports that there is no network."""
+    query = {**query, "sort": "downloads", "expand": _SEARCH_FIELDS}
     with _translated("cerebrum search") as timeout:
         from huggingface_hub import get_session
         from huggingface_hub.utils._http import hf_raise_for_status

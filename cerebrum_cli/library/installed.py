@@ -71,6 +71,10 @@ class Library:
     def merge_directory(self) -> Path:
         return (self.registry.directory / "merged").resolve()  # as the registry has it
 
+    @property
+    def conversion_directory(self) -> Path:
+        return (self.registry.directory / "converted").resolve()
+
     def models(self) -> list[InstalledModel]:
         """Installed models: registered ones in order of registration, then those in the cache."""
         registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
@@ -106,7 +110,7 @@ class Library:
             if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
             spec = self.spec_of(reference)
-            if error.pullable is None or (spec and (spec.package or spec.recipe)):
+            if error.pullable is None or (spec and (spec.package or spec.is_built)):
                 raise
             whole = f"cerebrum pull {error.pullable}"
             error.hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: {whole})"
@@ -118,7 +122,7 @@ class Library:
     def parse(self, text: str) -> Reference:
         """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
         text = text.strip()
-        if self.registry.find(text):
+        if ":" not in text and self.registry.find(text):
             return ModelReference(text)
         try:
             reference = parse_reference(text, environment("HF_ENDPOINT"))
@@ -291,6 +295,8 @@ class Library:
         wanted = reference.quantization
         if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
             return False
+        if model.is_converted and model.converted_from["source"].lower() == reference.name.lower():
+            return revision is None or self.cache.commit(reference.name, revision) == model.converted_from["commit"]
         if not reference.is_on_hub:
             return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
         cache = self.vocabulary_cache if model.is_vocabulary else self.cache
@@ -350,7 +356,7 @@ def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> 
 
 
 def _file_hint(text: str) -> str:
-    """Hint for referring to the file of this name, if there is one: a name never means a file."""
-    if is_file(Path(text)):
-        return f"; for a file of this name, use ./{text}"
+    """Hint for referring to the file or folder of this name, if there is one: a name never means a file."""
+    if exists(Path(text)):
+        return f"; for a file or folder of this name, use ./{text}"
     return ""

@@ -58,6 +58,7 @@ def describe(
         **_header_object(model.header),
         "source": source_of(model),
         "merged_from": list(model.merged_from),
+        "converted_from": model.converted_from or None,
         "repo_id": repo_id,
         "revision": cached.commit if cached else None,
         "license": license_name,
@@ -124,7 +125,7 @@ def describe_available(
         "sha256": None,
         "quantization": None,
         "kv_bytes_per_token": spec.kv_bytes_per_token,
-        "repo_id": spec.repo_id,
+        "repo_id": spec.repo_id or spec.weights,
         "revision": spec.revision,
         "license": spec.license,
         "default": False,
@@ -158,6 +159,7 @@ def _facts_of_file(model: InstalledModel) -> JsonDict:
             "format": model.default_format,
             "context_size": model.trained_context,
             "merged_from": list(model.merged_from),
+            "converted_from": model.converted_from or None,
             "error": kind_text(model) or None,
         }
     except ModelFileError as error:
@@ -165,7 +167,7 @@ def _facts_of_file(model: InstalledModel) -> JsonDict:
     except OSError as error:
         problem = f"{model.path}: {error.strerror}"
     size = model.file.size if model.file else None
-    unknown = dict.fromkeys(("quantization", "format", "context_size"))
+    unknown = dict.fromkeys(("quantization", "format", "context_size", "converted_from"))
     return {**unknown, "size": size, "merged_from": [], "error": problem}
 
 
@@ -228,7 +230,7 @@ def _catalogue_row(spec: ModelSpec, plan: DownloadPlan | None, is_installed: boo
         "context_size": spec.context_size,
         "license": spec.license,
         "good_for": spec.good_for,
-        "repo_id": spec.repo_id,
+        "repo_id": spec.repo_id or spec.weights,
         **_chosen(plan),
         "quantizations": [asdict(candidate) for candidate in plan.candidates] if plan else [],
         "notes": spec.notes,
@@ -241,6 +243,7 @@ def download_plan_object(plan: DownloadPlan) -> JsonDict:
         "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
         "revision": plan.listing.commit if plan.listing else None,
         "chosen": plan.chosen.quantization,
+        "weights": plan.weights and plan.weights.size,
         **candidates_object(plan),
     }
 

@@ -36,6 +36,7 @@ SAMPLING_KEYS = {  # general.sampling.*, by the settings they recommend; there a
 FLOAT_DIGITS = 6  # of a number that the file holds in 32 bits: 0.95 is read as 0.949999988...
 # Metadata of a merge: the recipe, the names of its models, and their prompt format.
 MERGE_RECIPE, MERGE_SOURCES, MERGE_FORMAT = "cerebrum.merge.recipe", "cerebrum.merge.sources", "cerebrum.format"
+CONVERTED = "cerebrum.convert."  # before the keys of `InstalledModel.converted_from`
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class InstalledModel:
     If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
     have their headers only and no weights: it is not installed, but its vocabulary is. `adapters` are applied when it
     is loaded. One that `is_served` is known by name only: a server has it, and the file is that of another. One that
-    `is_bundled` is part of this program.
+    `is_bundled` is part of this program. One that `is_weights` is a folder with safetensors, which can be merged.
     """
 
     name: str
@@ -58,6 +59,7 @@ class InstalledModel:
     adapters: tuple[Adapter, ...] = ()
     is_served: bool = False
     is_bundled: bool = False
+    is_weights: bool = False
 
     @property
     def path(self) -> Path:
@@ -129,7 +131,7 @@ class InstalledModel:
     @property
     def is_unnamed(self) -> bool:
         """Whether only its path refers to it: it is neither registered, nor in the cache, nor bundled."""
-        return self.file is None and self.cached is None and not self.is_bundled
+        return self.file is None and self.cached is None and not (self.is_bundled or self.is_weights)
 
     def text_of(self, key: str) -> str:
         """The text of a key of the header; empty without it, and for any other value."""
@@ -141,6 +143,17 @@ class InstalledModel:
     @property
     def merged_from(self) -> tuple[str, ...]:
         return tuple(self.text_of(MERGE_SOURCES).splitlines())
+
+    @property
+    def converted_from(self) -> dict[str, str]:
+        """The `source` of its weights (a repository, with a `commit`, or a folder), and the `sha256` of its shards."""
+        found = {key: self.text_of(CONVERTED + key) for key in ("source", "commit", "sha256")}
+        return {key: text for key, text in found.items() if text}
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether this program converted the weights of another format to this file."""
+        return self.file is not None and self.file.source == "converted" and self.is_usable
 
     @property
     def display_name(self) -> str:
@@ -160,7 +173,7 @@ class InstalledModel:
 
     @property
     def reference(self) -> str:
-        if self.file or self.is_served or self.is_bundled:
+        if self.file or self.is_served or self.is_bundled or self.is_weights:
             return self.name
         if self.cached is None:
             return str(self.path)
@@ -189,6 +202,8 @@ class InstalledModel:
             return self.spec.format
         if self.is_bundled:
             return "cerebrum"
+        if self.is_weights:
+            return None
         merged = self.text_of(MERGE_FORMAT)
         if merged in {**PLAIN_FORMATS, **NAMED_TEMPLATES}:
             return merged

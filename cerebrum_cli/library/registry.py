@@ -16,7 +16,7 @@ from typing import Literal
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 
-Source = Literal["package", "local", "hub", "merge", "ollama", "lmstudio"]
+Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
 
 OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
@@ -61,9 +63,9 @@ def remove(library: Library, model: InstalledModel) -> str:
 
 
 def _is_own_file(library: Library, model: InstalledModel) -> bool:
-    """Whether this program made the file, by a merge or out of a package."""
-    is_from_package = model.file is not None and model.file.source == "package"
-    return is_from_package or model.path.parent == library.merge_directory
+    """Whether this program made the file, by a merge or conversion, or out of a package."""
+    is_unpacked = model.file is not None and model.file.source in ("package", "converted")
+    return is_unpacked or model.path.parent == library.merge_directory
 
 
 def _owns_files(library: Library, model: InstalledModel) -> bool:
@@ -81,6 +83,9 @@ def _delete(library: Library, model: InstalledModel) -> int:
     if _is_own_file(library, model):
         size = model.size
         model.path.unlink()
+        if model.is_converted:
+            with suppress(OSError):  # other types of the same weights
+                model.path.parent.rmdir()
         return size
     from cerebrum_cli.library.hub import delete
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import remove_abandoned, require_space
+from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
@@ -18,7 +19,7 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
-from cerebrum_cli.library.registry import OnProgress, RegistryEntry
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry, Source
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
 from cerebrum_cli.merge.methods import input_tensors
 from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
@@ -75,11 +76,19 @@ def _quantized(library: Library, name: str, quantization: str | None) -> str:
     return name
 
 
+def local_source(path: Path) -> InstalledModel | None:
+    """The weights in a folder; None if it is a file."""
+    if not is_directory(path):
+        return None
+    path = path.resolve()
+    return InstalledModel(path.name, (path,), is_weights=True)
+
+
 def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> dict[str, InstalledModel]:
     models = {}
     for name, reference in references.items():
         try:
-            models[name] = find(reference)
+            models[name] = local_source(as_path(reference)) or find(reference)
         except (ModelNotFound, PullError) as error:  # most names are of repositories without GGUF files
             hint = f"pull it first, or name another model: --source {name}=MODEL"
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
@@ -123,8 +132,11 @@ def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: Merge
     tables = {}
     array_items = 0
     for name, model in models.items():
-        require_loadable(model.path, read_header(model.path))
-        tables[name] = read_table(public_name(model), model.paths)
+        if model.is_weights:
+            tables[name] = read_checkpoint(model.path, model.name)
+        else:
+            require_loadable(model.path, read_header(model.path))
+            tables[name] = read_table(public_name(model), model.paths)
         array_items += tables[name].array_items
     dtype = recipe.dtype
     if recipe.method == "passthrough":
@@ -148,14 +160,21 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[Inst
     Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
     ConfigError if it cannot be registered, which keeps the file: writing it may have taken an hour.
     """
-    path, name = merge.options.output, merge.options.name
-    require_not_source(merge.models, path)
+    require_not_source(merge.models, merge.options.output)
+    entry = write_plan(library, merge.plan, merge.options.output, merge.options.name, "merge", on_progress)
+    return library.model_from_entry(entry), entry.sha256
+
+
+def write_plan(
+    library: Library, plan: Plan, path: Path, name: str, source: Source, on_progress: OnProgress
+) -> RegistryEntry:
+    """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
     remove_abandoned(path.parent, f".{path.name}.")
-    require_room(path.parent.resolve(), merge.plan.size)
-    sha256 = execute(merge.plan, path, llama_codec, thread_count(), on_progress)
-    model = RegistryEntry.of_file(path.resolve(), sha256, name, "merge")
-    library.registry.add(model)
-    return library.model_from_entry(model), sha256
+    require_room(path.parent.resolve(), plan.size)
+    sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
+    entry = RegistryEntry.of_file(path.resolve(), sha256, name, source)
+    library.registry.add(entry)
+    return entry
 
 
 def require_room(directory: Path, size: int) -> None:
@@ -187,9 +206,10 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
     inner = _inside(puller, spec)
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
+    from_weights = puller.conversion.from_weights
     if spec.quantizations:
         plan = puller.plan(reference)
-        if plan.chosen.installed:
+        if plan.chosen.installed and not from_weights:
             return puller.with_name(library.find(plan.reference), name)
         puller.require_confirmation(plan)
         require_room(directory, plan.chosen.size)
@@ -197,10 +217,11 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    references = source_references(library, recipe.models, quantization)
+    references = source_references(library, recipe.models, None if from_weights else quantization)
     models = {source: _find_source(inner, text) for source, text in references.items()}
     label = quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
+        type=quantization if from_weights else None,
         output=directory / spec.merged_name(label),
         name=name or f"{spec.name}:{label}",
         title=spec.title,
@@ -217,8 +238,10 @@ def _inside(puller: Puller, spec: ModelSpec) -> Puller:
 
 
 def _find_source(puller: Puller, text: str) -> InstalledModel:
-    """Find a source model, or pull it; a file is used as it is, and not registered."""
+    """Find a source model, or pull it; a file or folder is used as it is, and not registered."""
     source = puller.library.parse(text)
+    if puller.conversion.from_weights:
+        return puller.pull_weights(source)
     if isinstance(source, Path):
-        return puller.library.find(source)
+        return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)

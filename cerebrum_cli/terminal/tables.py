@@ -25,8 +25,8 @@ MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
 SIZES = ("size", "memory")  # columns of numbers of bytes
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
-OPTIONAL = ("notes", "merged_from", "unsupported")  # fields that are left out if they are empty
-WRAPPED = ("notes", "sampling")  # beginnings of the names of fields with long texts
+OPTIONAL = ("notes", "merged_from", "converted_from", "unsupported")  # fields that are left out if they are empty
+WRAPPED = ("notes", "sampling", "converted_from")  # beginnings of the names of fields with long texts
 NO_FORMAT = "unknown; choose one with --format, or use ask --raw"
 NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
@@ -63,6 +63,8 @@ def _location(row: Row) -> str:
         place = f"hf.co/{row['repo_id']}"
     if is_url(row["reference"]):
         return f"{place}, commit {row['revision'][:7]}"
+    if row["converted_from"]:
+        return f"{place}, converted from {row['converted_from']['source']}"
     if row["merged_from"]:
         return f"{place}, merged from {' and '.join(row['merged_from'])}"
     return place

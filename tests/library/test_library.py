@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf_files import write_model
@@ -73,7 +74,7 @@ def changed(path: str | Path) -> Path:
     return path
 
 
-def no_merge(*_: object) -> InstalledModel:
+def no_merge(*_: object) -> Any:
     raise AssertionError("nothing is merged here")
 
 
@@ -91,7 +92,9 @@ def pulled(
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    puller = Puller(library, progress or RecordedProgress(), offline, merge=no_merge, confirm=lambda _: False)
+    puller = Puller(
+        library, progress or RecordedProgress(), offline, merge=no_merge, converter=no_merge, confirm=lambda *_: False
+    )
     return puller.pull(library.parse(text), name)
 
 
@@ -122,7 +125,7 @@ def test_library_name_never_means_a_file(library: Library, other: Path, monkeypa
     for name in ("thinker", "bare", "someone/else"):
         with pytest.raises(ModelNotFound):
             pulled(library, name, offline=True)
-        assert error_of(library.resolve, name)[1].endswith(f"; for a file of this name, use ./{name}")
+        assert error_of(library.resolve, name)[1].endswith(f"; for a file or folder of this name, use ./{name}")
         assert library.resolve(f"./{name}").path == other.parent / name
     with pytest.raises(UsageError, match="invalid name"):
         pulled(library, str(other), "mine.gguf")

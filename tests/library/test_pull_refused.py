@@ -50,7 +50,10 @@ REFUSALS = [
     # a variable outweighs what `hf auth login` writes
     (CATALOGUED, "hf_unknown", "hf_unknown", 1, f"{REJECTED} HF_TOKEN", "run hf auth login, or set HF_TOKEN"),
     ("cerebrum-7b:Q5_K_M", None, None, 3, "cerebrum-7b has no quantization Q5_K_M", "available: Q2_K, Q4_K_M"),
-    ("owner/bare", None, None, 3, "owner/bare has no GGUF model", "see its page on the Hub"),
+    (
+        *("owner/bare", None, None, 3, "owner/bare has no GGUF model, and no config.json with safetensors"),
+        "name a repository or folder with a language model, or one of its .gguf files",
+    ),
     (f"{PAGE}/blob/{'0' * 40}/{named('Q2_K')}", None, None, 3, *NO_SUCH_REVISION),
     (
         *(f"{PAGE}/resolve/main/nothing.gguf", None, None, 3, f"{CATALOGUED} has no complete model nothing.gguf"),

@@ -86,6 +86,7 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
         "default": True,
         "source": "hub",
         "merged_from": [],
+        "converted_from": None,
         "repo_id": CATALOGUED,
         "revision": commit,
         "last_used": None,

@@ -303,6 +303,7 @@ class Repository:
     readers: tuple[str, ...] = ()  # tokens, for what is not public
     license: str = "apache-2.0"
     downloads: int = 0
+    quantized_from: str = ""  # the model that its card names as the base
     branches: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
@@ -333,7 +334,7 @@ class Repository:
             "private": self.private,
             "gated": self.gated,
             "downloads": self.downloads,
-            "tags": ["gguf", "region:us", f"license:{self.license}"],
+            "tags": ["gguf", "region:us", f"license:{self.license}", f"base_model:quantized:{self.quantized_from}"],
             "siblings": [{"rfilename": name, **(file.listed if blobs else {})} for name, file in commit.files.items()],
         }
 
@@ -407,15 +408,16 @@ class HubServer:
             return refused.reply
 
     def _search(self, request: Request, query: dict[str, list[str]]) -> Reply:
-        """The models whose name has a text, the most downloaded first, with the fields that are asked for."""
-        assert (query["filter"], query["sort"]) == (["gguf"], ["downloads"]), query
+        """The models with a text in their names and all tags, the most downloaded first, with the requested fields."""
+        assert (query["filter"][0], query["sort"]) == ("gguf", ["downloads"]), query
         if request.token is not None and request.token not in self.tokens:
             raise Refused(WRONG_TOKEN)
         text = query.get("search", [""])[0].lower()
         found = [each for each in self.repositories.values() if text in each.repo_id.lower() and not each.private]
         found.sort(key=lambda each: -each.downloads)
         fields = {"id", *query["expand"]}
-        rows = [each.listed(each.branches["main"], blobs=False) for each in found[: int(query["limit"][0])]]
+        rows = [each.listed(each.branches["main"], blobs=False) for each in found]
+        rows = [row for row in rows if {*query["filter"]} <= {*row["tags"]}][: int(query["limit"][0])]
         return json_reply([{key: row[key] for key in row.keys() & fields} for row in rows])
 
     def _readable(self, request: Request, repo_id: str) -> Repository:

@@ -297,7 +297,7 @@ PATH = "/a/very/long/path/" * 12 + "model.gguf"
 def model_row(name: str = "collective-cognition-7b") -> dict[str, object]:
     file = {"path": PATH, "quantization": "Q4_K_M", "size": 4_368_438_944, "format": None, "context_size": 32768}
     use = {"default": True, "last_used": "2026-11-20T11:00:00+00:00", "error": None}
-    return {"name": name, "reference": name, **file, **use, "merged_from": [], "repo_id": None}
+    return {"name": name, "reference": name, **file, **use, "merged_from": [], "converted_from": None, "repo_id": None}
 
 
 def catalog_row(**row: object) -> dict[str, object]:

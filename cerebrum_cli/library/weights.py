@@ -1,0 +1,105 @@
+"""A model's own weights in safetensors, in a folder or a repository: what of them is needed, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from cerebrum_cli.checkpoints.checkpoint import CONFIG, read_checkpoint
+from cerebrum_cli.checkpoints.safetensors import is_shard, shards_among
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
+from cerebrum_cli.core.files import reading_model
+from cerebrum_cli.gguf.header import Header
+from cerebrum_cli.gguf.table import Table
+from cerebrum_cli.library.hub import HubFile, Listing
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.reference import name_from_stem
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry
+
+# Names of the files of a checkpoint besides its shards.
+SMALL_FILES = re.compile(
+    r"(?:generation_)?config\.json|tokenizer.*|chat_template\..*|model\.safetensors\.index\.json"
+    r"|(?:special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+)
+_PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights that can be converted: their name, the folder where they are, or will be, and their shards.
+
+    The `table` is that of a GGUF file with them unquantized. Those of a repository have its `listing`, and all `files`
+    to download.
+    """
+
+    name: str
+    folder: Path
+    shards: tuple[HubFile, ...]
+    table: Table
+    listing: Listing | None = None
+    files: tuple[HubFile, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the shards."""
+        return sum(file.size for file in self.shards)
+
+    @property
+    def sha256(self) -> str:
+        """Digests and names of the shards."""
+        return ", ".join(digest_lines(self.shards))
+
+
+def digest_lines(files: Collection[HubFile]) -> list[str]:
+    return [f"{file.digest} {file.name}" for file in files]
+
+
+class Conversion(NamedTuple):
+    """What is wanted: a `type`; conversion even if there are GGUF files; `discards` what was downloaded for it."""
+
+    type: str | None = None
+    from_weights: bool = False
+    discards: bool = False
+
+
+class Converter(NamedTuple):
+    """How weights are converted, by what is above this package.
+
+    `plan` gives the header of a file, which is read before a download, and the bytes of one of each type. `seconds`
+    estimates the time. `write` converts weights to a type in a file, and registers it by a name.
+    """
+
+    plan: Callable[[Table], tuple[Header, Mapping[str, int]]]
+    seconds: Callable[[Table, str], float]
+    write: Callable[[Weights, str, Path, str, OnProgress], InstalledModel]
+
+
+def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> Weights:
+    """Read the weights in a folder. Raises ModelFileError."""
+    with reading_model(folder):
+        names = [path.name for path in folder.iterdir()]
+    require_weights(folder, names)
+    name = name_from_stem(folder.resolve().name)
+    table = read_checkpoint(folder, name)
+    shards = []
+    for shard in shards_among(folder, names):
+        entry = digest_of(folder.resolve() / shard)
+        shards.append(HubFile(shard, entry.size, entry.sha256))
+    return Weights(name, folder, tuple(shards), table)
+
+
+def require_weights(path: Path, names: Collection[str]) -> None:
+    """Raise ModelFileError unless a folder or repository with files of these names has weights to convert."""
+    if CONFIG in names and any(map(is_shard, names)):
+        return
+    if "adapter_config.json" in names:
+        hint = "convert it with llama.cpp's convert_lora_to_gguf.py for --lora, or merge it into its model with PEFT"
+        raise ModelFileError(path, "a LoRA adapter, not a model", hint)
+    for name in filter(_PICKLE.fullmatch, names):
+        hint = "save the model as safetensors: transformers' save_pretrained does"
+        raise ModelFileError(path, f"has its weights as {name} only, a format that can run programs", hint)
+    hint = "name a repository or folder with a language model, or one of its .gguf files"
+    raise ModelNotFound(f"{path} has no GGUF model, and no config.json with safetensors", hint)

@@ -1,0 +1,235 @@
+"""A repository or folder with safetensors and no GGUF is converted when it is pulled, and says where it came from."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from checkpoint_models import INDEX, read_model, write_checkpoint
+from command_line import COMMAND, Finished, assert_error
+from hub_server import Fault, Request
+from hub_user import HubUser, cleaned
+from person import OpenTerminal
+
+REPOSITORY = "owner/Tiny-C2F"
+SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+GGUF = "others/Tiny-GGUF"
+CATALOG = f"""
+[models.tiny]
+title = "Tiny"
+weights = "{REPOSITORY}"
+file = "Tiny-C2F-{{quant}}.gguf"
+format = "chatml"
+notes = "No GGUF is published."
+quantizations = {{Q4_K_M = 100_000, Q8_0 = 200_000}}
+"""
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model in the layout of Mistral-C2F-7B: three shards with an index."""
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "Tiny-C2F", read_model("mistral"), shards=3)
+
+
+@pytest.fixture
+def owner(hub_user: HubUser, folder: Path) -> HubUser:
+    files = {path.name: path for path in folder.iterdir()}
+    hub_user.hub.repository(REPOSITORY, files | {"README.md": b"# C2F\n", "original/other.pth": b"0"})
+    return hub_user
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def conversions(user: HubUser) -> list[Path]:
+    return sorted((user.command.home / "data/cerebrum/models/converted").rglob("*.*"))
+
+
+def test_weights_are_downloaded_converted_and_asked_in_one_command(owner: HubUser) -> None:
+    reference = f"{REPOSITORY}:Q4_K_M"
+    done = owner.run("ask", "-y", "-n", "4", "-m", reference, "Why?")
+    assert (done.code, bool(done.out)) == (0, True), done.err
+    [row] = owner.listed()
+    assert (row["reference"], row["quantization"], row["source"]) == (reference, "Q4_K_M", "converted")
+    digests = ", ".join(f"{owner.digest(shard, REPOSITORY)} {shard}" for shard in SHARDS)
+    shown = owner.run("show", reference, "--json").object
+    assert shown["converted_from"] == {"source": REPOSITORY, "commit": owner.commit(REPOSITORY), "sha256": digests}
+    assert (
+        f"source {REPOSITORY}, commit {owner.commit(REPOSITORY)}, sha256 {digests}" in owner.run("show", reference).out
+    )
+    assert f"converted from {REPOSITORY}" in owner.run("list").out
+    for offline in (REPOSITORY, reference.lower(), f"{REPOSITORY}@{owner.commit(REPOSITORY)}"):
+        assert owner.ask("-m", offline, HF_HUB_OFFLINE="1") == done.out
+    stored = {path.name for path in (owner.folder(REPOSITORY) / "snapshots").rglob("*.*")}
+    assert stored == {"config.json", INDEX, "tokenizer.json", "tokenizer_config.json", *SHARDS}
+
+
+def test_weights_are_converted_again_only_if_they_change(owner: HubUser, folder: Path, tmp_path: Path) -> None:
+    owner.pull(REPOSITORY, "--type", "q8_0")
+    [path] = conversions(owner)
+    before = path.stat().st_ino
+    owner.hub.repositories[REPOSITORY].commit({"README.md": b"# New\n"})
+    owner.hub.log.clear()
+    assert cleaned(owner.pull(REPOSITORY)) == f"installed {REPOSITORY}:Q8_0: {path}\n"
+    assert owner.run("list", "--outdated", "--json").object == []
+    assert (path.stat().st_ino, owner.downloads()) == (before, [])
+    other = write_checkpoint(tmp_path / "other", read_model("mistral"), dtype="F16", shards=3)
+    owner.hub.repositories[REPOSITORY].commit({shard: other / shard for shard in SHARDS})
+    [outdated] = owner.run("list", "--outdated", "--json").object
+    assert outdated["reference"] == f"{REPOSITORY}:Q8_0"
+    owner.pull(outdated["reference"])
+    assert [conversions(owner), path.stat().st_ino != before] == [[path], True]
+    assert owner.run("list", "--outdated", "--json").object == []
+    assert owner.run("rm", "-y", REPOSITORY).err.startswith(f"deleted {REPOSITORY}:Q8_0, freed ")
+    assert not path.parent.exists()
+
+
+def test_weights_are_discarded_on_request(owner: HubUser) -> None:
+    done = owner.pull(REPOSITORY, "--type", "Q4_K_M", "--name", "mine", "--discard")
+    assert f"note: deleted the download of {REPOSITORY}: freed " in done.err
+    assert not any(owner.folder(REPOSITORY).rglob("*.safetensors"))
+    assert [row["reference"] for row in owner.listed()] == ["mine"]
+    assert owner.ask("-m", "mine") == owner.ask("-m", f"{REPOSITORY}:Q4_K_M")
+
+
+def test_weights_of_the_catalog_have_its_name_and_format(owner: HubUser) -> None:
+    (owner.command.config / "models.toml").write_text(CATALOG)
+    assert owner.run("pull", "--dry-run", "--offline", "--json", "tiny").object["chosen"] == "Q8_0"
+    owner.pull("tiny:Q4_K_M")
+    [row] = owner.listed()
+    assert (row["reference"], row["format"]) == ("tiny:Q4_K_M", "chatml")
+    assert owner.ask("-m", "tiny") == owner.ask("-m", REPOSITORY, HF_HUB_OFFLINE="1")
+    owner.hub.log.clear()
+    owner.pull("tiny:Q4_K_M")
+    assert owner.downloads() == []
+
+
+def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None:
+    plan = owner.run("pull", "--dry-run", "--json", folder).object
+    assert (plan["name"], plan["repo_id"], plan["weights"]) == ("Tiny-C2F", None, size_of(folder))
+    owner.pull(folder, "--type", "Q4_K_M")
+    owner.pull(folder, "--type", "Q4_K_M")
+    owner.pull(REPOSITORY, "--type", "Q4_K_M")  # the same weights
+    [row] = owner.listed()
+    assert (row["reference"], row["converted_from"]["source"]) == ("Tiny-C2F:Q4_K_M", "Tiny-C2F")
+    assert owner.ask("-m", "Tiny-C2F") == owner.ask("-m", "Tiny-C2F:q4_k_m")
+    other = write_checkpoint(folder.parent / "other" / folder.name, read_model("qwen2"))
+    assert_error(owner.run("pull", other, "--type", "Q4_K_M"), 2, "was converted from other weights", "--name")
+    owner.pull(other, "--type", "Q4_K_M", "--name", "other")
+    assert_error(owner.run("pull", "--type", "Q8_0", "x.gguf"), 2, "x.gguf and --type")
+    assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
+
+
+def refused(user: HubUser, *arguments: str | Path) -> Finished:
+    done = user.run("pull", *arguments)
+    assert (user.downloads(), conversions(user), user.cache.exists()) == ([], [], False)
+    return done
+
+
+def test_weights_need_a_decision_without_a_terminal(owner: HubUser, chatml_model: Path) -> None:
+    owner.hub.repository(GGUF, {"tiny-Q8_0.gguf": chatml_model}, quantized_from=REPOSITORY, downloads=1234)
+    others = f"cerebrum pull {GGUF} (1,234 downloads)"
+    done = refused(owner, REPOSITORY)
+    assert_error(
+        done, 1, f"{REPOSITORY} has ", " of safetensors to download and convert", others, "or add -y or --type"
+    )
+    assert done.err.splitlines()[0] == f"note: {REPOSITORY} has no GGUF files: {others}"
+    owner.hub.arm(Fault(part="api", path="api/models?", times=None, cut_after=0))
+    assert "no others have converted it" in refused(owner, REPOSITORY).err
+    dry = refused(owner, REPOSITORY, "--dry-run", "--type", "Q4_K_M")
+    assert dry.err.splitlines()[-1].endswith(f"of safetensors to {REPOSITORY}:Q4_K_M")
+    assert_error(refused(owner, REPOSITORY, "--type", "Q9"), 3, "no quantization Q9", "BF16, F16, F32")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_weights_are_asked_about_on_a_terminal(owner: HubUser, open_terminal: OpenTerminal) -> None:
+    window = open_terminal(COMMAND, "pull", f"{REPOSITORY}:Q4_K_M", size=(100, 24), **owner.environment({}))
+    window.wait_for_output("and convert it to Q4_K_M (")
+    assert any("has no GGUF files" in line for line in window.screen.lines)
+    window.type("n\r")
+    assert (window.end(), conversions(owner)) == (1, [])
+
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def with_config(**values: Any) -> Change:
+    return lambda files: files | {"config.json": json.dumps({**json.loads(files["config.json"]), **values}).encode()}
+
+
+def only(*names: str) -> Change:
+    return lambda files: dict.fromkeys(names, b"{}")
+
+
+def without_shard(files: dict[str, Any]) -> dict[str, Any]:
+    return {name: data for name, data in files.items() if name != SHARDS[1]}
+
+
+FP8 = {"quant_method": "fp8"}
+REFUSALS = [
+    (only("config.json", "pytorch_model.bin"), 2, "has its weights as pytorch_model.bin only"),
+    (only("adapter_config.json", "adapter_model.safetensors"), 2, "a LoRA adapter, not a model"),
+    (only("model.safetensors"), 3, "no config.json with safetensors"),
+    (with_config(quantization_config=FP8), 2, "quantized already (fp8)"),
+    (with_config(architectures=["WhaleForCausalLM"]), 2, "WhaleForCausalLM"),
+    (without_shard, 3, f"lacks {SHARDS[1]}"),
+    (lambda files: files | {INDEX: b'{"weight_map": {"a": "../../b.safetensors"}}'}, 2, "is not the name of a"),
+    (lambda files: files | {SHARDS[0]: b"\x01" * 2000}, 2, f"{REPOSITORY}/{SHARDS[0]}: "),
+    (lambda files: files | {SHARDS[0]: files[SHARDS[2]]}, 2, "is also in another file"),
+]
+
+
+@pytest.mark.parametrize(("change", "code", "problem"), REFUSALS)
+def test_weights_that_cannot_be_converted_are_refused_before_the_download(
+    hub_user: HubUser, folder: Path, tmp_path: Path, change: Change, code: int, problem: str, chatml_model: Path
+) -> None:
+    files = change({path.name: path.read_bytes() for path in folder.iterdir()})
+    hub_user.hub.repository(REPOSITORY, files)
+    hub_user.hub.repository(GGUF, {"tiny-Q8_0.gguf": chatml_model}, quantized_from=REPOSITORY)
+    done = refused(hub_user, REPOSITORY, "-y")
+    assert_error(done, code, problem)
+    assert str(tmp_path) not in done.err
+    assert code == 3 or f"others have converted it: cerebrum pull {GGUF}" in done.err
+    local = tmp_path / "local"
+    local.mkdir()
+    for name, data in files.items():
+        (local / name).write_bytes(data)
+    assert_error(refused(hub_user, local), 2 if change is without_shard else code)
+
+
+def test_weights_need_room_for_the_download_and_the_result(owner: HubUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = owner.run("pull", "--dry-run", "--json", f"{REPOSITORY}:Q8_0").object
+    [result] = [row["size"] for row in plan["quantizations"] if row["quantization"] == "Q8_0"]
+    free = plan["weights"] + result + 64_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free - 1))
+    assert_error(refused(owner, REPOSITORY, "--type", "Q8_0"), 1, "not enough disk space")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free + 10_000))
+    owner.pull(REPOSITORY, "--type", "Q8_0")
+
+
+def is_hung(digest: str, request: Request) -> bool:
+    return digest in request.path and request.sent == 50_000
+
+
+@pytest.mark.slow
+def test_weights_survive_kills_of_their_download(owner: HubUser) -> None:
+    arguments = (REPOSITORY, "--type", "Q4_K_M")
+    for shard in SHARDS[1:]:
+        digest = owner.digest(shard, REPOSITORY)
+        armed = owner.hub.arm(Fault(part="cdn", path=digest, let_through=1, hang_after=50_000))  # after the header
+        owner.hub.log.clear()
+        process = owner.start("pull", *arguments)
+        owner.hub.log.wait_for(partial(is_hung, digest))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        armed.release()
+        assert (owner.listed(), conversions(owner)) == ([], [])
+    owner.pull(*arguments)
+    assert [row["reference"] for row in owner.listed()] == [f"{REPOSITORY}:Q4_K_M"]
