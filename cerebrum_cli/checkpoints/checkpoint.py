@@ -9,7 +9,7 @@ from pathlib import Path
 from cerebrum_cli.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.checkpoints.families import FROM_SOURCE, USE_GGUF, Configuration, configuration
 from cerebrum_cli.checkpoints.safetensors import FLOATS, PULL_AGAIN, StoredTensor, read_json, read_shards
-from cerebrum_cli.checkpoints.vocabulary import read_vocabulary
+from cerebrum_cli.checkpoints.vocabulary import general_name, read_vocabulary
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.parser import Tensor, Value, Values, quoted
 from cerebrum_cli.gguf.table import ARCHITECTURE, EMBEDDING, HEAD, Table
@@ -54,14 +54,15 @@ def read_checkpoint(folder: Path, name: str) -> Table:
         tensors = {tensor.name: tensor for tensor in _tensors(config, shards)}
     except _DAMAGED as error:
         raise ModelFileError(config.path, f"invalid: {error!r}", PULL_AGAIN) from error
+    vocabulary = read_vocabulary(folder, config.content, architecture, tensors[EMBEDDING].shape[1])
     metadata = {
         ARCHITECTURE: Value("STRING", architecture),
         "general.type": Value("STRING", "model"),
-        "general.name": Value("STRING", name),
+        "general.name": Value("STRING", general_name(folder, name)),
         "general.quantization_version": Value("UINT32", 2),
         **hyperparameters,
         **_sampling(folder),
-        **read_vocabulary(folder, config.content, architecture, tensors[EMBEDDING].shape[1]),
+        **vocabulary,
     }
     return Table(name, metadata, tensors)
 

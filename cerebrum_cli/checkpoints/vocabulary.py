@@ -6,7 +6,6 @@ conversion/base.py and gguf-py/gguf/vocab.py in llama.cpp 0c1e57098.
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from cerebrum_cli.checkpoints.bpe import (
     pre_tokenizer_name,
     read_bpe,
 )
+from cerebrum_cli.checkpoints.safetensors import read_json
 from cerebrum_cli.checkpoints.sentencepiece import parse_sentencepiece
 from cerebrum_cli.checkpoints.special_tokens import special_tokens
 from cerebrum_cli.core.errors import ModelFileError
@@ -35,6 +35,9 @@ _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that are control tokens, though not all tokenizers say so.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
+# Special tokens of Phi-3, and whether a space behind them is dropped, as it is behind all others of it.
+_PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
+_PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 _NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
 
 Tokens = dict[int, Token]
@@ -55,6 +58,20 @@ def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: i
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
         problem = f"its tokenizer is damaged: {quoted(str(error))}"
         raise ModelFileError(folder, problem, "download its tokenizer files again") from error
+
+
+def general_name(folder: Path, name: str) -> str:
+    """The name of a model as llama.cpp must see it, whose vocabulary `read_vocabulary` has read.
+
+    If it contains "phi-3" or "phi3", llama.cpp drops spaces behind special tokens, and needs those of Phi-3. No other
+    metadata says so.
+    """
+    tokenizer, settings = (_read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
+    drops_space = {token["content"]: token.get("rstrip") for token in added}
+    if _PHI3_TOKENS.items() <= drops_space.items():
+        return name if _PHI3_NAME.search(name) else f"{name} (phi-3)"
+    return _PHI3_NAME.sub("Phi 3", name)
 
 
 def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
@@ -83,11 +100,7 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
 
 
 def _read_json(path: Path) -> JsonObject:
-    """A JSON object, an empty one if there is no such file."""
-    if not path.is_file():
-        return {}
-    with reading_model(path):
-        return dict(json.loads(path.read_bytes()))
+    return read_json(path) if path.is_file() else {}
 
 
 def _byte_level(tokenizer: JsonObject, architecture: str) -> Vocabulary:
