@@ -110,7 +110,7 @@ FAMILIES: Mapping[str, Family] = {
     "mixtral": Family("MixtralConfig", {**EXPERTS, "num_local_experts": 4, "sliding_window": None}),
     "qwen2": Family("Qwen2Config"),
     "qwen2-tied-padded": Family("Qwen2Config", {**TIED, "vocab_size": VOCABULARY + 13}),
-    "qwen2-yarn": Family("Qwen2Config", {"rope_parameters": YARN}),
+    "qwen2-yarn": Family("Qwen2Config", {"rope_parameters": {**YARN, "attention_factor": 1.4}}),
     "qwen3": Family("Qwen3Config", {"head_dim": 32}),
     "qwen3-yarn": Family("Qwen3Config", {"head_dim": 16, "rope_parameters": YARN}),
     "qwen3-moe": Family(

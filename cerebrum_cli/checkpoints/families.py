@@ -71,7 +71,6 @@ logit_scale                       logits_scaling
 # Of rotary embeddings extended by YaRN.
 _YARN_KEYS = """
 rope.scaling.yarn_ext_factor   extrapolation_factor
-rope.scaling.yarn_attn_factor  attention_factor
 rope.scaling.yarn_beta_fast    beta_fast
 rope.scaling.yarn_beta_slow    beta_slow
 """
@@ -211,6 +210,8 @@ class Configuration:
         if kind in ("linear", "yarn"):
             values |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
             values |= self._stated(_YARN_KEYS, rope)
+            if kind == "yarn" and rope.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
+                values["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
         elif "long_factor" in rope and self.family.architecture == "phi3":
             scale = max(1.0, self.integer("max_position_embeddings") / original)
             values["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original))
