@@ -1,11 +1,13 @@
 """Run the benchmarks one after another, each in its own process, and report which ones failed.
 
 Needs `make peers` and `cerebrum pull starter`; `make bench` does both and installs matplotlib.
-Usage: python benchmarks/all.py [--data DIR] [--shape FILE] [--model FILE] [--only NAME...]
+Usage: python benchmarks/all.py [--data DIR] [--shape FILE] [--model FILE] [--llama-cpp SOURCE --python PYTHON]
+           [--only NAME...]
 
 DIR is a directory with the question files that some benchmarks need; the source of each missing file is printed.
 The FILE of --shape is a model that benchmarks/mistral_shape.py has written, that of --model an instruction model, such
-as Qwen2.5-Coder 1.5B. Measurements whose file is missing are skipped with a message.
+as Qwen2.5-Coder 1.5B. SOURCE and PYTHON are explained in benchmarks/conversion.py. Measurements whose file is missing
+are skipped with a message.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ PUBLISHED = {
 class Benchmark(NamedTuple):
     """A script in this directory, the question files it needs, and whether it also measures a 7B shape.
 
-    One that `needs_model` measures an instruction model only.
+    One that `needs_model` measures an instruction model only, one that `needs_converter` compares with llama.cpp's.
     """
 
     name: str
     questions: tuple[str, ...] = ()
     measures_shape: bool = False
     needs_model: bool = False
+    needs_converter: bool = False
 
 
 # Run by `make bench`, in this order.
@@ -63,6 +66,7 @@ BENCHMARKS = (
     Benchmark("comparison_level"),
     Benchmark("lm_eval_parity", (GSM8K,)),
     Benchmark("merge", measures_shape=True),
+    Benchmark("conversion", needs_converter=True),
     Benchmark("plots"),
 )
 
@@ -90,6 +94,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=path_argument, metavar="DIR", help=f"directory with {', '.join(PUBLISHED)}")
     parser.add_argument("--shape", type=path_argument, metavar="FILE", help="a model of Mistral-7B's shape")
     parser.add_argument("--model", type=path_argument, metavar="FILE", help="an instruction model")
+    parser.add_argument("--llama-cpp", type=path_argument, metavar="SOURCE", help="source of llama.cpp")
+    parser.add_argument("--python", type=Path, metavar="PYTHON", help="a Python with torch, transformers, mergekit")
     names = [benchmark.name for benchmark in BENCHMARKS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     options = parser.parse_args()
@@ -130,6 +136,8 @@ def arguments_of(benchmark: Benchmark, options: argparse.Namespace) -> list[str]
         arguments += ["--shape", str(options.shape)]
     if benchmark.needs_model:
         arguments += ["--model", str(options.model)]
+    if benchmark.needs_converter and options.llama_cpp and options.python:
+        arguments += ["--llama-cpp", str(options.llama_cpp), "--python", str(options.python)]
     return arguments
 
 

@@ -123,7 +123,11 @@ FAMILIES: Mapping[str, Family] = {
             "norm_topk_prob": True,
         },
     ),
-    "gemma2": Family("Gemma2Config", {**GEMMA, "num_hidden_layers": 4}, norm=0.0),
+    "gemma2": Family(
+        "Gemma2Config",
+        {**GEMMA, "num_hidden_layers": 4, "attn_logit_softcapping": 10.0, "final_logit_softcapping": 2.0},
+        norm=0.0,
+    ),
     "gemma3": Family("Gemma3TextConfig", GEMMA3, norm=0.0),
     "gemma3-linear": Family(
         "Gemma3TextConfig",
