@@ -225,7 +225,8 @@ class DownloadPlanner:
         repo_id = listing.repo_id
         names = [file.name for file in listing.files]
         small = [file for file in listing.files if SMALL_FILES.fullmatch(file.name)]
-        with work_directory(self.library.registry.directory, "weights") as folder:
+        directory = self.library.registry.directory
+        with translate_os_errors(PullError, directory), work_directory(directory, "weights") as folder:
             try:
                 require_weights(Path(repo_id), names)
                 self._write_headers(listing, small, folder)
@@ -244,9 +245,7 @@ class DownloadPlanner:
     def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
         """Write files without the weights, which are a hole in the file."""
         for file in files:
-            data = self.header_bytes(listing, file)
-            with translate_os_errors(PullError, folder):
-                atomic_write(folder / file.name, data, file.size)
+            atomic_write(folder / file.name, self.header_bytes(listing, file), file.size)
 
     def other_conversions(self, repo_id: str) -> str:
         """Commands that pull a GGUF of the same model; empty if none are found."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
@@ -206,6 +206,14 @@ class DownloadPlan:
     def rank(self) -> tuple[int, bool]:
         is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
         return get_args(Fit).index(self.chosen.fit), is_large
+
+    @property
+    def required_weights(self) -> Weights:
+        """The weights to convert. Raises PullError if none are known."""
+        if self.weights is None:
+            hint = "name their repository or folder, or omit --from-weights"
+            raise PullError(f"no safetensors of {self.name} are known", hint)
+        return self.weights
 
     @property
     def download(self) -> tuple[Listing, Variant]:

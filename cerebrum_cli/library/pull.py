@@ -137,14 +137,15 @@ class Puller(DownloadPlanner):
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
+        spec = library.spec_of(reference)
+        is_folder = isinstance(reference, Path) and is_directory(reference)
+        if is_folder or (self.conversion.from_weights and not (spec and spec.recipe)):
+            return self._convert(self.plan(reference), name)
         if isinstance(reference, Path):
-            if is_directory(reference):
-                return self._convert(self.plan(reference), name)
             return self._register_local(reference, name)
         text = str(reference)
         if text.startswith(STORE_PREFIXES):
             return self._register_found(find_in_store(text), name)
-        spec = library.spec_of(reference)
         entry = library.registry.find(text)
         if entry and spec is None and not reference.is_on_hub and not is_missing(entry.path):
             return self._pull_registered(entry, name)
@@ -210,8 +211,7 @@ class Puller(DownloadPlanner):
 
     def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        library, weights, kind = self.library, plan.weights, plan.chosen.quantization
-        assert weights
+        library, weights, kind = self.library, plan.required_weights, plan.chosen.quantization
         base = name or plan.name
         directory = library.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
@@ -237,16 +237,14 @@ class Puller(DownloadPlanner):
     def pull_weights(self, reference: Reference) -> InstalledModel:
         """Download the weights of a model, which are merged as they are."""
         plan = self.plan(reference)
-        if plan.weights is None:
-            raise PullError(f"no safetensors of {reference} are known", "name their repository, or omit --from-weights")
+        weights = plan.required_weights
         self._download_weights(plan, 0, "merge it")
-        spec = self.library.spec_of(reference)
-        return InstalledModel(plan.weights.name, (plan.weights.folder,), spec, is_weights=True)
+        return InstalledModel(weights.name, (weights.folder,), self.library.spec_of(reference), is_weights=True)
 
     def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
         """Download weights, if the user agrees and a result of this size has room, too. Raises PullError."""
-        weights, cache = plan.weights, self.library.cache
-        if weights is None or weights.listing is None:
+        weights, cache = plan.required_weights, self.library.cache
+        if weights.listing is None:
             return
         download = Download(weights.listing, cache, self.progress, self.library.registry.digest)
         missing = download.missing_bytes(weights.files)

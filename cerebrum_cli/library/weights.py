@@ -21,7 +21,7 @@ from cerebrum_cli.library.registry import OnProgress, RegistryEntry
 
 # Names of the files of a checkpoint besides its shards.
 SMALL_FILES = re.compile(
-    r"(?:generation_)?config\.json|tokenizer.*|chat_template\..*|model\.safetensors\.index\.json"
+    r"(?:generation_)?config\.json|(?:tokenizer|chat_template)[^/]*|model\.safetensors\.index\.json"
     r"|(?:special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
 )
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")

@@ -126,6 +126,18 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
 
 
+def test_weights_are_required_by_their_option(owner: HubUser, chatml_model: Path) -> None:
+    owner.hub.repositories[REPOSITORY].commit({"tiny-Q8_0.gguf": chatml_model})
+    assert owner.run("pull", "--dry-run", "--json", REPOSITORY).object["weights"] is None
+    owner.pull(REPOSITORY, "--from-weights")
+    [row] = owner.listed()
+    assert row["source"] == "converted"
+    for reference in ("starter", chatml_model):
+        assert_error(owner.run("pull", reference, "--from-weights"), 1, "no safetensors of", "omit --from-weights")
+    assert_error(owner.run("pull", "qwen3.5-4b", "--from-weights", "--offline"), 1, "no safetensors of qwen3.5-4b")
+    assert_error(owner.run("pull", GGUF, "--from-weights"), 3, "no such repository")
+
+
 def refused(user: HubUser, *arguments: str | Path) -> Finished:
     done = user.run("pull", *arguments)
     assert (user.downloads(), conversions(user), user.cache.exists()) == ([], [], False)
