@@ -71,11 +71,11 @@ class LoopCheck:
 
 def cycle_end(tokens: array[int], checked: int) -> int | None:
     """Number of tokens after which LoopCheck ends a reply, more than the `checked` ones; None if it does not."""
-    if not any(recurs(tokens, place) for place in range(checked - checked % PROBE, len(tokens) + 1, PROBE)):
-        return None
-    for length in range(checked + 1, len(tokens) + 1):
-        if recurs(tokens, length - length % PROBE) and ends_in_cycle(tokens, length):
-            return length
+    for place in range(checked - checked % PROBE, len(tokens) + 1, PROBE):
+        if recurs(tokens, place):
+            for length in range(max(place, checked + 1), min(place + PROBE, len(tokens) + 1)):
+                if ends_in_cycle(tokens, length):
+                    return length
     return None
 
 
