@@ -43,11 +43,11 @@ COMMIT;
 _INSERT = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)"
 _STATES = "SELECT position, flags, CASE WHEN NOT flags THEN object END FROM rows WHERE position >= 0"
 _OBJECTS = "SELECT position, object FROM rows WHERE position >= 0 AND flags ORDER BY position"
-# The stored rows in the order of their new positions, after those that get none. Of stored and input rows with the same
-# key, those that were at the same position come first, then rows with an answer.
+# The stored rows by their new positions, negative for those that get none. Of stored and input rows with the same key,
+# those that were at the same position come first, then rows with an answer.
 _MATCHES = """
 WITH same AS (SELECT key, position FROM stored JOIN input USING (key, position) WHERE is_answer)
-SELECT new_position, position, is_answer FROM (
+SELECT ifnull(new_position, -row_number() OVER (ORDER BY new_position, position)), position FROM (
     SELECT *, row_number() OVER (
         PARTITION BY key ORDER BY (key, position) NOT IN same, NOT is_answer, position
     ) AS place FROM stored
@@ -56,8 +56,8 @@ SELECT new_position, position, is_answer FROM (
         PARTITION BY key ORDER BY (key, position) NOT IN same, position
     ) AS place FROM input
 ) USING (key, place)
-ORDER BY new_position, position
 """
+_LOST = "SELECT 1 FROM stored WHERE is_answer AND NOT EXISTS (SELECT 1 FROM moved WHERE position >= 0)"
 
 
 class DamagedStore(BatchError):
@@ -161,7 +161,8 @@ class RowStore:
                 self._database.execute(_INSERT, (position, flags, line.decode()))
             self._index(rows)
             self._database.execute("CREATE TABLE moved (position INTEGER PRIMARY KEY, flags INTEGER, object TEXT)")
-            if not self._fill_moved(rows):
+            self._database.executemany("INSERT INTO moved VALUES (?, ?, ?)", self._moved(rows))
+            if self._first(_LOST):
                 raise BatchError(f"none of the answers in {source} is for this input", REPLACE)
             self._database.execute("DROP TABLE rows")
             self._database.execute("ALTER TABLE moved RENAME TO rows")
@@ -171,30 +172,22 @@ class RowStore:
         """Create the tables of keys, on disk: those of all rows need much memory."""
         self._database.execute("CREATE TEMP TABLE stored (key TEXT, is_answer INTEGER, position INTEGER)")
         self._database.execute("CREATE TEMP TABLE input (key TEXT, position INTEGER)")
-        for position, flags, text in self._database.execute("SELECT * FROM rows"):
-            key = rows.identify(json.loads(text))
-            self._database.execute("INSERT INTO stored VALUES (?, ?, ?)", (key, is_answer(flags), position))
-        for position in range(rows.size):
-            key = rows.identify(rows.fields(position))
-            self._database.execute("INSERT INTO input VALUES (?, ?)", (key, position))
+        stored = (
+            (rows.identify(json.loads(text)), is_answer(flags), position)
+            for position, flags, text in self._database.execute("SELECT * FROM rows")
+        )
+        self._database.executemany("INSERT INTO stored VALUES (?, ?, ?)", stored)
+        new = ((rows.identify(rows.fields(position)), position) for position in range(rows.size))
+        self._database.executemany("INSERT INTO input VALUES (?, ?)", new)
 
-    def _fill_moved(self, rows: ResultRows) -> bool:
-        """Insert the rows with their new positions; False if there are answers and none has one."""
-        is_lost = has_place = False
-        without_place = 0
-        for new_position, position, has_answer in self._database.execute(_MATCHES):
+    def _moved(self, rows: ResultRows) -> Iterator[tuple[int, int, str]]:
+        """The stored rows at their new positions, with the fields that they have there."""
+        for new_position, position in self._database.execute(_MATCHES):
             flags, text = self._first("SELECT flags, object FROM rows WHERE position = ?", position)
-            if new_position is None:
-                is_lost = is_lost or bool(has_answer)
-                without_place += 1
-                new_position = -without_place
-            else:
-                has_place = True
+            if new_position >= 0:
                 fields = rows.fields(new_position)
-                object = {key: fields.get(key, value) for key, value in json.loads(text).items()}
-                text = to_json_line(object)
-            self._database.execute("INSERT INTO moved VALUES (?, ?, ?)", (new_position, flags, text))
-        return has_place or not is_lost
+                text = to_json_line({key: fields.get(key, value) for key, value in json.loads(text).items()})
+            yield new_position, flags, text
 
     def update(self, objects: Iterable[JsonObject]) -> None:
         """Replace the objects of all rows, in the order of their positions."""
