@@ -16,13 +16,10 @@ from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cerebrum_cli.replies.tally import SampleAnswer, Tally
+from cerebrum_cli.replies.tally import Tally
 
 if TYPE_CHECKING:
-    import numpy
     from numpy.typing import NDArray
-
-    Indices = NDArray[numpy.int64]
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
@@ -195,16 +192,13 @@ def majorities(questions: Sequence[QuestionVotes]) -> dict[int, list[float]]:
     subsets = _subsets(questions[0].tally.samples)
     for votes in questions:
         ballots = _Ballots(votes)
-        for k, samples in subsets.items():
-            wins = ballots.wins(samples)
-            right = wins * ballots.correct[ballots.answers[samples]]
-            accuracies = right.sum(axis=(1, 2)) / wins.sum(axis=(1, 2))
-            shares.setdefault(k, []).append(float(accuracies.mean()))
+        for k, members in subsets.items():
+            shares.setdefault(k, []).append(ballots.share_right(members))
     return shares
 
 
-def _subsets(size: int) -> dict[int, Indices]:
-    """Subsets of a question's samples by their size, one a row, in order. Random ones contain the smaller ones."""
+def _subsets(size: int) -> dict[int, NDArray[Any]]:
+    """Subsets of a question's samples by their size, one a row: whether each sample is in it."""
     import numpy
 
     random = Random(SEED)  # its method `random` gives the same numbers in every version of Python
@@ -212,71 +206,56 @@ def _subsets(size: int) -> dict[int, Indices]:
     orders = numpy.argsort(keys, kind="stable")
     subsets = {}
     for k in vote_sizes(size):
-        if comb(size, k) > MAX_SUBSETS:
-            subsets[k] = numpy.sort(orders[:, :k])
-        else:
-            subsets[k] = numpy.array(list(combinations(range(size), k)))
+        chosen = orders[:, :k]  # which contain the smaller ones
+        if comb(size, k) <= MAX_SUBSETS:
+            chosen = numpy.array(list(combinations(range(size), k)))
+        subsets[k] = numpy.zeros((len(chosen), size), bool)
+        numpy.put_along_axis(subsets[k], chosen, True, axis=1)
     return subsets
 
 
-def _units(votes: int) -> tuple[int, int, int]:
-    """Weights of a ballot, of one that is stated, and of the probability 1."""
-    size = 2 ** votes.bit_length()  # more than there are votes
-    unit = 2**50 // size**3
-    return 2 * size**2 * unit, size * unit, unit
-
-
 class _Ballots:
-    """The votes of a question's samples as numbers: a row for each sample, with its reply, and its program if any has.
+    """The votes of a question's samples as matrices: rows are samples, columns are answers, the first of which is none.
 
     A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
-    that the larger ones decide and sums are exact. Answers are numbered, 0 is none.
+    that the larger ones decide.
     """
 
     def __init__(self, votes: QuestionVotes) -> None:
         import numpy
 
-        samples = votes.tally.samples
         numbers = {form: number for number, form in enumerate(votes.correct)}
-        self.correct = numpy.array(list(votes.correct.values()), float)
-        self.answers = numpy.zeros((samples, 2), int)
-        self._ballots = numpy.zeros((samples, 2))
-        self._single, self._stated, self._unit = _units(samples)
-        for row, sample in enumerate(votes.tally.answers):
-            self.answers[row] = numbers[sample.form], numbers[sample.computed_form]
-            self._ballots[row] = self._weights(sample)
-        self._ballots[self.answers == 0] = 0
-        if not self.answers[:, 1].any():
-            self.answers, self._ballots = self.answers[:, :1], self._ballots[:, :1]
+        answers = votes.tally.answers
+        size = 2 ** len(answers).bit_length()  # more than there are votes
+        unit = 2**50 // size**3
+        self._stated = size * unit
+        self._single = 2 * size * self._stated
+        self._correct = numpy.array(list(votes.correct.values()))
+        self._replies = [numbers[sample.form] for sample in answers]
+        self._programs = [numbers[sample.computed_form] for sample in answers]
+        columns = numpy.eye(len(numbers), dtype=bool)
+        columns[0] = False
+        self._by_reply, self._by_program = columns[self._replies], columns[self._programs]
+        self._ballots = numpy.zeros(self._by_reply.shape, int)
+        for row, sample in enumerate(answers):
+            is_checked = sample.form == sample.computed_form
+            reply = self._single + round(sample.probability * unit)
+            if is_checked or sample.is_stated:
+                reply += self._stated
+            self._ballots[row] = reply * self._by_reply[row]
+            if not is_checked:
+                self._ballots[row] += (self._single + self._stated) * self._by_program[row]
 
-    def _weights(self, sample: SampleAnswer) -> tuple[int, int]:
-        """Weights of the ballots of a reply and of its program, which adds none if it comes to the reply's answer."""
-        reply = self._single + round(sample.probability * self._unit)
-        if sample.form == sample.computed_form:
-            return reply + self._stated, 0
-        return reply + self._stated * sample.is_stated, self._single + self._stated
-
-    def wins(self, subsets: Indices) -> NDArray[Any]:
-        """Whether a vote of some samples elects a reply, or a program, if its sample comes first of the tied ones."""
+    def share_right(self, members: NDArray[Any]) -> float:
+        """The share of the votes of subsets that are right; a tie goes to the sample that comes first, in any order."""
         import numpy
 
-        answers = self.answers[subsets]
-        totals = self._sums(answers, self._ballots[subsets])
+        totals = members @ self._ballots
         # The probability of a single sample does not count.
         ranks = numpy.where(totals < 2 * self._single, totals // self._stated * self._stated, totals)
-        if answers.shape[2] == 2:
-            replies, programs = answers[:, :, 0], answers[:, :, 1]
-            agree = (self._sums(replies, replies > 0) > 0) & (self._sums(programs, programs > 0) > 0)
-            ranks += 2.0**52 * agree
+        ranks[(members @ self._by_reply) & (members @ self._by_program)] += 1 << 52
         leads = ranks == ranks.max(axis=1, keepdims=True)
-        wins: NDArray[Any] = leads[numpy.arange(len(subsets)).reshape(-1, 1, 1), answers]
-        wins[:, :, 1:] &= ~wins[:, :, :1]  # a reply precedes its program
-        return wins
-
-    def _sums(self, answers: Indices, weights: NDArray[Any]) -> NDArray[Any]:
-        """Sums of weights by answer, a row for each subset."""
-        import numpy
-
-        rows, size = len(answers), len(self.correct)
-        cells = answers.reshape(rows, -1) + size * numpy.arange(rows)[:, None]
-        return numpy.bincount(cells.ravel(), weights.ravel(), rows * size).reshape(rows, size)
+        replies = members & leads[:, self._replies]
+        programs = members & leads[:, self._programs] & ~replies  # a reply precedes its program
+        right = (replies & self._correct[self._replies]) | (programs & self._correct[self._programs])
+        return float((right.sum(axis=1) / (replies | programs).sum(axis=1)).mean())
