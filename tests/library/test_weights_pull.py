@@ -192,7 +192,11 @@ REFUSALS = [
     (with_config(quantization_config=FP8), 2, "quantized already (fp8)"),
     (with_config(architectures=["WhaleForCausalLM"]), 2, "WhaleForCausalLM"),
     (without_shard, 3, f"lacks {SHARDS[1]}"),
-    (lambda files: files | {INDEX: b'{"weight_map": {"a": "../../b.safetensors"}}'}, 2, "is not the name of a"),
+    (
+        lambda files: files | {INDEX: b'{"weight_map": {"a": "../../b.safetensors"}}'},
+        2,
+        "does not name the .safetensors file",
+    ),
     (lambda files: files | {SHARDS[0]: b"\x01" * 2000}, 2, f"{REPOSITORY}/{SHARDS[0]}: "),
     (lambda files: files | {SHARDS[0]: files[SHARDS[2]]}, 2, "is also in another file"),
 ]
