@@ -29,6 +29,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.parser import VOCABULARY, Value, Values, quoted
+from cerebrum_cli.gguf.table import phi3_name
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # token types of GGUF
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
@@ -37,7 +38,6 @@ _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
 # Special tokens of Phi-3, and whether a space behind them is dropped, as it is behind all others of it.
 _PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
-_PHI3_NAME = re.compile("phi-?3", re.IGNORECASE)
 _NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
 
 Tokens = dict[int, Token]
@@ -61,17 +61,11 @@ def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: i
 
 
 def general_name(folder: Path, name: str) -> str:
-    """The name of a model as llama.cpp must see it, whose vocabulary `read_vocabulary` has read.
-
-    If it contains "phi-3" or "phi3", llama.cpp drops spaces behind special tokens, and needs those of Phi-3. No other
-    metadata says so.
-    """
+    """The name of a model as llama.cpp must see it, whose vocabulary `read_vocabulary` has read."""
     tokenizer, settings = (_read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
     drops_space = {token["content"]: token.get("rstrip") for token in added}
-    if _PHI3_TOKENS.items() <= drops_space.items():
-        return name if _PHI3_NAME.search(name) else f"{name} (phi-3)"
-    return _PHI3_NAME.sub("Phi 3", name)
+    return phi3_name(name, _PHI3_TOKENS.items() <= drops_space.items())
 
 
 def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:

@@ -22,8 +22,24 @@ VERSION = 3  # of the files written
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_PHI3 = re.compile("phi-?3", re.IGNORECASE)
 
 Tensors = Mapping[str, Tensor]
+
+
+def is_phi3(name: str) -> bool:
+    """Whether llama.cpp reads the vocabulary of a model with this general.name as that of Phi-3.
+
+    It then drops spaces behind special tokens, and needs those of Phi-3; no other metadata says so.
+    """
+    return bool(_PHI3.search(name))
+
+
+def phi3_name(name: str, has_vocabulary: bool) -> str:
+    """A general.name of a model that has Phi-3's vocabulary, or not."""
+    if not has_vocabulary:
+        return _PHI3.sub("Phi 3", name)
+    return name if is_phi3(name) else f"{name} (phi-3)"
 
 
 def split_layer(name: str) -> tuple[int | None, str]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header
+from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header, is_phi3, phi3_name
 from cerebrum_cli.gguf.tensor_names import hugging_face_names
 from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from cerebrum_cli.merge.compatibility import (
@@ -65,7 +65,8 @@ def merged_metadata(
         if key.startswith("tokenizer."):
             metadata[key] = value
     metadata |= hyperparameters(first, tables, origins)
-    metadata["general.name"] = Value("STRING", name)
+    of_tokenizer = tables[recipe.tokenizer_model].text("general.name") or ""
+    metadata["general.name"] = Value("STRING", phi3_name(name, is_phi3(of_tokenizer)))
     if file_type is not None:
         metadata["general.file_type"] = Value("UINT32", file_type)
     metadata |= base_models(tables.values())
