@@ -193,7 +193,7 @@ def answer_missing(
         from cerebrum_cli.cluster.distribution import distribute
 
         distributed = distribute(source, work, results, options.ray, options.ray_workers, options.patience)
-        render(distributed.answer(), distributed.cancel, sinks)
+        render(distributed.answer(), distributed.cancelled.set, sinks)
         return
     loaded = open_many(source, results.missing_count * work[1], results.servers)
     with loaded, name_grammar_in_errors(options):

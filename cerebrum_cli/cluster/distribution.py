@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from time import monotonic
 from typing import Any, cast
 
@@ -66,7 +67,7 @@ def distribute(
     job = NodeJob(identity, model.path, model.reference, portable, answer_block)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
     patience = START_S + (PATIENCE_S if patience is None else patience)
-    return Distribution(cluster, job, run, rows, samples, slots, patience)
+    return Distribution(cluster, job, run, rows, slots // samples, patience)
 
 
 def parse_cluster(text: str) -> str | int:
@@ -80,29 +81,25 @@ def parse_cluster(text: str) -> str | int:
 
 @dataclass(slots=True)
 class Distribution:
-    """Answers the rows of some work on a cluster, `slots` samples at a time on each node; `cancel` ends it soon."""
+    """Answers the rows of some work on a cluster, `slots` rows at a time on each node, until it is `cancelled`."""
 
     cluster: Callable[[Plan], Generator[Message, None, None]]
     job: NodeJob
     run: Results
     rows: Any
-    samples: int
     slots: int
     patience: float = PATIENCE_S
-    is_cancelled: bool = False
+    cancelled: Event = field(default_factory=Event)
     _workers: int = 0
     _fruitless: int = 0  # passes in which no row was answered
     _reports: dict[str, WorkerReport] = field(default_factory=dict)
     _notices: set[NoticeEvent] = field(default_factory=set)
     _tokens: int = 0
 
-    def cancel(self) -> None:
-        self.is_cancelled = True
-
     def answer(self) -> Events:
         yield events.StageEvent("starting the nodes", 0, 1)
         run = self.run
-        while (missing := run.missing_count) and not self.is_cancelled:
+        while (missing := run.missing_count) and not self.cancelled.is_set():
             if self._fruitless == MAX_FRUITLESS:
                 first = run.rows.name(run.rows.fields(next(run.missing)))
                 problem = f"workers fail on {missing} rows, beginning with {first}"
@@ -115,7 +112,7 @@ class Distribution:
         alive_at = monotonic()
         with closing(self.cluster(self._plan)) as messages:
             for message in messages:
-                if self.is_cancelled:
+                if self.cancelled.is_set():
                     return
                 if isinstance(message, bytes) or (message and message.worker not in self._reports):
                     alive_at = monotonic()
@@ -130,7 +127,7 @@ class Distribution:
         rows_each = -(-self.run.missing_count // workers)
         most = max(BLOCK, min(SHORT_BLOCK, BLOCK_TOKENS // (self.job.source.settings.max_tokens or BLOCK_TOKENS)))
         size = min(most, -(-rows_each // BLOCKS_EACH))
-        concurrency = min(self.slots // (size * self.samples) + 2, max(2, -(-rows_each // size)))
+        concurrency = min(self.slots // size + 2, max(2, -(-rows_each // size)))
         missing = self.run.missing
         if self._fruitless:  # one row may have ended each worker: find others
             missing, size, concurrency = islice(missing, BLOCKS_EACH * workers), 1, 2

@@ -16,7 +16,6 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 NO_BREAKERS = "none"
 MAX_COUNT = 2**31 - 1
 SAMPLED_TEMPERATURE = 0.7  # where the model recommends none: of chats, and of samples that must differ
-MODEL_ELSE = "[default: the model's, else {}]"
 TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
 
 
@@ -38,10 +37,10 @@ class SamplingParams:
         metavar="T",
         least=0,
     )
-    top_k: int = option(40, f"Keep the K likeliest tokens; 0: all {MODEL_ELSE.format(40)}", metavar="K", least=0)
+    top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: the model's, else 40]", metavar="K", least=0)
     top_p: float = option(
         0.95,
-        f"Keep the most likely tokens that sum to probability P {MODEL_ELSE.format(0.95)}",
+        "Keep the most likely tokens that sum to probability P [default: the model's, else 0.95]",
         "Sampling",
         metavar="P",
         least=0,
@@ -49,16 +48,16 @@ class SamplingParams:
     )
     min_p: float = option(
         0.05,
-        f"Drop tokens below P times the likeliest {MODEL_ELSE.format(0.05)}",
+        "Drop tokens below P times the likeliest [default: the model's, else 0.05]",
         metavar="P",
         least=0,
         most=1,
     )
     top_n_sigma: float = option(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
     typical_p: float = option(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
-    repeat_penalty: float = option(1.0, f"Penalty for repeated tokens; 1: off {MODEL_ELSE.format(1)}", least=0.01)
+    repeat_penalty: float = option(1.0, "Penalty for repeated tokens; 1: off [default: the model's, else 1]", least=0.01)
     presence_penalty: float = option(
-        0.0, f"Penalty for tokens in the last 64 {MODEL_ELSE.format(0)}", least=-MAX_LOGIT, most=MAX_LOGIT
+        0.0, "Penalty for tokens in the last 64 [default: the model's, else 0]", least=-MAX_LOGIT, most=MAX_LOGIT
     )
     frequency_penalty: float = option(
         0.0, "Penalty per occurrence in the last 64 [default: 0]", least=-MAX_LOGIT, most=MAX_LOGIT

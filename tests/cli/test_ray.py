@@ -89,7 +89,7 @@ def answer_all(
     with closing(open_input(source)) as file:
         rows = read_rows(file, "txt")
         with closing(open_results(output, {"model": "a"}, result_rows(rows))) as results:
-            events = list(Distribution(cluster, job, results, rows, 1, 64, **options).answer())
+            events = list(Distribution(cluster, job, results, rows, 64, **options).answer())
             results.complete()
             assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
