@@ -68,7 +68,7 @@ COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
 
 def completion_of(declared: Option) -> Values | None:
     """Where the values of an option come from; None if any text may follow, or none."""
-    if declared.choices and declared.metavar:
+    if declared.choices:
         return lambda _: declared.choices
     return COMPLETIONS.get(declared.name)
 

@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.cli.options import ServerOptions
 from cerebrum_cli.cli.signature import composed, settings_options
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
 from cerebrum_cli.terminal.reports import check_terminal, print_check_result
@@ -27,8 +27,8 @@ class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
         (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
-    offline: bool = option(False, "Do not use the network", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
+    offline: bool = switch("Do not use the network", "Model")
+    json: bool = switch("Print a JSON array", "Output")
 
 
 @composed

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of
+from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, optional, options_of, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
 
@@ -27,19 +27,19 @@ FIRST, LAST = "first", "last"  # code blocks of a reply
 
 
 def json_option() -> Any:
-    return option(False, "Print a JSON object", "Output")
+    return switch("Print a JSON object", "Output")
 
 
 @option_group
 class QuietOptions:
     verbose = False
-    quiet: bool = option(False, "No notices or progress on standard error", "Output", short="-q")
+    quiet: bool = switch("No notices or progress on standard error", "Output", short="-q")
 
 
 @option_group
 class PullOptions(QuietOptions):
-    offline: bool = option(False, "Do not use the network", "Model")
-    yes: bool = option(False, "Answer yes to every question", "Output", short="-y")
+    offline: bool = switch("Do not use the network", "Model")
+    yes: bool = switch("Answer yes to every question", "Output", short="-y")
 
 
 @option_group
@@ -47,8 +47,8 @@ class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
         (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
     )
-    served_model_name: str | None = option(None, "Model to request if the server has several")
-    allow_http_key: bool = option(False, "Send the API key without encryption [default: off]")
+    served_model_name: str | None = optional("Model to request if the server has several")
+    allow_http_key: bool = switch("Send the API key without encryption [default: off]")
 
     def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
         """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
@@ -60,7 +60,7 @@ class ServerOptions(QuietOptions):
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
     template_arg: tuple[str, ...] = option((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
-    verbose: bool = option(False, "Show llama.cpp's log on standard error [default: off]")
+    verbose: bool = switch("Show llama.cpp's log on standard error [default: off]")
 
     @property
     def context(self) -> ContextOptions:
@@ -104,25 +104,23 @@ class AnswerOptions(ServerOptions, PullOptions):
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
-    schema: str | None = option(
-        None, "JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA"
+    schema: str | None = optional(
+        "JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA"
     )
-    grammar: Path | None = option(None, "Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
+    grammar: Path | None = optional("Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
 
 
 @option_group
 class GenerationOptions(ConstrainedOptions):
-    votes: str | None = option(
-        None, "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
+    votes: str | None = optional(
+        "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
-    min_votes: int | None = option(None, "Votes required to win [default: 1]", "Sampling", metavar="N")
-    check: str | None = option(
-        None, "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
+    min_votes: int | None = optional("Votes required to win [default: 1]", "Sampling", metavar="N")
+    check: str | None = optional(
+        "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
-    min_checked: int | None = option(
-        None, "Programs required to confirm the winning answer [default: 0]", metavar="N", least=0
-    )
+    min_checked: int | None = optional("Programs required to confirm the winning answer [default: 0]", least=0)
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -146,7 +144,7 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class SavedPromptOptions:
-    saved_prompt: str | None = option(None, "Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+    saved_prompt: str | None = optional("Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
     def apply_prompt(self, app: App, on_command_line: frozenset[str]) -> tuple[SavedPrompt | None, Layer, Self]:
         """The saved prompt, its settings, and these options with what it sets, except for those `on_command_line`.
@@ -169,8 +167,8 @@ class QuestionOptions(SavedPromptOptions):
     file: tuple[Path, ...] = option(
         (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH", splits=True
     )
-    continue_: bool = option(False, "Continue the latest session", "Input", short="-c")
-    session: str | None = option(None, "Continue this session, or create it", "Input", metavar="NAME")
+    continue_: bool = switch("Continue the latest session", "Input", short="-c")
+    session: str | None = optional("Continue this session, or create it", "Input", metavar="NAME")
 
     @property
     def session_flag(self) -> str:
@@ -190,20 +188,20 @@ class QuestionOptions(SavedPromptOptions):
 
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):
-    messages: Path | None = option(None, "OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
-    raw: bool = option(False, "Complete the prompt verbatim, without a format", "Input")
-    save_prompt: str | None = option(None, "Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
-    final: bool = option(False, "Print only the final answer; exit code 5 if there is none", "Output")
-    extract: str | None = option(
-        None, "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
+    messages: Path | None = optional("OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
+    raw: bool = switch("Complete the prompt verbatim, without a format", "Input")
+    save_prompt: str | None = optional("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
+    final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
+    extract: str | None = optional(
+        "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
     )
     json: bool = json_option()
-    stats: bool = option(False, "Print speed, context, sampling and seed on standard error", "Output")
-    top_logprobs: int | None = option(
-        None, "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
+    stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
+    top_logprobs: int | None = optional(
+        "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
     )
-    dry_run: bool = option(False, "Print the exact prompt without evaluating it", "Output")
-    no_markdown: bool = option(False, "Plain text, even on a terminal", "Output")
+    dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
+    no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
     def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
         if saved.schema is None and not saved.extract:
@@ -254,13 +252,13 @@ class AskOptions(QuestionOptions, GenerationOptions):
 
 @option_group
 class ConcurrencyOptions(ConstrainedOptions):
-    parallel: str | None = option(None, "Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    ray: str | None = option(None, "Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = option(None, "Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
-    allow_different_models: bool = option(False, "Allow servers with different models", "Server")
-    patience: float | None = option(None, f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
-    row_timeout: float | None = option(None, "Seconds per row on a server [default: no limit]", least=0.1)
-    batch_invariant: bool = option(False, "Make answers independent of concurrency; slower [default: off]", local=True)
+    parallel: str | None = optional("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    ray: str | None = optional("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
+    ray_workers: int | None = optional("Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
+    allow_different_models: bool = switch("Allow servers with different models", "Server")
+    patience: float | None = optional(f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
+    row_timeout: float | None = optional("Seconds per row on a server [default: no limit]", least=0.1)
+    batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
 
     @property
     def window(self) -> int:

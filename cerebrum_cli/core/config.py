@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.files import expand_user, read_small
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import Texts, did_you_mean
 
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
@@ -67,7 +67,7 @@ def parse_toml(text: str, path: Path) -> JsonDict:
         raise ConfigError(f"{path}: invalid TOML: {error}", hint) from error
 
 
-def read_settings(values: JsonObject, text: str, path: Path, other_keys: tuple[str, ...]) -> Layer:
+def read_settings(values: JsonObject, text: str, path: Path, other_keys: Texts) -> Layer:
     """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
     layer: JsonDict = {}
     for name, value in values.items():
@@ -79,7 +79,7 @@ def read_settings(values: JsonObject, text: str, path: Path, other_keys: tuple[s
     return in_directory(layer, path.parent)
 
 
-def read_setting(name: str, value: Any, where: str, other_keys: tuple[str, ...]) -> Layer:
+def read_setting(name: str, value: Any, where: str, other_keys: Texts) -> Layer:
     """The setting of a name, converted; `other_keys` are allowed beside it. Raises ConfigError."""
     keys = keys_of(name)
     if not keys:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, dataclass_transform, get_args
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import enumeration
+from cerebrum_cli.core.text import Texts, enumeration
 
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
@@ -35,7 +35,6 @@ Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Se
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
 
 T = TypeVar("T")
-Texts = tuple[str, ...]
 
 
 class InvalidValue(ValueError):
@@ -137,6 +136,16 @@ class Option(NamedTuple):
 def option(default: Any, help: str, heading: Heading | None = None, **details: Any) -> Any:
     """Declare a dataclass field as an option; `details` are further fields of `Option`."""
     return field(default=default, metadata={"option": Option(help, heading, **details)})
+
+
+def optional(help: str, heading: Heading | None = None, **details: Any) -> Any:
+    """Declare an option that is None unless it is set."""
+    return option(None, help, heading, **details)
+
+
+def switch(help: str, heading: Heading | None = None, **details: Any) -> Any:
+    """Declare an option that is off unless it is set."""
+    return option(False, help, heading, **details)
 
 
 @dataclass_transform(frozen_default=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option
+from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option, optional
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import Texts
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -27,8 +28,8 @@ class SamplingParams:
     reports. `max_tokens=None` generates until the context is full. Generation stops before any text in `stop`.
     """
 
-    max_tokens: int | None = option(
-        None, "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
+    max_tokens: int | None = optional(
+        "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
     )
     temperature: float = option(
         0.0,
@@ -37,7 +38,7 @@ class SamplingParams:
         metavar="T",
         least=0,
     )
-    top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: the model's, else 40]", metavar="K", least=0)
+    top_k: int = option(40, "Keep the K likeliest tokens; 0: all [default: the model's, else 40]", least=0)
     top_p: float = option(
         0.95,
         "Keep the most likely tokens that sum to probability P [default: the model's, else 0.95]",
@@ -49,13 +50,14 @@ class SamplingParams:
     min_p: float = option(
         0.05,
         "Drop tokens below P times the likeliest [default: the model's, else 0.05]",
-        metavar="P",
         least=0,
         most=1,
     )
     top_n_sigma: float = option(-1.0, "Keep logits within N sigma; 0 and below: off [default: -1]", least=-1)
     typical_p: float = option(1.0, "Locally typical sampling; 1: off [default: 1]", least=0, most=1)
-    repeat_penalty: float = option(1.0, "Penalty for repeated tokens; 1: off [default: the model's, else 1]", least=0.01)
+    repeat_penalty: float = option(
+        1.0, "Penalty for repeated tokens; 1: off [default: the model's, else 1]", least=0.01
+    )
     presence_penalty: float = option(
         0.0, "Penalty for tokens in the last 64 [default: the model's, else 0]", least=-MAX_LOGIT, most=MAX_LOGIT
     )
@@ -72,8 +74,8 @@ class SamplingParams:
         DRY_BREAKERS, "Text that ends a repeat, or none (repeatable) [default: line break, colon, quote, *]"
     )
     logit_bias: tuple[TokenBias, ...] = option((), "Add BIAS to a token's logit (repeatable)")
-    seed: int | None = option(
-        None, "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
+    seed: int | None = optional(
+        "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
     )
     stop: tuple[str, ...] = option((), "Stop before this text (repeatable)", "Length", metavar="TEXT")
 
@@ -101,7 +103,7 @@ class SamplingParams:
         return self.dry_multiplier != 0 and self.dry_penalty_last_n > 0
 
     @property
-    def dry_breakers(self) -> tuple[str, ...]:
+    def dry_breakers(self) -> Texts:
         return () if NO_BREAKERS in self.dry_sequence_breaker else self.dry_sequence_breaker
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, variable
+from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, optional, options_of, switch, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import Texts, did_you_mean
 
 Layer = Mapping[str, Any]
 
@@ -60,14 +60,13 @@ class Settings(SamplingParams):
     off. `origins` is where values that are not defaults come from.
     """
 
-    model: str | None = option(None, "Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
-    system: str | None = option(None, "System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
-    format: str | None = option(None, "Prompt format [default: the model's own]", "Model", metavar="NAME")
-    chat_template: str | None = option(
-        None, "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
+    model: str | None = optional("Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
+    system: str | None = optional("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
+    format: str | None = optional("Prompt format [default: the model's own]", "Model", metavar="NAME")
+    chat_template: str | None = optional(
+        "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
     )
-    ctx: int | None = option(
-        None,
+    ctx: int | None = optional(
         "Context size in tokens [default: up to 8192; 32768 for reasoning models]",
         "Model",
         metavar="N",
@@ -75,8 +74,8 @@ class Settings(SamplingParams):
         local=True,
     )
     lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
-    threads: int | None = option(
-        None, "CPU threads [default: one per performance core]", "Speed", metavar="N", least=1, most=1024, local=True
+    threads: int | None = optional(
+        "CPU threads [default: one per performance core]", "Speed", metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
         "auto",
@@ -90,30 +89,28 @@ class Settings(SamplingParams):
     cpu_moe: str = option(
         "auto",
         "Layers whose experts stay on the CPU [default: auto]",
-        metavar="N|auto|off",
         choices=("auto", "off"),
         local=True,
     )
-    cache_type_k: str | None = option(None, "Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
-    cache_type_v: str | None = option(None, "Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
-    flash_attn: str | None = option(None, "Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
+    cache_type_k: str | None = optional("Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
+    cache_type_v: str | None = optional("Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
+    flash_attn: str | None = optional("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
     overflow: str = option(
         "drop-oldest", "When a chat fills the context [default: drop-oldest]", choices=("drop-oldest", "stop")
     )
-    think: str | None = option(
-        None,
+    think: str | None = optional(
         "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
         "Length",
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_reasoning: bool | None = option(None, "Keep earlier reasoning in the prompt [default: the template's choice]")
-    show_thinking: bool = option(False, "Show reasoning as it is generated [default: off]", "Output")
-    no_log: bool = option(False, "Save nothing: no session, history or prompt cache [default: off]", "Output")
+    keep_reasoning: bool | None = optional("Keep earlier reasoning in the prompt [default: the template's choice]")
+    show_thinking: bool = switch("Show reasoning as it is generated [default: off]", "Output")
+    no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option(True, "Format Markdown and mathematics on a terminal [default: on]")
-    vi: bool = option(False, "Edit with vi keys [default: off]")
+    vi: bool = switch("Edit with vi keys [default: off]")
     loop_check: bool = option(True, "End replies that repeat themselves [default: on]")
-    speculative: bool | None = option(None, "Speculative decoding (prompt lookup) [default: on]", local=True)
+    speculative: bool | None = optional("Speculative decoding (prompt lookup) [default: on]", local=True)
     cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
@@ -127,7 +124,7 @@ class Settings(SamplingParams):
         higher, lower = map(RANKED.index, origins)
         return higher > lower
 
-    def sampling(self, format_stop: tuple[str, ...]) -> SamplingParams:
+    def sampling(self, format_stop: Texts) -> SamplingParams:
         """Sampling parameters, with the format's stop strings before the user's."""
         values = {key: getattr(self, key) for key in SAMPLING_KEYS}
         return SamplingParams(**values | {"stop": (*format_stop, *self.stop)})
@@ -208,7 +205,7 @@ def fold(*layers: Layer) -> Settings:
     return Settings(**values, origins=merged.origins)
 
 
-def keys_of(name: str) -> tuple[str, ...]:
+def keys_of(name: str) -> Texts:
     """Keys that a name stands for, which may have dashes; none if it is unknown."""
     key = name.replace("-", "_")
     if key in OPTIONS:

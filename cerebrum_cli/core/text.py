@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 
+Texts = tuple[str, ...]
+
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""

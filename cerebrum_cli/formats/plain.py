@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens, join_parts
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup
 
 
@@ -25,7 +26,7 @@ class PromptFormat:
     """
 
     name: str
-    stop: tuple[str, ...] = ()
+    stop: Texts = ()
     default_system: str | None = None
     markups: Markups = ()
     verbatim: bool = False
@@ -39,7 +40,7 @@ class PromptFormat:
         return False
 
     @property
-    def efforts(self) -> tuple[str, ...]:
+    def efforts(self) -> Texts:
         return ()
 
     def render(self, conversation: Conversation) -> PromptParts:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, PromptParts, Text, Tokens, join_parts
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
@@ -110,7 +111,7 @@ class EmbeddedFormat(PromptFormat):
         return self.is_fixed or self.switch is not None
 
     @property
-    def efforts(self) -> tuple[str, ...]:
+    def efforts(self) -> Texts:
         return find_efforts(self.source)[1]
 
     def render(self, conversation: Conversation) -> PromptParts:

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.core.text import Texts, one_line
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 
@@ -68,7 +68,7 @@ class ContentFormat(NamedTuple):
     Without one, the system prompt is the beginning of the first question.
     """
 
-    parts: tuple[str, ...] = ()
+    parts: Texts = ()
     has_system: bool = True
 
     def messages(self, turns: Sequence[Turn]) -> list[Mapping[str, Any]]:
@@ -196,7 +196,7 @@ def thinking(source: str) -> dict[str, bool | str]:
 
 
 @cache
-def find_efforts(source: str) -> tuple[str | None, tuple[str, ...]]:
+def find_efforts(source: str) -> tuple[str | None, Texts]:
     """The variable by which a template takes an effort of reasoning, and the efforts it knows; None without one."""
     for name in EFFORT_NAMES:
         if name not in source:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
+PromptFile = tuple[str, str]  # the name of a file, and its text
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
 
@@ -90,7 +91,7 @@ class PromptSources:
 
 
 def compose_prompt(
-    prompt: str | None, files: Sequence[tuple[str, str]], piped: str | None, saved: SavedPrompt | None = None
+    prompt: str | None, files: Sequence[PromptFile], piped: str | None, saved: SavedPrompt | None = None
 ) -> str:
     """Join the parts of a question: files first, so that further questions about them reuse the prefix.
 
@@ -143,7 +144,7 @@ def template_options(pairs: Sequence[str]) -> JsonDict:
     return options
 
 
-def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], None]) -> list[tuple[str, str]]:
+def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], None]) -> list[PromptFile]:
     """Read files as names and texts, in the given order; those of a directory or a pattern are sorted.
 
     A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
@@ -153,7 +154,7 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
 
     searches = {path: search_of(path) for path in paths}
     seen = {os.path.realpath(path) for path, search in searches.items() if search is None}
-    files: list[tuple[str, str]] = []
+    files: list[PromptFile] = []
     skipped: list[Skipped] = []
     for path, search in searches.items():
         if path == STANDARD_INPUT:
@@ -167,12 +168,12 @@ def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], 
     return files
 
 
-def names_of(files: Iterable[tuple[str, str]]) -> str:
+def names_of(files: Iterable[PromptFile]) -> str:
     """The names of files that were read, shortened to a few."""
     return format_names([name for name, _ in files])
 
 
-def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[tuple[str, str]]:
+def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[PromptFile]:
     """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
 
     Raises UsageError if it leads to no text file, and PromptTooLong.
