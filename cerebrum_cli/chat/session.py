@@ -9,13 +9,14 @@ import struct
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.values import frozen
 
 Origin = Literal["chat", "ask", "import"]
 END_LABELS = {
@@ -27,7 +28,7 @@ END_LABELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReplyMetadata:
     """How a reply was generated, as far as that is known; `vocabulary` is the digest that its tokens belong to."""
 
@@ -41,7 +42,7 @@ class ReplyMetadata:
     timings: JsonObject | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StoredMessage:
     """A message in the tree; `parent` is the preceding message's id, `created` seconds since 1970."""
 
@@ -75,7 +76,7 @@ class StoredMessage:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Session:
     """A named branch of the message tree that ends at `leaf`, with its settings; times in seconds since 1970.
 

@@ -21,6 +21,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation
@@ -192,7 +193,7 @@ class BlockResult(Results):
         self.written[position] = written
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeJob:
     """How nodes open a model, and answer blocks."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cerebrum_cli.core.files import expand_user, read_small
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
 from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.core.values import frozen
 
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
@@ -24,7 +25,7 @@ EndpointTable = Mapping[str, str]
 """A table `[endpoints.NAME]`: fields of an Endpoint; `key_env` names the environment variable with the API key."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Config:
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.values import frozen
 
 Role = Literal["user", "assistant"]
 ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
@@ -18,7 +19,7 @@ TEXT_KEYS = ("text", "content", "refusal", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
 
@@ -32,7 +33,7 @@ class Message:
     reasoning: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
@@ -188,7 +189,7 @@ def _text_of(message: JsonDict) -> str | None:
     return "".join(texts)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Text:
     """Text; special tokens are recognized only in trusted text, such as a format's own markup."""
 
@@ -196,7 +197,7 @@ class Text:
     trusted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tokens:
     """Token ids to use unchanged: a reply in the tokens it was generated as."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.values import frozen
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import EvalProgress, RowEvent
@@ -55,7 +55,7 @@ class Origin(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NoticeEvent:
     """A problem that is not an error, and a hint, if there is one."""
 
@@ -63,14 +63,14 @@ class NoticeEvent:
     hint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadEvent:
     """Progress of loading the model; `fraction` is from 0 to 1."""
 
     fraction: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PromptEvent:
     """Progress of prefill: `evaluated` of the prompt's `total` tokens are in the KV cache."""
 
@@ -79,7 +79,7 @@ class PromptEvent:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TokenEvent:
     """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
@@ -102,7 +102,7 @@ def answer_text(event: object) -> str:
     return ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class AlternativesEvent:
     """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""
 
@@ -112,7 +112,7 @@ class AlternativesEvent:
     likeliest: tuple[TokenLogprob, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RefusedEvent:
     """The last event of a sequence that failed while others continue."""
 
@@ -121,7 +121,7 @@ class RefusedEvent:
     origin: Origin | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TallyEvent:
     """The tally of a vote has changed: the answers with their counts, best first, and the number of samples counted.
 
@@ -134,14 +134,14 @@ class TallyEvent:
     maximum: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServersEvent:
     """Servers or nodes have changed, or have generated this many tokens without events so far."""
 
     tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class StageEvent:
     """Progress of a stage of other work; `done` and `total` are in a unit of the sender's choice."""
 
@@ -150,7 +150,7 @@ class StageEvent:
     total: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Timings:
     """Wall-clock seconds of one sequence: prefill up to its first token, decode from there to its last.
 
@@ -182,7 +182,7 @@ class Timings:
         return 0.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FinishEvent:
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 

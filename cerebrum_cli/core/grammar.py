@@ -6,13 +6,13 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.values import frozen
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 
@@ -21,7 +21,7 @@ _FIELD = re.compile(r"""([^\s:,"{}[\]]+)(?:\s+(list)\[(\w+)\]|\s+(\w+))?\s*(?::\
 FIELDS_HINT = f'fields are "NAME [TYPE][: DESCRIPTION]", separated by commas; types: {", ".join(TYPES)}, list[TYPE]'
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Grammar:
     kind: GrammarKind
     text: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from cerebrum_cli.core.values import frozen
 
 SHOWN_ERRORS = 3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowCounts:
     """Finished rows of a batch: failed (with the first `errors`), truncated, and undecided by a vote."""
 
@@ -17,7 +17,7 @@ class RowCounts:
     errors: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowEvent:
     """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
 
@@ -26,7 +26,7 @@ class RowEvent:
     counts: RowCounts
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EvalProgress:
     """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
 

@@ -6,11 +6,12 @@ and a request takes the result from `Settings.sampling`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option, optional
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.values import frozen
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
@@ -20,7 +21,7 @@ SAMPLED_TEMPERATURE = 0.7  # where the model recommends none: of chats, and of s
 TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SamplingParams:
     """Sampling parameters of one request, applied in llama.cpp's default order.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -14,6 +14,7 @@ from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.values import frozen
 
 SUFFIX = ".md"
 FENCE = "+++"
@@ -22,7 +23,7 @@ PROMPT_KEYS = ("schema", "extract")  # of a header, besides settings
 OBJECT_KEYS = ("prompt", "system", "model", *PROMPT_KEYS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SavedPrompt:
     """Settings and a prompt under a name; `schema` is a JSON Schema that constrains the answer, or its file.
 
@@ -85,7 +86,7 @@ def toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PromptDirectory:
     """The directory of a user's saved prompts; a file is read when its prompt is needed."""
 

@@ -7,7 +7,7 @@ CEREBRUM_* variables, the saved prompt that `-p` names, the command line.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.core.values import frozen
 
 Layer = Mapping[str, Any]
 
@@ -52,7 +53,7 @@ class SourcedLayer(dict[str, Any]):
             self.origins[key] = origin
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Settings(SamplingParams):
     """Everything that can be set for a command, with all layers merged; None leaves a choice to the model or machine.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.text import enumeration, format_count, format_size
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, rebuild_command
 from cerebrum_cli.engine.memory import Device
 
@@ -20,7 +21,7 @@ DATA = "data"  # the use of the directory of chats
 Status = Literal["ok", "warning", "failure"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CheckResult:
     """The result of one check. A warning means that something is slow, limited or not set up yet.
 
@@ -50,7 +51,7 @@ def check_result(detail: str, *problems: tuple[str, str]) -> CheckResult:
     return CheckResult("warning" if problems else "ok", "; ".join(details), hints)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DirectoryState:
     """A directory that is written to, or will be created: its use, the device number of its disk, and free bytes.
 

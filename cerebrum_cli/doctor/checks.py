@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
@@ -14,6 +14,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.doctor.assessment import (
     DATA,
@@ -46,7 +47,7 @@ FIX_LLAMA_CPP = "see the check llama_cpp"
 NOT_LOADED = "llama.cpp cannot be loaded"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DoctorContext:
     """What the checks inspect: directories and models, settings, llama.cpp and the terminal."""
 

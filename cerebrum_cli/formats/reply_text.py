@@ -10,12 +10,13 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.formats.markers import (
     MARKERS,
     PARTIAL_MARKER,
@@ -42,7 +43,7 @@ SplitText = tuple[Channel, str]
 Stage = Literal["thinking", "undecided", "answer"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReplyRules:
     """How the text of a reply is read: without markup, all of it is the answer.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from cerebrum_cli.core.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReasoningMarkup:
     """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
 

@@ -28,6 +28,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Request
@@ -54,7 +55,7 @@ class Continuation(NamedTuple):
     n: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
 

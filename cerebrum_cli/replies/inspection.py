@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from heapq import nsmallest
 from math import log
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogp
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import one_line
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.values import frozen
 
 MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
 MAX_ROWS = 10
@@ -23,7 +23,7 @@ BEFORE_TOKENS = 16
 LOGPROB_DIGITS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GivenReply:
     """The tokens of a reply, the conversation before it, and where tokens in it were not chosen by the model."""
 

@@ -16,6 +16,7 @@ from cerebrum_cli.core.events import Emit
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
 
@@ -128,7 +129,7 @@ def open_with_llama(data_directory: Path, options: LoadOptions, emit: Emit, stop
     return open_llama(options, emit, stop, data_directory / DEVICES, data_directory / LOADED_FILES, TRY_TEMPLATE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Servers:
     """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
 

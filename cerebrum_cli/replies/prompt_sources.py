@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
+from cerebrum_cli.core.values import frozen
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -31,7 +32,7 @@ PromptFile = tuple[str, str]  # the name of a file, and its text
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PromptSources:
     """The sources of a question: the argument (`-` is standard input), files, or a messages list.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import exp, fsum
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
@@ -38,7 +39,7 @@ UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # 
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ask:
     """What is asked, whoever asks: a conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
 

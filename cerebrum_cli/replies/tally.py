@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from math import comb, fsum
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.values import frozen
 
 MAX_VOTES = 256
 
@@ -32,7 +33,7 @@ _PRINTED = {"True": "yes", "False": "no", **dict.fromkeys(("", "None", "nan", "i
 _VOTES = re.compile(r"(?P<least>\d{1,4})|auto(?::(?P<from>\d{1,4})\.\.(?P<to>\d{1,4}))?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Votes:
     """How many samples to take, `minimum` and `maximum` may be equal; between them, until the outcome is likely.
 
@@ -100,7 +101,7 @@ class Program(NamedTuple):
         return _PRINTED.get(value, value)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SampleAnswer:
     """A finished sample: its final answer as the model wrote it, its normal form, and the answer of its program.
 
@@ -121,7 +122,7 @@ class SampleAnswer:
         return self.form is not None and self.form == self.computed_form
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Count:
     """One candidate as most of its samples wrote it, and their number; `probability_sum` is 0 of a single sample.
 
@@ -151,7 +152,7 @@ class Count:
         return is_checked and self.count + more >= votes.needed and self.programs + more >= votes.needed_checked
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tally:
     """Answers of the first samples, in their order: the outcome does not depend on which finishes first."""
 
