@@ -193,7 +193,7 @@ def save_session(directory: Path, model: str) -> None:
 def resume(directory: Path, model: str, with_cache: bool) -> FinishEvent:
     """Ask a question with the default limit on the reply's length, stop at the first token, and undo the turn."""
     chat = open_chat(directory, model=model, format="cerebrum", **({} if with_cache else {"cache_gb": 0}))
-    chat.session = chat.history.acquire_latest()
+    chat.session = chat.history.acquire_named(None)
     try:
         finish = finish_of(until_first_token(chat))
         chat.undo()

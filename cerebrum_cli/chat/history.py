@@ -51,17 +51,17 @@ class History:
     locks: Path | None
     _held: tuple[Path, FileIO] | None = None
 
-    def acquire_latest(self) -> Session:
-        """Lock the latest session. Raises SessionError if there is none, or another process holds it."""
-        session = self.store.latest()
-        if session is None:
-            raise SessionError("no session to continue", "ask without -c first")
-        return self.acquire(session)
+    def acquire_named(self, name: str | None) -> Session | None:
+        """Lock a session by its name, None if there is none; without a name, the latest.
 
-    def acquire_named(self, name: str) -> Session | None:
-        """Lock a session by its name; None if there is none. Raises SessionError if the name is invalid."""
-        session = self.store.find(validated_name(name))
-        return self.acquire(session) if session else None
+        Raises SessionError if the name is invalid, there is no latest session, or another process holds it.
+        """
+        session = self.store.latest() if name is None else self.store.find(validated_name(name))
+        if session:
+            return self.acquire(session)
+        if name is None:
+            raise SessionError("no session to continue", "ask without -c first")
+        return None
 
     def acquire(self, session: Session) -> Session:
         """Lock a session, for a question to follow. Raises SessionError if another process holds it.

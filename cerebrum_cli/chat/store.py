@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -214,7 +214,7 @@ class Store:
         with self.transaction() as database:
             database.execute("DELETE FROM sessions WHERE id = ?", (session.id,))
             unneeded = self._rows(_UNNEEDED_MESSAGES)
-            database.executemany("DELETE FROM messages WHERE id = ?", map(tuple, unneeded))
+            database.executemany("DELETE FROM messages WHERE id = ?", unneeded)
             return len(unneeded)
 
     def vacuum(self) -> None:
@@ -259,16 +259,14 @@ class Store:
         return hits
 
     def _sessions(self, condition: str = "", *values: object) -> list[Session]:
-        with translated(self.path):
-            return [session_from_row(row) for row in self._rows(f"SELECT * FROM sessions {condition}", *values)]
+        return self._rows(f"SELECT * FROM sessions {condition}", *values, read=session_from_row)
 
     def _messages(self, query: str, *values: object) -> Messages:
-        with translated(self.path):
-            return [message_from_row(row) for row in self._rows(query, *values)]
+        return self._rows(query, *values, read=message_from_row)
 
-    def _rows(self, query: str, *values: object) -> list[Any]:
+    def _rows(self, query: str, *values: object, read: Callable[[sqlite3.Row], Any] = tuple) -> list[Any]:
         with translated(self.path):
-            return self._opened().execute(query, values).fetchall()
+            return [read(row) for row in self._opened().execute(query, values)]
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

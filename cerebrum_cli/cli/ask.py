@@ -76,7 +76,7 @@ def answer(
     if options.session_flag:
         from cerebrum_cli.chat import history
 
-        session = options.acquire_session(open_history())
+        session = open_history().acquire_named(options.session)
         overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, votes)
     settings = source.settings

@@ -153,7 +153,7 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
 def find_session(history: History, options: ChatOptions) -> Session | None:
     """The session to continue. Opens the database, whose errors should precede the first question."""
     if options.session_flag:
-        return options.acquire_session(history)
+        return history.acquire_named(options.session)
     history.store.names()
     return None
 

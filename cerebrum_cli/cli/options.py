@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, optional, options_of, switch
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.history import History
-    from cerebrum_cli.chat.session import Session
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
@@ -90,7 +89,12 @@ class AnswerOptions(ServerOptions, PullOptions):
         from cerebrum_cli.replies.installation import Servers
 
         endpoints = self.find_endpoints(app, requested)
-        return Servers(endpoints) if endpoints else None
+        return Servers(endpoints, **self.server_options) if endpoints else None
+
+    @property
+    def server_options(self) -> JsonDict:
+        """How servers are used: fields of Servers other than the defaults."""
+        return {}
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
         """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
@@ -178,12 +182,6 @@ class QuestionOptions(SavedPromptOptions):
         if self.continue_:
             raise UsageError.conflict("-c", "--session")
         return "--session"
-
-    def acquire_session(self, history: History) -> Session | None:
-        """Lock the chosen session; None if it is to be created. Raises SessionError."""
-        if self.session is None:
-            return history.acquire_latest()
-        return history.acquire_named(self.session)
 
 
 @option_group
@@ -282,16 +280,12 @@ class ConcurrencyOptions(ConstrainedOptions):
 
         return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
 
-    def find_servers(self, app: App, requested: Settings) -> Servers | None:
-        from cerebrum_cli.replies.installation import Servers
-
-        endpoints = self.find_endpoints(app, requested)
-        if not endpoints:
-            return None
-        timeouts: dict[str, Any] = {"waits_at_start": True, "row_timeout": self.row_timeout}
+    @property
+    def server_options(self) -> JsonDict:
+        timeouts: JsonDict = {"waits_at_start": True, "row_timeout": self.row_timeout}
         if self.patience is not None:
             timeouts["patience"] = self.patience
-        return Servers(endpoints, self.window or None, timeouts=timeouts, may_differ=self.allow_different_models)
+        return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
         """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""

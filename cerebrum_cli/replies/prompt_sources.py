@@ -190,8 +190,7 @@ def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Ski
             is_known = True
             continue
         seen.add(real)
-        is_below = match.is_absolute() and match.is_relative_to(Path.cwd())
-        shown = match.relative_to(Path.cwd()) if is_below else match
+        shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
         text, reason = found_text(match)
         if reason:
             skipped.append((shown, reason))

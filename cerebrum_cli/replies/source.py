@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -41,9 +41,6 @@ from cerebrum_cli.replies.format_choice import (
 )
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 from cerebrum_cli.replies.prompt_sources import read_text
-
-if TYPE_CHECKING:
-    pass
 
 FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}

@@ -88,7 +88,8 @@ def read_back(history: History, session: Session) -> Conversation:
 def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: History) -> None:
     answered = history.record(None, SUM, FOUR, LOADED, SETTINGS)
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
-    session = history.acquire_latest()
+    session = history.acquire_named(None)
+    assert session
     whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
     assert read_back(history, session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
@@ -125,7 +126,8 @@ def test_continued_session_replaces_the_system_prompt_if_given(history: History)
         whole = prepended(load_conversation(history.store, session, MODEL), question, instead)
         assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?")
         history.record(session, whole, SIX, LOADED, SETTINGS)
-        assert load_conversation(history.store, history.acquire_latest(), MODEL) == whole.assistant("Six.", (9,))
+        latest = history.acquire_named(None)
+        assert latest and load_conversation(history.store, latest, MODEL) == whole.assistant("Six.", (9,))
 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
