@@ -18,11 +18,9 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
-    from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
-    from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.results import Results
     from cerebrum_cli.results.schema import Table
 
@@ -122,8 +120,14 @@ def answer_input(
 
     Raises Interrupted with how to resume.
     """
-    from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-    from cerebrum_cli.cli.generation import answer_missing, read_grammar, resumable, settings_by_mode
+    from cerebrum_cli.batch.answering import BatchOptions, answer_rows, batch_fingerprint
+    from cerebrum_cli.cli.generation import (
+        answer_missing,
+        read_grammar,
+        resumable,
+        settings_by_mode,
+        source_fingerprint,
+    )
     from cerebrum_cli.terminal.progress import BatchProgress
 
     votes = options.vote_bounds
@@ -138,7 +142,12 @@ def answer_input(
         ignore_eos=options.ignore_eos,
         modes=modes,
     )
-    record = fingerprint(app, source, row_options, options, saved)
+    record: JsonDict = {"input format": options.input_format, "template": options.template}
+    if options.include_input:
+        record["include input"] = True
+    if saved and saved.prompt:
+        record["prompt"] = saved.prompt
+    record |= source_fingerprint(source) | batch_fingerprint(row_options, source.model, app.library)
     results = results_of(app, output, record, source.model.adapter_params, rows, options)
     with resumable(results, "rows", options.restart):
         if results.missing_count:
@@ -151,26 +160,6 @@ def answer_input(
     return results.counts.failed + results.counts.undecided
 
 
-def fingerprint(
-    app: App,
-    source: ModelSource,
-    row_options: BatchOptions,
-    options: BatchCommandOptions,
-    saved: SavedPrompt | None,
-) -> JsonDict:
-    """Everything the answers depend on, by readable names."""
-    from cerebrum_cli.batch.answering import batch_fingerprint
-    from cerebrum_cli.cli.generation import source_fingerprint
-
-    record: JsonDict = {"input format": options.input_format, "template": options.template}
-    if options.include_input:
-        record["include input"] = True
-    if saved and saved.prompt:
-        record["prompt"] = saved.prompt
-    record |= source_fingerprint(source)
-    return record | batch_fingerprint(row_options, source.model, app.library)
-
-
 def results_of(
     app: App,
     output: Path,
@@ -180,10 +169,20 @@ def results_of(
     options: BatchCommandOptions,
 ) -> Results:
     from cerebrum_cli.batch.rows import result_rows
+    from cerebrum_cli.results.output_files import PARQUET, table_type
     from cerebrum_cli.results.results import StreamedResults
+    from cerebrum_cli.results.schema import DELIMITERS, table_lines
     from cerebrum_cli.results.stored_results import open_results
 
-    described = result_rows(rows, rows.sha256, rows.form.unit, table_of(output, rows))
+    table: Table | None = None
+    name = table_type(output)
+    if name == PARQUET:
+        from cerebrum_cli.batch.parquet import parquet_table
+
+        table = parquet_table()
+    elif name:
+        table = partial(table_lines, DELIMITERS[name][0], rows.form.header)
+    described = result_rows(rows, rows.sha256, rows.form.unit, table)
     if output != STANDARD:
         return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
     if options.ray is not None:
@@ -191,18 +190,3 @@ def results_of(
     if options.retry_failed:
         raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
     return StreamedResults(described, app.streams.answer)
-
-
-def table_of(output: Path, rows: IndexedRows) -> Table | None:
-    """What encodes the results if they are a table."""
-    from cerebrum_cli.results.output_files import PARQUET, table_type
-    from cerebrum_cli.results.schema import DELIMITERS, table_lines
-
-    name = table_type(output)
-    if name is None:
-        return None
-    if name == PARQUET:
-        from cerebrum_cli.batch.parquet import parquet_table
-
-        return parquet_table()
-    return partial(table_lines, DELIMITERS[name][0], rows.form.header)

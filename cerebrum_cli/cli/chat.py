@@ -18,8 +18,6 @@ from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
-    from cerebrum_cli.chat.history import History
-    from cerebrum_cli.chat.session import Session
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.terminal.repl.questions import InputSource
@@ -137,7 +135,11 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     if options.continue_ and not is_saved:
         raise UsageError("no_log is on, so there is no session to continue", "use --set no_log=off, or omit -c")
     history = app.open_history(is_saved)
-    session = find_session(history, options)
+    session = None
+    if options.session_flag:
+        session = history.acquire_named(options.session)
+    else:
+        history.store.names()  # opens the database, whose errors should precede the first question
     if session and saved:
         overrides = SourcedLayer({"system": session.system_prompt}, overrides)
     overrides = with_session_defaults(session, overrides, bool(options.endpoint))
@@ -148,14 +150,6 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     if session and "system" in prompted:
         conversation.set_system_prompt(prompted["system"])
     return conversation
-
-
-def find_session(history: History, options: ChatOptions) -> Session | None:
-    """The session to continue. Opens the database, whose errors should precede the first question."""
-    if options.session_flag:
-        return history.acquire_named(options.session)
-    history.store.names()
-    return None
 
 
 def chat_source(source: ModelSource) -> ModelSource:

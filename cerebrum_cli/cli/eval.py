@@ -22,7 +22,6 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration, format_utc
-from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
@@ -312,10 +311,14 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
+    from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
+    from cerebrum_cli.replies.interface import open_source
 
     evaluation = prepared.evaluation
-    prompt, token_ids = first_prompt(prepared)
+    first = evaluation.questions[0]
+    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
+        prompt, token_ids = loaded.preview(evaluation.conversation(first), evaluation.settings)
     samples = missing = evaluation.rows.size
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))
@@ -324,7 +327,7 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
         preview = {
             "prompt": prompt,
             "prompt_tokens": len(token_ids),
-            "reference": evaluation.questions[0].reference,
+            "reference": first.reference,
             "questions": len(evaluation.questions),
             "bad_rows": len(prepared.task.bad_rows),
             "total_samples": samples,
@@ -352,17 +355,6 @@ def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
             seconds: float = notes["seconds"] / notes["timed_samples"]
             return seconds
     return None
-
-
-def first_prompt(prepared: PreparedEvaluation) -> tuple[str, TokenIds]:
-    """Text and token ids of the prompt of the first question."""
-    from cerebrum_cli.engine.memory import SINGLE
-    from cerebrum_cli.replies.interface import open_source
-
-    evaluation = prepared.evaluation
-    conversation = evaluation.conversation(evaluation.questions[0])
-    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        return loaded.preview(conversation, evaluation.settings)
 
 
 def describe_run(streams: Streams, prepared: PreparedEvaluation) -> None:

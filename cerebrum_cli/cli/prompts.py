@@ -121,12 +121,13 @@ def save(
     if unsaved := min(on_command_line - SAVED, default=None):
         problem = f"{options_of(type(options))[unsaved].argument} cannot be saved with a prompt"
         raise UsageError(problem, "omit it, and add it to each question")
-    typed = {key: value for key, value in overrides.items() if key in on_command_line}
     schema = typed_schema(options, on_command_line)
-    extract = typed_extract(options, on_command_line)
+    extract: bool | str = False
+    if options.extract and options.extract_flag and "extract" in on_command_line:
+        extract = options.extract == FIRST or options.extract
     if schema and extract:
         raise UsageError.conflict(str(options.extract_flag), "--schema")
-    saved = SavedPrompt(name, saved_settings(typed), typed_prompt(app, prompt), schema, extract)
+    saved = SavedPrompt(name, saved_settings(overrides, on_command_line), typed_prompt(app, prompt), schema, extract)
     if not (saved.prompt or saved.header):
         raise UsageError(f"nothing to save as {name}", "add a PROMPT, a system prompt with -s, or a setting")
     path = app.prompts.file(name)
@@ -137,10 +138,11 @@ def save(
     app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {name}")
 
 
-def saved_settings(typed: Layer) -> Layer:
+def saved_settings(overrides: Layer, on_command_line: frozenset[str]) -> Layer:
     """Settings of the command line with absolute paths: a saved prompt is used in any directory."""
     from cerebrum_cli.library.model import absolute_reference
 
+    typed = {key: value for key, value in overrides.items() if key in on_command_line}
     settings = dict(in_directory(typed, Path.cwd()))
     if "model" in settings:
         settings["model"] = absolute_reference(settings["model"])
@@ -165,12 +167,6 @@ def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> str | 
     schema_text(options.schema)
     path = schema_file(options.schema)
     return str(path.resolve()) if path else options.schema
-
-
-def typed_extract(options: AskOptions, on_command_line: frozenset[str]) -> bool | str:
-    if options.extract is None or options.extract_flag is None or "extract" not in on_command_line:
-        return False
-    return options.extract == FIRST or options.extract
 
 
 def require_name(name: str) -> None:
