@@ -12,7 +12,7 @@ import typer
 
 from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, option_group, optional, switch
+from cerebrum_cli.core.declaration import Option, option, option_group, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
@@ -30,11 +30,9 @@ TAB_NAMES = {"tab": "\t", r"\t": "\t"}
 
 @option_group
 class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
-    template: str | None = optional("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
-    input_format: str | None = optional(
-        "Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv"
-    )
-    delimiter: str | None = optional("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
+    template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
+    input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
+    delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
     ignore_eos: bool = switch("Ignore end-of-sequence tokens (for benchmarks)", "Length")
     include_input: bool = switch("Copy each input row to the key `input` of its answer", "Output")
     restart: bool = switch("Start over; replace OUTPUT when done", "Output")

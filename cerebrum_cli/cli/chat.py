@@ -12,7 +12,7 @@ import typer
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
-from cerebrum_cli.core.declaration import option_group, optional, switch
+from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -28,7 +28,7 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 
 @option_group
 class ChatOptions(QuestionOptions, AnswerOptions):
-    min_votes: int | None = optional("Votes required to win /votes [default: 1]", "Sampling", metavar="N")
+    min_votes: int | None = option("Votes required to win /votes [default: 1]", "Sampling", metavar="N")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
 

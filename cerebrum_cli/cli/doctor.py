@@ -25,7 +25,7 @@ SETTINGS = settings_options(("model",), model="Model to check [default: the defa
 @option_group
 class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
-        (), "Check this server instead (repeatable)", "Server", metavar="URL|NAME", splits=True
+        "Check this server instead (repeatable)", "Server", default=(), metavar="URL|NAME", splits=True
     )
     offline: bool = switch("Do not use the network", "Model")
     json: bool = switch("Print a JSON array", "Output")

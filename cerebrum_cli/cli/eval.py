@@ -14,7 +14,7 @@ import typer
 from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, flag, option_group, optional, options_of, switch
+from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of, switch
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -48,23 +48,23 @@ ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equa
 
 @option_group
 class EvalOptions(ConcurrencyOptions):
-    preset: str | None = optional("Use the evaluation settings of a model card", "Input", metavar="NAME")
-    limit: int | None = optional(
+    preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME")
+    limit: int | None = option(
         "Number of questions, a fixed random subset [default: all]", "Input", metavar="N", least=1
     )
-    template: str | None = optional("Build the prompt from a question's fields", "Input", metavar="TEXT")
-    examples: Path | None = optional(
+    template: str | None = option("Build the prompt from a question's fields", "Input", metavar="TEXT")
+    examples: Path | None = option(
         "Question file whose questions and answers precede each question", "Input", metavar="FILE"
     )
     raw: bool = switch("Complete prompts verbatim, without a format", "Input")
-    samples: int | None = optional(
+    samples: int | None = option(
         "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K", least=1, most=MAX_SAMPLES
     )
-    match: str | None = optional(
+    match: str | None = option(
         "How answers are compared [default: answer]", "Output", metavar="|".join(MATCHES), choices=MATCHES
     )
     run_code: bool = switch("Run the programs that the model writes, in a sandbox", "Output")
-    check: str | None = optional(
+    check: str | None = option(
         "Ask for a program after each sample; its output is a vote, too",
         "Sampling",
         metavar="python",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import EFFORTS, option_group, optional, switch
+from cerebrum_cli.core.declaration import EFFORTS, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
@@ -44,16 +44,16 @@ class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
     without: ClassVar = NEEDLESS.split()
-    preset: str | None = optional("Compare with a model card, under its conditions", "Output", metavar="NAME")
-    limit: int | None = optional("The first N documents of each task [default: all]", "Input", metavar="N", least=1)
-    num_fewshot: int | None = optional(
+    preset: str | None = option("Compare with a model card, under its conditions", "Output", metavar="NAME")
+    limit: int | None = option("The first N documents of each task [default: all]", "Input", metavar="N", least=1)
+    num_fewshot: int | None = option(
         "Few-shot examples per prompt [default: the task's]", "Input", metavar="N", least=0
     )
-    include_path: Path | None = optional("Directory with your own tasks", "Input", metavar="DIR")
-    gen_kwargs: str | None = optional("Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
-    add_bos_token: bool | None = optional("Put BOS before texts [default: the model's, or the preset's]", local=True)
+    include_path: Path | None = option("Directory with your own tasks", "Input", metavar="DIR")
+    gen_kwargs: str | None = option("Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
+    add_bos_token: bool | None = option("Put BOS before texts [default: the model's, or the preset's]", local=True)
     apply_chat_template: bool = switch("Apply the model's chat template", "Input")
-    output: Path | None = optional("File for all results", "Output", short="-o", metavar="RESULTS.json")
+    output: Path | None = option("File for all results", "Output", short="-o", metavar="RESULTS.json")
     log_samples: bool = switch("Save every sample with the results", "Output")
     restart: bool = switch("Start over; replace RESULTS.json", "Output")
     json: bool = json_option()

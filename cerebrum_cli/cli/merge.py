@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 @option_group
 class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
-        (), "Use MODEL in place of NAME in the recipe (repeatable)", "Input", metavar="NAME=MODEL"
+        "Use MODEL in place of NAME in the recipe (repeatable)", "Input", default=(), metavar="NAME=MODEL"
     )
-    from_weights: bool = option(False, "Use the safetensors of repositories, not GGUF files", "Input")
-    output: Path | None = option(
-        None, "File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf"
-    )
-    type: str | None = option(None, "Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
-    name: str | None = option(None, "Name for the model [default: from OUT]", "Output", metavar="NAME")
-    dry_run: bool = option(False, "Show the plan, and the memory and disk it needs", "Output")
+    from_weights: bool = switch("Use the safetensors of repositories, not GGUF files", "Input")
+    output: Path | None = option("File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf")
+    type: str | None = option("Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
+    name: str | None = option("Name for the model [default: from OUT]", "Output", metavar="NAME")
+    dry_run: bool = switch("Show the plan, and the memory and disk it needs", "Output")
     json: bool = json_option()
 
 

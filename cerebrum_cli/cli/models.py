@@ -11,7 +11,7 @@ from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
 from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positional, require_agreement
-from cerebrum_cli.core.declaration import Option, flag, option, option_group
+from cerebrum_cli.core.declaration import Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory
@@ -77,13 +77,13 @@ def search(
 
 @option_group
 class PullCommandOptions(PullOptions):
-    name: str | None = option(None, "Name for the model", "Model", metavar="NAME")
-    default: bool = option(False, "Make this the default model", "Model")
-    vocabulary: bool = option(False, "Download only the vocabulary, for --endpoint", "Model")
-    type: str | None = option(None, "Quantization; safetensors are converted to it", "Model", metavar="TYPE")
-    from_weights: bool = option(False, "Convert safetensors even if GGUF files exist", "Model")
-    discard: bool = option(False, "Delete downloaded safetensors once converted", "Model")
-    dry_run: bool = option(False, "Show what is available and what fits; download nothing", "Output")
+    name: str | None = option("Name for the model", "Model", metavar="NAME")
+    default: bool = switch("Make this the default model", "Model")
+    vocabulary: bool = switch("Download only the vocabulary, for --endpoint", "Model")
+    type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
+    from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
+    discard: bool = switch("Delete downloaded safetensors once converted", "Model")
+    dry_run: bool = switch("Show what is available and what fits; download nothing", "Output")
     json: bool = json_option()
 
 
@@ -201,10 +201,10 @@ def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_js
 
 @option_group
 class ListOptions(QuietOptions):
-    available: bool = option(False, "List the catalog, models that fit this machine first", "Model")
-    found: bool = option(False, "List the models of Ollama and LM Studio", "Model")
-    outdated: bool = option(False, "List models with a newer upload on the Hub", "Model")
-    json: bool = option(False, "Print a JSON array", "Output")
+    available: bool = switch("List the catalog, models that fit this machine first", "Model")
+    found: bool = switch("List the models of Ollama and LM Studio", "Model")
+    outdated: bool = switch("List models with a newer upload on the Hub", "Model")
+    json: bool = switch("Print a JSON array", "Output")
 
 
 @composed

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, optional, options_of, switch
+from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
@@ -44,9 +44,9 @@ class PullOptions(QuietOptions):
 @option_group
 class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
-        (), "Generate on this server (repeatable)", "Server", metavar="URL|NAME", splits=True
+        "Generate on this server (repeatable)", "Server", default=(), metavar="URL|NAME", splits=True
     )
-    served_model_name: str | None = optional("Model to request if the server has several")
+    served_model_name: str | None = option("Model to request if the server has several")
     allow_http_key: bool = switch("Send the API key without encryption [default: off]")
 
     def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
@@ -58,7 +58,7 @@ class ServerOptions(QuietOptions):
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
-    template_arg: tuple[str, ...] = option((), "Variable for the embedded template, as KEY=VALUE (repeatable)")
+    template_arg: tuple[str, ...] = option("Variable for the embedded template, as KEY=VALUE (repeatable)", default=())
     verbose: bool = switch("Show llama.cpp's log on standard error [default: off]")
 
     @property
@@ -108,23 +108,21 @@ class AnswerOptions(ServerOptions, PullOptions):
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
-    schema: str | None = optional(
-        "JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA"
-    )
-    grammar: Path | None = optional("Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
+    schema: str | None = option("JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA")
+    grammar: Path | None = option("Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
 
 
 @option_group
 class GenerationOptions(ConstrainedOptions):
-    votes: str | None = optional(
+    votes: str | None = option(
         "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
-    min_votes: int | None = optional("Votes required to win [default: 1]", "Sampling", metavar="N")
-    check: str | None = optional(
+    min_votes: int | None = option("Votes required to win [default: 1]", "Sampling", metavar="N")
+    check: str | None = option(
         "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
-    min_checked: int | None = optional("Programs required to confirm the winning answer [default: 0]", least=0)
+    min_checked: int | None = option("Programs required to confirm the winning answer [default: 0]", least=0)
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -148,7 +146,7 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class SavedPromptOptions:
-    saved_prompt: str | None = optional("Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+    saved_prompt: str | None = option("Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
     def apply_prompt(self, app: App, on_command_line: frozenset[str]) -> tuple[SavedPrompt | None, Layer, Self]:
         """The saved prompt, its settings, and these options with what it sets, except for those `on_command_line`.
@@ -169,10 +167,10 @@ class SavedPromptOptions:
 @option_group
 class QuestionOptions(SavedPromptOptions):
     file: tuple[Path, ...] = option(
-        (), "Prepend a file, directory or glob (repeatable)", "Input", short="-f", metavar="PATH", splits=True
+        "Prepend a file, directory or glob (repeatable)", "Input", default=(), short="-f", metavar="PATH", splits=True
     )
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
-    session: str | None = optional("Continue this session, or create it", "Input", metavar="NAME")
+    session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
 
     @property
     def session_flag(self) -> str:
@@ -186,16 +184,16 @@ class QuestionOptions(SavedPromptOptions):
 
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):
-    messages: Path | None = optional("OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
+    messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
     raw: bool = switch("Complete the prompt verbatim, without a format", "Input")
-    save_prompt: str | None = optional("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
+    save_prompt: str | None = option("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
-    extract: str | None = optional(
+    extract: str | None = option(
         "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
     )
     json: bool = json_option()
     stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
-    top_logprobs: int | None = optional(
+    top_logprobs: int | None = option(
         "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
     )
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
@@ -250,12 +248,12 @@ class AskOptions(QuestionOptions, GenerationOptions):
 
 @option_group
 class ConcurrencyOptions(ConstrainedOptions):
-    parallel: str | None = optional("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    ray: str | None = optional("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = optional("Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
+    parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    ray: str | None = option("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
+    ray_workers: int | None = option("Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = switch("Allow servers with different models", "Server")
-    patience: float | None = optional(f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
-    row_timeout: float | None = optional("Seconds per row on a server [default: no limit]", least=0.1)
+    patience: float | None = option(f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
+    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", least=0.1)
     batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
 
     @property

@@ -17,7 +17,7 @@ import typer
 from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.declaration import flag, option_group, optional, switch
+from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict
@@ -39,7 +39,7 @@ Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
 
 @option_group
 class RunOptions(QuietOptions):
-    plot: Path | None = optional("Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    plot: Path | None = option("Plot accuracy against votes and tokens", "Output", metavar="FILE")
     rescore: bool = switch("Extract and score the answers again", "Output")
     save: bool = switch("With --rescore: store the new scores in the run", "Output")
     run_code: bool = switch("With --rescore: run the programs again", "Output")

@@ -133,19 +133,14 @@ class Option(NamedTuple):
         return self.validate(value, source)
 
 
-def option(default: Any, help: str, heading: Heading | None = None, **details: Any) -> Any:
+def option(help: str, heading: Heading | None = None, default: Any = None, **details: Any) -> Any:
     """Declare a dataclass field as an option; `details` are further fields of `Option`."""
     return field(default=default, metadata={"option": Option(help, heading, **details)})
 
 
-def optional(help: str, heading: Heading | None = None, **details: Any) -> Any:
-    """Declare an option that is None unless it is set."""
-    return option(None, help, heading, **details)
-
-
 def switch(help: str, heading: Heading | None = None, **details: Any) -> Any:
-    """Declare an option that is off unless it is set."""
-    return option(False, help, heading, **details)
+    """Declare a field as an option that is off unless it is set."""
+    return option(help, heading, default=False, **details)
 
 
 @dataclass_transform(frozen_default=True)

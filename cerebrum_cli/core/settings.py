@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, optional, options_of, switch, variable
+from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, switch, variable
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
@@ -61,58 +61,60 @@ class Settings(SamplingParams):
     off. `origins` is where values that are not defaults come from.
     """
 
-    model: str | None = optional("Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
-    system: str | None = optional("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
-    format: str | None = optional("Prompt format [default: the model's own]", "Model", metavar="NAME")
-    chat_template: str | None = optional(
+    model: str | None = option("Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
+    system: str | None = option("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
+    format: str | None = option("Prompt format [default: the model's own]", "Model", metavar="NAME")
+    chat_template: str | None = option(
         "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
     )
-    ctx: int | None = optional(
+    ctx: int | None = option(
         "Context size in tokens [default: up to 8192; 32768 for reasoning models]",
         "Model",
         metavar="N",
         least=1,
         local=True,
     )
-    lora: tuple[str, ...] = option((), "Apply a LoRA adapter, or none (repeatable)", "Model", metavar="FILE[:SCALE]")
-    threads: int | None = optional(
+    lora: tuple[str, ...] = option(
+        "Apply a LoRA adapter, or none (repeatable)", "Model", default=(), metavar="FILE[:SCALE]"
+    )
+    threads: int | None = option(
         "CPU threads [default: one per performance core]", "Speed", metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
-        "auto",
         "Layers to offload to the GPU [default: auto]",
         "Speed",
+        default="auto",
         short="-ngl",
         metavar="N|auto|all",
         choices=("auto", "all"),
         local=True,
     )
     cpu_moe: str = option(
-        "auto",
         "Layers whose experts stay on the CPU [default: auto]",
+        default="auto",
         choices=("auto", "off"),
         local=True,
     )
-    cache_type_k: str | None = optional("Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
-    cache_type_v: str | None = optional("Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
-    flash_attn: str | None = optional("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
+    cache_type_k: str | None = option("Type of cached keys [default: f16]", choices=CACHE_TYPES, local=True)
+    cache_type_v: str | None = option("Type of cached values [default: f16]", choices=CACHE_TYPES, local=True)
+    flash_attn: str | None = option("Flash attention [default: auto]", choices=("auto", "on", "off"), local=True)
     overflow: str = option(
-        "drop-oldest", "When a chat fills the context [default: drop-oldest]", choices=("drop-oldest", "stop")
+        "When a chat fills the context [default: drop-oldest]", default="drop-oldest", choices=("drop-oldest", "stop")
     )
-    think: str | None = optional(
+    think: str | None = option(
         "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
         "Length",
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_reasoning: bool | None = optional("Keep earlier reasoning in the prompt [default: the template's choice]")
+    keep_reasoning: bool | None = option("Keep earlier reasoning in the prompt [default: the template's choice]")
     show_thinking: bool = switch("Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
-    markdown: bool = option(True, "Format Markdown and mathematics on a terminal [default: on]")
+    markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
-    loop_check: bool = option(True, "End replies that repeat themselves [default: on]")
-    speculative: bool | None = optional("Speculative decoding (prompt lookup) [default: on]", local=True)
-    cache_gb: float = option(4.0, "Limit of the prompt cache in GB; 0: off [default: 4]", least=0, local=True)
+    loop_check: bool = option("End replies that repeat themselves [default: on]", default=True)
+    speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", local=True)
+    cache_gb: float = option("Limit of the prompt cache in GB; 0: off [default: 4]", default=4.0, least=0, local=True)
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def origin(self, key: str) -> str:
