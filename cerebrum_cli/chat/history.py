@@ -26,7 +26,6 @@ from cerebrum_cli.core.settings import (
     SourcedLayer,
 )
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.library.model import InstalledModel, absolute_reference
 from cerebrum_cli.replies.format_choice import template_file
 from cerebrum_cli.replies.loaded_model import LoadedModel
@@ -282,8 +281,8 @@ def without_partial_character(stored: StoredMessage, model: LoadedModel) -> Stor
 
 def begin_with(reply: Reply, before: StoredMessage) -> TokenIds:
     tokens = before.message.tokens or ()
-    texts: list[SplitText] = [("thinking", before.metadata.reasoning or ""), ("answer", before.message.content)]
-    reply.begin(tokens, texts, forced_tokens(before.metadata))
+    reasoning = before.metadata.reasoning or ""
+    reply.begin(tokens, [("thinking", reasoning), ("answer", before.message.content)], forced_tokens(before.metadata))
     return tokens
 
 

@@ -22,7 +22,6 @@ from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, Events, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
 from cerebrum_cli.replies.reply import Ask, Reply
@@ -103,10 +102,9 @@ class ReplyRecorder:
 
     def _continue_reply(self) -> None:
         full = self.reply
-        texts: list[SplitText] = [("thinking", full.reasoning or ""), ("answer", full.text)]
         self._generated += full.finish.completion_tokens
         self.reply = self.loaded.respond(self._request)
-        self.reply.begin(full.sampled, texts, full.finish.forced)
+        self.reply.begin(full.sampled, [("thinking", full.reasoning or ""), ("answer", full.text)], full.finish.forced)
 
     @property
     def _request(self) -> Ask:

@@ -37,6 +37,16 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
+TIMING_DIGITS = {  # decimals of what `--json` prints
+    "load_s": 4,
+    "prefill_s": 4,
+    "ttft_s": 4,
+    "decode_s": 4,
+    "prompt_tokens_per_second": 2,
+    "tokens_per_second": 2,
+    "draft_n": 0,
+    "draft_n_accepted": 0,
+}
 
 
 def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
@@ -333,7 +343,6 @@ def reply_object(
 ) -> JsonDict:
     """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
     finish = reply.finish
-    timings = finish.timings
     return {
         "model": model,
         "file": file and str(file),
@@ -349,14 +358,5 @@ def reply_object(
         "seed": finish.seed,
         "reasoning": reply.reasoning,
         "votes": votes,
-        "timings": {
-            "load_s": round(timings.load_s, 4),
-            "prefill_s": round(timings.prefill_s, 4),
-            "ttft_s": round(timings.ttft_s, 4),
-            "decode_s": round(timings.decode_s, 4),
-            "prompt_tokens_per_second": round(timings.prompt_tokens_per_second, 2),
-            "tokens_per_second": round(timings.tokens_per_second, 2),
-            "draft_n": timings.draft_n,
-            "draft_n_accepted": timings.draft_n_accepted,
-        },
+        "timings": {name: round(getattr(finish.timings, name), digits) for name, digits in TIMING_DIGITS.items()},
     }

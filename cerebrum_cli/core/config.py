@@ -69,28 +69,23 @@ def parse_toml(text: str, path: Path) -> JsonDict:
 
 
 def read_settings(values: JsonObject, text: str, path: Path, other_keys: Texts) -> Layer:
-    """The settings among the values of a file, in whose directory relative paths begin. Raises ConfigError."""
+    """The settings of a file, in whose directory relative paths begin; it may have `other_keys`. Raises ConfigError."""
     layer: JsonDict = {}
     for name, value in values.items():
         where = str(path)
         if place := re.search(rf"^[ \t\[\"']*{re.escape(name)}[ \t=.\]\"']", text, re.MULTILINE):
             line = text.count("\n", 0, place.start()) + 1
             where = f"{path}:{line}"
-        layer |= read_setting(name, value, where, other_keys)
+        keys = keys_of(name)
+        if not keys:
+            known = (*KEYS, *other_keys)
+            near = did_you_mean(name.replace("-", "_"), known)
+            raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
+        try:
+            layer |= {key: OPTIONS[key].convert(value) for key in keys}
+        except InvalidValue as invalid:
+            raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
     return in_directory(layer, path.parent)
-
-
-def read_setting(name: str, value: Any, where: str, other_keys: Texts) -> Layer:
-    """The setting of a name, converted; `other_keys` are allowed beside it. Raises ConfigError."""
-    keys = keys_of(name)
-    if not keys:
-        known = (*KEYS, *other_keys)
-        near = did_you_mean(name.replace("-", "_"), known)
-        raise ConfigError(f"{where}: unknown key `{name}`", near.rstrip() or f"known keys: {', '.join(known)}")
-    try:
-        return {key: OPTIONS[key].convert(value) for key in keys}
-    except InvalidValue as invalid:
-        raise ConfigError.invalid(name, value, invalid.expected, f"{where}: ") from invalid
 
 
 def read_endpoints(tables: Any, path: Path) -> dict[str, EndpointTable]:

@@ -227,7 +227,7 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
     moved = dict(layer)
     if "lora" in layer:
         texts = OPTIONS["lora"].validate(layer["lora"])
-        moved["lora"] = tuple(text if text == NONE else str(directory / expand_user(text)) for text in texts)
+        moved["lora"] = tuple(str(directory / expand_user(text)) for text in texts)
     if layer.get("chat_template") not in (None, NONE):
         file = OPTIONS["chat_template"].validate(layer["chat_template"])
         moved["chat_template"] = str(directory / expand_user(file))
