@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
 from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.core.values import frozen
 
 Origin = Literal["chat", "ask", "import"]
 END_LABELS = {

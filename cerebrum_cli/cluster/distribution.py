@@ -19,9 +19,9 @@ from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerRepor
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation

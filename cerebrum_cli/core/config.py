@@ -11,10 +11,10 @@ from typing import Any
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.files import expand_user, read_small
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, KEYS, OPTIONS, Layer, SourcedLayer, in_directory, keys_of
 from cerebrum_cli.core.text import Texts, did_you_mean
-from cerebrum_cli.core.values import frozen
 
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.values import frozen
 
 Role = Literal["user", "assistant"]
 ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.values import frozen
+from cerebrum_cli.core.frozen import frozen
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import EvalProgress, RowEvent

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.values import frozen
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 

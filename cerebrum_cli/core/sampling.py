@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import fields
 
 from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.values import frozen
 
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")

@@ -10,11 +10,11 @@ from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import SAVED_PROMPT, SourcedLayer
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.core.values import frozen
 
 SUFFIX = ".md"
 FENCE = "+++"

@@ -16,9 +16,9 @@ from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
 from cerebrum_cli.core.text import Texts, did_you_mean
-from cerebrum_cli.core.values import frozen
 
 Layer = Mapping[str, Any]
 

@@ -8,8 +8,8 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, rebuild_command
 from cerebrum_cli.engine.memory import Device
 

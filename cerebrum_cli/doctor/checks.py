@@ -12,9 +12,9 @@ from shutil import disk_usage
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.doctor.assessment import (
     DATA,

@@ -14,9 +14,9 @@ from dataclasses import field
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.formats.markers import (
     MARKERS,
     PARTIAL_MARKER,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cerebrum_cli.core.values import frozen
+from cerebrum_cli.core.frozen import frozen
 
 
 @frozen

@@ -26,9 +26,9 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
 )
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.sequence import Request

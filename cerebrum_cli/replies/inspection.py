@@ -10,10 +10,10 @@ from typing import NamedTuple
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import one_line
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.values import frozen
 
 MAX_LIKELIEST = 20  # tokens in each place, as in OpenAI's API
 MAX_ROWS = 10

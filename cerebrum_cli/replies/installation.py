@@ -13,10 +13,10 @@ from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import Emit
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
 

@@ -14,11 +14,11 @@ from cerebrum_cli.core.conversation import Conversation, conversation_from_messa
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_beginning, readable
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
-from cerebrum_cli.core.values import frozen
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead

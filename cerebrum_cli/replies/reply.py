@@ -22,10 +22,10 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     answer_text,
 )
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 

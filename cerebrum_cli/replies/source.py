@@ -8,12 +8,12 @@ from typing import Any
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
 from cerebrum_cli.core.text import text_digest
-from cerebrum_cli.core.values import frozen
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine

@@ -16,7 +16,7 @@ from math import comb, fsum
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.values import frozen
+from cerebrum_cli.core.frozen import frozen
 
 MAX_VOTES = 256
 

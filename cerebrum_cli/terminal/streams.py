@@ -18,8 +18,8 @@ from typing import BinaryIO, TextIO
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.values import frozen
 
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 MIN_NOTE_WIDTH = 12  # columns
