@@ -100,7 +100,8 @@ def pull(
     options: PullCommandOptions,
 ) -> None:
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place, and so
-    are models of Ollama and LM Studio (`cerebrum list --found`).
+    are models of Ollama and LM Studio (`cerebrum list --found`). A repository without GGUF files, or a folder, with
+    safetensors is converted.
 
     Without MODEL, you choose from a few models that fit this machine. Without :QUANT, the quantization recommended for
     this machine is chosen. If a download is interrupted, run the command again to resume. With --vocabulary, only the
@@ -109,6 +110,7 @@ def pull(
     Examples:
       cerebrum pull cerebrum-7b
       cerebrum pull owner/repo:Q5_K_M --name mine
+      cerebrum pull ./folder --type Q4_K_M
       cerebrum pull --dry-run cerebrum-8x7b
     """
     from cerebrum_cli.library.weights import Conversion

