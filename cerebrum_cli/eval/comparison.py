@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import asin, atan, log, pi, sin, sqrt
+from math import asin, atan, comb, log, pi, sin, sqrt
 from statistics import NormalDist
 
 from cerebrum_cli.eval.estimates import (
@@ -20,7 +20,7 @@ from cerebrum_cli.eval.estimates import (
     wilson,
 )
 from cerebrum_cli.eval.questions import QuestionId
-from cerebrum_cli.eval.report import Samples, accuracy_of, votes_of
+from cerebrum_cli.eval.report import Samples, mean_of, votes_of
 
 Z_POWER = NormalDist().inv_cdf(0.8)  # a power of 80%
 SEQUENCE_SCALE = 40  # questions
@@ -75,7 +75,7 @@ def question_results(questions: Mapping[QuestionId, Samples]) -> dict[QuestionId
         votes = votes_of(question)
         leader = votes.tally.leader
         form = leader.form if leader else None
-        found[id] = QuestionResult(accuracy_of(question), form, votes.correct[form], question[0].cluster_key)
+        found[id] = QuestionResult(mean_of(question, "correct"), form, votes.correct[form], question[0].cluster_key)
     return found
 
 
@@ -125,10 +125,7 @@ def _changes(a: Sequence[QuestionResult], b: Sequence[QuestionResult]) -> tuple[
 def mcnemar(right_to_wrong: int, wrong_to_right: int) -> float:
     """Two-sided p value of McNemar's exact test: how likely fair coins split as unevenly."""
     changes = right_to_wrong + wrong_to_right
-    ways = tail = 1
-    for count in range(min(right_to_wrong, wrong_to_right)):
-        ways = ways * (changes - count) // (count + 1)  # comb(changes, count + 1)
-        tail += ways
+    tail = sum(comb(changes, count) for count in range(min(right_to_wrong, wrong_to_right) + 1))
     return min(1.0, 2 * tail / (1 << changes))
 
 

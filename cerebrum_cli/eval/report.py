@@ -213,7 +213,7 @@ def _pass_at_estimates(questions: SamplesByQuestion) -> dict[int, Estimate]:
     for k in vote_sizes(samples):
         chances = []
         for question in questions:
-            correct = round(samples * accuracy_of(question))
+            correct = round(samples * mean_of(question, "correct"))
             chances.append(pass_at(samples, correct, k))
         estimates[k] = estimate(chances, clusters)
     return estimates
@@ -241,10 +241,6 @@ def group_by_question(run: Iterable[Sample]) -> dict[QuestionId, list[Sample]]:
 
 def mean_accuracy(questions: SamplesByQuestion, attribute: str = "correct") -> Estimate:
     return estimate([mean_of(question, attribute) for question in questions], clusters_of(questions))
-
-
-def accuracy_of(question: Samples) -> float:
-    return mean_of(question, "correct")
 
 
 def mean_of(samples: Samples, attribute: str) -> float:
