@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -44,11 +45,14 @@ def plan_types(table: Table) -> tuple[Header, Mapping[str, int]]:
 
 
 def estimate_seconds(table: Table, type: str) -> float:
-    """Time that a conversion takes, from that of a few weights."""
-    codec = llama_codec()
+    """Time that a conversion takes without the disk, from that of a few weights."""
+    codec, stored = llama_codec(), TYPE_NUMBERS["BF16"]
     sample = np.random.default_rng(0).standard_normal((CHUNK_WEIGHTS // ROW, ROW), np.float32)
+    data = codec.quantize(sample, stored)
     started = perf_counter()
+    codec.dequantize(data, stored, sample)
     codec.quantize(sample, TYPE_NUMBERS.get(type, TYPE_NUMBERS.get(type[:4], 0)))  # Q4_K of Q4_K_M
+    sha256(data)
     weights = sum(prod(tensor.shape) for tensor in table.tensors.values())
     return (perf_counter() - started) * weights / sample.size / thread_count()
 
