@@ -4,13 +4,14 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from checkpoint_models import INDEX, read_model, write_checkpoint
+from checkpoint_models import FIXTURES, INDEX, read_model, write_checkpoint
 from command_line import COMMAND, Finished, assert_error
 from hub_server import Fault, Request
 from hub_user import HubUser, cleaned
@@ -68,6 +69,21 @@ def test_weights_are_downloaded_converted_and_asked_in_one_command(owner: HubUse
         assert owner.ask("-m", offline, HF_HUB_OFFLINE="1") == done.out
     stored = {path.name for path in (owner.folder(REPOSITORY) / "snapshots").rglob("*.*")}
     assert stored == {"config.json", INDEX, "tokenizer.json", "tokenizer_config.json", *SHARDS}
+
+
+def test_weights_with_a_sentencepiece_vocabulary_are_asked_in_one_command(hub_user: HubUser, tmp_path: Path) -> None:
+    """Mistral-C2F-7B has one; 640 rows are more than there are tokens."""
+    model = read_model("mistral")
+    rows = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (640, 64))
+    model = replace(model, config={**model.config, "vocab_size": 640}, shapes={**model.shapes, **rows})
+    folder = write_checkpoint(tmp_path / "C2F", model, shards=3)
+    (folder / "tokenizer.json").unlink()
+    files = {path.name: path for path in (*folder.iterdir(), *(FIXTURES / "tokenizers/sentencepiece-llama").iterdir())}
+    hub_user.hub.repository(REPOSITORY, files)
+    done = hub_user.run("ask", "-y", "--raw", "-n", "4", "-m", f"{REPOSITORY}:Q4_K_M", "Why?")
+    assert (done.code, bool(done.out)) == (0, True), done.err
+    shown = hub_user.run("show", REPOSITORY, "--json").object
+    assert (shown["metadata"]["tokenizer.ggml.model"], shown["vocabulary_size"]) == ("llama", 640)
 
 
 def test_weights_are_converted_again_only_if_they_change(owner: HubUser, folder: Path, tmp_path: Path) -> None:
