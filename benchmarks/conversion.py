@@ -34,23 +34,7 @@ from conversions import convert_checkpoint
 
 FACTOR, DEEP_FACTOR = 8, 4
 FLOATS = ("F32", "F16", "BF16")
-QUANTIZED = (
-    "Q8_0",
-    "Q6_K",
-    "Q5_K_M",
-    "Q5_K_S",
-    "Q5_1",
-    "Q5_0",
-    "Q4_K_M",
-    "Q4_K_S",
-    "IQ4_NL",
-    "Q4_1",
-    "Q4_0",
-    "Q3_K_L",
-    "Q3_K_M",
-    "Q3_K_S",
-    "Q2_K",
-)
+QUANTIZED = ("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K")
 SCALED_KEYS = ("hidden_size", "intermediate_size", "moe_intermediate_size", "head_dim", "query_pre_attn_scalar")
 # Their first dimension is the size of the vocabulary or the number of experts.
 KEPT_ROWS = ("embed_tokens.weight", "lm_head.weight", ".gate.weight")

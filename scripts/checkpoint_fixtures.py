@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from itertools import count
-from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -102,6 +101,10 @@ FAMILIES: Mapping[str, Family] = {
     "llama-linear": Family(
         "LlamaConfig", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}
     ),
+    "llama-yarn": Family(
+        "LlamaConfig",
+        {"rope_parameters": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0}},
+    ),
     "mistral": Family(
         "MistralConfig", {"sliding_window": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
     ),
@@ -148,7 +151,7 @@ FAMILIES: Mapping[str, Family] = {
             **TIED,
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
-            **longrope(24, partial_rotary_factor=0.75),
+            **longrope(24, partial_rotary_factor=0.75, attention_factor=1.1),
         },
         long_prompt=LONGROPE_LENGTH + 30,
     ),
@@ -170,7 +173,7 @@ FAMILIES: Mapping[str, Family] = {
         {
             **OLMO3,
             "rope_parameters": {
-                "full_attention": {**YARN, "attention_factor": 0.1 * log(4.0) + 1},  # as in the paper
+                "full_attention": {**YARN, "attention_factor": 1.2},
                 "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
             },
         },

@@ -213,8 +213,9 @@ class Configuration:
             if kind == "yarn" and rope.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
                 values["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
         elif "long_factor" in rope and self.family.architecture == "phi3":
-            scale = max(1.0, self.integer("max_position_embeddings") / original)
-            values["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original))
+            scale = max(1.0, rope.get("factor") or self.integer("max_position_embeddings") / original)
+            usual = math.sqrt(1 + math.log(scale) / math.log(original))
+            values["rope.scaling.attn_factor"] = rope.get("attention_factor") or usual
         else:
             raise self.invalid("rope_scaling")
         return values

@@ -154,6 +154,7 @@ def older_config(config: Mapping[str, Any]) -> dict[str, Any]:
         older["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     if rope["rope_type"] == "longrope":
         del rope["original_max_position_embeddings"]  # it is stated outside
+    older["rope_scaling"] = None
     if rope["rope_type"] != "default":
         if rope["rope_type"] != "llama3":
             rope["type"] = rope.pop("rope_type")
