@@ -27,6 +27,9 @@ STEPS = 100_000  # of an integral
 MAX_SUBSETS = 1000  # of a question's samples, in a majority vote
 SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
+# Weights of an answer that a reply and a program come to, of a ballot, of a stated answer and of the probability 1: of
+# up to 256 samples, each is more than all of the next together.
+CHECKED, BALLOT, STATED, CERTAIN = 2**60, 2**50, 2**41, 2**32
 ALL_SIZES = 8  # numbers of samples of which each has its votes
 
 Clusters = Sequence[object]  # of each score; scores of one cluster are not independent
@@ -217,8 +220,7 @@ def _subsets(size: int) -> dict[int, NDArray[Any]]:
 class _Ballots:
     """The votes of a question's samples as matrices: rows are samples, columns are answers, the first of which is none.
 
-    A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units, so small
-    that the larger ones decide.
+    A sample has one ballot, plus a smaller one if its answer is stated, plus its probability in whole units.
     """
 
     def __init__(self, votes: QuestionVotes) -> None:
@@ -226,10 +228,6 @@ class _Ballots:
 
         numbers = {form: number for number, form in enumerate(votes.correct)}
         answers = votes.tally.answers
-        size = 2 ** len(answers).bit_length()  # more than there are votes
-        unit = 2**50 // size**3
-        self._stated = size * unit
-        self._single = 2 * size * self._stated
         self._correct = numpy.array(list(votes.correct.values()))
         self._replies = [numbers[sample.form] for sample in answers]
         self._programs = [numbers[sample.computed_form] for sample in answers]
@@ -239,12 +237,12 @@ class _Ballots:
         self._ballots = numpy.zeros(self._by_reply.shape, int)
         for row, sample in enumerate(answers):
             is_checked = sample.form == sample.computed_form
-            reply = self._single + round(sample.probability * unit)
+            reply = BALLOT + round(sample.probability * CERTAIN)
             if is_checked or sample.is_stated:
-                reply += self._stated
+                reply += STATED
             self._ballots[row] = reply * self._by_reply[row]
             if not is_checked:
-                self._ballots[row] += (self._single + self._stated) * self._by_program[row]
+                self._ballots[row] += (BALLOT + STATED) * self._by_program[row]
 
     def share_right(self, members: NDArray[Any]) -> float:
         """The share of the votes of subsets that are right; a tie goes to the sample that comes first, in any order."""
@@ -252,8 +250,8 @@ class _Ballots:
 
         totals = members @ self._ballots
         # The probability of a single sample does not count.
-        ranks = numpy.where(totals < 2 * self._single, totals // self._stated * self._stated, totals)
-        ranks[(members @ self._by_reply) & (members @ self._by_program)] += 1 << 52
+        ranks = numpy.where(totals < 2 * BALLOT, totals // STATED * STATED, totals)
+        ranks[(members @ self._by_reply) & (members @ self._by_program)] += CHECKED
         leads = ranks == ranks.max(axis=1, keepdims=True)
         replies = members & leads[:, self._replies]
         programs = members & leads[:, self._programs] & ~replies  # a reply precedes its program
