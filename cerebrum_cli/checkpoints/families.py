@@ -265,12 +265,14 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
 
 def _required(configuration: Configuration, head_size: int) -> JsonDict:
     """Values that llama.cpp assumes."""
+    usual = {"hidden_act": "silu", "use_sliding_window": False}
     match configuration.family.architecture:
         case "smollm3":
-            return {"no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(configuration.n_layers)]}
+            layers = range(configuration.n_layers)
+            return {**usual, "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in layers]}
         case "qwen3moe":
-            return {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+            return {**usual, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
         case "gemma2" | "gemma3" as architecture:
             is_scaled = configuration.n_layers == _SCALED[architecture]
             return {"query_pre_attn_scalar": head_size if is_scaled else configuration.content["head_dim"]}
-    return {"hidden_act": "silu"}
+    return usual

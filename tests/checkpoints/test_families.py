@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from llama_engines import greedy, in_f32, options
 from numpy.typing import NDArray
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
@@ -99,6 +101,28 @@ def test_configuration_of_transformers_4_is_of_the_same_model(name: str, tmp_pat
     base = older.metadata[f"{older.architecture}.rope.freq_base"]
     default = {f"{older.architecture}.rope.freq_base_swa": base}  # in llama.cpp
     assert {**default, **older.metadata} == {**default, **newer.metadata}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("llama2", {"hidden_act": "gelu"}),
+        ("llama2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+        ("qwen2", {"use_sliding_window": True}),
+        ("qwen3-moe", {"norm_topk_prob": False}),
+        ("qwen3-moe", {"mlp_only_layers": [1]}),
+        ("gemma2", {"query_pre_attn_scalar": 16}),
+        ("smollm3", {"no_rope_layers": [1] * 5}),
+    ],
+)
+def test_configuration_that_llama_cpp_cannot_follow_is_refused(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    model = read_model(name)
+    [key] = {*changes} - {"rope_parameters"} or ["rope_scaling"]
+    folder = write_checkpoint(tmp_path, model, config={**model.config, **changes})
+    with pytest.raises(ModelFileError, match=f"cannot convert a model with {key}"):
+        read_checkpoint(folder, "tiny")
 
 
 @pytest.mark.parametrize(("dtype", "shards"), [("F32", 1), ("F16", 2), ("BF16", 3)])
