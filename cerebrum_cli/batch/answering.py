@@ -15,6 +15,7 @@ from cerebrum_cli.batch.rows import (
 )
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
@@ -40,7 +41,7 @@ MAX_NOTICE = 400  # characters
 INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchOptions:
     """Options of all rows of a batch; the settings of a row take precedence.
 

@@ -15,7 +15,7 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BufferedRandom, BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from cerebrum_cli.batch.json_rows import own_id, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import readable
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.results.output_files import PARQUET
@@ -140,7 +141,7 @@ def spool_input(parts: Iterable[bytes], name: str) -> InputFile:
     return InputFile(file, name)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LineRows:
     """The rows of an input that has one on each line; blank lines are skipped, and in txt those that begin with #."""
 
@@ -171,7 +172,7 @@ class LineRows:
         return prompt_row(number, number, prompt, text)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TableRows:
     """The rows of a table with a header: CSV (RFC 4180), or the same with another delimiter.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
 from cerebrum_cli.core.events import Origin
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import text_digest, truncate, well_formed
@@ -53,7 +54,7 @@ _PIECE = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
 RowId = str | int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RowError:
     """Why a row has no answer: a `type` for programs and a message for people."""
 
@@ -61,7 +62,7 @@ class RowError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InputRow:
     """One question of a batch.
 
@@ -140,7 +141,7 @@ def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow,
     return InputRow(number, id, prompt, None, {}, invalid.error, input)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Template:
     """A text with the names of its `fields` in braces; `{{` and `}}` are literal braces."""
 

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterable, Set
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import takewhile
 from math import ceil, inf
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.files import cache_json, read_small_json
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import pip_install, text_digest
 from cerebrum_cli.engine.memory import Device, Devices
 
@@ -58,7 +59,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 SYSCTL = "/usr/sbin/sysctl"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Processors:
     """CPUs that this process may use.
 
@@ -269,7 +270,7 @@ def load_devices(path: Path) -> Devices | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Build:
     """An installed llama.cpp: versions, backends, the CPU features it was built with, and visible accelerators.
 

@@ -7,10 +7,10 @@ the host; so are compute buffers. A GPU that shares the host's memory draws from
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
@@ -30,7 +30,7 @@ CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 1
 QUANTIZED_CACHE_TYPES = ("q8_0", "q4_0")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Device:
     """A GPU; memory in bytes, as reported by its driver. `is_unified`: it is the host's memory."""
 
@@ -52,7 +52,7 @@ class FreeMemory(NamedTuple):
     devices: Devices = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContextOptions:
     """Options of a context; until it is made, 0 is chosen for this machine.
 

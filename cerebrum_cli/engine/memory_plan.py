@@ -11,11 +11,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
     GPU_UBATCH,
@@ -55,7 +56,7 @@ STEP_COST = 8  # the weights are read once for all rows of a step, in the time o
 MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadPlan:
     """Where the weights of a model go beside a context, and whether they are repacked.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.machine import instruction_set
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions, Devices
 from cerebrum_cli.gguf.sizes import ModelSizes
@@ -22,7 +22,7 @@ class AdapterFile(NamedTuple):
     scale: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class GgufFile:
     """A GGUF file to load: facts of its header, and the adapters to apply.
 
@@ -37,7 +37,7 @@ class GgufFile:
     thinks: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadOptions:
     """How to load a model; "auto" is chosen for this machine.
 

@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent, SequenceId, StageEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.engine.step import TokenRow
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ScoreRequest:
     """Continuations of one context to score; an empty one has the score 0, whatever its context."""
 
@@ -41,7 +42,7 @@ class Score(NamedTuple):
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogprobScores:
     """The index of a finished request, and a score for each of its continuations, in order."""
 

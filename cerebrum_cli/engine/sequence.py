@@ -25,6 +25,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     TokenLogprob,
 )
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
@@ -42,7 +43,7 @@ OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Request:
     """A prompt with its sampling parameters and number of samples.
 

@@ -23,6 +23,7 @@ from zlib import crc32
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES
 from cerebrum_cli.engine.sequence import common_tokens, pack_tokens
@@ -43,7 +44,7 @@ DAMAGED = NoticeEvent(
 IsUsable = Callable[[int, int], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """A state file, and the packed tokens that a slot holds after loading it."""
 

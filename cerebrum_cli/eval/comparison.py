@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import asin, atan, comb, log, pi, sin, sqrt
 from statistics import NormalDist
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.eval.estimates import (
     CONFIDENCE,
     ROUNDING,
@@ -28,7 +28,7 @@ MIN_DISCORDANT = 6  # changes of one direction that an exact McNemar test needs:
 MIN_CLUSTERS = 5  # of equal size: with fewer degrees of freedom than four, the level is not that of the interval
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuestionResult:
     """A question in one run: the share of its samples that are correct, and the majority vote of all.
 
@@ -41,7 +41,7 @@ class QuestionResult:
     cluster: object
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Comparison:
     """Run B compared with run A; `interval` is of the difference between their accuracies, B minus A.
 

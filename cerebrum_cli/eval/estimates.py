@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from math import comb, fsum, pi, sqrt, tan
@@ -16,6 +15,7 @@ from random import Random
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.replies.tally import Tally
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
     high: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Estimate:
     value: float
     interval: Interval

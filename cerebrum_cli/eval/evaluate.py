@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
@@ -46,7 +47,7 @@ sample_rows = partial(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Evaluation:
     """Questions in the order in which they are asked, and how each is answered `samples` times and scored.
 

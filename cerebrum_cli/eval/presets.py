@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
@@ -23,7 +24,7 @@ _LM_EVAL_UNSTATED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Condition:
     """How a card evaluates a task, by its name here or in lm-eval; `unstated` says what it leaves open.
 
@@ -50,7 +51,7 @@ class Condition:
         return self.stated_error or sqrt(value * (1 - value) / max(1, n - 1))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Preset:
     """The conditions of one model card; `model` is the model's name in the catalog, `source` the card.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields
 from typing import Literal, get_args
 
 from cerebrum_cli.core.events import TRUNCATED
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SEEDS
 
@@ -23,7 +24,7 @@ QUESTIONS, SAMPLES = "questions", "samples"  # keys of a run's extent
 SKIPPED = "skipped"  # reason of a sample that could not be generated, such as one whose prompt is too long
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Question:
     """A question; `index` is its place in the source, from 0, and `id` the source's own id or `index` + 1.
 
@@ -66,7 +67,7 @@ def sample_seed(base: int, index: int, sample: int) -> int:
     return (offset + index) % _BLOCKS * _STRIDE + sample
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sample:
     """A scored reply; `answer` is what was extracted, None if the reply states none.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.batch.json_rows import own_id, parse_line
 from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId
@@ -35,7 +35,7 @@ Fields = JsonObject  # of a row
 Convert = Callable[[Fields], Fields]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BadRow:
     """A row that cannot be scored: its line, from 1, and why."""
 
@@ -43,7 +43,7 @@ class BadRow:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuestionSet:
     """The questions of a source, at least one, and its bad rows by line."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import chain
 from math import fsum
 
 from cerebrum_cli.answers.canonical import equals_reference
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
@@ -79,7 +80,7 @@ class RunningScore:
             self._clusters.append(sample.cluster_key)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VoteCost:
     """The accuracy of a kind of vote of some `samples`, and its mean number of tokens a question."""
 
@@ -89,7 +90,7 @@ class VoteCost:
     tokens: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Checked:
     """How many questions have an answer that a reply and a program came to, or have not, and how often it is right."""
 
@@ -97,7 +98,7 @@ class Checked:
     accuracy: Estimate
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """Estimates of a run of up to `samples` samples a question.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from io import BytesIO
@@ -14,6 +14,7 @@ from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.batch.rows import Template, parse_template
 from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import did_you_mean, format_count
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
@@ -37,7 +38,7 @@ IN_WORDS = "correct answers are words: a reply is correct if its answer, its fir
 Questions = tuple[Question, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadedTask:
     """The questions of a task or a file; `fingerprint` identifies them and how replies are scored.
 

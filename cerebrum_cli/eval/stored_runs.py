@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean, text_digest
@@ -46,7 +47,7 @@ _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Run:
     """A run, complete or not: what it evaluated, and the method of scoring its replies."""
 
@@ -116,7 +117,7 @@ class Run:
         return {id: samples for id, samples in questions.items() if len(samples) == self.samples_per_question}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RunStore:
     directory: Path
 

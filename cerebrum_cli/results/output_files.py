@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any, Literal
 from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors, write_all
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration, one_line, truncate
@@ -41,7 +42,7 @@ Differences = dict[str, tuple[Any, Any]]  # both values of each key for which th
 Step = Literal["begin", "resume", "extend", "complete"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OutputPaths:
     """The path of a result, and those of the files beside it.
 
@@ -123,7 +124,7 @@ def output_errors(path: Path, then: str = RESUME) -> AbstractContextManager[None
     return translate_os_errors(BatchError, path, then, "choose an -o on another file system")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BatchRecord:
     """The record of a batch: `fingerprint` holds everything the answers depend on, by readable names.
 

@@ -6,10 +6,10 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import text_digest, well_formed
@@ -49,7 +49,7 @@ def _table_line(delimiter: str, values: Iterable[Any]) -> bytes:
     return line[0].encode()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ResultRows:
     """The rows of a result: their number, and the keys that each line takes from the input, which is read for them.
 

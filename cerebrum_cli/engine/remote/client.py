@@ -19,6 +19,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, well_formed
 
@@ -46,7 +47,7 @@ URL_EXAMPLE = "write it like http://localhost:8080"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Endpoint:
     name: str  # what messages call it
     url: str  # ends before `/v1`; its query is sent with each request

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
@@ -23,7 +24,7 @@ OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # around reasoning that a server se
 StopReason = Literal["eos", "stop string", "limit", "unstated"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ReplyChunk:
     """A part of one sample's reply, or the whole: token ids, to be decoded here.
 
@@ -45,7 +46,7 @@ class ReplyChunk:
     timings: Timings = field(default_factory=Timings)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerInfo:
     kind: ServerKind
     build: str

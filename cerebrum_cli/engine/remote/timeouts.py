@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import PATIENCE_S
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ServerTimeouts:
     """Times in seconds, and whether servers that do not answer at the start are waited for."""
 
