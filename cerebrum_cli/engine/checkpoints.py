@@ -11,10 +11,10 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
@@ -135,7 +135,7 @@ class Checkpoints:
                 oldest.checkpoints.pop(0)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@frozen
 class PromptCache:
     """States on disk: the longest common prefix is restored before admission, idle slots are saved on request."""
 
