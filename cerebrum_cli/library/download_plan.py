@@ -231,8 +231,9 @@ class DownloadPlanner:
                 require_weights(Path(repo_id), names)
                 self._write_headers(listing, small, folder)
                 read_configuration(folder)
-                shards = [listing.file(name) for name in shards_among(folder, names)]
-                self._write_headers(listing, shards, folder)
+                shards = shards_among(folder, names)
+                files = (*small, *map(listing.file, shards))
+                self._write_headers(listing, files[len(small) :], folder)
                 table = read_checkpoint(folder, repo_id)
             except ModelFileError as error:
                 error.message = error.message.replace(str(folder), repo_id)
@@ -240,7 +241,7 @@ class DownloadPlanner:
                     error.hint += f"; others have converted it: {others}"
                 raise
         stored = listing.place(self.library.cache, small[0]).pointer.parent
-        return Weights(repo_id, stored, tuple(shards), table, listing, (*small, *shards))
+        return Weights(repo_id, stored, shards, table, lambda name: listing.file(name).digest, listing, files)
 
     def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
         """Write files without the weights, which are a hole in the file."""
@@ -268,8 +269,13 @@ class DownloadPlanner:
 
     def conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
         """Installed conversions of the same shards by quantization."""
-        converted = [model for model in self.library.models() if model.is_converted]
-        return {model.display_name: model for model in converted if model.converted_from["sha256"] == weights.sha256}
+        found = {}
+        for model in self.library.models():
+            if model.is_converted:
+                sha256 = model.converted_from["sha256"]
+                if all(name in sha256 for name in weights.shards) and sha256 == weights.sha256:
+                    found[model.display_name] = model
+        return found
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:

@@ -40,7 +40,7 @@ from cerebrum_cli.library.reference import (
 )
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
-from cerebrum_cli.library.weights import Weights, digest_lines
+from cerebrum_cli.library.weights import Weights
 
 # Merges a model of the catalog under a name from source models, which are pulled first.
 MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
@@ -190,7 +190,8 @@ class Puller(DownloadPlanner):
             cached = model.cached
             if model.is_converted and "commit" in model.converted_from:
                 listing = list_once(model.converted_from["source"], None)
-                if listing and not set(model.converted_from["sha256"].split(", ")) <= set(digest_lines(listing.files)):
+                lines = {f"{file.digest} {file.name}" for file in listing.files} if listing else set()
+                if listing and not lines.issuperset(model.converted_from["sha256"].split(", ")):
                     outdated.append(model)
             if cached is None or model.is_shadowed:
                 continue

@@ -83,7 +83,7 @@ def _delete(library: Library, model: InstalledModel) -> int:
     if _is_own_file(library, model):
         size = model.size
         model.path.unlink()
-        if model.is_converted:
+        if model.path.parent.parent == library.conversion_directory:
             with suppress(OSError):  # other types of the same weights
                 model.path.parent.rmdir()
         return size

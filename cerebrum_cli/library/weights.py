@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,32 +29,29 @@ _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Weights that can be converted: their name, the folder where they are, or will be, and their shards.
+    """Weights that can be converted: their name, the folder where they are, or will be, and the names of their shards.
 
-    The `table` is that of a GGUF file with them unquantized. Those of a repository have its `listing`, and all `files`
-    to download.
+    The `table` is that of a GGUF file with them unquantized. `digest_of` a shard may take long if it is local. Those of
+    a repository have its `listing`, and all `files` to download.
     """
 
     name: str
     folder: Path
-    shards: tuple[HubFile, ...]
+    shards: Sequence[str]
     table: Table
+    digest_of: Callable[[str], str]
     listing: Listing | None = None
     files: tuple[HubFile, ...] = ()
 
     @property
     def size(self) -> int:
-        """Bytes of the shards."""
-        return sum(file.size for file in self.shards)
+        """Bytes of the tensors."""
+        return sum(tensor.size for tensor in self.table.tensors.values())
 
     @property
     def sha256(self) -> str:
         """Digests and names of the shards."""
-        return ", ".join(digest_lines(self.shards))
-
-
-def digest_lines(files: Collection[HubFile]) -> list[str]:
-    return [f"{file.digest} {file.name}" for file in files]
+        return ", ".join(f"{self.digest_of(name)} {name}" for name in self.shards)
 
 
 class Conversion(NamedTuple):
@@ -82,13 +79,10 @@ def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> W
     with reading_model(folder):
         names = [path.name for path in folder.iterdir()]
     require_weights(folder, names)
-    name = name_from_stem(folder.resolve().name)
+    whole = folder.resolve()
+    name = name_from_stem(whole.name)
     table = read_checkpoint(folder, name)
-    shards = []
-    for shard in shards_among(folder, names):
-        entry = digest_of(folder.resolve() / shard)
-        shards.append(HubFile(shard, entry.size, entry.sha256))
-    return Weights(name, folder, tuple(shards), table)
+    return Weights(name, folder, shards_among(folder, names), table, lambda shard: digest_of(whole / shard).sha256)
 
 
 def require_weights(path: Path, names: Collection[str]) -> None:

@@ -128,7 +128,8 @@ def test_weights_of_the_catalog_have_its_name_and_format(owner: HubUser) -> None
 
 def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None:
     plan = owner.run("pull", "--dry-run", "--json", folder).object
-    assert (plan["name"], plan["repo_id"], plan["weights"]) == ("Tiny-C2F", None, size_of(folder))
+    assert (plan["name"], plan["repo_id"]) == ("Tiny-C2F", None)
+    assert plan["weights"] == pytest.approx(size_of(folder), rel=0.02)
     owner.pull(folder, "--type", "Q4_K_M")
     owner.pull(folder, "--type", "Q4_K_M")
     owner.pull(REPOSITORY, "--type", "Q4_K_M")  # the same weights
@@ -242,7 +243,7 @@ def test_weights_need_room_for_the_download_and_the_result(owner: HubUser, monke
     free = plan["weights"] + result + 64_000_000
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free - 1))
     assert_error(refused(owner, REPOSITORY, "--type", "Q8_0"), 1, "not enough disk space")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free + 10_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free + 20_000))
     owner.pull(REPOSITORY, "--type", "Q8_0")
 
 
