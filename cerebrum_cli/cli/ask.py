@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cerebrum_cli.cli.options import AskOptions
+from cerebrum_cli.cli.options import AskOptions, Names
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
 from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
@@ -22,7 +22,7 @@ OVERRIDES["threads"] = OPTIONS["threads"]._replace(heading=None)  # one question
 @composed
 def ask(
     app: App,
-    on_command_line: frozenset[str],
+    on_command_line: Names,
     overrides: Annotated[Layer, OVERRIDES],
     options: AskOptions,
     prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, SavedPromptOptions
+from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Names, SavedPromptOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -38,7 +38,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
     restart: bool = switch("Start over; replace OUTPUT when done", "Output")
     retry_failed: bool = switch("Re-answer rows that failed, and undecided votes", "Output")
 
-    def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
+    def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:
         saved.require_without("a batch", "extract")
         if saved.schema is None or on_command_line & {"schema", "grammar"}:
             return self
@@ -48,7 +48,7 @@ class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOpti
 @composed
 def batch(
     app: App,
-    on_command_line: frozenset[str],
+    on_command_line: Names,
     input_file: Annotated[
         str, positional("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
     ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import installed_models
-from cerebrum_cli.cli.options import AnswerOptions, QuestionOptions
+from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
 from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
@@ -35,7 +35,7 @@ class ChatOptions(QuestionOptions, AnswerOptions):
 @composed
 def chat(
     app: App,
-    on_command_line: frozenset[str],
+    on_command_line: Names,
     words: Annotated[
         list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
 
+Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
 
 
@@ -148,7 +149,7 @@ class GenerationOptions(ConstrainedOptions):
 class SavedPromptOptions:
     saved_prompt: str | None = option("Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
 
-    def apply_prompt(self, app: App, on_command_line: frozenset[str]) -> tuple[SavedPrompt | None, Layer, Self]:
+    def apply_prompt(self, app: App, on_command_line: Names) -> tuple[SavedPrompt | None, Layer, Self]:
         """The saved prompt, its settings, and these options with what it sets, except for those `on_command_line`.
 
         Raises UsageError for an unknown name, and ConfigError.
@@ -158,7 +159,7 @@ class SavedPromptOptions:
         saved = app.prompts.find(self.saved_prompt, is_option=True)
         return saved, without_keys(saved.settings, on_command_line), self.with_saved(saved, on_command_line)
 
-    def with_saved(self, saved: SavedPrompt, _: frozenset[str], /) -> Self:
+    def with_saved(self, saved: SavedPrompt, _: Names, /) -> Self:
         """These options with those of a saved prompt that are not on the command line: in a chat, none."""
         saved.require_without("a chat", "schema", "extract")
         return self
@@ -199,7 +200,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
-    def with_saved(self, saved: SavedPrompt, on_command_line: frozenset[str], /) -> Self:
+    def with_saved(self, saved: SavedPrompt, on_command_line: Names, /) -> Self:
         if saved.schema is None and not saved.extract:
             return self
         # These exclude what variables may ask for.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.options import FIRST, AskOptions, QuietOptions
+from cerebrum_cli.cli.options import FIRST, AskOptions, Names, QuietOptions
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
@@ -114,7 +114,7 @@ def rm(
 
 
 def save(
-    app: App, name: str, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: frozenset[str]
+    app: App, name: str, prompt: str | None, overrides: Layer, options: AskOptions, on_command_line: Names
 ) -> None:
     """Save what is on the command line as a prompt; variables are not saved. Raises UsageError."""
     require_name(name)
@@ -138,7 +138,7 @@ def save(
     app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {name}")
 
 
-def saved_settings(overrides: Layer, on_command_line: frozenset[str]) -> Layer:
+def saved_settings(overrides: Layer, on_command_line: Names) -> Layer:
     """Settings of the command line with absolute paths: a saved prompt is used in any directory."""
     from cerebrum_cli.library.model import absolute_reference
 
@@ -158,7 +158,7 @@ def typed_prompt(app: App, prompt: str | None) -> str | None:
     return text.strip("\r\n") or None
 
 
-def typed_schema(options: AskOptions, on_command_line: frozenset[str]) -> str | None:
+def typed_schema(options: AskOptions, on_command_line: Names) -> str | None:
     """The schema, or the path of its file, which can be read. Raises UsageError."""
     from cerebrum_cli.cli.generation import schema_text
 

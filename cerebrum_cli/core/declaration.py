@@ -211,9 +211,7 @@ def to_text(declared: Option, value: Any) -> str:
 
 
 def to_texts(_: Option, value: Any) -> Texts:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list | tuple):
-        raise InvalidValue(value, "non-empty text")
+    items = value if isinstance(value, list | tuple) else [value]
     for item in items:
         if not isinstance(item, str) or not item:
             raise InvalidValue(item, "non-empty text")
@@ -263,15 +261,9 @@ def to_breakers(declared: Option, value: Any) -> Texts:
 
 def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
     """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
-    match value:
-        case list() | tuple():
-            items = value
-        case str():
-            items = [value]
-        case Mapping():
-            items = [f"{token}={number}" for token, number in value.items()]
-        case _:
-            raise InvalidValue(value, EXPECTED_BIAS)
+    items = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, Mapping):
+        items = [f"{token}={number}" for token, number in value.items()]
     biases = []
     for item in items:
         try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.frozen import frozen
-
-if TYPE_CHECKING:
-    from cerebrum_cli.core.row_events import EvalProgress, RowEvent
+from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]

@@ -6,7 +6,6 @@ import json
 from dataclasses import field
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text, read_settings
 from cerebrum_cli.core.errors import ConfigError, UsageError
@@ -69,7 +68,8 @@ class SavedPrompt:
     def file_text(self) -> str:
         lines = [FENCE]
         for key, value in self.header.items():
-            lines.append(f"{key} = {toml_value(value)}")
+            text = json.dumps(value, ensure_ascii=False)  # which differs from TOML in one character
+            lines.append(f"{key} = {text}".replace("\x7f", "\\u007f"))
         lines.append(FENCE)
         if self.prompt:
             lines.append(self.prompt)
@@ -79,11 +79,6 @@ class SavedPrompt:
         settings = self.header
         own = {key: settings.pop(key, None) for key in OBJECT_KEYS}
         return {"name": self.name, **own, "prompt": self.prompt, "settings": settings}
-
-
-def toml_value(value: Any) -> str:
-    """A text, a number, a switch or a list as TOML; JSON differs from it in one character of a text."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 @frozen

@@ -53,7 +53,7 @@ class FileSearch(NamedTuple):
             for file in files:
                 path = folder / file
                 is_meant = meant.match_file((below / file).as_posix()) and self._reads(location, below / file, here)
-                if is_meant and is_plain_file(path):
+                if is_meant and path.is_file() and not path.is_symlink():
                     found.append(path)
             directories[:] = [
                 directory for directory in directories if self._reads(location, below / directory, here, True)
@@ -74,10 +74,6 @@ class FileSearch(NamedTuple):
             return False
         fixed = takewhile(lambda part: part != ANY_DIRECTORIES, self.parts)
         return all(map(fnmatchcase, path.parts, fixed))
-
-
-def is_plain_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def search_of(path: Path) -> FileSearch | None:

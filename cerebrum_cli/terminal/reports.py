@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from math import exp
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import format_count, format_size, one_line
+from cerebrum_cli.core.text import Texts, format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.library.reference import looks_like_path
 from cerebrum_cli.replies.inspection import CERTAIN
 from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
 from cerebrum_cli.terminal.tables import (
+    Fields,
     Row,
     excerpt,
     field_lines,
@@ -112,7 +113,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     streams.answer(f"\n{field_lines(facts_of(run))}")
 
 
-def facts_of(run: Run) -> dict[str, str]:
+def facts_of(run: Run) -> Fields:
     """What the record of a run has of FACTS, on a line each."""
     record = {**run.record.fingerprint, **run.record.notes}
     return {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
@@ -158,7 +159,7 @@ def labeled_values(report: Report) -> Iterator[tuple[str, str]]:
         yield "seconds per question", f"{report.seconds_per_question:.2f}"
 
 
-def vote_row(vote: VoteCost) -> tuple[str, ...]:
+def vote_row(vote: VoteCost) -> Texts:
     name = f"{vote.kind}@{vote.samples}"
     return name, f"{vote.accuracy.value:.3f}", bounds(vote.accuracy.interval), f"{vote.tokens:.0f}"
 
@@ -249,7 +250,7 @@ def print_merge(streams: Streams, merge: JsonObject) -> None:
     streams.answer(f"\n{field_lines(merge_facts(merge))}")
 
 
-def merge_facts(merge: JsonObject) -> dict[str, str]:
+def merge_facts(merge: JsonObject) -> Fields:
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     size = format_size(merge["size"])
     to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
@@ -268,7 +269,7 @@ def source_offsets(layer: JsonObject) -> list[JsonDict]:
     return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
 
 
-def source_rows(run: Sequence[JsonObject], models: Mapping[str, str]) -> Iterator[TableRow]:
+def source_rows(run: Sequence[JsonObject], models: Fields) -> Iterator[TableRow]:
     first = run[0]
     last = run[-1]
     layers = span(first["layer"], last["layer"])
@@ -341,15 +342,10 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
     streams.answer(text.removeprefix(result.status))
 
 
-def repository_name(row: Row) -> str:
-    name: str = row["repo_id"]
-    return f"{name} (gated)" if row["gated"] else name
-
-
 print_repositories = partial(
     print_columns,
     {
-        "repository": repository_name,
+        "repository": lambda row: f"{row['repo_id']} (gated)" if row["gated"] else row["repo_id"],
         "best fit": "recommended",
         "size": "size",
         "fit": "fit",

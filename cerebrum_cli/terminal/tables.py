@@ -34,6 +34,7 @@ _ONE_LINE = str.maketrans("\t\n", "  ")
 
 
 Row = JsonObject
+Fields = Mapping[str, str]  # texts by name
 Column = str | Callable[[Row], Any]  # the key of a row, or what is shown of the row
 
 
@@ -198,7 +199,7 @@ def print_description(streams: Streams, description: JsonObject) -> None:
     streams.answer(field_lines(fields))
 
 
-def _sampling_by_mode(modes: Mapping[str, Mapping[str, Row]]) -> dict[str, str]:
+def _sampling_by_mode(modes: Mapping[str, Mapping[str, Row]]) -> Fields:
     """A field for each mode of thinking, or one if both have the same settings."""
     fields = {}
     for mode, samplers in modes.items():
@@ -286,12 +287,12 @@ def _cell(value: Any) -> str:
     return strip_controls(str(value))
 
 
-def field_lines(fields: Mapping[str, str]) -> str:
+def field_lines(fields: Fields) -> str:
     width = max(map(len, fields))
     return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
 
 
-def settings_lines(values: JsonObject, origins: Mapping[str, str]) -> str:
+def settings_lines(values: JsonObject, origins: Fields) -> str:
     texts = {key: _setting_text(value) for key, value in values.items()}
     width = max((len(text) for key, text in texts.items() if key in origins), default=0)
     for key, text in texts.items():
@@ -300,7 +301,7 @@ def settings_lines(values: JsonObject, origins: Mapping[str, str]) -> str:
     return field_lines(texts).rstrip("\n")
 
 
-def sampling_text(samplers: JsonObject, origins: Mapping[str, str] | None = None) -> str:
+def sampling_text(samplers: JsonObject, origins: Fields | None = None) -> str:
     """Samplers in a line: "temperature 0.6 (model file), top_k 20 (catalog)"; without unknown origins."""
     texts = []
     for key, value in samplers.items():

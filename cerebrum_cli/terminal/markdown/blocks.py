@@ -33,7 +33,7 @@ class MarkdownTable(NamedTuple):
     """A table by cells: its alignments, and its rows, of which the first is the header."""
 
     alignments: tuple[Alignment, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[Lines, ...]
 
 
 class Display(NamedTuple):

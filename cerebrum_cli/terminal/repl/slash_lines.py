@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
-from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.core.text import Texts, did_you_mean
 from cerebrum_cli.library.model import as_path
 from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
@@ -50,7 +50,7 @@ class SlashCommand(NamedTuple):
     argument: str
     help: str
     argument_kind: ArgumentKind = ""
-    aliases: tuple[str, ...] = ()
+    aliases: Texts = ()
     required: tuple[str, str] | None = None
 
     @property
