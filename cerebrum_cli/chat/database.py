@@ -74,19 +74,20 @@ END;""",
 )
 
 
-def open_database(path: Path) -> sqlite3.Connection:
-    """Open the database; create it if necessary, readable only by its owner. Raises SessionError.
+def open_database(path: Path | None) -> sqlite3.Connection:
+    """Open the database; create it if necessary, readable only by its owner; without a path, in memory.
 
-    SQLite creates the files beside it with the same permissions.
+    SQLite creates the files beside it with the same permissions. Raises SessionError.
     """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SessionError(f"{error.filename}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
-    with suppress(OSError):  # opening it reports the error
-        path.touch(mode=0o600, exist_ok=False)
+    if path:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SessionError(f"{error.filename}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
+        with suppress(OSError):  # opening it reports the error
+            path.touch(mode=0o600, exist_ok=False)
     with translated(path):
-        database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+        database = sqlite3.connect(path or ":memory:", timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             require_known_version(database, path)
             database.execute("PRAGMA synchronous = FULL")
@@ -95,12 +96,6 @@ def open_database(path: Path) -> sqlite3.Connection:
         except BaseException:
             database.close()
             raise
-    return database
-
-
-def open_in_memory() -> sqlite3.Connection:
-    database = sqlite3.connect(":memory:", isolation_level=None)
-    prepare(database)
     return database
 
 
@@ -125,7 +120,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         yield
 
 
-def require_known_version(database: sqlite3.Connection, path: Path) -> None:
+def require_known_version(database: sqlite3.Connection, path: Path | None) -> None:
     if _version(database) > VERSION:
         problem = f"{path}: written by a newer version of cerebrum"
         raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")

@@ -17,7 +17,6 @@ from typing import Any
 from cerebrum_cli.chat.database import (
     READ_ERRORS,
     open_database,
-    open_in_memory,
     printable_line,
     transaction,
     translated,
@@ -278,7 +277,7 @@ class Store:
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
-            self._database = open_database(self.path) if self.path else open_in_memory()
+            self._database = open_database(self.path)
         return self._database
 
     def _update(self, session: Session, **values: Any) -> Session:

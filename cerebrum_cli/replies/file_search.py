@@ -63,17 +63,15 @@ class FileSearch(NamedTuple):
         return sorted(found)
 
     def _reads(self, location: Path, path: Path, rules: Rules, is_directory: bool = False) -> bool:
-        """Whether to look at a file or directory, whose path is relative to `location`."""
-        if is_directory and path.name == ".git":
-            return False
-        return self._may_lead_to(path) and not ignores(rules, location / path, is_directory)
+        """Whether the pattern may match a file, or something below a directory, by its path relative to `location`.
 
-    def _may_lead_to(self, path: Path) -> bool:
-        """Whether the pattern may match a path or something below it; hidden ones only if a part of it begins so."""
-        if path.name.startswith(".") and not any(part.startswith(".") for part in self.parts):
+        Hidden ones are left out unless a part of the pattern begins so, and those that rules ignore.
+        """
+        is_hidden = path.name.startswith(".") and not any(part.startswith(".") for part in self.parts)
+        if is_hidden or (is_directory and path.name == ".git"):
             return False
         fixed = takewhile(lambda part: part != ANY_DIRECTORIES, self.parts)
-        return all(map(fnmatchcase, path.parts, fixed))
+        return all(map(fnmatchcase, path.parts, fixed)) and not ignores(rules, location / path, is_directory)
 
 
 def search_of(path: Path) -> FileSearch | None:

@@ -96,11 +96,19 @@ class Model(LoadedModel):
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
 
-        requests = (self._request_or_error(question, schema, grammar, settings) for question in questions)
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
-        rows = (Row(index, request, MajorityVote(votes) if votes else None) for index, request in enumerate(requests))
+
+        def rows() -> Iterator[Row]:
+            for index, question in enumerate(questions):
+                request: Ask | CerebrumError
+                try:
+                    request = self._request(question, schema, grammar, settings)
+                except CerebrumError as problem:
+                    request = problem
+                yield Row(index, request, MajorityVote(votes) if votes else None)
+
         error: CerebrumError | None = None
-        with closing(run_rows(self, rows)) as events:
+        with closing(run_rows(self, rows())) as events:
             for row, _, result, _ in (event for event in events if isinstance(event, Outcome)):
                 if isinstance(result, RefusedEvent):
                     error = error or result.error
@@ -127,14 +135,6 @@ class Model(LoadedModel):
                 if isinstance(event, LogprobScores):
                     return event.scores
         raise UsageError("scoring was cancelled", "call it again")
-
-    def _request_or_error(
-        self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer
-    ) -> Ask | CerebrumError:
-        try:
-            return self._request(question, schema, grammar, changes)
-        except CerebrumError as error:
-            return error
 
     def _request(self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer) -> Ask:
         if schema is not None and grammar is not None:

@@ -217,11 +217,15 @@ def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool) -> None:
     """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
-    if pad_steps:
-        require_stable_attention(model, settings)
+    header = model.header
+    if pad_steps and settings.flash_attn == "off":
+        raise UsageError.conflict("batch_invariant", "flash_attn=off")
+    if pad_steps and not has_stable_attention(header):
+        name = header.architecture
+        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
+        raise UsageError(problem, "omit batch_invariant=on")
     require_block_sizes(model, "cache_type_k", settings.cache_type_k, 0)
     require_block_sizes(model, "cache_type_v", settings.cache_type_v, 1)
-    header = model.header
     facts = facts_of(header.architecture)
     types = settings.cache_type_k or "f16", settings.cache_type_v or "f16"
     if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):
@@ -229,15 +233,6 @@ def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool
             f"the architecture {header.architecture} needs the same type for keys and values",
             "set both with --set cache_type=TYPE",
         )
-
-
-def require_stable_attention(model: InstalledModel, settings: Settings) -> None:
-    if settings.flash_attn == "off":
-        raise UsageError.conflict("batch_invariant", "flash_attn=off")
-    if not has_stable_attention(model.header):
-        name = model.header.architecture
-        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
-        raise UsageError(problem, "omit batch_invariant=on")
 
 
 def require_block_sizes(model: InstalledModel, key: str, cache_type: str | None, index: int) -> None:

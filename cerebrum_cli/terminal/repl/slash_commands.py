@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.terminal.repl.repl import Repl
 
 T = TypeVar("T")
-LIKELIEST = 3  # alternatives that /why shows by default
+LIKELIEST = "3"  # alternatives that /why shows by default
 LIST_SESSIONS = "list sessions with /sessions"
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
@@ -324,9 +324,7 @@ def show_stats(repl: Repl, _: str) -> None:
 
 
 def explain_reply(repl: Repl, argument: str) -> None:
-    count = LIKELIEST
-    if argument:
-        count = parse_likeliest("number of alternatives", argument)
+    count = parse_likeliest("number of alternatives", argument or LIKELIEST)
     reply = repl.chat.given_reply()
     least_certain = LeastCertain(reply)
     repl.wait_for(repl.chat.inspect(reply, count), least_certain)
