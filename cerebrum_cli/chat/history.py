@@ -13,7 +13,7 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.events import Forced
+from cerebrum_cli.core.events import Forced, ForcedTokens
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import (
@@ -177,7 +177,7 @@ def reply_metadata(
     return replace(metadata, finish_reason=finish.reason, seed=finish.seed, timings=timings)
 
 
-def forced_tokens(metadata: ReplyMetadata) -> tuple[Forced, ...]:
+def forced_tokens(metadata: ReplyMetadata) -> ForcedTokens:
     timings = metadata.timings or {}
     return tuple(Forced(*place) for place in timings.get("forced", ()))
 

@@ -14,10 +14,7 @@ from cerebrum_cli.core.settings import Layer, environment_layer, fold
 from cerebrum_cli.terminal.reports import check_terminal, print_check_result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.doctor.assessment import CheckResult
 
 SETTINGS = settings_options(("model",), model="Model to check [default: the default model]")
 
@@ -45,12 +42,31 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
       cerebrum doctor
       cerebrum doctor --endpoint http://localhost:8080 -m starter
     """
+    from cerebrum_cli.chat.database import check_integrity
+    from cerebrum_cli.doctor.checks import DoctorContext, run_checks
+    from cerebrum_cli.doctor.servers import run_server_checks
     from cerebrum_cli.terminal.interrupts import interruptible
 
     results = []
     shown = ""
     with interruptible(""):
-        for result in start_checks(app, overrides, options):
+        layer = {**environment_layer("threads"), **overrides}
+        try:
+            settings = app.settings(layer)
+        except ConfigError:  # which is one of the results
+            settings = fold(layer)
+        context = DoctorContext(
+            settings=settings,
+            offline=options.offline,
+            build=app.build,
+            installation=app,
+            terminal=lambda: check_terminal(app.streams),
+            session_counts=check_integrity,
+        )
+        checks = run_checks(context)
+        if endpoints := options.find_endpoints(app, settings):
+            checks = run_server_checks(context, endpoints)
+        for result in checks:
             results.append(result)
             if options.json or (options.quiet and result.status == "ok"):
                 continue
@@ -62,27 +78,3 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
         app.streams.answer_object([result.recorded for result in results])
     if any(result.status == "failure" for result in results):
         raise typer.Exit(1)
-
-
-def start_checks(app: App, overrides: Layer, options: DoctorOptions) -> Iterator[CheckResult]:
-    from cerebrum_cli.chat.database import check_integrity
-    from cerebrum_cli.doctor.checks import DoctorContext, run_checks
-    from cerebrum_cli.doctor.servers import run_server_checks
-
-    layer = {**environment_layer("threads"), **overrides}
-    try:
-        settings = app.settings(layer)
-    except ConfigError:  # which is one of the results
-        settings = fold(layer)
-    endpoints = options.find_endpoints(app, settings)
-    context = DoctorContext(
-        settings=settings,
-        offline=options.offline,
-        build=app.build,
-        installation=app,
-        terminal=lambda: check_terminal(app.streams),
-        session_counts=check_integrity,
-    )
-    if endpoints:
-        return run_server_checks(context, endpoints)
-    return run_checks(context)

@@ -204,7 +204,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
         if saved.schema is None and not saved.extract:
             return self
         # These exclude what variables may ask for.
-        changes: dict[str, Any] = {"extract": None, "final": False, "schema": None}
+        changes: JsonDict = {"extract": None, "final": False, "schema": None}
         if saved.schema and not on_command_line & {"schema", "grammar", "extract"}:
             changes |= {"schema": saved.schema, "grammar": None}
         if saved.extract and not on_command_line & {"schema", "final", "extract", "votes"}:

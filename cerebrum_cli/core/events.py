@@ -35,6 +35,9 @@ class Forced(NamedTuple):
         return self.at <= position < self.at + self.length
 
 
+ForcedTokens = tuple[Forced, ...]
+
+
 class TokenLogprob(NamedTuple):
     """A token and the natural logarithm of its probability before sampling settings apply."""
 
@@ -202,7 +205,7 @@ class FinishEvent:
     timings: Timings
     by_stop_string: bool = False
     has_all_tokens: bool = True
-    forced: tuple[Forced, ...] = ()
+    forced: ForcedTokens = ()
     origin: Origin | None = None
     is_followed: bool = False
     in_reasoning: bool = False

@@ -55,6 +55,7 @@ ANSWERS = ("final", "answer", "response", "assistant", "user", "commentary", "to
 THOUGHTS = ("analysis", "thought", "thoughts", "think", "thinking", "reasoning", "reflection")
 UNNAMED = ("<|channel>", "<unused94>")  # what begins a block of reasoning even without a name
 MAX_HEADER = 120  # characters
+MARKER_START = r"[<\[◁]"  # a character that a marker inside a text begins with
 
 NAME = (
     r"(?i:(?:[\w.-]+[:_])?(?:think|thinking|thoughts?|reason(?:ing)?|reflection|analysis|rationale|scratchpad"
@@ -96,11 +97,6 @@ def is_markup(token: str) -> bool:
     """Whether the text of a token is a marker of a reply, or a part of one."""
     known = (text for markup in REASONING_MARKUPS for text in markup.texts)
     return any(token in text for text in (*known, *MESSAGES)) or bool(re.fullmatch(MARKER, token))
-
-
-def may_have_marker(text: str) -> bool:
-    """Whether a text has a character that a marker inside it begins with."""
-    return re.search(r"[<\[◁]", text) is not None
 
 
 def find_markers(text: str) -> Iterator[Marker]:

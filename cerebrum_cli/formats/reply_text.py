@@ -18,6 +18,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.formats.markers import (
+    MARKER_START,
     MARKERS,
     PARTIAL_MARKER,
     Marker,
@@ -25,7 +26,6 @@ from cerebrum_cli.formats.markers import (
     find_markers,
     marker_at_start,
     markup_after,
-    may_have_marker,
     may_start_marker,
     read_header,
 )
@@ -334,7 +334,7 @@ class ReplyText:
         """Pass on what is held of the answer, up to a marker; return whether text after the marker is left to read."""
         text = self._held
         cut = len(text)
-        if self.rules.markups and not self.rules.plain_answer and may_have_marker(text):
+        if self.rules.markups and not self.rules.plain_answer and re.search(MARKER_START, text):
             for marker in find_markers(text):
                 before, after = text[: marker.start], text[marker.end :]
                 if self._counts(marker, before, after):

@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts, one_line
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
@@ -40,7 +41,7 @@ class Switch(NamedTuple):
     on: bool | str = True
     off: bool | str = False
 
-    def values(self, thinks: bool) -> dict[str, bool | str]:
+    def values(self, thinks: bool) -> JsonDict:
         return {self.name: self.on if thinks else self.off}
 
 
@@ -189,7 +190,7 @@ def _has_literal(source: str, value: str) -> bool:
     return f"'{value}'" in source or f'"{value}"' in source
 
 
-def thinking(source: str) -> dict[str, bool | str]:
+def thinking(source: str) -> JsonDict:
     """The value by which a template turns reasoning on, if it has such a variable."""
     switch = find_switch(source)
     return switch.values(True) if switch else {}

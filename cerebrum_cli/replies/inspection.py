@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, TokenLogprob
+from cerebrum_cli.core.events import AlternativesEvent, Event, ForcedTokens, TokenLogprob
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import one_line
@@ -29,7 +29,7 @@ class GivenReply:
 
     conversation: Conversation
     tokens: TokenIds
-    forced: tuple[Forced, ...]
+    forced: ForcedTokens
 
 
 class ScoredToken(NamedTuple):

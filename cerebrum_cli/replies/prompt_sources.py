@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import read_beginning, readable
+from cerebrum_cli.core.files import Paths, read_beginning, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
@@ -41,7 +41,7 @@ class PromptSources:
     """
 
     prompt: str | None
-    files: tuple[Path, ...]
+    files: Paths
     messages: Path | None
     raw: bool
     on_notice: Callable[[NoticeEvent], None]

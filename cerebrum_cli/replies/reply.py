@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import (
     Events,
     FinishEvent,
     FinishReason,
-    Forced,
+    ForcedTokens,
     NoticeEvent,
     TokenEvent,
     answer_text,
@@ -83,7 +83,7 @@ class Reply:
         self._tokens = array("i")
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
-        self._forced: tuple[Forced, ...] = ()  # in the reply that this one continues
+        self._forced: ForcedTokens = ()  # in the reply that this one continues
 
     def __iter__(self) -> Iterator[str]:
         """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
@@ -124,7 +124,7 @@ class Reply:
                 self.emit(event)
                 yield event
 
-    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: tuple[Forced, ...] = ()) -> None:
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: ForcedTokens = ()) -> None:
         """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
         self._tokens.extend(tokens)
         self._forced = forced
