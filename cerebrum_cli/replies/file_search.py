@@ -55,11 +55,11 @@ class FileSearch(NamedTuple):
                 is_meant = meant.match_file((below / file).as_posix()) and self._reads(location, below / file, here)
                 if is_meant and path.is_file() and not path.is_symlink():
                     found.append(path)
-            directories[:] = [
-                directory for directory in directories if self._reads(location, below / directory, here, True)
-            ]
-            for directory in directories:
-                rules[folder / directory] = (*read_rules(location / below / directory), *here)
+            for directory in list(directories):
+                if self._reads(location, below / directory, here, True):
+                    rules[folder / directory] = (*read_rules(location / below / directory), *here)
+                else:
+                    directories.remove(directory)
         return sorted(found)
 
     def _reads(self, location: Path, path: Path, rules: Rules, is_directory: bool = False) -> bool:
