@@ -26,7 +26,7 @@ Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
 
 
 class FileSearch(NamedTuple):
-    """A directory, and the parts of a pattern of paths in it; without parts, all its files are meant."""
+    """A directory, and the parts of a pattern of paths in it."""
 
     base: Path
     parts: tuple[str, ...]
@@ -41,7 +41,7 @@ class FileSearch(NamedTuple):
                 raise error
             skipped.append((path, error.strerror or "unreadable"))
 
-        pattern = "/".join(self.parts or (ANY_DIRECTORIES,))
+        pattern = "/".join(self.parts)
         meant = GitIgnoreSpec.from_lines([f"/{pattern}"])
         location = self.base.resolve()
         rules = {self.base: rules_of(location)}  # of each directory that is still to be read
@@ -77,7 +77,7 @@ class FileSearch(NamedTuple):
 def search_of(path: Path) -> FileSearch | None:
     """The search that a directory or a pattern stands for; None for any other path, and for one that exists."""
     if is_directory(path):
-        return FileSearch(path, ())
+        return FileSearch(path, (ANY_DIRECTORIES,))
     start = next((number for number, part in enumerate(path.parts) if SPECIAL.search(part)), None)
     if start is None or exists(path):
         return None
