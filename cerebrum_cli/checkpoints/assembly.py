@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.checkpoints.safetensors import StoredTensor
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.parser import ReadBytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Assembly:
     """Stored tensors of one shape, such as those of all experts, one after another.
 
@@ -54,7 +54,7 @@ class Assembly:
             start += part.size
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Converted:
     """A small tensor in single precision, with a constant added to each weight."""
 
@@ -77,7 +77,7 @@ class Converted:
         return (weights + np.float32(self.constant)).tobytes()[begin : begin + size]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Constant:
     """Weights that follow from the configuration."""
 

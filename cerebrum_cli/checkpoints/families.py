@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.parser import Value
@@ -118,7 +118,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Configuration:
     """The content of config.json with the values it omits; of a model for several media, that of the text."""
 

@@ -6,10 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.architectures import unknown_part
 from cerebrum_cli.gguf.kinds import Kind, kind_of
 from cerebrum_cli.gguf.parser import Metadata, Tables, checked_integer, read_tables
@@ -26,7 +26,7 @@ class NoLanguageModel(ModelFileError):
     """The file cannot answer a prompt. It may belong to a model that can."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Header:
     """Metadata of a GGUF file and totals of its tensor table; no weights are read.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.parser import MAX_TENSORS, Array, Metadata, checked_integer
 
@@ -38,7 +39,7 @@ class LayerSizes(NamedTuple):
     largest_tensor: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelSizes:
     """Sizes by which memory is planned.
 

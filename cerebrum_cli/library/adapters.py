@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.parser import Shape, Tables, Tensor, Value, quoted, read_tables
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Tensors
 
@@ -23,7 +23,7 @@ _HINT = "use an adapter that was made for this model"
 _CONVERT = "name a LoRA adapter in GGUF format, as llama.cpp's convert_lora_to_gguf.py writes it"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adapter:
     """A LoRA adapter applied to a model: its file, and the bytes of its weights."""
 

@@ -15,12 +15,12 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from cerebrum_cli.core.files import Paths, atomic_write, exists
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.reference import MAIN, RepositoryKind, Variant, is_model, variant_of, variants
 from cerebrum_cli.library.registry import SHA256
 
@@ -28,7 +28,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 _MODELS = "models--"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CachedModel:
     """A model in the cache: its repository and commit, and its files in order with their blobs."""
 
@@ -54,7 +54,7 @@ class CachedFile(NamedTuple):
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CachePath:
     """Where a file of a commit is, or will be, in the directory of its repository; its digest names the blob."""
 
@@ -109,7 +109,7 @@ class CachePath:
         return pointer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cache:
     """The cache in one directory: the repositories of one kind."""
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cerebrum_cli.core.config import parse_toml, read_config_text
 from cerebrum_cli.core.errors import ConfigError, UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import CATALOGUE, KEYS, MODES, OPTIONS, SAMPLING_KEYS, Layer, SourcedLayer, in_directory
 from cerebrum_cli.library.reference import MODEL_NAME, REPO_ID, is_safe_path
@@ -26,7 +27,7 @@ _SPLIT = r"-\d{5}-of-\d{5}"
 Sizes = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Repository:
     """A repository on the Hub with a model's files, and the pattern of their names."""
 
@@ -43,7 +44,7 @@ class Repository:
         return bool(re.fullmatch(rf"{pattern}(?:{_SPLIT})?\.gguf", filename, re.IGNORECASE))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PackageSource:
     """A model file inside a Python package: pip requirement, member of the wheel, digest and sizes in bytes."""
 
@@ -58,7 +59,7 @@ class PackageSource:
         return PurePosixPath(self.member).name
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelSpec:
     """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
@@ -37,7 +38,7 @@ _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Capacity:
     """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that."""
 
@@ -58,7 +59,7 @@ class Capacity:
         return memory
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class QuantizationFit:
     """A quantization with the size of its files and the memory it needs, in bytes, and whether that fits."""
 
@@ -170,7 +171,7 @@ class SeveralModels(UsageError):
         super().__init__(f"{repo_id} has several {kind}", f"choose one: {references}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DownloadPlan:
     """A model's quantizations, assessed for this machine's memory and a context size, and the chosen one.
 
@@ -224,7 +225,7 @@ class DownloadPlan:
         return self.listing, self.variants[0]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlanRequest:
     """What a plan is made for: a context size and a quantization, if chosen, and the capacity of this machine."""
 

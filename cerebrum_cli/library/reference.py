@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 
 HUB = "huggingface.co"
 MAIN = "main"  # the default revision
@@ -44,7 +44,7 @@ _HUB_PATH = re.compile(
 _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a path"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModelReference:
     """A model by its name or its repository, in one quantization or in the best fit; or one file of a repository.
 

@@ -9,12 +9,13 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
+from cerebrum_cli.core.frozen import frozen
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
 
@@ -27,7 +28,7 @@ _VERSION = 1
 _CHUNK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RegistryEntry:
     """A file and its SHA-256, which belongs to this size and modification time; with a name, a registered model."""
 
@@ -52,7 +53,7 @@ class RegistryEntry:
 Contents = tuple[list[RegistryEntry], str | None]  # all models and digests, and the default model
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
 

@@ -11,13 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small_json
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.gguf.parser import read_tables
 from cerebrum_cli.library.reference import (
@@ -41,7 +41,7 @@ _OLLAMA_NAMES = {  # of tensors and metadata, by architecture
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FoundModel:
     """A GGUF model in the store of another tool; `sha256` is that of its file, where the store has it."""
 

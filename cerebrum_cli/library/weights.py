@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from cerebrum_cli.checkpoints.checkpoint import CONFIG, read_checkpoint
 from cerebrum_cli.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.files import reading_model
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.header import Header
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.hub import HubFile, Listing
@@ -27,7 +27,7 @@ SMALL_FILES = re.compile(
 _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Weights:
     """Weights that can be converted: their name, the folder where they are, or will be, and the names of their shards.
 

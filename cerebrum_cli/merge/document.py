@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import did_you_mean, truncate
 
 _CONSTRUCTION_ERRORS = (RecursionError, ValueError, LookupError, AttributeError, ArithmeticError, TypeError)
 _TYPO_SIMILARITY = 0.8  # a name more similar than this to a known one is taken for a typing error
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Field:
     """A value in a document, None if it is missing; `path` is where it is, such as `slices[2].sources[0]`."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
@@ -96,7 +97,7 @@ def resolve_models(references: Mapping[str, str], find: Callable[[str], Installe
     return models
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MergeOptions:
     """Output path and name of a merge.
 

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header, is_phi3, phi3_name
 from cerebrum_cli.gguf.tensor_names import hugging_face_names
@@ -128,7 +129,7 @@ CLOSEST = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # file types t
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Type of all weights, or a mixture, or None for each tensor's own; then `dtype` is that of unquantized tensors.
 

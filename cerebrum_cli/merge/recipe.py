@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.merge.document import Field, choices, printable, quoted, read_document, suggestion
 
 Method = Literal["passthrough", "linear", "slerp", "task_arithmetic"]
@@ -22,7 +22,7 @@ class ConditionalValue(NamedTuple):
 Parameters = Mapping[str, tuple[ConditionalValue, ...]]  # the first entry whose filter matches is used
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SliceSource:
     """Layers of a model: start and end of the range, end not included; None for all layers."""
 
@@ -31,7 +31,7 @@ class SliceSource:
     parameters: Parameters
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slice:
     """Layers of the result, computed from equally many of each source; `base_model` defaults to the recipe's."""
 
@@ -49,7 +49,7 @@ class Slice:
         return self.models.index(self.base_model) if self.base_model in self.models else 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recipe:
     """A parsed recipe; models are the names it uses.
 
