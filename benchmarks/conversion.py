@@ -147,14 +147,13 @@ DEEP: Mapping[str, Callable[[], CheckpointModel]] = {
 
 
 def comparison_rows(models: Sequence[str], directory: Path, converter: Converter) -> Iterator[Row]:
-    """Yield a row for each type: the number of identical tensors of all models; and one for the hyperparameters."""
+    """Yield a row for each type: the number of identical tensors of all models. Other hyperparameters are printed."""
     for outtype in FLOATS:
         converter.convert({directory / model: reference(directory, model, outtype) for model in models}, outtype)
     for outtype in QUANTIZED:
         for model in models:
             file_type = int(LlamaFileType[f"MOSTLY_{outtype}"])
             quantize(reference(directory, model, "F32"), reference(directory, model, outtype), file_type)
-    hyperparameters: list[bool] = []
     for outtype in (*FLOATS, *QUANTIZED):
         tensors: list[bool] = []
         for model in models:
@@ -163,9 +162,8 @@ def comparison_rows(models: Sequence[str], directory: Path, converter: Converter
             tensors += compared(f"{model} in {outtype}", ours.tensors, theirs.tensors)
             if outtype == "F32":
                 stated = {key: ours.hyperparameters.get(key) for key in theirs.hyperparameters}
-                hyperparameters += compared(model, stated, theirs.hyperparameters)
-        yield identity_row(f"{len(models)} checkpoints to {outtype}: tensors as llama.cpp writes them", tensors)
-    yield identity_row(f"{len(models)} checkpoints: hyperparameters as llama.cpp writes them", hyperparameters)
+                compared(model, stated, theirs.hyperparameters)
+        yield identity_row(f"checkpoints to {outtype}: tensors as llama.cpp writes them", tensors)
 
 
 def reference(directory: Path, model: str, outtype: str) -> Path:
