@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from adapter_files import factors_for, write_adapter
+from checkpoint_models import read_model, write_checkpoint, write_json, write_weights
 from command_line import COMMAND, ROOT, CommandLine, Finished
 from dataset_files import table
 from hub_server import DATASETS, HubServer
@@ -26,7 +27,7 @@ DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.g
 MERGE, EVALUATE = "docs/how-to/merge.md", "docs/how-to/evaluate.md"
 LEFT_OUT = {
     "builds or installs programs": r"^((make|source|pip|pipx|uv) |CMAKE_ARGS=|.*scripts/setup\.sh)",
-    "asks on a terminal, or changes the shell": r"cerebrum pull +#|--install-completion",
+    "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
@@ -43,7 +44,10 @@ MODELS = {  # files by the repositories that the catalog and the pages name
     "bartowski/Cerebrum-1.0-8x7b-GGUF": ("Cerebrum-1.0-8x7b-Q4_K_M.gguf",),
     "Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF": ("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",),
     "owner/repo": ("model-Q5_K_M.gguf",),
+    "author/model": (),
+    "AetherResearch/Cerebrum-1.0-7b": (),
 }
+CHECKPOINTS = {"AetherResearch/Cerebrum-1.0-7b": 32, "author/model": 3, "owner/repo": 3}  # numbers of layers
 SERVERS: dict[str, tuple[type[ModelServer], str]] = {
     "http://localhost:8080": (LlamaServer, "cerebrum-7b"),
     "http://node1:8080": (LlamaServer, "cerebrum-7b"),
@@ -80,13 +84,30 @@ def commands(page: str) -> list[str]:
     return sorted(lines, key=lambda line: not line.startswith("printf")) + UNPRINTED.get(page, [])
 
 
+def checkpoint_of(layers: int, folder: Path) -> Path:
+    """A folder of safetensors with so many layers, of which all further ones are the first."""
+    model = read_model("mistral")
+    write_checkpoint(folder, model)
+    write_json(folder / "config.json", {**model.config, "num_hidden_layers": layers})
+    weights = dict(model.weights())
+    for name in [name for name in weights if ".layers.0." in name]:
+        for layer in range(3, layers):
+            weights[name.replace(".0.", f".{layer}.")] = weights[name]
+    write_weights(folder, weights)
+    return folder
+
+
 @pytest.fixture
-def hub(page: str, thinker: Path, seven: Path) -> Iterator[HubServer]:
+def hub(page: str, thinker: Path, seven: Path, tmp_path: Path) -> Iterator[HubServer]:
     """A Hub of tiny models, and of a dataset; a merge needs one with the layers of a 7B."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     with HubServer() as hub:
         for repo_id, names in MODELS.items():
-            hub.repository(repo_id, dict.fromkeys(names, seven if page == MERGE else thinker))
+            files = dict.fromkeys(names, seven if page == MERGE else thinker)
+            if layers := CHECKPOINTS.get(repo_id):
+                folder = checkpoint_of(layers, tmp_path / repo_id)
+                files |= {path.name: path for path in folder.iterdir()}
+            hub.repository(repo_id, files)
         hub.repository(f"{DATASETS}openai/gsm8k", {"main/test-00000-of-00001.parquet": table(sums)})
         yield hub
 
@@ -117,6 +138,7 @@ def checkout(tmp_path: Path, thinker: Path) -> Path:
     (checkout / "benchmarks").symlink_to(ROOT / "benchmarks")
     for name in LOCAL:
         shutil.copy(thinker, checkout / name)
+    checkpoint_of(3, checkout / "folder")
     for seed, name in enumerate(("style.gguf", "terse.gguf")):
         write_adapter(checkout / name, factors_for(thinker, seed=seed))
     stack, weights = blocks(MERGE, "yaml")
