@@ -1,4 +1,4 @@
-"""How the bytes of a tensor in GGUF come from those in safetensors: joined, reordered, converted, or computed."""
+"""Assemble the bytes of GGUF tensors from safetensors: join, reorder, convert or compute them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cerebrum_cli.gguf.parser import ReadBytes
 
 @frozen
 class Assembly:
-    """Stored tensors of one shape, such as those of all experts, one after another.
+    """Stored tensors of the same shape, such as those of all experts, concatenated.
 
-    With `head_rows`, the two halves of the rows of each head are interleaved, as llama.cpp rotates them: Hugging Face
-    rotates the first half with the second. Rows have `row_bytes`.
+    With `head_rows`, the two halves of each head's rows are interleaved: llama.cpp rotates adjacent rows, Hugging Face
+    pairs the first half with the second. Rows have `row_bytes`.
     """
 
     parts: tuple[StoredTensor, ...]

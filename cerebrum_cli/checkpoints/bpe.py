@@ -1,7 +1,7 @@
-"""The BPE of a tokenizer.json, and how llama.cpp can give the same token ids. Pure.
+"""Translate the BPE of a tokenizer.json for llama.cpp, so that it gives the same token ids. Pure.
 
-llama.cpp knows pre-tokenizers by name, and SentencePiece's kind by scores of tokens, not by merges. From llama.cpp
-0c1e57098, src/llama-vocab.cpp. A tokenizer that it cannot follow raises Unsupported, a damaged one ValueError,
+llama.cpp selects pre-tokenizers by name, and merges SentencePiece tokens by score, not by rank. From llama.cpp
+0c1e57098, src/llama-vocab.cpp. A tokenizer that it cannot reproduce raises Unsupported, a damaged one ValueError,
 LookupError, TypeError or AttributeError.
 """
 
@@ -93,7 +93,7 @@ def read_bpe(tokenizer: JsonObject) -> Bpe:
     model = tokenizer["model"]
     kind = model.get("type") or "BPE"
     if kind != "BPE":
-        raise Unsupported("tokenizers of the kind", kind)
+        raise Unsupported("tokenizers of the type", kind)
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise Unsupported(key, model[key])
@@ -122,25 +122,25 @@ def pre_tokenizer_name(tokenizer: JsonObject, bpe: Bpe) -> str:
     name, other = names if bpe.whole_pieces else reversed(names)
     if name != "-":
         return name
-    # the other kind is the same if merges make each token
+    # ignore_merges makes no difference if merges can make every token
     for text in bpe.learned:
         if len(_merged(text, bpe.ranks)[0]) > 1:
-            raise Unsupported(f"another ignore_merges in {other}, where no merges make", text)
+            raise Unsupported(f"this ignore_merges with the pre-tokenizer {other}: no merges make", text)
     return other
 
 
 def merge_scores(bpe: Bpe) -> Mapping[str, float]:
-    """Scores of tokens with which llama.cpp merges like the ranks, as for SentencePiece's kind.
+    """Token scores that make llama.cpp merge in the order of the ranks, as in a SentencePiece model.
 
-    llama.cpp merges neighbors that are a token together, the highest score first. If merges make a token of its own
-    text, the last of them is the only way to it, and its rank gives the score. Merges must not stop at two parts of a
-    token, since llama.cpp does not.
+    llama.cpp joins neighbors whenever they form a token, the highest score first. The last merge that makes a token
+    gives its score: the lower its rank, the higher the score. A token whose two parts no merge joins is unsupported:
+    llama.cpp would join them.
     """
     scores = {}
     for text in bpe.learned:
         parts, rank = _merged(text, bpe.ranks)
         if len(parts) == 2:
-            raise Unsupported("a token that no merge makes of its two parts:", text)
+            raise Unsupported("a token that no merge makes from its two parts:", text)
         scores[text] = -float(rank)
     return scores
 
@@ -173,7 +173,7 @@ def has_space_prefix(tokenizer: JsonObject) -> bool:
                 escapes = True
                 prefix = scheme != "never"
             case {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"}:
-                pass  # without it, Metaspace would put no space before one, which llama.cpp does
+                pass  # doubles a first space, as llama.cpp does; Metaspace alone does not
             case {"type": "Split", "pattern": {"String": " "}} if escapes:
                 pass  # no space is left
             case _:

@@ -45,7 +45,7 @@ def read_configuration(folder: Path) -> Configuration:
 
 
 def read_checkpoint(folder: Path, name: str) -> Table:
-    """Read a checkpoint under a name. Raises ModelFileError for a damaged one, and what cannot be converted."""
+    """Read a checkpoint under a name. Raises ModelFileError if it is damaged or cannot be converted."""
     config = read_configuration(folder)
     architecture = config.family.architecture
     shards = _of_language(read_shards(folder))
@@ -68,7 +68,7 @@ def read_checkpoint(folder: Path, name: str) -> Table:
 
 
 def _of_language(shards: Stored) -> dict[str, StoredTensor]:
-    """The tensors of the language model, by the names they have without other media."""
+    """Tensors of the language model, by their names in a text-only checkpoint."""
     tensors = {}
     for name, tensor in shards.items():
         if not any(part in name for part in _UNUSED):
@@ -78,7 +78,7 @@ def _of_language(shards: Stored) -> dict[str, StoredTensor]:
 
 
 def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
-    """Yield the tensors. Raises ModelFileError if one is missing, or if there are others."""
+    """Yield the tensors. Raises ModelFileError if one is missing or left over."""
     folder = config.path.parent
     is_tied = config.is_tied(_HEAD in stored)
     unused = dict(stored)
@@ -114,7 +114,7 @@ def _names(config: Configuration) -> Iterator[str]:
 
 
 def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> tuple[StoredTensor, ...]:
-    """Take what a tensor consists of: one that is stored, or one for each expert; empty without any."""
+    """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if missing."""
     for candidate in hugging_face_names(name, config.family.architecture):
         names = [candidate]
         if _EXPERTS in candidate:
@@ -128,7 +128,7 @@ def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) ->
 def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -> Tensor:
     first = parts[0]
     if first.type not in FLOATS:
-        raise ModelFileError(first.path, f"its weights are quantized already ({first.type})", FROM_SOURCE)
+        raise ModelFileError(first.path, f"its weights are already quantized ({first.type})", FROM_SOURCE)
     if any((part.shape, part.type) != (first.shape, first.type) for part in parts) or not first.shape:
         raise ModelFileError(first.path, f"damaged: the parts of {name} differ, or have no shape", PULL_AGAIN)
     head_rows = 0

@@ -1,6 +1,6 @@
 """Families of models in Hugging Face's layout, and the hyperparameters that llama.cpp needs of each. Pure.
 
-What llama.cpp computes in one way only is refused if a configuration has another. From llama.cpp 0c1e57098, conversion/
+A configuration that differs from what llama.cpp hard-codes is rejected. From llama.cpp 0c1e57098, conversion/
 and src/models/.
 """
 
@@ -91,8 +91,8 @@ _DEFAULTS: Mapping[str, JsonObject] = {
     },
     "qwen3moe": {"norm_topk_prob": False},
 }
-_SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the one size that scales queries by hidden size over heads
-FROM_SOURCE = "convert the model that it was quantized from, or use a GGUF of it: cerebrum search NAME"
+_SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
+FROM_SOURCE = "convert the unquantized original, or use a GGUF: cerebrum search NAME"
 USE_GGUF = "use a GGUF of this model: cerebrum search NAME"
 
 
@@ -120,7 +120,7 @@ FAMILIES = {
 
 @frozen
 class Configuration:
-    """The content of config.json with the values it omits; of a model for several media, that of the text."""
+    """The content of config.json, with defaults; of a multimodal model, the part about the language model."""
 
     path: Path
     family: Family
@@ -141,7 +141,7 @@ class Configuration:
         return ModelFileError(self.path, f"cannot convert a model with {key} {shown}", USE_GGUF)
 
     def is_tied(self, has_head: bool) -> bool:
-        """Whether the embeddings are the output matrix, too; a configuration may not say it."""
+        """Whether the embeddings are also the output matrix, which a configuration may leave out."""
         return bool(self.content.get("tie_word_embeddings", self.family.architecture in _SCALED or not has_head))
 
     @property
@@ -248,7 +248,7 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
         raise ModelFileError(path, f"cannot convert {architecture}", f"supported: {', '.join(FAMILIES)}")
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
-        raise ModelFileError(path, f"its weights are quantized already ({method})", FROM_SOURCE)
+        raise ModelFileError(path, f"its weights are already quantized ({method})", FROM_SOURCE)
     whole: JsonDict = {**_DEFAULTS.get(family.architecture, {}), **content, **content.get("text_config", {})}
     if "num_experts" in whole:  # its name in older versions of transformers
         whole["num_local_experts"] = whole["num_experts"]

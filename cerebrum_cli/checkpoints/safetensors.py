@@ -104,5 +104,5 @@ def _stored(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTensor:
     if begin < 0 or end < begin or any(length < 0 for length in shape):
         raise ValueError("invalid offsets or shape")
     if kind in FLOATS and end - begin != TENSOR_TYPES[TYPE_NUMBERS[kind]].bytes_of(prod(shape)):
-        raise ValueError("a size unlike that of the shape")
+        raise ValueError("the size does not match the shape")
     return StoredTensor(shape, kind, path, start + begin, end - begin)

@@ -30,9 +30,9 @@ def parse_sentencepiece(data: bytes) -> tuple[Sequence[Token], bool]:
     trainer, normalizer = (_fields(message[number][-1]) for number in (_TRAINER, _NORMALIZER))
     algorithm = _ALGORITHMS[_last(trainer, _ALGORITHM, 1)]
     if algorithm != "BPE":
-        raise Unsupported("tokenizers of the kind", algorithm)
+        raise Unsupported("tokenizers of the type", algorithm)
     if _last(normalizer, _CHARACTER_MAP, b"") or _last(normalizer, _COLLAPSE_SPACES, 1):
-        raise Unsupported("a normalizer", "tokenizer.model")
+        raise Unsupported("the normalizer in", "tokenizer.model")
     pieces = [_piece(_fields(piece)) for piece in message[_PIECES]]
     return pieces, bool(_last(normalizer, _SPACE_PREFIX, 1))
 

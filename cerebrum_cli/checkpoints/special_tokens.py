@@ -30,7 +30,7 @@ def special_tokens(
     known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
     further = [end for end in dict.fromkeys(stated["eos"]) if end not in known]
     if len(further) > len(_FURTHER_ENDS):
-        raise Unsupported("more than two further tokens that end a turn:", further)
+        raise Unsupported("more than two additional end-of-turn tokens:", further)
     numbers |= dict(zip(_FURTHER_ENDS, further, strict=False))
     values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
     ends = _template_ends(tokenizer)
@@ -45,7 +45,7 @@ def special_tokens(
 def _stated(
     name: str, ids: Mapping[str, int], size: int, settings: JsonObject, configs: Sequence[JsonObject]
 ) -> Sequence[int]:
-    """The tokens of a name that the model has; the first one counts most."""
+    """Ids of a special token that are in the vocabulary, in order of precedence."""
     text = settings.get(f"{name}_token")
     if isinstance(text, dict):
         text = text["content"]
@@ -59,7 +59,7 @@ def _stated(
 
 
 def _template_ends(tokenizer: JsonObject) -> Mapping[str, str]:
-    """The special tokens that the post-processor puts before and behind a text."""
+    """The special tokens that the post-processor puts before and after a text."""
     for step in steps(tokenizer, "post_processor"):
         if step["type"] == "TemplateProcessing":
             first, last = (step["single"][at].get("SpecialToken", {}).get("id") for at in (0, -1))

@@ -1,6 +1,6 @@
 """The vocabulary of a checkpoint: the files of its tokenizer as the `tokenizer.*` metadata of a GGUF file.
 
-A tokenizer that llama.cpp cannot follow is refused, so that token ids are those of the checkpoint's own. Compare
+A tokenizer that llama.cpp cannot reproduce is rejected, so that token ids match the checkpoint's tokenizer. Compare
 conversion/base.py and gguf-py/gguf/vocab.py in llama.cpp 0c1e57098.
 """
 
@@ -36,7 +36,7 @@ _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 # Added tokens that are control tokens, though not all tokenizers say so.
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
-# Special tokens of Phi-3, and whether a space behind them is dropped, as it is behind all others of it.
+# Special tokens of Phi-3, and whether spaces after them are dropped, as they are after all its others.
 _PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
 _NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
 
@@ -45,7 +45,7 @@ Vocabulary = tuple[Tokens, dict[str, Value]]
 
 
 def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
-    """Read the vocabulary of a model with `size` rows of embeddings, which tokens without a text fill up.
+    """Read the vocabulary of a model with `size` embedding rows; those without a token get a padding token.
 
     `config` is its config.json. Raises ModelFileError for missing or damaged files, and for a tokenizer that llama.cpp
     cannot follow.
@@ -61,7 +61,7 @@ def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: i
 
 
 def general_name(folder: Path, name: str) -> str:
-    """The name of a model as llama.cpp must see it, whose vocabulary `read_vocabulary` has read."""
+    """The general.name to write for a model: llama.cpp infers from it whether the vocabulary is Phi-3's."""
     tokenizer, settings = (_read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
     drops_space = {token["content"]: token.get("rstrip") for token in added}
@@ -118,11 +118,11 @@ def _scored_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) ->
     if model.is_file():
         pieces, space_prefix = _pieces(model, settings)
     elif not tokenizer:
-        hint = "save its tokenizer with save_pretrained of transformers"
+        hint = "save its tokenizer with transformers' save_pretrained"
         raise ModelFileError(folder, "has neither tokenizer.json nor tokenizer.model", hint)
     learned = {token.text: number for number, token in pieces.items() if token.type == _NORMAL}
     if tokenizer and not (learned and learned.items() <= tokenizer["model"]["vocab"].items()):
-        pieces = _byte_fallback(tokenizer)  # there is no other file, or that of another model
+        pieces = _byte_fallback(tokenizer)  # tokenizer.model is missing, or is another model's
         space_prefix = has_space_prefix(tokenizer)
     tokens = pieces | _added_tokens(folder, settings, tokenizer)
     for number, token in tokens.items():
@@ -130,7 +130,7 @@ def _scored_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) ->
             tokens[number] = token._replace(text=token.text.replace(SPACE, " "))
     missing = {*_BYTE_TOKENS}.difference(token.text for token in tokens.values())
     if missing:
-        raise Unsupported("a vocabulary without a token for each byte, as", min(missing))
+        raise Unsupported("a vocabulary without byte tokens, such as", min(missing))
     values = {
         "model": Value("STRING", "llama"),
         "pre": Value("STRING", "default"),
@@ -156,7 +156,7 @@ def _byte_fallback(tokenizer: JsonObject) -> Tokens:
 
 
 def _added_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Tokens:
-    """The tokens that are found in a text first; the last file counts."""
+    """Added tokens, which are matched before all others; later files override earlier ones."""
     found = [(number, text, False) for text, number in _read_json(folder / "added_tokens.json").items()]
     for key, token in settings.get("added_tokens_decoder", {}).items():
         found.append((int(key), token["content"], token.get("special")))
@@ -170,7 +170,7 @@ def _added_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> 
 
 
 def _ids(folder: Path, tokens: Tokens, size: int) -> Mapping[str, int]:
-    """The ids of texts. Raises ModelFileError if two are equal, which ends llama.cpp, or an id has no row."""
+    """Token ids by text. Raises ModelFileError for duplicate texts, which crash llama.cpp, and ids without a row."""
     ids: dict[str, int] = {}
     for number, token in tokens.items():
         name = f"its token {number}, {quoted(token.text)},"

@@ -14,7 +14,7 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positiona
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import is_directory
+from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import (
     MODES,
@@ -100,8 +100,8 @@ def pull(
     options: PullCommandOptions,
 ) -> None:
     """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place, and so
-    are models of Ollama and LM Studio (`cerebrum list --found`). A repository without GGUF files, or a folder, with
-    safetensors is converted.
+    are models of Ollama and LM Studio (`cerebrum list --found`). Safetensors in a folder, or in a repository without
+    GGUF files, are converted.
 
     Without MODEL, you choose from a few models that fit this machine. Without :QUANT, the quantization recommended for
     this machine is chosen. If a download is interrupted, run the command again to resume. With --vocabulary, only the
@@ -179,7 +179,7 @@ def next_step(app: App, model: InstalledModel) -> str:
 
 def with_type(reference: Reference, options: PullCommandOptions) -> Reference:
     """The reference in the quantization of --type. Raises UsageError for a file, or one with a quantization."""
-    if options.type is None or (isinstance(reference, Path) and is_directory(reference)):
+    if options.type is None or (isinstance(reference, Path) and not is_file(reference)):
         return reference
     if isinstance(reference, Path) or reference.file or reference.quantization:
         raise UsageError.conflict(str(reference), "--type")

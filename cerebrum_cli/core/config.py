@@ -69,7 +69,7 @@ def parse_toml(text: str, path: Path) -> JsonDict:
 
 
 def read_settings(values: JsonObject, text: str, path: Path, other_keys: Texts) -> Layer:
-    """The settings of a file, in whose directory relative paths begin; it may have `other_keys`. Raises ConfigError."""
+    """The settings in a file, with paths relative to its directory; `other_keys` are allowed. Raises ConfigError."""
     layer: JsonDict = {}
     for name, value in values.items():
         where = str(path)

@@ -330,9 +330,9 @@ def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:
 def plan_cache(
     required: int, waiting: Sequence[Request], context_size: int, max_slots: int, slots_for: Callable[[int], int]
 ) -> tuple[int, int]:
-    """Length and number of separate slots for all that waits: for `max_tokens` if memory allows, or those `required`.
+    """Length and number of separate slots for waiting requests: for `max_tokens` if memory allows, or those `required`.
 
-    Short slots are all made, for what is submitted later; of long ones, no more than there are samples.
+    Short slots are all created, for later requests; long ones only as many as there are samples.
     """
     limited = [request.max_length(context_size) for request in waiting if request.params.max_tokens]
 

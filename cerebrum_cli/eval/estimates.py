@@ -27,8 +27,8 @@ STEPS = 100_000  # of an integral
 MAX_SUBSETS = 1000  # of a question's samples, in a majority vote
 SEED = 18
 ROUNDING = 1e-12  # a smaller standard error is rounding: one sample of 256 in 100,000 questions makes 4e-8
-# Weights of an answer that a reply and a program come to, of a ballot, of a stated answer and of the probability 1: of
-# up to 256 samples, each is more than all of the next together.
+# Weights of an answer that a reply and a program agree on, of a ballot, of a stated answer, and of probability 1. With
+# up to 256 samples, each outweighs all smaller ones together.
 CHECKED, BALLOT, STATED, CERTAIN = 2**60, 2**50, 2**41, 2**32
 ALL_SIZES = 8  # numbers of samples of which each has its votes
 
@@ -245,7 +245,7 @@ class _Ballots:
                 self._ballots[row] += (BALLOT + STATED) * self._by_program[row]
 
     def share_right(self, members: NDArray[Any]) -> float:
-        """The share of the votes of subsets that are right; a tie goes to the sample that comes first, in any order."""
+        """Share of subsets that vote for a right answer; a tie goes to the first sample, averaged over all orders."""
         import numpy
 
         totals = members @ self._ballots

@@ -30,13 +30,13 @@ Tensors = Mapping[str, Tensor]
 def is_phi3(name: str) -> bool:
     """Whether llama.cpp reads the vocabulary of a model with this general.name as that of Phi-3.
 
-    It then drops spaces behind special tokens, and needs those of Phi-3; no other metadata says so.
+    It then drops spaces after special tokens, and needs Phi-3's tokens. No other metadata decides this.
     """
     return bool(_PHI3.search(name))
 
 
 def phi3_name(name: str, has_vocabulary: bool) -> str:
-    """A general.name of a model that has Phi-3's vocabulary, or not."""
+    """Adjust a general.name so that `is_phi3` is true only with Phi-3's vocabulary."""
     if not has_vocabulary:
         return _PHI3.sub("Phi 3", name)
     return name if is_phi3(name) else f"{name} (phi-3)"

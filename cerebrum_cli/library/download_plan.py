@@ -218,7 +218,7 @@ class DownloadPlanner:
         return replace(plan, listing=listing, variants=tuple(chosen))
 
     def _weights_in(self, listing: Listing) -> Weights:
-        """The weights in a repository, of which only the headers are read, and small files.
+        """The weights in a repository, of which only headers and small files are read.
 
         The error for those that cannot be converted names GGUF repositories of the model.
         """
@@ -244,7 +244,7 @@ class DownloadPlanner:
         return Weights(repo_id, stored, shards, table, lambda name: listing.file(name).digest, listing, files)
 
     def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
-        """Write files without the weights, which are a hole in the file."""
+        """Write files with a hole in place of the weights."""
         for file in files:
             atomic_write(folder / file.name, self.header_bytes(listing, file), file.size)
 
@@ -257,7 +257,7 @@ class DownloadPlanner:
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
 
     def _plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
-        """Plan a conversion: without a requested type, the last one that is installed."""
+        """Plan a conversion; without a requested type, prefer the one installed last."""
         header, sizes = self.converter().plan(weights.table)
         require_generative(Path(weights.name), header)
         installed = [*self.conversions_of(weights)]
@@ -290,7 +290,7 @@ class DownloadPlanner:
 
 
 def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
-    """Request listings at the same time, without those that the Hub does not give at once."""
+    """Request listings concurrently, without retries; omit those that fail."""
     listings = {}
 
     def request(repo_id: str) -> None:
@@ -333,5 +333,5 @@ def _header_length(path: Path, data: bytes, size: int) -> int:
         return parse_tables(path, data, size).length
     end = header_end(data) if is_shard(path.name) else size
     if end > len(data):
-        raise HeaderTruncated(path, f"has {end:,} bytes before its weights", "use another model")
+        raise HeaderTruncated(path, f"its header is too large: {end:,} bytes", "use another model")
     return end

@@ -243,14 +243,14 @@ class Puller(DownloadPlanner):
         return self.converter().write(weights, kind, path, name or f"{base}:{kind}", report)
 
     def pull_weights(self, reference: Reference) -> InstalledModel:
-        """Download the weights of a model, which are merged as they are."""
+        """Download a model's weights, to merge them without a conversion first."""
         plan = self.plan(reference)
         weights = plan.required_weights
         self._download_weights(plan, 0, "merge it")
         return InstalledModel(weights.name, (weights.folder,), self.library.spec_of(reference), is_weights=True)
 
     def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
-        """Download weights, if the user agrees and a result of this size has room, too. Raises PullError."""
+        """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
         weights, cache = plan.required_weights, self.library.cache
         if weights.listing is None:
             return
@@ -270,11 +270,11 @@ class Puller(DownloadPlanner):
         hint = f"add -y or --type {plan.chosen.quantization}"
         if not self.conversion.from_weights:
             others = self.other_conversions(name)
-            self.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "no others have converted it"))
+            self.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
             hint = f"{others}; or {hint}" if others else hint
         answer = self.confirm(f"Download {size} and {then}?", True)
         if answer is False or (answer is None and not is_requested):
-            raise PullError(f"{name} has {size} of safetensors to download and convert", hint)
+            raise PullError(f"not confirmed: the download of {name} ({size} of safetensors)", hint)
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library

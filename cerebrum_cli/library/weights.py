@@ -1,4 +1,4 @@
-"""A model's own weights in safetensors, in a folder or a repository: what of them is needed, and what is refused."""
+"""Find a model's safetensors in a folder or repository, and reject what cannot be converted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Weights:
 
 
 class Conversion(NamedTuple):
-    """What is wanted: a `type`; conversion even if there are GGUF files; `discards` what was downloaded for it."""
+    """How to convert: to a `type`; `from_weights` even if GGUF files exist; `discards` the download afterwards."""
 
     type: str | None = None
     from_weights: bool = False
@@ -63,9 +63,9 @@ class Conversion(NamedTuple):
 
 
 class Converter(NamedTuple):
-    """How weights are converted, by what is above this package.
+    """Functions that convert weights, which a package above this one provides.
 
-    `plan` gives the header of a file, which is read before a download, and the bytes of one of each type. `seconds`
+    `plan` returns the header of the result, before the download, and the file size for each type. `seconds`
     estimates the time. `write` converts weights to a type in a file, and registers it by a name.
     """
 
@@ -75,7 +75,7 @@ class Converter(NamedTuple):
 
 
 def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> Weights:
-    """Read the weights in a folder. Raises ModelFileError."""
+    """Read the weights in a folder. Raises ModelFileError or ModelNotFound."""
     with reading_model(folder):
         names = [path.name for path in folder.iterdir()]
     require_weights(folder, names)
@@ -86,14 +86,14 @@ def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> W
 
 
 def require_weights(path: Path, names: Collection[str]) -> None:
-    """Raise ModelFileError unless a folder or repository with files of these names has weights to convert."""
+    """Raise ModelFileError or ModelNotFound unless files of these names include weights to convert."""
     if CONFIG in names and any(map(is_shard, names)):
         return
     if "adapter_config.json" in names:
         hint = "convert it with llama.cpp's convert_lora_to_gguf.py for --lora, or merge it into its model with PEFT"
         raise ModelFileError(path, "a LoRA adapter, not a model", hint)
     for name in filter(_PICKLE.fullmatch, names):
-        hint = "save the model as safetensors: transformers' save_pretrained does"
-        raise ModelFileError(path, f"has its weights as {name} only, a format that can run programs", hint)
+        hint = "save it as safetensors with transformers' save_pretrained"
+        raise ModelFileError(path, f"has weights only in {name}, a format that can run programs", hint)
     hint = "name a repository or folder with a language model, or one of its .gguf files"
-    raise ModelNotFound(f"{path} has no GGUF model, and no config.json with safetensors", hint)
+    raise ModelNotFound(f"{path} has neither a GGUF model nor config.json with safetensors", hint)

@@ -1,4 +1,4 @@
-"""Convert weights in safetensors to a model: the types and their sizes, the time it takes, and the file, registered."""
+"""Convert safetensors to GGUF: list types and sizes, estimate the time, write the file and register it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def converter(library: Library) -> Converter:
 
 
 def plan_types(table: Table) -> tuple[Header, Mapping[str, int]]:
-    """Header of a file with full precision, and the bytes of one of each type."""
+    """Header of the file at full precision, and the file size for each type."""
     plans = {name: plan_conversion(table, name, {}) for name in TYPES}
     path, full = Path(table.name), plans["F32"]
     header = header_from_tables(path, parse_tables(path, full.header, full.size))
@@ -45,7 +45,7 @@ def plan_types(table: Table) -> tuple[Header, Mapping[str, int]]:
 
 
 def estimate_seconds(table: Table, type: str) -> float:
-    """Time that a conversion takes without the disk, from that of a few weights."""
+    """Estimate the time of a conversion, without disk access, by converting a few weights."""
     codec, stored = llama_codec(), TYPE_NUMBERS["BF16"]
     sample = np.random.default_rng(0).standard_normal((CHUNK_WEIGHTS // ROW, ROW), np.float32)
     data = codec.quantize(sample, stored)

@@ -1,4 +1,4 @@
-"""Plan the conversion of a checkpoint: its own metadata, and each tensor in the type that a target has for it. Pure."""
+"""Plan the conversion of a checkpoint: its metadata, and the type that each tensor gets. Pure."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class TensorEvaluator(ExitStack):
         with reading_model(path):
             data = os.pread(self._files[path], size, begin)
         if len(data) != size:
-            raise ModelFileError(path, "the file was truncated during the merge")
+            raise ModelFileError(path, "the file was truncated while being read")
         return data
 
     def _open_file(self, path: Path) -> None:

@@ -16,6 +16,7 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.download import DATA_ELSEWHERE
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
@@ -172,16 +173,16 @@ def write_plan(
 ) -> RegistryEntry:
     """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
     remove_abandoned(path.parent, f".{path.name}.")
-    require_room(path.parent.resolve(), plan.size)
+    require_room(path.parent.resolve(), plan.size, DATA_ELSEWHERE if source == "converted" else "write elsewhere")
     sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
     entry = RegistryEntry.of_file(path.resolve(), sha256, name, source)
     library.registry.add(entry)
     return entry
 
 
-def require_room(directory: Path, size: int) -> None:
+def require_room(directory: Path, size: int, elsewhere: str) -> None:
     """Raise MergeError if a file does not fit on the disk."""
-    require_space(directory, size + DISK_RESERVE, MergeError, "write elsewhere")
+    require_space(directory, size + DISK_RESERVE, MergeError, elsewhere)
 
 
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
@@ -213,7 +214,7 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
         if plan.chosen.installed and not puller.conversion.from_weights:
             return puller.with_name(library.find(plan.reference), name)
         puller.require_confirmation(plan)
-        require_room(directory, plan.chosen.size)
+        require_room(directory, plan.chosen.size, DATA_ELSEWHERE)
         quantization = plan.chosen.quantization
     if name:
         require_free_name(library, name, spec, path=directory)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-# A mixture, a part of a layer, the layers ("first N", "first part 1/N", those with "more" bits, or all) and their type.
-# The first row that holds counts; others have the type in the name of the mixture.
+# Mixture; part of a layer; layers (N: the first N, 1/N: the first 1/N, "more": the spread of _holds, or all); type.
+# The first matching row applies. All other tensors have the type in the mixture's name.
 _RULES = """
 Q2_K    attn_output  all    Q3_K
 Q2_K    attn_v       all    Q3_K

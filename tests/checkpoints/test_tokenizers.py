@@ -255,13 +255,13 @@ UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq
         (BYTES, {"tokenizer/pre_tokenizer": BYTE_LEVEL}, r"the pre-tokenizer '\(none\)'"),
         (BYTES, {"tokenizer/pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "add_prefix_space"),
         (BYTES, {"tokenizer/normalizer": {"type": "Lowercase"}}, "the normalizer .*Lowercase"),
-        (BYTES, {"tokenizer/model/type": "Unigram"}, "of the kind 'Unigram'"),
+        (BYTES, {"tokenizer/model/type": "Unigram"}, "of the type 'Unigram'"),
         (BYTES, {"tokenizer/model/dropout": 0.1}, "dropout '0.1'"),
-        (BYTES, UNREACHABLE, "another ignore_merges in qwen2, where no merges make 'qqq'"),
-        (BYTES, {"generation_config/eos_token_id": [5, 6, 7]}, r"more than two further .*5, 6, 7"),
+        (BYTES, UNREACHABLE, "this ignore_merges with the pre-tokenizer qwen2: no merges make 'qqq'"),
+        (BYTES, {"generation_config/eos_token_id": [5, 6, 7]}, r"more than two additional .*5, 6, 7"),
         (MISTRAL, {"tokenizer/normalizer": {"type": "NFKC"}}, "normalizer or pre-tokenizer .*NFKC"),
         (MISTRAL, {"tokenizer/normalizer": None}, "the pre-tokenizer 'null'"),
-        (MISTRAL, {"tokenizer/model/vocab/▁t▁t": 650}, "no merge makes of its two parts: .*"),
+        (MISTRAL, {"tokenizer/model/vocab/▁t▁t": 650}, "no merge makes from its two parts: .*"),
         (MISTRAL, {"tokenizer/pre_tokenizer": {**METASPACE, "split": True}}, "normalizer or pre-tokenizer .*Metaspace"),
         (BYTES, {"tokenizer/model/merges/+": ["x", "qq"]}, "damaged: .*makes no token"),
         (BYTES, {"tokenizer/model/merges/+": "a b c"}, "damaged: 'too many values"),
@@ -272,7 +272,7 @@ UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq
         (BYTES, {"added_tokens/[PAD651]": 650}, r"token 651, '\[PAD651\]', is also token 650"),
         (BYTES, {"added_tokens/<think>": 650}, "token 603, '<think>', is also token 650"),
         (BYTES, {"tokenizer_config/chat_template": 5}, "damaged: 'chat_template is 5'"),
-        (LLAMA, {"added_tokens/<x>": 20}, "without a token for each byte, as '<0x"),
+        (LLAMA, {"added_tokens/<x>": 20}, "without byte tokens, such as '<0x"),
     ],
 )
 def test_unsupported_and_damaged_tokenizers_are_refused(
@@ -288,10 +288,10 @@ def test_unsupported_and_damaged_tokenizers_are_refused(
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        (b"\x18\x02", b"\x18\x01", "of the kind 'unigram'"),
+        (b"\x18\x02", b"\x18\x01", "of the type 'unigram'"),
         (b"\x18\x02", b"\x18\x09", "damaged"),
-        (b"\x20\x00", b"\x20\x01", "a normalizer"),
-        (b"<0x41>", b"<0x4_>", "without a token for each byte, as '<0x41>'"),
+        (b"\x20\x00", b"\x20\x01", "the normalizer in"),
+        (b"<0x41>", b"<0x4_>", "without byte tokens, such as '<0x41>'"),
     ],
 )
 def test_other_sentencepiece_models_are_refused(old: bytes, new: bytes, problem: str, tmp_path: Path) -> None:

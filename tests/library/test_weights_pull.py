@@ -139,7 +139,9 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     other = write_checkpoint(folder.parent / "other" / folder.name, read_model("qwen2"))
     assert_error(owner.run("pull", other, "--type", "Q4_K_M"), 2, "was converted from other weights", "--name")
     owner.pull(other, "--type", "Q4_K_M", "--name", "other")
-    assert_error(owner.run("pull", "--type", "Q8_0", "x.gguf"), 2, "x.gguf and --type")
+    (folder.parent / "x.gguf").touch()
+    assert_error(owner.run("pull", "--type", "Q8_0", folder.parent / "x.gguf"), 2, "x.gguf and --type")
+    assert_error(owner.run("pull", "--type", "Q8_0", "./nothing"), 3, "nothing: file not found")
     assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
 
 
@@ -166,11 +168,11 @@ def test_weights_need_a_decision_without_a_terminal(owner: HubUser, chatml_model
     others = f"cerebrum pull {GGUF} (1,234 downloads)"
     done = refused(owner, REPOSITORY)
     assert_error(
-        done, 1, f"{REPOSITORY} has ", " of safetensors to download and convert", others, "or add -y or --type"
+        done, 1, f"not confirmed: the download of {REPOSITORY} (", " of safetensors)", others, "or add -y or --type"
     )
     assert done.err.splitlines()[0] == f"note: {REPOSITORY} has no GGUF files: {others}"
     owner.hub.arm(Fault(part="api", path="api/models?", times=None, cut_after=0))
-    assert "no others have converted it" in refused(owner, REPOSITORY).err
+    assert "none were found elsewhere" in refused(owner, REPOSITORY).err
     dry = refused(owner, REPOSITORY, "--dry-run", "--type", "Q4_K_M")
     assert dry.err.splitlines()[-1].endswith(f"of safetensors to {REPOSITORY}:Q4_K_M")
     assert_error(refused(owner, REPOSITORY, "--type", "Q9"), 3, "no quantization Q9", "BF16, F16, F32")
@@ -203,10 +205,10 @@ def without_shard(files: dict[str, Any]) -> dict[str, Any]:
 
 FP8 = {"quant_method": "fp8"}
 REFUSALS = [
-    (only("config.json", "pytorch_model.bin"), 2, "has its weights as pytorch_model.bin only"),
+    (only("config.json", "pytorch_model.bin"), 2, "has weights only in pytorch_model.bin"),
     (only("adapter_config.json", "adapter_model.safetensors"), 2, "a LoRA adapter, not a model"),
-    (only("model.safetensors"), 3, "no config.json with safetensors"),
-    (with_config(quantization_config=FP8), 2, "quantized already (fp8)"),
+    (only("model.safetensors"), 3, "nor config.json with safetensors"),
+    (with_config(quantization_config=FP8), 2, "already quantized (fp8)"),
     (with_config(architectures=["WhaleForCausalLM"]), 2, "WhaleForCausalLM"),
     (without_shard, 3, f"lacks {SHARDS[1]}"),
     (

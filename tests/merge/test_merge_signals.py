@@ -72,7 +72,7 @@ def press_ctrl_c() -> None:
 
 def test_merge_reports_a_source_truncated_meanwhile(small: Path, out: Path, at_size: AtSize) -> None:
     at_size(120_000, lambda: os.truncate(small, 100_000))
-    with pytest.raises(ModelFileError, match="the file was truncated during the merge"):
+    with pytest.raises(ModelFileError, match="the file was truncated while being read"):
         write_merge(WHOLE, {"a": [small]}, out)
 
 

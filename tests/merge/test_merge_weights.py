@@ -183,7 +183,7 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
         with pytest.raises(ModelFileError) as caught:
             list(chunks)
     assert first
-    assert caught.value.message == f"{path}: the file was truncated during the merge"
+    assert caught.value.message == f"{path}: the file was truncated while being read"
     path.unlink()
     with pytest.raises(ModelFileError, match="model: cannot be read: No such file or directory"):
         evaluate(output(tensor, operations[method]))

@@ -32,7 +32,7 @@ class ReplyChunk:
     Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
     `end`, where a "limit" is that of tokens or of the context, the number of tokens in the prompt, and times, if the
     server states them. One that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached`
-    tokens of the prompt were.
+    prompt tokens came from the server's cache.
     """
 
     tokens: Sequence[int] = ()
