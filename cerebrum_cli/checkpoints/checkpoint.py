@@ -131,11 +131,18 @@ def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -
         raise ModelFileError(first.path, f"its weights are already quantized ({first.type})", FROM_SOURCE)
     if any((part.shape, part.type) != (first.shape, first.type) for part in parts) or not first.shape:
         raise ModelFileError(first.path, f"damaged: the parts of {name} differ, or have no shape", PULL_AGAIN)
-    head_rows = 0
-    if config.family.permutes and name.split(".")[-2] in _PERMUTED:
-        head_rows = config.integer("head_dim")
-    assembly = Assembly(parts, first.size // first.shape[0], head_rows)
+    part, kind = name.split(".")[-2:]
     shape = tuple(reversed(first.shape))
+    expected = config.shape_of(part) if kind == "weight" else None
+    if expected and shape != expected:
+        problem = f"{name} has rows and columns {shape[::-1]}, but {expected[::-1]} by {CONFIG}"
+        raise ModelFileError(first.path, problem, "use the configuration of these weights")
+    head_rows = 0
+    if config.family.permutes and part in _PERMUTED:
+        head_rows = config.integer("head_dim")
+        if head_rows % 2 or first.shape[0] % head_rows:
+            raise config.invalid("head_dim")
+    assembly = Assembly(parts, first.size // first.shape[0], head_rows)
     if len(parts) > 1:
         shape = (*shape, len(parts))
     if len(shape) > 1 and _ROUTER not in name:
@@ -154,6 +161,7 @@ def _sampling(folder: Path) -> Values:
     for key, name in _SAMPLING.items():
         if isinstance(content.get(name), int | float):
             values[f"general.sampling.{key}"] = Value("FLOAT32", float(content[name]))
-    if isinstance(content.get("top_k"), int):
+    top_k = content.get("top_k")
+    if isinstance(top_k, int) and 0 <= top_k < 1 << 31:
         values["general.sampling.top_k"] = Value("INT32", content["top_k"])
     return values

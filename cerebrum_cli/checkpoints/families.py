@@ -141,8 +141,10 @@ class Configuration:
         return ModelFileError(self.path, f"cannot convert a model with {key} {shown}", USE_GGUF)
 
     def is_tied(self, has_head: bool) -> bool:
-        """Whether the embeddings are also the output matrix, which a configuration may leave out."""
-        return bool(self.content.get("tie_word_embeddings", self.family.architecture in _SCALED or not has_head))
+        """Whether the embeddings are also the output matrix; one that is stored may have been trained apart."""
+        if has_head:
+            return self.family.architecture == "gemma2"  # in GGUF, it has no other
+        return bool(self.content.get("tie_word_embeddings", True))
 
     @property
     def rope(self) -> JsonObject:
@@ -164,6 +166,27 @@ class Configuration:
         """Number of elements of a head that are rotated."""
         return int(self.rope["partial_rotary_factor"] * self.integer("head_dim"))
 
+    def shape_of(self, part: str) -> tuple[int, int] | None:
+        """Length and number of the rows of a matrix by the part of its name; None for other tensors."""
+        hidden, head = self.integer("hidden_size"), self.integer("head_dim")
+        queries = head * self.integer("num_attention_heads")
+        values = head * self.integer("num_key_value_heads")
+        inner = self.integer("intermediate_size")
+        if part.endswith("_exps") and "moe_intermediate_size" in self.content:
+            inner = self.integer("moe_intermediate_size")
+        up = 2 * inner if self.family.architecture == "phi3" else inner
+        shapes = {
+            "attn_q": (hidden, queries),
+            "attn_k": (hidden, values),
+            "attn_v": (hidden, values),
+            "attn_qkv": (hidden, queries + 2 * values),
+            "attn_output": (queries, hidden),
+            "ffn_gate": (hidden, inner),
+            "ffn_up": (hidden, up),
+            "ffn_down": (inner, hidden),
+        }
+        return shapes.get(part.removesuffix("_exps"))
+
     def metadata(self) -> dict[str, Value]:
         values = self._stated(_KEYS, self.content) | self._rope_values()
         architecture = self.family.architecture
@@ -178,7 +201,7 @@ class Configuration:
         return {key: content[name] for key, name in rows if content.get(name) is not None}
 
     def _value(self, key: str, value: object) -> Value:
-        if isinstance(value, str):
+        if key == "rope.scaling.type":
             return Value("STRING", value)
         if isinstance(value, tuple):
             return Value("ARRAY", value, "BOOL")
@@ -257,6 +280,14 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     whole.setdefault("num_key_value_heads", heads)
     size = checked.integer("hidden_size") // heads
     whole["head_dim"] = whole.get("head_dim") or size
+    needed = ["rms_norm_eps"]
+    if "ffn_gate_exps" in family.parts:
+        needed.append("num_experts_per_tok")
+    if family.architecture == "granite":
+        needed.append("logits_scaling")
+    for key in needed:
+        if not whole.get(key):
+            raise checked.invalid(key)
     for key, value in _required(checked, size).items():
         if whole.get(key, value) != value:
             raise checked.invalid(key)

@@ -6,7 +6,7 @@ The files are untrusted: names, types and offsets are checked, and every failure
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.parser import Shape, quoted
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 _NOT_SHARDS = ("consolidated", "adapter_")  # the same weights in Mistral's layout, and weights of adapters
 FLOATS = ("F32", "F16", "BF16")
@@ -56,8 +56,13 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def shards_among(folder: Path, files: Iterable[str]) -> list[str]:
-    """The shards of a checkpoint with these files: those in its index, or else all. Raises ModelFileError."""
+def shards_among(folder: Path, files: Collection[str]) -> list[str]:
+    """The shards of a checkpoint with these files, as transformers chooses them. Raises ModelFileError.
+
+    They are the whole model in one file, or else those in its index, or else all.
+    """
+    if WHOLE in files:
+        return [WHOLE]
     index = folder / INDEX
     if not index.is_file():
         return sorted(filter(is_shard, files))

@@ -241,7 +241,8 @@ class DownloadPlanner:
                     error.hint += f"; others have converted it: {others}"
                 raise
         stored = listing.place(self.library.cache, small[0]).pointer.parent
-        return Weights(repo_id, stored, shards, table, lambda name: listing.file(name).digest, listing, files)
+        rest = [file.name for file in small]
+        return Weights(repo_id, stored, shards, rest, table, lambda name: listing.file(name).digest, listing, files)
 
     def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
         """Write files with a hole in place of the weights."""
@@ -268,12 +269,13 @@ class DownloadPlanner:
         return replace(plan, listing=weights.listing, weights=weights)
 
     def conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
-        """Installed conversions of the same shards by quantization."""
+        """Installed conversions of the same files by quantization."""
         found = {}
         for model in self.library.models():
             if model.is_converted:
-                sha256 = model.converted_from["sha256"]
-                if all(name in sha256 for name in weights.shards) and sha256 == weights.sha256:
+                origin = model.converted_from
+                is_same = origin.get("configuration") == weights.configuration  # at once, unlike that of the shards
+                if is_same and origin["sha256"] == weights.sha256:
                     found[model.display_name] = model
         return found
 

@@ -146,8 +146,11 @@ class InstalledModel:
 
     @property
     def converted_from(self) -> dict[str, str]:
-        """The `source` of its weights (a repository, with a `commit`, or a folder), and the `sha256` of its shards."""
-        found = {key: self.text_of(CONVERTED + key) for key in ("source", "commit", "sha256")}
+        """The `source` of its weights (a repository, with a `commit`, or a folder), and digests of what was read.
+
+        `sha256` is that of the shards, `configuration` that of other files.
+        """
+        found = {key: self.text_of(CONVERTED + key) for key in ("source", "commit", "sha256", "configuration")}
         return {key: text for key, text in found.items() if text}
 
     @property

@@ -191,7 +191,8 @@ class Puller(DownloadPlanner):
             if model.is_converted and "commit" in model.converted_from:
                 listing = list_once(model.converted_from["source"], None)
                 lines = {f"{file.digest} {file.name}" for file in listing.files} if listing else set()
-                if listing and not lines.issuperset(model.converted_from["sha256"].split(", ")):
+                files = f"{model.converted_from['sha256']}, {model.converted_from['configuration']}"
+                if listing and not lines.issuperset(files.split(", ")):
                     outdated.append(model)
             if cached is None or model.is_shadowed:
                 continue

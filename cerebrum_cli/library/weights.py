@@ -29,15 +29,17 @@ _PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")
 
 @frozen
 class Weights:
-    """Weights that can be converted: their name, the folder where they are, or will be, and the names of their shards.
+    """Weights that can be converted: their name, and the folder where they are, or will be.
 
-    The `table` is that of a GGUF file with them unquantized. `digest_of` a shard may take long if it is local. Those of
-    a repository have its `listing`, and all `files` to download.
+    `shards` and `others`, such as the configuration and the tokenizer, are names of files. The `table` is that of a
+    GGUF file with the weights unquantized. `digest_of` a local shard may take long. Those of a repository have its
+    `listing`, and all `files` to download.
     """
 
     name: str
     folder: Path
     shards: Sequence[str]
+    others: Sequence[str]
     table: Table
     digest_of: Callable[[str], str]
     listing: Listing | None = None
@@ -51,7 +53,15 @@ class Weights:
     @property
     def sha256(self) -> str:
         """Digests and names of the shards."""
-        return ", ".join(f"{self.digest_of(name)} {name}" for name in self.shards)
+        return self._digests(self.shards)
+
+    @property
+    def configuration(self) -> str:
+        """Digests and names of the other files: SHA-256, or the Hub's."""
+        return self._digests(self.others)
+
+    def _digests(self, names: Sequence[str]) -> str:
+        return ", ".join(f"{self.digest_of(name)} {name}" for name in names)
 
 
 class Conversion(NamedTuple):
@@ -82,7 +92,9 @@ def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> W
     whole = folder.resolve()
     name = name_from_stem(whole.name)
     table = read_checkpoint(folder, name)
-    return Weights(name, folder, shards_among(folder, names), table, lambda shard: digest_of(whole / shard).sha256)
+    others = sorted(filter(SMALL_FILES.fullmatch, names))
+    shards = shards_among(folder, names)
+    return Weights(name, folder, shards, others, table, lambda file: digest_of(whole / file).sha256)
 
 
 def require_weights(path: Path, names: Collection[str]) -> None:

@@ -64,7 +64,7 @@ def write_conversion(
 
     Raises ModelFileError for damaged weights, MergeError if the file cannot be written, which leaves none.
     """
-    texts = {"source": weights.name, "sha256": weights.sha256}
+    texts = {"source": weights.name, "sha256": weights.sha256, "configuration": weights.configuration}
     if weights.listing:
         texts["commit"] = weights.listing.commit
     table = read_checkpoint(weights.folder, weights.name)

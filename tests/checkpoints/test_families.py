@@ -135,6 +135,43 @@ def test_types_and_shards_of_a_checkpoint_do_not_change_its_weights(dtype: str, 
         assert other.read_bytes() == one.read_bytes()
 
 
+def test_output_matrix_that_is_stored_is_kept_though_embeddings_are_tied(tmp_path: Path) -> None:
+    model = read_model("llama32")
+    folder = write_checkpoint(tmp_path, model)
+    assert "output.weight" not in read_checkpoint(folder, "tiny").tensors
+    weights = dict(model.weights())
+    write_weights(folder, weights | {"lm_head.weight": 2 * weights["model.embed_tokens.weight"]})
+    assert "output.weight" in read_checkpoint(folder, "tiny").tensors
+
+
+def test_whole_model_in_one_file_precedes_the_shards_in_an_index(tmp_path: Path) -> None:
+    model = read_model("mistral")
+    folder = write_checkpoint(tmp_path, model, shards=3)
+    write_weights(folder, dict(model.weights()))
+    assert {tensor.path.name for tensor in read_checkpoint(folder, "tiny").tensors.values()} == {"model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
+        ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
+        ("llama2", {"rms_norm_eps": None}, "rms_norm_eps None"),
+        ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
+        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok None"),
+        ("granite", {"logits_scaling": None}, "logits_scaling None"),
+    ],
+)
+def test_configuration_that_does_not_fit_the_weights_is_refused(
+    name: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    model = read_model(name)
+    folder = write_checkpoint(tmp_path, model, config={**model.config, **changes})
+    with pytest.raises(ModelFileError) as caught:
+        read_checkpoint(folder, "tiny")
+    assert message in caught.value.message
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_language_model_of_a_multimodal_gemma_is_converted(prefix: str, tmp_path: Path) -> None:
     model = read_model("gemma3-linear")

@@ -60,7 +60,10 @@ def test_weights_are_downloaded_converted_and_asked_in_one_command(owner: HubUse
     assert (row["reference"], row["quantization"], row["source"]) == (reference, "Q4_K_M", "converted")
     digests = ", ".join(f"{owner.digest(shard, REPOSITORY)} {shard}" for shard in SHARDS)
     shown = owner.run("show", reference, "--json").object
-    assert shown["converted_from"] == {"source": REPOSITORY, "commit": owner.commit(REPOSITORY), "sha256": digests}
+    origin = shown["converted_from"]
+    configuration = [line.partition(" ")[2] for line in origin.pop("configuration").split(", ")]
+    assert configuration == ["config.json", INDEX, "tokenizer.json", "tokenizer_config.json"]
+    assert origin == {"source": REPOSITORY, "commit": owner.commit(REPOSITORY), "sha256": digests}
     assert (
         f"source {REPOSITORY}, commit {owner.commit(REPOSITORY)}, sha256 {digests}" in owner.run("show", reference).out
     )
@@ -132,10 +135,16 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     assert plan["weights"] == pytest.approx(size_of(folder), rel=0.02)
     owner.pull(folder, "--type", "Q4_K_M")
     owner.pull(folder, "--type", "Q4_K_M")
-    owner.pull(REPOSITORY, "--type", "Q4_K_M")  # the same weights
     [row] = owner.listed()
     assert (row["reference"], row["converted_from"]["source"]) == ("Tiny-C2F:Q4_K_M", "Tiny-C2F")
     assert owner.ask("-m", "Tiny-C2F") == owner.ask("-m", "Tiny-C2F:q4_k_m")
+    changed = folder.parent / "changed" / folder.name
+    shutil.copytree(folder, changed)
+    (changed / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    owner.pull(changed, "--type", "Q4_K_M", "--name", "changed")  # the same shards
+    assert owner.run("show", "changed", "--json").object["metadata"]["tokenizer.chat_template"] == (
+        "{{ messages[0].content }}"
+    )
     other = write_checkpoint(folder.parent / "other" / folder.name, read_model("qwen2"))
     assert_error(owner.run("pull", other, "--type", "Q4_K_M"), 2, "was converted from other weights", "--name")
     owner.pull(other, "--type", "Q4_K_M", "--name", "other")
