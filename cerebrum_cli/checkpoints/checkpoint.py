@@ -126,6 +126,25 @@ def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) ->
 
 
 def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -> Tensor:
+    _require_fit(name, parts, config)
+    first = parts[0]
+    head_rows = 0
+    if config.family.permutes and name.split(".")[-2] in _PERMUTED:
+        head_rows = config.integer("head_dim")
+        if head_rows % 2 or first.shape[0] % head_rows:
+            raise config.invalid("head_dim")
+    assembly = Assembly(parts, first.size // first.shape[0], head_rows)
+    shape = tuple(reversed(first.shape))
+    if len(parts) > 1:
+        shape = (*shape, len(parts))
+    if len(shape) > 1 and _ROUTER not in name:
+        return Tensor(name, shape, TYPE_NUMBERS[first.type], first.path, 0, assembly)
+    offset = stored_offset(name, config.family.architecture)
+    return Tensor(name, shape, TYPE_NUMBERS["F32"], first.path, 0, Converted(assembly, first.type, offset))
+
+
+def _require_fit(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -> None:
+    """Raise ModelFileError if the parts of a tensor fit neither each other nor the configuration."""
     first = parts[0]
     if first.type not in FLOATS:
         raise ModelFileError(first.path, f"its weights are already quantized ({first.type})", FROM_SOURCE)
@@ -137,18 +156,6 @@ def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -
     if expected and shape != expected:
         problem = f"{name} has rows and columns {shape[::-1]}, but {expected[::-1]} by {CONFIG}"
         raise ModelFileError(first.path, problem, "use the configuration of these weights")
-    head_rows = 0
-    if config.family.permutes and part in _PERMUTED:
-        head_rows = config.integer("head_dim")
-        if head_rows % 2 or first.shape[0] % head_rows:
-            raise config.invalid("head_dim")
-    assembly = Assembly(parts, first.size // first.shape[0], head_rows)
-    if len(parts) > 1:
-        shape = (*shape, len(parts))
-    if len(shape) > 1 and _ROUTER not in name:
-        return Tensor(name, shape, TYPE_NUMBERS[first.type], first.path, 0, assembly)
-    offset = stored_offset(name, config.family.architecture)
-    return Tensor(name, shape, TYPE_NUMBERS["F32"], first.path, 0, Converted(assembly, first.type, offset))
 
 
 def _sampling(folder: Path) -> Values:

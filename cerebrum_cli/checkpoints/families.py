@@ -225,11 +225,14 @@ class Configuration:
         local = (self.content.get("rope_parameters") or {}).get("sliding_attention", {})
         if (theta := local.get("rope_theta", self.content.get("rope_local_base_freq"))) is not None:
             values["rope.freq_base_swa"] = theta
-        kind = rope["rope_type"]
-        if kind in ("default", "llama3"):  # the factors of the latter are a tensor
+        if rope["rope_type"] in ("default", "llama3"):  # the factors of the latter are a tensor
             return values
+        return values | self._scaling_values(rope)
+
+    def _scaling_values(self, rope: JsonObject) -> JsonDict:
+        kind = rope["rope_type"]
         original = rope["original_max_position_embeddings"]
-        values["rope.scaling.original_context_length"] = original
+        values: JsonDict = {"rope.scaling.original_context_length": original}
         if kind in ("linear", "yarn"):
             values |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
             values |= self._stated(_YARN_KEYS, rope)
@@ -237,8 +240,8 @@ class Configuration:
                 values["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
         elif "long_factor" in rope and self.family.architecture == "phi3":
             scale = max(1.0, rope.get("factor") or self.integer("max_position_embeddings") / original)
-            usual = math.sqrt(1 + math.log(scale) / math.log(original))
-            values["rope.scaling.attn_factor"] = rope.get("attention_factor") or usual
+            default = math.sqrt(1 + math.log(scale) / math.log(original))
+            values["rope.scaling.attn_factor"] = rope.get("attention_factor") or default
         else:
             raise self.invalid("rope_scaling")
         return values
@@ -280,18 +283,24 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     whole.setdefault("num_key_value_heads", heads)
     size = checked.integer("hidden_size") // heads
     whole["head_dim"] = whole.get("head_dim") or size
+    _require_hyperparameters(checked, size)
+    return checked
+
+
+def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
+    """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
+    family, content = configuration.family, configuration.content
     needed = ["rms_norm_eps"]
     if "ffn_gate_exps" in family.parts:
         needed.append("num_experts_per_tok")
     if family.architecture == "granite":
         needed.append("logits_scaling")
     for key in needed:
-        if not whole.get(key):
-            raise checked.invalid(key)
-    for key, value in _required(checked, size).items():
-        if whole.get(key, value) != value:
-            raise checked.invalid(key)
-    return checked
+        if not content.get(key):
+            raise configuration.invalid(key)
+    for key, value in _required(configuration, head_size).items():
+        if content.get(key, value) != value:
+            raise configuration.invalid(key)
 
 
 def _required(configuration: Configuration, head_size: int) -> JsonDict:

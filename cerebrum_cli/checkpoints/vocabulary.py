@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
 
@@ -81,16 +81,22 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
         tokens.setdefault(number, Token(f"[PAD{number}]", _UNUSED, _UNUSED_SCORE))
     ids = _ids(folder, tokens, size)
     values |= special_tokens(ids, size, settings, tokenizer, (generation, config))
-    rows = [tokens[number] for number in range(size)]
-    values["tokens"] = Value("ARRAY", tuple(row.text.encode() for row in rows), "STRING")
-    values["token_type"] = Value("ARRAY", tuple(row.type for row in rows), "INT32")
-    if "merges" not in values:
-        values["scores"] = Value("ARRAY", tuple(row.score for row in rows), "FLOAT32")
+    values |= _rows([tokens[number] for number in range(size)])
+    if "merges" in values:
+        del values["scores"]
     metadata = {VOCABULARY + key: value for key, value in values.items()}
     template = _chat_template(folder, settings)
     if template:
         metadata["tokenizer.chat_template"] = Value("STRING", template)
     return metadata
+
+
+def _rows(tokens: Sequence[Token]) -> dict[str, Value]:
+    return {
+        "tokens": Value("ARRAY", tuple(token.text.encode() for token in tokens), "STRING"),
+        "token_type": Value("ARRAY", tuple(token.type for token in tokens), "INT32"),
+        "scores": Value("ARRAY", tuple(token.score for token in tokens), "FLOAT32"),
+    }
 
 
 def _read_json(path: Path) -> JsonObject:
