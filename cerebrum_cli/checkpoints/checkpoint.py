@@ -30,10 +30,6 @@ _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty
 Stored = Mapping[str, StoredTensor]
 
 
-def is_checkpoint(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
-
-
 def read_configuration(folder: Path) -> Configuration:
     """The configuration of a checkpoint. Raises ModelFileError for one that cannot be converted."""
     path = folder / CONFIG
@@ -170,5 +166,5 @@ def _sampling(folder: Path) -> Values:
             values[f"general.sampling.{key}"] = Value("FLOAT32", float(content[name]))
     top_k = content.get("top_k")
     if isinstance(top_k, int) and 0 <= top_k < 1 << 31:
-        values["general.sampling.top_k"] = Value("INT32", content["top_k"])
+        values["general.sampling.top_k"] = Value("INT32", top_k)
     return values

@@ -44,8 +44,8 @@ _PARTS = {
     "head_norms": "attn_q_norm attn_k_norm",
     "last_norms": "post_attention_norm post_ffw_norm",
 }
-_ENDINGS = ("ForCausalLM", "ForConditionalGeneration")
-_MULTIMODAL = ("Gemma3ForConditionalGeneration",)  # whose language model is converted
+_ENDING = "ForCausalLM"
+_MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language model is converted
 # Hyperparameters in GGUF, without the architecture, and in config.json.
 _KEYS = """
 context_length                    max_position_embeddings
@@ -255,8 +255,9 @@ class Configuration:
             return {}
         low, high = rope["low_freq_factor"], rope["high_freq_factor"]
         factors = []
-        for index in range(0, self.rotated, 2):
-            wavelength = 2 * math.pi * rope["rope_theta"] ** (index / self.rotated)
+        rotated = self.rotated
+        for index in range(0, rotated, 2):
+            wavelength = 2 * math.pi * rope["rope_theta"] ** (index / rotated)
             turns = rope["original_max_position_embeddings"] / wavelength
             smooth = min(1.0, max(0.0, (turns - low) / (high - low)))  # 1 for high frequencies
             factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
@@ -266,11 +267,9 @@ class Configuration:
 def configuration(path: Path, content: JsonObject) -> Configuration:
     """The configuration in a file. Raises ModelFileError if such a model cannot be converted."""
     architecture = str((content.get("architectures") or [None])[0])
-    stem, ending = architecture.removesuffix(_ENDINGS[0]), architecture in _MULTIMODAL
-    if ending:
-        stem = architecture.removesuffix(_ENDINGS[1])
-    family = FAMILIES.get(stem)
-    if family is None or stem == architecture:
+    name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
+    family = FAMILIES.get(name)
+    if family is None or name == architecture:
         raise ModelFileError(path, f"cannot convert {architecture}", f"supported: {', '.join(FAMILIES)}")
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
@@ -305,14 +304,14 @@ def _require_hyperparameters(configuration: Configuration, head_size: int) -> No
 
 def _required(configuration: Configuration, head_size: int) -> JsonDict:
     """Values that llama.cpp assumes."""
-    usual = {"hidden_act": "silu", "use_sliding_window": False}
+    common = {"hidden_act": "silu", "use_sliding_window": False}
     match configuration.family.architecture:
         case "smollm3":
             layers = range(configuration.n_layers)
-            return {**usual, "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in layers]}
+            return {**common, "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in layers]}
         case "qwen3moe":
-            return {**usual, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+            return {**common, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
         case "gemma2" | "gemma3" as architecture:
             is_scaled = configuration.n_layers == _SCALED[architecture]
             return {"query_pre_attn_scalar": head_size if is_scaled else configuration.content["head_dim"]}
-    return usual
+    return common

@@ -65,6 +65,7 @@ class App(Installation):
     ) -> Iterator[Puller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
         from cerebrum_cli.library.pull import Puller
+        from cerebrum_cli.library.weights import Conversion
         from cerebrum_cli.terminal.progress import FileProgress
 
         def merge(*arguments: Any) -> InstalledModel:
@@ -84,10 +85,10 @@ class App(Installation):
             return self.streams.confirm(question, default)
 
         with FileProgress(self.streams) as progress:
-            puller = Puller(self.library, progress, offline, context, converter=converter, merge=merge, confirm=confirm)
-            if conversion:
-                puller.conversion = conversion
-            yield puller
+            wanted = conversion or Conversion()
+            yield Puller(
+                self.library, progress, offline, context, wanted, converter=converter, merge=merge, confirm=confirm
+            )
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

@@ -63,7 +63,7 @@ class DownloadPlanner:
     progress: Progress
     offline: bool = False
     context: int | None = None
-    conversion: Conversion = Conversion()  # noqa: RUF009
+    conversion: Conversion = field(default_factory=Conversion)
     converter: Callable[[], Converter] = field(kw_only=True)
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
