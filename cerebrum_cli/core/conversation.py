@@ -10,6 +10,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 
 Role = Literal["user", "assistant"]
 ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
@@ -23,7 +24,8 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 class Message:
     """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
 
-    `reasoning` is what a reply marked as such; its content does not include it.
+    `reasoning` is what a reply marked as such; its content does not include it. `rounds` are the parts of a reply that
+    called functions; its other fields are of what follows them.
     """
 
     role: Role
@@ -31,6 +33,42 @@ class Message:
     tokens: TokenIds | None = None
     thinks: bool | None = None
     reasoning: str | None = None
+    rounds: tuple[Round, ...] = ()
+
+
+class Turn(NamedTuple):
+    """What was said in a role, and the value that it is from; `number` counts the calls of functions.
+
+    That of a Round is the number of calls before it.
+    """
+
+    role: str
+    content: str
+    said: Message | Round | ToolCall | None = None
+    number: int = 0
+
+    @property
+    def openai(self) -> JsonDict:
+        """The turn as one of OpenAI's messages, except that arguments are an object, not text."""
+        message: JsonDict = {"role": self.role, "content": self.content}
+        match self.said:
+            case Round(calls):
+                message["tool_calls"] = [
+                    {"id": call_id(number), "type": "function", "function": _function(call)}
+                    for number, call in enumerate(calls, self.number + 1)
+                ]
+            case ToolCall(name):
+                message |= {"name": name, "tool_call_id": call_id(self.number)}
+        return message
+
+
+def call_id(number: int) -> str:
+    """The id of a call: nine letters and digits, as Mistral's templates require."""
+    return f"call{number:05}"
+
+
+def _function(call: ToolCall) -> JsonDict:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 @frozen
@@ -38,7 +76,8 @@ class Conversation:
     """Turns that alternate and start with the user; with `system_prompt=None` the format's default applies.
 
     `thinks`: whether the next reply is to begin with reasoning, `effort`: how much of it, `keeps_reasoning`: whether
-    the prompt holds that of earlier replies. None leaves it to the format. `prefill` begins the next reply.
+    the prompt holds that of earlier replies. None leaves it to the format. `prefill` begins the next reply, which may
+    call the `tools`.
     """
 
     messages: tuple[Message, ...] = ()
@@ -47,6 +86,7 @@ class Conversation:
     effort: str | None = None
     keeps_reasoning: bool | None = None
     prefill: Message | None = None
+    tools: ToolSpecs = ()
 
     def user(self, content: str) -> Conversation:
         return self.add(Message("user", content))
@@ -65,13 +105,24 @@ class Conversation:
         return replace(self, messages=tuple(messages), system_prompt=None)
 
     @property
-    def openai_messages(self) -> list[dict[str, str]]:
-        messages = []
+    def turns(self) -> list[Turn]:
+        """All that was said, in order, with the calls of each reply and their results."""
+        turns = []
         if self.system_prompt is not None:
-            messages.append({"role": "system", "content": self.system_prompt})
+            turns.append(Turn("system", self.system_prompt))
+        number = 0
         for message in self.messages:
-            messages.append({"role": message.role, "content": message.content})
-        return messages
+            for part in message.rounds:
+                turns.append(Turn("assistant", part.content, part, number))
+                for call in part.calls:
+                    number += 1
+                    turns.append(Turn("tool", call.result, call, number))
+            turns.append(Turn(message.role, message.content, message))
+        return turns
+
+    @property
+    def openai_messages(self) -> list[JsonDict]:
+        return [turn.openai for turn in self.turns]
 
     @property
     def question(self) -> str:

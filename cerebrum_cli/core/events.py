@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.row_events import EvalProgress, RowEvent
+from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
@@ -104,6 +105,23 @@ def answer_text(event: object) -> str:
 
 
 @frozen
+class CallEvent:
+    """A reply calls a function; with `is_done`, the function has returned the result of the call."""
+
+    sequence: SequenceId
+    call: ToolCall
+    is_done: bool = False
+
+
+@frozen
+class RoundEvent:
+    """A reply continues with the results of the functions it called: the events before this one were of a round."""
+
+    sequence: SequenceId
+    round: Round
+
+
+@frozen
 class AlternativesEvent:
     """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""
 
@@ -192,7 +210,7 @@ class FinishEvent:
     A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
     tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. One that ended
-    `in_reasoning` has no answer. Replies of servers have an `origin`.
+    `in_reasoning` has no answer. Replies of servers have an `origin`, and the `calls` that the server has read in them.
     """
 
     sequence: SequenceId
@@ -209,6 +227,7 @@ class FinishEvent:
     origin: Origin | None = None
     is_followed: bool = False
     in_reasoning: bool = False
+    calls: ToolCalls = ()
 
 
 Event: TypeAlias = """(
@@ -216,6 +235,8 @@ Event: TypeAlias = """(
     | LoadEvent
     | PromptEvent
     | TokenEvent
+    | CallEvent
+    | RoundEvent
     | AlternativesEvent
     | FinishEvent
     | RefusedEvent

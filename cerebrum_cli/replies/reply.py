@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import exp, fsum
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     Channel,
@@ -19,6 +19,7 @@ from cerebrum_cli.core.events import (
     FinishReason,
     ForcedTokens,
     NoticeEvent,
+    RoundEvent,
     TokenEvent,
     answer_text,
 )
@@ -26,6 +27,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import Round, ToolCalls
 from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
@@ -80,6 +82,8 @@ class Reply:
         self._conversation = conversation
         self._grammar = grammar
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._rounds: list[Round] = []
+        self._round_ends = {"answer": 0, "thinking": 0}  # numbers of pieces
         self._tokens = array("i")
         self._logprobs = array("d")
         self._finish: FinishEvent | None = None
@@ -140,6 +144,10 @@ class Reply:
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
                 self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+            case RoundEvent():
+                self._rounds.append(event.round)
+                self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}
+                self._tokens, self._logprobs = array("i"), array("d")
             case FinishEvent():
                 self._finish = replace(event, forced=(*self._forced, *event.forced))
 
@@ -166,13 +174,27 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The answer, without the reasoning."""
+        """The answer, without the reasoning, but with what it says before it calls functions."""
         return "".join(self.wait()._texts["answer"])
 
     @property
     def reasoning(self) -> str | None:
         """The reasoning; None if the model has not marked any."""
         return "".join(self.wait()._texts["thinking"]) or None
+
+    @property
+    def calls(self) -> ToolCalls:
+        """The calls of functions with their results, in order."""
+        return tuple(call for part in self.wait()._rounds for call in part.calls)
+
+    @property
+    def message(self) -> Message:
+        """The reply as a message of a conversation, with its rounds of calls."""
+        content, reasoning = (self._after_rounds(channel) for channel in ("answer", "thinking"))
+        return Message("assistant", content, self.tokens, None, reasoning or None, tuple(self._rounds))
+
+    def _after_rounds(self, channel: Channel) -> str:
+        return "".join(self.wait()._texts[channel][self._round_ends[channel] :])
 
     @property
     def final_answer(self) -> str | None:
@@ -188,7 +210,7 @@ class Reply:
     def _answers(self) -> tuple[str | None, str | None]:
         from cerebrum_cli.answers.final import answers_to  # compiling its patterns is slow
 
-        text = self.text  # which waits for the reply
+        text = self.message.content  # which waits for the reply
         is_complete = self._finish is not None and self._finish.reason == "stop"
         asked = self._conversation
         question = asked.question if asked and asked.messages else ""
@@ -205,7 +227,7 @@ class Reply:
         """The conversation with this reply: add a question with `user`, and it continues."""
         if self._conversation is None:
             raise UsageError("the reply continues a text, not a conversation", "ask a question")
-        return self._conversation.assistant(self.text, self.tokens, self.reasoning)
+        return self._conversation.add(replace(self.message, thinks=self._conversation.thinks))
 
     @property
     def has_text(self) -> bool:
