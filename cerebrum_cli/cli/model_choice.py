@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import ModelNotFound
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import ModelReference, Reference
-    from cerebrum_cli.library.weights import Conversion
 
 
 def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
@@ -48,7 +48,7 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
                 reference = app.library.parse(chosen)
             elif not (yes or confirm_pull(app, error, reference, puller)):
                 raise
-        model = pull_model(app, reference, None, settings.ctx, yes=yes, offline=offline)
+        model = pull_model(app, app.puller(offline, settings.ctx, yes), reference)
     app.library.registry.touch(model.usage_key)
     return model
 
@@ -86,19 +86,12 @@ def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: P
 
 
 def pull_model(
-    app: App,
-    reference: Reference,
-    name: str | None,
-    context: int | None,
-    *,
-    yes: bool,
-    offline: bool,
-    conversion: Conversion | None = None,
+    app: App, opened: AbstractContextManager[Puller], reference: Reference, name: str | None = None
 ) -> InstalledModel:
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
     from cerebrum_cli.library.fit import SeveralModels
 
-    with app.puller(offline, context, yes, conversion) as puller, interruptible("run it again to resume"):
+    with opened as puller, interruptible("run it again to resume"):
         try:
             model = puller.pull(reference, name)
         except SeveralModels as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import Reference
     from cerebrum_cli.library.registry import OnProgress
 
@@ -121,17 +123,16 @@ def pull(
     ctx = app.settings(environment_layer("ctx")).ctx
     reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
     conversion = Conversion(options.type, options.from_weights, options.discard)
+    opened = app.puller(options.offline, ctx, options.yes, conversion)
     if options.dry_run:
-        with app.puller(options.offline, ctx, conversion=conversion) as puller:
+        with opened as puller:
             plan = puller.plan(reference)
         show_download_plan(app, reference, plan, options.json)
         return
     if options.vocabulary:
-        installed = pull_vocabulary(app, reference, ctx, options.offline)
+        installed = pull_vocabulary(app, opened, reference)
     else:
-        installed = pull_model(
-            app, reference, options.name, ctx, yes=options.yes, offline=options.offline, conversion=conversion
-        )
+        installed = pull_model(app, opened, reference, options.name)
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:
@@ -154,8 +155,8 @@ def suggested_model(app: App, ctx: int | None) -> str:
     return chosen
 
 
-def pull_vocabulary(app: App, reference: Reference, ctx: int | None, offline: bool) -> InstalledModel:
-    with app.puller(offline, ctx) as puller, interruptible("run it again"):
+def pull_vocabulary(app: App, opened: AbstractContextManager[Puller], reference: Reference) -> InstalledModel:
+    with opened as puller, interruptible("run it again"):
         installed = puller.pull_vocabulary(reference)
     what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
     app.streams.report(f"{what} {installed.reference}: {installed.path}")
