@@ -71,7 +71,8 @@ def merge(
             print_merge(streams, description)
         return
     with interruptible("nothing was written"), FileProgress(streams) as progress:
-        model, sha256 = write(app.library, plan, partial(progress.update, "merge"))
+        model = write(app.library, plan, partial(progress.update, "merge"))
+    sha256 = app.library.registry.digest(model.path).sha256
     if options.json:
         files = [file | {"sha256": sha256} for file in description["files"]]
         streams.answer_object(description | {"reference": plan.options.name, "files": files})

@@ -21,6 +21,7 @@ from cerebrum_cli.core.errors import CerebrumError, ModelFileError, UsageError
 from cerebrum_cli.core.text import format_size
 
 MAX_SMALL_BYTES = 16_000_000
+DISK_MARGIN = 64_000_000  # bytes of a disk to leave free for other programs
 PART = ".part"  # suffix of unfinished files
 _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
@@ -108,13 +109,14 @@ def reading_model(path: Path) -> Iterator[None]:
         raise ModelFileError(path, f"cannot be read: {reason}") from error
 
 
-def require_space(directory: Path, need: int, error_type: type[CerebrumError], elsewhere: str) -> None:
-    """Raise a CerebrumError if the disk of a directory, which may not exist yet, has fewer free bytes.
+def require_space(directory: Path, size: int, error_type: type[CerebrumError], elsewhere: str) -> None:
+    """Raise a CerebrumError if a file of this size does not fit on the disk of a directory, which may not exist yet.
 
     `elsewhere` is what helps besides.
     """
     from shutil import disk_usage
 
+    need = size + DISK_MARGIN
     directory = _nearest(directory)
     usage = disk_usage(directory)
     if usage.total and usage.free < need:  # some file systems report no size

@@ -36,7 +36,6 @@ from cerebrum_cli.library.registry import OnProgress, RegistryEntry, hash_file
 
 MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
-DISK_MARGIN = 64_000_000  # bytes of free disk space to leave
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
 DATA_ELSEWHERE = "set XDG_DATA_HOME to a directory on another disk"
 RANGE_BYTES = 4_000_000_000  # of one request: the Hub's CDN serves none over 50 GB
@@ -98,7 +97,7 @@ class Download:
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         if missing := self.missing_bytes(files):
-            require_space(self.cache.directory, missing + DISK_MARGIN, PullError, ELSEWHERE)
+            require_space(self.cache.directory, missing, PullError, ELSEWHERE)
 
     def missing_bytes(self, files: tuple[HubFile, ...]) -> int:
         return sum(file.size - self._present_bytes(file) for file in files)

@@ -48,6 +48,7 @@ from cerebrum_cli.library.reference import (
     variant_of,
     variants,
 )
+from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.library.weights import SMALL_FILES, Conversion, Converter, Weights, local_weights, require_weights
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
@@ -71,14 +72,17 @@ class DownloadPlanner:
     def is_offline(self) -> bool:
         return self.offline or is_offline()
 
+    def digest(self, path: Path) -> RegistryEntry:
+        """Digest of a file, with progress while it is read."""
+        return self.library.registry.digest(path, partial(self.progress.update, "verify"))
+
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
         quantization = reference.quantization if isinstance(reference, ModelReference) else self.conversion.type
         request = PlanRequest(self.context, quantization, self.library.capacity())
         if isinstance(reference, Path) and is_directory(reference):
-            digest_of = partial(self.library.registry.digest, on_progress=partial(self.progress.update, "verify"))
-            return self._plan_weights(local_weights(reference, digest_of), request)
+            return self._plan_weights(local_weights(reference, self.digest), request)
         if spec and spec.weights and (self.conversion.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:

@@ -315,15 +315,12 @@ class Library:
         for model in usable:
             if self.is_default(model):
                 return model
-        if len(usable) > 1:
-            return self._recommended(usable)
-        return usable[0] if usable else None
-
-    def _recommended(self, models: list[InstalledModel]) -> InstalledModel:
+        if len(usable) <= 1:
+            return usable[0] if usable else None
         from cerebrum_cli.library.fit import PlanRequest, installed_plan
 
-        first_by_name = {model.display_name: model for model in reversed(models)}
-        plan = installed_plan([models[0], *first_by_name.values()], PlanRequest(None, None, self.capacity()))
+        first_by_name = {model.display_name: model for model in reversed(usable)}
+        plan = installed_plan([usable[0], *first_by_name.values()], PlanRequest(None, None, self.capacity()))
         return first_by_name[plan.chosen.quantization]
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:

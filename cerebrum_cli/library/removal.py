@@ -8,6 +8,7 @@ from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.listing import source_of
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import Reference
 from cerebrum_cli.library.registry import USED
@@ -64,8 +65,7 @@ def remove(library: Library, model: InstalledModel) -> str:
 
 def _is_own_file(library: Library, model: InstalledModel) -> bool:
     """Whether this program made the file, by a merge or conversion, or out of a package."""
-    is_unpacked = model.file is not None and model.file.source in ("package", "converted")
-    return is_unpacked or model.path.parent == library.merge_directory
+    return source_of(model) in ("package", "converted") or model.path.parent == library.merge_directory
 
 
 def _owns_files(library: Library, model: InstalledModel) -> bool:

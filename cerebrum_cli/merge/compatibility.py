@@ -72,7 +72,8 @@ def require_layer_pattern(tables: TablesByName, layers: Sequence[LayerSources]) 
     for number, sources in enumerate(layers):
         moves += [(number, name, layer) for name, layer in sources if layer != number]
     for name, table in tables.items():
-        if has_special_layers(table) and (moves or len(layers) != table.n_layers):
+        has_special_layers = EMBEDDING_PER_LAYER in table.global_tensors or any(map(table.whole_number, LAYER_COUNTS))
+        if has_special_layers and (moves or len(layers) != table.n_layers):
             raise MergeError(
                 f"{name} has {table.n_layers} layers of several kinds or with embeddings of their own",
                 "keep all layers of such a model, in order",
@@ -82,10 +83,6 @@ def require_layer_pattern(tables: TablesByName, layers: Sequence[LayerSources]) 
         if (number - layer) % period:
             problem = f"layer {layer} of {name} would become layer {number}, which {tables[name].architecture}"
             raise MergeError(f"{problem} evaluates differently", f"move layers by multiples of {period}")
-
-
-def has_special_layers(table: Table) -> bool:
-    return EMBEDDING_PER_LAYER in table.global_tensors or any(map(table.whole_number, LAYER_COUNTS))
 
 
 def layer_pattern(table: Table) -> tuple[int, int]:

@@ -72,4 +72,4 @@ def write_conversion(
     require_supported_types(plan, llama_codec)
     with translate_os_errors(MergeError, path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    return library.model_from_entry(write_plan(library, plan, path, name, "converted", on_progress))
+    return write_plan(library, plan, path, name, "converted", on_progress)

@@ -19,8 +19,7 @@ def plan_conversion(table: Table, type: str, texts: Mapping[str, str]) -> Plan:
         is_head = name == HEAD or (name == EMBEDDING and HEAD not in table.tensors)
         kind = target.type_of(name, tensor, is_head, shape)
         tensors.append(OutputTensor(name, tensor.shape, kind, copy_of(tensor)))
-    metadata = {**table.metadata, **{key: Value("STRING", text) for key, text in texts.items()}}
-    file_type = target.file_type(None)
-    if file_type is not None:
-        metadata["general.file_type"] = Value("UINT32", file_type)
+    metadata = {**table.metadata, "general.file_type": Value("UINT32", target.file_type(None))}
+    for key, text in texts.items():
+        metadata[key] = Value("STRING", text)
     return Plan(metadata, tuple(tensors), ())

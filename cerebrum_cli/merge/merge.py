@@ -31,7 +31,6 @@ from cerebrum_cli.replies.prompt_sources import read_text
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
-DISK_RESERVE = 64_000_000  # bytes of the disk left free for other programs
 MAX_RECIPE_BYTES = 1 << 20
 
 
@@ -157,32 +156,27 @@ def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: Merge
     return Merge(recipe, models, options, plan, array_items)
 
 
-def write(library: Library, merge: Merge, on_progress: OnProgress) -> tuple[InstalledModel, str]:
-    """Write a merge, report bytes done and total, and register it; returns its SHA-256 too.
+def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledModel:
+    """Write a merge, report bytes done and total, and register it.
 
     Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
     ConfigError if it cannot be registered, which keeps the file: writing it may have taken an hour.
     """
     require_not_source(merge.models, merge.options.output)
-    entry = write_plan(library, merge.plan, merge.options.output, merge.options.name, "merge", on_progress)
-    return library.model_from_entry(entry), entry.sha256
+    return write_plan(library, merge.plan, merge.options.output, merge.options.name, "merge", on_progress)
 
 
 def write_plan(
     library: Library, plan: Plan, path: Path, name: str, source: Source, on_progress: OnProgress
-) -> RegistryEntry:
+) -> InstalledModel:
     """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
     remove_abandoned(path.parent, f".{path.name}.")
-    require_room(path.parent.resolve(), plan.size, DATA_ELSEWHERE if source == "converted" else "write elsewhere")
+    elsewhere = DATA_ELSEWHERE if source == "converted" else "write elsewhere"
+    require_space(path.parent.resolve(), plan.size, MergeError, elsewhere)
     sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
     entry = RegistryEntry.of_file(path.resolve(), sha256, name, source)
     library.registry.add(entry)
-    return entry
-
-
-def require_room(directory: Path, size: int, elsewhere: str) -> None:
-    """Raise MergeError if a file does not fit on the disk."""
-    require_space(directory, size + DISK_RESERVE, MergeError, elsewhere)
+    return library.model_from_entry(entry)
 
 
 def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
@@ -214,7 +208,7 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
         if plan.chosen.installed and not puller.conversion.from_weights:
             return puller.with_name(library.find(plan.reference), name)
         puller.require_confirmation(plan)
-        require_room(directory, plan.chosen.size, DATA_ELSEWHERE)
+        require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
         quantization = plan.chosen.quantization
     if name:
         require_free_name(library, name, spec, path=directory)
@@ -231,7 +225,7 @@ def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name:
         title=spec.title,
         quantization=quantization,
     )
-    return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))[0]
+    return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
 
 
 def _inside(puller: Puller, spec: ModelSpec) -> Puller:

@@ -13,7 +13,7 @@ from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layer
 from mistral_shape import metadata, model_tensors
 from tiny_models import write_quantized
 
-from cerebrum_cli.merge.merge import DISK_RESERVE
+from cerebrum_cli.core.files import DISK_MARGIN
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def test_merge_pull_checks_the_disk_before_it_downloads(
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free))
         return home.run("pull", "--offline", "own:Q4_K_M").err
 
-    need = 2_700_000 + DISK_RESERVE
+    need = 2_700_000 + DISK_MARGIN
     assert "not enough disk space" in problem(need - 1)
     assert "tiny:Q4_K_M is not downloaded" in problem(need)
 
