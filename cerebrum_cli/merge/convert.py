@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table
 from cerebrum_cli.merge.methods import copy_of
-from cerebrum_cli.merge.plan import OutputTensor, Plan, Target, model_shape
+from cerebrum_cli.merge.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
+
+TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # of which no mixture is better
 
 
 def plan_conversion(table: Table, type: str, texts: Mapping[str, str]) -> Plan:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.core.errors import ConfigError, MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.machine import thread_count
@@ -17,10 +16,8 @@ from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE
-from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
-from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import OnProgress, RegistryEntry, Source
 from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, llama_codec, require_supported_types
@@ -190,61 +187,3 @@ def public_name(model: InstalledModel) -> str:
     if model.is_unnamed:
         return model.path.name
     return model.reference
-
-
-# Catalog models that are merged instead of downloaded.
-
-
-def pull_merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
-    """Merge a catalog model from source models in the planned quantization, which are pulled first, or from weights.
-
-    Without a quantization it takes that of the first source model.
-    """
-    inner = _inside(puller, spec)
-    library, directory = puller.library, puller.library.merge_directory
-    recipe, _, quantization = read_recipe(library, str(reference))
-    if spec.quantizations:
-        plan = puller.plan(reference)
-        if plan.chosen.installed and not puller.conversion.from_weights:
-            return puller.with_name(library.find(plan.reference), name)
-        puller.require_confirmation(plan)
-        require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
-        quantization = plan.chosen.quantization
-    if name:
-        require_free_name(library, name, spec, path=directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    kind = None
-    if puller.conversion.from_weights:
-        kind, quantization = quantization or PREFERRED_QUANTIZATION, None
-    models = _find_sources(inner, recipe, quantization)
-    label = kind or quantization or models[recipe.models[0]].display_name
-    options = MergeOptions(
-        type=kind,
-        output=directory / spec.merged_name(label),
-        name=name or f"{spec.name}:{label}",
-        title=spec.title,
-        quantization=quantization,
-    )
-    return write(library, prepare(recipe, models, options), partial(puller.progress.update, "merge"))
-
-
-def _inside(puller: Puller, spec: ModelSpec) -> Puller:
-    """What pulls the sources of a catalog model. Raises ConfigError if the model is one of its own sources."""
-    if spec.name in puller.merge_stack:
-        raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
-    return replace(puller, merge_stack=(*puller.merge_stack, spec.name))
-
-
-def _find_sources(puller: Puller, recipe: Recipe, quantization: str | None) -> dict[str, InstalledModel]:
-    references = source_references(puller.library, recipe.models, quantization)
-    return {name: _find_source(puller, text) for name, text in references.items()}
-
-
-def _find_source(puller: Puller, text: str) -> InstalledModel:
-    """Find a source model, or pull it; a file or folder is used as it is, and not registered."""
-    source = puller.library.parse(text)
-    if puller.conversion.from_weights:
-        return puller.pull_weights(source)
-    if isinstance(source, Path):
-        return local_source(source) or puller.library.find(source)
-    return puller.find_or_pull(source)

@@ -15,15 +15,10 @@ from cerebrum_cli.library.fit import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
-from cerebrum_cli.library.weights import Converter
 
 SPECS = load_catalogue([CATALOGUE])
 SOURCES = [(spec, source) for spec in SPECS for source in spec.sources]
 PARTS_OF_OTHERS = {"mmproj-F16.gguf": 600_000_000, "mtp-x-Q8_0.gguf": 300_000_000, "x-BF16-mmproj.gguf": 700_000_000}
-
-
-def no_converter() -> Converter:
-    raise AssertionError("nothing is converted here")
 
 
 @pytest.mark.parametrize("memory", [8 * 2**30, 16 * 2**30, 24 * 2**30])
@@ -40,7 +35,7 @@ def test_catalogue_row_resolves_and_is_planned(
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
     library.cache, library.specs = Cache(tmp_path), SPECS
     monkeypatch.setattr(download_plan, "list_repository", listed)
-    planner = download_plan.DownloadPlanner(library, RecordedProgress(), converter=no_converter)
+    planner = download_plan.DownloadPlanner(library, RecordedProgress())
     plan = planner.plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.context) == (spec, DEFAULT_CONTEXT)
     assert {fit.quantization: fit.size for fit in plan.candidates} == dict(source.quantizations)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from gguf_files import write_model
@@ -74,10 +73,6 @@ def changed(path: str | Path) -> Path:
     return path
 
 
-def no_merge(*_: object) -> Any:
-    raise AssertionError("nothing is merged here")
-
-
 def error_of(action: Callable[..., object], *arguments: object) -> tuple[str, str, str | None]:
     """Message and hint of the error that an action raises, and the reference that it could pull."""
     with pytest.raises(ModelNotFound) as caught:
@@ -92,9 +87,7 @@ def pulled(
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    puller = Puller(
-        library, progress or RecordedProgress(), offline, merge=no_merge, converter=no_merge, confirm=lambda *_: False
-    )
+    puller = Puller(library, progress or RecordedProgress(), offline, confirm=lambda *_: False)
     return puller.pull(library.parse(text), name)
 
 
