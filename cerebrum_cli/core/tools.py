@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.core.token_ids import TokenIds
+
+MAX_UNREADABLE = 200  # characters of arguments that are repeated to the model
 
 
 @frozen
@@ -27,7 +33,10 @@ ToolSpecs = tuple[ToolSpec, ...]
 
 @frozen
 class ToolCall:
-    """A call of a function with arguments by name; `result` is what it returned, or its error, as text."""
+    """A call of a function with arguments by name; `result` is what it returned, or its error, as text.
+
+    A call that has a result before it was run is not to be run: its arguments could not be read.
+    """
 
     name: str
     arguments: JsonObject
@@ -35,6 +44,16 @@ class ToolCall:
 
 
 ToolCalls = tuple[ToolCall, ...]
+
+
+def read_call(name: str, text: str) -> ToolCall:
+    """A call with the arguments in a JSON text; if that is no object, it has none, and the error as its result."""
+    with suppress(ValueError, RecursionError):
+        arguments = json.loads(text)
+        if isinstance(arguments, dict):
+            written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+            return ToolCall(name, json.loads(well_formed(written)))
+    return ToolCall(name, {}, f"invalid arguments: not a JSON object: {truncate(well_formed(text), MAX_UNREADABLE)}")
 
 
 @frozen

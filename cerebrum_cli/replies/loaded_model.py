@@ -140,6 +140,9 @@ class LoadedModel:
         hint = "omit the beginning of the reply"
         if asked.grammar is not None:
             raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
+        beginning = asked.conversation.prefill
+        if self.format.is_servers and not (beginning and beginning.content):
+            return asked, ""  # the server gets the calls so far, and their results, as messages
         if self.format.is_servers:
             raise UsageError("a server that builds the prompt cannot continue a reply", hint)
         shared = common_prefix(tokens, self.tokenize(replace(asked.conversation, prefill=None)))

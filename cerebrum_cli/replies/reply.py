@@ -310,7 +310,7 @@ def reply_notice(reply: Reply, larger_context: str, grammar: Grammar | None = No
     """
     finish = reply.finish
     tokens = f"{finish.completion_tokens} tokens"
-    is_blank = not reply.text.strip()
+    is_blank = not (reply.text.strip() or finish.calls)
     is_reasoning = is_blank and reply.reasoning is not None
     if grammar and grammar.is_schema and finish.by_stop_string:
         return NoticeEvent("a stop string ended the answer", "omit --stop")

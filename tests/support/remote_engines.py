@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -17,6 +18,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.remote.client import Endpoint
+from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
@@ -70,12 +72,16 @@ def served_engine(engine: LocalEngine) -> LlamaServer:
 
 
 def remote_engine(
-    *servers: ModelServer | str, timeouts: ServerTimeouts = QUICK, window: int | None = None, **endpoint: Any
+    *servers: ModelServer | str,
+    timeouts: ServerTimeouts = QUICK,
+    window: int | None = None,
+    messages: bool = False,
+    **endpoint: Any,
 ) -> RemoteEngine:
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, endpoints, window, timeouts)
+    return RemoteEngine(vocabulary.open, endpoints, window, timeouts, partial(ExpectedModel, messages=messages))
 
 
 @contextmanager

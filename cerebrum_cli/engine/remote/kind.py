@@ -14,6 +14,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.sequence import Request
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
@@ -30,9 +31,9 @@ class ReplyChunk:
 
     With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
     Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
-    `end`, where a "limit" is that of tokens or of the context, the number of tokens in the prompt, and times, if the
-    server states them. One that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached`
-    prompt tokens came from the server's cache.
+    `end`, where a "limit" is that of tokens or of the context, the `calls` of functions, the number of tokens in the
+    prompt, and times, if the server states them. One that is "unstated" counts as "eos" below the limit. With
+    `progress` or an `end`, `cached` prompt tokens came from the server's cache.
     """
 
     tokens: Sequence[int] = ()
@@ -41,6 +42,7 @@ class ReplyChunk:
     text: str = ""
     progress: tuple[int, int] | None = None
     end: StopReason | None = None
+    calls: ToolCalls = ()
     prompt_tokens: int | None = None
     cached: int = 0
     timings: Timings = field(default_factory=Timings)

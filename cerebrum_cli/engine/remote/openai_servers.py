@@ -13,6 +13,8 @@ from typing import Any
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.tools import ToolCalls
+from cerebrum_cli.engine.remote.calls import StreamedCalls, chat_messages
 from cerebrum_cli.engine.remote.client import DONE, LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
     ANY_CONTEXT,
@@ -35,6 +37,7 @@ CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does no
 # By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
 ENDS: Mapping[str, StopReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "end_turn", "complete"), "eos"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "eos"),
     **dict.fromkeys(("stop_sequence", "stop_str"), "stop string"),
     **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
     "unstated": "unstated",
@@ -201,6 +204,7 @@ class OpenAIServer(ServerKind):
         params = request.params
         assert conversation, "prompts of token ids are refused before"
         optional: JsonDict = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
+        optional["tools"] = [tool.openai for tool in conversation.tools]
         optional["reasoning_effort"] = conversation.effort
         if conversation.thinks is False:
             optional["reasoning_effort"] = "none"
@@ -211,7 +215,7 @@ class OpenAIServer(ServerKind):
             optional["stream_options"] = {"include_usage": True}
         return {
             "model": info.model,
-            "messages": conversation.openai_messages,
+            "messages": chat_messages(conversation),
             **{name: getattr(params, name) for name in _SHARED_PARAMS},
             "seed": seed,
             "stream": request.stream,
@@ -220,33 +224,40 @@ class OpenAIServer(ServerKind):
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         [choice] = answer["choices"]
-        reasoning, text = _texts(choice["message"])
+        message = choice["message"]
+        reasoning, text = _texts(message)
         if reasoning:
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
-        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, text)]
+        calls = StreamedCalls()
+        calls.add({**call, "index": at} for at, call in enumerate(message.get("tool_calls") or ()))
+        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls.calls, text)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
+        calls = StreamedCalls()
         async for event in events:
             if event == DONE and parts:
                 finish = finish or "unstated"
             usage = event.get("usage") or usage
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
-                reasoning, text = _texts(choice.get("delta") or {})
+                delta = choice.get("delta") or {}
+                reasoning, text = _texts(delta)
+                pieces = delta.get("tool_calls") or ()
+                calls.add(pieces)
                 if reasoning and not is_reasoning:
                     reasoning = OPEN + reasoning
                     is_reasoning = True
                 if text and is_reasoning:
                     text = CLOSE + text
                     is_reasoning = False
-                if reasoning or text:
+                if reasoning or text or pieces:
                     parts += 1
-                    yield ReplyChunk(text=reasoning + text)
+                    yield ReplyChunk(total=parts, text=reasoning + text)
         if is_reasoning:
             yield ReplyChunk(text=CLOSE)
         if finish:  # without usage, a part is taken for a token
-            yield _chat_end(finish, {"completion_tokens": parts, **usage})
+            yield _chat_end(finish, {"completion_tokens": parts, **usage}, calls.calls)
         elif not parts:
             raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
 
@@ -314,7 +325,7 @@ def _texts(message: JsonObject) -> tuple[str, str]:
     return well_formed(reasoning or ""), well_formed(message.get("content") or "")
 
 
-def _chat_end(finish: Any, usage: JsonObject, text: str = "") -> ReplyChunk:
+def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls, text: str = "") -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
     if FAILURES.search(reason):
@@ -324,5 +335,6 @@ def _chat_end(finish: Any, usage: JsonObject, text: str = "") -> ReplyChunk:
         total=stated_count(usage.get("completion_tokens")),
         text=text,
         end=ENDS.get(reason, "unstated"),
+        calls=calls,
         prompt_tokens=stated_count(usage.get("prompt_tokens")),
     )

@@ -23,6 +23,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import Force, LoopCheck, cycle_end
 from cerebrum_cli.engine.remote.client import RefusedRequestError
@@ -59,6 +60,7 @@ class RemoteSample(ReplySample):
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._prompt_tokens = self._cached = 0
+        self._calls: ToolCalls = ()
         self._timings = Timings()  # as stated by the server
         self._ids = array("i")
         self._characters = array("i")  # of a reply without ids
@@ -115,7 +117,7 @@ class RemoteSample(ReplySample):
                 self._cached = chunk.cached
                 yield PromptEvent(self.id, *chunk.progress)
             return
-        if chunk.tokens or chunk.text:
+        if chunk.tokens or chunk.text or chunk.total:
             self._first_at = self._first_at or perf_counter()
         if self._takes_messages:
             yield from self._add_text(chunk)
@@ -137,6 +139,7 @@ class RemoteSample(ReplySample):
             self._check_loop(self._characters, checked)
         if chunk.total is not None:
             self.tokens = chunk.total
+        self._calls = chunk.calls
 
     def _add_tokens(self, chunk: ReplyChunk) -> SampleEvents:
         """Add tokens, or those of the text since the last ones if ids are missing, as within characters."""
@@ -407,4 +410,5 @@ class RemoteSample(ReplySample):
             by_stop_string=by_stop_string,
             has_all_tokens=self.has_all_tokens,
             origin=self.origin,
+            calls=self._calls,
         )

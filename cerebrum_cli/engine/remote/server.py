@@ -19,6 +19,7 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
 )
+from cerebrum_cli.engine.remote.calls import chat_messages
 from cerebrum_cli.engine.remote.client import (
     DAMAGE,
     BusyServerError,
@@ -340,7 +341,7 @@ class Server:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
         if job.request.conversation is None:
             return
-        characters = sum(len(message["content"]) for message in job.request.conversation.openai_messages)
+        characters = sum(len(message["content"] or "") for message in chat_messages(job.request.conversation))
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
             problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
             self._notice(job, problem, DROPPED_HINT)
