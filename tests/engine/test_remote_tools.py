@@ -230,3 +230,28 @@ def test_remote_server_that_dropped_results_of_calls_is_noticed(model: Model, se
     asked = Ask(replace(ASKED, prefill=Message("assistant", "", rounds=(long,))), Settings())
     [notice] = [event.message for event in run_rows(model, [Row(0, asked)]) if isinstance(event, NoticeEvent)]
     assert "read 9 tokens of a prompt with 217 characters" in notice
+
+
+# Servers that call no functions.
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, "tools param requires --jinja flag"),
+        (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
+        (400, "registry.ollama.ai/library/gemma3:4b does not support tools"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_remote_server_that_rejects_tools_is_an_error_with_a_hint(
+    engine: RemoteEngine, server: OllamaServer, status: int, message: str, stream: bool
+) -> None:
+    server.arm(status=status, message=message, times=None)
+    [refused] = events_of(engine, Request((81,), stream=stream, conversation=ASKED))[-1:]
+    assert isinstance(refused, RefusedEvent)
+    assert refused.error.message == f"server 1 rejects the tools: {message}"
+    assert "llama-server with --jinja" in refused.error.hint
+    [plain] = events_of(engine, Request((81,), stream=stream, conversation=replace(ASKED, tools=())))[-1:]
+    assert isinstance(plain, RefusedEvent) and plain.error.message == f"server 1: {message}"
+    assert len(server.completions()) == 2  # they are not asked again

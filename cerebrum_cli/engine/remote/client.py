@@ -42,7 +42,7 @@ RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
 DONE: JsonDict = {}  # instead of [DONE], the last event of a stream
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
-REFUSALS = ("validation error", "context length", "context window")
+REFUSALS = ("validation error", "context length", "context window", "tools param requires")
 URL_EXAMPLE = "write it like http://localhost:8080"
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
