@@ -37,14 +37,15 @@ class Message:
 
 
 class Turn(NamedTuple):
-    """What was said in a role, and the value that it is from; `number` counts the calls of functions.
+    """What was said in a role, and the value that it is from; `thinks` as in a Message.
 
-    That of a Round is the number of calls before it.
+    `number` counts the calls of functions; that of a Round is the number of calls before it.
     """
 
     role: str
     content: str
     said: Message | Round | ToolCall | None = None
+    thinks: bool | None = None
     number: int = 0
 
     @property
@@ -113,11 +114,11 @@ class Conversation:
         number = 0
         for message in self.messages:
             for part in message.rounds:
-                turns.append(Turn("assistant", part.content, part, number))
+                turns.append(Turn("assistant", part.content, part, message.thinks, number))
                 for call in part.calls:
                     number += 1
-                    turns.append(Turn("tool", call.result, call, number))
-            turns.append(Turn(message.role, message.content, message))
+                    turns.append(Turn("tool", call.result, call, None, number))
+            turns.append(Turn(message.role, message.content, message, message.thinks))
         return turns
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens, join_parts
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.formats.plain_tools import with_plain_tools
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup
 
 
@@ -70,6 +71,7 @@ class PlainFormat(PromptFormat):
     removed_text: str = ""
 
     def render(self, conversation: Conversation) -> PromptParts:
+        conversation = with_plain_tools(conversation, self.default_system)
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):

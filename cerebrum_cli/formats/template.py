@@ -8,22 +8,35 @@ has placeholders of its own, which no message can contain.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import unescape
 from itertools import pairwise
 from operator import methodcaller
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, PromptParts, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import (
+    Conversation,
+    Message,
+    PromptPart,
+    PromptParts,
+    Text,
+    Tokens,
+    Turn,
+    join_parts,
+)
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,
@@ -37,23 +50,38 @@ from cerebrum_cli.formats.template_sandbox import (
     write_turn,
 )
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup, open_markup
+from cerebrum_cli.formats.tool_calls import ToolFormat, find_tool_format, tool_variables
 from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
-TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")]
+
+
+def json_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")] + [
+    json_text
+]
 # What templates change in texts, besides entities of HTML: white space, escaped characters, and switches.
 CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
 SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
-LEFT_OUT = {"user": "a question", "assistant": "an earlier reply", "system": "the system prompt"}
+LEFT_OUT = {
+    "user": "a question",
+    "assistant": "an earlier reply",
+    "system": "the system prompt",
+    "tool": "the result of a function",
+}
 BEGINNING = -1
 
 
 class Piece(NamedTuple):
     """Part of a render: a text by its number, and the template's own text behind it. The first is BEGINNING.
 
-    A turn has two texts: its content, with the number of the turn, and its reasoning. Those follow the contents of all.
+    A turn has two texts: its content, with the number of the turn, and its reasoning. Those follow the contents of all;
+    then come the texts in calls of functions.
     """
 
     number: int
@@ -119,11 +147,14 @@ class EmbeddedFormat(PromptFormat):
 
         Raises FormatError, with the name of the template, if it fails, or leaves out a message.
         """
+        uses_calls = self.tool_format.takes_text or self.tool_format.writes_calls
+        if not (self.tool_format.has_place and uses_calls):
+            conversation = with_plain_tools(conversation)
         try:
             return join_parts(Rendering(self, conversation).parts())
         except FormatError as error:
             prefill = conversation.prefill
-            if prefill and not prefill.content.strip():  # reasoning, which not all templates show
+            if prefill and not (prefill.content.strip() or prefill.rounds):  # reasoning, which not all templates show
                 return self.render(replace(conversation, prefill=None))
             if prefill and conversation.system_prompt:  # some show it only with a question that comes last
                 return self.render(conversation.with_folded_system(-1))
@@ -133,7 +164,11 @@ class EmbeddedFormat(PromptFormat):
     def has_system(self) -> bool:
         return find_content_format(self.source).has_system
 
-    def fixed_part(self, message: Message, keeps_tokens: bool) -> PromptPart | None:
+    @property
+    def tool_format(self) -> ToolFormat:
+        return find_tool_format(self.source)
+
+    def fixed_part(self, message: Message | Round, keeps_tokens: bool) -> PromptPart | None:
         """A sampled reply that the template does not see: one that keeps its tokens, or mentions markup.
 
         Templates search replies for markup, and would truncate such a reply, or reject it.
@@ -184,53 +219,73 @@ class EmbeddedFormat(PromptFormat):
             values[effort] = conversation.effort
         if conversation.keeps_reasoning is not None:
             values[PRESERVE] = conversation.keeps_reasoning
-        return {**values, **self.options}
+        return {**values, **tool_variables(conversation.tools), **self.options}
 
 
 class Rendering:
     """One rendering of a conversation: the texts of its turns, and what the template makes of them.
 
     `fixed` are the replies, by the index of their turn, that the template gets only as placeholders, in both renders.
-    If the conversation has a `prefill`, the prompt ends with the text of that.
+    If the conversation has a `prefill` with text, the prompt ends with that.
     """
 
     def __init__(self, chat: EmbeddedFormat, conversation: Conversation) -> None:
         self.chat = chat
-        self.begins = conversation.prefill is not None
-        if conversation.prefill:
-            conversation = conversation.add(conversation.prefill)
+        prefill = conversation.prefill
+        self.begins = prefill is not None and not (prefill.rounds and not prefill.content)
+        if prefill:
+            conversation = conversation.add(prefill)
+        if not chat.tool_format.writes_several:
+            messages = (replace(message, rounds=tuple(_split(message.rounds))) for message in conversation.messages)
+            conversation = replace(conversation, messages=tuple(messages))
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
         self.reasoning_history = chat.reasoning_history(conversation, self.values)
         self.content_format = find_content_format(chat.source)
-        conversation = self.content_format.fold(conversation)
-        self.turns = conversation.openai_messages
-        self.messages = dict(enumerate(conversation.messages, len(self.turns) - len(conversation.messages)))
+        self.turns = self.content_format.fold(conversation).turns
+        if prefill and not self.begins:
+            self.turns.pop()
         self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}
-        self.headers: dict[bool | None, str] = {}
-        self.texts = [turn["content"] for turn in self.turns] + [""] * len(self.turns)
+        self.written: set[int] = set()  # turns whose calls the template writes
+        self.headers: dict[tuple[str, bool | None], str] = {}
+        self.texts = [turn.content for turn in self.turns] + [""] * len(self.turns)
         self._place_replies()
 
     def _place_replies(self) -> None:
         """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
-        for index, message in self.messages.items():
-            part = self.chat.fixed_part(message, keeps_tokens=not self.reasoning_history.drops)
+        tools = self.chat.tool_format
+        last_question = max(index for index, turn in enumerate(self.turns) if turn.role == "user")
+        for index, turn in enumerate(self.turns):
+            said = turn.said
+            if not isinstance(said, Message | Round):
+                continue
+            is_round = isinstance(said, Round)
+            is_recent = is_round and index > last_question
+            part = None
+            if tools.takes_text or not is_round:
+                part = self.chat.fixed_part(said, keeps_tokens=is_recent or not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
                 self.texts[index] = self.placeholders.text(index)
-            elif message.reasoning and self.reasoning_history.takes:
-                self.texts[index + len(self.turns)] = message.reasoning
+                continue
+            if said.reasoning and self.reasoning_history.takes:
+                self.texts[index + len(self.turns)] = said.reasoning
+            if isinstance(said, Round) and tools.writes_calls:
+                self.written.add(index)
+                self.texts += [text for call in said.calls for text in _texts_in([call.name, call.arguments])]
+            elif isinstance(said, Round):
+                self.texts[index] = written_calls(said)
 
     def parts(self) -> PromptParts:
         self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
         final = pieces[-1]
-        self.end = final.literal
         last = len(self.turns) - 1
+        self.headers[self.turns[-1].role, self.conversation.thinks] = final.literal
         if final.number == last:
             self._restore_headers(pieces)
-        header = self._header(self.conversation.thinks)
+        header = self._header(self.conversation.thinks, len(self.turns))
         if self.begins:
             if final.number not in (last, last + len(self.turns)):
                 raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
@@ -241,13 +296,27 @@ class Rendering:
             parts += self.fixed.get(index) or Text(text), Text(literal, trusted=True)
         return tuple(parts)
 
-    def _fill(self, texts: list[str], values: Variables) -> str:
-        """Render the template with these texts of the turns."""
-        messages = [
-            write_turn(turn["role"], content, reasoning, self.reasoning_history.markup)
-            for turn, content, reasoning in zip(self.turns, texts, texts[len(self.turns) :], strict=False)
-        ]
+    def _fill(self, texts: list[str], values: Variables, count: int | None = None) -> str:
+        """Render the template with these texts of the turns, or of the first `count` of them."""
+        of_calls = iter(texts[2 * len(self.turns) :])
+        messages = []
+        for index, turn in enumerate(self.turns[:count]):
+            reasoning = texts[index + len(self.turns)]
+            message = write_turn(turn.role, texts[index], reasoning, self.reasoning_history.markup)
+            messages.append({**self._calls(index, turn, of_calls), **message})
         return run_template(self.chat.source, {**values, "messages": self.content_format.messages(messages)})
+
+    def _calls(self, index: int, turn: Turn, texts: Iterator[str]) -> JsonDict:
+        """The fields of a message that are about functions."""
+        message = turn.openai
+        if index not in self.written:
+            message.pop("tool_calls", None)
+        for call in message.get("tool_calls", ()):
+            name, arguments = _with_texts([call["function"]["name"], call["function"]["arguments"]], texts)
+            if self.chat.tool_format.text_arguments:
+                arguments = json.dumps(arguments, ensure_ascii=False)
+            call["function"] = {"name": name, "arguments": arguments}
+        return message
 
     def _pieces(self, prompt: str, skeleton: str) -> Pieces:
         placed = self.placeholders.split(skeleton)
@@ -258,8 +327,9 @@ class Rendering:
             )
         shown = {piece.number for piece in pieces} if pieces else {*self._rewritten(placed, prompt)}
         for index, turn in reversed([*enumerate(self.turns)]):
-            if turn["content"].strip() and index not in shown:
-                raise FormatError(f"leaves out {LEFT_OUT[turn['role']]}", OTHER_FORMAT)
+            is_needed = index in self.fixed if isinstance(turn.said, Round) else turn.content.strip()
+            if is_needed and index not in shown:
+                raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
 
     def _rewritten(self, placed: Pieces, prompt: str) -> Iterator[int]:
@@ -271,7 +341,7 @@ class Rendering:
         changed = SWITCH_REMOVED if "/no_think" in self.chat.source else CHANGED
         rest = _unchanged(prompt, changed)
         for before, (index, _, _) in pairwise(placed):
-            role = self.turns[index % len(self.turns)]["role"]
+            role = self.turns[index % len(self.turns)].role
             text = _unchanged(self.texts[index], changed)
             _, found, after = rest.partition(_unchanged(before.literal, changed)[-CONTEXT:] + text)
             if found:
@@ -283,27 +353,74 @@ class Rendering:
                 yield index
 
     def _restore_headers(self, pieces: Pieces) -> None:
-        """Put the text that follows a question before each earlier reply with known tokens, too.
+        """Put the text that follows a question, or results, before each earlier reply with known tokens, too.
 
         For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
         """
-        for at, (question, reply) in enumerate(pairwise(pieces[1:]), 1):
+        for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
             part = self.fixed.get(reply.number)
-            if isinstance(part, Tokens) and question.number == reply.number - 1:
-                header = self._header(self.messages[reply.number].thinks)
-                pieces[at] = question._replace(literal=header if part.ids else self.chat.closed(header))
+            if isinstance(part, Tokens) and before.number == reply.number - 1:
+                header = self._header(self.turns[reply.number].thinks, reply.number)
+                pieces[at] = before._replace(literal=header if part.ids else self.chat.closed(header))
 
-    def _header(self, thinks: bool | None) -> str:
-        """Text that follows the last question, or would follow it in another conversation."""
-        if thinks not in self.headers:
-            text = self.end
-            if thinks != self.conversation.thinks and self.chat.switch:
-                rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks))
-                *before, last = self.placeholders.split(rendered)
-                text = last.literal if before else text
-            is_closed = thinks is False and not self.chat.is_fixed
-            self.headers[thinks] = self.chat.closed(text) if is_closed else text
-        return self.headers[thinks]
+    def _header(self, thinks: bool | None, count: int) -> str:
+        """Text that follows the first `count` turns, or would follow them if they were all."""
+        role = self.turns[count - 1].role
+        if (role, thinks) not in self.headers:
+            if role == self.turns[-1].role:
+                count = len(self.turns)
+            self.headers[role, thinks] = self._rendered_header(thinks, count)
+        text = self.headers[role, thinks]
+        is_closed = thinks is False and not self.chat.is_fixed
+        return self.chat.closed(text) if is_closed else text
+
+    def _rendered_header(self, thinks: bool | None, count: int) -> str:
+        is_whole = count == len(self.turns)
+        known = self.headers.get((self.turns[count - 1].role, self.conversation.thinks))
+        if known is not None and is_whole and not self.chat.switch:
+            return known
+        rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks), count)
+        *before, last = self.placeholders.split(rendered)
+        if before or known is None:
+            return last.literal
+        return known
+
+
+def _split(rounds: Iterable[Round]) -> Iterator[Round]:
+    """Rounds for a template that writes one call at a time; those with tokens are not written."""
+    for part in rounds:
+        first, *others = part.calls
+        if part.tokens is not None:
+            yield part
+            continue
+        yield replace(part, calls=(first,))
+        for call in others:
+            yield Round((call,))
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts in a JSON value, without keys."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for item in value.values():
+                yield from _texts_in(item)
+        case list() | tuple():
+            for item in value:
+                yield from _texts_in(item)
+
+
+def _with_texts(value: Any, texts: Iterator[str]) -> Any:
+    """A JSON value with other texts."""
+    match value:
+        case str():
+            return next(texts)
+        case Mapping():
+            return {key: _with_texts(item, texts) for key, item in value.items()}
+        case list() | tuple():
+            return [_with_texts(item, texts) for item in value]
+    return value
 
 
 def _align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
