@@ -227,7 +227,7 @@ def _learn_named(written: str, name: int) -> Finder | None:
             arguments, end = {}, 0
         if arguments == CALLS[0].arguments:
             before = _before_name(written, name, end)
-            header = f"{before}{NAME}{_pattern(written[after_name:start])}" + r"(?=\s*\{)"
+            header = rf"{before}{NAME}\s*{_pattern(written[after_name:start])}(?=\s*\{{)"
             return partial(_named, re.compile(header), json_arguments)
     return _learn_pairs(written, name)
 
@@ -261,7 +261,7 @@ def _learn_pairs(written: str, name: int) -> Finder | None:
     before = _before_name(written, name, len(written) - len(rest))
     ends = MARKER.match(rest.replace(OTHER_KEY, "\0")[len(after_value) :].strip())
     followed = _pattern(key_opening) + (f"|{re.escape(ends[0])}" if ends else r"|\Z")
-    header = f"{before}{NAME}{_pattern(before_key.removesuffix(key_opening))}" + rf"(?=\s*(?:{followed}))"
+    header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
     shared = shared_start(between, between_number)
     middle = _edge(shared)
     if between != between_number:
