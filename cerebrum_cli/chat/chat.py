@@ -14,6 +14,7 @@ from cerebrum_cli.chat.history import (
     KEPT,
     NO_CONTINUATION,
     History,
+    calls_of,
     can_continue,
     forced_tokens,
     is_author,
@@ -154,7 +155,8 @@ class Chat:
             self._enlarge_context(last)
         continued = without_partial_character(last, self.loaded)
         question = self.require_question()
-        yield from self._reply(self._move(question.id), continued, settings_of(last, self.settings))
+        settings, begun = settings_of(last, self.settings), calls_of(continued.message)
+        yield from self._reply(self._move(question.id), continued, settings, prefill=begun)
 
     def reply_from(self, beginning: str) -> Events:
         """Reply to the last question again, with a given beginning."""

@@ -24,9 +24,9 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
-# vocabulary that `tokens` are ids of. `first` is the oldest message still in the model's context, if earlier ones were
-# dropped.
-VERSION = 1  # of the schema
+# vocabulary that `tokens` are ids of. `rounds` are, in JSON, the parts of a reply that called functions; other columns
+# are of what follows them. `first` is the oldest message still in the model's context, if earlier ones were dropped.
+VERSION = 2  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (
     id INTEGER PRIMARY KEY,
@@ -36,6 +36,7 @@ SCHEMA = (
     content TEXT NOT NULL,
     reasoning TEXT,
     tokens BLOB,
+    rounds TEXT,
     finish_reason TEXT,
     model TEXT,
     format TEXT,
@@ -121,8 +122,8 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def require_known_version(database: sqlite3.Connection, path: Path | None) -> None:
-    if _version(database) > VERSION:
-        problem = f"{path}: written by a newer version of cerebrum"
+    if _version(database) not in (0, VERSION):
+        problem = f"{path}: written by another version of cerebrum"
         raise SessionError(problem, "use that version, or move the file elsewhere; a new one will be created")
 
 

@@ -141,7 +141,7 @@ class History:
             for message in conversation.messages[len(visible_messages(self.store, session)) :]:
                 session = self.store.add_message(session, message)
             metadata = reply_metadata(reply, loaded, params)
-            return self.store.add_message(session, Message("assistant", reply.text, reply.tokens), metadata)
+            return self.store.add_message(session, reply.message, metadata)
 
 
 def with_kept(earlier: JsonObject, params: JsonObject) -> JsonDict:
@@ -159,7 +159,7 @@ def reply_metadata(
 ) -> ReplyMetadata:
     """How a reply was generated; `unfinished` is the reason to finish of one that has not come to an end."""
     metadata = ReplyMetadata(
-        reasoning=reply.reasoning,
+        reasoning=reply.message.reasoning,
         finish_reason=unfinished,
         model=loaded.model.reference,
         format=loaded.format_name,
@@ -233,10 +233,13 @@ def load_conversation(
     """
     messages = []
     for stored in visible_messages(store, session):
-        tokens = stored.message.tokens if has_valid_tokens(stored, model) else None
-        if tokens and not stored.message.content:
-            tokens = None if stored.metadata.reasoning else ()
-        messages.append(replace(with_thinking(stored), tokens=tokens))
+        message = with_thinking(stored)
+        if not is_author(model, stored.metadata):
+            rounds = tuple(replace(part, tokens=None) for part in message.rounds)
+            message = replace(message, tokens=None, rounds=rounds)
+        if message.tokens and not message.content:
+            message = replace(message, tokens=None if message.reasoning else ())
+        messages.append(message)
     conversation = Conversation(tuple(messages), session.system_prompt)
     return settings.applied_to(conversation) if settings else conversation
 
@@ -260,7 +263,16 @@ def resume(
 
 
 def without_last(conversation: Conversation) -> Conversation:
-    return replace(conversation, messages=conversation.messages[:-1])
+    """A conversation without its last reply, except for the calls in that, which begin the next one."""
+    *before, last = conversation.messages
+    return replace(conversation, messages=tuple(before), prefill=calls_of(last))
+
+
+def calls_of(reply: Message) -> Message | None:
+    """The beginning of a reply up to the results of its last calls; None without calls."""
+    if not reply.rounds:
+        return None
+    return Message("assistant", "", rounds=reply.rounds)
 
 
 def can_continue(last: StoredMessage, model: InstalledModel) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.history import (
     begin_with,
+    calls_of,
     load_conversation,
     reply_metadata,
     session_params,
@@ -94,7 +95,7 @@ class ReplyRecorder:
                     with suppress(SessionError):  # generation continues; it is saved at the end
                         self._save(None)
                 if isinstance(event, FinishEvent) and event.reason == "context" and event.has_all_tokens:
-                    self._prefix, self.prefill = tuple(self.reply.sampled), None
+                    self._prefix, self.prefill = tuple(self.reply.sampled), calls_of(self.reply.message)
                     if notice := self._make_room():
                         return notice
                 yield event
@@ -104,7 +105,10 @@ class ReplyRecorder:
         full = self.reply
         self._generated += full.finish.completion_tokens
         self.reply = self.loaded.respond(self._request)
-        self.reply.begin(full.sampled, [("thinking", full.reasoning or ""), ("answer", full.text)], full.finish.forced)
+        said = full.message
+        self.reply.begin(
+            full.sampled, [("thinking", said.reasoning or ""), ("answer", said.content)], full.finish.forced
+        )
 
     @property
     def _request(self) -> Ask:
@@ -178,11 +182,10 @@ class ReplyRecorder:
     def _save(self, unfinished: str | None) -> None:
         """Save the reply so far; `unfinished` is its reason to finish until it has one of its own."""
         metadata = reply_metadata(self.reply, self.loaded, session_params(self.settings, self.loaded.model), unfinished)
-        message = Message("assistant", self.reply.text, self.reply.tokens)
         if self._is_stored:
-            self.store.update_message(self.session, message, metadata)
+            self.store.update_message(self.session, self.reply.message, metadata)
         else:
-            self.session = self.store.add_message(self.session, message, metadata)
+            self.session = self.store.add_message(self.session, self.reply.message, metadata)
             self._is_stored = True
 
 

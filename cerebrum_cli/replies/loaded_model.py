@@ -92,7 +92,7 @@ class LoadedModel:
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
         yield from self.take_notices()
-        if request.conversation.prefill:
+        if request.conversation.prefill and not request.prefix_tokens:
             tokens, texts = prepared.beginning
             yield TokenEvent(SequenceId(0), "", tokens=tokens)
             for channel, text in texts:

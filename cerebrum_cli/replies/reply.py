@@ -83,6 +83,8 @@ class Reply:
         self._grammar = grammar
         self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
         self._rounds: list[Round] = []
+        if conversation and conversation.prefill:
+            self._rounds += conversation.prefill.rounds
         self._round_ends = {"answer": 0, "thinking": 0}  # numbers of pieces
         self._tokens = array("i")
         self._logprobs = array("d")
@@ -231,8 +233,8 @@ class Reply:
 
     @property
     def has_text(self) -> bool:
-        """Whether any text of it has arrived."""
-        return any(self._texts.values())
+        """Whether any text of it, or call of a function, has arrived."""
+        return any(self._texts.values()) or bool(self._rounds)
 
     @property
     def sampled(self) -> Tokens:

@@ -16,6 +16,7 @@ from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.errors import EngineError, ModelNotFound, PromptTooLong, SessionError
 from cerebrum_cli.core.events import Event, NoticeEvent, TokenEvent
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.step import StopFlag
 
@@ -159,6 +160,23 @@ def test_continue_extends_a_truncated_reply(endless_chat: Chat) -> None:
     assert text(chat.continue_reply()) == " so on"
     assert chat.require_reply().message.tokens == tuple(b" and so on")
     assert contents(chat) == ["One?", "and so on"]
+
+
+def test_continue_keeps_the_calls_of_a_truncated_reply(start_chat: Start, store: Store) -> None:
+    chat = start_chat(lambda: ScriptedBackend(lambda held, seed: ord("x"), context_size=500))
+    chat.settings = replace(chat.settings, loop_check=False, max_tokens=2)
+    list(chat.send("One?"))
+    truncated = chat.require_reply()
+    called = replace(truncated.message, rounds=(Round((ToolCall("now", {}, "12:00"),), "Wait.", tokens=(1,)),))
+    assert chat.session
+    store.update_message(chat.session, called, truncated.metadata)
+    list(chat.continue_reply())
+    continued = replace(called, content="xxxx", tokens=tuple(b"xxxx"))
+    assert chat.require_reply().message == continued
+    assert store.alternatives(chat.session) == []  # the longer one replaces the first
+    list(chat.retry())
+    assert chat.require_reply().message.rounds == ()
+    assert [stored.message for _, stored in store.alternatives(chat.session)] == [continued]
 
 
 def test_continue_refuses_a_complete_reply_and_one_that_does_not_fit(chat: Chat, endless_chat: Chat) -> None:

@@ -25,8 +25,9 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.events import FinishEvent, SequenceId, Timings
+from cerebrum_cli.core.events import FinishEvent, RoundEvent, SequenceId, Timings
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.registry import RegistryEntry
@@ -147,6 +148,19 @@ def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: His
     [_, reply] = history.store.messages(session)
     history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", None, "2 and 2")
+
+
+def test_record_keeps_calls_of_functions_and_their_tokens(history: History, chatml_model: Path) -> None:
+    reply = finished("Let me see.", "Hm.", (1, 2), FINISH)
+    called = Round((ToolCall("weather", {"days": [1]}, "Dry."),), "Let me see.", "Hm.", (1, 2))
+    reply.emit(RoundEvent(ONLY, called))
+    reply.begin((3,), [("answer", "Dry.")])
+    session = history.record(None, SUM, reply, LOADED, SETTINGS)
+    expected = Message("assistant", "Dry.", (3,), rounds=(called,))
+    assert load_conversation(history.store, session, MODEL) == SUM.add(expected)
+    untokenized = replace(expected, tokens=None, rounds=(replace(called, tokens=None),))
+    other = replace(MODEL, paths=(chatml_model,))
+    assert load_conversation(history.store, session, other) == SUM.add(untokenized)
 
 
 def test_session_defaults_apply_to_the_same_file_by_any_path(

@@ -324,7 +324,7 @@ def test_concurrent_writers_lose_nothing(path: Path) -> None:
     assert [writer.returncode for writer in writers] == [0] * 4
     with contextlib.closing(Store(path)) as sessions:
         stored = {each.session.name: texts(sessions.messages(each.session)) for each in sessions.summaries()}
-    assert rows(path, "PRAGMA user_version") == [(1,)]
+    assert rows(path, "PRAGMA user_version") == [(2,)]
     assert stored == {
         f"{writer}-{number}": [f"question {writer} {number}", f"answer {writer} {number}"]
         for writer in range(4)
@@ -390,15 +390,16 @@ def test_damaged_database_is_reported_and_never_overwritten(path: Path) -> None:
         assert path.read_bytes() == damaged
 
 
-def test_database_of_another_version_is_left_unchanged(path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 99])
+def test_database_of_another_version_is_left_unchanged(path: Path, version: int) -> None:
     path.parent.mkdir()
     with contextlib.closing(sqlite3.connect(path)) as database:
         database.execute("CREATE TABLE sessions (something TEXT)")
-        database.execute("PRAGMA user_version = 99")
+        database.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
     hint = "use that version, or move the file elsewhere; a new one will be created"
     for error in errors_of(path):
-        assert (error.message, error.hint) == (f"{path}: written by a newer version of cerebrum", hint)
+        assert (error.message, error.hint) == (f"{path}: written by another version of cerebrum", hint)
     assert path.read_bytes() == before
 
 

@@ -177,7 +177,7 @@ def test_sessions_check_changes_nothing(tmp_path: Path, sessions: Path) -> None:
 @pytest.mark.parametrize(
     ("statement", "detail"),
     [
-        ("PRAGMA user_version = 99", "written by a newer version of cerebrum"),
+        ("PRAGMA user_version = 99", "written by another version of cerebrum"),
         ("PRAGMA user_version = 0", "is damaged: it belongs to another program"),
         ("DROP TABLE sessions", "is damaged: no such table: sessions"),
         ("UPDATE messages SET parent = 77", "is damaged: a row of messages refers to a missing row of messages"),
