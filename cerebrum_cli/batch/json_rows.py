@@ -14,11 +14,12 @@ from math import isfinite, isnan
 from typing import Any
 
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
-from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.results.schema import to_json

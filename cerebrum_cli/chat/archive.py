@@ -18,6 +18,7 @@ from cerebrum_cli.chat.history import (
     load_conversation,
     settings_of,
     with_thinking,
+    without_last,
 )
 from cerebrum_cli.chat.session import (
     ReplyMetadata,
@@ -28,24 +29,27 @@ from cerebrum_cli.chat.session import (
     without_files,
 )
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import REASONING_KEYS, Conversation, conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation, Turn
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages
 from cerebrum_cli.core.text import format_utc, one_line
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.prompt_sources import read_text
+from cerebrum_cli.replies.prompt_sources import code_block, read_text
 from cerebrum_cli.replies.source import ModelSource
 
 UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
-_SHAREGPT = {"human": "user", "gpt": "assistant"}
+_SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
 _SHAREGPT_NAMES = {role: name for name, role in _SHAREGPT.items()}
+_CALL = "function_call"  # ShareGPT's name for who calls a function
 _MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
 _AROUND = '" \n'  # a question, and text that the prompt takes as several lines
 _TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
@@ -85,18 +89,17 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
         return "\n\n".join(text for _, text in markdown_parts(store, session)) + "\n"
     messages, alternatives = store.messages(session), store.alternatives(session)
     names = {"name": session.name, "model": session.model}
-    key, turn = "messages", _openai_turn
+    key, turns_of = "messages", _openai_turns
     if export_format == "sharegpt":
         names = {"id": session.name}
-        key, turn = "conversations", _sharegpt_turn
-    turns = []
-    if session.system_prompt is not None:
-        turns.append(turn("system", session.system_prompt))
-    for stored in messages:
-        turns.append(turn(*_texts(stored)))
-    exported = {**names, key: turns}
-    if alternatives:
-        exported["alternatives"] = [{"place": place, **turn(*_texts(stored))} for place, stored in alternatives]
+        key, turns_of = "conversations", _sharegpt_turns
+    conversation = Conversation(tuple(map(with_thinking, messages)), session.system_prompt)
+    exported: JsonDict = {**names, key: turns_of(conversation)}
+    others = []
+    for place, stored in alternatives:
+        others += [{"place": place, **turn} for turn in turns_of(Conversation((with_thinking(stored),)))]
+    if others:
+        exported["alternatives"] = others
     return json.dumps(exported, ensure_ascii=False, indent=2) + "\n"
 
 
@@ -118,31 +121,62 @@ def markdown_parts(store: Store, session: Session) -> Iterator[tuple[str, str]]:
 
 
 def _message_parts(stored: StoredMessage) -> Iterator[tuple[str, str]]:
-    content, end = stored.message.content.strip(), stored.early_end
-    if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
-        content += "\n```"
+    role, content, end = stored.message.role, stored.message.content.strip(), stored.early_end
+    for part in stored.message.rounds:
+        if part.content.strip():
+            yield role, _closed(part.content.strip())
+        for call in part.calls:
+            yield "", code_block(f"{call}\n-> {call.result}")
+    if end:
+        content = _closed(content)
     if content:
-        yield stored.message.role, content
+        yield role, content
     if end:
         yield "", f"*({end})*"
 
 
-def _texts(stored: StoredMessage) -> tuple[str, str, str | None]:
-    return stored.message.role, stored.message.content, stored.metadata.reasoning
+def _closed(content: str) -> str:
+    """Markdown with an end for the code block in which it ends."""
+    if len(_FENCE.findall(content)) % 2:
+        return f"{content}\n```"
+    return content
 
 
-def _openai_turn(role: str, content: str, reasoning: str | None = None) -> JsonDict:
-    """A message of OpenAI's API, with the key that servers add for reasoning."""
-    turn = {"role": role, "content": content}
-    if reasoning:
-        turn["reasoning_content"] = reasoning
-    return turn
+def _openai_turns(conversation: Conversation) -> list[JsonDict]:
+    """Messages of OpenAI's API, with the key that servers add for reasoning."""
+    messages = []
+    for turn in conversation.turns:
+        message = turn.openai
+        if reasoning := _reasoning(turn):
+            message["reasoning_content"] = reasoning
+        for call in message.get("tool_calls", ()):
+            call["function"]["arguments"] = _json(call["function"]["arguments"])
+        messages.append(message)
+    return messages
 
 
-def _sharegpt_turn(role: str, content: str, reasoning: str | None = None) -> JsonDict:
-    if reasoning:
-        content = REASONING_MARKUPS[0].wrap(reasoning) + content
-    return {"from": _SHAREGPT_NAMES.get(role, role), "value": content}
+def _sharegpt_turns(conversation: Conversation) -> list[JsonDict]:
+    """Messages of ShareGPT; each call of a function is one, and so is its result."""
+    messages = []
+    for turn in conversation.turns:
+        name, content = _SHAREGPT_NAMES.get(turn.role, turn.role), turn.content
+        match turn.said:
+            case ToolCall(called, arguments):
+                messages.append({"from": _CALL, "value": _json({"name": called, "arguments": arguments})})
+            case Round(_, "", None):
+                continue
+        if reasoning := _reasoning(turn):
+            content = REASONING_MARKUPS[0].wrap(reasoning) + content
+        messages.append({"from": name, "value": content})
+    return messages
+
+
+def _reasoning(turn: Turn) -> str | None:
+    return getattr(turn.said, "reasoning", None)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
@@ -196,8 +230,8 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
 def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
     if not (conversation.messages and conversation.messages[-1].role == "assistant"):
         return f"{model.preview(conversation)[0]}\n"
-    *asked, last = conversation.messages
-    prompt, _ = model.preview(replace(conversation, messages=tuple(asked), thinks=last.thinks))
+    last = conversation.messages[-1]
+    prompt, _ = model.preview(replace(without_last(conversation), thinks=last.thinks))
     if last.tokens is not None:
         return f"{prompt}{model.detokenize(last.tokens)}\n"
     if not prompt[-1:].isspace():
@@ -297,6 +331,8 @@ def _session_fields(session: Session) -> JsonDict:
 def _message_object(stored: StoredMessage) -> JsonDict:
     metadata = asdict(stored.metadata)
     del metadata["vocabulary"]
+    if stored.message.rounds:
+        metadata["calls"] = [asdict(call) for part in stored.message.rounds for call in part.calls]
     created = format_utc(stored.created)
     return {"role": stored.message.role, "content": stored.message.content, **metadata, "created": created}
 
@@ -307,9 +343,14 @@ def _openai_message(item: Any) -> Any:
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
     reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
+    if role == _CALL and isinstance(content, str):
+        call: Any = content
+        with suppress(ValueError, RecursionError):
+            call = json.loads(content)
+        return {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
     role = _SHAREGPT.get(str(role), role)
     if isinstance(content, str) and role == "assistant" and not reasoning:
         marked = _MARKED.match(content)
         if marked:
             reasoning, content = marked[1].strip(), content[marked.end() :]
-    return {"role": role, "content": content, "reasoning_content": reasoning}
+    return {**item, "role": role, "content": content, "reasoning_content": reasoning}

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Round, ToolCall, ToolSpecs
 
 Role = Literal["user", "assistant"]
-ROLES = ("system", "user", "assistant")  # of OpenAI's messages; `developer` is another name of `system`
-TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "refusal")
-REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking")
-TEXT_KEYS = ("text", "content", "refusal", "value")
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 @frozen
@@ -131,114 +124,6 @@ class Conversation:
 
     def with_question(self, content: str) -> Conversation:
         return replace(self, messages=(*self.messages[:-1], Message("user", content)))
-
-
-def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
-    """Convert an OpenAI messages list. Raises UsageError with `name` as the source.
-
-    A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
-    is the same; system messages that are not the first become part of the question. Those without content are ignored.
-    """
-    numbered = enumerate(items if isinstance(items, list) else [], 1)
-    turns = [turn for number, item in numbered if (turn := _turn(item, f"{name}: message {number}"))]
-    if not turns:
-        raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')
-    turns = _joined(turns)
-    system = turns.pop(0).content if turns[0].role == "system" else None
-    if turns and turns[0].role == "assistant":
-        raise UsageError(f"{turns[0].where} has the role assistant, expected user", "a question must come first")
-    messages = [Message(turn.role, turn.content, reasoning=turn.reasoning or None) for turn in turns]
-    conversation = Conversation(tuple(messages), system)
-    if not is_request:
-        return conversation
-    if not turns:
-        raise UsageError(f"{name}: no question to answer", "add a message with the role user")
-    for turn in turns[::2]:
-        if not turn.content.strip():
-            raise UsageError(f"{turn.where} is empty", "a question must contain text")
-    return _with_prefill(conversation)
-
-
-def _with_prefill(conversation: Conversation) -> Conversation:
-    """A conversation whose last message, if it is the assistant's, is the beginning of the reply."""
-    *before, last = conversation.messages
-    if last.role == "user":
-        return conversation
-    prefill = None
-    if last.content.strip() or last.reasoning:
-        prefill = last
-    return replace(conversation, messages=tuple(before), prefill=prefill)
-
-
-class _Turn(NamedTuple):
-    where: str
-    role: Any
-    content: str
-    reasoning: str
-
-
-def _joined(turns: list[_Turn]) -> list[_Turn]:
-    first, *others = turns
-    joined = [first]
-    for turn in others:
-        last = joined[-1]
-        role = "user" if turn.role == "system" and last.role != "system" else turn.role
-        if last.role == role:
-            content = _paragraphs(last.content, turn.content)
-            joined[-1] = last._replace(content=content, reasoning=_paragraphs(last.reasoning, turn.reasoning))
-        else:
-            joined.append(turn._replace(role=role))
-    return joined
-
-
-def _paragraphs(*texts: str) -> str:
-    return "\n\n".join(filter(None, texts))
-
-
-def _turn(item: Any, where: str) -> _Turn | None:
-    """A message as a turn; None if it has neither content nor reasoning."""
-    role = item.get("role") if isinstance(item, dict) else None
-    if role == "developer":
-        role = "system"
-    if role not in ROLES:
-        raise UsageError(f"{where} has the role {role!r}", "roles are system, user and assistant")
-    for key in filter(item.get, ("tool_calls", "function_call")):
-        raise UsageError(f"{where} calls a tool", f"tools are not supported: remove `{key}`")
-    content = _text_of(item)
-    if content is None:
-        raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
-    reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
-    if role != "assistant" or not isinstance(reasoning, str):
-        reasoning = ""
-    if item.get("content") is None and not content and not reasoning:
-        return None
-    return _Turn(where, role, well_formed(content), well_formed(reasoning))
-
-
-def _text_of(message: JsonDict) -> str | None:
-    """The text of a message, which may be in parts, or null; None if it has other parts, or its text is ambiguous."""
-    content = message.get("content")
-    waiting = [{**message, "type": "text"} if content is None else content]
-    texts = []
-    while waiting:
-        part = waiting.pop()
-        match part:
-            case str():
-                texts.append(part)
-            case list():
-                waiting += reversed(part)
-            case dict() if part.get("type", "text") in TEXT_PARTS:
-                values = [part[key] for key in TEXT_KEYS if part.get(key) is not None]
-                if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *REASONING_KEYS)):
-                    return None
-                waiting += values
-            case dict() if part["type"] in REASONING_PARTS:
-                continue
-            case None:
-                continue
-            case _:
-                return None
-    return "".join(texts)
 
 
 @frozen

@@ -42,6 +42,10 @@ class ToolCall:
     arguments: JsonObject
     result: str = ""
 
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.name}({arguments})"
+
 
 ToolCalls = tuple[ToolCall, ...]
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import Paths, read_beginning, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
@@ -112,9 +113,14 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
 
 
 def fence_file(name: str, text: str) -> str:
-    """Format a file as its name and a code block; the fence is longer than any run of backticks in the text."""
+    """Format a file as its name and a code block."""
+    return f"{name}:\n{code_block(text, Path(name).suffix.lstrip('.'))}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Text as a code block of Markdown, with a fence that is longer than any run of backticks in it."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{name}:\n{fence}{Path(name).suffix.lstrip('.')}\n{text.rstrip()}\n{fence}"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def parse_messages(text: str, name: str) -> Conversation:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vocabularies import text_of
 
-from cerebrum_cli.core.conversation import Conversation, Text, Tokens, conversation_from_messages, join_parts
+from cerebrum_cli.core.conversation import Conversation, Text, Tokens, join_parts
+from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW, PromptFormat
 from cerebrum_cli.replies.text_tokens import detokenize

@@ -8,9 +8,10 @@ from installations import model_on
 from scripted_backend import END, ScriptedBackend
 from templates import TEMPLATES
 
-from cerebrum_cli.core.conversation import Conversation, conversation_from_messages
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.plain import SERVERS
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows

@@ -14,11 +14,28 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.replies.prompt_sources import PromptSources, fence_file, parse_messages, template_options
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASSISTANT = {"role": "assistant", "content": "So."}
+CALLS = {
+    "role": "assistant",
+    "reasoning": "Hm.",
+    "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo", "days": [1]}'}},
+        {"id": "b", "type": "function", "function": {"name": "now"}},
+    ],
+}
+RESULTS = (
+    {"role": "tool", "tool_call_id": "b", "content": None},
+    {"role": "tool", "content": [{"type": "text", "text": "Dry.\n"}]},
+)
+ROUNDS = (Round((ToolCall("weather", {"city": "Oslo", "days": [1]}, "Dry.\n"), ToolCall("now", {})), "", "Hm."),)
+SHORT = Conversation().user("Why?")
+CALLED = SHORT.add(Message("assistant", "Dry.", rounds=ROUNDS))
+CALLED_AFTER_TEXT = SHORT.add(Message("assistant", "So.", rounds=(replace(ROUNDS[0], content="So."),)))
 
 
 def no_notices(notice: NoticeEvent) -> None:
@@ -136,6 +153,12 @@ def test_argument_that_is_not_utf_8_gets_replacement_characters() -> None:
                 [{"type": "reasoning", "summary": []}, {"type": "refusal", "refusal": "Why?"}],
             )
         ),
+        ([USER, CALLS, *RESULTS, {**ASSISTANT, "content": "Dry."}, USER], CALLED.user("Why?")),
+        ([USER, ASSISTANT, {**CALLS, "content": ""}, *RESULTS, ASSISTANT, USER], CALLED_AFTER_TEXT.user("Why?")),
+        (
+            [USER, CALLS, *RESULTS],
+            replace(Conversation().user("Why?"), prefill=Message("assistant", "", rounds=ROUNDS)),
+        ),
         ([USER, ASSISTANT], replace(Conversation().user("Why?"), prefill=Message("assistant", "So."))),
         *(
             (
@@ -163,7 +186,15 @@ def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
         ({**USER, "content": 5}, "message 1 has no text content"),
         ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
         ({"role": "assistant"}, "message 1 has no text content"),
-        ({**ASSISTANT, "function_call": {"name": "f"}}, "message 1 calls a tool"),
+        ({**ASSISTANT, "function_call": {"name": "f"}}, "message 1 has a `function_call`"),
+        ({**USER, "tool_calls": CALLS["tool_calls"]}, "message 1 has `tool_calls`"),
+        (CALLS, "message 1 calls 'weather', without a result"),
+        ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call: 5"),
+        (RESULTS[0], "message 1 has the role tool, expected user"),
+        *(
+            ({**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": text}}]}, "message 1 has an invalid call")
+            for text in ("{", "5", "[" * 100_000)
+        ),
         ({**USER, "content": None}, "has no messages"),
         ({**USER, "content": " "}, "message 1 is empty"),
     ],
@@ -172,6 +203,13 @@ def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], pr
     with pytest.raises(UsageError, match=problem) as caught:
         parse_messages(json.dumps([message]), "m.json")
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["b", None])
+def test_result_of_no_call_is_refused(name: str | None) -> None:
+    messages = [USER, CALLS, *RESULTS, {"role": "tool", "tool_call_id": name, "content": "5"}]
+    with pytest.raises(UsageError, match=f"^m.json: message 5 is the result of no call: tool_call_id is {name!r}$"):
+        parse_messages(json.dumps(messages), "m.json")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
