@@ -186,7 +186,7 @@ WIRE = [
     {"role": "tool", "content": "sun", "name": "weather", "tool_call_id": "call00002"},
     {
         "role": "assistant",
-        "content": None,
+        "content": "",  # llama-cpp-python's server rejects null
         "tool_calls": [
             {
                 "id": "call00003",

@@ -21,7 +21,6 @@ def chat_messages(conversation: Conversation) -> list[JsonDict]:
         for call in message.get("tool_calls", ()):
             function = call["function"]
             function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-            message["content"] = message["content"] or None
     return messages
 
 

@@ -345,7 +345,7 @@ class Server:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
         if job.request.conversation is None:
             return
-        characters = sum(len(message["content"] or "") for message in chat_messages(job.request.conversation))
+        characters = sum(len(message["content"]) for message in chat_messages(job.request.conversation))
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
             problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
             self._notice(job, problem, DROPPED_HINT)
