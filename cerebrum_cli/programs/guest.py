@@ -13,6 +13,7 @@ from types import ModuleType
 # Soft and hard limits; a file system of /tmp has its own.
 LIMITS = {resource.RLIMIT_AS: 2**29, resource.RLIMIT_FSIZE: 2**24, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CORE: 0}
 DETAIL = 2000  # characters of an error that are reported, from its end
+MAX_PRINTED = 8000  # characters of what a program prints
 
 
 def main() -> None:
@@ -47,10 +48,22 @@ def run(code: str, test: str) -> tuple[str, str]:
     except memory_error:
         return "memory", ""
     except BaseException as error:
-        if test or not isinstance(error, exit_error) or error.code:
-            own = error.__traceback__  # the frame of this function, above those of the program
-            return "failed", "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
-    return "passed", printed.getvalue()[-DETAIL:]
+        own = error.__traceback__  # the frame of this function, above those of the program
+        problem = "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
+        if test:
+            return "failed", problem
+        if not isinstance(error, exit_error) or error.code:
+            return "failed", cut(printed.getvalue(), MAX_PRINTED) + problem
+    return "passed", cut(printed.getvalue(), MAX_PRINTED)
+
+
+def cut(text: str, limit: int) -> str:
+    """The beginning and the end of a text that is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    start = limit // 2
+    end = len(text) - (limit - start)
+    return f"{text[:start]}\n[... {end - start:,} characters omitted ...]\n{text[end:]}"
 
 
 if __name__ == "__main__":

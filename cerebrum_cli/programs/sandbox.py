@@ -178,19 +178,21 @@ class Sandbox:
         output, has_ended, deadline = b"", False, time.monotonic() + START_S
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
-        while not has_ended and len(output) <= MAX_OUTPUT and time.monotonic() < deadline:
-            if self.is_closed.is_set():
-                break
-            if poll.poll(POLL_MS):
-                is_new, data = READY not in output, os.read(process.stdout.fileno(), MAX_OUTPUT)
-                output += data
-                has_ended = not data
-                if is_new and READY in output:
-                    deadline = time.monotonic() + timeout_s
-        if not has_ended:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         with process.stdout:
+            try:
+                while not has_ended and len(output) <= MAX_OUTPUT and time.monotonic() < deadline:
+                    if self.is_closed.is_set():
+                        break
+                    if poll.poll(POLL_MS):
+                        is_new, data = READY not in output, os.read(process.stdout.fileno(), MAX_OUTPUT)
+                        output += data
+                        has_ended = not data
+                        if is_new and READY in output:
+                            deadline = time.monotonic() + timeout_s
+            finally:  # also after Ctrl-C
+                if not has_ended:
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
             while os.read(process.stdout.fileno(), MAX_OUTPUT):
                 pass
         return output, has_ended
