@@ -65,7 +65,7 @@ PURE = (
     *("checkpoints.bpe", "checkpoints.sentencepiece", "checkpoints.special_tokens"),
     *("programs.code", "replies.tally", "replies.voting", "merge.compatibility", "merge.methods", "merge.plan"),
     *("merge.recipe", "merge.mixtures", "merge.convert", "checkpoints.families", "gguf.tensor_names", "library.fit"),
-    "core.row_events",
+    *("core.row_events", "programs.function_schema"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("asyncio", "concurrent", "ctypes", "datetime", "fcntl", "http", "io", "mmap", "multiprocessing", "os", "queue"),

@@ -1,1 +1,1 @@
-"""Programs that a model wrote: found in replies, and run in a sandbox."""
+"""Programs that a model wrote, found in replies and run in a sandbox, and functions that it may call."""

@@ -83,6 +83,21 @@ def first_program(reply: str) -> str:
     return _with_helpers(chosen.text, blocks, "", "print")
 
 
+def interactive_program(text: str) -> str:
+    """A program without its fence, which also prints the value of its last line, as an interactive interpreter does."""
+    code = text
+    if _first_error(code) is not None:
+        code = first_program(code)
+    if _first_error(code) is not None:
+        return code
+    match _parse(code).body:
+        case [*_, ast.Expr() as last]:
+            lines = code.encode().splitlines(keepends=True)
+            before = b"".join(lines[: last.lineno - 1]) + lines[last.lineno - 1][: last.col_offset]
+            return f"{before.decode()}__import__('sys').displayhook(({ast.get_source_segment(code, last)}))"
+    return code
+
+
 def _class_with_method(text: str, name: str) -> str | None:
     """The last class that has a method of this name; None beside a function of that name."""
     classes = re.findall(rf"(?ms)^class (\w+)\b(?:(?!^\w).)*?^[ \t]+(?:async )?def {name}\b", text)

@@ -1,0 +1,495 @@
+"""Functions that a model may call: their schemas, calls of them, files of functions, and the tool `python`."""
+
+import functools
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Optional
+
+import psutil
+import pytest
+
+from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.tools import ToolSpec
+from cerebrum_cli.programs import functions
+from cerebrum_cli.programs.functions import Tool, convert, cut, tools_of
+from cerebrum_cli.programs.sandbox import Sandbox, call_filter
+
+
+def tool_of(function: Callable[..., object]) -> Tool:
+    [tool] = tools_of([function])
+    return tool
+
+
+def parameters_of(function: Callable[..., object]) -> Any:
+    return tool_of(function).spec.parameters["properties"]
+
+
+def weather(city: str, days: int = 1, units: Literal["C", "F"] | None = None) -> str:
+    """Forecast for a city,
+    for some days.
+
+    Cached for an hour.
+
+    Args:
+        city: The name: of the city,
+            in English.
+        days (int, optional): How many.
+        other: Not a parameter.
+
+    Returns:
+        text: The forecast.
+    """
+    return f"{city} {days} {units}"
+
+
+# What a function tells a model.
+
+
+def test_function_gives_name_docstring_and_schema() -> None:
+    tool = tool_of(weather)
+    assert tool.spec == ToolSpec(
+        "weather",
+        "Forecast for a city,\nfor some days.\n\nCached for an hour.",
+        {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "The name: of the city, in English."},
+                "days": {"type": "integer", "default": 1, "description": "How many."},
+                "units": {"type": "string", "enum": ["C", "F"]},
+            },
+            "required": ["city"],
+        },
+    )
+    assert not tool.asks
+
+
+def test_sphinx_fields_describe_parameters() -> None:
+    def route(start: str, end: str, stops=[]):  # type: ignore[no-untyped-def]  # noqa: B006
+        """A route.
+        :param start: where it begins,
+            as a name
+        :param str end: where it ends
+        :returns: the route
+        """
+
+    assert tool_of(route).spec.description == "A route."
+    assert parameters_of(route) == {
+        "start": {"type": "string", "description": "where it begins, as a name"},
+        "end": {"type": "string", "description": "where it ends"},
+        "stops": {"default": []},
+    }
+
+
+def test_function_without_docstring_and_parameters_is_a_tool() -> None:
+    def now():  # type: ignore[no-untyped-def]
+        return "noon"
+
+    tool = tool_of(now)
+    assert tool.spec == ToolSpec("now", "", {"type": "object", "properties": {}})
+    assert tool.run({}) == "noon"
+
+
+class Size(Enum):
+    SMALL = 1
+
+
+def takes(annotation: Any) -> Callable[..., object]:
+    def function(value):  # type: ignore[no-untyped-def]
+        return repr(value)
+
+    function.__annotations__["value"] = annotation
+    return function
+
+
+STRING, INTEGER = {"type": "string"}, {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "schema"),
+    [
+        (str, STRING),
+        (int, INTEGER),
+        (float, {"type": "number"}),
+        (bool, {"type": "boolean"}),
+        ("list[int]", {"type": "array", "items": INTEGER}),
+        (list, {"type": "array"}),
+        (set[str], {"type": "array", "items": STRING}),
+        (tuple[int, ...], {"type": "array", "items": INTEGER}),
+        (dict, {"type": "object"}),
+        (dict[str, list[int]], {"type": "object", "additionalProperties": {"type": "array", "items": INTEGER}}),
+        (dict[str, Any], {"type": "object", "additionalProperties": {}}),
+        (Literal[1, 2], {"type": "integer", "enum": [1, 2]}),
+        (Optional[int], {"anyOf": [INTEGER, {"type": "null"}]}),  # noqa: UP045
+        (int | str, {"anyOf": [INTEGER, STRING]}),
+        (Any, {}),
+    ],
+)
+def test_annotations_become_json_schema(annotation: Any, schema: object) -> None:
+    assert parameters_of(takes(annotation)) == {"value": schema}
+
+
+@pytest.mark.parametrize(
+    "annotation", [datetime, "list[datetime]", Size, tuple[int, str], dict[int, str], Literal["a", 1], bytes, Callable]
+)
+def test_unsupported_annotation_names_function_and_parameter(annotation: Any) -> None:
+    with pytest.raises(UsageError, match="function: unsupported parameter: value: ") as raised:
+        tool_of(takes(annotation))
+    assert "str, int, float, bool, list" in raised.value.hint
+
+
+def variadic(*cities: str) -> None: ...
+
+
+def keywords(**options: str) -> None: ...
+
+
+def positional(city: str, /) -> None: ...
+
+
+async def asynchronous() -> None: ...
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (variadic, r"variadic: unsupported parameter: \*cities"),
+        (keywords, r"keywords: unsupported parameter: \*\*options"),
+        (positional, "positional: unsupported parameter: city"),
+        (asynchronous, "asynchronous cannot be a tool"),
+        (generator, "generator cannot be a tool"),
+        (lambda: 1, "<lambda> cannot be a tool"),
+        (functools.partial(weather, days=2), "cannot be a tool"),
+        (max, "cannot be a tool"),
+        (takes("Missing"), "name 'Missing' is not defined"),
+        (7, "invalid tool: 7"),
+        ("perl", "invalid tool: 'perl'"),
+    ],
+)
+def test_other_functions_and_values_are_rejected(function: Any, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem) as raised:
+        tools_of([function])
+    assert raised.value.hint and "\n" not in raised.value.message
+
+
+def test_tools_pass_and_two_of_one_name_are_rejected() -> None:
+    tool = tool_of(weather)
+    assert tools_of([tool, successor]) == (tool, tool_of(successor))
+    with pytest.raises(UsageError, match="two tools are named weather"):
+        tools_of([tool, weather])
+
+
+@functools.cache
+def successor(number: int) -> int:
+    return number + 1
+
+
+class Station:
+    def temperature(self, city: str) -> float:
+        return 2.5
+
+
+def test_methods_and_cached_functions_are_tools() -> None:
+    assert tool_of(Station().temperature).run({"city": "Oslo"}) == "2.5"
+    assert tool_of(successor).run({"number": 1}) == "2"
+
+
+# Calls.
+
+
+def test_wrong_arguments_are_one_line_for_the_model() -> None:
+    run = tool_of(weather).run
+    assert run({}) == "invalid arguments: 'city' is a required property"
+    assert run({"city": 5}) == "invalid arguments: city: 5 is not of type 'string'"
+    assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: units: 'K' is not one of ['C', 'F']"
+    assert "'town' was unexpected" in run({"city": "Oslo", "town": "Oslo"})
+    assert len(run({"city": ["Oslo\n"] * 1000})) < 300
+
+
+def test_null_omits_an_optional_argument() -> None:
+    assert tool_of(weather).run({"city": "Oslo", "days": None, "units": None}) == "Oslo 1 None"
+    assert tool_of(weather).run({"city": None}) == "invalid arguments: city: None is not of type 'string'"
+    assert tool_of(takes(int | None)).run({"value": None}) == "None"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text", "value"),
+    [
+        (int, "7", 7),
+        (int, "seven", "seven"),
+        (float, "0.5", 0.5),
+        (bool, "True", True),
+        (bool, "false", False),
+        (list[int], "[1, 2]", [1, 2]),
+        (dict, '{"a": "b"}', {"a": "b"}),
+        (int | None, "None", None),
+        (str, "7", "7"),
+        (str, "null", "null"),
+        (int | str, "7", "7"),
+        (Any, "7", "7"),
+        (Literal[1, 2], "2", 2),
+        (list, "[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_text_is_parsed_where_another_type_is_wanted(annotation: Any, text: str, value: object) -> None:
+    arguments = {"value": text}
+    assert convert(arguments, tool_of(takes(annotation)).spec) == {"value": value}
+    assert arguments == {"value": text}
+
+
+def test_arrays_become_tuples_and_sets() -> None:
+    assert tool_of(takes(set[int])).run({"value": [1, 1]}) == "{1}"
+    assert tool_of(takes(tuple[int, ...])).run({"value": [1, 1]}) == "(1, 1)"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("æ\n", "æ\n"),
+        ("", "(no result)"),
+        (None, "(no result)"),
+        ({"city": "Tromsø", "on": datetime(2025, 1, 2)}, '{"city": "Tromsø", "on": "2025-01-02 00:00:00"}'),
+        ((1, 2.5, True), "[1, 2.5, true]"),
+        ("a\udcff", "a\ufffd"),
+    ],
+)
+def test_results_are_text_or_json(value: object, text: str) -> None:
+    def function() -> object:
+        return value
+
+    assert tool_of(function).run({}) == text
+
+
+def test_prints_are_part_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def function() -> int:
+        print("printed")  # noqa: T201
+        return 3
+
+    assert tool_of(function).run({}) == "printed\n3"
+    assert capsys.readouterr() == ("", "")
+
+
+def raising(error: BaseException) -> Callable[[], object]:
+    def function() -> object:
+        raise error
+
+    return function
+
+
+def test_an_exception_is_the_result() -> None:
+    def ratio(a: int, b: int) -> float:
+        return a / b
+
+    line = ratio.__code__.co_firstlineno + 1
+    assert tool_of(ratio).run({"a": 1, "b": 0}) == f"ZeroDivisionError: division by zero (line {line})"
+    assert tool_of(raising(ValueError("a\nb"))).run({}).startswith("ValueError: a b (line ")
+    assert tool_of(raising(SystemExit(2))).run({}).startswith("SystemExit: 2 (line ")
+
+    def circular() -> object:
+        values: list[object] = []
+        values.append(values)
+        return values
+
+    assert tool_of(circular).run({}) == "ValueError: Circular reference detected"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
+def test_interruptions_pass_through(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        tool_of(raising(error)).run({})
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """Interrupt this process after so many seconds."""
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds) and None
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, handler)
+
+
+def test_ctrl_c_ends_a_function_that_sleeps(ctrl_c: Callable[[float], None]) -> None:
+    def function() -> None:
+        time.sleep(60)
+
+    tool, stdout = tool_of(function), sys.stdout
+    assert tool.run({"wrong": 1}).startswith("invalid")  # imports what it needs
+    ctrl_c(0.05)
+    with pytest.raises(KeyboardInterrupt):
+        tool.run({})
+    assert sys.stdout is stdout
+
+
+def test_cut_keeps_both_ends() -> None:
+    assert cut("abcdef", 6) == "abcdef"
+    assert cut("a" * 3000 + "b" * 20_000 + "c" * 2001, 4001) == (
+        f"{'a' * 2000}\n[... 21,000 characters omitted ...]\n{'c' * 2001}"
+    )
+    assert cut("abc", 1) == "\n[... 2 characters omitted ...]\nc"
+
+
+# Files of functions.
+
+FILE = """
+from __future__ import annotations
+import math
+from dataclasses import dataclass
+from sibling import shout
+from typing import Optional
+
+print("loading")
+
+@dataclass
+class Place:
+    name: str
+
+def greet(name: Optional[str] = None) -> str:
+    return shout(f"hello {name}") + __name__
+
+def fail(code: int):
+    return math.sqrt(code)
+
+def _private(): ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sibling.py").write_text("def shout(text): return text.upper() + '!'\n")
+    (tmp_path / "mytools.py").write_text(FILE)
+    monkeypatch.delitem(sys.modules, "sibling", raising=False)
+    return tmp_path
+
+
+def test_functions_of_a_file_are_tools_that_ask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, bytecode = list(sys.path), sys.dont_write_bytecode
+    sys.dont_write_bytecode = False
+    try:
+        greet, fail = tools_of(["mytools.py"], folder)
+        assert not sys.dont_write_bytecode
+    finally:
+        sys.dont_write_bytecode = bytecode
+    assert [tool.spec.name for tool in (greet, fail)] == ["greet", "fail"] and greet.asks and fail.asks
+    assert greet.run({"name": "you"}) == "HELLO YOU!cerebrum_tools_mytools"
+    assert fail.run({"code": -1}) == "ValueError: math domain error (line 18)"
+    assert sys.path == path
+    assert sorted(os.listdir(folder)) == ["mytools.py", "sibling.py"]
+    assert capsys.readouterr() == ("", "loading\n")
+
+
+def test_all_of_a_file_names_its_tools(folder: Path) -> None:
+    path = folder / "mytools.py"
+    path.write_text(f"{FILE}\n__all__ = ['shout', '_private', 'math', 'missing']\n")
+    assert [tool.spec.name for tool in tools_of([str(path)])] == ["shout", "_private"]
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def f(:\n", "cannot import .*SyntaxError: .*, line 1"),
+        (
+            "\nimport missing_module\n",
+            r"cannot import .*ModuleNotFoundError: No module named 'missing_module' \(line 2\)",
+        ),
+        ("raise SystemExit(3)", r"cannot import .*SystemExit: 3 \(line 1\)"),
+        ("def f():\n    return 1 / 0\n\nf()", r"cannot import .*ZeroDivisionError: division by zero \(line 2\)"),
+        ("\0", "cannot import .*null bytes"),
+        ("from math import sqrt\ndef _f(): ...", "defines no public functions"),
+        (None, "cannot import .*FileNotFoundError"),
+    ],
+)
+def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | None, problem: str) -> None:
+    path = tmp_path / "broken.py"
+    if source is not None:
+        path.write_text(source)
+    with pytest.raises(UsageError, match=f"(?s){problem}") as raised:
+        tools_of([str(path)])
+    assert str(path) in raised.value.message and "\n" not in raised.value.message and raised.value.hint
+    assert str(tmp_path) not in sys.path
+
+
+# Programs. They are the tests' own, so they run without isolation here; tests of the sandbox are in test_eval_code.py.
+
+
+@pytest.fixture
+def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    bwrap = tmp_path / "bwrap"
+    bwrap.write_text(f'#!/bin/sh\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
+    bwrap.chmod(0o755)
+    monkeypatch.setattr(functions, "require_sandbox", lambda: Sandbox(str(bwrap), call_filter("x86_64")))
+    [tool] = tools_of(["python"])
+    return tool
+
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is for Linux")
+
+
+@needs_linux
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "result"),
+    [
+        ("print(6 * 7)", "42\n"),
+        ("```python\nprint(6 * 7)\n```", "42\n"),
+        ("    x = 6\n    x * 7", "42\n"),
+        ("x = 'æ'; x  # ``` \n", "'æ'\n"),
+        ("x = 6\n(x,\n 7)\n", "(6, 7)\n"),
+        ("1, *[2]", "(1, 2)\n"),
+        ("print('a')\n[].append(1)", "a\n"),
+        ("x = '''\n```\nprint(1)\n```\n'''\nprint(len(x))", "18\n"),
+        (" + ".join(["1"] * 2000), "2000\n"),
+        ("x = 1", "(no result)"),
+        ("exit()", "(no result)"),
+        ("print('x' * 9000 + 'y' * 20)", f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}\n"),
+        ("while True print(1)", '  File "program.py", line 1\n    while True print(1)\n'),
+        (
+            "print('so far')\nx = 0\n1 / x",
+            'so far\nTraceback (most recent call last):\n  File "program.py", line 3, in',
+        ),
+        ("import os\nos._exit(0)", "the program was ended: crashed it ended the process"),
+    ],
+)
+def test_python_gives_what_a_program_prints(python: Tool, code: str, result: str) -> None:
+    printed = python.run({"code": code})
+    assert printed == result or (len(result) > 20 and printed.startswith(result)), printed
+
+
+def test_python_describes_its_parameter(python: Tool) -> None:
+    assert not python.asks
+    assert python.spec.name == "python" and python.spec.description.startswith("Run a Python program")
+    assert json.dumps(python.spec.parameters).count("description") == 1
+    assert python.run({}) == "invalid arguments: 'code' is a required property"
+
+
+def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(UsageError, match="runs only in bubblewrap"):
+        tools_of(["python"])
+
+
+@needs_linux
+@pytest.mark.slow
+def test_ctrl_c_ends_a_program(python: Tool, ctrl_c: Callable[[float], None]) -> None:
+    python.run({})
+    ctrl_c(0.5)
+    with pytest.raises(KeyboardInterrupt):
+        python.run({"code": "import time\ntime.sleep(60)"})
+    assert psutil.Process().children() == []
+
+
+@pytest.mark.slow
+def test_python_runs_isolated(sandbox: Sandbox) -> None:
+    [python] = tools_of(["python"])
+    assert python.run({"code": "import numpy\nint(numpy.arange(5).sum())"}) == "10\n"
+    assert "PermissionError" in python.run({"code": "import socket\nsocket.socket()"})
