@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.library.weights import Conversion
     from cerebrum_cli.merge.building import BuildingPuller
 
 
@@ -61,10 +60,15 @@ class App(Installation):
 
     @contextmanager
     def puller(
-        self, offline: bool, context: int | None = None, yes: bool = False, conversion: Conversion | None = None
+        self,
+        offline: bool,
+        context: int | None = None,
+        yes: bool = False,
+        type: str | None = None,
+        from_weights: bool = False,
+        discards: bool = False,
     ) -> Iterator[BuildingPuller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
-        from cerebrum_cli.library.weights import Conversion
         from cerebrum_cli.merge.building import BuildingPuller
         from cerebrum_cli.terminal.progress import FileProgress
 
@@ -75,8 +79,9 @@ class App(Installation):
             return self.streams.confirm(question, default)
 
         with FileProgress(self.streams) as progress:
-            wanted = conversion or Conversion()
-            yield BuildingPuller(self.library, progress, offline, context, wanted, confirm=confirm)
+            yield BuildingPuller(
+                self.library, progress, offline, context, type, from_weights, discards, confirm=confirm
+            )
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""

@@ -84,7 +84,6 @@ def merge(
 def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
     from cerebrum_cli.library.pull import require_free_name
-    from cerebrum_cli.library.weights import Conversion
     from cerebrum_cli.merge.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
 
     library = app.library
@@ -99,9 +98,8 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
 
     def find(reference: str) -> InstalledModel:
         if options.from_weights:
-            conversion = Conversion(from_weights=True)
-            with app.puller(options.offline, yes=options.yes, conversion=conversion) as puller:
-                return puller.pull_weights(library.parse(reference))
+            with app.puller(options.offline, yes=options.yes, from_weights=True) as puller:
+                return puller.find_source(reference)
         return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
 
     models = resolve_models(references, find)

@@ -115,15 +115,12 @@ def pull(
       cerebrum pull ./folder --type Q4_K_M
       cerebrum pull --dry-run cerebrum-8x7b
     """
-    from cerebrum_cli.library.weights import Conversion
-
     others = given_flags(options, "name", "default", "dry_run", "type", "from_weights", "discard")
     if options.vocabulary and others:
         raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
     reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
-    conversion = Conversion(options.type, options.from_weights, options.discard)
-    opened = app.puller(options.offline, ctx, options.yes, conversion)
+    opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
     if options.dry_run:
         with opened as puller:
             plan = puller.plan(reference)

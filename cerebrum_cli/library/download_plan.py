@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +16,6 @@ from cerebrum_cli.core.files import atomic_write, exists, is_directory, translat
 from cerebrum_cli.core.text import did_you_mean, well_formed
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
-from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
 from cerebrum_cli.library.fit import (
@@ -37,7 +36,6 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import quantization_plan
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -50,7 +48,7 @@ from cerebrum_cli.library.reference import (
     variants,
 )
 from cerebrum_cli.library.registry import RegistryEntry
-from cerebrum_cli.library.weights import SMALL_FILES, Conversion, Weights, local_weights, require_weights
+from cerebrum_cli.library.weights import SMALL_FILES, Weights, local_weights, require_weights
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
@@ -59,13 +57,19 @@ MOST_OTHERS = 3  # GGUF repositories of a model
 
 @dataclass(slots=True)
 class DownloadPlanner:
-    """Plans downloads for a context size, if one is chosen."""
+    """Plans downloads for a context size, if one is chosen.
+
+    Safetensors in a folder are converted to `type`; those of a repository `from_weights` even if it has GGUF files.
+    Their download is deleted afterwards if it `discards`.
+    """
 
     library: Library
     progress: Progress
     offline: bool = False
     context: int | None = None
-    conversion: Conversion = field(default_factory=Conversion)
+    type: str | None = None
+    from_weights: bool = False
+    discards: bool = False
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     @property
@@ -79,11 +83,11 @@ class DownloadPlanner:
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
-        quantization = reference.quantization if isinstance(reference, ModelReference) else self.conversion.type
+        quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
         request = PlanRequest(self.context, quantization, self.library.capacity())
         if isinstance(reference, Path) and is_directory(reference):
-            return self._plan_weights(local_weights(reference, self.digest), request)
-        if spec and spec.weights and (self.conversion.from_weights or not spec.sources):
+            return self.plan_weights(local_weights(reference, self.digest), request)
+        if spec and spec.weights and (self.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
             return self._plan_repository(reference, request, spec)
@@ -154,8 +158,8 @@ class DownloadPlanner:
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         names = [file.name for file in listing.files if file.name.lower().endswith(".gguf")]
-        if self.conversion.from_weights or not (names or reference.file):
-            return self._plan_weights(self._weights_in(listing), request, spec)
+        if self.from_weights or not (names or reference.file):
+            return self.plan_weights(self._weights_in(listing), request, spec)
         models = _variants(listing)
         if reference.file:
             models = (variant_of(reference.file),)
@@ -261,31 +265,9 @@ class DownloadPlanner:
             return ""
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
 
-    def _plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
+    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
         """Plan a conversion; without a requested type, prefer the one installed last."""
-        header, sizes = self.plan_types(weights.table)
-        require_generative(Path(weights.name), header)
-        installed = [*self.conversions_of(weights)]
-        if installed and request.quantization is None:
-            request = replace(request, quantization=installed[-1])
-        name = spec.name if spec and spec.is_built else weights.name
-        plan = request.plan(name, sizes.items(), installed, header.sizes, header.context_length, spec)
-        return replace(plan, listing=weights.listing, weights=weights)
-
-    def plan_types(self, table: Table) -> tuple[Header, Mapping[str, int]]:
-        """Header of a conversion at full precision, and the file size for each type."""
         raise NotImplementedError
-
-    def conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
-        """Installed conversions of the same files by quantization."""
-        found = {}
-        for model in self.library.models():
-            if model.is_converted:
-                origin = model.converted_from
-                is_same = origin.get("configuration") == weights.configuration  # at once, unlike that of the shards
-                if is_same and origin["sha256"] == weights.sha256:
-                    found[model.display_name] = model
-        return found
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:

@@ -134,7 +134,7 @@ class Puller(DownloadPlanner):
         library = self.library
         spec = library.spec_of(reference)
         is_folder = isinstance(reference, Path) and is_directory(reference)
-        if is_folder or (self.conversion.from_weights and not (spec and spec.recipe)):
+        if is_folder or (self.from_weights and not (spec and spec.recipe)):
             return self.convert(self.plan(reference), name)
         if isinstance(reference, Path):
             return self._register_local(reference, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from cerebrum_cli.checkpoints.checkpoint import CONFIG, read_checkpoint
 from cerebrum_cli.checkpoints.safetensors import is_shard, shards_among
@@ -60,14 +59,6 @@ class Weights:
 
     def _digests(self, names: Sequence[str]) -> str:
         return ", ".join(f"{self.digest_of(name)} {name}" for name in names)
-
-
-class Conversion(NamedTuple):
-    """How to convert: to a `type`; `from_weights` even if GGUF files exist; `discards` the download afterwards."""
-
-    type: str | None = None
-    from_weights: bool = False
-    discards: bool = False
 
 
 def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> Weights:

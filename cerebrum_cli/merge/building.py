@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -16,17 +15,17 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, on_same_disk, require_space, translate_os_errors
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.gguf.header import Header, header_from_tables
+from cerebrum_cli.gguf.header import header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import parse_tables
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.gguf.types import TYPE_NUMBERS
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
-from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, DownloadPlan
+from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, DownloadPlan, PlanRequest
 from cerebrum_cli.library.hub import delete
 from cerebrum_cli.library.model import CONVERTED, InstalledModel
 from cerebrum_cli.library.pull import Puller, require_free_name
-from cerebrum_cli.library.reference import ModelReference, Reference
+from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.weights import Weights
 
 ROW = 256  # weights, which all types can divide
@@ -35,22 +34,40 @@ ROW = 256  # weights, which all types can divide
 class BuildingPuller(Puller):
     """Pulls models, and builds those that are not published as GGUF files."""
 
-    def plan_types(self, table: Table) -> tuple[Header, Mapping[str, int]]:
+    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
         from cerebrum_cli.merge.convert import TYPES, plan_conversion
 
-        plans = {name: plan_conversion(table, name, {}) for name in TYPES}
-        path, full = Path(table.name), plans["F32"]
+        plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
+        path, full = Path(weights.name), plans["F32"]
         header = header_from_tables(path, parse_tables(path, full.header, full.size))
-        return header, {name: plan.size for name, plan in plans.items()}
+        require_generative(path, header)
+        installed = [*self._conversions_of(weights)]
+        if installed and request.quantization is None:
+            request = replace(request, quantization=installed[-1])
+        name = spec.name if spec and spec.is_built else weights.name
+        sizes = [(type, planned.size) for type, planned in plans.items()]
+        plan = request.plan(name, sizes, installed, header.sizes, header.context_length, spec)
+        return replace(plan, listing=weights.listing, weights=weights)
+
+    def _conversions_of(self, weights: Weights) -> dict[str, InstalledModel]:
+        """Installed conversions of the same files by quantization."""
+        found = {}
+        for model in self.library.models():
+            if model.is_converted:
+                origin = model.converted_from
+                is_same = origin.get("configuration") == weights.configuration  # at once, unlike that of the shards
+                if is_same and origin["sha256"] == weights.sha256:
+                    found[model.display_name] = model
+        return found
 
     def convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
         weights = plan.required_weights
         if plan.chosen.installed:
-            model = self.with_name(self.conversions_of(weights)[plan.chosen.quantization], name)
+            model = self.with_name(self._conversions_of(weights)[plan.chosen.quantization], name)
         else:
             model = self._write_conversion(plan, weights, name)
-        if weights.listing and self.conversion.discards:
+        if weights.listing and self.discards:
             cache = self.library.cache
             places = [weights.listing.place(cache, file).pointer for file in weights.files]
             freed = delete(tuple(filter(exists, places)), cache.directory)
@@ -71,13 +88,6 @@ class BuildingPuller(Puller):
         self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
         return self._write(weights, kind, path, name or f"{base}:{kind}")
 
-    def pull_weights(self, reference: Reference) -> InstalledModel:
-        """Download a model's weights, to merge them without a conversion first."""
-        plan = self.plan(reference)
-        weights = plan.required_weights
-        self._download_weights(plan, 0, "merge it")
-        return InstalledModel(weights.name, (weights.folder,), self.library.spec_of(reference), is_weights=True)
-
     def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
         """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
         weights, cache = plan.required_weights, self.library.cache
@@ -95,9 +105,9 @@ class BuildingPuller(Puller):
 
     def _require_agreement(self, plan: DownloadPlan, name: str, size: str, then: str) -> None:
         """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
-        is_requested = plan.is_requested or self.conversion.from_weights
+        is_requested = plan.is_requested or self.from_weights
         hint = f"add -y or --type {plan.chosen.quantization}"
-        if not self.conversion.from_weights:
+        if not self.from_weights:
             others = self.other_conversions(name)
             self.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
             hint = f"{others}; or {hint}" if others else hint
@@ -137,7 +147,7 @@ class BuildingPuller(Puller):
         recipe, _, quantization = read_recipe(library, str(reference))
         if spec.quantizations:
             plan = self.plan(reference)
-            if plan.chosen.installed and not self.conversion.from_weights:
+            if plan.chosen.installed and not self.from_weights:
                 return self.with_name(library.find(plan.reference), name)
             self.require_confirmation(plan)
             require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
@@ -146,7 +156,7 @@ class BuildingPuller(Puller):
             require_free_name(library, name, spec, path=directory)
         directory.mkdir(parents=True, exist_ok=True)
         kind = None
-        if self.conversion.from_weights:
+        if self.from_weights:
             kind, quantization = quantization or PREFERRED_QUANTIZATION, None
         inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
         references = source_references(library, recipe.models, quantization)
@@ -162,12 +172,18 @@ class BuildingPuller(Puller):
         return write(library, prepare(recipe, models, options), partial(self.progress.update, "merge"))
 
     def find_source(self, text: str) -> InstalledModel:
-        """Find a model to merge, or pull it; a file or folder is used as it is, and not registered."""
+        """Find a model to merge, or pull it, or only download its weights, if these are to be merged.
+
+        A file or folder is used as it is, and not registered.
+        """
         from cerebrum_cli.merge.merge import local_source
 
         source = self.library.parse(text)
-        if self.conversion.from_weights:
-            return self.pull_weights(source)
+        if self.from_weights:
+            plan = self.plan(source)
+            weights = plan.required_weights
+            self._download_weights(plan, 0, "merge it")
+            return InstalledModel(weights.name, (weights.folder,), self.library.spec_of(source), is_weights=True)
         if isinstance(source, Path):
             return local_source(source) or self.library.find(source)
         return self.find_or_pull(source)
