@@ -12,7 +12,7 @@ from time import perf_counter
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import ConfigError, MergeError, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import exists, on_same_disk, require_space, translate_os_errors
+from cerebrum_cli.core.files import exists, on_same_disk, require_space
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.gguf.header import header_from_tables, require_generative
@@ -121,7 +121,6 @@ class BuildingPuller(Puller):
         Raises ModelFileError for damaged weights, MergeError if the file cannot be written, which leaves none.
         """
         from cerebrum_cli.merge.convert import plan_conversion
-        from cerebrum_cli.merge.execute import llama_codec, require_supported_types
         from cerebrum_cli.merge.merge import write_plan
 
         texts = {"source": weights.name, "sha256": weights.sha256, "configuration": weights.configuration}
@@ -129,9 +128,6 @@ class BuildingPuller(Puller):
             texts["commit"] = weights.listing.commit
         table = read_checkpoint(weights.folder, weights.name)
         plan = plan_conversion(table, type, {f"{CONVERTED}{key}": text for key, text in texts.items()})
-        require_supported_types(plan, llama_codec)
-        with translate_os_errors(MergeError, path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         return write_plan(self.library, plan, path, name, "converted", partial(self.progress.update, "convert"))
 
     def merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
@@ -154,7 +150,6 @@ class BuildingPuller(Puller):
             quantization = plan.chosen.quantization
         if name:
             require_free_name(library, name, spec, path=directory)
-        directory.mkdir(parents=True, exist_ok=True)
         kind = None
         if self.from_weights:
             kind, quantization = quantization or PREFERRED_QUANTIZATION, None

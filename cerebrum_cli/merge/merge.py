@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space
+from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
@@ -51,9 +51,11 @@ def source_references(
 
     The quantization is added to names of the catalog without one.
     """
-    references = {}
-    for name in names:
-        references[name] = _quantized(library, name, quantization)
+    references = {name: name for name in names}
+    for name in names if quantization else ():
+        reference = library.parse(name)
+        if isinstance(reference, ModelReference) and not reference.quantization and library.spec_of(reference):
+            references[name] = f"{name}:{quantization}"
     for text in sources:
         name, _, model = text.partition("=")
         hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
@@ -63,16 +65,6 @@ def source_references(
             raise UsageError(f"--source {text}: no model after the =", hint)
         references[name] = model
     return references
-
-
-def _quantized(library: Library, name: str, quantization: str | None) -> str:
-    """A name with a quantization, if it is one of the catalog without."""
-    if quantization is None:
-        return name
-    reference = library.parse(name)
-    if isinstance(reference, ModelReference) and not reference.quantization and library.spec_named(reference.name):
-        return str(ModelReference(reference.name, quantization))
-    return name
 
 
 def local_source(path: Path) -> InstalledModel | None:
@@ -167,6 +159,8 @@ def write_plan(
     library: Library, plan: Plan, path: Path, name: str, source: Source, on_progress: OnProgress
 ) -> InstalledModel:
     """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
+    with translate_os_errors(MergeError, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, f".{path.name}.")
     elsewhere = DATA_ELSEWHERE if source == "converted" else "write elsewhere"
     require_space(path.parent.resolve(), plan.size, MergeError, elsewhere)
