@@ -10,14 +10,13 @@ from contextlib import redirect_stdout
 from inspect import isroutine
 from io import StringIO
 from pathlib import Path
-from textwrap import shorten
 from traceback import walk_tb
 from typing import Any, get_origin, get_type_hints
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import one_line, well_formed
+from cerebrum_cli.core.text import one_line, truncate, well_formed
 from cerebrum_cli.core.tools import ToolSpec
 from cerebrum_cli.programs.code import interactive_program
 from cerebrum_cli.programs.function_schema import function_spec
@@ -92,7 +91,7 @@ def _problem(value: Any, schema: JsonObject) -> str | None:
 
     for error in Draft202012Validator(schema).iter_errors(value):
         path = "".join(f"{part}: " for part in error.absolute_path)
-        return shorten(f"{path}{error.message}", MAX_PROBLEM, placeholder=" ...")
+        return truncate(one_line(f"{path}{error.message}"), MAX_PROBLEM)
     return None
 
 

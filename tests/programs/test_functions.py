@@ -214,7 +214,8 @@ def test_wrong_arguments_are_one_line_for_the_model() -> None:
     assert run({"city": 5}) == "invalid arguments: city: 5 is not of type 'string'"
     assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: units: 'K' is not one of ['C', 'F']"
     assert "'town' was unexpected" in run({"city": "Oslo", "town": "Oslo"})
-    assert len(run({"city": ["Oslo\n"] * 1000})) < 300
+    assert run({"city": ["Oslo\n" * 1000]}).startswith("invalid arguments: city: [")
+    assert len(run({"city": ["Oslo\n" * 1000]})) < 300
 
 
 def test_null_omits_an_optional_argument() -> None:
