@@ -93,6 +93,12 @@ IN_PIECES = [
     [piece('{"city": "Oslo"}', "weather", id="a"), piece('{"city": "Rome"}', "weather", id="b")],
     [piece('{"city": "Oslo"}', "weather", id=""), piece('{"city": "Rome"}', "weather", id="")],
     [piece({"city": "Oslo"}, "weather", index=0), piece({"city": "Rome"}, "weather", index=1)],
+    [  # with an index that is stated once
+        piece("", "weather", index=0, id="a"),
+        piece('{"city": "Oslo"}'),
+        piece("", "weather", index=1, id="b"),
+        piece('{"city": "Rome"}'),
+    ],
     [  # without an index, in pieces
         piece("", "weather", id="a"),
         piece('{"city": "Oslo"}'),
@@ -109,6 +115,7 @@ def test_remote_calls_are_collected_from_a_stream(
     assert calls_in(engine, server, *pieces) == (OSLO, ROME)
     together = streamed(engine, server, {"content": "", "tool_calls": pieces})
     assert (together.calls, together.reason) == ((OSLO, ROME), "stop")
+    assert together.timings.decode_s > 0  # since the first piece
 
 
 def test_remote_calls_of_whole_replies_are_read(model: Model, server: OllamaServer) -> None:
