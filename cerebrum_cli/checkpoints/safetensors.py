@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.gguf.parser import Shape, quoted
+from cerebrum_cli.gguf.parser import Shape, not_a_model, quoted
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,13 +36,15 @@ class StoredTensor(NamedTuple):
 
 
 def read_json(path: Path) -> JsonObject:
-    """Read a JSON object. Raises ModelFileError."""
+    """Read a JSON object, which is empty without the file. Raises ModelFileError."""
     with reading_model(path):
+        if not path.is_file():
+            return {}
         content = path.read_bytes()
     try:
         return dict(json.loads(content))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ModelFileError(path, f"damaged: {error}", PULL_AGAIN) from error
+        raise not_a_model(path, content, f"damaged: {error}", PULL_AGAIN) from error
 
 
 def read_shards(folder: Path) -> dict[str, StoredTensor]:
@@ -82,13 +84,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     with reading_model(path), path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
-        start = header_end(file.read(8))
+        beginning = file.read(8)
+        start = header_end(beginning)
         content = file.read(min(start, _MAX_HEADER) - 8)
     try:
         header = json.loads(content)
         tensors = {name: _stored(path, start, entry) for name, entry in header.items() if name != "__metadata__"}
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFileError(path, f"damaged, or not a {_SUFFIX} file: {error}", PULL_AGAIN) from error
+        problem = f"damaged, or not a {_SUFFIX} file: {error}"
+        raise not_a_model(path, beginning + content, problem, PULL_AGAIN) from error
     end = max((tensor.offset + tensor.size for tensor in tensors.values()), default=start)
     if end > size:
         problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"

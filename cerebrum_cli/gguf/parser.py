@@ -243,8 +243,10 @@ def _read_counts(cursor: Cursor) -> tuple[int, int]:
     """The numbers of tensors and metadata values, behind the magic bytes and the version."""
     path, magic = cursor.path, bytes(cursor.data[:40])
     if not magic.startswith(b"GGUF"):
-        problem = f"not a GGUF file: it begins with {magic!r}"
-        raise ModelFileError(path, problem, "llama.cpp reads GGUF: pull a GGUF of this model, or convert it")
+        hint = "llama.cpp reads GGUF: pull a GGUF of this model, or convert it"
+        if path.suffix == ".safetensors":
+            hint = f"convert its folder: cerebrum pull {path.parent}"
+        raise not_a_model(path, magic, f"not a GGUF file: it begins with {magic!r}", hint)
     version, n_tensors, n_values = cursor.unpack("IQQ")
     if version not in (2, 3):  # that of a big-endian file is very large
         raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
@@ -258,6 +260,13 @@ def checked_integer(path: Path, key: str, value: Scalar | Array) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32:
         raise ModelFileError(path, f"damaged: its {quoted(key)} is {quoted(str(value))}")
     return value
+
+
+def not_a_model(path: Path, beginning: bytes, problem: str, hint: str) -> ModelFileError:
+    """The error for a file that does not hold what its name promises; Git may hold it elsewhere."""
+    if beginning.startswith(b"version https://git-lfs"):
+        return ModelFileError(path, "a Git LFS pointer, not the file", "download the file: git lfs pull")
+    return ModelFileError(path, problem, hint)
 
 
 def quoted(text: str) -> str:

@@ -84,5 +84,8 @@ def require_weights(path: Path, names: Collection[str]) -> None:
     for name in filter(_PICKLE.fullmatch, names):
         hint = "save it as safetensors with transformers' save_pretrained"
         raise ModelFileError(path, f"has weights only in {name}, a format that can run programs", hint)
+    for name in sorted(names):
+        if name.endswith(".gguf"):
+            raise ModelNotFound(f"{path} has GGUF files, but no safetensors", f"cerebrum pull {path}/{name}")
     hint = "name a repository or folder with a language model, or one of its .gguf files"
     raise ModelNotFound(f"{path} has neither a GGUF model nor config.json with safetensors", hint)
