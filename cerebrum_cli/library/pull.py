@@ -238,7 +238,7 @@ class Puller(DownloadPlanner):
         return self.library.model_from_cache(cache.model_from_files(listing.repo_id, listing.commit, variant))
 
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
-        if name is None or (model.file and model.file.name == name):
+        if name is None or (model.file and name in (model.file.name, model.file.name.partition(":")[0])):
             return model
         digest = self.digest(model.path)
         require_free_name(self.library, name, model.spec, digest.sha256)

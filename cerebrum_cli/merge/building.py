@@ -79,14 +79,19 @@ class BuildingPuller(Puller):
         base = name or plan.name
         directory = library.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
-        if name or not weights.listing:
+        registered = name or f"{base}:{kind}"
+        if name in [model.name for model in self._conversions_of(weights).values()]:
+            registered = f"{name}:{kind}"  # the name means another type of these weights
+        elif name or not weights.listing:
             require_free_name(library, base, library.spec_of_file(path), path=path)
-        if not weights.listing and any(entry.path == path for entry in library.registry.entries()):
-            raise UsageError(f"{path} was converted from other weights", "add --name, or remove it first")
+        for entry in library.registry.entries():
+            if entry.path == path and not weights.listing:
+                hint = f"choose another name with --name, or remove it: cerebrum rm {entry.name}"
+                raise UsageError(f"{path} was converted from other weights", hint)
         self.require_confirmation(plan)
         duration = format_duration(estimate_seconds(weights.table, kind))
         self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
-        return self._write(weights, kind, path, name or f"{base}:{kind}")
+        return self._write(weights, kind, path, registered)
 
     def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
         """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""

@@ -146,12 +146,39 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
         "{{ messages[0].content }}"
     )
     other = write_checkpoint(folder.parent / "other" / folder.name, read_model("qwen2"))
-    assert_error(owner.run("pull", other, "--type", "Q4_K_M"), 2, "was converted from other weights", "--name")
+    assert_error(
+        owner.run("pull", other, "--type", "Q4_K_M"),
+        2,
+        "was converted from other weights",
+        "cerebrum rm Tiny-C2F:Q4_K_M",
+    )
     owner.pull(other, "--type", "Q4_K_M", "--name", "other")
     (folder.parent / "x.gguf").touch()
     assert_error(owner.run("pull", "--type", "Q8_0", folder.parent / "x.gguf"), 2, "x.gguf and --type")
     assert_error(owner.run("pull", "--type", "Q8_0", "./nothing"), 3, "nothing: file not found")
     assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
+
+
+def test_weights_have_one_name_for_several_types(owner: HubUser, folder: Path) -> None:
+    for kind in ("Q8_0", "Q4_K_M", "Q4_K_M", "Q8_0"):
+        owner.pull(folder, "--type", kind, "--name", "mine")
+    assert {row["reference"]: row["quantization"] for row in owner.listed()} == {
+        "mine": "Q8_0",
+        "mine:Q4_K_M": "Q4_K_M",
+    }
+    assert owner.ask("-m", "mine:Q4_K_M")
+    retrained = write_checkpoint(folder.parent / "retrained" / folder.name, read_model("llama2"))
+    done = owner.run("pull", retrained, "--type", "Q8_0", "--name", "mine")
+    assert_error(done, 2, "was converted from other weights", "choose another name with --name", "cerebrum rm mine")
+    owner.run("rm", "-y", "mine")
+    owner.pull(retrained, "--type", "Q8_0", "--name", "mine")
+
+
+def test_weights_are_found_from_a_file_beside_them(owner: HubUser, folder: Path, chatml_model: Path) -> None:
+    assert_error(owner.run("pull", folder / SHARDS[0]), 2, "not a GGUF file", f"cerebrum pull {folder}")
+    assert_error(
+        owner.run("pull", chatml_model.parent), 3, "has GGUF files, but no safetensors", f"cerebrum pull {chatml_model}"
+    )
 
 
 def test_weights_are_required_by_their_option(owner: HubUser, chatml_model: Path) -> None:
