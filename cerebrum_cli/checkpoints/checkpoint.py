@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cerebrum_cli.checkpoints.assembly import Assembly, Constant, Converted
-from cerebrum_cli.checkpoints.families import FROM_SOURCE, USE_GGUF, Configuration, configuration
+from cerebrum_cli.checkpoints.families import USE_GGUF, Configuration, configuration
 from cerebrum_cli.checkpoints.safetensors import FLOATS, PULL_AGAIN, StoredTensor, read_json, read_shards
 from cerebrum_cli.checkpoints.vocabulary import general_name, read_vocabulary
 from cerebrum_cli.core.errors import ModelFileError
@@ -91,7 +91,7 @@ def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
             raise ModelFileError(folder, f"has no tensor {missing}", PULL_AGAIN)
     for name, factors in config.rope_factors().items():
         if len(factors) != config.rotated // 2:
-            raise config.invalid("rope_scaling")
+            raise config.invalid("long_factor")
         data = struct.pack(f"<{len(factors)}f", *factors)
         yield Tensor(name, (len(factors),), TYPE_NUMBERS["F32"], config.path, 0, Constant(data))
     if unused:
@@ -99,12 +99,11 @@ def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
 
 
 def _names(config: Configuration) -> Iterator[str]:
-    """Yield the names of all tensors in GGUF, with those of biases, which most models lack."""
+    """Yield the names of all tensors in GGUF, with those of biases that most models lack."""
     yield EMBEDDING
     for layer in range(config.n_layers):
         for part in config.family.parts:
-            yield f"blk.{layer}.{part}.weight"
-            yield f"blk.{layer}.{part}.bias"
+            yield f"blk.{layer}.{part}"
     yield "output_norm.weight"
     yield HEAD
 
@@ -143,7 +142,8 @@ def _require_fit(name: str, parts: tuple[StoredTensor, ...], config: Configurati
     """Raise ModelFileError if the parts of a tensor fit neither each other nor the configuration."""
     first = parts[0]
     if first.type not in FLOATS:
-        raise ModelFileError(first.path, f"its weights are already quantized ({first.type})", FROM_SOURCE)
+        hint = "convert a copy in F32, F16 or BF16, or use a GGUF: cerebrum search NAME"
+        raise ModelFileError(first.path, f"cannot convert {first.type} weights", hint)
     if any((part.shape, part.type) != (first.shape, first.type) for part in parts) or not first.shape:
         raise ModelFileError(first.path, f"damaged: the parts of {name} differ, or have no shape", PULL_AGAIN)
     part, kind = name.split(".")[-2:]
@@ -156,10 +156,7 @@ def _require_fit(name: str, parts: tuple[StoredTensor, ...], config: Configurati
 
 def _sampling(folder: Path) -> Values:
     """Settings that the model's makers recommend."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return {}
-    content = read_json(path)
+    content = read_json(folder / "generation_config.json")
     values = {}
     for key, name in _SAMPLING.items():
         if isinstance(content.get(name), int | float):

@@ -6,8 +6,8 @@ and src/models/.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,32 +17,34 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.parser import Value
 
-# By the first of `architectures` in config.json, without its ending: the architecture in GGUF, and the parts of a
-# layer. The rows of queries and keys are in another order in GGUF if they are "permuted".
+# By the first of `architectures` in config.json, without its ending: the architecture in GGUF, and the tensors of a
+# layer, of which biases may be missing. If "permuted", the rows of queries and keys are in another order in GGUF.
 _FAMILIES = """
-Llama    llama     permuted attention dense
+Llama    llama     permuted attention dense biases
 Mistral  llama     permuted attention dense
 Mixtral  llama     permuted attention experts
 SmolLM3  smollm3   permuted attention dense
-Granite  granite   permuted attention dense
+Granite  granite   permuted attention dense biases
 Qwen2    qwen2     attention dense
 Qwen3    qwen3     attention dense head_norms
 Qwen3Moe qwen3moe  attention experts head_norms
 Gemma2   gemma2    attention dense last_norms
 Gemma3   gemma3    attention dense head_norms last_norms
-Phi3     phi3      attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down
+Phi3     phi3      attn_norm.weight attn_qkv.weight attn_output.weight ffn_norm.weight ffn_up.weight ffn_down.weight
 Olmo2    olmo2     projections gated head_norms last_norms
 Olmo3    olmo2     projections gated head_norms last_norms
 """
 _PARTS = {
     "permuted": "",
-    "attention": "attn_norm projections",
-    "projections": "attn_q attn_k attn_v attn_output",
-    "dense": "ffn_norm gated",
-    "gated": "ffn_gate ffn_up ffn_down",
-    "experts": "ffn_norm ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps",
-    "head_norms": "attn_q_norm attn_k_norm",
-    "last_norms": "post_attention_norm post_ffw_norm",
+    "attention": "attn_norm.weight projections",
+    "projections": "query_key_value attn_output.weight",
+    "query_key_value": "attn_q.weight attn_q.bias attn_k.weight attn_k.bias attn_v.weight attn_v.bias",
+    "dense": "ffn_norm.weight gated",
+    "gated": "ffn_gate.weight ffn_up.weight ffn_down.weight",
+    "biases": "attn_output.bias ffn_gate.bias ffn_up.bias ffn_down.bias",
+    "experts": "ffn_norm.weight ffn_gate_inp.weight ffn_gate_exps.weight ffn_up_exps.weight ffn_down_exps.weight",
+    "head_norms": "attn_q_norm.weight attn_k_norm.weight",
+    "last_norms": "post_attention_norm.weight post_ffw_norm.weight",
 }
 _ENDING = "ForCausalLM"
 _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language model is converted
@@ -67,30 +69,45 @@ attention.scale                   attention_multiplier
 embedding_scale                   embedding_multiplier
 residual_scale                    residual_multiplier
 logit_scale                       logits_scaling
-"""
-# Of rotary embeddings extended by YaRN.
-_YARN_KEYS = """
-rope.scaling.yarn_ext_factor   extrapolation_factor
-rope.scaling.yarn_beta_fast    beta_fast
-rope.scaling.yarn_beta_slow    beta_slow
+rope.freq_base                    rope_theta
+rope.freq_base_swa                rope_local_base_freq
+rope.scaling.yarn_beta_fast       beta_fast
+rope.scaling.yarn_beta_slow       beta_slow
 """
 _FLOATS = ("epsilon", "softcapping", "scale", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
-_WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "olmo2": 4}  # the last layer of each has no window
-# Values that published configurations omit.
-_DEFAULTS: Mapping[str, JsonObject] = {
-    "gemma2": {"head_dim": 256, "query_pre_attn_scalar": 256},
-    "gemma3": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "query_pre_attn_scalar": 256,
-        "rope_theta": 1_000_000.0,
-        "rope_local_base_freq": 10_000.0,
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 131_072,
-    },
-    "qwen3moe": {"norm_topk_prob": False},
-}
+# Values that llama.cpp assumes, by architecture; null allows any, and 0, false and null are the same.
+_ASSUMED = """
+all      {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "partial_rotary_factor": 1, "truncate": true}
+all      {"use_sliding_window": false, "use_bidirectional_attention": false}
+gemma2   {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": true}
+gemma3   {"hidden_act": "gelu_pytorch_tanh"}
+phi3     {"partial_rotary_factor": null}
+qwen3moe {"norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": []}
+smollm3  {"no_rope_layer_interval": 4}
+"""
+# Values that transformers 5.24 assumes where config.json has no such key. Of as many layers as in a
+# `sliding_window_pattern`, the last has no window.
+_DEFAULTS = """
+all      {"rope_theta": 10000, "partial_rotary_factor": 1}
+Llama    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+Mistral  {"max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-6}
+Mixtral  {"max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2}
+SmolLM3  {"max_position_embeddings": 32768, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "rope_theta": 2e6}
+Granite  {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "attention_multiplier": 1, "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1}
+Qwen2    {"max_position_embeddings": 32768, "num_key_value_heads": 32, "rms_norm_eps": 1e-6}
+Qwen3    {"max_position_embeddings": 32768, "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "head_dim": 128}
+Qwen3Moe {"max_position_embeddings": 32768, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "num_local_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": false}
+Gemma2   {"max_position_embeddings": 8192, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 2, "attn_logit_softcapping": 50, "final_logit_softcapping": 30}
+Gemma3   {"max_position_embeddings": 131072, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-6, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
+Phi3     {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+Olmo2    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
+Olmo3    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4}
+"""  # noqa: E501
+# Values that llama.cpp ignores or cannot use if they are 0.
+_NOT_ZERO = """
+rms_norm_eps num_experts_per_tok attention_multiplier embedding_multiplier residual_multiplier logits_scaling
+"""
+_WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
 _SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
 FROM_SOURCE = "convert the unquantized original, or use a GGUF: cerebrum search NAME"
 USE_GGUF = "use a GGUF of this model: cerebrum search NAME"
@@ -110,6 +127,16 @@ def _expanded(names: list[str]) -> tuple[str, ...]:
         inner = _PARTS.get(name)
         parts += [name] if inner is None else _expanded(inner.split())
     return tuple(parts)
+
+
+def _values(table: str, name: str) -> JsonDict:
+    """The values in the rows of all, and then of a name."""
+    values: JsonDict = {}
+    for row in table.strip().splitlines():
+        key, content = row.split(maxsplit=1)
+        if key in ("all", name):
+            values |= json.loads(content)
+    return values
 
 
 FAMILIES = {
@@ -147,24 +174,9 @@ class Configuration:
         return bool(self.content.get("tie_word_embeddings", True))
 
     @property
-    def rope(self) -> JsonObject:
-        """Parameters of the rotary embedding: of layers without windows, where others have their own."""
-        content = self.content
-        stated: JsonObject = content.get("rope_parameters") or content.get("rope_scaling") or {}
-        full: JsonObject = stated.get("full_attention", stated)
-        original = content.get("original_max_position_embeddings") or self.integer("max_position_embeddings")
-        return {
-            "rope_theta": content.get("rope_theta", 10_000.0),
-            "partial_rotary_factor": content.get("partial_rotary_factor", 1.0),
-            "original_max_position_embeddings": original,
-            "rope_type": full.get("type", "default"),
-            **full,
-        }
-
-    @property
     def rotated(self) -> int:
         """Number of elements of a head that are rotated."""
-        return int(self.rope["partial_rotary_factor"] * self.integer("head_dim"))
+        return int(self.content["partial_rotary_factor"] * self.integer("head_dim"))
 
     def shape_of(self, part: str) -> tuple[int, int] | None:
         """Length and number of the rows of a matrix by the part of its name; None for other tensors."""
@@ -188,17 +200,14 @@ class Configuration:
         return shapes.get(part.removesuffix("_exps"))
 
     def metadata(self) -> dict[str, Value]:
-        values = self._stated(_KEYS, self.content) | self._rope_values()
+        rows = map(str.split, _KEYS.strip().splitlines())
+        values = {key: self.content[name] for key, name in rows if self.content.get(name) is not None}
+        values |= {"rope.dimension_count": self.rotated, **self._scaling_values()}
         architecture = self.family.architecture
-        if architecture in _WINDOW_PERIODS and self.content.get("sliding_window"):
-            values["attention.sliding_window"] = self.content["sliding_window"]
+        if "sliding_window_pattern" in self.content:
+            values["attention.sliding_window"] = self.integer("sliding_window")
             values["attention.sliding_window_pattern"] = self._has_window
         return {f"{architecture}.{key}": self._value(key, value) for key, value in values.items()}
-
-    @staticmethod
-    def _stated(keys: str, content: JsonObject) -> JsonDict:
-        rows = map(str.split, keys.strip().splitlines())
-        return {key: content[name] for key, name in rows if content.get(name) is not None}
 
     def _value(self, key: str, value: object) -> Value:
         if key == "rope.scaling.type":
@@ -213,42 +222,40 @@ class Configuration:
 
     @property
     def _has_window(self) -> tuple[bool, ...]:
-        """Whether each layer has a sliding window."""
+        """Whether each layer has a sliding window; llama.cpp needs one."""
+        period = self.integer("sliding_window_pattern")
+        windows = tuple((layer + 1) % period != 0 for layer in range(self.n_layers))
         if kinds := self.content.get("layer_types"):
-            return tuple(kind == "sliding_attention" for kind in kinds)
-        period = self.content.get("sliding_window_pattern") or _WINDOW_PERIODS[self.family.architecture]
-        return tuple((layer + 1) % period != 0 for layer in range(self.n_layers))
+            windows = tuple(kind == "sliding_attention" for kind in kinds)
+        if not any(windows):
+            raise self.invalid("layer_types")
+        return windows
 
-    def _rope_values(self) -> JsonDict:
-        rope = self.rope
-        values: JsonDict = {"rope.dimension_count": self.rotated, "rope.freq_base": rope["rope_theta"]}
-        local = (self.content.get("rope_parameters") or {}).get("sliding_attention", {})
-        if (theta := local.get("rope_theta", self.content.get("rope_local_base_freq"))) is not None:
-            values["rope.freq_base_swa"] = theta
-        if rope["rope_type"] in ("default", "llama3"):  # the factors of the latter are a tensor
-            return values
-        return values | self._scaling_values(rope)
-
-    def _scaling_values(self, rope: JsonObject) -> JsonDict:
-        kind = rope["rope_type"]
-        original = rope["original_max_position_embeddings"]
+    def _scaling_values(self) -> JsonDict:
+        """How the rotary embedding is extended to longer contexts."""
+        content, architecture = self.content, self.family.architecture
+        kind, original = content["rope_type"], content["original_max_position_embeddings"]
+        if kind == "default" or (kind == "llama3" and architecture in _WITH_FACTORS):
+            return {}
         values: JsonDict = {"rope.scaling.original_context_length": original}
-        if kind in ("linear", "yarn"):
-            values |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
-            values |= self._stated(_YARN_KEYS, rope)
-            if kind == "yarn" and rope.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
-                values["rope.scaling.attn_factor"] = rope["attention_factor"] / (1 + 0.1 * math.log(rope["factor"]))
-        elif "long_factor" in rope and self.family.architecture == "phi3":
-            scale = max(1.0, rope.get("factor") or self.integer("max_position_embeddings") / original)
+        if "long_factor" in content and architecture == "phi3":
+            scale = max(1.0, content.get("factor") or self.integer("max_position_embeddings") / original)
             default = math.sqrt(1 + math.log(scale) / math.log(original))
-            values["rope.scaling.attn_factor"] = rope.get("attention_factor") or default
+            values["rope.scaling.attn_factor"] = content.get("attention_factor") or default
+        elif kind in ("linear", "yarn"):
+            values |= {"rope.scaling.type": kind, "rope.scaling.factor": content["factor"]}
+            if kind == "yarn" and content.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
+                own = 1 + 0.1 * math.log(content["factor"])
+                values["rope.scaling.attn_factor"] = content["attention_factor"] / own
+            elif content.get("mscale") and content.get("mscale_all_dim"):
+                raise self.invalid("mscale")
         else:
-            raise self.invalid("rope_scaling")
+            raise self.invalid("rope_type")
         return values
 
     def rope_factors(self) -> dict[str, list[float]]:
         """Tensors with divisors of the frequencies of the rotary embedding, by their names."""
-        rope = self.rope
+        rope = self.content
         if "long_factor" in rope:
             return {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
         if rope["rope_type"] != "llama3":
@@ -266,7 +273,9 @@ class Configuration:
 
 def configuration(path: Path, content: JsonObject) -> Configuration:
     """The configuration in a file. Raises ModelFileError if such a model cannot be converted."""
-    architecture = str((content.get("architectures") or [None])[0])
+    if not content.get("architectures"):
+        raise ModelFileError(path, "names no architectures", 'add the class of its model: ["LlamaForCausalLM"]')
+    architecture = str(content["architectures"][0])
     name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
     family = FAMILIES.get(name)
     if family is None or name == architecture:
@@ -274,44 +283,45 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
         raise ModelFileError(path, f"its weights are already quantized ({method})", FROM_SOURCE)
-    whole: JsonDict = {**_DEFAULTS.get(family.architecture, {}), **content, **content.get("text_config", {})}
+    whole: JsonDict = {**_values(_DEFAULTS, name), **content, **content.get("text_config", {})}
     if "num_experts" in whole:  # its name in older versions of transformers
         whole["num_local_experts"] = whole["num_experts"]
     checked = Configuration(path, family, whole)
     heads = checked.integer("num_attention_heads")
-    whole.setdefault("num_key_value_heads", heads)
+    whole["num_key_value_heads"] = whole.get("num_key_value_heads") or heads
     size = checked.integer("hidden_size") // heads
     whole["head_dim"] = whole.get("head_dim") or size
+    _set_rope(checked, whole)
     _require_hyperparameters(checked, size)
     return checked
 
 
+def _set_rope(configuration: Configuration, content: JsonDict) -> None:
+    """Put parameters of the rotary embedding beside all others: of layers without windows, where others differ."""
+    stated: JsonObject = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    full: JsonObject = stated.get("full_attention", stated)
+    local: JsonObject = stated.get("sliding_attention", {})
+    if local.get("rope_type", "default") != "default":
+        raise configuration.invalid("rope_parameters")
+    if "rope_theta" in local:
+        content["rope_local_base_freq"] = local["rope_theta"]
+    content |= {"rope_type": full.get("type", "default"), **full}
+    content.setdefault("original_max_position_embeddings", configuration.integer("max_position_embeddings"))
+
+
 def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
     """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
-    family, content = configuration.family, configuration.content
-    needed = ["rms_norm_eps"]
-    if "ffn_gate_exps" in family.parts:
-        needed.append("num_experts_per_tok")
-    if family.architecture == "granite":
-        needed.append("logits_scaling")
-    for key in needed:
-        if not content.get(key):
+    content, architecture = configuration.content, configuration.family.architecture
+    for key in _NOT_ZERO.split():
+        if not content.get(key, 1):
             raise configuration.invalid(key)
-    for key, value in _required(configuration, head_size).items():
-        if content.get(key, value) != value:
+    assumed = _values(_ASSUMED, architecture)
+    if architecture in _SCALED:
+        is_scaled = configuration.n_layers == _SCALED[architecture]
+        assumed["query_pre_attn_scalar"] = head_size if is_scaled else content["head_dim"]
+    if architecture == "smollm3":
+        assumed["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(configuration.n_layers)]
+    for key, value in assumed.items():
+        stated = content.get(key, value)
+        if value is not None and stated != value and (stated or value):  # null is false
             raise configuration.invalid(key)
-
-
-def _required(configuration: Configuration, head_size: int) -> JsonDict:
-    """Values that llama.cpp assumes."""
-    common = {"hidden_act": "silu", "use_sliding_window": False}
-    match configuration.family.architecture:
-        case "smollm3":
-            layers = range(configuration.n_layers)
-            return {**common, "no_rope_layers": [int((layer + 1) % 4 != 0) for layer in layers]}
-        case "qwen3moe":
-            return {**common, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
-        case "gemma2" | "gemma3" as architecture:
-            is_scaled = configuration.n_layers == _SCALED[architecture]
-            return {"query_pre_attn_scalar": head_size if is_scaled else configuration.content["head_dim"]}
-    return common

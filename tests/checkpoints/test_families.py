@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from llama_engines import greedy, in_f32, options
 from numpy.typing import NDArray
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
@@ -103,28 +101,6 @@ def test_configuration_of_transformers_4_is_of_the_same_model(name: str, tmp_pat
     assert {**default, **older.metadata} == {**default, **newer.metadata}
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [
-        ("llama2", {"hidden_act": "gelu"}),
-        ("llama2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
-        ("qwen2", {"use_sliding_window": True}),
-        ("qwen3-moe", {"norm_topk_prob": False}),
-        ("qwen3-moe", {"mlp_only_layers": [1]}),
-        ("gemma2", {"query_pre_attn_scalar": 16}),
-        ("smollm3", {"no_rope_layers": [1] * 5}),
-    ],
-)
-def test_configuration_that_llama_cpp_cannot_follow_is_refused(
-    name: str, changes: dict[str, Any], tmp_path: Path
-) -> None:
-    model = read_model(name)
-    [key] = {*changes} - {"rope_parameters"} or ["rope_scaling"]
-    folder = write_checkpoint(tmp_path, model, config={**model.config, **changes})
-    with pytest.raises(ModelFileError, match=f"cannot convert a model with {key}"):
-        read_checkpoint(folder, "tiny")
-
-
 @pytest.mark.parametrize(("dtype", "shards"), [("F32", 1), ("F16", 2), ("BF16", 3)])
 def test_types_and_shards_of_a_checkpoint_do_not_change_its_weights(dtype: str, shards: int, tmp_path: Path) -> None:
     for name in ("gemma3", "mixtral", "phi3"):
@@ -135,41 +111,11 @@ def test_types_and_shards_of_a_checkpoint_do_not_change_its_weights(dtype: str, 
         assert other.read_bytes() == one.read_bytes()
 
 
-def test_output_matrix_that_is_stored_is_kept_though_embeddings_are_tied(tmp_path: Path) -> None:
-    model = read_model("llama32")
-    folder = write_checkpoint(tmp_path, model)
-    assert "output.weight" not in read_checkpoint(folder, "tiny").tensors
-    weights = dict(model.weights())
-    write_weights(folder, weights | {"lm_head.weight": 2 * weights["model.embed_tokens.weight"]})
-    assert "output.weight" in read_checkpoint(folder, "tiny").tensors
-
-
 def test_whole_model_in_one_file_precedes_the_shards_in_an_index(tmp_path: Path) -> None:
     model = read_model("mistral")
     folder = write_checkpoint(tmp_path, model, shards=3)
     write_weights(folder, dict(model.weights()))
     assert {tensor.path.name for tensor in read_checkpoint(folder, "tiny").tensors.values()} == {"model.safetensors"}
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "message"),
-    [
-        ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
-        ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
-        ("llama2", {"rms_norm_eps": None}, "rms_norm_eps None"),
-        ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
-        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok None"),
-        ("granite", {"logits_scaling": None}, "logits_scaling None"),
-    ],
-)
-def test_configuration_that_does_not_fit_the_weights_is_refused(
-    name: str, changes: dict[str, object], message: str, tmp_path: Path
-) -> None:
-    model = read_model(name)
-    folder = write_checkpoint(tmp_path, model, config={**model.config, **changes})
-    with pytest.raises(ModelFileError) as caught:
-        read_checkpoint(folder, "tiny")
-    assert message in caught.value.message
 
 
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
