@@ -5,7 +5,7 @@ Damaged files raise ValueError, LookupError, TypeError or AttributeError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import index
 
 from cerebrum_cli.checkpoints.bpe import Unsupported, steps
@@ -27,19 +27,20 @@ def special_tokens(
     """The metadata, from tokenizer_config.json, tokenizer.json, generation_config.json and config.json."""
     stated = {name: _stated(name, ids, size, settings, configs) for name in _NAMES}
     numbers = {_NAMES[name]: found[0] for name, found in stated.items() if found}
+    adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
+    if tokenizer:  # transformers then ignores these settings
+        adds = dict.fromkeys(adds, False)
+    for name, text in _template_tokens(tokenizer):
+        if adds[name] or numbers.setdefault(name, ids[text]) != ids[text]:
+            raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
+        adds[name] = True
     known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
     further = [end for end in dict.fromkeys(stated["eos"]) if end not in known]
     if len(further) > len(_FURTHER_ENDS):
         raise Unsupported("more than two additional end-of-turn tokens:", further)
     numbers |= dict(zip(_FURTHER_ENDS, further, strict=False))
     values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
-    ends = _template_ends(tokenizer)
-    for name in ("bos", "eos"):
-        adds = settings.get(f"add_{name}_token")
-        if not isinstance(adds, bool):
-            adds = ids.get(ends[name]) == numbers.get(name) if tokenizer else name == "bos"
-        values[f"add_{name}_token"] = Value("BOOL", adds and name in numbers)
-    return values
+    return values | {f"add_{name}_token": Value("BOOL", added and name in numbers) for name, added in adds.items()}
 
 
 def _stated(
@@ -58,10 +59,16 @@ def _stated(
     return [number for number in numbers if number is not None and 0 <= index(number) < size]
 
 
-def _template_ends(tokenizer: JsonObject) -> Mapping[str, str]:
-    """The special tokens that the post-processor puts before and after a text."""
-    for step in steps(tokenizer, "post_processor"):
-        if step["type"] == "TemplateProcessing":
-            first, last = (step["single"][at].get("SpecialToken", {}).get("id") for at in (0, -1))
-            return {"bos": first, "eos": last}
-    return {"bos": "", "eos": ""}
+def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:
+    """Yield the tokens that the post-processor puts around a text: "bos" or "eos" by their place, and their text."""
+    templates = [step for step in steps(tokenizer, "post_processor") if step["type"] != "ByteLevel"]
+    if [template["type"] for template in templates] not in ([], ["TemplateProcessing"]):
+        raise Unsupported("the post-processor", tokenizer["post_processor"])
+    for template in templates:
+        place = "bos"
+        for piece in template["single"]:
+            if "Sequence" in piece:
+                place = "eos"
+                continue
+            for text in template["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]:
+                yield place, text

@@ -38,7 +38,8 @@ _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>|\[@BOS@]", re.DOTALL)
 # Special tokens of Phi-3, and whether spaces after them are dropped, as they are after all its others.
 _PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
-_NO_ROW = "<image_soft_token>"  # in the tokenizer of Gemma 3, but not in its models without vision
+# Tokens that may have no row: of Gemma 3's models with vision, and those that only pad texts in training.
+_NO_ROW = ("<image_soft_token>", "[PAD]", "<pad>")
 
 Tokens = dict[int, Token]
 Vocabulary = tuple[Tokens, dict[str, Value]]
@@ -62,7 +63,7 @@ def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: i
 
 def general_name(folder: Path, name: str) -> str:
     """The general.name to write for a model: llama.cpp infers from it whether the vocabulary is Phi-3's."""
-    tokenizer, settings = (_read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer, settings = (read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
     added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
     drops_space = {token["content"]: token.get("rstrip") for token in added}
     return phi3_name(name, _PHI3_TOKENS.items() <= drops_space.items())
@@ -70,7 +71,7 @@ def general_name(folder: Path, name: str) -> str:
 
 def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
     tokenizer, settings, generation = (
-        _read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config")
+        read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config")
     )
     if is_byte_level(tokenizer):
         tokens, values = _byte_level(tokenizer, architecture)
@@ -84,6 +85,8 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
     values |= _rows([tokens[number] for number in range(size)])
     if "merges" in values:
         del values["scores"]
+    if "eos_token_id" not in values:
+        raise ModelFileError(folder, "names no token that ends a reply", "set eos_token in its tokenizer_config.json")
     metadata = {VOCABULARY + key: value for key, value in values.items()}
     template = _chat_template(folder, settings)
     if template:
@@ -97,10 +100,6 @@ def _rows(tokens: Sequence[Token]) -> dict[str, Value]:
         "token_type": Value("ARRAY", tuple(token.type for token in tokens), "INT32"),
         "scores": Value("ARRAY", tuple(token.score for token in tokens), "FLOAT32"),
     }
-
-
-def _read_json(path: Path) -> JsonObject:
-    return read_json(path) if path.is_file() else {}
 
 
 def _byte_level(tokenizer: JsonObject, architecture: str) -> Vocabulary:
@@ -163,7 +162,7 @@ def _byte_fallback(tokenizer: JsonObject) -> Tokens:
 
 def _added_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Tokens:
     """Added tokens, which are matched before all others; later files override earlier ones."""
-    found = [(number, text, False) for text, number in _read_json(folder / "added_tokens.json").items()]
+    found = [(number, text, False) for text, number in read_json(folder / "added_tokens.json").items()]
     for key, token in settings.get("added_tokens_decoder", {}).items():
         found.append((int(key), token["content"], token.get("special")))
     for token in tokenizer.get("added_tokens", []):
@@ -183,7 +182,7 @@ def _ids(folder: Path, tokens: Tokens, size: int) -> Mapping[str, int]:
         if token.text in ids:
             hint = "remove one of them from the tokenizer"
             raise ModelFileError(folder, f"{name} is also token {ids[token.text]}", hint)
-        if not 0 <= index(number) < size and token.text != _NO_ROW:
+        if not 0 <= index(number) < size and token.text not in _NO_ROW:
             hint = "resize the embedding to the tokenizer, or remove the token"
             raise ModelFileError(folder, f"{name} has no row in the embedding of {size:,}", hint)
         ids[token.text] = number
@@ -196,9 +195,12 @@ def _chat_template(folder: Path, settings: JsonObject) -> str:
     if path.is_file():
         with reading_model(path):
             return path.read_text("utf-8")
-    template = settings.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
+    template = settings.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        template = {item["name"]: item["template"] for item in template}.get("default")
+        named = {item["name"]: item["template"] for item in template}
+        if "default" not in named:
+            raise Unsupported("chat templates without a default:", [*named])
+        template = named["default"]
     if not isinstance(template, str | None):
         raise TypeError(f"chat_template is {template}")
     return template or ""

@@ -32,7 +32,21 @@ SPACES = {
         {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"},
     ],
 }
-TEMPLATE = {"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A"}}, {"SpecialToken": {"id": "<|im_end|>"}}]}
+START, END = "<|endoftext|>", "<|im_end|>"
+
+
+def template(*single: str, **special: list[str]) -> dict[str, Any]:
+    """A post-processor that puts tokens around a text, which is `$`; a name may stand for several."""
+    pieces = [{"Sequence": {"id": "A"}} if text == "$" else {"SpecialToken": {"id": text}} for text in single]
+    tokens = {text: {"id": text, "tokens": special.get(text, [text])} for text in single}
+    return {"type": "TemplateProcessing", "single": pieces, "special_tokens": tokens}
+
+
+def sequence(*processors: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "processors": processors}
+
+
+CLS = {"type": "RobertaProcessing", "cls": [START, 600], "sep": [END, 602]}
 
 
 def copied(name: str, target: Path, changes: Mapping[str, Any] = {}) -> Path:
@@ -66,7 +80,7 @@ def contents(folder: Path, config: Mapping[str, Any] = {}, architecture: str = "
 
 def llama_ids(folder: Path, target: Path, texts: list[str], trusted: bool = False) -> list[list[int]]:
     """The ids of texts in llama.cpp, without BOS."""
-    values = dict(read_vocabulary(folder, {}, "llama", SIZE))
+    values = dict(read_vocabulary(folder, {"eos_token_id": 2}, "llama", SIZE))
     values |= {"general.architecture": Value("STRING", "llama"), "tokenizer.ggml.add_bos_token": Value("BOOL", False)}
     target.write_bytes(encode_header(values, []))
     with open_vocabulary(target) as backend:
@@ -120,9 +134,12 @@ def test_tokenizer_json_wins_over_the_tokenizer_model_of_another_model(tmp_path:
     assert contents(folder)["scores"] == scores
 
 
-def test_a_token_of_other_models_of_gemma_3_needs_no_row(tmp_path: Path) -> None:
-    folder = copied(GEMMA, tmp_path, {"added_tokens/<image_soft_token>": SIZE})
-    assert len(contents(folder)["tokens"]) == SIZE
+@pytest.mark.parametrize("text", ["<image_soft_token>", "[PAD]"])
+def test_tokens_that_no_text_needs_may_have_no_row(text: str, tmp_path: Path) -> None:
+    folder = copied(GEMMA, tmp_path, {f"added_tokens/{text}": SIZE, "tokenizer_config/pad_token": text})
+    found = contents(folder, {"eos_token_id": 1})
+    assert (len(found["tokens"]), text.encode() in found["tokens"]) == (SIZE, False)
+    assert "padding_token_id" not in found
 
 
 METASPACE_ONLY = {"tokenizer/normalizer": None, "tokenizer/pre_tokenizer": METASPACE}
@@ -133,10 +150,18 @@ IM_END = {"content": "<|im_end|>"}
     ("name", "changes", "config", "expected"),
     [
         (BYTES, {}, {}, {"bos_token_id": 600, "eos_token_id": 602, "add_bos_token": True, "add_eos_token": False}),
-        (BYTES, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": False}),
-        (BYTES, {"tokenizer_config/bos_token": None}, {}, {"bos_token_id": None, "add_bos_token": False}),
+        # transformers 5 follows the post-processor, whatever these settings are
+        (BYTES, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": True}),
+        (MISTRAL, {"tokenizer_config/add_eos_token": True}, {}, {"add_bos_token": True, "add_eos_token": False}),
+        (BYTES, {"tokenizer_config/bos_token": None}, {}, {"bos_token_id": 600, "add_bos_token": True}),
         (BYTES, {"tokenizer/post_processor": None}, {}, {"add_bos_token": False, "add_eos_token": False}),
-        (BYTES, {"tokenizer/post_processor": TEMPLATE}, {}, {"add_bos_token": False, "add_eos_token": True}),
+        (BYTES, {"tokenizer/post_processor": template("$", END)}, {}, {"add_bos_token": False, "add_eos_token": True}),
+        (
+            BYTES,
+            {"tokenizer/post_processor": sequence(BYTE_LEVEL, template(START, "$", END))},
+            {},
+            {"add_bos_token": True, "add_eos_token": True},
+        ),
         (BYTES, {"tokenizer_config/eos_token": None}, {"eos_token_id": [601, 600]}, {"eos_token_id": 601}),
         (BYTES, {"tokenizer_config/eos_token": IM_END}, {"eos_token_id": 5}, {"eos_token_id": 602, "eot_token_id": 5}),
         (BYTES, {"generation_config/eos_token_id": [602, 600, 7, 8]}, {}, {"eot_token_id": 7, "eom_token_id": 8}),
@@ -152,7 +177,13 @@ IM_END = {"content": "<|im_end|>"}
         (LLAMA, {}, {}, {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": True}),
         (LLAMA, {"tokenizer_config/add_prefix_space": False}, {}, {"add_space_prefix": False}),
         (LLAMA, {"tokenizer_config/add_bos_token": None}, {}, {"add_bos_token": True, "chat_template": None}),
-        (GEMMA, {}, {}, {"bos_token_id": 2, "add_space_prefix": False, "pre": "default", "model": "llama"}),
+        (LLAMA, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": False}),
+        (
+            GEMMA,
+            {},
+            {"eos_token_id": 1},
+            {"bos_token_id": 2, "add_space_prefix": False, "pre": "default", "model": "llama"},
+        ),
         (MISTRAL, METASPACE_ONLY, {}, {"add_space_prefix": True}),
         (
             MISTRAL,
@@ -178,7 +209,6 @@ def test_special_tokens(
         ({}, "of the file", "of the file"),
         ({"tokenizer_config/chat_template": None, "chat_template/chat_template": "json"}, "", "json"),
         ({"tokenizer_config/chat_template": [{"name": "default", "template": "a"}]}, "", "a"),
-        ({"tokenizer_config/chat_template": [{"name": "tools", "template": "a"}]}, "", None),
     ],
 )
 def test_chat_template(changes: Mapping[str, Any], text: str, expected: str, tmp_path: Path) -> None:
@@ -273,6 +303,18 @@ UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq
         (BYTES, {"added_tokens/<think>": 650}, "token 603, '<think>', is also token 650"),
         (BYTES, {"tokenizer_config/chat_template": 5}, "damaged: 'chat_template is 5'"),
         (LLAMA, {"added_tokens/<x>": 20}, "without byte tokens, such as '<0x"),
+        (BYTES, {"tokenizer/post_processor": CLS}, "the post-processor .*RobertaProcessing"),
+        (BYTES, {"tokenizer/post_processor": template(START, START, "$")}, "another token than bos_token: .*endoftext"),
+        (BYTES, {"tokenizer/post_processor": template("x", "$", x=[START, END])}, "another token than bos_token"),
+        (
+            BYTES,
+            {"tokenizer/post_processor": sequence(template(START, "$"), template("$", END))},
+            "the post-processor .*Sequence",
+        ),
+        (BYTES, {"tokenizer/post_processor": template(END, "$")}, "another token than bos_token: .*im_end"),
+        (BYTES, {"tokenizer/post_processor": template("$", START)}, "another token than eos_token"),
+        (BYTES, {"tokenizer_config/eos_token": None}, "names no token that ends a reply"),
+        (BYTES, {"tokenizer_config/chat_template": [{"name": "tools", "template": "a"}]}, "without a default: .*tools"),
     ],
 )
 def test_unsupported_and_damaged_tokenizers_are_refused(
