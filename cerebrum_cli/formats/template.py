@@ -255,7 +255,7 @@ class Rendering:
     def _place_replies(self) -> None:
         """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
         tools = self.chat.tool_format
-        last_question = max(index for index, turn in enumerate(self.turns) if turn.role == "user")
+        last_question = max((index for index, turn in enumerate(self.turns) if turn.role == "user"), default=0)
         for index, turn in enumerate(self.turns):
             said = turn.said
             if not isinstance(said, Message | Round):
