@@ -90,9 +90,10 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     parsed, spec, quantization = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, parsed.models, quantization, options.source)
-    if options.dry_run and options.from_weights:
-        raise UsageError.conflict("--dry-run", "--from-weights", "download first, and pass the folders with --source")
     if options.dry_run:
+        if options.from_weights:
+            hint = "download first, and pass the folders with --source"
+            raise UsageError.conflict("--dry-run", "--from-weights", hint)
         return prepare(parsed, resolve_models(references, library.resolve), target)
     require_free_name(library, target.name, spec, path=target.output.resolve())
 

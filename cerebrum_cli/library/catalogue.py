@@ -125,9 +125,6 @@ class ModelSpec:
             return True
         return any(source.matches(filename) for source in self.sources)
 
-    def merged_name(self, quantization: str) -> str:
-        return (self.file or f"{self.name}-{{quant}}.gguf").replace("{quant}", quantization)
-
 
 Check = Callable[[Any], Any]  # returns the typed value of what a file says, or raises _Invalid
 

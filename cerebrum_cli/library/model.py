@@ -150,8 +150,8 @@ class InstalledModel:
 
         `sha256` is that of the shards, `configuration` that of other files.
         """
-        found = {key: self.text_of(CONVERTED + key) for key in ("source", "commit", "sha256", "configuration")}
-        return {key: text for key, text in found.items() if text}
+        keys = [key for key in self.header.metadata if key.startswith(CONVERTED)]
+        return {key.removeprefix(CONVERTED): self.text_of(key) for key in keys}
 
     @property
     def is_converted(self) -> bool:

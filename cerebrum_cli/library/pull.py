@@ -116,11 +116,9 @@ class Puller(DownloadPlanner):
         """
         listing, variant = plan.download
         cache = self.library.vocabulary_cache
-        files = tuple(map(listing.file, variant.files))
-        for file in files:
+        self.header(listing, variant)  # raises an error for one that cannot be used
+        for file in map(listing.file, variant.files):
             place = listing.place(cache, file)
-            if file == files[0] and not exists(place.stored):
-                self.header(listing, variant)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
                 if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary

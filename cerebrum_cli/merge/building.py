@@ -128,9 +128,10 @@ class BuildingPuller(Puller):
         from cerebrum_cli.merge.convert import plan_conversion
         from cerebrum_cli.merge.merge import write_plan
 
-        texts = {"source": weights.name, "sha256": weights.sha256, "configuration": weights.configuration}
+        texts = {"source": weights.name}
         if weights.listing:
             texts["commit"] = weights.listing.commit
+        texts |= {"sha256": weights.sha256, "configuration": weights.configuration}
         table = read_checkpoint(weights.folder, weights.name)
         plan = plan_conversion(table, type, {f"{CONVERTED}{key}": text for key, text in texts.items()})
         return write_plan(self.library, plan, path, name, "converted", partial(self.progress.update, "convert"))
@@ -162,9 +163,10 @@ class BuildingPuller(Puller):
         references = source_references(library, recipe.models, quantization)
         models = {source: inner.find_source(text) for source, text in references.items()}
         label = kind or quantization or models[recipe.models[0]].display_name
+        file = spec.file or f"{spec.name}-{{quant}}.gguf"
         options = MergeOptions(
             type=kind,
-            output=directory / spec.merged_name(label),
+            output=directory / file.replace("{quant}", label),
             name=name or f"{spec.name}:{label}",
             title=spec.title,
             quantization=quantization,
