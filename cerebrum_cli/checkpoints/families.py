@@ -103,9 +103,11 @@ Phi3     {"max_position_embeddings": 4096, "original_max_position_embeddings": 4
 Olmo2    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
 Olmo3    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4}
 """  # noqa: E501
-# Values that llama.cpp ignores or cannot use if they are 0.
+# Values that must not be 0 or null, for which llama.cpp has others, or fails; 1 stands for any.
 _NOT_ZERO = """
-rms_norm_eps num_experts_per_tok attention_multiplier embedding_multiplier residual_multiplier logits_scaling
+all      {"rms_norm_eps": 1, "num_experts_per_tok": 1}
+gemma2   {"attn_logit_softcapping": 1, "final_logit_softcapping": 1}
+granite  {"attention_multiplier": 1, "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1}
 """
 _WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
 _SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
@@ -312,8 +314,8 @@ def _set_rope(configuration: Configuration, content: JsonDict) -> None:
 def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
     """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
     content, architecture = configuration.content, configuration.family.architecture
-    for key in _NOT_ZERO.split():
-        if not content.get(key, 1):
+    for key, value in _values(_NOT_ZERO, architecture).items():
+        if not content.get(key, value):
             raise configuration.invalid(key)
     assumed = _values(_ASSUMED, architecture)
     if architecture in _SCALED:
@@ -321,6 +323,8 @@ def _require_hyperparameters(configuration: Configuration, head_size: int) -> No
         assumed["query_pre_attn_scalar"] = head_size if is_scaled else content["head_dim"]
     if architecture == "smollm3":
         assumed["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(configuration.n_layers)]
+    if architecture == "olmo2":
+        assumed["rope_local_base_freq"] = content["rope_theta"]
     for key, value in assumed.items():
         stated = content.get(key, value)
         if value is not None and stated != value and (stated or value):  # null is false

@@ -52,6 +52,12 @@ def converted(name: str, changes: dict[str, Any], folder: Path, omitted: str = "
         ("gemma3", {"sliding_window": None}, "sliding_window None"),
         ("gemma3", {"rope_parameters": {"sliding_attention": YARN, "full_attention": ROPE}}, "rope_parameters {"),
         ("olmo3", {"layer_types": ["full_attention"] * 4}, "layer_types .'full_attention'"),
+        (
+            "olmo3",
+            {"rope_parameters": {"sliding_attention": ROPE, "full_attention": {"rope_theta": 5e5}}},
+            "rope_local",
+        ),
+        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping None"),
         ("smollm3", {"no_rope_layers": [1] * 5}, "no_rope_layers "),
         ("smollm3", {"no_rope_layer_interval": 2}, "no_rope_layer_interval 2"),
         ("llama2", {"rms_norm_eps": None}, "rms_norm_eps None"),
