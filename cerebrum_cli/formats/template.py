@@ -245,6 +245,7 @@ class Rendering:
         self.turns = self.content_format.fold(conversation).turns
         if prefill and not self.begins:
             self.turns.pop()
+        self.roles = ["user", *(turn.role for turn in self.turns)]  # the first, if nothing was said yet
         self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}
         self.written: set[int] = set()  # turns whose calls the template writes
@@ -282,7 +283,7 @@ class Rendering:
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
         final = pieces[-1]
         last = len(self.turns) - 1
-        self.headers[self.turns[-1].role, self.conversation.thinks] = final.literal
+        self.headers[self.roles[-1], self.conversation.thinks] = final.literal
         if final.number == last:
             self._restore_headers(pieces)
         header = self._header(self.conversation.thinks, len(self.turns))
@@ -365,9 +366,9 @@ class Rendering:
 
     def _header(self, thinks: bool | None, count: int) -> str:
         """Text that follows the first `count` turns, or would follow them if they were all."""
-        role = self.turns[count - 1].role
+        role = self.roles[count]
         if (role, thinks) not in self.headers:
-            if role == self.turns[-1].role:
+            if role == self.roles[-1]:
                 count = len(self.turns)
             self.headers[role, thinks] = self._rendered_header(thinks, count)
         text = self.headers[role, thinks]
@@ -376,7 +377,7 @@ class Rendering:
 
     def _rendered_header(self, thinks: bool | None, count: int) -> str:
         is_whole = count == len(self.turns)
-        known = self.headers.get((self.turns[count - 1].role, self.conversation.thinks))
+        known = self.headers.get((self.roles[count], self.conversation.thinks))
         if known is not None and is_whole and not self.chat.switch:
             return known
         rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks), count)
