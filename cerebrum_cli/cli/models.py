@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import Reference
     from cerebrum_cli.library.registry import OnProgress
 
@@ -127,7 +125,10 @@ def pull(
         show_download_plan(app, reference, plan, options.json)
         return
     if options.vocabulary:
-        installed = pull_vocabulary(app, opened, reference)
+        with opened as puller, interruptible("run it again"):
+            installed = puller.pull_vocabulary(reference)
+        what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
+        app.streams.report(f"{what} {installed.reference}: {installed.path}")
     else:
         installed = pull_model(app, opened, reference, options.name)
         if options.default:
@@ -150,14 +151,6 @@ def suggested_model(app: App, ctx: int | None) -> str:
         example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
         raise UsageError("no model given", f"{example}see cerebrum list --available")
     return chosen
-
-
-def pull_vocabulary(app: App, opened: AbstractContextManager[Puller], reference: Reference) -> InstalledModel:
-    with opened as puller, interruptible("run it again"):
-        installed = puller.pull_vocabulary(reference)
-    what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
-    app.streams.report(f"{what} {installed.reference}: {installed.path}")
-    return installed
 
 
 def given_flags(options: object, *names: str) -> list[str]:

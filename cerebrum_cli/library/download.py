@@ -32,7 +32,7 @@ from cerebrum_cli.core.files import (
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.hub import HubError, HubFile, Listing, open_file
-from cerebrum_cli.library.registry import OnProgress, RegistryEntry, hash_file
+from cerebrum_cli.library.registry import RegistryEntry, hash_file
 
 MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
@@ -93,7 +93,7 @@ class Download:
     listing: Listing
     cache: Cache
     progress: Progress
-    digest_of: Callable[[Path, OnProgress], RegistryEntry] = hash_file
+    digest_of: Callable[[Path], RegistryEntry] = hash_file
 
     def require_space(self, files: tuple[HubFile, ...]) -> None:
         if missing := self.missing_bytes(files):
@@ -143,7 +143,7 @@ class Download:
             return False
         if _is_git_hash(file.digest):
             return git_hash(file.size, blob.read_bytes()).hexdigest() == file.digest
-        return self.digest_of(blob, partial(self.progress.update, "verify")).sha256 == file.digest
+        return self.digest_of(blob).sha256 == file.digest
 
     def _complete(self, partial_file: Path, file: HubFile, on_download: OnDownload) -> None:
         retry_policy = RetryPolicy(self.progress)

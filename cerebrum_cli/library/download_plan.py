@@ -86,7 +86,7 @@ class DownloadPlanner:
         quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
         request = PlanRequest(self.context, quantization, self.library.capacity())
         if isinstance(reference, Path) and is_directory(reference):
-            return self.plan_weights(local_weights(reference, self.digest), request)
+            return self.plan_weights(local_weights(reference, self.digest), request, spec)
         if spec and spec.weights and (self.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
         if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
@@ -151,9 +151,7 @@ class DownloadPlanner:
                 errors.append(error)
         raise errors[0]
 
-    def _plan_repository(
-        self, reference: ModelReference, request: PlanRequest, spec: ModelSpec | None = None
-    ) -> DownloadPlan:
+    def _plan_repository(self, reference: ModelReference, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
@@ -265,7 +263,7 @@ class DownloadPlanner:
             return ""
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
 
-    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
+    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
         """Plan a conversion; without a requested type, prefer the one installed last."""
         raise NotImplementedError
 

@@ -219,7 +219,7 @@ class Puller(DownloadPlanner):
             require_free_name(library, name, plan.spec, files[0].digest)
         if not plan.chosen.installed:
             self.header(listing, variant)
-        Download(listing, library.cache, self.progress, library.registry.digest).fetch(files)
+        Download(listing, library.cache, self.progress, self.digest).fetch(files)
         pulled = self._stored(library.cache, listing, variant)
         for model in library.models():
             if model.cached and model.path == pulled.path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -23,7 +22,7 @@ from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, DownloadPlan, PlanRequest
 from cerebrum_cli.library.hub import delete
-from cerebrum_cli.library.model import CONVERTED, InstalledModel
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.weights import Weights
@@ -34,7 +33,7 @@ ROW = 256  # weights, which all types can divide
 class BuildingPuller(Puller):
     """Pulls models, and builds those that are not published as GGUF files."""
 
-    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None = None) -> DownloadPlan:
+    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
         from cerebrum_cli.merge.convert import TYPES, plan_conversion
 
         plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
@@ -98,7 +97,7 @@ class BuildingPuller(Puller):
         weights, cache = plan.required_weights, self.library.cache
         if weights.listing is None:
             return
-        download = Download(weights.listing, cache, self.progress, self.library.registry.digest)
+        download = Download(weights.listing, cache, self.progress, self.digest)
         missing = download.missing_bytes(weights.files)
         directory = self.library.conversion_directory
         if on_same_disk(directory, cache.directory):
@@ -133,7 +132,7 @@ class BuildingPuller(Puller):
             texts["commit"] = weights.listing.commit
         texts |= {"sha256": weights.sha256, "configuration": weights.configuration}
         table = read_checkpoint(weights.folder, weights.name)
-        plan = plan_conversion(table, type, {f"{CONVERTED}{key}": text for key, text in texts.items()})
+        plan = plan_conversion(table, type, texts)
         return write_plan(self.library, plan, path, name, "converted", partial(self.progress.update, "convert"))
 
     def merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
@@ -203,6 +202,5 @@ def estimate_seconds(table: Table, type: str) -> float:
     started = perf_counter()
     codec.dequantize(data, stored, sample)
     codec.quantize(sample, TYPE_NUMBERS.get(type, TYPE_NUMBERS.get(type[:4], 0)))  # Q4_K of Q4_K_M
-    sha256(data)
     weights = sum(prod(tensor.shape) for tensor in table.tensors.values())
     return (perf_counter() - started) * weights / sample.size / thread_count()

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 
 from cerebrum_cli.gguf.parser import Value
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table
+from cerebrum_cli.library.model import CONVERTED
 from cerebrum_cli.merge.methods import copy_of
 from cerebrum_cli.merge.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
 
 TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # of which no mixture is better
 
 
-def plan_conversion(table: Table, type: str, texts: Mapping[str, str]) -> Plan:
-    """Plan the conversion of a checkpoint to a type or a mixture, with these texts in the metadata of the file."""
+def plan_conversion(table: Table, type: str, origin: Mapping[str, str]) -> Plan:
+    """Plan the conversion of a checkpoint to a type or a mixture, whose metadata states its `origin`."""
     target = Target(type)
     shape = model_shape(table, table.n_layers)
     tensors = []
@@ -22,6 +23,6 @@ def plan_conversion(table: Table, type: str, texts: Mapping[str, str]) -> Plan:
         kind = target.type_of(name, tensor, is_head, shape)
         tensors.append(OutputTensor(name, tensor.shape, kind, copy_of(tensor)))
     metadata = {**table.metadata, "general.file_type": Value("UINT32", target.file_type(None))}
-    for key, text in texts.items():
-        metadata[key] = Value("STRING", text)
+    for key, text in origin.items():
+        metadata[f"{CONVERTED}{key}"] = Value("STRING", text)
     return Plan(metadata, tuple(tensors), ())

@@ -30,6 +30,8 @@ from cerebrum_cli.replies.prompt_sources import read_text
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
 MAX_RECIPE_BYTES = 1 << 20
 
+Models = Mapping[str, InstalledModel]  # by their names in the recipe
+
 
 def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, str | None]:
     """Read a recipe file, or that of a catalog model with its row and the requested quantization. Raises UsageError."""
@@ -75,7 +77,7 @@ def local_source(path: Path) -> InstalledModel | None:
     return InstalledModel(path.name, (path,), is_weights=True)
 
 
-def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> dict[str, InstalledModel]:
+def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
     models = {}
     for name, reference in references.items():
         try:
@@ -106,7 +108,7 @@ class Merge:
     """A merge ready to be written; `array_items` counts the items of all metadata arrays of its sources."""
 
     recipe: Recipe
-    models: Mapping[str, InstalledModel]
+    models: Models
     options: MergeOptions
     plan: Plan
     array_items: int
@@ -118,7 +120,7 @@ class Merge:
         return BASE_MEMORY + self.array_items * MEMORY_PER_ITEM + chunks * CHUNK_WEIGHTS * 4
 
 
-def prepare(recipe: Recipe, models: Mapping[str, InstalledModel], options: MergeOptions) -> Merge:
+def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
     tables = {}
     array_items = 0
@@ -170,7 +172,7 @@ def write_plan(
     return library.model_from_entry(entry)
 
 
-def require_not_source(models: Mapping[str, InstalledModel], path: Path) -> None:
+def require_not_source(models: Models, path: Path) -> None:
     for model in models.values():
         if path.resolve() in map(Path.resolve, model.paths):
             raise UsageError(f"{path} is a source of this merge", "choose another output file")
