@@ -28,11 +28,10 @@ from cerebrum_cli.library.hub import (
     FoundRepository,
     HubFile,
     Listing,
+    find_repositories,
     is_offline,
     list_repository,
     open_file,
-    quantized_repositories,
-    search_repositories,
 )
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import quantization_plan
@@ -108,7 +107,7 @@ class DownloadPlanner:
         """
         if self.is_offline:
             raise PullError("cannot search the Hub: the network is disabled", "omit --offline, or unset HF_HUB_OFFLINE")
-        repositories = RetryPolicy(self.progress).run(search_repositories, well_formed(text), MOST_FOUND)
+        repositories = RetryPolicy(self.progress).run(find_repositories, MOST_FOUND, text=well_formed(text))
         listings = _list_repositories([repository.repo_id for repository in repositories])
         return [(repository, self._estimate(listings.get(repository.repo_id))) for repository in repositories]
 
@@ -258,7 +257,7 @@ class DownloadPlanner:
     def other_conversions(self, repo_id: str) -> str:
         """Commands that pull a GGUF of the same model; empty if none are found."""
         try:
-            found = quantized_repositories(repo_id, MOST_OTHERS)
+            found = find_repositories(MOST_OTHERS, f"base_model:quantized:{repo_id}")
         except CerebrumError:
             return ""
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)

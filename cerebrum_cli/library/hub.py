@@ -13,7 +13,7 @@ from cerebrum_cli.core.environment import environment, named_proxy
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
@@ -172,19 +172,14 @@ class FoundRepository(NamedTuple):
     gated: bool
 
 
-def search_repositories(text: str, limit: int) -> tuple[FoundRepository, ...]:
-    """Request the GGUF repositories whose names contain a text, the most downloaded first. Raises HubError."""
-    return _found_repositories({"search": text, "filter": "gguf", "limit": limit})
+def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepository, ...]:
+    """Request the GGUF repositories with tags and a text in their names, the most downloaded first. Raises HubError.
 
-
-def quantized_repositories(repo_id: str, limit: int) -> tuple[FoundRepository, ...]:
-    """Request the GGUF repositories whose cards name a model as their base, likewise."""
-    return _found_repositories({"filter": ["gguf", f"base_model:quantized:{repo_id}"], "limit": limit})
-
-
-def _found_repositories(query: JsonObject) -> tuple[FoundRepository, ...]:
-    """huggingface_hub's own search waits half a minute before it reports that there is no network."""
-    query = {**query, "sort": "downloads", "expand": _SEARCH_FIELDS}
+    huggingface_hub's own search waits half a minute before it reports that there is no network.
+    """
+    query: JsonDict = {"filter": ["gguf", *tags], "limit": limit, "sort": "downloads", "expand": _SEARCH_FIELDS}
+    if text:
+        query["search"] = text
     with _translated("cerebrum search") as timeout:
         from huggingface_hub import get_session
         from huggingface_hub.utils._http import hf_raise_for_status
