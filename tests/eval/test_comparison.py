@@ -7,10 +7,9 @@ from random import Random
 
 import numpy
 import pytest
+import scipy  # which imports its parts when they are used
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 
 from cerebrum_cli.eval.comparison import (
     QuestionResult,
@@ -52,6 +51,8 @@ def sample(id: int, number: int, answer: str | None, correct: bool, cluster: str
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_mcnemar_equals_that_of_statsmodels(lost: int, won: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+
     expected = reference_mcnemar([[0, lost], [won, 0]], exact=True).pvalue if lost + won else 1.0
     assert mcnemar(lost, won) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
@@ -65,13 +66,13 @@ def interval_of(differences: Sequence[float]) -> Interval:
 
 @pytest.mark.parametrize("freedom", [*range(1, 12), 2.25, 7.31, 30, 99.5, 1000])
 def test_student_t_equals_that_of_scipy(freedom: float) -> None:
-    assert student_t(freedom, 0.95) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-7)
+    assert student_t(freedom, 0.95) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-7)
     assert student_t(5000, 0.95) == pytest.approx(1.96044, abs=1e-5)
 
 
 def test_paired_interval_equals_that_of_scipy() -> None:
     values = numpy.random.default_rng(2).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 60).tolist()
-    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert interval_of(values) == pytest.approx((expected.low, expected.high))
 
 

@@ -8,11 +8,9 @@ from random import Random
 
 import numpy
 import pytest
+import scipy  # which imports its parts when they are used
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.proportion import proportion_confint
 
 from cerebrum_cli.eval.estimates import (
     Estimate,
@@ -94,6 +92,8 @@ def test_standard_error_is_that_of_the_published_tables(name: str, n: int, value
 
 @given(st.integers(1, 6), st.integers(1, 8), st.data())
 def test_error_of_equal_clusters_equals_that_of_statsmodels(count: int, size: int, data: st.DataObject) -> None:
+    from statsmodels.regression.linear_model import OLS
+
     clusters = [index % count for index in range(count * size)]
     scored = data.draw(st.lists(st.floats(0, 1), min_size=len(clusters), max_size=len(clusters)))
     if count == 1:
@@ -105,11 +105,13 @@ def test_error_of_equal_clusters_equals_that_of_statsmodels(count: int, size: in
 
 @given(scores)
 def test_standard_error_of_single_clusters_is_the_plain_one(values: list[float]) -> None:
-    assert plain_error(values) == pytest.approx(stats.sem(values) if len(values) > 1 else 0.0, abs=1e-12)
+    assert plain_error(values) == pytest.approx(scipy.stats.sem(values) if len(values) > 1 else 0.0, abs=1e-12)
 
 
 @given(st.integers(1, 2000), st.data())
 def test_wilson_equals_that_of_statsmodels(n: int, data: st.DataObject) -> None:
+    from statsmodels.stats.proportion import proportion_confint
+
     correct = data.draw(st.integers(0, n))
     assert wilson(correct / n, n) == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-12)
 
@@ -136,7 +138,7 @@ def test_interval_covers_a_share_with_few_errors(questions: int) -> None:
     for errors in (0.02, 0.05, 0.1, 0.17, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0):
         for truth in (errors / questions, 1 - errors / questions):
             is_covered = (bounds[:, 0] <= truth) & (truth <= bounds[:, 1])
-            assert stats.binom.pmf(counts, questions, truth)[is_covered].sum() > 0.92
+            assert scipy.stats.binom.pmf(counts, questions, truth)[is_covered].sum() > 0.92
 
 
 def test_interval_of_equal_scores_has_a_width() -> None:
