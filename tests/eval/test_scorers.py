@@ -81,14 +81,19 @@ def test_answer_is_stated_guessed_or_missing(text: str, choices: tuple[str, ...]
     assert score(text, "B", choices).basis == basis
 
 
+def seconds(text: str) -> float:
+    """CPU time to score a reply."""
+    start = time.process_time()
+    score(text, "B", GASES)
+    return time.process_time() - start
+
+
 @pytest.mark.slow
 def test_choice_is_found_in_linear_time() -> None:
     longer = ("A. ", "A or ", "answer ", "answer is ", "not A is best ", "\n\n", "argon ", "(A) ", "answer (", "\n- ")
     for unit in (*"ABab.,:( \n", *longer):
-        text = unit * (30_000 // len(unit))
-        start = time.process_time()
-        score(text, "B", GASES)
-        assert time.process_time() - start < 1.0, unit  # a quadratic pattern takes three
+        # a quadratic pattern takes three seconds for 30,000 characters, and a quarter of that for half
+        assert seconds(unit * (15_000 // len(unit))) < 0.2 or seconds(unit * (30_000 // len(unit))) < 1.0, unit
 
 
 def test_scores_change_only_with_the_number_of_their_rules() -> None:
