@@ -109,7 +109,7 @@ def starter(pytestconfig: pytest.Config) -> Path:
     owner = CommandLine(Path(pytestconfig.cache.mkdir("starter")))
     pulled = owner.run("pull", "starter", "--quiet")
     assert pulled.code == 0, pulled.err
-    return Path(owner.run("show", "starter", "--json").object["path"])
+    return sound(Path(owner.run("show", "starter", "--json").object["path"]))
 
 
 @pytest.fixture(scope="session")
@@ -182,6 +182,7 @@ def open_terminal(new_user: CommandLine) -> Iterator[OpenTerminal]:
     opened: list[Person] = []
 
     def start(*argv: str | Path, size: tuple[int, int] = (80, 24), **env: str) -> Person:
+        new_user.vouch_for_models()
         opened.append(Person([str(part) for part in argv], new_user.environment(env), new_user.home, *size))
         return opened[-1]
 

@@ -84,6 +84,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
 @pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "2>/dev/full"])
 def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection: str) -> None:
     grammar = fixed_reply_grammar("yes", user.home)
+    user.vouch_for_models()
     process = subprocess.run(
         ["sh", "-c", f'"$0" ask --stats --grammar "$1" hi {redirection}', COMMAND, grammar],
         stdin=subprocess.DEVNULL,

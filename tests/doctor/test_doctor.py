@@ -3,6 +3,7 @@
 import _ctypes
 import math
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -99,7 +100,16 @@ def content(directory: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_doctor_only_warns_a_new_user_and_writes_the_list_of_devices(tmp_path: Path) -> None:
     environment = {"HF_ENDPOINT": UNREACHABLE, "NO_PROXY": "*", "HF_HUB_OFFLINE": "0"}
-    done = CommandLine(tmp_path).run_process("doctor", "--json", env=environment)
+    ran = subprocess.run(  # in a home in which no file has been written
+        [COMMAND, "doctor", "--json"],
+        env=CommandLine(tmp_path).environment(environment),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    done = Finished(ran.returncode, ran.stdout, ran.stderr)
     results = by_name(done)
     assert list(results) == [name for name in CHECKS if name in results]
     assert set(CHECKS) - {"self_test_gpu"} <= set(results)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from asking import collect_replies, generate
-from command_line import CommandLine, Finished, assert_error
+from command_line import SOUND_MODELS, CommandLine, Finished, assert_error
 from llama_engines import open_engine
 from tiny_models import CHATML_TEMPLATE, write_bigrams
 
@@ -120,13 +120,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """
     folder = tmp_path_factory.mktemp("bigrams")
     own = (":", "<think>", *REASONING)
-    return {
+    models = {
         "own": write_bigrams(folder / "own.gguf", *own, chat_template=AFTER_COLON),
         "opened": write_bigrams(folder / "opened.gguf", *own[1:], chat_template=OPENED),
         "ended": write_bigrams(folder / "ended.gguf", ":", "<think>", "H", "<|im_end|>", chat_template=AFTER_COLON),
         "switched": write_bigrams(folder / "switched.gguf", *own, chat_template=SWITCHED),
         "spelled": write_bigrams(folder / "spelled.gguf", ":", *"[/THINK]m[", chat_template=SPELLED),
     }
+    SOUND_MODELS.extend(models.values())
+    return models
 
 
 def constrained(home: Path, rule: Any) -> tuple[str | Path, ...]:
@@ -231,6 +233,7 @@ def test_ask_reports_a_reply_that_ended_in_its_reasoning(new_user: CommandLine, 
 
 def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, tmp_path: Path) -> None:
     endless = write_bigrams(tmp_path / "endless.gguf", ":", "<think>", "H", "m", "H", chat_template=AFTER_COLON)
+    SOUND_MODELS.append(endless)
     done = ask(new_user, endless, OBJECT)
     assert (done.code, done.object["finish_reason"]) == (5, "repetition")
     assert_error(done, 5, "the reply repeats itself", "try a higher --temperature")

@@ -104,6 +104,7 @@ class CommandLine:
             remembered.write_text(json.dumps([file_key(path) for path in SOUND_MODELS]))
 
     def run_process(self, *arguments: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> Finished:
+        self.vouch_for_models()
         done = subprocess.run(
             [COMMAND, *map(str, arguments)],
             **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
@@ -121,6 +122,7 @@ class CommandLine:
         return [each["content"] for each in self.messages(session)]
 
     def start(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        self.vouch_for_models()
         return subprocess.Popen(
             [COMMAND, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
