@@ -36,7 +36,7 @@ from cerebrum_cli.library import download
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.terminal.markdown import renderer
 
-settings.register_profile("test", derandomize=True, deadline=None, max_examples=60)  # the same cases everywhere
+settings.register_profile("test", derandomize=True, deadline=None, max_examples=30)  # the same cases everywhere
 settings.register_profile("fuzz", deadline=None, max_examples=3000)  # by --hypothesis-profile in `make fuzz`
 settings.load_profile("test")
 

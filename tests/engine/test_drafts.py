@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from asking import Reply, ask, collect_replies, generate, running_engine
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
@@ -113,7 +113,6 @@ def test_engine_ends_at_a_stop_string_inside_a_draft() -> None:
     assert drafted(reply)[1] > 0
 
 
-@settings(max_examples=50)
 @given(
     st.lists(st.text("abc", min_size=1, max_size=12), min_size=1, max_size=5),
     st.integers(1, 3),

@@ -147,7 +147,6 @@ def test_scores_evaluate_each_node_of_the_trie_once_in_any_order(work: Work, ran
     assert again.steps == backend.steps
 
 
-@settings(max_examples=50)
 @given(WORK, st.booleans(), st.dictionaries(st.integers(0, 12), st.integers(0, 6)))
 def test_scores_are_right_after_interrupted_steps(work: Work, can_trim: bool, interrupts: dict[int, int]) -> None:
     fitting = work if can_trim or not interrupts else replace(work, slots=1)

@@ -57,7 +57,6 @@ def held(directory: Path) -> list[tuple[int, ...]]:
     kept=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple), max_size=6),
     prompt=st.lists(st.integers(0, 2), min_size=1, max_size=6),
 )
-@settings(max_examples=50)
 def test_store_finds_the_state_with_the_longest_prefix(kept: list[tuple[int, ...]], prompt: list[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         states = open_store(Path(folder))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_models
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
@@ -35,7 +35,6 @@ def pieces(backend: LlamaBackend, ids: tuple[int, ...]) -> bytes:
     return b"".join(backend.piece(token) for token in ids)
 
 
-@settings(max_examples=50)
 @given(text=texts | marked_up)
 def test_tokenize_round_trips(text: str, mistral: LlamaBackend, chatml: LlamaBackend) -> None:
     for trusted in (False, "<|" not in text):

@@ -135,7 +135,6 @@ WORDS = (b"<think>\nI", b" see</th", b"ink>\n", b"ST", b"OPand", b". It is 3.", 
 
 
 @pytest.mark.slow
-@settings(max_examples=120)
 @given(st.lists(st.one_of(replies, st.integers(0, len(WORDS) - 1), st.just(END)), max_size=12), st.data())
 def test_whole_reply_equals_its_tokens(parts: list[bytes | int], data: st.DataObject) -> None:
     backend = ScriptedBackend(lambda held, seed: END, words=WORDS)
@@ -148,7 +147,7 @@ def test_whole_reply_equals_its_tokens(parts: list[bytes | int], data: st.DataOb
 
 
 @pytest.mark.slow
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.one_of(replies, st.sampled_from(["<think>", "</think>"])), max_size=8), st.data())
 def test_whole_reply_of_a_real_vocabulary_equals_its_tokens(
     chatml: LlamaBackend, parts: list[bytes | str], data: st.DataObject

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import text_of
 
@@ -87,7 +87,6 @@ def replies(backend: LlamaBackend) -> st.SearchStrategy[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("prompt_format", FORMATS, ids=lambda prompt_format: prompt_format.name)
-@settings(max_examples=50)
 @given(data=st.data())
 def test_next_prompt_extends_prompt_and_reply(
     prompt_format: PromptFormat, mistral: LlamaBackend, data: st.DataObject

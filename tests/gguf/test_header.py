@@ -195,7 +195,7 @@ PATCHES = st.one_of(
 )
 
 
-@settings(deadline=2000, max_examples=60)
+@settings(deadline=2000)
 @given(st.lists(st.tuples(st.integers(4, 700), PATCHES), max_size=4), st.none() | st.integers(0, 2000))
 def test_header_mutations_raise_only_model_file_errors(
     chatml_model: Path, tmp_path_factory: pytest.TempPathFactory, patches: list[tuple[int, bytes]], length: int | None
