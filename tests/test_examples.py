@@ -37,7 +37,7 @@ LEFT_OUT = {
 SKIPPED = re.compile("|".join(LEFT_OUT.values()))
 SUCCESS = (0, 4, 5, 6)  # a prompt may not fit in the context of a tiny model, and it may give no answer
 ASKS = re.compile(r"cerebrum (sessions )?rm ")  # for confirmation
-SHELL = re.compile(r"[|&;<>$]")
+SHELL = re.compile(r"[|&;<>]|(?<!\\)\$")
 MODELS = {  # files by the repositories that the catalog and the pages name
     "unsloth/Qwen3.5-4B-GGUF": ("Qwen3.5-4B-Q4_K_M.gguf",),
     "bartowski/Cerebrum-1.0-7b-GGUF": ("Cerebrum-1.0-7b-Q4_K_M.gguf", "Cerebrum-1.0-7b-Q8_0.gguf"),
@@ -97,16 +97,29 @@ def checkpoint_of(layers: int, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of safetensors by repository."""
+    directory = tmp_path_factory.mktemp("checkpoints")
+    return {name: checkpoint_of(layers, directory / name) for name, layers in CHECKPOINTS.items()}
+
+
+@pytest.fixture(scope="module")
+def adapters(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    directory = tmp_path_factory.mktemp("adapters")
+    names = ("style.gguf", "terse.gguf")
+    return [write_adapter(directory / name, factors_for(thinker, seed=seed)) for seed, name in enumerate(names)]
+
+
 @pytest.fixture
-def hub(page: str, thinker: Path, seven: Path, tmp_path: Path) -> Iterator[HubServer]:
+def hub(page: str, thinker: Path, seven: Path, checkpoints: dict[str, Path]) -> Iterator[HubServer]:
     """A Hub of tiny models, and of a dataset; a merge needs one with the layers of a 7B."""
     sums = [{"question": f"{n} + 1?", "answer": f"It is {n + 1}.\n#### {n + 1}"} for n in range(3)]
     with HubServer() as hub:
         for repo_id, names in MODELS.items():
             files = dict.fromkeys(names, seven if page == MERGE else thinker)
-            if layers := CHECKPOINTS.get(repo_id):
-                folder = checkpoint_of(layers, tmp_path / repo_id)
-                files |= {path.name: path for path in folder.iterdir()}
+            if repo_id in checkpoints:
+                files |= {path.name: path for path in checkpoints[repo_id].iterdir()}
             hub.repository(repo_id, files)
         hub.repository(f"{DATASETS}openai/gsm8k", {"main/test-00000-of-00001.parquet": table(sums)})
         yield hub
@@ -127,7 +140,7 @@ def servers(thinker: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, thinker: Path) -> Path:
+def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapters: list[Path]) -> Path:
     """A directory with the files that the examples name, some of which pages print."""
     checkout = tmp_path / "checkout"
     patterns = ("README.md", "Makefile", "docs/explanation/*.md", "cerebrum_cli/*/__init__.py")
@@ -138,9 +151,9 @@ def checkout(tmp_path: Path, thinker: Path) -> Path:
     (checkout / "benchmarks").symlink_to(ROOT / "benchmarks")
     for name in LOCAL:
         shutil.copy(thinker, checkout / name)
-    checkpoint_of(3, checkout / "folder")
-    for seed, name in enumerate(("style.gguf", "terse.gguf")):
-        write_adapter(checkout / name, factors_for(thinker, seed=seed))
+    shutil.copytree(checkpoints["owner/repo"], checkout / "folder")
+    for adapter in adapters:
+        shutil.copy(adapter, checkout)
     stack, weights = blocks(MERGE, "yaml")
     texts = {
         "questions.txt": "What is 1 + 1?\n",
@@ -202,7 +215,7 @@ def at(servers: Mapping[str, str], text: str) -> str:
 def run_line(line: str, command: CommandLine, directory: Path, env: Mapping[str, str]) -> Finished:
     """Run a line in a shell, or in this process if it is a single command."""
     if line.startswith("cerebrum ") and not SHELL.search(line.partition("  #")[0]):
-        return command.run(*shlex.split(line, comments=True)[1:], env=env, directory=directory)
+        return command.run(*shlex.split(line.replace(r"\$", "$"), comments=True)[1:], env=env, directory=directory)
     environment = command.environment(env)
     ran = subprocess.run(
         ["bash", "-c", line], cwd=directory, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=120

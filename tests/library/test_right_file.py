@@ -39,29 +39,30 @@ def written(
     return write_model(path, fill, architecture)
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model, and files that accompany models, by what they are."""
-    nextn = gguf.GGUFWriter(tmp_path / "mtp.gguf", "glm4moe")
+    folder = tmp_path_factory.mktemp("files")
+    nextn = gguf.GGUFWriter(folder / "mtp.gguf", "glm4moe")
     nextn.add_block_count(3)
     nextn.add_tensor("blk.2.nextn.eh_proj.weight", np.zeros((4, 64), dtype=np.float32))
     write_file(nextn)
-    imatrix = gguf.GGUFWriter(tmp_path / "imatrix.gguf", "")
+    imatrix = gguf.GGUFWriter(folder / "imatrix.gguf", "")
     imatrix.kv_data[0].clear()
     imatrix.add_type("imatrix")
     imatrix.add_tensor("blk.0.ffn_up.weight.in_sum2", np.zeros((1, 64), dtype=np.float32))
     write_file(imatrix)
     layers = {"glm4moe__block_count": 1, "glm4moe__nextn_predict_layers": 1}
-    written(tmp_path / "first.gguf", "glm4moe", tensors=("blk.0.nextn.eh_proj.weight",), **layers)
+    written(folder / "first.gguf", "glm4moe", tensors=("blk.0.nextn.eh_proj.weight",), **layers)
     return {
-        "first": tmp_path / "first.gguf",
-        "model": written(tmp_path / "model.gguf", size=100_000),
-        "other": written(tmp_path / "other.gguf", size=200_000),
-        "eagle3": written(tmp_path / "eagle3.gguf", "eagle3", size=50_000),
-        "dflash": written(tmp_path / "dflash.gguf", "dflash"),
-        "mtp": tmp_path / "mtp.gguf",
-        "adapter": written(tmp_path / "adapter.gguf", general__type="adapter", adapter__type="lora"),
-        "imatrix": tmp_path / "imatrix.gguf",
+        "first": folder / "first.gguf",
+        "model": written(folder / "model.gguf", size=100_000),
+        "other": written(folder / "other.gguf", size=200_000),
+        "eagle3": written(folder / "eagle3.gguf", "eagle3", size=50_000),
+        "dflash": written(folder / "dflash.gguf", "dflash"),
+        "mtp": folder / "mtp.gguf",
+        "adapter": written(folder / "adapter.gguf", general__type="adapter", adapter__type="lora"),
+        "imatrix": folder / "imatrix.gguf",
     }
 
 
