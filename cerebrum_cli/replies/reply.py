@@ -32,6 +32,7 @@ from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:
+    from cerebrum_cli.programs.functions import Tool
     from cerebrum_cli.replies.tally import Program
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
@@ -47,7 +48,7 @@ class Ask:
 
     `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
     With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
-    server sends tokens as they are sampled, not the whole reply at the end.
+    server sends tokens as they are sampled, not the whole reply at the end. The reply may call the `tools`.
     """
 
     conversation: Conversation
@@ -59,9 +60,13 @@ class Ask:
     ignore_eos: bool = False
     max_n: int = 1
     stream: bool = False
+    tools: tuple[Tool, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "conversation", self.settings.applied_to(self.conversation))
+        conversation = self.settings.applied_to(self.conversation)
+        if self.tools:
+            conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
+        object.__setattr__(self, "conversation", conversation)
 
 
 class Reply:
