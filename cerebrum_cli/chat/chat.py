@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.history import (
     KEPT,
@@ -40,6 +41,9 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
+if TYPE_CHECKING:
+    from cerebrum_cli.programs.functions import Tool
+
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
 
@@ -48,7 +52,7 @@ class Chat:
     """A session and the model that replies in it; `session` is None until the first question.
 
     `overrides` are the settings from the command line, the environment and /set: they apply to other models too. So do
-    `saved`, those of the saved prompt in use, which are above them.
+    `saved`, those of the saved prompt in use, which are above them. Replies may call the `tools`, but not in a vote.
     """
 
     history: History
@@ -59,6 +63,7 @@ class Chat:
     session: Session | None = None
     name: str | None = None
     saved: Layer = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
     _counted: tuple[object, int] | None = None
     _generated: tuple[int | None, Reply] | None = None  # for the message with this id
     _undone: list[tuple[int | None, int | None]] = field(default_factory=list)  # leaves after and before
@@ -70,8 +75,10 @@ class Chat:
     @property
     def conversation(self) -> Conversation:
         if self.session is None:
-            return self.settings.applied_to(Conversation((), self.settings.system))
-        return load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
+            conversation = self.settings.applied_to(Conversation((), self.settings.system))
+        else:
+            conversation = load_conversation(self.history.store, self.session, self.loaded.model, self.settings)
+        return replace(conversation, tools=tuple(tool.spec for tool in self.tools))
 
     @property
     def last_reply(self) -> StoredMessage | None:
@@ -94,7 +101,7 @@ class Chat:
         if size is None or self.loaded.model.is_served:
             return None
         settings = self.settings
-        key = self.loaded, self.session, settings.system, settings.think, settings.keep_reasoning
+        key = self.loaded, self.session, self.tools, settings.system, settings.think, settings.keep_reasoning
         if self._counted is None or self._counted[0] != key:
             conversation = self.conversation
             if self.last_reply or not self.messages:
@@ -401,7 +408,8 @@ class Chat:
         the session is moved back to `previous_leaf`.
         """
         session, settings = self._update_session(), settings or self.settings
-        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued, prefill)
+        tools = self.tools if majority_vote is None else ()
+        recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued, prefill, tools)
         try:
             yield from self.load()
             yield from recorder.record(majority_vote)

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.history import (
     begin_with,
@@ -27,6 +28,9 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
 from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.voting import MajorityVote
+
+if TYPE_CHECKING:
+    from cerebrum_cli.programs.functions import Tool
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
@@ -50,6 +54,7 @@ class ReplyRecorder:
     settings: Settings
     continued: StoredMessage | None = None
     prefill: Message | None = None
+    tools: tuple[Tool, ...] = ()
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = False
     _question: int | None = field(init=False)  # the message that is answered
@@ -114,7 +119,8 @@ class ReplyRecorder:
     def _request(self) -> Ask:
         limit = self.settings.max_tokens and max(1, self.settings.max_tokens - self._generated)
         conversation = replace(self._conversation, prefill=self.prefill)
-        return Ask(conversation, replace(self.settings, max_tokens=limit), prefix_tokens=self._prefix)
+        settings = replace(self.settings, max_tokens=limit)
+        return Ask(conversation, settings, prefix_tokens=self._prefix, tools=self.tools)
 
     def end_early(self, error: BaseException, previous_leaf: int | None) -> None:
         """Save an interrupted reply, even if empty; after an error without a reply, remove the question."""
@@ -129,7 +135,8 @@ class ReplyRecorder:
 
     @property
     def _conversation(self) -> Conversation:
-        return load_conversation(self.store, self._asked, self.loaded.model, self.settings)
+        conversation = load_conversation(self.store, self._asked, self.loaded.model, self.settings)
+        return replace(conversation, tools=tuple(tool.spec for tool in self.tools))
 
     @property
     def _asked(self) -> Session:
