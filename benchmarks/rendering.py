@@ -27,6 +27,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
+from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -104,7 +105,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     times: list[float] = []
     try:
         streams = standard_streams()
-        repl = Repl(chat, streams, Signals(streams), SLASH_COMMANDS, PromptDirectory(directory))
+        repl = Repl(chat, streams, Signals(streams), SLASH_COMMANDS, PromptDirectory(directory), CallSink(streams))
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from cerebrum_cli.replies.reply import (
     Reply,
     reply_notice,
 )
-from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.tally import Tally, Votes
     from cerebrum_cli.replies.voting import MajorityVote
+    from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.streams import Streams
 
 MAJORITY = 0.5
@@ -78,6 +78,7 @@ class AnswerPrinter:
     """
 
     streams: Streams
+    calls: CallSink
     loaded: Model
     request: Ask
     options: AskOptions
@@ -90,7 +91,7 @@ class AnswerPrinter:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
-        hides_keys = Keyboard().without_echo() if self.streams.out_is_terminal else nullcontext()
+        hides_keys = self.calls.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
             with hides_keys, name_grammar_in_errors(self.options):
                 yield
@@ -136,6 +137,7 @@ class AnswerPrinter:
         sinks: list[Sink] = [line, reasoning]
         if self.options.streams_answer:
             sinks.append(AnswerSink(self.streams, self._is_markdown))
+        sinks.append(self.calls)
         render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
         self._inspect(reply)
 
@@ -316,6 +318,8 @@ class AnswerPrinter:
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             value["session"] = self.saved_as
+            if self.request.tools:
+                value["calls"] = [asdict(call) for call in reply.calls]
             if options.top_logprobs:
                 value["least_certain"] = self.uncertain and [token.as_object() for token in self.uncertain]
             streams.answer_object(value)

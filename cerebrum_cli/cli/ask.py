@@ -71,7 +71,12 @@ def answer(
     """Load the model, read the question meanwhile, and print the answer."""
     from cerebrum_cli.cli.generation import read_grammar
     from cerebrum_cli.replies.interface import open_source
+    from cerebrum_cli.terminal.calls import CallSink
 
+    calls = CallSink(app.streams, options.yes)
+    tools = options.find_tools()
+    if not options.dry_run:
+        tools = calls.allowed(tools)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:
@@ -93,12 +98,12 @@ def answer(
         if session and not continued:
             earlier = history.load_conversation(open_history().store, session, source.model)
             conversation = history.prepended(earlier, conversation, overrides.get("system"))
-        asked = Ask(conversation, settings, grammar)
+        asked = Ask(conversation, settings, grammar, tools=tools)
         if options.dry_run:
             show_prompt(app.streams, loaded, asked.conversation, options)
             return
         saves_in = None if options.raw or settings.no_log else open_history
-        printer = AnswerPrinter(app.streams, loaded, asked, options, saves_in, session, continued)
+        printer = AnswerPrinter(app.streams, calls, loaded, asked, options, saves_in, session, continued)
         with printer.generating():
             if votes:
                 printer.show_vote(votes)

@@ -61,6 +61,7 @@ def chat(
       git diff | cerebrum chat "Review this"
     """
     from cerebrum_cli.replies.prompt_sources import read_prompt_files
+    from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
     from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -77,7 +78,10 @@ def chat(
     saved, applied, options = options.apply_prompt(app, on_command_line)
     files = read_prompt_files(options.file, app.streams.report)
     question = read_question(app, words)
+    calls = CallSink(app.streams, options.yes)
+    tools = calls.allowed(options.find_tools())
     conversation = open_chat(app, overrides, applied, options)
+    conversation.tools = tools
     with Signals(app.streams) as signals:
         try:
             repl = Repl(
@@ -86,6 +90,7 @@ def chat(
                 signals,
                 SLASH_COMMANDS,
                 app.prompts,
+                calls,
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
                 pending_files=files,
@@ -169,7 +174,7 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         with repl.signals.acting(repl.signals.raise_interrupted):
             return ScriptInput(read_piped(streams.piped), streams)
     if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, repl.keyboard, repl.signals)
+        return PlainPrompt(streams, repl.calls.keyboard, repl.signals)
     from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
     from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SHOWN
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.programs.functions import Tool
     from cerebrum_cli.replies.installation import Installation, Servers
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
@@ -172,6 +173,17 @@ class QuestionOptions(SavedPromptOptions):
     )
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
+    tool: tuple[str, ...] = option(
+        "Functions that the model may call (repeatable)", "Input", default=(), metavar="python|FILE"
+    )
+
+    def find_tools(self) -> tuple[Tool, ...]:
+        """The functions that the model may call. Raises UsageError."""
+        if not self.tool:
+            return ()
+        from cerebrum_cli.programs.functions import tools_of
+
+        return tools_of(self.tool)
 
     @property
     def session_flag(self) -> str:
@@ -238,6 +250,9 @@ class AskOptions(QuestionOptions, GenerationOptions):
             (part and self.schema, part, "--schema", f"omit {part}: the whole answer is JSON"),
             (session and self.raw, session, "--raw", one_of_them),
             (session and self.messages, session, "--messages", one_of_them),
+            (self.tool and self.raw, "--tool", "--raw", one_of_them),
+            (self.tool and self.votes, "--tool", "--votes", one_of_them),
+            (self.tool and self.top_logprobs, "--tool", "--top-logprobs", one_of_them),
         ):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)

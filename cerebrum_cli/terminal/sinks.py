@@ -8,7 +8,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cerebrum_cli.core.events import Event, Events, NoticeEvent, PromptEvent, SequenceId, TokenEvent, answer_text
+from cerebrum_cli.core.events import (
+    CallEvent,
+    Event,
+    Events,
+    NoticeEvent,
+    PromptEvent,
+    SequenceId,
+    TokenEvent,
+    answer_text,
+)
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.streams import DIM, Streams, strip_complete, strip_controls
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
@@ -39,7 +48,7 @@ class AnswerSink:
         self._last = ""  # last text written
 
     def emit(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
+        if isinstance(event, (CallEvent, NoticeEvent)):
             self._pause()
         if isinstance(event, TokenEvent) and event.ends_reasoning:
             self.close()
@@ -68,7 +77,7 @@ class AnswerSink:
             self._streams.answer("\n")
 
     def _pause(self) -> None:
-        """Leave the cursor at the start of a line: a notice follows, on the same terminal."""
+        """Leave the cursor at the start of a line: another text follows, on the same terminal."""
         if self._stream:
             with self._streams.writing_answer():
                 self._stream.pause()
@@ -123,6 +132,8 @@ class ReasoningSink:
         return self.can_end and not self._is_ended and self.answer_now().is_watched
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, CallEvent):
+            self.close()
         if not isinstance(event, TokenEvent) or not event.text:
             return
         if event.channel == "thinking":
@@ -175,6 +186,8 @@ def render(
         try:
             for event in events:
                 signals.can_cancel = signals.can_cancel or isinstance(event, (PromptEvent, TokenEvent))
+                if isinstance(event, CallEvent):
+                    signals.can_cancel = event.is_done  # a function that runs is interrupted
                 is_notice = isinstance(event, NoticeEvent)  # the first sink prints it, the others make room for it
                 for sink in reversed(sinks) if is_notice else sinks:
                     sink.emit(event)

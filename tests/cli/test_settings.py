@@ -110,7 +110,7 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         path.unlink()
 
 
-MOST_OPTIONS = {"ask": 40}
+MOST_OPTIONS = {"ask": 41}
 MOST = 42  # of any other command
 
 

@@ -58,7 +58,7 @@ class InteractivePrompt(PlainPrompt):
     redraws = True
 
     def __init__(self, repl: Repl, history: Path | None, completer: Completer) -> None:
-        super().__init__(repl.streams, repl.keyboard, repl.signals)
+        super().__init__(repl.streams, repl.calls.keyboard, repl.signals)
         past: History = InMemoryHistory()
         try:
             past = PromptHistory(history) if history else past

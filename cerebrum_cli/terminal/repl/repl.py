@@ -18,8 +18,8 @@ from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.prompt_sources import PromptFile, compose_prompt, names_of
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
+from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
-from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
@@ -45,7 +45,7 @@ class Repl:
     signals: Signals
     commands: Sequence[SlashCommand]
     prompts: PromptDirectory
-    keyboard: Keyboard = field(default_factory=Keyboard)
+    calls: CallSink
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     pending_files: list[PromptFile] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Repl:
         Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
         """
         self.input = source
-        with self.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
+        with self.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             if not self.chat.is_saved:
                 self.streams.report(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
             if self.streams.in_is_terminal and not self.streams.is_quiet:
@@ -135,12 +135,15 @@ class Repl:
         answer = AnswerSink(self.streams, self.chat.settings.markdown)
         try:
             line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows, separates=True)
-            self._render(reply.events(), (line, reasoning, answer), reasoning.end_reasoning)
+            self._render(reply.events(), (line, reasoning, answer, self.calls), reasoning.end_reasoning)
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
-            if not reply.is_finished:
+            if not reply.has_text:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
+            if not reply.is_finished:  # it waited for a function
+                self.streams.report(NoticeEvent("reply interrupted", "/retry asks again"))
+                self._end_turn()
         finally:
             if reply.is_finished:
                 self.streams.report(self._notice(reply))

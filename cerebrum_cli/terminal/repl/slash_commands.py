@@ -15,6 +15,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
+from cerebrum_cli.core.text import one_line
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LIKELIEST = "3"  # alternatives that /why shows by default
 LIST_SESSIONS = "list sessions with /sessions"
+OFF = ("off", NONE)  # arguments of /tools
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
@@ -331,6 +333,26 @@ def explain_reply(repl: Repl, argument: str) -> None:
     print_uncertain(repl.streams, least_certain.tokens(repl.chat.loaded.detokenize))
 
 
+def change_tools(repl: Repl, argument: str) -> str:
+    from cerebrum_cli.programs.functions import tools_of
+
+    if argument in OFF:
+        repl.chat.tools = ()
+    elif argument:
+        added = repl.calls.allowed(tools_of([argument]))
+        repl.chat.tools = tools_of((*repl.chat.tools, *added))
+    lines = [f"{tool.spec.name}: {one_line(tool.spec.description)}" for tool in repl.chat.tools]
+    return "\n".join(lines) or "the model may call no functions"
+
+
+def show_calls(repl: Repl, _: str) -> None:
+    calls = [call for part in repl.chat.require_reply().message.rounds for call in part.calls]
+    if not calls:
+        raise UsageError("the last reply calls no functions", "/tools lists those that it may call")
+    for call in calls:
+        repl.streams.answer(f"{call}\n-> {call.result.rstrip()}\n")
+
+
 def copy_reply(repl: Repl, argument: str) -> None:
     text = repl.chat.require_reply().message.content
     part = "the reply"
@@ -411,6 +433,13 @@ COMMAND_GROUPS = {
             "list saved prompts, or use one for the next question, with its settings; `none` drops it",
             "prompt",
         ),
+        SlashCommand(
+            "tools",
+            change_tools,
+            "[python|FILE|off]",
+            "list the functions that the model may call, add some, or remove all (`off`)",
+            "path",
+        ),
         SlashCommand("params", show_settings, "", "show the settings in effect, and where they come from"),
         SlashCommand(
             "think",
@@ -462,6 +491,7 @@ COMMAND_GROUPS = {
             "continue a reply that was cut off or edited, or reply again from TEXT on",
         ),
         SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
+        SlashCommand("calls", show_calls, "", "show the last reply's calls of functions, with all results"),
         SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
         SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     ),

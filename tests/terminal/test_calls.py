@@ -1,0 +1,89 @@
+"""Calls of functions at a terminal: a line for each, the question before it, and what Ctrl-C does."""
+
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import pytest
+from command_line import Finished
+from rich.cells import cell_len
+from scripted_command import app_for, run_here
+
+from cerebrum_cli.core.events import CallEvent, SequenceId
+from cerebrum_cli.core.tools import ToolCall
+from cerebrum_cli.main import run
+from cerebrum_cli.terminal.calls import CallSink
+from cerebrum_cli.terminal.streams import Streams, strip_controls
+
+FUNCTIONS = '''
+import time
+
+def weather(city: str, days: int = 1) -> str:
+    """Forecast for a city."""
+    return f"Dry in {city}.\\nTomorrow: rain."
+
+def wait() -> str:
+    """Wait for long."""
+    time.sleep(60)
+'''
+WEATHER = '{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}'
+SCRIPT = {"rows": {"coat?": f"I look.\n{WEATHER}", "long?": 'Wait.\n{"name": "wait", "arguments": {}}', "": "No coat."}}
+SHOWN = "weather(city='Oslo', days=2)"
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> str:
+    path = tmp_path / "functions.py"
+    path.write_text(FUNCTIONS)
+    return str(path)
+
+
+def printed(call: ToolCall, is_terminal: bool = False, is_quiet: bool = False) -> str:
+    """The lines of a call and of its result on standard error."""
+    err = StringIO()
+    sink = CallSink(Streams(StringIO(), err, None, False, is_terminal, False, is_quiet))
+    for is_done in (False, True):
+        sink.emit(CallEvent(SequenceId(0), call, is_done))
+    sink.close()
+    return err.getvalue()
+
+
+def test_call_and_result_have_a_line_each() -> None:
+    call = ToolCall("weather", {"city": "Oslo", "days": 2}, "\nDry.\nTomorrow: rain.")
+    assert printed(call) == f"{SHOWN}\n-> Dry.\n"
+    assert printed(call, is_terminal=True) == f"\x1b[2m{SHOWN}\x1b[0m\n\x1b[2m-> Dry.\x1b[0m\n"
+    assert printed(call, is_quiet=True) == ""
+
+
+def test_lines_of_calls_are_cut_and_without_controls() -> None:
+    call = ToolCall("f\x1b[2J\n", {"code": "\x1b[2J\n" + "長" * 99}, "a\x1b[2Jb" + "c" * 99)
+    lines = strip_controls(printed(call, is_terminal=True)).splitlines()
+    assert lines[0].startswith(r"f (code='\x1b[2J\n長長") and lines[0].endswith("長…")
+    assert cell_len(lines[0]) in (78, 79)
+    assert lines[1] == f"-> ab{'c' * 73}…"
+
+
+def ask(home: Path, model: Path, *arguments: str) -> Finished:
+    return run_here(dict(SCRIPT), home, "ask", "-m", model, *arguments, "A coat?")
+
+
+def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    refused = ask(tmp_path, chatml_model, "--tool", functions)
+    assert (refused.code, refused.out) == (2, "")
+    problem = "error: no terminal to ask before calls of wait\n hint: -y runs functions of a file without asking\n"
+    assert refused.err == problem
+
+
+def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> None:
+    done = ask(tmp_path, chatml_model, "--tool", "python", "--votes", "3")
+    assert (done.code, done.err.splitlines()[0]) == (2, "error: --tool and --votes cannot be used together")
+
+
+def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    script = f"/tools\n/tools {functions}\n/tools {functions}\n/tools off\nAnd now?\n/calls\n"
+    out, err = StringIO(), StringIO()
+    app = app_for(dict(SCRIPT), tmp_path, Streams(out, err, BytesIO(script.encode()), False, False, False))
+    run(["chat", "-m", str(chatml_model), "-y", "-q"], app)
+    lines = err.getvalue().splitlines()
+    assert lines[:3] == ["the model may call no functions", "weather: Forecast for a city.", "wait: Wait for long."]
+    assert lines[3] == "error: two tools are named weather"
+    assert lines[-2] == "error: the last reply calls no functions"
