@@ -13,6 +13,7 @@ from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.formats.plain_tools import with_plain_tools
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup
+from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,11 @@ class PromptFormat:
         If a server does that, render the messages: text of nearly the same length.
         """
         return tuple(Text(message["content"]) for message in conversation.openai_messages)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model calls functions."""
+        return PLAIN_TOOLS
 
     @property
     def has_system(self) -> bool:

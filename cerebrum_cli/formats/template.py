@@ -50,7 +50,8 @@ from cerebrum_cli.formats.template_sandbox import (
     write_turn,
 )
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup, open_markup
-from cerebrum_cli.formats.tool_calls import ToolFormat, find_tool_format, tool_variables
+from cerebrum_cli.formats.tool_calls import ToolFormat
+from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 from cerebrum_cli.gguf.header import read_header
 
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -43,13 +43,32 @@ class Model(LoadedModel):
     """
 
     def reply(
-        self, question: Question, *, schema: Any = None, grammar: str | Grammar | None = None, **settings: Any
+        self,
+        question: Question,
+        *,
+        tools: Iterable[Callable[..., Any] | str] = (),
+        schema: Any = None,
+        grammar: str | Grammar | None = None,
+        **settings: Any,
     ) -> Reply:
         """A reply to a question: iterate it. Nothing happens before.
 
-        The iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
+        It may call the `tools`: Python functions, those of a file by its path, and "python", which runs programs. The
+        iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
         """
-        return self.respond(self._request(question, schema, grammar, settings))
+        request = self._request(question, schema, grammar, settings)
+        if tools:
+            from cerebrum_cli.programs.functions import tools_of
+
+            request = replace(request, tools=tools_of(tools))
+        return self.respond(request)
+
+    def respond(self, request: Ask) -> Reply:
+        if not request.tools:
+            return super().respond(request)
+        from cerebrum_cli.replies.tool_loop import reply_with_tools
+
+        return Reply(reply_with_tools(self, request), request.conversation)
 
     def vote(
         self,

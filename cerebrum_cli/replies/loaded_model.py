@@ -15,6 +15,7 @@ from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent, Sequ
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
+NO_TOOLS = NoticeEvent("the prompt format has no place for functions", "they are in the system prompt instead")
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
 
 
@@ -123,7 +125,7 @@ class LoadedModel:
             self._sampling(asked),
             asked.grammar,
             asked.n,
-            self.visible_tokens,
+            self.visible_in_calls if conversation.tools else self.visible_tokens,
             asked.logprobs,
             asked.ignore_eos,
             speculative=asked.stream and settings.speculative is not False,
@@ -295,6 +297,11 @@ class LoadedModel:
         return MarkupTokens(self.engine.vocabulary, self.format.markups)
 
     @cached_property
+    def visible_in_calls(self) -> frozenset[int]:
+        """Special tokens that are visible in a reply that may call functions."""
+        return MarkupTokens(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
+
+    @cached_property
     def controls(self) -> ReplyControls:
         return ReplyControls(self.engine.vocabulary, self.format, self.model.header.architecture)
 
@@ -333,6 +340,8 @@ class LoadedModel:
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self.note(NO_SYSTEM)
+        if conversation.tools and not (self.format.tool_format.has_place or self.format.is_servers):
+            self.note(NO_TOOLS)
         if least := least_tokens(self.engine.vocabulary, self._largest_context, prompt):
             raise self._too_long(least, "at least ")
         return prompt
@@ -373,8 +382,8 @@ class MarkupTokens(frozenset[int]):
 
     _is_markup: Callable[[int], bool]
 
-    def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup]) -> MarkupTokens:
-        texts = [text for markup in markups for text in markup.texts]
+    def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> MarkupTokens:
+        texts = [*others, *(text for markup in markups for text in markup.texts)]
         tokens = super().__new__(cls, vocabulary.special_token_ids((*texts, *MARKERS)))
         tokens._is_markup = cache(lambda token: is_markup(detokenize(vocabulary, [token])))
         return tokens

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
+    CallEvent,
     Channel,
     Event,
     Events,
@@ -151,6 +152,8 @@ class Reply:
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
                 self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+            case CallEvent(is_done=False):  # if the call is interrupted, the round is to be generated again
+                self._tokens = array("i")
             case RoundEvent():
                 self._rounds.append(event.round)
                 self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}

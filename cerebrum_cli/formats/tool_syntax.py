@@ -1,0 +1,240 @@
+"""How a model writes calls of functions, learned by rendering its chat template.
+
+A template is given a conversation in which a reply calls functions with known names and arguments: what it writes
+around them is the syntax.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache, partial
+from itertools import product
+
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec, ToolSpecs
+from cerebrum_cli.formats.markers import HEADERS, TAG
+from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
+from cerebrum_cli.formats.tool_calls import (
+    PLAIN_TOOLS,
+    Finder,
+    ToolFormat,
+    calls_at,
+    decode,
+    gemma_arguments,
+    json_arguments,
+    json_calls,
+    named_calls,
+    no_calls,
+    pair_arguments,
+    python_calls,
+)
+
+# Names, texts and numbers of the calls that a template is given; digits, which no template changes.
+FIRST, SECOND, RESULTS, NEXT_ANSWER = "fn1234", "fn2345", ("1457890", "1678901"), "1789012"
+KEY, OTHER_KEY, THIRD_KEY = "key3456", "key4567", "key5678"
+TEXT, NUMBER, OTHER_TEXT = "6789012", 7890123, "8901234"
+_PARAMETERS = {"type": "object", "properties": {key: {"type": "string"} for key in (KEY, OTHER_KEY, THIRD_KEY)}}
+PROBES = tuple(ToolSpec(name, "does something", _PARAMETERS) for name in (FIRST, SECOND))
+CALLS = (
+    ToolCall(FIRST, {KEY: TEXT, OTHER_KEY: NUMBER}, RESULTS[0]),
+    ToolCall(SECOND, {THIRD_KEY: OTHER_TEXT}, RESULTS[1]),
+)
+TOOL_VARIABLES = ("tools", "xml_tools")  # of templates; SmolLM3 has the latter
+LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
+NAME = r"(?P<name>[\w.:/-]+?)"
+CALL_ID = re.compile(r"call0000\d")
+MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
+
+
+def tool_messages(conversation: Conversation, text_arguments: bool = False) -> list[JsonDict]:
+    """The messages of a conversation as templates take them."""
+    messages = conversation.openai_messages
+    if text_arguments:
+        for message in messages:
+            for call in message.get("tool_calls", ()):
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return messages
+
+
+def tool_variables(tools: ToolSpecs) -> JsonDict:
+    return {name: [tool.openai for tool in tools] for name in TOOL_VARIABLES} if tools else {}
+
+
+@cache
+def find_tool_format(source: str) -> ToolFormat:
+    """Find out what a template does with functions, by rendering small conversations."""
+    asked = Conversation().user(QUESTION)
+    prompt = _after_question(source, asked)
+    if prompt is None:
+        return PLAIN_TOOLS
+    has_place = FIRST in prompt[0]
+    as_text = _after_question(source, _replied(asked, CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True)
+    takes_text = as_text is not None and all(result in as_text[1].partition(ANSWER)[2] for result in RESULTS)
+    before = as_text[1].partition(ANSWER)[0] if as_text and takes_text else prompt[1]
+    for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
+        written = _after_question(source, _replied(asked, calls), text_arguments)
+        if written and all(call.name in written[1] and call.result in written[1] for call in calls):
+            rest = written[1][len(_whole_markers(shared_start(written[1], before))) :]
+            learned = _known_syntax(source) or _learn(_without_reasoning(rest.partition(RESULTS[0])[0]))
+            several = len(calls) > 1
+            return ToolFormat(has_place, takes_text, True, several, text_arguments, *learned)
+    return ToolFormat(has_place, takes_text, False, False, False, *(_known_syntax(source) or ()))
+
+
+def _replied(asked: Conversation, *rounds: ToolCalls) -> Conversation:
+    return asked.add(Message("assistant", NEXT_ANSWER, rounds=tuple(Round(calls, ANSWER) for calls in rounds)))
+
+
+def _after_question(
+    source: str, conversation: Conversation, text_arguments: bool = False, takes_text: bool = False
+) -> tuple[str, str] | None:
+    """A prompt with the probing functions, before and after the question; None if the template fails.
+
+    If rounds of calls come last, their reply has not come to its end.
+    """
+    messages = tool_messages(conversation, text_arguments)
+    if conversation.messages[-1].rounds:
+        messages.pop()
+    for message in messages:
+        if takes_text:
+            message.pop("tool_calls", None)
+        elif "tool_calls" in message:
+            message["content"] = ""
+    prompt = try_render(source, messages, **tool_variables(PROBES))
+    if prompt is None or QUESTION not in prompt:
+        return None
+    before, _, after = prompt.partition(QUESTION)
+    return before, after
+
+
+def _without_reasoning(written: str) -> str:
+    """What a template has written after the markup of reasoning."""
+    for found in reversed([*re.finditer(TAG, written[: written.find(FIRST)])]):
+        return written[found.end() :]
+    return written
+
+
+def shared_start(first: str, second: str) -> str:
+    for index, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return first[:index]
+    return min(first, second, key=len)
+
+
+def shared_end(first: str, second: str) -> str:
+    return shared_start(first[::-1], second[::-1])[::-1]
+
+
+def _whole_markers(text: str) -> str:
+    """A text without the beginning of a marker at its end."""
+    start = text.rfind("<")
+    if start > text.rfind(">"):
+        return text[:start]
+    return text
+
+
+Learned = tuple[Finder, str, Texts, bool]  # the last fields of a ToolFormat
+
+
+def _known_syntax(source: str) -> Learned | None:
+    """The syntax of a few models whose templates do not show it, or whose values are not JSON."""
+    if "<|channel|>commentary to=functions." in source:
+        header = r"to=functions\.(?P<name>[\w.-]+)[^{]*?<\|message\|>(?=\s*\{)"
+        return partial(named_calls, re.compile(header), json_arguments), "", (), True
+    if "<|tool_call>call:" in source:
+        markers = ("<|tool_call>", "<tool_call|>", '<|"|>')
+        header = r"<\|tool_call>\s*call:(?P<name>[\w.-]+)(?=\{)"
+        return partial(named_calls, re.compile(header), gemma_arguments), markers[0], markers, False
+    if "<|tool_call_start|>" in source:
+        return _lfm_calls, LFM[0], LFM, False
+    return None
+
+
+def _lfm_calls(text: str, tools: ToolSpecs) -> ToolCalls:
+    """Calls of LFM2.5: a list as in Python between two markers."""
+    listed = re.findall(rf"{re.escape(LFM[0])}(.*?)(?:{re.escape(LFM[1])}|\Z)", text, re.DOTALL)
+    return tuple(call for each in listed for call in python_calls(each) or calls_at(each, 0, tools)[0])
+
+
+def _learn(written: str) -> Learned:
+    """The syntax of calls that a template has written."""
+    name = written.rfind(FIRST, 0, written.find(KEY))
+    markers = tuple(dict.fromkeys(MARKER.findall(written)))
+    for start in (found.start() for found in re.finditer(r"[\[{]", written[:name])):
+        if calls_at(written, start, PROBES)[0]:
+            opening = written[:start].strip()
+            header = re.compile(_pattern(opening) + r"\s*(?=[\[{])")
+            return partial(json_calls, header) if opening else no_calls, opening, markers, False
+    first = MARKER.match(written[:name].strip())
+    in_headers = bool(HEADERS.keys() & markers) or "to=" in written[:name]
+    return _learn_named(written, name), first[0] if first else written[:name].strip(), markers, in_headers
+
+
+def _learn_named(written: str, name: int) -> Finder:
+    """The syntax of calls whose name is followed by the arguments."""
+    after_name = name + len(FIRST)
+    start = written.find("{", after_name)
+    try:
+        arguments, end = decode(written, start)
+    except ValueError:
+        return _learn_pairs(written, name)
+    if arguments != CALLS[0].arguments:
+        return _learn_pairs(written, name)
+    before = _before_name(written, name, end)
+    header = rf"{before}{NAME}\s*{_pattern(written[after_name:start])}(?=\s*\{{)"
+    return partial(named_calls, re.compile(header), json_arguments)
+
+
+def _before_name(written: str, name: int, end: int) -> str:
+    """A pattern of what precedes the name of each call; `end` is where the arguments of the first one end."""
+    before = written[:name]
+    second = written.rfind(SECOND, end, written.find(THIRD_KEY))
+    gap = before if second < 0 else written[end:second]
+    shared = shared_end(before, gap)
+    start = max(0, shared.find("<"))
+    if shared.strip():
+        return _pattern(shared[start:])
+    return rf"(?:(?m:^)[ \t]*|{_pattern(gap)})"
+
+
+def _learn_pairs(written: str, name: int) -> Finder:
+    """The syntax of calls whose arguments are pairs of a key and a text."""
+    places = [written.find(text, name) for text in (FIRST, KEY, TEXT, OTHER_KEY, str(NUMBER))]
+    if -1 in places or places != sorted(places):
+        return no_calls
+    before_key, between, after_text, between_number = (
+        written[start + len(text) : end]
+        for text, start, end in zip((FIRST, KEY, TEXT, OTHER_KEY), places, places[1:], strict=False)
+    )
+    rest = written[places[-1] + len(str(NUMBER)) :]
+    after_value = _whole_markers(shared_start(after_text.replace(KEY, "\0"), rest.replace(OTHER_KEY, "\0")))
+    key_opening = after_text.replace(KEY, "\0")[len(after_value) :]
+    if not after_value.strip() or not before_key.endswith(key_opening):
+        return no_calls
+    before = _before_name(written, name, len(written) - len(rest))
+    ends = MARKER.match(rest.replace(OTHER_KEY, "\0")[len(after_value) :].strip())
+    followed = _pattern(key_opening) + (f"|{re.escape(ends[0])}" if ends else r"|\Z")
+    header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
+    shared = shared_start(between, between_number)
+    middle = _edge(shared)
+    if between != between_number:
+        end = shared_end(between, between_number)
+        middle = _pattern(shared) + "[^>]*?" + _edge(end)
+    value_end = _edge(after_value).replace("\0", "(?P=key)")
+    pair = rf"\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){middle}(?P<value>.*?){value_end}"
+    return partial(named_calls, re.compile(header), partial(pair_arguments, re.compile(pair, re.DOTALL)))
+
+
+def _pattern(literal: str) -> str:
+    """A regular expression of a literal: white space may differ, and so may ids and numbers."""
+    pieces = [re.escape(CALL_ID.sub("\1", piece)) for piece in literal.split()]
+    text = r"\s*".join(pieces)
+    return re.sub(r"\d+", r"\\d+", text).replace("\\\1", "\1").replace("\1", r"[\w:.-]*")
+
+
+def _edge(literal: str) -> str:
+    """A regular expression of a literal beside a value: only its own white space is not the value's."""
+    return "".join(f"{re.escape(character)}{'?' * character.isspace()}" for character in literal)

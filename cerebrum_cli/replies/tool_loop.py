@@ -1,0 +1,152 @@
+"""A reply that may call functions: while it ends with calls, they are run, and the model replies to the results."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import replace
+
+from cerebrum_cli.core.conversation import Message, Text
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import (
+    CallEvent,
+    Event,
+    Events,
+    FinishEvent,
+    NoticeEvent,
+    RoundEvent,
+    SequenceId,
+    TokenEvent,
+)
+from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
+from cerebrum_cli.formats.plain import RAW
+from cerebrum_cli.formats.tool_calls import CallFilter
+from cerebrum_cli.programs.functions import cut
+from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.reply import Ask, Reply
+
+RESULT_FRACTION = 4  # the results of a round may take 1/4 of the context
+MAX_CHARS_PER_TOKEN = 8
+REPLY = SequenceId(0)
+
+
+class ToolLoop:
+    """The rounds of one reply so far, and what is asked next."""
+
+    def __init__(self, model: LoadedModel, asked: Ask) -> None:
+        self._model = model
+        self._tools = {tool.spec.name: tool for tool in asked.tools}
+        prefill = asked.conversation.prefill
+        self.rounds = prefill.rounds if prefill else ()
+        self._most_rounds = len(self.rounds) + asked.settings.tool_rounds
+        self.asked = replace(asked, tools=())
+
+    def calls_in(self, reply: Reply) -> tuple[ToolCalls, bool]:
+        """The calls that a round ends with, and whether they are in the model's own syntax."""
+        if reply.finish.reason != "stop" or reply.finish.calls:
+            return reply.finish.calls, False
+        tool_format = self._model.format.tool_format
+        text = self._model.detokenize(reply.sampled) if tool_format.in_headers else reply.text
+        return tool_format.read(text, self.asked.conversation.tools)
+
+    def refusal(self, calls: ToolCalls) -> NoticeEvent | None:
+        """Why calls are not run: there were too many rounds, or the same call before."""
+        if len(self.rounds) == self._most_rounds:
+            problem = f"no more calls after {self.asked.settings.tool_rounds} rounds"
+            return NoticeEvent(problem, "allow more with --set tool_rounds=N")
+        earlier = [(call.name, call.arguments) for part in self.rounds for call in part.calls]
+        for call in calls:
+            if (call.name, call.arguments) in earlier:
+                return NoticeEvent(f"no more calls: the model repeats one of {call.name}")
+        return None
+
+    def run(self, calls: ToolCalls) -> Generator[CallEvent, None, ToolCalls]:
+        """Run functions one after the other, and return the calls with their results."""
+        done = []
+        for call in calls:
+            yield CallEvent(REPLY, call)
+            result = self._shortened(call.result or self._result(call), len(calls))
+            done.append(replace(call, result=result))
+            yield CallEvent(REPLY, done[-1], is_done=True)
+        return tuple(done)
+
+    def _result(self, call: ToolCall) -> str:
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return f"there is no function {call.name}; known: {', '.join(self._tools)}"
+        return tool.run(call.arguments)
+
+    def _shortened(self, result: str, calls: int) -> str:
+        """A result that takes no more than its share of the context."""
+        limit = self._model.engine.context_size // (RESULT_FRACTION * calls)
+        beginning = result[: MAX_CHARS_PER_TOKEN * limit]
+        tokens = len(self._model.engine.vocabulary.tokenize([Text(beginning)]))
+        if tokens <= limit and beginning == result:
+            return result
+        return cut(result, len(beginning) * limit // max(tokens, limit))
+
+    def add(self, part: Round) -> None:
+        """Add a round whose calls have their results: the reply continues with these."""
+        self.rounds = (*self.rounds, part)
+        pending = Message("assistant", "", rounds=self.rounds)
+        conversation = replace(self.asked.conversation, prefill=pending)
+        self.asked = replace(self.asked, conversation=conversation, prefix_tokens=())
+
+
+def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
+    """Yield the events of a reply: text as it comes, calls and rounds; one FinishEvent, with the tokens of all rounds.
+
+    A grammar would suppress calls, so it applies when there are no more: the end of the reply is generated again, and
+    no text before it is passed on. So it is, without functions, if calls are refused. A call in another form than the
+    model's own is repeated to it in its own.
+    """
+    if model.format_name == RAW.name:
+        raise UsageError("functions need a prompt format", "omit --raw")
+    yield from model.load()
+    loop = ToolLoop(model, asked)
+    completion_tokens = 0
+    while True:
+        reply = Reply()
+        text = CallFilter(model.format.tool_format, asked.conversation.tools)
+        with closing(model.respond(replace(loop.asked, grammar=None)).events()) as events:
+            yield from _passed_on(events, reply, text, is_silent=asked.grammar is not None)
+        completion_tokens += reply.finish.completion_tokens
+        calls, are_own = loop.calls_in(reply)
+        refusal = loop.refusal(calls) if calls else None
+        if refusal:
+            yield refusal
+            loop.asked = replace(loop.asked, conversation=replace(loop.asked.conversation, tools=()))
+        if refusal or not calls:
+            break
+        calls = yield from loop.run(calls)
+        said = text.shown.strip()
+        if said and asked.grammar is None:
+            yield TokenEvent(REPLY, "\n\n")
+        part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
+        loop.add(part)
+        yield RoundEvent(REPLY, part)
+    if refusal or asked.grammar is not None:
+        reply = model.respond(loop.asked)
+        for event in reply.events():
+            if not isinstance(event, FinishEvent):
+                yield event
+        completion_tokens += reply.finish.completion_tokens
+    else:
+        yield TokenEvent(REPLY, text.held)
+    yield replace(reply.finish, completion_tokens=completion_tokens)
+
+
+def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) -> Iterator[Event]:
+    """Feed a round with its events, and pass them on without calls."""
+    for event in events:
+        reply.emit(event)
+        match event:
+            case FinishEvent():
+                continue
+            case TokenEvent() if is_silent:
+                continue
+            case TokenEvent(channel="answer"):
+                if event.ends_reasoning:
+                    text.held = text.shown = ""
+                event = replace(event, text=text.feed(event.text))
+        yield event
