@@ -1,12 +1,15 @@
 """Calls of functions at a terminal: a line for each, the question before it, and what Ctrl-C does."""
 
+import json
+import sys
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from command_line import Finished
+from command_line import CommandLine, Finished
+from person import OpenTerminal, Person
 from rich.cells import cell_len
-from scripted_command import app_for, run_here
+from scripted_command import SCRIPTED, app_for, run_here
 
 from cerebrum_cli.core.events import CallEvent, SequenceId
 from cerebrum_cli.core.tools import ToolCall
@@ -66,11 +69,21 @@ def ask(home: Path, model: Path, *arguments: str) -> Finished:
     return run_here(dict(SCRIPT), home, "ask", "-m", model, *arguments, "A coat?")
 
 
+def test_json_has_calls_if_tools_are_given(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    called = json.loads(ask(tmp_path, chatml_model, "--tool", functions, "-y", "--json").out)
+    result = "Dry in Oslo.\nTomorrow: rain."
+    assert called["calls"] == [{"name": "weather", "arguments": {"city": "Oslo", "days": 2}, "result": result}]
+    assert called["text"].endswith("No coat.")
+    assert "calls" not in json.loads(ask(tmp_path, chatml_model, "--json").out)
+
+
 def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
     refused = ask(tmp_path, chatml_model, "--tool", functions)
     assert (refused.code, refused.out) == (2, "")
     problem = "error: no terminal to ask before calls of wait\n hint: -y runs functions of a file without asking\n"
     assert refused.err == problem
+    agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y")
+    assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo.\n")
 
 
 def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> None:
@@ -79,11 +92,47 @@ def test_tools_cannot_be_used_with_votes(tmp_path: Path, chatml_model: Path) -> 
 
 
 def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_model: Path, functions: str) -> None:
-    script = f"/tools\n/tools {functions}\n/tools {functions}\n/tools off\nAnd now?\n/calls\n"
+    script = f"/tools\n/tools {functions}\n/tools {functions}\nA coat?\n/calls\n/tools off\nAnd now?\n/calls\n"
     out, err = StringIO(), StringIO()
     app = app_for(dict(SCRIPT), tmp_path, Streams(out, err, BytesIO(script.encode()), False, False, False))
     run(["chat", "-m", str(chatml_model), "-y", "-q"], app)
+    said = out.getvalue()
+    assert f"{SHOWN}\n-> Dry in Oslo.\nTomorrow: rain.\n" in said
     lines = err.getvalue().splitlines()
     assert lines[:3] == ["the model may call no functions", "weather: Forecast for a city.", "wait: Wait for long."]
     assert lines[3] == "error: two tools are named weather"
     assert lines[-2] == "error: the last reply calls no functions"
+
+
+@pytest.fixture
+def asked(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> Person:
+    """A chat at a terminal that asks before it runs a function."""
+    chat = ("chat", "-m", chatml_model, "--session", "tea", "--tool", functions)
+    person = open_terminal(sys.executable, SCRIPTED, json.dumps(SCRIPT), *chat)
+    person.wait_for(">")
+    person.type("A coat?\r", shows="Run weather? [y/N/always]")
+    assert SHOWN in person.screen.lines
+    return person
+
+
+@pytest.mark.slow
+def test_chat_runs_no_function_that_the_user_refuses(asked: Person) -> None:
+    asked.type("n\r", shows="-> the user refused this call")
+    asked.wait_for("No coat.")
+    asked.type("/calls\r", shows="-> the user refused this call")
+    asked.type("A coat?\r")
+    asked.wait_for("Run weather? [y/N/always]")
+    asked.type("\x03", shows="note: reply interrupted")
+    asked.leave()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_function_and_keeps_what_was_said(asked: Person, new_user: CommandLine) -> None:
+    asked.type("always\r", shows="-> Dry in Oslo.")
+    asked.wait_for("No coat.")
+    asked.type("How long?\r", shows="Run wait? [y/N/always]")
+    asked.type("y\r")
+    asked.type("\x03", shows="note: reply interrupted")
+    asked.type("A coat?\r", shows="No coat.")
+    asked.leave()
+    assert new_user.contents("tea")[2:4] == ["How long?", "Wait.\n"]
