@@ -56,12 +56,13 @@ def logprobs_of(logits: Sequence[float]) -> Logprobs:
 
 
 def difference(engine: LocalEngine, prompt: tuple[int, ...], logits: Sequence[float]) -> float:
-    expected = logprobs_of(logits)
-    return float(np.abs(next_token_logprobs(engine, prompt, len(logits)) - expected).max())
+    """Largest difference of logits, up to a constant, which changes no probability."""
+    differences = next_token_logprobs(engine, prompt, len(logits)) - logprobs_of(logits)
+    return float(np.abs(differences - np.median(differences)).max())
 
 
 def largest_difference(path: Path, model: CheckpointModel) -> float:
-    """Largest difference of log-probabilities after both prompts; of longrope, each with its own factors."""
+    """Largest difference of logits after both prompts; of longrope, each with its own factors."""
     prompts = [(model.prompt, model.logits)]
     if model.name not in UNLIMITED:
         prompts.append((model.long_prompt, model.long_logits))
