@@ -69,6 +69,12 @@ CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
 SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
+# Without it, Qwen2.5-Coder 1.5B calls a function in 14 of 30 questions that need none, with it in 3; and of 24 questions
+# that need one, its first call is right in 21 instead of 22 (benchmarks/tool_calls.py).
+WHEN_TO_CALL = (
+    "You are a helpful assistant. Use a function if the request is about what it does. Answer general knowledge,"
+    " explanations, writing and small talk in plain text, without functions."
+)
 LEFT_OUT = {
     "user": "a question",
     "assistant": "an earlier reply",
@@ -151,6 +157,8 @@ class EmbeddedFormat(PromptFormat):
         uses_calls = self.tool_format.takes_text or self.tool_format.writes_calls
         if not (self.tool_format.has_place and uses_calls):
             conversation = with_plain_tools(conversation)
+        elif conversation.tools and conversation.system_prompt is None:
+            conversation = replace(conversation, system_prompt=WHEN_TO_CALL)
         try:
             return join_parts(Rendering(self, conversation).parts())
         except FormatError as error:
