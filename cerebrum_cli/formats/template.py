@@ -69,8 +69,8 @@ CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
 SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
-# Without it, Qwen2.5-Coder 1.5B calls a function in 14 of 30 questions that need none, with it in 3; and of 24 questions
-# that need one, its first call is right in 21 instead of 22 (benchmarks/tool_calls.py).
+# Without it, Qwen2.5-Coder 1.5B calls a function for 14 of 30 questions that need none, with it for 3; of 24 that need
+# one, its first call is right for 21 instead of 22 (benchmarks/tool_calls.py).
 WHEN_TO_CALL = (
     "You are a helpful assistant. Use a function if the request is about what it does. Answer general knowledge,"
     " explanations, writing and small talk in plain text, without functions."

@@ -204,14 +204,14 @@ class CallFilter:
     def feed(self, text: str) -> str:
         """Add text, and return what is certainly no part of a call."""
         self.held += text
-        length = self._certain_length()
+        length = len(self.held[: self._certain_length()].rstrip())  # white space may precede a call
         shown, self.held = self.held[:length], self.held[length:]
         self.shown += shown
         return shown
 
     def _certain_length(self) -> int:
         text = self.held
-        line = 0 if self.shown[-1:] in ("", "\n") else text.find("\n") + 1 or len(text)
+        line = text.find("\n") + 1 or len(text) if self.shown else 0
         while line < len(text):
             if self._may_be_call(text[line:].lstrip(" \t")):
                 return line

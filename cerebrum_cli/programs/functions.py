@@ -164,7 +164,9 @@ def python_function() -> Callable[[str], str]:
     sandbox = require_sandbox()
 
     def python(code: str) -> str:
-        """Run a Python program and return what it prints. It can import the standard library and numpy.
+        """Run a Python program and return what it prints. Use it for every calculation.
+
+        It can import the standard library and numpy.
 
         Args:
             code: The program, which prints its result.
