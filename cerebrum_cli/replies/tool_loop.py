@@ -118,10 +118,10 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
             loop.asked = replace(loop.asked, conversation=replace(loop.asked.conversation, tools=()))
         if refusal or not calls:
             break
-        calls = yield from loop.run(calls)
         said = text.shown.strip()
         if said and asked.grammar is None:
             yield TokenEvent(REPLY, "\n\n")
+        calls = yield from loop.run(calls)
         part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
         loop.add(part)
         yield RoundEvent(REPLY, part)

@@ -135,4 +135,4 @@ def test_ctrl_c_ends_a_function_and_keeps_what_was_said(asked: Person, new_user:
     asked.type("\x03", shows="note: reply interrupted")
     asked.type("A coat?\r", shows="No coat.")
     asked.leave()
-    assert new_user.contents("tea")[2:4] == ["How long?", "Wait.\n"]
+    assert new_user.contents("tea")[2:4] == ["How long?", "Wait.\n\n"]
