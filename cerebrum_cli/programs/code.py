@@ -17,6 +17,8 @@ INDENT = "    "
 # A program's own tests, examples and end; "main" is also that of unittest.
 OWN_CALLS = r"input|print|main|(?:run_)?tests?(?:_\w+)?|testmod|solve|demo|_?exit|quit"
 PLAIN_SPACES = str.maketrans("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " " * 7, "\xad\u200b\u200c\u200d\u2060\ufeff")
+INTERACTIVE = """import ast
+exec(compile(ast.Interactive(compile({!r}, "python", "exec", ast.PyCF_ONLY_AST).body), "python", "single"))"""
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
@@ -84,18 +86,10 @@ def first_program(reply: str) -> str:
 
 
 def interactive_program(text: str) -> str:
-    """A program without its fence, which also prints the value of its last line, as an interactive interpreter does."""
-    code = text
-    if _first_error(code) is not None:
-        code = first_program(code)
-    if _first_error(code) is not None:
-        return code
-    match _parse(code).body:
-        case [*_, ast.Expr() as last]:
-            lines = code.encode().splitlines(keepends=True)
-            before = b"".join(lines[: last.lineno - 1]) + lines[last.lineno - 1][: last.col_offset]
-            return f"{before.decode()}__import__('sys').displayhook(({ast.get_source_segment(code, last)}))"
-    return code
+    """A program that runs another, without its fence, as an interactive interpreter does: it prints values."""
+    if _first_error(text) is not None:
+        text = first_program(text)
+    return INTERACTIVE.format(text)
 
 
 def _class_with_method(text: str, name: str) -> str | None:

@@ -12,8 +12,7 @@ from types import ModuleType
 
 # Soft and hard limits; a file system of /tmp has its own.
 LIMITS = {resource.RLIMIT_AS: 2**29, resource.RLIMIT_FSIZE: 2**24, resource.RLIMIT_NOFILE: 64, resource.RLIMIT_CORE: 0}
-DETAIL = 2000  # characters of an error that are reported, from its end
-MAX_PRINTED = 8000  # characters of what a program prints
+DETAIL = 8000  # characters that are reported of what a program prints, and of its error
 
 
 def main() -> None:
@@ -48,13 +47,11 @@ def run(code: str, test: str) -> tuple[str, str]:
     except memory_error:
         return "memory", ""
     except BaseException as error:
-        own = error.__traceback__  # the frame of this function, above those of the program
-        problem = "".join(format_error(type(error), error, own and own.tb_next, limit=-3))[-DETAIL:]
-        if test:
-            return "failed", problem
-        if not isinstance(error, exit_error) or error.code:
-            return "failed", cut(printed.getvalue(), MAX_PRINTED) + problem
-    return "passed", cut(printed.getvalue(), MAX_PRINTED)
+        if test or not isinstance(error, exit_error) or error.code:
+            own = error.__traceback__  # the frame of this function, above those of the program
+            problem = "".join(format_error(type(error), error, own and own.tb_next, limit=-3))
+            return "failed", cut(printed.getvalue() + problem, DETAIL)
+    return "passed", cut(printed.getvalue(), DETAIL)
 
 
 def cut(text: str, limit: int) -> str:

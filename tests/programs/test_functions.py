@@ -2,14 +2,12 @@
 
 import functools
 import json
-import os
 import platform
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -19,7 +17,7 @@ import pytest
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.tools import ToolSpec
 from cerebrum_cli.programs import functions
-from cerebrum_cli.programs.functions import Tool, convert, cut, tools_of
+from cerebrum_cli.programs.functions import Tool, cut, tools_of
 from cerebrum_cli.programs.sandbox import Sandbox, call_filter
 
 
@@ -62,7 +60,7 @@ def test_function_gives_name_docstring_and_schema() -> None:
             "type": "object",
             "properties": {
                 "city": {"type": "string", "description": "The name: of the city, in English."},
-                "days": {"type": "integer", "default": 1, "description": "How many."},
+                "days": {"type": "integer", "description": "How many."},
                 "units": {"type": "string", "enum": ["C", "F"]},
             },
             "required": ["city"],
@@ -71,34 +69,13 @@ def test_function_gives_name_docstring_and_schema() -> None:
     assert not tool.asks
 
 
-def test_sphinx_fields_describe_parameters() -> None:
-    def route(start: str, end: str, stops=[]):  # type: ignore[no-untyped-def]  # noqa: B006
-        """A route.
-        :param start: where it begins,
-            as a name
-        :param str end: where it ends
-        :returns: the route
-        """
-
-    assert tool_of(route).spec.description == "A route."
-    assert parameters_of(route) == {
-        "start": {"type": "string", "description": "where it begins, as a name"},
-        "end": {"type": "string", "description": "where it ends"},
-        "stops": {"default": []},
-    }
-
-
 def test_function_without_docstring_and_parameters_is_a_tool() -> None:
     def now():  # type: ignore[no-untyped-def]
         return "noon"
 
     tool = tool_of(now)
-    assert tool.spec == ToolSpec("now", "", {"type": "object", "properties": {}})
+    assert tool.spec == ToolSpec("now", "", {"type": "object", "properties": {}, "required": []})
     assert tool.run({}) == "noon"
-
-
-class Size(Enum):
-    SMALL = 1
 
 
 def takes(annotation: Any) -> Callable[..., object]:
@@ -121,14 +98,11 @@ STRING, INTEGER = {"type": "string"}, {"type": "integer"}
         (bool, {"type": "boolean"}),
         ("list[int]", {"type": "array", "items": INTEGER}),
         (list, {"type": "array"}),
-        (set[str], {"type": "array", "items": STRING}),
-        (tuple[int, ...], {"type": "array", "items": INTEGER}),
         (dict, {"type": "object"}),
-        (dict[str, list[int]], {"type": "object", "additionalProperties": {"type": "array", "items": INTEGER}}),
-        (dict[str, Any], {"type": "object", "additionalProperties": {}}),
+        (dict[str, int], {"type": "object"}),
         (Literal[1, 2], {"type": "integer", "enum": [1, 2]}),
-        (Optional[int], {"anyOf": [INTEGER, {"type": "null"}]}),  # noqa: UP045
-        (int | str, {"anyOf": [INTEGER, STRING]}),
+        (Optional[int], INTEGER),  # noqa: UP045
+        (list[str] | None, {"type": "array", "items": STRING}),
         (Any, {}),
     ],
 )
@@ -137,10 +111,10 @@ def test_annotations_become_json_schema(annotation: Any, schema: object) -> None
 
 
 @pytest.mark.parametrize(
-    "annotation", [datetime, "list[datetime]", Size, tuple[int, str], dict[int, str], Literal["a", 1], bytes, Callable]
+    "annotation", [datetime, "list[datetime]", set[str], tuple[int, str], int | str, bytes, Callable]
 )
-def test_unsupported_annotation_names_function_and_parameter(annotation: Any) -> None:
-    with pytest.raises(UsageError, match="function: unsupported parameter: value: ") as raised:
+def test_unsupported_annotation_is_an_error_with_those_that_are_supported(annotation: Any) -> None:
+    with pytest.raises(UsageError, match=r"function cannot be a tool: .* is not supported") as raised:
         tool_of(takes(annotation))
     assert "str, int, float, bool, list" in raised.value.hint
 
@@ -157,18 +131,13 @@ def positional(city: str, /) -> None: ...
 async def asynchronous() -> None: ...
 
 
-def generator() -> Iterator[int]:
-    yield 1
-
-
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
-        (variadic, r"variadic: unsupported parameter: \*cities"),
-        (keywords, r"keywords: unsupported parameter: \*\*options"),
-        (positional, "positional: unsupported parameter: city"),
+        (variadic, r"variadic cannot be a tool: \*cities: str has no name"),
+        (keywords, r"keywords cannot be a tool: \*\*options: str has no name"),
+        (positional, "positional cannot be a tool: city: str has no name"),
         (asynchronous, "asynchronous cannot be a tool"),
-        (generator, "generator cannot be a tool"),
         (lambda: 1, "<lambda> cannot be a tool"),
         (functools.partial(weather, days=2), "cannot be a tool"),
         (max, "cannot be a tool"),
@@ -210,48 +179,44 @@ def test_methods_and_cached_functions_are_tools() -> None:
 
 def test_wrong_arguments_are_one_line_for_the_model() -> None:
     run = tool_of(weather).run
-    assert run({}) == "invalid arguments: 'city' is a required property"
-    assert run({"city": 5}) == "invalid arguments: city: 5 is not of type 'string'"
-    assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: units: 'K' is not one of ['C', 'F']"
-    assert "'town' was unexpected" in run({"city": "Oslo", "town": "Oslo"})
-    assert run({"city": ["Oslo\n" * 1000]}).startswith("invalid arguments: city: [")
-    assert len(run({"city": ["Oslo\n" * 1000]})) < 300
+    assert run({}) == "invalid arguments: $: 'city' is a required property"
+    assert run({"city": 5}) == "invalid arguments: $.city: 5 is not of type 'string'"
+    assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: $.units: 'K' is not one of ['C', 'F']"
+    assert run({"city": "Oslo", "town": "Oslo"}) == "TypeError: weather() got an unexpected keyword argument 'town'"
+    assert "\n" not in run({"city": ["Oslo\n" * 1000]})
 
 
-def test_null_omits_an_optional_argument() -> None:
+def test_null_omits_an_argument() -> None:
     assert tool_of(weather).run({"city": "Oslo", "days": None, "units": None}) == "Oslo 1 None"
-    assert tool_of(weather).run({"city": None}) == "invalid arguments: city: None is not of type 'string'"
-    assert tool_of(takes(int | None)).run({"value": None}) == "None"
+    assert tool_of(weather).run({"city": None}) == "invalid arguments: $: 'city' is a required property"
+    assert tool_of(takes(Any)).run({"value": None}) == "None"
 
 
 @pytest.mark.parametrize(
     ("annotation", "text", "value"),
     [
         (int, "7", 7),
-        (int, "seven", "seven"),
         (float, "0.5", 0.5),
         (bool, "True", True),
         (bool, "false", False),
         (list[int], "[1, 2]", [1, 2]),
         (dict, '{"a": "b"}', {"a": "b"}),
-        (int | None, "None", None),
+        (int | None, "7", 7),
         (str, "7", "7"),
         (str, "null", "null"),
-        (int | str, "7", "7"),
         (Any, "7", "7"),
         (Literal[1, 2], "2", 2),
-        (list, "[" * 100_000, "[" * 100_000),
     ],
 )
 def test_text_is_parsed_where_another_type_is_wanted(annotation: Any, text: str, value: object) -> None:
     arguments = {"value": text}
-    assert convert(arguments, tool_of(takes(annotation)).spec) == {"value": value}
+    assert tool_of(takes(annotation)).run(arguments) == repr(value)
     assert arguments == {"value": text}
 
 
-def test_arrays_become_tuples_and_sets() -> None:
-    assert tool_of(takes(set[int])).run({"value": [1, 1]}) == "{1}"
-    assert tool_of(takes(tuple[int, ...])).run({"value": [1, 1]}) == "(1, 1)"
+@pytest.mark.parametrize(("annotation", "text"), [(int, "seven"), (list, "[" * 100_000)])
+def test_text_of_another_type_is_a_wrong_argument(annotation: Any, text: str) -> None:
+    assert tool_of(takes(annotation)).run({"value": text}).startswith("invalid arguments: $.value: ")
 
 
 @pytest.mark.parametrize(
@@ -292,10 +257,9 @@ def test_an_exception_is_the_result() -> None:
     def ratio(a: int, b: int) -> float:
         return a / b
 
-    line = ratio.__code__.co_firstlineno + 1
-    assert tool_of(ratio).run({"a": 1, "b": 0}) == f"ZeroDivisionError: division by zero (line {line})"
-    assert tool_of(raising(ValueError("a\nb"))).run({}).startswith("ValueError: a b (line ")
-    assert tool_of(raising(SystemExit(2))).run({}).startswith("SystemExit: 2 (line ")
+    assert tool_of(ratio).run({"a": 1, "b": 0}) == "ZeroDivisionError: division by zero"
+    assert tool_of(raising(ValueError("a\nb"))).run({}) == "ValueError: a b"
+    assert tool_of(raising(SystemExit(2))).run({}) == "SystemExit: 2"
 
     def circular() -> object:
         values: list[object] = []
@@ -325,7 +289,7 @@ def test_ctrl_c_ends_a_function_that_sleeps(ctrl_c: Callable[[float], None]) -> 
         time.sleep(60)
 
     tool, stdout = tool_of(function), sys.stdout
-    assert tool.run({"wrong": 1}).startswith("invalid")  # imports what it needs
+    assert tool.run({"wrong": 1}).startswith("TypeError")  # imports what it needs
     ctrl_c(0.05)
     with pytest.raises(KeyboardInterrupt):
         tool.run({})
@@ -365,46 +329,31 @@ def _private(): ...
 """
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True)
+def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directories of imports as they were, after each test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def test_functions_of_a_file_are_tools_that_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "sibling", raising=False)
     (tmp_path / "sibling.py").write_text("def shout(text): return text.upper() + '!'\n")
     (tmp_path / "mytools.py").write_text(FILE)
-    monkeypatch.delitem(sys.modules, "sibling", raising=False)
-    return tmp_path
-
-
-def test_functions_of_a_file_are_tools_that_ask(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, bytecode = list(sys.path), sys.dont_write_bytecode
-    sys.dont_write_bytecode = False
-    try:
-        greet, fail = tools_of(["mytools.py"], folder)
-        assert not sys.dont_write_bytecode
-    finally:
-        sys.dont_write_bytecode = bytecode
+    greet, fail = tools_of([str(tmp_path / "mytools.py")])
     assert [tool.spec.name for tool in (greet, fail)] == ["greet", "fail"] and greet.asks and fail.asks
     assert greet.run({"name": "you"}) == "HELLO YOU!cerebrum_tools_mytools"
-    assert fail.run({"code": -1}) == "ValueError: math domain error (line 18)"
-    assert sys.path == path
-    assert sorted(os.listdir(folder)) == ["mytools.py", "sibling.py"]
+    assert fail.run({"code": -1}) == "ValueError: math domain error"
     assert capsys.readouterr() == ("", "loading\n")
-
-
-def test_all_of_a_file_names_its_tools(folder: Path) -> None:
-    path = folder / "mytools.py"
-    path.write_text(f"{FILE}\n__all__ = ['shout', '_private', 'math', 'missing']\n")
-    assert [tool.spec.name for tool in tools_of([str(path)])] == ["shout", "_private"]
 
 
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
         ("def f(:\n", "cannot import .*SyntaxError: .*, line 1"),
-        (
-            "\nimport missing_module\n",
-            r"cannot import .*ModuleNotFoundError: No module named 'missing_module' \(line 2\)",
-        ),
-        ("raise SystemExit(3)", r"cannot import .*SystemExit: 3 \(line 1\)"),
-        ("def f():\n    return 1 / 0\n\nf()", r"cannot import .*ZeroDivisionError: division by zero \(line 2\)"),
+        ("\nimport missing_module\n", "cannot import .*ModuleNotFoundError: No module named 'missing_module'"),
+        ("raise SystemExit(3)", "cannot import .*SystemExit: 3"),
         ("\0", "cannot import .*null bytes"),
         ("from math import sqrt\ndef _f(): ...", "defines no public functions"),
         (None, "cannot import .*FileNotFoundError"),
@@ -417,7 +366,6 @@ def test_files_that_give_no_tools_are_rejected(tmp_path: Path, source: str | Non
     with pytest.raises(UsageError, match=f"(?s){problem}") as raised:
         tools_of([str(path)])
     assert str(path) in raised.value.message and "\n" not in raised.value.message and raised.value.hint
-    assert str(tmp_path) not in sys.path
 
 
 # Programs. They are the tests' own, so they run without isolation here; tests of the sandbox are in test_eval_code.py.
@@ -449,14 +397,16 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is
         ("1, *[2]", "(1, 2)\n"),
         ("print('a')\n[].append(1)", "a\n"),
         ("x = '''\n```\nprint(1)\n```\n'''\nprint(len(x))", "18\n"),
-        (" + ".join(["1"] * 2000), "2000\n"),
         ("x = 1", "(no result)"),
         ("exit()", "(no result)"),
         ("print('x' * 9000 + 'y' * 20)", f"{'x' * 4000}\n[... 1,021 characters omitted ...]\n{'x' * 3979}{'y' * 20}\n"),
-        ("while True print(1)", '  File "program.py", line 1\n    while True print(1)\n'),
+        (
+            "while True print(1)",
+            'Traceback (most recent call last):\n  File "program.py", line 2, in <module>\n  File "python", line 1\n',
+        ),
         (
             "print('so far')\nx = 0\n1 / x",
-            'so far\nTraceback (most recent call last):\n  File "program.py", line 3, in',
+            'so far\nTraceback (most recent call last):\n  File "program.py", line 2, in <module>\n  File "python"',
         ),
         ("import os\nos._exit(0)", "the program was ended: crashed it ended the process"),
     ],
@@ -470,7 +420,7 @@ def test_python_describes_its_parameter(python: Tool) -> None:
     assert not python.asks
     assert python.spec.name == "python" and python.spec.description.startswith("Run a Python program")
     assert json.dumps(python.spec.parameters).count("description") == 1
-    assert python.run({}) == "invalid arguments: 'code' is a required property"
+    assert python.run({}) == "invalid arguments: $: 'code' is a required property"
 
 
 def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
