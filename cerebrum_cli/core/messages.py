@@ -1,24 +1,25 @@
-"""Conversations from OpenAI's lists of messages, in the variants that programs write."""
+"""Conversations from OpenAI's lists of messages, in the variants that programs write, and messages for servers."""
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.conversation import Conversation, Message, Turn
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import truncate, well_formed
-from cerebrum_cli.core.tools import Round, ToolCall
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.tools import Round, ToolCall, read_call
 
 ROLES = ("system", "user", "assistant", "tool")  # `developer` is another name of `system`
 TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "refusal")
 REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 TEXT_KEYS = ("text", "content", "refusal", "value")
-SHOWN = 80  # characters of an invalid call
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+OTHER_KEYS = (*REASONING_KEYS, "tool_calls")  # of messages without text
+CALL = '{"id": "1", "function": {"name": "f", "arguments": "{}"}}'
 
 
 def conversation_from_messages(items: Any, name: str, is_request: bool = True) -> Conversation:
@@ -61,24 +62,16 @@ def _with_prefill(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=tuple(before), prefill=prefill)
 
 
-class _Call(NamedTuple):
-    """A call of a message, and the id by which its result names it."""
-
-    where: str
-    id: Any
-    call: ToolCall
-    is_done: bool = False
-
-
 class _Turn(NamedTuple):
-    """What was said in a role; a result has the id of its `call`, a reply the `calls` that its text ends with."""
+    """What was said in a role, by whom it was called, and the calls that it ends with, with their results, by id."""
 
     where: str
     role: Any
     content: str
     reasoning: str
     call: Any = None
-    calls: tuple[_Call, ...] = ()
+    calls: Mapping[str, ToolCall] = {}
+    results: Mapping[str, str] = {}
     rounds: tuple[Round, ...] = ()
 
 
@@ -89,7 +82,8 @@ def _joined(turns: list[_Turn]) -> list[_Turn]:
         last = joined[-1]
         role = "user" if turn.role == "system" and last.role != "system" else turn.role
         if role == "tool":
-            joined[-1] = _with_result(last, turn)
+            id = str(turn.call or len(last.results))
+            joined[-1] = last._replace(results={**last.results, id: turn.content})
         elif last.role == role:
             last = _after_calls(last)
             content, reasoning = _paragraphs(last.content, turn.content), _paragraphs(last.reasoning, turn.reasoning)
@@ -99,26 +93,18 @@ def _joined(turns: list[_Turn]) -> list[_Turn]:
     return [_after_calls(turn) for turn in joined]
 
 
-def _with_result(turn: _Turn, result: _Turn) -> _Turn:
-    """A reply with the result of one of its calls: of the one with that id, or of the first if ids are missing."""
-    for index, each in enumerate(turn.calls):
-        if not each.is_done and (each.id == result.call or None in (each.id, result.call)):
-            call = replace(each.call, result=result.content)
-            done = each._replace(call=call, is_done=True)
-            return turn._replace(calls=(*turn.calls[:index], done, *turn.calls[index + 1 :]))
-    problem = f"{result.where} is the result of no call: tool_call_id is {result.call!r}"
-    raise UsageError(problem, "it must be the id of a call in the assistant's message before it")
-
-
 def _after_calls(turn: _Turn) -> _Turn:
-    """A turn whose calls, if it has any, have become a round. Raises UsageError if one has no result."""
-    if not turn.calls:
+    """A turn whose calls, if it has any, have become a round. Raises UsageError if they do not have a result each."""
+    if not (turn.calls or turn.results):
         return turn
-    for each in turn.calls:
-        if not each.is_done:
-            raise UsageError(f"{each.where} calls {each.call.name!r}, without a result", "add one with the role tool")
-    called = Round(tuple(each.call for each in turn.calls), turn.content, turn.reasoning or None)
-    return turn._replace(content="", reasoning="", calls=(), rounds=(*turn.rounds, called))
+    if turn.role != "assistant" or turn.calls.keys() != turn.results.keys():
+        problem = f"{turn.where} ({turn.role}) has the calls {[*turn.calls]} and the results {[*turn.results]}"
+        raise UsageError(
+            problem, "after a call in the assistant's `tool_calls`, add its result: role tool, tool_call_id"
+        )
+    calls = tuple(replace(call, result=turn.results[id]) for id, call in turn.calls.items())
+    called = Round(calls, turn.content, turn.reasoning or None)
+    return turn._replace(content="", reasoning="", calls={}, results={}, rounds=(*turn.rounds, called))
 
 
 def _paragraphs(*texts: str) -> str:
@@ -132,37 +118,31 @@ def _turn(item: Any, where: str) -> _Turn | None:
         role = "system"
     if role not in ROLES:
         raise UsageError(f"{where} has the role {role!r}", "roles are system, user, assistant and tool")
-    if item.get("function_call"):
-        raise UsageError(f"{where} has a `function_call`", "use `tool_calls`")
-    calls = _calls(item, where)
-    content = _text_of({"content": None, **item} if calls else item)
+    content = _text_of(item)
     if content is None:
         raise UsageError(f"{where} has no text content", "content must be a string, or a list of text parts")
     reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
     if role != "assistant" or not isinstance(reasoning, str):
         reasoning = ""
+    calls = _calls(item.get("tool_calls") or [], where)
     if item.get("content") is None and role != "tool" and not (content or reasoning or calls):
         return None
     return _Turn(where, role, well_formed(content), well_formed(reasoning), item.get("tool_call_id"), calls)
 
 
-def _calls(message: JsonDict, where: str) -> tuple[_Call, ...]:
-    calls = message.get("tool_calls") or []
-    if calls and message["role"] != "assistant":
-        raise UsageError(f"{where} has `tool_calls`", "only messages with the role assistant may call functions")
-    return tuple(_call(value, where) for value in (calls if isinstance(calls, list) else [calls]))
-
-
-def _call(value: Any, where: str) -> _Call:
-    match value:
-        case {"function": {"name": str(name), **function}}:
-            arguments: Any = function.get("arguments") or {}
-            with suppress(TypeError, ValueError, RecursionError):  # TypeError: they are an object, not text
-                arguments = json.loads(arguments)
-            if isinstance(arguments, dict):
-                return _Call(where, value.get("id"), ToolCall(well_formed(name), arguments))
-    expected = '{"id": "1", "function": {"name": "f", "arguments": "{}"}}'
-    raise UsageError(f"{where} has an invalid call: {truncate(json.dumps(value), SHOWN)}", f"expected {expected}")
+def _calls(values: Any, where: str) -> dict[str, ToolCall]:
+    """Calls by id, or by place, if they have none."""
+    calls = {}
+    for place, value in enumerate(values if isinstance(values, list) else [values]):
+        match value:
+            case {"function": {"name": str(name), "arguments": str(arguments)}}:
+                call = read_call(name, arguments)
+            case {"function": {"name": str(name), "arguments": dict(arguments)}}:
+                call = ToolCall(name, arguments)
+            case _:
+                raise UsageError(f"{where} has an invalid call", f"expected {CALL}")
+        calls[str(value.get("id") or place)] = call
+    return calls
 
 
 def _text_of(message: JsonDict) -> str | None:
@@ -179,7 +159,7 @@ def _text_of(message: JsonDict) -> str | None:
                 waiting += reversed(part)
             case dict() if part.get("type", "text") in TEXT_PARTS:
                 values = [part[key] for key in TEXT_KEYS if part.get(key) is not None]
-                if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *REASONING_KEYS)):
+                if len(values) > 1 or part.keys().isdisjoint((*TEXT_KEYS, *OTHER_KEYS)):
                     return None
                 waiting += values
             case dict() if part["type"] in REASONING_PARTS:
@@ -189,3 +169,12 @@ def _text_of(message: JsonDict) -> str | None:
             case _:
                 return None
     return "".join(texts)
+
+
+def wire_message(turn: Turn) -> JsonDict:
+    """A turn as one of OpenAI's messages, as servers take them: arguments are JSON text."""
+    message = turn.openai
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
+    return message

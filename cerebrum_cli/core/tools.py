@@ -7,10 +7,8 @@ from contextlib import suppress
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import truncate, well_formed
+from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.token_ids import TokenIds
-
-MAX_UNREADABLE = 200  # characters of arguments that are repeated to the model
 
 
 @frozen
@@ -57,7 +55,7 @@ def read_call(name: str, text: str) -> ToolCall:
         if isinstance(arguments, dict):
             written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
             return ToolCall(name, json.loads(well_formed(written)))
-    return ToolCall(name, {}, f"invalid arguments: not a JSON object: {truncate(well_formed(text), MAX_UNREADABLE)}")
+    return ToolCall(name, {}, f"invalid arguments: not a JSON object: {well_formed(text)}")
 
 
 @frozen

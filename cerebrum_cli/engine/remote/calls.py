@@ -2,75 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.tools import ToolCalls, read_call
 
 
 def chat_messages(conversation: Conversation) -> list[JsonDict]:
     """OpenAI's messages as servers take them, with the calls of the reply in progress last."""
-    messages = conversation.openai_messages
+    turns = conversation.turns
     if conversation.prefill:
-        *messages, _ = conversation.add(conversation.prefill).openai_messages  # the rest of the reply is still to come
-    for message in messages:
-        for call in message.get("tool_calls", ()):
-            function = call["function"]
-            function["arguments"] = json.dumps(function["arguments"], ensure_ascii=False)
-    return messages
+        *turns, _ = conversation.add(conversation.prefill).turns  # the rest of the reply is still to come
+    return [wire_message(turn) for turn in turns]
 
 
 @dataclass(slots=True)
 class PartialCall:
-    """What has arrived of a call, of which servers may omit the index, the id, or both."""
+    """What has arrived of a call."""
 
-    index: Any
     id: Any
-    name: str = ""
+    name: str
     arguments: str = ""
 
-    def is_continued_by(self, piece: JsonObject, name: str) -> bool:
-        """Whether a piece is of this call: some servers repeat its name, others have one index for all calls."""
-        index, id = piece.get("index"), piece.get("id")
-        if index not in (None, self.index):
-            return False
-        if name and id:
-            return bool(id == self.id)
-        return not name or index is not None
 
-    def add(self, name: str, arguments: Any) -> None:
-        """Add to the name, unless it is repeated, and to the arguments, which may also be an object."""
-        self.name += name.removeprefix(self.name)
-        if isinstance(arguments, dict):
-            arguments = json.dumps(arguments)
-        self.arguments += arguments or ""
+def read_calls(pieces: Iterable[JsonObject]) -> ToolCalls:
+    """The calls in a reply, from pieces that may alternate. Raises one of `DAMAGE` if they have another form.
 
-
-class StreamedCalls:
-    """The calls in a reply, whose pieces may alternate."""
-
-    def __init__(self) -> None:
-        self._calls: list[PartialCall] = []
-
-    def add(self, pieces: Iterable[JsonObject]) -> None:
-        """Add pieces of calls. Raises one of `DAMAGE` if they have another form."""
-        for piece in pieces:
-            function = piece.get("function") or {}
-            name = function.get("name") or ""
-            self._call_of(piece, name).add(name, function.get("arguments"))
-
-    def _call_of(self, piece: JsonObject, name: str) -> PartialCall:
-        for call in reversed(self._calls):
-            if call.is_continued_by(piece, name):
-                return call
-        call = PartialCall(piece.get("index"), piece.get("id"))
-        self._calls.append(call)
-        return call
-
-    @property
-    def calls(self) -> ToolCalls:
-        return tuple(read_call(call.name, call.arguments or "{}") for call in self._calls if call.name)
+    A piece with a name begins a call: some servers have one index for all calls, or none. Other servers repeat name and
+    id in each piece.
+    """
+    calls = []
+    latest: dict[Any, PartialCall] = {}  # by index
+    for piece in pieces:
+        index, id, function = piece.get("index"), piece.get("id"), piece["function"]
+        name, call = function.get("name"), latest.get(index)
+        if call is None or (name and not (id and id == call.id)):
+            call = latest[index] = PartialCall(id, name)
+            calls.append(call)
+        call.arguments += function.get("arguments") or ""
+    return tuple(read_call(call.name, call.arguments or "{}") for call in calls if call.name)

@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.tools import ToolCalls
-from cerebrum_cli.engine.remote.calls import StreamedCalls, chat_messages
+from cerebrum_cli.engine.remote.calls import chat_messages, read_calls
 from cerebrum_cli.engine.remote.client import DONE, LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.engine.remote.kind import (
     ANY_CONTEXT,
@@ -228,13 +228,12 @@ class OpenAIServer(ServerKind):
         reasoning, text = _texts(message)
         if reasoning:
             text = f"{OPEN}{reasoning}{CLOSE}{text}"
-        calls = StreamedCalls()
-        calls.add({**call, "index": at} for at, call in enumerate(message.get("tool_calls") or ()))
-        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls.calls, text)]
+        calls = read_calls(message.get("tool_calls") or ())
+        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls, text)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
-        calls = StreamedCalls()
+        pieces: list[JsonObject] = []
         async for event in events:
             if event == DONE and parts:
                 finish = finish or "unstated"
@@ -243,21 +242,21 @@ class OpenAIServer(ServerKind):
                 finish = choice.get("finish_reason") or finish
                 delta = choice.get("delta") or {}
                 reasoning, text = _texts(delta)
-                pieces = delta.get("tool_calls") or ()
-                calls.add(pieces)
+                called = delta.get("tool_calls") or ()
+                pieces += called
                 if reasoning and not is_reasoning:
                     reasoning = OPEN + reasoning
                     is_reasoning = True
                 if text and is_reasoning:
                     text = CLOSE + text
                     is_reasoning = False
-                if reasoning or text or pieces:
+                if reasoning or text or called:
                     parts += 1
                     yield ReplyChunk(total=parts, text=reasoning + text)
         if is_reasoning:
             yield ReplyChunk(text=CLOSE)
         if finish:  # without usage, a part is taken for a token
-            yield _chat_end(finish, {"completion_tokens": parts, **usage}, calls.calls)
+            yield _chat_end(finish, {"completion_tokens": parts, **usage}, read_calls(pieces))
         elif not parts:
             raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
 
