@@ -29,13 +29,12 @@ from cerebrum_cli.chat.session import (
     without_files,
 )
 from cerebrum_cli.chat.store import Store
-from cerebrum_cli.core.conversation import Conversation, Turn
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages
+from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages, wire_message
 from cerebrum_cli.core.text import format_utc, one_line
-from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
@@ -47,9 +46,8 @@ from cerebrum_cli.replies.source import ModelSource
 UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
 SUFFIX_FORMATS = {".md": "markdown", ".json": "json", ".sharegpt": "sharegpt", ".txt": "transcript"}
-_SHAREGPT = {"human": "user", "gpt": "assistant", "observation": "tool"}
+_SHAREGPT = {"human": "user", "gpt": "assistant"}
 _SHAREGPT_NAMES = {role: name for name, role in _SHAREGPT.items()}
-_CALL = "function_call"  # ShareGPT's name for who calls a function
 _MARKED = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)  # reasoning before an answer
 _AROUND = '" \n'  # a question, and text that the prompt takes as several lines
 _TYPED = re.compile(r"\n# [^\n]*\n((?:\+[^\n]*\n)+)")  # a question in the prompt's history, after its time
@@ -123,60 +121,38 @@ def markdown_parts(store: Store, session: Session) -> Iterator[tuple[str, str]]:
 def _message_parts(stored: StoredMessage) -> Iterator[tuple[str, str]]:
     role, content, end = stored.message.role, stored.message.content.strip(), stored.early_end
     for part in stored.message.rounds:
-        if part.content.strip():
-            yield role, _closed(part.content.strip())
+        if part.content:
+            yield role, part.content
         for call in part.calls:
             yield "", code_block(f"{call}\n-> {call.result}")
-    if end:
-        content = _closed(content)
+    if end and len(_FENCE.findall(content)) % 2:  # the reply ended within a code block
+        content += "\n```"
     if content:
         yield role, content
     if end:
         yield "", f"*({end})*"
 
 
-def _closed(content: str) -> str:
-    """Markdown with an end for the code block in which it ends."""
-    if len(_FENCE.findall(content)) % 2:
-        return f"{content}\n```"
-    return content
-
-
 def _openai_turns(conversation: Conversation) -> list[JsonDict]:
     """Messages of OpenAI's API, with the key that servers add for reasoning."""
     messages = []
     for turn in conversation.turns:
-        message = turn.openai
-        if reasoning := _reasoning(turn):
+        message = wire_message(turn)
+        if reasoning := getattr(turn.said, "reasoning", None):
             message["reasoning_content"] = reasoning
-        for call in message.get("tool_calls", ()):
-            call["function"]["arguments"] = _json(call["function"]["arguments"])
         messages.append(message)
     return messages
 
 
 def _sharegpt_turns(conversation: Conversation) -> list[JsonDict]:
-    """Messages of ShareGPT; each call of a function is one, and so is its result."""
-    messages = []
-    for turn in conversation.turns:
-        name, content = _SHAREGPT_NAMES.get(turn.role, turn.role), turn.content
-        match turn.said:
-            case ToolCall(called, arguments):
-                messages.append({"from": _CALL, "value": _json({"name": called, "arguments": arguments})})
-            case Round(_, "", None):
-                continue
-        if reasoning := _reasoning(turn):
+    """Messages of ShareGPT, with the keys of OpenAI's API for calls of functions."""
+    turns = []
+    for message in _openai_turns(conversation):
+        role, content = message.pop("role"), message.pop("content")
+        if reasoning := message.pop("reasoning_content", None):
             content = REASONING_MARKUPS[0].wrap(reasoning) + content
-        messages.append({"from": name, "value": content})
-    return messages
-
-
-def _reasoning(turn: Turn) -> str | None:
-    return getattr(turn.said, "reasoning", None)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+        turns.append({"from": _SHAREGPT_NAMES.get(role, role), "value": content, **message})
+    return turns
 
 
 def parse_conversation(text: str, source: str) -> tuple[str | None, Conversation]:
@@ -343,11 +319,6 @@ def _openai_message(item: Any) -> Any:
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
     reasoning = next(filter(None, map(item.get, REASONING_KEYS)), None)
-    if role == _CALL and isinstance(content, str):
-        call: Any = content
-        with suppress(ValueError, RecursionError):
-            call = json.loads(content)
-        return {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
     role = _SHAREGPT.get(str(role), role)
     if isinstance(content, str) and role == "assistant" and not reasoning:
         marked = _MARKED.match(content)

@@ -36,7 +36,7 @@ SCHEMA = (
     content TEXT NOT NULL,
     reasoning TEXT,
     tokens BLOB,
-    rounds TEXT,
+    rounds TEXT NOT NULL,
     finish_reason TEXT,
     model TEXT,
     format TEXT,

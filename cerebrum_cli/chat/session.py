@@ -10,7 +10,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message, Role
@@ -18,7 +17,6 @@ from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Round, ToolCall
 
 Origin = Literal["chat", "ask", "import"]
@@ -69,12 +67,12 @@ class StoredMessage:
 
     def is_continued(self, others: Iterable[StoredMessage]) -> bool:
         """Whether one of several messages is this reply, continued after it was cut off."""
-        tokens = all_tokens(self.message)
+        tokens = self.message.tokens
         if self.early_end is None or not tokens:
             return False
         for other in others:
             is_later = other.parent == self.parent and other.id > self.id
-            if is_later and all_tokens(other.message)[: len(tokens)] == tokens:
+            if is_later and (other.message.tokens or ())[: len(tokens)] == tokens:
                 return True
         return False
 
@@ -157,20 +155,12 @@ def without_files(question: str) -> str:
     return _QUOTED_FILE.sub("", question).strip() or question
 
 
-def all_tokens(reply: Message) -> TokenIds:
-    """The tokens of a reply's rounds of calls, and of what follows them, as far as they are known."""
-    known = [part.tokens or () for part in reply.rounds]
-    return tuple(chain(*known, reply.tokens or ()))
-
-
 def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]:
     """The values of COLUMNS."""
     tokens = None
     if message.tokens is not None:
         tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
-    rounds = None
-    if message.rounds:
-        rounds = json.dumps([asdict(part) for part in message.rounds])
+    rounds = json.dumps([asdict(part) for part in message.rounds])
     return message.role, message.content, tokens, rounds, *(getattr(metadata, column) for column in METADATA_COLUMNS)
 
 
@@ -182,7 +172,7 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
         tokens, data = None, row["tokens"]
         if data is not None:
             tokens = struct.unpack(f"<{len(data) // 4}i", data)
-        rounds = tuple(_round(**part) for part in json.loads(row["rounds"] or "[]"))
+        rounds = tuple(_round(**part) for part in json.loads(row["rounds"]))
         message = Message(_ROLES[row["role"]], row["content"], tokens, rounds=rounds)
         return StoredMessage(row["id"], row["parent"], message, ReplyMetadata(**values), row["created"])
 

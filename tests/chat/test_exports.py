@@ -108,7 +108,7 @@ ROUNDS = (
     Round(
         (ToolCall("weather", {"city": 'Tromsø "N"', "days": [1, {"a": None}]}, "Dry.\n```\n"), ToolCall("now", {}, ""))
     ),
-    Round((ToolCall("python", {"code": "print(1)\n"}, "1"),), "Let me see.\n```", "Hm."),
+    Round((ToolCall("python", {"code": "print(1)\n"}, "1"),), "Let me see.", "Hm."),
 )
 
 
@@ -121,49 +121,26 @@ def called(store: Store) -> Session:
     )
 
 
-def test_calls_of_functions_survive_an_export_to_json(store: Store, tmp_path: Path, called: Session) -> None:
+@pytest.mark.parametrize("export_format", ["json", "sharegpt"])
+def test_calls_of_functions_survive_an_export(
+    store: Store, tmp_path: Path, called: Session, export_format: str
+) -> None:
     path = tmp_path / "talk.json"
-    path.write_text(export_session(store, called, "json"))
+    path.write_text(export_session(store, called, export_format))
     imported = import_session(store, path, "again")
     assert [stored.message for stored in store.messages(imported)] == [
         stored.message for stored in store.messages(called)
     ]
     messages = json.loads(export_session(store, imported, "json"))["messages"]
-    assert messages == json.loads(path.read_text())["messages"]
     assert [message["role"] for message in messages[:4]] == ["user", "assistant", "tool", "tool"]
     assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == ROUNDS[0].calls[0].arguments
     assert messages[3]["tool_call_id"] == messages[1]["tool_calls"][1]["id"]
 
 
-def test_sharegpt_has_a_turn_for_each_call_and_result(store: Store, called: Session) -> None:
-    text = export_session(store, called, "sharegpt")
-    turns = json.loads(text)["conversations"]
-    calls = ["function_call", "observation"]
-    assert [turn["from"] for turn in turns] == [
-        "human",
-        *calls,
-        *calls,
-        "gpt",
-        *calls,
-        "gpt",
-        "human",
-        "gpt",
-        *calls,
-        "gpt",
-    ]
-    assert (turns[3]["value"], turns[5]["value"]) == (
-        '{"name": "now", "arguments": {}}',
-        "<think>\nHm.\n</think>\n\nLet me see.\n```",
-    )
-    first = parse_conversation(text, "here")[1].messages[1]
-    assert [call for part in first.rounds for call in part.calls] == [call for part in ROUNDS for call in part.calls]
-    assert (first.content, first.rounds[2].content, first.rounds[2].reasoning) == ("Dry.", "Let me see.\n```", "Hm.")
-
-
 def test_markdown_fences_calls_whatever_they_contain(store: Store, called: Session) -> None:
     text = export_session(store, called, "markdown")
     weather = """````\nweather(city='Tromsø "N"', days=[1, {'a': None}])\n-> Dry.\n```\n````"""
-    reply = f"## Assistant\n\n{weather}\n\n```\nnow()\n->\n```\n\nLet me see.\n```\n```\n\n"
+    reply = f"## Assistant\n\n{weather}\n\n```\nnow()\n->\n```\n\nLet me see.\n\n"
     assert f"{reply}```\npython(code='print(1)\\n')\n-> 1\n```\n\nDry.\n\n## User" in text
     assert text.endswith("-> 1\n```\n\n*(interrupted)*\n")
 
