@@ -31,7 +31,7 @@ LEFT_OUT = {
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
-    "needs bubblewrap": r"--run-code|--check python",
+    "needs bubblewrap": r"--run-code|--check python|--tool python",
     "has a placeholder": r"\bNAME$",
 }
 SKIPPED = re.compile("|".join(LEFT_OUT.values()))
@@ -159,6 +159,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
         "questions.txt": "What is 1 + 1?\n",
         "slow.py": "print(1 + 1)\n",
         "exam.jsonl": blocks(EVALUATE, "json")[0],
+        "mytools.py": blocks("docs/how-to/call-functions.md", "python")[0],
         "recipe.yaml": stack,
         "card.yaml": stack.replace("cerebrum-7b", "/home/author/Cerebrum-1.0-7b"),
         "weights.yaml": weights,
@@ -282,7 +283,7 @@ def test_reference_lists_the_keys_of_json_output(command: CommandLine) -> None:
         "Each line of RUN.jsonl is one sample:": json.loads((command.home / "a.jsonl").read_text().splitlines()[0]),
         "runs compare --json": run("runs", "compare", "a.jsonl", "b.jsonl"),
     }
-    optional = {"chance", "choices", "cluster", "mean_kld", "top1_agreement"}
+    optional = {"calls", "chance", "choices", "cluster", "mean_kld", "top1_agreement"}
     optional |= {"reasoning_closed_at", "server", "served_model", "accuracy_with_skipped", "interval_with_skipped"}
     optional |= {"votes", "checked", "unchecked", "no_program", "program", "program_output", "program_tokens"}
     differences = {heading: (documented(heading) ^ keys.keys()) - optional for heading, keys in shown.items()}
