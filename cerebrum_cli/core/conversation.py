@@ -99,6 +99,10 @@ class Conversation:
         return replace(self, messages=tuple(messages), system_prompt=None)
 
     @property
+    def uses_functions(self) -> bool:
+        return bool(self.tools) or any(message.rounds for message in filter(None, (*self.messages, self.prefill)))
+
+    @property
     def turns(self) -> list[Turn]:
         """All that was said, in order, with the calls of each reply and their results."""
         turns = []

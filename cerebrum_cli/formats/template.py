@@ -154,20 +154,35 @@ class EmbeddedFormat(PromptFormat):
 
         Raises FormatError, with the name of the template, if it fails, or leaves out a message.
         """
-        uses_calls = self.tool_format.takes_text or self.tool_format.writes_calls
-        if not (self.tool_format.has_place and uses_calls):
-            conversation = with_plain_tools(conversation)
-        elif conversation.tools and conversation.system_prompt is None:
-            conversation = replace(conversation, system_prompt=WHEN_TO_CALL)
+        if conversation.uses_functions:
+            conversation = self._with_functions(conversation)
+        return self._rendered(conversation)
+
+    def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
             return join_parts(Rendering(self, conversation).parts())
         except FormatError as error:
             prefill = conversation.prefill
             if prefill and not (prefill.content.strip() or prefill.rounds):  # reasoning, which not all templates show
-                return self.render(replace(conversation, prefill=None))
+                return self._rendered(replace(conversation, prefill=None))
             if prefill and conversation.system_prompt:  # some show it only with a question that comes last
-                return self.render(conversation.with_folded_system(-1))
+                return self._rendered(conversation.with_folded_system(-1))
             raise FormatError(f"the chat template {self.origin} {error.message}", error.hint) from error
+
+    def _with_functions(self, conversation: Conversation) -> Conversation:
+        """The conversation as this template takes its functions and calls."""
+        tools = self.tool_format
+        if not (tools.has_place and (tools.takes_text or tools.writes_calls)):
+            return with_plain_tools(conversation)
+        if conversation.tools and conversation.system_prompt is None:
+            conversation = replace(conversation, system_prompt=WHEN_TO_CALL)
+        if tools.writes_several:
+            return conversation
+        messages = (replace(message, rounds=tuple(_split(message.rounds))) for message in conversation.messages)
+        prefill = conversation.prefill
+        if prefill:
+            prefill = replace(prefill, rounds=tuple(_split(prefill.rounds)))
+        return replace(conversation, messages=tuple(messages), prefill=prefill)
 
     @property
     def has_system(self) -> bool:
@@ -244,9 +259,6 @@ class Rendering:
         self.begins = prefill is not None and not (prefill.rounds and not prefill.content)
         if prefill:
             conversation = conversation.add(prefill)
-        if not chat.tool_format.writes_several:
-            messages = (replace(message, rounds=tuple(_split(message.rounds))) for message in conversation.messages)
-            conversation = replace(conversation, messages=tuple(messages))
         self.conversation = conversation
         self.values = chat.values(conversation, conversation.thinks)
         self.reasoning_history = chat.reasoning_history(conversation, self.values)
@@ -264,7 +276,6 @@ class Rendering:
 
     def _place_replies(self) -> None:
         """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
-        tools = self.chat.tool_format
         last_question = max((index for index, turn in enumerate(self.turns) if turn.role == "user"), default=0)
         for index, turn in enumerate(self.turns):
             said = turn.said
@@ -273,7 +284,7 @@ class Rendering:
             is_round = isinstance(said, Round)
             is_recent = is_round and index > last_question
             part = None
-            if tools.takes_text or not is_round:
+            if not is_round or self.chat.tool_format.takes_text:
                 part = self.chat.fixed_part(said, keeps_tokens=is_recent or not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
@@ -281,7 +292,7 @@ class Rendering:
                 continue
             if said.reasoning and self.reasoning_history.takes:
                 self.texts[index + len(self.turns)] = said.reasoning
-            if isinstance(said, Round) and tools.writes_calls:
+            if isinstance(said, Round) and self.chat.tool_format.writes_calls:
                 self.written.add(index)
                 self.texts += [text for call in said.calls for text in _texts_in([call.name, call.arguments])]
             elif isinstance(said, Round):
