@@ -93,7 +93,8 @@ class InputRow:
         else:
             values = {
                 "messages": [
-                    (message.role, message.content, message.reasoning) for message in self.conversation.messages[:-1]
+                    (message.role, message.content, message.reasoning, *map(asdict, message.rounds))
+                    for message in self.conversation.messages[:-1]
                 ],
                 "system": self.conversation.system_prompt,
                 "prefill": self.conversation.prefill and asdict(self.conversation.prefill),

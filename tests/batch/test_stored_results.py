@@ -253,6 +253,7 @@ def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> No
 def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
     question = {"role": "user", "content": "a"}
     earlier = [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     asked: list[dict[str, Any]] = [
         {"prompt": "a"},
         {"prompt": "a", "system": ""},
@@ -260,6 +261,10 @@ def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
         {"prompt": "a", "temperature": 0.5, "max_tokens": 3},
         {"model": "m", "messages": [question]},
         {"messages": [*earlier, question]},
+        *(
+            {"messages": [earlier[0], called, {"role": "tool", "content": text}, *earlier[1:], question]}
+            for text in "de"
+        ),
     ]
     rows = rows_in("\n".join(map(json.dumps, asked)), "jsonl")
     requests = [row.request for row in rows]
@@ -271,7 +276,9 @@ def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
     with contextlib.closing(open_batch(output, rows=rows[::-1], sha256="new")) as results:
         results.complete()
     written = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [(row["text"], row.get("request")) for row in written] == list(zip("76543210", requests[::-1], strict=True))
+    assert [(row["text"], row.get("request")) for row in written] == list(
+        zip("9876543210", requests[::-1], strict=True)
+    )
 
 
 def test_change_of_the_input_killed_at_any_call_loses_and_repeats_nothing(
