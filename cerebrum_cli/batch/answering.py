@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.batch.rows import (
     REASONING_CLOSED_AT,
@@ -34,6 +35,9 @@ from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.vote_objects import votes_object
 
+if TYPE_CHECKING:
+    from cerebrum_cli.programs.functions import Tool
+
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
 MAX_IDS = 100_000  # to compare with those of later rows
@@ -55,6 +59,7 @@ class BatchOptions:
     votes: Votes | None = None
     ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -156,7 +161,14 @@ def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequ
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
     grammar = row.grammar or options.grammar
-    request = Ask(conversation, settings, grammar, prefix_tokens=unfinished, ignore_eos=options.ignore_eos)
+    request = Ask(
+        conversation,
+        settings,
+        grammar,
+        prefix_tokens=unfinished,
+        ignore_eos=options.ignore_eos,
+        tools=options.tools,
+    )
     return Row(key, request, vote)
 
 
@@ -176,6 +188,8 @@ def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) ->
     request = row.request
     assert isinstance(request, Ask)
     if not reply.tokens or model.format.verbatim or row.vote or request.grammar or request.conversation.prefill:
+        return
+    if request.conversation.tools:
         return
     if request.settings.reasoning_limit is None and request.settings.seed is None:
         position, _ = row.key
@@ -202,6 +216,8 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
         values["final_answer"] = None
     if request.grammar:
         values["error"] = incomplete_error(reply, larger_context, request.grammar)
+    if request.tools or reply.calls:
+        values["calls"] = [asdict(call) for call in reply.calls]
     return output_object(row, reply.finish.origin, **values)
 
 

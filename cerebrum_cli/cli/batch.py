@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from cerebrum_cli.cli.options import ConcurrencyOptions, GenerationOptions, Names, SavedPromptOptions
+from cerebrum_cli.cli.options import GenerationOptions, Names, RowOptions, SavedPromptOptions
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, option, option_group, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -29,7 +29,7 @@ TAB_NAMES = {"tab": "\t", r"\t": "\t"}
 
 
 @option_group
-class BatchCommandOptions(SavedPromptOptions, ConcurrencyOptions, GenerationOptions):
+class BatchCommandOptions(SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
     input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
     delimiter: str | None = option("Delimiter of a CSV [default: detected]", "Input", metavar="CHAR")
@@ -128,6 +128,7 @@ def answer_input(
     )
     from cerebrum_cli.terminal.progress import BatchProgress
 
+    tools = options.find_tools()
     votes = options.vote_bounds
     samples_by = "--votes" if votes else None
     source = options.find_source(app, overrides, samples_by=samples_by)
@@ -139,6 +140,7 @@ def answer_input(
         votes=votes,
         ignore_eos=options.ignore_eos,
         modes=modes,
+        tools=tools,
     )
     record: JsonDict = {"input format": options.input_format, "template": options.template}
     if options.include_input:
@@ -146,6 +148,7 @@ def answer_input(
     if saved and saved.prompt:
         record["prompt"] = saved.prompt
     record |= source_fingerprint(source) | batch_fingerprint(row_options, source.model, app.library)
+    record |= options.tool_record(tools)
     results = results_of(app, output, record, source.model.adapter_params, rows, options)
     with resumable(results, "rows", options.restart):
         if results.missing_count:

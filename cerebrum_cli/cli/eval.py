@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 import typer
 
 from cerebrum_cli.cli.completion_values import tasks
-from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
+from cerebrum_cli.cli.options import RowOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of, switch
 from cerebrum_cli.core.environment import without_home
@@ -39,15 +39,25 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-DEVIATING = ("limit", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")  # from a preset
+DEVIATING = (
+    "limit",
+    "tool",
+    "template",
+    "examples",
+    "raw",
+    "match",
+    "schema",
+    "grammar",
+    "template_arg",
+)  # from a preset
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 
-ALIKE = ("model", "task", "check")  # in the fingerprints of runs that take equally long
+ALIKE = ("model", "task", "check", "set of functions")  # in the fingerprints of runs that take equally long
 
 
 @option_group
-class EvalOptions(ConcurrencyOptions):
+class EvalOptions(RowOptions):
     preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME")
     limit: int | None = option(
         "Number of questions, a fixed random subset [default: all]", "Input", metavar="N", least=1
@@ -163,6 +173,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     from cerebrum_cli.eval.presets import find_preset
 
     _ = options.window  # an invalid one is refused before questions are downloaded
+    tools = options.find_tools()
     preset = find_preset(options.preset) if options.preset else None
     task = read_task(app, source, options, preset)
     if preset:
@@ -189,6 +200,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         task.examples,
         checks=options.check is not None,
         is_raw=options.raw,
+        tools=tools,
     )
     fingerprint = fingerprint_of(app, task, evaluation, model_source, options)
     return PreparedEvaluation(task, evaluation, model_source, fingerprint)
@@ -216,12 +228,13 @@ def fingerprint_of(
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
     from cerebrum_cli.replies.source import generation_fingerprint
 
-    fingerprint = {
+    fingerprint: JsonDict = {
         **task.fingerprint,
         **provenance(source),
         **source_fingerprint(source),
         **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library, source.raw),
         "model file": app.library.hashed_identity(source.model),
+        **options.tool_record(evaluation.tools),
     }
     if options.check:
         fingerprint[CHECK] = options.check
@@ -318,7 +331,8 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     evaluation = prepared.evaluation
     first = evaluation.questions[0]
     with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
-        prompt, token_ids = loaded.preview(evaluation.conversation(first), evaluation.settings)
+        asked = evaluation.ask(first, evaluation.settings)
+        prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
     samples = missing = evaluation.rows.size
     if not options.restart:
         missing -= len(samples_to_keep(path, prepared.fingerprint, evaluation.extent))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of, switch
+from cerebrum_cli.core.declaration import SWITCH_WORDS, flag, option, option_group, options_of, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
@@ -167,12 +167,7 @@ class SavedPromptOptions:
 
 
 @option_group
-class QuestionOptions(SavedPromptOptions):
-    file: tuple[Path, ...] = option(
-        "Prepend a file, directory or glob (repeatable)", "Input", default=(), short="-f", metavar="PATH", splits=True
-    )
-    continue_: bool = switch("Continue the latest session", "Input", short="-c")
-    session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
+class ToolOptions:
     tool: tuple[str, ...] = option(
         "Functions that the model may call (repeatable)", "Input", default=(), metavar="python|FILE"
     )
@@ -184,6 +179,15 @@ class QuestionOptions(SavedPromptOptions):
         from cerebrum_cli.programs.functions import tools_of
 
         return tools_of(self.tool)
+
+
+@option_group
+class QuestionOptions(ToolOptions, SavedPromptOptions):
+    file: tuple[Path, ...] = option(
+        "Prepend a file, directory or glob (repeatable)", "Input", default=(), short="-f", metavar="PATH", splits=True
+    )
+    continue_: bool = switch("Continue the latest session", "Input", short="-c")
+    session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
 
     @property
     def session_flag(self) -> str:
@@ -312,3 +316,26 @@ class ConcurrencyOptions(ConstrainedOptions):
         if servers is None:
             require_no_adapters(requested, "--ray")
         return app.library.resolve_vocabulary(requested.model)
+
+
+@option_group
+class RowOptions(ToolOptions, ConcurrencyOptions):
+    def find_tools(self) -> tuple[Tool, ...]:
+        """The functions that the model may call; nobody is asked before. Raises UsageError."""
+        for name in ("votes", "check", "raw", "ray"):
+            if self.tool and getattr(self, name, None):
+                raise UsageError.conflict("--tool", flag(name), "omit one of them")
+        tools = super().find_tools()
+        for tool in tools:
+            if tool.asks and not self.yes:
+                problem = f"nobody can be asked before each call of {tool.spec.name}"
+                raise UsageError(problem, "-y runs functions of a file without asking")
+        return tools
+
+    def tool_record(self, tools: tuple[Tool, ...]) -> JsonDict:
+        """Names of functions and digests of the files that they are from, for a fingerprint; nothing without any."""
+        from cerebrum_cli.results.output_files import identify
+
+        parts = [tool.spec.name for tool in tools]
+        parts += filter(None, (identify(Path(source)) for source in self.tool))
+        return {"set of functions": ", ".join(parts)} if parts else {}

@@ -186,7 +186,7 @@ LOAD_KEYS = (
     "cpu_moe",
     *ATTENTION_KEYS,
 )
-REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS)  # of commands that generate replies
+REPLY_KEYS = (*LOAD_KEYS, *GENERATION_KEYS, "tool_rounds")  # of commands that generate replies
 MODES = {True: "thinking", False: "no_thinking"}  # tables of a layer that apply while `think` is on or off
 LOCAL_KEYS = tuple(key for key, declared in OPTIONS.items() if declared.local)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
@@ -37,6 +37,9 @@ from cerebrum_cli.results.schema import FAILED, FINISHED, ResultRows
 from cerebrum_cli.results.stored_results import all_finished
 from cerebrum_cli.results.vote_objects import program_object
 
+if TYPE_CHECKING:
+    from cerebrum_cli.programs.functions import Tool
+
 POLL_S = 0.2  # a signal does not end a wait
 
 sample_rows = partial(
@@ -65,6 +68,7 @@ class Evaluation:
     examples: tuple[Question, ...]
     checks: bool
     is_raw: bool
+    tools: tuple[Tool, ...] = ()
 
     def conversation(self, question: Question) -> Conversation:
         conversation = Conversation(system_prompt=self.settings.system)
@@ -74,6 +78,9 @@ class Evaluation:
         for example in self.examples:
             conversation = conversation.user(example.prompt).assistant(example.solution or example.reference)
         return conversation.user(question.prompt)
+
+    def ask(self, question: Question, settings: Settings, n: int = 1) -> Ask:
+        return Ask(self.conversation(question), settings, self.grammar, n=n, logprobs=True, tools=self.tools)
 
     @property
     def rows(self) -> ResultRows:
@@ -100,9 +107,7 @@ class Evaluation:
             missing = [sample for sample in range(self.samples) if start + sample not in finished]
             for first, count in neighbors(missing):
                 settings = replace(self.settings, seed=self.seed(question, first))
-                conversation = self.conversation(question)
-                request = Ask(conversation, settings, self.grammar, n=count, logprobs=True)
-                yield Row((position, first), request, checks=self.checks)
+                yield Row((position, first), self.ask(question, settings, count), checks=self.checks)
 
 
 def neighbors(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
@@ -164,6 +169,7 @@ class SampleWriter:
                     completion_tokens=reply.finish.completion_tokens,
                     reasoning_closed_at=reply.reasoning_closed_at,
                     lowest_window=reply.lowest_window,
+                    calls=[asdict(call) for call in reply.calls],
                     **program_object(reply),
                 )
                 yield self.score.event

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, asdict, fields
 from typing import Literal, get_args
 
@@ -74,7 +74,7 @@ class Sample:
     `sample` counts the samples of a question from 0. `probability` is the geometric mean of its tokens' probabilities,
     `lowest_window` that of the least likely 16 consecutive ones. `basis` says how the
     answer was found, where one is extracted. `program` was written after the reply, in `program_tokens`, and failed if
-    its output is None.
+    its output is None. `calls` are those of functions, with their results.
     """
 
     id: QuestionId
@@ -97,6 +97,7 @@ class Sample:
     program: str | None = None
     program_output: str | None = None
     program_tokens: int = 0
+    calls: Sequence[JsonObject] = ()
     server: str | None = None
     served_model: str | None = None
 

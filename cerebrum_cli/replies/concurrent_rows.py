@@ -19,6 +19,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
     AlternativesEvent,
+    CallEvent,
     Event,
     Events,
     FinishEvent,
@@ -41,6 +42,7 @@ from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
+    from cerebrum_cli.replies.tool_loop import ToolLoop
 
 Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
@@ -60,13 +62,20 @@ class Row:
     """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
 
     `key` is for the caller. A row that cannot be asked has an error in place of a request. If it `checks`, or its vote
-    does, the model is asked for a program after each sample.
+    does, the model is asked for a program after each sample. A row with a `loop` asks for the next round of a `sample`
+    whose functions have been called.
     """
 
     key: Any
     request: Ask | Continuation | CerebrumError
     vote: MajorityVote | None = None
     checks: bool = False
+    sample: int = 0
+    loop: ToolLoop | None = None
+
+    @property
+    def may_call(self) -> bool:
+        return self.loop is not None or (isinstance(self.request, Ask) and self.request.tools != ())
 
     @property
     def asks_programs(self) -> bool:
@@ -114,7 +123,7 @@ class PendingRow:
             yield from self._count(vote, vote.add(sequence, outcome, completions))
             return
         self.samples -= 1
-        yield Outcome(self.row, sequence.sample, outcome)
+        yield Outcome(self.row, self.row.sample + sequence.sample, outcome)
 
     def _count(self, vote: MajorityVote, has_changed: bool) -> Iterator[Event | Outcome]:
         if has_changed:
@@ -172,21 +181,21 @@ def run_rows(
     """Answer rows; yield all events of loading and generating, and an Outcome for all that finishes.
 
     Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes one
-    of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. After a
-    cancel of the `scope`, rows are missing. Raises EngineError.
+    of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. Replies
+    that call functions continue after the rows of their window, or before other rows on servers. After a cancel of the
+    `scope`, rows are missing. Raises EngineError.
     """
     run = _Run(model, scope or model.engine.cancel_scope)
     yield from model.load()
+    rows = iter(rows)
     if model.is_remote and not in_order:
         yield from run.answer(run.prepared(rows))
-        return
-    rows = iter(rows)
-    while not run.scope.is_set() and (window := list(islice(rows, SORT_WINDOW))):
+    while not run.scope.is_set() and (window := run.take_continued() or list(islice(rows, SORT_WINDOW))):
         pending = list(run.prepared(window))
         if run.scope.is_set():
             return
         yield from run.take_refused()
-        if in_order:
+        if in_order or model.is_remote:
             yield from run.answer(pending)
             continue
         for group in group_by_length(pending, model.engine.backend):
@@ -213,20 +222,22 @@ def group_by_length(rows: Sequence[PendingRow], backend: Backend) -> list[list[P
 
 
 class _Run:
-    """Rows that are running, and those that were refused as they were read."""
+    """Rows that are running, those that were refused as they were read, and samples that continue after calls."""
 
     def __init__(self, model: LoadedModel, scope: CancelScope) -> None:
         self.scope = scope
         self._model = model
         self._check: Check | None = None  # once a row needs it
         self._refused: list[Outcome] = []
+        self._continued: list[Row] = []
 
     def prepared(self, rows: Iterable[Row]) -> Iterator[PendingRow]:
-        for row in rows:
-            if self.scope.is_set():
-                return
-            if pending := self._prepare(row):
-                yield pending
+        for new in rows:
+            for row in (*self.take_continued(), new):
+                if self.scope.is_set():
+                    return
+                if pending := self._prepare(row):
+                    yield pending
 
     def _prepare(self, row: Row) -> PendingRow | None:
         try:
@@ -236,7 +247,7 @@ class _Run:
         except CerebrumError as error:
             error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
-            self._refused.append(Outcome(row, 0, refused, is_whole_row=True))
+            self._refused.append(Outcome(row, row.sample, refused, is_whole_row=True))
             return None
         return PendingRow(row, request, request.n, self._check)
 
@@ -249,6 +260,8 @@ class _Run:
                 return prepare_text(self._model, asked)
         if row.vote:
             asked = row.vote.with_samples(asked, self._model.is_remote)
+        if asked.tools:
+            asked = replace(asked, tools=(), grammar=None)  # which would suppress calls
         request = self._model.prepare_reply(asked)
         if not row.asks_programs:
             return request
@@ -261,6 +274,10 @@ class _Run:
         refused, self._refused = self._refused, []
         return refused
 
+    def take_continued(self) -> list[Row]:
+        continued, self._continued = self._continued, []
+        return continued
+
     def answer(self, rows: Iterable[PendingRow]) -> Iterator[Event | Outcome]:
         pending: dict[int, PendingRow] = {}
         requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
@@ -270,10 +287,39 @@ class _Run:
                 yield event
                 yield from self.take_refused()
                 if isinstance(event, SampleEvent) and (row := pending.get(event.sequence.request)):
-                    yield from row.add_event(event, completions)
+                    for happened in row.add_event(event, completions):
+                        if isinstance(happened, Outcome) and isinstance(happened.result, Reply):
+                            yield from self._after_calls(happened, happened.result)
+                        else:
+                            yield happened
                     if row.is_over:
                         del pending[event.sequence.request]  # all rows may not fit into memory
         yield from self.take_refused()
+
+    def _after_calls(self, outcome: Outcome, reply: Reply) -> Iterator[Event | Outcome]:
+        """Run the calls of a reply, and yield them; if it continues with their results, there is no outcome yet."""
+        row = outcome.row
+        if not row.may_call or reply.finish.reason == "cancelled":
+            yield outcome
+            return
+        if self.scope.is_set():  # a function may take long
+            return
+        from cerebrum_cli.replies.tool_loop import ToolLoop
+
+        assert isinstance(row.request, Ask)
+        loop = row.loop or ToolLoop(self._model, row.request)
+        for event in loop.follow(reply):
+            if isinstance(event, NoticeEvent):
+                self._model.note(event)
+            elif isinstance(event, CallEvent):
+                yield event
+        if loop.is_over:
+            reply.emit(replace(reply.finish, completion_tokens=loop.completion_tokens))
+            yield outcome
+            return
+        asked = loop.next
+        request = replace(asked, settings=replace(asked.settings, seed=reply.finish.seed), n=1)
+        self._continued.append(replace(row, request=request, sample=outcome.sample, loop=loop))
 
 
 def prepare_text(model: LoadedModel, text: Continuation) -> Request:

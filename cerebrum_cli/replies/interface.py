@@ -28,6 +28,7 @@ from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_sour
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.programs.functions import Tool
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -57,11 +58,7 @@ class Model(LoadedModel):
         iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
         """
         request = self._request(question, schema, grammar, settings)
-        if tools:
-            from cerebrum_cli.programs.functions import tools_of
-
-            request = replace(request, tools=tools_of(tools))
-        return self.respond(request)
+        return self.respond(replace(request, tools=found_tools(tools)))
 
     def respond(self, request: Ask) -> Reply:
         if not request.tools:
@@ -97,14 +94,15 @@ class Model(LoadedModel):
         samples: int | str | None = None,
         *,
         check: str | None = None,
+        tools: Iterable[Callable[..., Any] | str] = (),
         schema: Any = None,
         grammar: str | Grammar | None = None,
         **settings: Any,
     ) -> Iterator[Reply | MajorityVote]:
         """Answer many questions concurrently; yield replies, or votes on `samples`, as they finish.
 
-        `index` of each is the position of its question. Raises the error of a question that cannot be answered when all
-        others are done.
+        `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
+        that cannot be answered when all others are done.
         """
         from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
         from cerebrum_cli.replies.tally import parse_votes
@@ -115,7 +113,9 @@ class Model(LoadedModel):
             settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
-
+        allowed = found_tools(tools)
+        if allowed and samples is not None:
+            raise UsageError.conflict("tools", "samples")
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
 
         def rows() -> Iterator[Row]:
@@ -125,6 +125,8 @@ class Model(LoadedModel):
                     request = self._request(question, schema, grammar, settings)
                 except CerebrumError as problem:
                     request = problem
+                else:
+                    request = replace(request, tools=allowed)
                 yield Row(index, request, MajorityVote(votes) if votes else None)
 
         error: CerebrumError | None = None
@@ -238,6 +240,15 @@ def changed(settings: Settings, changes: Layer) -> Settings:
     layer = SourcedLayer(changes)
     values = {key: OPTIONS[key].validate(value, key) for key, value in layer.items()}
     return replace(settings, **values, origins={**settings.origins, **layer.origins})
+
+
+def found_tools(sources: Iterable[Callable[..., Any] | str]) -> tuple[Tool, ...]:
+    """The functions that a reply may call. Raises UsageError."""
+    if not sources:
+        return ()
+    from cerebrum_cli.programs.functions import tools_of
+
+    return tools_of(sources)
 
 
 def require_known(names: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.markers import MARKERS, is_markup
-from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
@@ -337,6 +337,8 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> PromptParts:
+        if conversation.tools and self.format_name == RAW.name:
+            raise UsageError("functions need a prompt format", "omit --raw")
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
             self.note(NO_SYSTEM)

@@ -42,7 +42,7 @@ from cerebrum_cli.replies.format_choice import (
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 from cerebrum_cli.replies.prompt_sources import read_text
 
-FINGERPRINTED = ("system", *GENERATION_KEYS, "ctx", "cache_type_k", "cache_type_v")
+FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster

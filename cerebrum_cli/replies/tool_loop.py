@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import replace
 
 from cerebrum_cli.core.conversation import Message, Text
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     CallEvent,
     Event,
@@ -19,7 +18,6 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
-from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.formats.tool_calls import CallFilter
 from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
@@ -31,7 +29,7 @@ REPLY = SequenceId(0)
 
 
 class ToolLoop:
-    """The rounds of one reply so far, and what is asked next."""
+    """The rounds of one reply so far, and what is asked next: its end if that `is_last`, nothing if it `is_over`."""
 
     def __init__(self, model: LoadedModel, asked: Ask) -> None:
         self._model = model
@@ -40,6 +38,43 @@ class ToolLoop:
         self.rounds = prefill.rounds if prefill else ()
         self._most_rounds = len(self.rounds) + asked.settings.tool_rounds
         self.asked = replace(asked, tools=())
+        self.is_last = self.is_over = False
+        self.completion_tokens = 0
+
+    @property
+    def next(self) -> Ask:
+        """What is asked next: a grammar would suppress calls, so it applies when there are no more."""
+        if self.is_last:
+            return self.asked
+        return replace(self.asked, grammar=None)
+
+    def follow(self, reply: Reply) -> Events:
+        """Run the calls that a round ends with; yield them, and the round.
+
+        If they are refused, the end of the reply is asked for without functions.
+        """
+        self.completion_tokens += reply.finish.completion_tokens
+        if self.is_last:
+            self.is_over = True
+            return
+        calls, are_own = self.calls_in(reply)
+        refusal = self.refusal(calls) if calls else None
+        if refusal:
+            yield refusal
+            self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
+        if refusal or not calls:
+            self.is_last = True
+            self.is_over = refusal is None and self.asked.grammar is None
+            return
+        text = CallFilter(self._model.format.tool_format, self.asked.conversation.tools)
+        text.feed(reply.text)
+        said = text.shown.strip()
+        if said and self.asked.grammar is None:
+            yield TokenEvent(REPLY, "\n\n")
+        calls = yield from self.run(calls)
+        part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
+        self.add(part)
+        yield RoundEvent(REPLY, part)
 
     def calls_in(self, reply: Reply) -> tuple[ToolCalls, bool]:
         """The calls that a round ends with, and whether they are in the model's own syntax."""
@@ -100,40 +135,23 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
     no text before it is passed on. So it is, without functions, if calls are refused. A call in another form than the
     model's own is repeated to it in its own.
     """
-    if model.format_name == RAW.name:
-        raise UsageError("functions need a prompt format", "omit --raw")
     yield from model.load()
     loop = ToolLoop(model, asked)
-    completion_tokens = 0
-    while True:
+    while not loop.is_last:
         reply = Reply()
         text = CallFilter(model.format.tool_format, asked.conversation.tools)
-        with closing(model.respond(replace(loop.asked, grammar=None)).events()) as events:
+        with closing(model.respond(loop.next).events()) as events:
             yield from _passed_on(events, reply, text, is_silent=asked.grammar is not None)
-        completion_tokens += reply.finish.completion_tokens
-        calls, are_own = loop.calls_in(reply)
-        refusal = loop.refusal(calls) if calls else None
-        if refusal:
-            yield refusal
-            loop.asked = replace(loop.asked, conversation=replace(loop.asked.conversation, tools=()))
-        if refusal or not calls:
-            break
-        said = text.shown.strip()
-        if said and asked.grammar is None:
-            yield TokenEvent(REPLY, "\n\n")
-        calls = yield from loop.run(calls)
-        part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
-        loop.add(part)
-        yield RoundEvent(REPLY, part)
-    if refusal or asked.grammar is not None:
-        reply = model.respond(loop.asked)
+        yield from loop.follow(reply)
+    if not loop.is_over:
+        reply = model.respond(loop.next)
         for event in reply.events():
             if not isinstance(event, FinishEvent):
                 yield event
-        completion_tokens += reply.finish.completion_tokens
+        yield from loop.follow(reply)
     else:
         yield TokenEvent(REPLY, text.held)
-    yield replace(reply.finish, completion_tokens=completion_tokens)
+    yield replace(reply.finish, completion_tokens=loop.completion_tokens)
 
 
 def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) -> Iterator[Event]:

@@ -48,6 +48,7 @@ FACTS = (
     "model file",
     "adapter",
     "format",
+    "set of functions",
     "chat template",
     "system",
     "seed",

@@ -18,6 +18,7 @@ from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import SERVERS
+from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
@@ -120,6 +121,20 @@ def test_remote_calls_of_whole_replies_are_read(model: Model, server: OllamaServ
     assert isinstance(reply, Reply)
     assert (reply.finish.calls, reply.reasoning, reply.text) == ((OSLO, ROME), "Two cities.", "")
     assert (reply.finish_reason, reply.finish.completion_tokens) == ("stop", 7)
+
+
+def test_remote_rows_run_their_calls_and_continue(model: Model, server: OllamaServer) -> None:
+    def weather(city: str) -> str:
+        return f"Dry in {city}."
+
+    server.arm(body=whole(content=None, tool_calls=[piece('{"city": "Oslo"}', "weather", id="a")]))
+    server.arm(body=whole("stop", content="No coat."))
+    asked = Ask(Conversation().user("Do I need a coat?"), Settings(), tools=tools_of([weather]))
+    [reply] = [event.result for event in run_rows(model, [Row(0, asked)]) if isinstance(event, Outcome)]
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.calls) == ("No coat.", (replace(OSLO, result="Dry in Oslo."),))
+    assert reply.finish.completion_tokens == 14
+    assert [message["role"] for message in server.completions()[1].body["messages"]] == ["user", "assistant", "tool"]
 
 
 def test_remote_reply_of_calls_alone_is_not_blank(model: Model, server: OllamaServer) -> None:

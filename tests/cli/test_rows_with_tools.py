@@ -1,0 +1,174 @@
+"""Functions that a model may call in many rows: batches, evaluations and the library's `replies`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Finished, assert_error
+from installations import installation
+from scripted_command import app_for, batch_backend, run_here
+from server_kinds import LlamaServer
+
+from cerebrum_cli import Reply, open_model
+
+FUNCTIONS = '''
+def weather(city: str) -> str:
+    """Forecast for a city."""
+    return f"Dry in {city}."
+'''
+
+
+def call(city: str) -> str:
+    return json.dumps({"name": "weather", "arguments": {"city": city}})
+
+
+ROWS = {
+    "Oslo?": f"I look.\n{call('Oslo')}",
+    "Dry in Oslo.": "No coat in Oslo.",
+    "Both?": call("Rome"),
+    "Dry in Rome.": call("Bern"),
+    "Dry in Bern.": "Neither.",
+    "Again?": call("Linz"),
+    "Dry in Linz.": call("Linz"),
+    "Ever?": call("a"),
+    **{f"Dry in {city}.": call(city + "a") for city in ("a", "aa", "aaa")},
+    "None?": "No call.",
+}
+QUESTIONS = [question for question in ROWS if question.endswith("?")]
+CALLS = {"Oslo?": ["Oslo"], "Both?": ["Rome", "Bern"], "Again?": ["Linz"], "Ever?": ["a", "aa"], "None?": []}
+TEXTS = {"Oslo?": "No coat in Oslo.", "Both?": "Neither.", "None?": "No call."}
+
+
+class Rows:
+    def __init__(self, home: Path, model: Path) -> None:
+        self.home = home
+        self.model = model
+        self.functions = home / "functions.py"
+        self.functions.write_text(FUNCTIONS)
+        self.script: dict[str, Any] = {"rows": dict(ROWS), "seeds": ["ok"], "backends": []}
+
+    def run(self, command: str, *arguments: str | Path) -> Finished:
+        options = ("-m", self.model, "--tool", self.functions, "-y", "--set", "tool_rounds=2")
+        return run_here(self.script, self.home, command, *arguments, *options)
+
+    def write(self, name: str, rows: list[Any]) -> Path:
+        path = self.home / name
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
+
+    def batch(self, *arguments: str | Path) -> Finished:
+        return self.run("batch", self.write("in.jsonl", [{"prompt": question} for question in QUESTIONS]), *arguments)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, chatml_model: Path) -> Rows:
+    return Rows(tmp_path, chatml_model)
+
+
+@pytest.mark.parametrize("output", ["-", "out.jsonl"])
+def test_batch_runs_calls_and_continues(rows: Rows, output: str) -> None:
+    path = Path(output) if output == "-" else rows.home / output
+    done = rows.batch("-o", path)
+    assert done.code == 0, done.err
+    lines = done.out if output == "-" else path.read_text()
+    answers = {answer["prompt"]: answer for answer in map(json.loads, lines.splitlines())}
+    assert [*answers] == QUESTIONS
+    assert {
+        question: [made["arguments"]["city"] for made in answer["calls"]] for question, answer in answers.items()
+    } == CALLS
+    assert answers["Oslo?"]["calls"] == [{"name": "weather", "arguments": {"city": "Oslo"}, "result": "Dry in Oslo."}]
+    assert {question: answers[question]["text"] for question in TEXTS} == TEXTS
+    assert answers["Oslo?"]["completion_tokens"] == len(ROWS["Oslo?"]) + len(TEXTS["Oslo?"])
+    assert "the model repeats one of weather" in done.err
+    assert done.err.count("no more calls after 2 rounds") == 1
+
+
+def test_batch_on_a_server_runs_calls_and_continues(rows: Rows) -> None:
+    with LlamaServer(batch_backend(rows.script, 1).model, context_size=5000) as server:
+        done = rows.batch("-o", rows.home / "out.jsonl", "--endpoint", server.url, "--parallel", "1")
+    assert done.code == 0, done.err
+    answers = map(json.loads, (rows.home / "out.jsonl").read_text().splitlines())
+    assert {answer["prompt"]: len(answer["calls"]) for answer in answers} == {
+        question: len(cities) for question, cities in CALLS.items()
+    }
+
+
+def test_batch_resumes_with_the_same_functions_only(rows: Rows) -> None:
+    output = rows.home / "out.jsonl"
+    rows.batch("-o", output)
+    written = output.read_bytes()
+    assert rows.batch("-o", output).code == 0
+    assert output.read_bytes() == written
+    rows.functions.write_text(FUNCTIONS.replace("Dry", "Wet"))
+    assert_error(rows.batch("-o", output), 1, "another set of functions (weather, ")
+
+
+def test_row_with_a_schema_applies_it_after_the_calls(rows: Rows) -> None:
+    rows.script["rows"]["Dry in Oslo."] = '{"coat": false}'
+    done = rows.batch("-o", "-", "--schema", "coat bool")
+    answer = json.loads(done.out.splitlines()[0])
+    assert (answer["text"], len(answer["calls"]), answer["error"]) == ('{"coat": false}', 1, None)
+
+
+def test_row_whose_results_do_not_fit_is_refused_alone(rows: Rows) -> None:
+    answers = [json.loads(line) for line in rows.batch("-o", "-").out.splitlines()]
+    rows.script["context"] = answers[-1]["prompt_tokens"] + 80  # room for a call, but not for its result
+    refused = [json.loads(line) for line in rows.batch("-o", "-").out.splitlines()]
+    assert refused[0]["error"]["type"] == "context_length_exceeded"
+    assert (refused[-1]["text"], refused[-1]["error"]) == ("No call.", None)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "problem"),
+    [
+        ("batch", ("--votes", "3"), "error: --tool and --votes cannot be used together"),
+        ("batch", ("--ray", "local"), "error: --tool and --ray cannot be used together"),
+        ("eval", ("--check", "python"), "error: --tool and --check cannot be used together"),
+        ("eval", ("--raw",), "error: --tool and --raw cannot be used together"),
+    ],
+)
+def test_functions_exclude_other_options(rows: Rows, command: str, arguments: tuple[str, ...], problem: str) -> None:
+    path = rows.write("in.jsonl", [{"question": "Oslo?", "answer": "4"}])
+    assert_error(rows.run(command, path, "-o", rows.home / "out.jsonl", *arguments), 2, problem)
+
+
+def test_functions_of_a_file_need_yes(rows: Rows) -> None:
+    path = rows.write("in.jsonl", [{"prompt": "Oslo?"}])
+    arguments = ("batch", path, "-o", "-", "-m", rows.model, "--tool", rows.functions)
+    done = run_here(rows.script, rows.home, *arguments)
+    assert_error(done, 2, "nobody can be asked before each call of weather")
+
+
+def test_evaluation_with_functions_is_compared_with_one_without(rows: Rows) -> None:
+    rows.script["rows"] |= {"Oslo?": call("Oslo"), "Dry in Oslo.": "Answer: 4"}
+    exam = rows.write("exam.jsonl", [{"question": "Oslo?", "answer": "4"}, {"question": "None?", "answer": "5"}])
+    with_functions, without = rows.home / "with.jsonl", rows.home / "without.jsonl"
+    done = rows.run("eval", exam, "-o", with_functions, "--samples", "2")
+    assert done.code == 0, done.err
+    assert "set of functions weather, " in " ".join(done.out.split())
+    samples = [json.loads(line) for line in with_functions.read_text().splitlines()]
+    assert [
+        (sample["id"], sample["sample"], sample["correct"], len(sample.get("calls", ()))) for sample in samples
+    ] == [
+        (1, 0, True, 1),
+        (1, 1, True, 1),
+        (2, 0, False, 0),
+        (2, 1, False, 0),
+    ]
+    assert samples[1]["seed"] == samples[0]["seed"] + 1
+    assert run_here(rows.script, rows.home, "eval", exam, "-m", rows.model, "-o", without, "--samples", "2").code == 0
+    compared = run_here(rows.script, rows.home, "runs", "compare", without, with_functions)
+    assert compared.code == 0, compared.err
+    assert "set of functions (none and weather, " in " ".join(compared.out.split())
+
+
+def test_replies_of_the_library_call_functions(rows: Rows) -> None:
+    opener = app_for(rows.script, rows.home).open_file
+    with open_model(str(rows.model), installation=installation(opener, rows.home)) as model:
+        replies = {reply.index: reply for reply in model.replies(["None?", "Oslo?"], tools=[str(rows.functions)])}
+    none, oslo = replies[0], replies[1]
+    assert isinstance(none, Reply) and isinstance(oslo, Reply)
+    assert (none.text, none.calls) == ("No call.", ())
+    assert [str(made) for made in oslo.calls] == ["weather(city='Oslo')"]
+    assert (oslo.message.content, oslo.message.rounds[0].content) == ("No coat in Oslo.", "I look.")
