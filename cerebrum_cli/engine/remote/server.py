@@ -42,10 +42,6 @@ UNSTATED_HINT = "the reply may be truncated; check the server's log, or update i
 DROPPED_HINT = (
     "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
 )
-TOOLS_HINT = (
-    "ask without tools, use a model that can call functions, or start llama-server with --jinja, vLLM with "
-    "--enable-auto-tool-choice"
-)
 REFUSED_HINT = "check the settings of the request, and the server's log"
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
@@ -362,6 +358,4 @@ def _explain(error: RequestError, request: Request, name: str) -> CerebrumError:
         return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
     if request.grammar and "grammar" in error.reason.lower():
         return GrammarError(error.reason, "simplify the schema or grammar")
-    if request.conversation and request.conversation.tools and "tool" in error.reason.lower():
-        return EndpointError(f"{name} rejects the tools: {error}", TOOLS_HINT)
     return EndpointError(f"{name}: {error}", REFUSED_HINT)
