@@ -74,9 +74,7 @@ def answer(
     from cerebrum_cli.terminal.calls import CallSink
 
     calls = CallSink(app.streams, options.yes)
-    tools = options.find_tools()
-    if not options.dry_run:
-        tools = calls.allowed(tools)
+    tools = calls.tools_of(options.tool)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:

@@ -79,7 +79,7 @@ def chat(
     files = read_prompt_files(options.file, app.streams.report)
     question = read_question(app, words)
     calls = CallSink(app.streams, options.yes)
-    tools = calls.allowed(options.find_tools())
+    tools = calls.tools_of(options.tool)
     conversation = open_chat(app, overrides, applied, options)
     conversation.tools = tools
     with Signals(app.streams) as signals:

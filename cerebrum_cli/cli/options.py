@@ -172,14 +172,6 @@ class ToolOptions:
         "Functions that the model may call (repeatable)", "Input", default=(), metavar="python|FILE"
     )
 
-    def find_tools(self) -> tuple[Tool, ...]:
-        """The functions that the model may call. Raises UsageError."""
-        if not self.tool:
-            return ()
-        from cerebrum_cli.programs.functions import tools_of
-
-        return tools_of(self.tool)
-
 
 @option_group
 class QuestionOptions(ToolOptions, SavedPromptOptions):
@@ -254,7 +246,6 @@ class AskOptions(QuestionOptions, GenerationOptions):
             (part and self.schema, part, "--schema", f"omit {part}: the whole answer is JSON"),
             (session and self.raw, session, "--raw", one_of_them),
             (session and self.messages, session, "--messages", one_of_them),
-            (self.tool and self.raw, "--tool", "--raw", one_of_them),
             (self.tool and self.votes, "--tool", "--votes", one_of_them),
             (self.tool and self.top_logprobs, "--tool", "--top-logprobs", one_of_them),
         ):
@@ -322,10 +313,14 @@ class ConcurrencyOptions(ConstrainedOptions):
 class RowOptions(ToolOptions, ConcurrencyOptions):
     def find_tools(self) -> tuple[Tool, ...]:
         """The functions that the model may call; nobody is asked before. Raises UsageError."""
+        if not self.tool:
+            return ()
+        from cerebrum_cli.programs.functions import tools_of
+
         for name in ("votes", "check", "raw", "ray"):
-            if self.tool and getattr(self, name, None):
+            if getattr(self, name, None):
                 raise UsageError.conflict("--tool", flag(name), "omit one of them")
-        tools = super().find_tools()
+        tools = tools_of(self.tool)
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"nobody can be asked before each call of {tool.spec.name}"

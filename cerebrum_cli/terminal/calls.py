@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import termios
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.core.text import one_line, truncate
+from cerebrum_cli.core.tools import ToolCall
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.streams import DIM, Streams, columns, strip_controls
-from cerebrum_cli.terminal.tables import PIPE_WIDTH
+from cerebrum_cli.terminal.streams import DIM, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.programs.functions import Tool
 
 REFUSED = "the user refused this call"
-YES, ALWAYS = ("y", "yes"), ("a", "always")
+MAX_SHOWN = 78  # characters of a call, and of its result
 
 
 @dataclass
@@ -29,60 +31,41 @@ class CallSink:
     keyboard: Keyboard = field(default_factory=Keyboard)
     _asking: set[str] = field(default_factory=set)  # names of functions
 
-    def allowed(self, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
-        """Tools of which those that ask do so when they run. Raises UsageError if nobody can be asked."""
-        if self.agrees:
-            return tools
-        asking = {tool.spec.name for tool in tools if tool.asks}
-        if asking and not self.streams.can_ask:
-            problem = f"no terminal to ask before calls of {min(asking)}"
-            raise UsageError(problem, "-y runs functions of a file without asking")
-        self._asking |= asking
-        return tuple(self._with_question(tool) if tool.asks else tool for tool in tools)
+    def tools_of(self, sources: Iterable[Tool | str]) -> tuple[Tool, ...]:
+        """Tools of which those that ask do so when they run. Raises UsageError, also if nobody can be asked."""
+        if not sources:
+            return ()
+        from cerebrum_cli.programs.functions import tools_of
+
+        return tuple(map(self._with_question, tools_of(sources)))
 
     def _with_question(self, tool: Tool) -> Tool:
-        @wraps(tool.function)
+        if self.agrees or not tool.asks:
+            return tool
+        name = tool.spec.name
+        if not self.streams.can_ask:
+            raise UsageError(f"no terminal to ask before calls of {name}", "-y runs functions of a file without asking")
+        self._asking.add(name)
+
         def function(**arguments: object) -> object:
-            if not self._may_run(tool.spec.name):
-                return REFUSED
+            with self.keyboard.released():
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before there was a question
+                if not self.streams.confirm(f"Run {ToolCall(name, arguments)}?", default=False):
+                    return REFUSED
             return tool.function(**arguments)
 
-        return replace(tool, function=function)
-
-    def _may_run(self, name: str) -> bool:
-        if name not in self._asking:
-            return True
-        with self.keyboard.released():
-            self.keyboard.discard_typed()  # before there was a question
-            reply = self.streams.ask(f"Run {name}? [y/N/always]")
-        if reply in ALWAYS:
-            self._asking.remove(name)
-        return reply in (*YES, *ALWAYS)
+        return replace(tool, function=function, asks=False)
 
     def emit(self, event: Event) -> None:
-        if not isinstance(event, CallEvent):
+        if not isinstance(event, CallEvent) or self.streams.is_quiet:
             return
-        call = event.call
         if event.is_done:
-            self._print(f"-> {call.result.strip()}".partition("\n")[0])
-        elif call.name in self._asking:  # the question is about all of it
-            self.streams.write_line("", str(call), DIM)
-        else:
-            self._print(str(call))
+            self._print(f"-> {event.call.result.strip()}".partition("\n")[0])
+        elif event.call.name not in self._asking:  # the question has the whole call
+            self._print(str(event.call))
 
     def close(self) -> None:
         """Do nothing: each line is complete."""
 
     def _print(self, text: str) -> None:
-        """Print a dim line, cut to the width of the terminal."""
-        from rich.cells import cell_len, set_cell_size
-
-        if self.streams.is_quiet:
-            return
-        width = PIPE_WIDTH
-        if self.streams.err_is_terminal:
-            width = columns(self.streams.err) - 1
-        text = one_line(strip_controls(text))
-        if cell_len(text) > width:
-            text = f"{set_cell_size(text, width - 1).rstrip()}…"
-        self.streams.draw(f"{self.streams.on_stderr.styled(text, DIM)}\n")
+        self.streams.write_line("", truncate(one_line(text), MAX_SHOWN), DIM)

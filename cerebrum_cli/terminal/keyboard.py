@@ -79,12 +79,6 @@ class Keyboard:
         finally:
             self._set_modes(modes, marks_pastes)
 
-    def discard_typed(self) -> None:
-        """Discard what was typed and not read yet."""
-        if self._initial_modes:
-            with suppress(termios.error):  # the terminal was closed
-                termios.tcflush(self._descriptor, termios.TCIFLUSH)
-
     def _on_stop(self, signum: int, _: FrameType | None) -> None:
         """Stop, or end, as the signal does by default, but with the terminal's initial modes."""
         modes, marks_pastes = self._current_modes(), self._marks_pastes

@@ -188,10 +188,6 @@ class Streams:
                 break
         return None
 
-    def ask(self, question: str) -> str:
-        """The word that answers a question, in lower case; empty without input."""
-        return self._ask(f"{question} ").strip().lower()
-
     def _ask(self, question: str) -> str:
         self.draw(strip_controls(question))
         reply = sys.stdin.readline()

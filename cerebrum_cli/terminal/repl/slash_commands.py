@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LIKELIEST = "3"  # alternatives that /why shows by default
 LIST_SESSIONS = "list sessions with /sessions"
-OFF = ("off", NONE)  # arguments of /tools
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
@@ -334,13 +333,10 @@ def explain_reply(repl: Repl, argument: str) -> None:
 
 
 def change_tools(repl: Repl, argument: str) -> str:
-    from cerebrum_cli.programs.functions import tools_of
-
-    if argument in OFF:
+    if argument == "off":
         repl.chat.tools = ()
     elif argument:
-        added = repl.calls.allowed(tools_of([argument]))
-        repl.chat.tools = tools_of((*repl.chat.tools, *added))
+        repl.chat.tools = repl.calls.tools_of([*repl.chat.tools, argument])
     lines = [f"{tool.spec.name}: {one_line(tool.spec.description)}" for tool in repl.chat.tools]
     return "\n".join(lines) or "the model may call no functions"
 
