@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.conversation import Conversation, Message, Turn
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import truncate, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall, read_call
 
 ROLES = ("system", "user", "assistant", "tool")  # `developer` is another name of `system`
@@ -19,6 +19,7 @@ REASONING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 TEXT_KEYS = ("text", "content", "refusal", "value")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 OTHER_KEYS = (*REASONING_KEYS, "tool_calls")  # of messages without text
+SHOWN = 80  # characters of an invalid call
 CALL = '{"id": "1", "function": {"name": "f", "arguments": "{}"}}'
 
 
@@ -140,7 +141,7 @@ def _calls(values: Any, where: str) -> dict[str, ToolCall]:
             case {"function": {"name": str(name), "arguments": dict(arguments)}}:
                 call = ToolCall(name, arguments)
             case _:
-                raise UsageError(f"{where} has an invalid call", f"expected {CALL}")
+                raise UsageError(f"{where} has an invalid call: {truncate(repr(value), SHOWN)}", f"expected {CALL}")
         calls[str(value.get("id") or place)] = call
     return calls
 

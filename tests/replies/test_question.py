@@ -188,7 +188,7 @@ def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
         ({"role": "assistant"}, "message 1 has no text content"),
         ({**USER, "tool_calls": CALLS["tool_calls"]}, r"message 1 \(user\) has the calls \['a', 'b'\]"),
         (CALLS, r"message 1 \(assistant\) has the calls \['a', 'b'\] and the results \[\]"),
-        ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call"),
+        ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call: 5"),
         ({**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}, "message 1 has an invalid call"),
         (RESULTS[0], "message 1 has the role tool, expected user"),
         ({**USER, "content": None}, "has no messages"),
