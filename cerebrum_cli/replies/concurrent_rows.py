@@ -74,10 +74,6 @@ class Row:
     loop: ToolLoop | None = None
 
     @property
-    def may_call(self) -> bool:
-        return self.loop is not None or (isinstance(self.request, Ask) and self.request.tools != ())
-
-    @property
     def asks_programs(self) -> bool:
         return self.checks or (self.vote is not None and self.vote.tally.votes.checks)
 
@@ -298,16 +294,16 @@ class _Run:
 
     def _after_calls(self, outcome: Outcome, reply: Reply) -> Iterator[Event | Outcome]:
         """Run the calls of a reply, and yield them; if it continues with their results, there is no outcome yet."""
-        row = outcome.row
-        if not row.may_call or reply.finish.reason == "cancelled":
+        row, loop = outcome.row, outcome.row.loop
+        if isinstance(row.request, Ask) and row.request.tools:
+            from cerebrum_cli.replies.tool_loop import ToolLoop
+
+            loop = ToolLoop(self._model, row.request)
+        if loop is None or reply.finish.reason == "cancelled":
             yield outcome
             return
         if self.scope.is_set():  # a function may take long
             return
-        from cerebrum_cli.replies.tool_loop import ToolLoop
-
-        assert isinstance(row.request, Ask)
-        loop = row.loop or ToolLoop(self._model, row.request)
         for event in loop.follow(reply):
             if isinstance(event, NoticeEvent):
                 self._model.note(event)

@@ -28,7 +28,6 @@ from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_sour
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
-    from cerebrum_cli.programs.functions import Tool
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -57,8 +56,10 @@ class Model(LoadedModel):
         It may call the `tools`: Python functions, those of a file by its path, and "python", which runs programs. The
         iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
         """
+        from cerebrum_cli.programs.functions import tools_of
+
         request = self._request(question, schema, grammar, settings)
-        return self.respond(replace(request, tools=found_tools(tools)))
+        return self.respond(replace(request, tools=tools_of(tools)))
 
     def respond(self, request: Ask) -> Reply:
         if not request.tools:
@@ -104,6 +105,7 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
         that cannot be answered when all others are done.
         """
+        from cerebrum_cli.programs.functions import tools_of
         from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
         from cerebrum_cli.replies.tally import parse_votes
         from cerebrum_cli.replies.voting import MajorityVote
@@ -113,7 +115,7 @@ class Model(LoadedModel):
             settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
-        allowed = found_tools(tools)
+        allowed = tools_of(tools)
         if allowed and samples is not None:
             raise UsageError.conflict("tools", "samples")
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
@@ -240,15 +242,6 @@ def changed(settings: Settings, changes: Layer) -> Settings:
     layer = SourcedLayer(changes)
     values = {key: OPTIONS[key].validate(value, key) for key, value in layer.items()}
     return replace(settings, **values, origins={**settings.origins, **layer.origins})
-
-
-def found_tools(sources: Iterable[Callable[..., Any] | str]) -> tuple[Tool, ...]:
-    """The functions that a reply may call. Raises UsageError."""
-    if not sources:
-        return ()
-    from cerebrum_cli.programs.functions import tools_of
-
-    return tools_of(sources)
 
 
 def require_known(names: Iterable[str]) -> None:
