@@ -140,11 +140,11 @@ class LoadedModel:
     def _continuing(self, asked: Ask, tokens: TokenIds) -> tuple[Ask, str]:
         """A request to continue a reply, by its prompt with that beginning, and the text before the reply."""
         hint = "omit the beginning of the reply"
-        if asked.grammar is not None:
-            raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         beginning = asked.conversation.prefill
         if self.format.is_servers and not (beginning and beginning.content):
             return asked, ""  # the server gets the calls so far, and their results, as messages
+        if asked.grammar is not None:
+            raise UsageError("a schema or grammar cannot apply to a reply that has begun", hint)
         if self.format.is_servers:
             raise UsageError("a server that builds the prompt cannot continue a reply", hint)
         shared = common_prefix(tokens, self.tokenize(replace(asked.conversation, prefill=None)))

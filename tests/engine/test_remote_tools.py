@@ -13,6 +13,7 @@ from server_kinds import OllamaServer
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import EndpointError, UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
@@ -135,6 +136,17 @@ def test_remote_rows_run_their_calls_and_continue(model: Model, server: OllamaSe
     assert (reply.text, reply.calls) == ("No coat.", (replace(OSLO, result="Dry in Oslo."),))
     assert reply.finish.completion_tokens == 14
     assert [message["role"] for message in server.completions()[1].body["messages"]] == ["user", "assistant", "tool"]
+
+
+def test_remote_reply_follows_a_schema_after_its_calls(model: Model, server: OllamaServer) -> None:
+    server.arm(body=whole("stop", content='{"coat": false}'))
+    asked = Ask(
+        replace(ASKED, prefill=Message("assistant", "", rounds=ROUNDS)), Settings(), schema_grammar("coat bool")
+    )
+    [reply] = [event.result for event in run_rows(model, [Row(0, asked)]) if isinstance(event, Outcome)]
+    assert isinstance(reply, Reply), reply
+    assert reply.text == '{"coat": false}'
+    assert "response_format" in server.completions()[0].body
 
 
 def test_remote_reply_of_calls_alone_is_not_blank(model: Model, server: OllamaServer) -> None:
