@@ -32,12 +32,13 @@ install() {
 }
 
 if [ -d "$wheels" ] && install "$@"; then exit; fi
+zig= watch= log=$(mktemp)
+trap 'rm -rf "$zig" "$log"; [ -z "$watch" ] || kill "$watch"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if [ "$kind" != "${kind%-zig}" ]; then
     echo "no C++ compiler found: downloading Zig's for this build (100 MB; 410 MB unpacked)"
     zig=$(mktemp -d)
-    trap 'rm -rf "$zig"' EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM
     $python -m pip install --quiet --target "$zig" --group compiler
     # Zig compiles its C++ library once for each set of flags, so CMake's tests of the compiler have the same as the build.
     export CC="$zig/ziglang/zig cc -O2 -s" CXX="$zig/ziglang/zig c++ -O2 -s"
@@ -47,10 +48,16 @@ fi
 echo "building llama.cpp for this machine; this takes minutes, once"
 export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake' $options ${CMAKE_ARGS:-}"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
-if ! $python -m pip wheel --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement"; then
+if [ -t 1 ]; then  # Ninja's lines begin with [steps done/all]
+    while sleep 1; do printf '\r%s' "$(grep -o '^ *\[[0-9]*/[0-9]*\]' "$log" | tail -n 1)"; done &
+    watch=$!
+fi
+if ! $python -m pip wheel --verbose --no-cache-dir --no-deps --wheel-dir "$wheels" "$requirement" >"$log" 2>&1; then
+    tail -n 40 "$log" >&2
     echo "error: llama.cpp was not built, for the reason above" >&2
     case $kind in cuda) index=cu130 ;; metal | vulkan) index=$kind ;; *) index=cpu ;; esac
     echo " hint: install a wheel of it: WHEELS=https://abetlen.github.io/llama-cpp-python/whl/$index scripts/setup.sh" >&2
     exit 1
 fi
+[ -z "$watch" ] || echo
 install "$@"

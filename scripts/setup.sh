@@ -43,3 +43,4 @@ $python -m pip install --quiet --no-compile --editable .
 [ -z "$WHEELS" ] || .venv/bin/cerebrum doctor --offline --quiet
 rm -f .venv/.installed-*  # what make has installed
 touch .venv/.installed
+echo "installed; next: source .venv/bin/activate && cerebrum pull"
