@@ -59,5 +59,9 @@ if ! $python -m pip wheel --verbose --no-cache-dir --no-deps --wheel-dir "$wheel
     echo " hint: install a wheel of it: WHEELS=https://abetlen.github.io/llama-cpp-python/whl/$index scripts/setup.sh" >&2
     exit 1
 fi
-[ -z "$watch" ] || echo
+if [ -n "$watch" ]; then
+    kill "$watch"
+    watch=
+    echo
+fi
 install "$@"

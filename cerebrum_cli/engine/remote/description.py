@@ -26,7 +26,7 @@ KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "s
 OTHER: ServerKind = OpenAIServer()
 EXACT = "llama-server, vLLM or SGLang"
 NO_EXACT_PROMPTS = NoticeEvent(
-    "the server applies its own chat template, top_k and min_p: no exact prompts or token ids",
+    "this server builds the prompt itself",
     f"for exact prompts, use {EXACT}, without a gateway",
 )
 
