@@ -23,7 +23,7 @@ from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 
-RESULT_FRACTION = 4  # the results of a round may take 1/4 of the context
+RESULT_FRACTION = 4  # the results of a round may take 1/4 of what is left of the context
 MAX_CHARS_PER_TOKEN = 8
 REPLY = SequenceId(0)
 
@@ -58,20 +58,21 @@ class ToolLoop:
             self.is_over = True
             return
         calls, are_own = self.calls_in(reply)
-        refusal = self.refusal(calls) if calls else None
-        if refusal:
-            yield refusal
-            self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
-        if refusal or not calls:
+        if not calls:
             self.is_last = True
-            self.is_over = refusal is None and self.asked.grammar is None
+            self.is_over = self.asked.grammar is None
             return
         text = CallFilter(self._model.format.tool_format, self.asked.conversation.tools)
         text.feed(reply.text)
         said = text.shown.strip()
         if said and self.asked.grammar is None:
             yield TokenEvent(REPLY, "\n\n")
-        calls = yield from self.run(calls)
+        if refusal := self.refusal(calls):
+            yield refusal
+            self.is_last = True
+            self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
+            return
+        calls = yield from self.run(calls, reply.finish)
         part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
@@ -95,12 +96,14 @@ class ToolLoop:
                 return NoticeEvent(f"no more calls: the model repeats one of {call.name}")
         return None
 
-    def run(self, calls: ToolCalls) -> Generator[CallEvent, None, ToolCalls]:
+    def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent, None, ToolCalls]:
         """Run functions one after the other, and return the calls with their results."""
+        left = self._model.engine.context_size - finish.prompt_tokens - finish.completion_tokens
+        limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
         for call in calls:
             yield CallEvent(REPLY, call)
-            result = self._shortened(call.result or self._result(call), len(calls))
+            result = self._shortened(call.result or self._result(call), limit)
             done.append(replace(call, result=result))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
@@ -111,9 +114,8 @@ class ToolLoop:
             return f"there is no function {call.name}; known: {', '.join(self._tools)}"
         return tool.run(call.arguments)
 
-    def _shortened(self, result: str, calls: int) -> str:
-        """A result that takes no more than its share of the context."""
-        limit = self._model.engine.context_size // (RESULT_FRACTION * calls)
+    def _shortened(self, result: str, limit: int) -> str:
+        """A result that takes about this many tokens at most."""
         beginning = result[: MAX_CHARS_PER_TOKEN * limit]
         tokens = len(self._model.engine.vocabulary.tokenize([Text(beginning)]))
         if tokens <= limit and beginning == result:
@@ -151,7 +153,8 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
         yield from loop.follow(reply)
     else:
         yield TokenEvent(REPLY, text.held)
-    yield replace(reply.finish, completion_tokens=loop.completion_tokens)
+    has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
+    yield replace(reply.finish, completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 
 
 def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) -> Iterator[Event]:

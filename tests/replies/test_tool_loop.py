@@ -1,0 +1,365 @@
+"""Replies that may call functions: the rounds with a scripted model, on this machine and behind servers."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+
+import pytest
+from asking import running_engine
+from chat_replies import piece, stream_of
+from installations import model_on
+from remote_engines import connected, serving_kind
+from scripted_backend import END, ScriptedBackend
+from server_kinds import OllamaServer
+from tool_templates import TOOL_TEMPLATES
+
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
+from cerebrum_cli.core.tools import Round, ToolCall
+from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
+from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.replies.interface import Model
+from cerebrum_cli.replies.reply import Reply
+
+QUESTION = "Do I need a coat?"
+OSLO = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+ROME = '{"name": "weather", "arguments": {"city": "Rome"}}'
+
+
+def weather(city: str, days: int = 1) -> str:
+    """Forecast for a city."""
+    return f"Dry in {city} for {days}."
+
+
+def broken(text: str) -> str:
+    """Fails."""
+    raise LookupError(f"no {text}")
+
+
+def tagged(*calls: str) -> str:
+    return "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls)
+
+
+class Script:
+    """A model that gives its replies in order, whatever the prompt, and the prompts that it got.
+
+    The first token of a reply is what follows a prompt, which ends where no reply is in progress.
+    """
+
+    def __init__(self, *replies: str) -> None:
+        self.replies = [*replies]
+        self.prompts: list[str] = []
+        self._held: tuple[int, ...] = ()
+        self._rest: list[int] = []
+
+    def __call__(self, held: tuple[int, ...], seed: int) -> int:
+        if not self._rest or held != self._held:
+            self.prompts.append(bytes(held).decode())
+            self._rest = [*self.replies.pop(0).encode(), END]
+        token = self._rest.pop(0)
+        self._held = (*held, token)
+        return token
+
+
+@contextmanager
+def opened(
+    *replies: str, template: str = "JSON in a tag", name: str = EMBEDDED, context: int = 10_000
+) -> Iterator[tuple[Model, Script]]:
+    """A model that gives these replies in order, and its script."""
+    script = Script(*replies)
+    backend = ScriptedBackend(script, context_size=context, batch_size=1000)
+    with running_engine(backend) as engine:
+        yield model_on(engine, format_builder(name, TOOL_TEMPLATES.get(template), {})), script
+
+
+def events_of(reply: Reply) -> list[Event]:
+    return [*reply.events()]
+
+
+def notices(events: Sequence[Event]) -> list[str]:
+    return [event.message for event in events if isinstance(event, NoticeEvent)]
+
+
+# The library.
+
+
+def test_reply_runs_calls_and_goes_on_with_their_results() -> None:
+    with opened(f"I look.\n{tagged(OSLO)}", "You need none.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather])
+        assert list(reply)[-1] == "You need none."[-1]
+    call = ToolCall("weather", {"city": "Oslo"}, "Dry in Oslo for 1.")
+    assert reply.calls == (call,)
+    assert reply.text == "I look.\n\nYou need none."
+    tokens = tuple(f"I look.\n{tagged(OSLO)}".encode())
+    rounds = (Round((call,), "I look.", None, tokens),)
+    assert reply.message == Message("assistant", "You need none.", tuple(b"You need none."), None, None, rounds)
+    assert reply.conversation.messages[-1].rounds == rounds
+    assert (reply.finish_reason, reply.usage.completion_tokens) == ("stop", len(tokens) + len("You need none."))
+    assert '"name": "weather"' in script.prompts[0] and script.prompts[0].endswith("<|im_start|>assistant\n")
+    assert script.prompts[1] == (
+        f"{script.prompts[0]}I look.\n{tagged(OSLO)}<|im_end|>\n<|im_start|>tool\nDry in Oslo for 1.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_next_question_follows_the_calls_of_the_last_reply() -> None:
+    with opened(tagged(OSLO), "No coat.", tagged(ROME), "None there.", "Bye.") as (model, script):
+        first = model.reply(QUESTION, tools=[weather]).wait()
+        second = model.reply(first.conversation.user("And in Rome?"), tools=[weather]).wait()
+        third = model.reply(replace(second.conversation.user("Thanks."), tools=())).wait()
+    assert [call.arguments["city"] for call in second.calls] == ["Rome"]
+    assert second.text == "None there."
+    assert script.prompts[2] == (
+        f"{script.prompts[1]}No coat.<|im_end|>\n<|im_start|>user\nAnd in Rome?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert third.text == "Bye." and third.calls == ()
+    assert tagged(OSLO) in script.prompts[4] and '"description"' not in script.prompts[4]
+
+
+def test_properties_of_a_reply_are_of_what_there_is_so_far() -> None:
+    with opened(f"I look.\n{tagged(OSLO)}", "None.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        texts = []
+        for event in reply.events():
+            if isinstance(event, CallEvent):
+                texts.append((event.is_done, event.call.result, reply.text, len(reply.calls)))
+            elif isinstance(event, RoundEvent):
+                assert reply.message.content == "" and reply.message.rounds == (event.round,)
+    assert texts == [(False, "", "I look.\n\n", 0), (True, "Dry in Oslo for 1.", "I look.\n\n", 0)]
+
+
+def test_calls_in_a_row_of_several_kinds_are_run_in_order() -> None:
+    with opened(tagged(OSLO, ROME), f"Then:\n{OSLO.replace('Oslo', 'Bern')}", "Dry.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome", "Bern"]
+    first, second = reply.message.rounds
+    assert first.tokens is not None and second.tokens is None  # which is repeated in the model's own syntax
+    assert f"Then:<tool_call>\n{OSLO.replace('Oslo', 'Bern')}\n</tool_call>" in script.prompts[2]
+    assert reply.text == "Then:\n\nDry."
+
+
+def test_reply_without_a_call_is_passed_on_whole() -> None:
+    text = f'See:\n```json\n{{"name": "Ann"}}\n```\n{OSLO.replace("weather", "forecast")}\n[1] <tool'
+    with opened(text) as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        assert "".join(reply) == text == reply.text
+    assert reply.calls == () and reply.message.rounds == ()
+
+
+def test_text_that_is_no_call_streams_on() -> None:
+    text = "See:\n```python\nprint(1)\n```\nDone."
+    with opened(text) as (model, _):
+        pieces = [*model.reply(QUESTION, tools=[weather])]
+    assert pieces[pieces.index("S") :] == [*"See:", "\n```python\np", *"rint(1)", "\n```\nD", *"one."]
+
+
+# Bad calls.
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        ('{"name": "forecast", "arguments": {}}', "there is no function forecast; known: weather, broken"),
+        ('{"name": "weather", "arguments": {}}', "invalid arguments: $: 'city' is a required property"),
+        (
+            '{"name": "weather", "arguments": {"city": "Oslo", "days": "two"}}',
+            "invalid arguments: $.days: 'two' is not of type 'integer'",
+        ),
+        ('{"name": "weather", "arguments": {"city": "Oslo", "days": "2"}}', "Dry in Oslo for 2."),
+        ('{"name": "broken", "arguments": {"text": "tea"}}', "LookupError: no tea"),
+    ],
+)
+def test_error_of_a_call_is_its_result(call: str, result: str) -> None:
+    with opened(tagged(call), "Sorry.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather, broken]).wait()
+    [done] = reply.calls
+    assert done.result.startswith(result)
+    assert f"tool\n{result}" in script.prompts[1] and reply.text == "Sorry."
+
+
+def test_same_call_twice_ends_calls() -> None:
+    with opened(tagged(OSLO), tagged(ROME), f"Again.\n{tagged(OSLO)}", "Dry.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
+    assert "no more calls: the model repeats one of weather" in notices(events)
+    assert script.prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
+    assert '"description"' in script.prompts[2] and '"description"' not in script.prompts[3]
+    assert reply.message.content == "Again.\n\nDry."
+    assert reply.message.tokens is None  # the prompt of what came last had no "Again."
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_endless_calls_end_after_some_rounds(rounds: int) -> None:
+    calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(rounds + 1)]
+    with opened(*calls, "Enough.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather], tool_rounds=rounds)
+        events = events_of(reply)
+    assert len(reply.calls) == rounds and reply.text == "Enough."
+    assert f"no more calls after {rounds} rounds" in notices(events)
+
+
+def test_call_without_end_is_not_run() -> None:
+    endless = '<tool_call>\n{"name": "weather", "arguments": {"city": "' + "Oslo " * 100
+    with opened(endless) as (model, _):
+        reply = model.reply(QUESTION, tools=[weather], max_tokens=120).wait()
+    assert (reply.finish_reason, reply.calls, reply.text) == ("length", (), endless[:119])
+
+
+def test_call_before_the_end_of_a_truncated_reply_is_not_run() -> None:
+    with opened(f"{tagged(OSLO)}\nI wait. " * 9) as (model, _):
+        reply = model.reply(QUESTION, tools=[weather], max_tokens=120).wait()
+    assert (reply.finish_reason, reply.calls) == ("length", ())
+
+
+def test_long_result_is_cut_to_its_share_of_the_context() -> None:
+    def read() -> str:
+        """Read a long text."""
+        return "word " * 4000
+
+    with opened(tagged('{"name": "read", "arguments": {}}'), "Long.", context=4000) as (model, _):
+        reply = model.reply(QUESTION, tools=[read]).wait()
+    [call] = reply.calls
+    assert 900 < len(call.result) < 1100
+    assert call.result.startswith("word word") and reply.text == "Long."
+    two = tagged('{"name": "read", "arguments": {}}', OSLO)
+    with opened(two, "Long.", context=4000) as (model, _):
+        long, short = model.reply(QUESTION, tools=[read, weather]).wait().calls
+    assert 400 < len(long.result) < 600 and short.result == "Dry in Oslo for 1."
+
+
+def test_results_of_many_rounds_fit_the_context() -> None:
+    def read(page: int) -> str:
+        """Read a long page."""
+        return "word " * 4000
+
+    calls = [tagged(f'{{"name": "read", "arguments": {{"page": {number}}}}}') for number in range(6)]
+    with opened(*calls, "Long.", context=8000) as (model, _):
+        reply = model.reply(QUESTION, tools=[read], tool_rounds=6).wait()
+    assert (len(reply.calls), reply.text) == (6, "Long.")
+    assert len(reply.calls[5].result) < len(reply.calls[0].result)
+
+
+# A schema.
+
+
+def test_schema_applies_to_the_last_reply_only() -> None:
+    answer = '{"coat": false}'
+    with opened(f"I look.\n{tagged(OSLO)}", "You need none.", answer) as (model, script):
+        reply = model.reply(QUESTION, tools=[weather], schema="coat bool")
+        pieces = "".join(reply)
+    assert pieces == answer == reply.text == reply.message.content
+    assert len(reply.calls) == 1
+    assert reply.message.rounds[0].content == "I look."
+    assert script.prompts[2] == script.prompts[1]
+
+
+def test_schema_with_calls_that_are_refused_applies_to_the_last_reply() -> None:
+    with opened(tagged(OSLO), tagged(OSLO), '{"coat": false}') as (model, _):
+        reply = model.reply(QUESTION, tools=[weather], schema="coat bool").wait()
+    assert (reply.text, len(reply.calls)) == ('{"coat": false}', 1)
+
+
+# Other formats.
+
+
+def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt() -> None:
+    with opened(f"I look.\n{OSLO}", "No coat.", name="chatml") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather], system="Be brief.")
+        events = events_of(reply)
+    assert "the prompt format has no place for functions" in notices(events)
+    assert script.prompts[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n{")
+    assert script.prompts[1].endswith(
+        f"I look.\n{OSLO}<|im_end|>\n<|im_start|>user\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert reply.text == "I look.\n\nNo coat."
+
+
+def test_functions_need_a_prompt_format() -> None:
+    with opened("", name=RAW.name) as (model, _):
+        model.format_name = RAW.name
+        with pytest.raises(UsageError, match="functions need a prompt format"):
+            model.reply(QUESTION, tools=[weather]).wait()
+
+
+def test_reasoning_before_calls_is_of_their_round() -> None:
+    source = TOOL_TEMPLATES["JSON in a tag"] + "{# <think> </think> #}"
+    script = Script(f"<think>\nA coat?\n</think>\n\n{tagged(OSLO)}", "<think>\nDry.\n</think>\n\nNone.")
+    with running_engine(ScriptedBackend(script, context_size=10_000, batch_size=1000)) as engine:
+        model = model_on(engine, format_builder(EMBEDDED, source, {}))
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert (reply.message.rounds[0].reasoning, reply.message.reasoning) == ("A coat?", "Dry.")
+    assert (reply.text, reply.message.content) == ("None.", "None.")
+
+
+# Interruptions.
+
+
+def test_ctrl_c_ends_a_function_that_sleeps() -> None:
+    def wait() -> str:
+        """Wait for long."""
+        threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+        time.sleep(60)
+        return ""
+
+    call = tagged('{"name": "wait", "arguments": {}}')
+    with opened(f"I wait.\n{call}") as (model, _):
+        reply = model.reply(QUESTION, tools=[wait])
+        with pytest.raises(KeyboardInterrupt):
+            reply.wait()
+    assert (reply.text, reply.calls, reply.is_finished) == ("I wait.\n\n", (), False)
+
+
+def test_reply_that_is_left_while_it_calls_frees_its_slot() -> None:
+    with opened(f"I look.\n{tagged(OSLO)}", "Not asked.") as (model, script):
+        with closing(model.reply(QUESTION, tools=[weather]).events()) as events:
+            for event in events:
+                if isinstance(event, CallEvent):
+                    break
+        assert len(script.prompts) == 1
+        script.replies.insert(0, "Next.")
+        assert model.reply("Next?").text == "Next."
+
+
+def test_reply_continues_from_pending_rounds() -> None:
+    done = Round((ToolCall("weather", {"city": "Oslo"}, "Dry."),), "", None, tuple(tagged(OSLO).encode()))
+    conversation = replace(Conversation().user(QUESTION), prefill=Message("assistant", "", rounds=(done,)))
+    with opened(tagged(ROME), "No coat.") as (model, script):
+        reply = model.reply(conversation, tools=[weather]).wait()
+    assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
+    assert f"{tagged(OSLO)}<|im_end|>\n<|im_start|>tool\nDry.<|im_end|>" in script.prompts[0]
+    assert reply.message.content == "No coat."
+
+
+# Servers.
+
+
+def test_calls_that_a_server_streams_in_pieces_are_run() -> None:
+    with serving_kind(OllamaServer, lambda held, seed: END, context_size=5000) as [server]:
+        with connected(server, messages=True) as engine:
+            model = model_on(engine, format_builder(SERVERS.name, None, {}))
+            server.arm(
+                body=stream_of(
+                    {"content": "I "},
+                    {"content": "look."},
+                    {"tool_calls": [piece("", "weather", index=0, id="a")]},
+                    {"tool_calls": [piece('{"city": "Os', index=0)]},
+                    {"tool_calls": [piece('lo"}', index=0), piece("[5", "weather", index=1, id="b")]},
+                )
+            )
+            server.arm(body=stream_of({"content": "No "}, {"content": "coat."}, finish="stop"))
+            reply = model.reply(QUESTION, tools=[weather])
+            assert "".join(reply) == "I look.\n\nNo coat."
+        asked, continued = (request.body for request in server.completions())
+    oslo, damaged = reply.calls
+    assert oslo == ToolCall("weather", {"city": "Oslo"}, "Dry in Oslo for 1.")
+    assert damaged.result.startswith("invalid arguments: not a JSON object: [5")
+    assert [tool["function"]["name"] for tool in asked["tools"]] == ["weather"]
+    assert [message["role"] for message in continued["messages"]] == ["user", "assistant", "tool", "tool"]
+    assert continued["messages"][2]["content"] == "Dry in Oslo for 1."
+    assert (reply.message.content, reply.message.rounds[0].content) == ("No coat.", "I look.")
