@@ -6,7 +6,7 @@
 #   make wheels   dist/cerebrum_llama-*.whl: llama.cpp for any processor; on Linux for x86-64 and ARM64
 #   make test-wheel   the tests of the engine again with that wheel, and once more with its kernels for AVX2
 #   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
-#                 architectures of llama.cpp, in minutes
+#                 architectures and chat templates of llama.cpp, in minutes
 #   make quick    no slow tests and no property tests, under a minute
 #   make coverage   the quick tests with the share of statements they run, and its minimum
 #   make check    format, lint, types

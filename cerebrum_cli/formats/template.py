@@ -295,6 +295,8 @@ class Rendering:
             if isinstance(said, Round) and self.chat.tool_format.writes_calls:
                 self.written.add(index)
                 self.texts += [text for call in said.calls for text in _texts_in([call.name, call.arguments])]
+                if self.chat.tool_format.moves_text:
+                    self.texts[index] = ""
             elif isinstance(said, Round):
                 self.texts[index] = written_calls(said)
 

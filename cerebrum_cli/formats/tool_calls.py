@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from string import ascii_letters, digits
 from typing import Any
 
 from cerebrum_cli.core.frozen import frozen
@@ -21,6 +22,9 @@ NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")
 PYTHON_START = re.compile(r"\[\s*[A-Za-z_][\w.]*\(")
+JSON_WORDS = {"true": True, "false": False, "null": None}
+PYTHON_BEGUN = re.compile(r"\[\s*([A-Za-z_][\w.]*(\(.*)?)?\Z")
+WORD = f"{ascii_letters}{digits}+-.\\"  # characters of numbers, words and escapes in JSON, which may be incomplete
 FENCE_START = re.compile(r"```[\w-]*\s*")
 _DECODER = json.JSONDecoder(strict=False)  # line breaks may be in strings
 
@@ -40,6 +44,7 @@ class ToolFormat:
     - `takes_text`: rounds of calls can be given as they were written, before their results
     - `writes_calls`: it writes calls with names and arguments, which are JSON text with `text_arguments`; only one call
       at a time unless it `writes_several`
+    - `moves_text`: it writes what a round says after the results, where its reply would end
     - `find`: finds calls in its own syntax
     - `opening`: the text that its calls begin with; empty if they are JSON alone
     - `markers`: texts of the syntax that may be special tokens
@@ -51,6 +56,7 @@ class ToolFormat:
     writes_calls: bool = False
     writes_several: bool = False
     text_arguments: bool = False
+    moves_text: bool = False
     find: Finder = no_calls
     opening: str = ""
     markers: Texts = ()
@@ -180,10 +186,17 @@ def python_calls(text: str) -> list[ToolCall]:
     if not PYTHON_START.match(text):
         return []
     try:
-        listed = ast.parse(text, mode="eval").body
+        listed = _JsonWords().visit(ast.parse(text, mode="eval").body)
         return [_python_call(item) for item in getattr(listed, "elts", ())]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
+
+
+class _JsonWords(ast.NodeTransformer):
+    """Puts Python's constants in the place of JSON's."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(JSON_WORDS[node.id]) if node.id in JSON_WORDS else node
 
 
 def _python_call(node: ast.expr) -> ToolCall:
@@ -212,27 +225,28 @@ class CallFilter:
     def _certain_length(self) -> int:
         text = self.held
         line = text.find("\n") + 1 or len(text) if self.shown else 0
-        while line < len(text):
-            if self._may_be_call(text[line:].lstrip(" \t")):
-                return line
+        while line < len(text) and not self._may_be_call(text[line:].lstrip(" \t")):
             line = text.find("\n", line) + 1 or len(text)
+        if not self._opening:
+            return line
         if self._opening in text:
-            return text.index(self._opening) if self._opening else len(text)
-        return len(text) - partial_marker_length(text, (self._opening,))
+            return min(line, text.index(self._opening))
+        return min(line, len(text) - partial_marker_length(text, (self._opening,)))
 
     def _may_be_call(self, line: str) -> bool:
         """Whether what begins a line is a call without markup, or may become one."""
         if "```".startswith(line) or FENCE_START.fullmatch(line):
             return True
         body = FENCE_START.sub("", line, 1) if line.startswith("```") else line
-        if body in ("[", "{") or PYTHON_START.match(body):
+        if PYTHON_BEGUN.match(body):
             return True
         if not body.startswith(("[", "{")):
             return False
         try:
             decode(body, 0)
         except json.JSONDecodeError as error:
-            return error.pos >= len(body.rstrip()) or error.msg.startswith("Unterminated")
+            if error.pos >= len(body.rstrip().rstrip(WORD)) or error.msg.startswith("Unterminated"):
+                return True
         except RecursionError:
             return False
         return any(bare_calls(line, self._tools))

@@ -80,8 +80,10 @@ def find_tool_format(source: str) -> ToolFormat:
             rest = written[1][len(_whole_markers(shared_start(written[1], before))) :]
             learned = _known_syntax(source) or _learn(_without_reasoning(rest.partition(RESULTS[0])[0]))
             several = len(calls) > 1
-            return ToolFormat(has_place, takes_text, True, several, text_arguments, *learned)
-    return ToolFormat(has_place, takes_text, False, False, False, *(_known_syntax(source) or ()))
+            said = _after_question(source, _replied(asked, calls), text_arguments, says=ANSWER)
+            moves_text = said is not None and ANSWER in said[1].rpartition(calls[-1].result)[2]
+            return ToolFormat(has_place, takes_text, True, several, text_arguments, moves_text, *learned)
+    return ToolFormat(has_place, takes_text, False, False, False, False, *(_known_syntax(source) or ()))
 
 
 def _replied(asked: Conversation, *rounds: ToolCalls) -> Conversation:
@@ -89,11 +91,11 @@ def _replied(asked: Conversation, *rounds: ToolCalls) -> Conversation:
 
 
 def _after_question(
-    source: str, conversation: Conversation, text_arguments: bool = False, takes_text: bool = False
+    source: str, conversation: Conversation, text_arguments: bool = False, takes_text: bool = False, says: str = ""
 ) -> tuple[str, str] | None:
     """A prompt with the probing functions, before and after the question; None if the template fails.
 
-    If rounds of calls come last, their reply has not come to its end.
+    If rounds of calls come last, their reply has not come to its end. They say `says` before their calls.
     """
     messages = tool_messages(conversation, text_arguments)
     if conversation.messages[-1].rounds:
@@ -102,7 +104,7 @@ def _after_question(
         if takes_text:
             message.pop("tool_calls", None)
         elif "tool_calls" in message:
-            message["content"] = ""
+            message["content"] = says
     prompt = try_render(source, messages, **tool_variables(PROBES))
     if prompt is None or QUESTION not in prompt:
         return None

@@ -25,6 +25,12 @@ HEAVY = (
     "yaml",
     "pathspec",
 )
+TOOL_MODULES = {  # what calls of functions need, besides a format's description of them
+    "formats.tool_syntax",
+    "programs.function_schema",
+    "programs.functions",
+    "replies.tool_loop",
+}
 # What `ask` needs neither for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "batch.answering",
@@ -33,6 +39,7 @@ UNUSED_BY_ASK = {
     "merge.plan",
     "cli.prompts",
     "engine.remote",
+    *TOOL_MODULES,
 }
 CONSTRAINTS = {"llguidance", "jsonschema"}  # needed for schemas and grammars
 # Runs command lines, then prints the imported modules to standard error.
