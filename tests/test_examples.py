@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 DOCUMENTS = ("README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
 MERGE, EVALUATE = "docs/how-to/merge.md", "docs/how-to/evaluate.md"
 LEFT_OUT = {
-    "builds or installs programs": r"^((make|source|pip|pipx|uv) |CMAKE_ARGS=|.*scripts/setup\.sh)",
+    "builds or installs programs": r"^((make|source|pip|pipx|uv|git clone) |CMAKE_ARGS=|.*scripts/setup\.sh)",
     "asks on a terminal, or changes the shell": r"cerebrum pull( author/model)? +#|--install-completion",
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",

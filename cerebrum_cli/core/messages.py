@@ -64,7 +64,7 @@ def _with_prefill(conversation: Conversation) -> Conversation:
 
 
 class _Turn(NamedTuple):
-    """What was said in a role, by whom it was called, and the calls that it ends with, with their results, by id."""
+    """What was said in a role, with the calls at its end and their results, by id; `call` is that of a result."""
 
     where: str
     role: Any

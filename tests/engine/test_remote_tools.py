@@ -70,13 +70,11 @@ IN_PIECES = [
         piece("", "weather", index=1, id="b"),
         piece('{"city": "Rome"}', index=1),
     ],
-    [  # alternating
+    [  # with an index that is stated once
         piece("", "weather", index=0, id="a"),
+        piece('{"city": "Oslo"}'),
         piece("", "weather", index=1, id="b"),
-        piece('{"city":', index=0),
-        piece('{"city": ', index=1),
-        piece('"Rome"}', index=1),
-        piece(' "Oslo"}', index=0),
+        piece('{"city": "Rome"}'),
     ],
     [  # with everything repeated
         piece('{"city"', "weather", index=0, id="a"),
@@ -181,13 +179,16 @@ def test_remote_call_with_damaged_arguments_has_an_error_as_its_result(
     assert call.result.startswith("invalid arguments: not a JSON object: ")
 
 
-def test_remote_calls_have_well_formed_arguments_and_a_name(engine: RemoteEngine, server: OllamaServer) -> None:
-    pieces = piece('{"city": "\\ud83d \\u00fc"}', "weather", index=0), piece("{}", index=1)
-    assert calls_in(engine, server, *pieces) == (ToolCall("weather", {"city": "\ufffd ü"}),)
+def test_remote_calls_have_well_formed_arguments(engine: RemoteEngine, server: OllamaServer) -> None:
+    arrived = piece('{"city": "\\ud83d \\u00fc"}', "weather", index=0)
+    assert calls_in(engine, server, arrived) == (ToolCall("weather", {"city": "\ufffd ü"}),)
 
 
-def test_remote_calls_of_another_form_are_a_damaged_reply(engine: RemoteEngine, server: OllamaServer) -> None:
-    server.arm(body=stream_of({"tool_calls": ["weather"]}), times=None)
+@pytest.mark.parametrize("call", ["weather", piece("{}", index=0), piece({"city": "Oslo"}, "weather")])
+def test_remote_calls_of_another_form_are_a_damaged_reply(
+    engine: RemoteEngine, server: OllamaServer, call: object
+) -> None:
+    server.arm(body=stream_of({"tool_calls": [call]}), times=None)
     with pytest.raises(EndpointError, match="damaged reply"):
         events_of(engine, Request((81,), stream=True, conversation=ASKED))
 

@@ -98,8 +98,8 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     said = out.getvalue()
     assert f"{SHOWN}\n-> Dry in Oslo.\nTomorrow: rain.\n" in said
     lines = err.getvalue().splitlines()
-    assert lines[:3] == ["the model may call no functions", "weather: Forecast for a city.", "wait: Wait for long."]
-    assert lines[3] == "error: two tools are named weather"
+    assert lines[:2] == ["the model may call no functions", "weather, wait"]
+    assert lines[2] == "error: two tools are named weather"
     assert lines[-2] == "error: the last reply calls no functions"
 
 

@@ -30,18 +30,14 @@ class PartialCall:
 
 
 def read_calls(pieces: Iterable[JsonObject]) -> ToolCalls:
-    """The calls in a reply, from pieces that may alternate. Raises one of `DAMAGE` if they have another form.
+    """The calls in a reply, from pieces, one call after the other. Raises one of `DAMAGE` if they have another form.
 
-    A piece with a name begins a call: some servers have one index for all calls, or none. Other servers repeat name and
-    id in each piece.
+    A piece with a name begins a call, unless it repeats the id: servers disagree on the index.
     """
-    calls = []
-    latest: dict[Any, PartialCall] = {}  # by index
+    calls: list[PartialCall] = []
     for piece in pieces:
-        index, id, function = piece.get("index"), piece.get("id"), piece["function"]
-        name, call = function.get("name"), latest.get(index)
-        if call is None or (name and not (id and id == call.id)):
-            call = latest[index] = PartialCall(id, name)
-            calls.append(call)
-        call.arguments += function.get("arguments") or ""
-    return tuple(read_call(call.name, call.arguments or "{}") for call in calls if call.name)
+        id, function = piece.get("id"), piece["function"]
+        if function.get("name") and not (id and calls and id == calls[-1].id):
+            calls.append(PartialCall(id, function["name"]))
+        calls[-1].arguments += function.get("arguments") or ""
+    return tuple(read_call(call.name, call.arguments or "{}") for call in calls)

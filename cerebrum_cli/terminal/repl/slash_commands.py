@@ -15,7 +15,6 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.core.text import one_line
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
@@ -337,8 +336,7 @@ def change_tools(repl: Repl, argument: str) -> str:
         repl.chat.tools = ()
     elif argument:
         repl.chat.tools = repl.calls.tools_of([*repl.chat.tools, argument])
-    lines = [f"{tool.spec.name}: {one_line(tool.spec.description)}" for tool in repl.chat.tools]
-    return "\n".join(lines) or "the model may call no functions"
+    return ", ".join(tool.spec.name for tool in repl.chat.tools) or "the model may call no functions"
 
 
 def show_calls(repl: Repl, _: str) -> None:
