@@ -303,7 +303,7 @@ def test_reasoning_before_calls_is_of_their_round() -> None:
 def test_ctrl_c_ends_a_function_that_sleeps() -> None:
     def wait() -> str:
         """Wait for long."""
-        threading.Timer(0.05, signal.raise_signal, [signal.SIGINT]).start()
+        threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
         time.sleep(60)
         return ""
 
