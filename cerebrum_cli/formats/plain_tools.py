@@ -1,4 +1,4 @@
-"""Functions for formats without a place for them: they are in the system prompt, calls and results are turns. Pure."""
+"""Functions for formats that do not support them: in the system prompt, with calls and results as turns. Pure."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def with_plain_tools(conversation: Conversation, default_system: str | None = No
 
 
 def instructions(tools: ToolSpecs) -> str:
-    """What the system prompt says of functions."""
+    """The part of the system prompt that describes functions."""
     lines = [json.dumps(tool.openai["function"], ensure_ascii=False) for tool in tools]
     return INSTRUCTIONS.format("\n".join(lines))
 
 
 def written_calls(part: Round) -> str:
-    """The text and the calls of a round, as the instructions ask for them."""
+    """The text and the calls of a round, in the form that the instructions ask for."""
     calls = [json.dumps({"name": call.name, "arguments": call.arguments}, ensure_ascii=False) for call in part.calls]
     return "\n".join([*filter(None, [part.content]), *calls])
 

@@ -69,8 +69,8 @@ CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
 SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
-# Without it, Qwen2.5-Coder 1.5B calls a function for 14 of 30 questions that need none, with it for 3; of 24 that need
-# one, its first call is right for 21 instead of 22 (benchmarks/tool_calls.py).
+# With it, Qwen2.5-Coder 1.5B calls a function for 3 of 30 questions that need none, instead of 14. Of 24 questions that
+# need one, its first call is correct for 22, instead of 21 (benchmarks/tool_calls.py).
 WHEN_TO_CALL = (
     "You are a helpful assistant. Use a function if the request is about what it does. Answer general knowledge,"
     " explanations, writing and small talk in plain text, without functions."
@@ -88,7 +88,7 @@ class Piece(NamedTuple):
     """Part of a render: a text by its number, and the template's own text behind it. The first is BEGINNING.
 
     A turn has two texts: its content, with the number of the turn, and its reasoning. Those follow the contents of all;
-    then come the texts in calls of functions.
+    then come the texts in function calls.
     """
 
     number: int
@@ -170,7 +170,7 @@ class EmbeddedFormat(PromptFormat):
             raise FormatError(f"the chat template {self.origin} {error.message}", error.hint) from error
 
     def _with_functions(self, conversation: Conversation) -> Conversation:
-        """The conversation as this template takes its functions and calls."""
+        """The conversation with functions and calls in the form that this template takes."""
         tools = self.tool_format
         if not (tools.has_place and (tools.takes_text or tools.writes_calls)):
             return with_plain_tools(conversation)
@@ -266,7 +266,7 @@ class Rendering:
         self.turns = self.content_format.fold(conversation).turns
         if prefill and not self.begins:
             self.turns.pop()
-        self.roles = ["user", *(turn.role for turn in self.turns)]  # the first, if nothing was said yet
+        self.roles = ["user", *(turn.role for turn in self.turns)]  # the first, if there are no turns yet
         self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}
         self.written: set[int] = set()  # turns whose calls the template writes
@@ -387,7 +387,7 @@ class Rendering:
                 pieces[at] = before._replace(literal=header if part.ids else self.chat.closed(header))
 
     def _header(self, thinks: bool | None, count: int) -> str:
-        """Text that follows the first `count` turns, or would follow them if they were all."""
+        """Text that follows the first `count` turns, or would follow if there were no others."""
         role = self.roles[count]
         if (role, thinks) not in self.headers:
             if role == self.roles[-1]:
@@ -410,7 +410,7 @@ class Rendering:
 
 
 def _split(rounds: Iterable[Round]) -> Iterator[Round]:
-    """Rounds for a template that writes one call at a time; those with tokens are not written."""
+    """Rounds for a template that writes one call at a time; those with tokens are not rendered."""
     for part in rounds:
         first, *others = part.calls
         if part.tokens is not None:

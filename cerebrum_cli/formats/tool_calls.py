@@ -1,7 +1,7 @@
-"""What a model's format does with functions, and the reader of the calls in its replies. Pure.
+"""How a prompt format supports functions, and the reader of the calls in replies. Pure.
 
-A call in the model's own syntax counts anywhere in an answer. Without any, JSON or a list as in Python counts if it
-begins a line or a fence, names a known function, and its arguments fit.
+A call in the model's own syntax counts anywhere in an answer. If there is none, JSON or a Python list of calls
+counts if it begins a line or a fence, names a known function, and its arguments fit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JSON_WORDS = {"true": True, "false": False, "null": None}
 PYTHON_BEGUN = re.compile(r"\[\s*([A-Za-z_][\w.]*(\(.*)?)?\Z")
 WORD = f"{ascii_letters}{digits}+-.\\"  # characters of numbers, words and escapes in JSON, which may be incomplete
 FENCE_START = re.compile(r"```[\w-]*\s*")
-_DECODER = json.JSONDecoder(strict=False)  # line breaks may be in strings
+_DECODER = json.JSONDecoder(strict=False)  # strings may contain line breaks
 
 Finder = Callable[[str, ToolSpecs], Iterable[ToolCall]]
 Arguments = Callable[[str, int], JsonObject]  # at a place in a text; or ValueError
@@ -38,13 +38,13 @@ def no_calls(text: str, tools: ToolSpecs) -> ToolCalls:  # noqa: ARG001
 
 @frozen
 class ToolFormat:
-    """What a format does with functions, and how its model calls them.
+    """How a format supports functions, and how its model calls them.
 
     - `has_place`: the prompt shows the functions to the model
-    - `takes_text`: rounds of calls can be given as they were written, before their results
+    - `takes_text`: rounds can be given as they were written, before their results
     - `writes_calls`: it writes calls with names and arguments, which are JSON text with `text_arguments`; only one call
       at a time unless it `writes_several`
-    - `moves_text`: it writes what a round says after the results, where its reply would end
+    - `moves_text`: it writes the text of a round after the results, where its reply would end
     - `find`: finds calls in its own syntax
     - `opening`: the text that its calls begin with; empty if they are JSON alone
     - `markers`: texts of the syntax that may be special tokens
@@ -68,7 +68,7 @@ class ToolFormat:
         return own or tuple(bare_calls(text, tools)), bool(own)
 
 
-PLAIN_TOOLS = ToolFormat()  # of formats without a place for functions
+PLAIN_TOOLS = ToolFormat()  # of formats that do not support functions
 
 
 def bare_calls(text: str, tools: ToolSpecs) -> Iterator[ToolCall]:
@@ -103,7 +103,7 @@ def json_calls(header: re.Pattern[str], text: str, tools: ToolSpecs) -> Iterator
 
 
 def named_calls(header: re.Pattern[str], arguments: Arguments, text: str, tools: ToolSpecs) -> Iterator[ToolCall]:  # noqa: ARG001
-    """Calls whose arguments follow the name, which a header has."""
+    """Calls whose header contains the name, and precedes the arguments."""
     for found in header.finditer(text):
         try:
             yield ToolCall(found["name"].removeprefix("functions."), arguments(text, found.end()))
@@ -112,7 +112,7 @@ def named_calls(header: re.Pattern[str], arguments: Arguments, text: str, tools:
 
 
 def calls_at(text: str, start: int, tools: ToolSpecs) -> tuple[list[ToolCall], int]:
-    """The calls in the JSON value at a place, and where it ends; none, and the next place, if it is anything else."""
+    """The calls in the JSON value at a place, and where it ends; if it is anything else, none, and the next place."""
     try:
         value, end = decode(text, start)
         items = value if isinstance(value, list) else [value]
@@ -181,7 +181,7 @@ def gemma_arguments(text: str, start: int) -> JsonObject:
 
 
 def python_calls(text: str) -> list[ToolCall]:
-    """The calls in a list as in Python, `[weather(city="Oslo")]`; empty for anything else."""
+    """The calls in a Python list, `[weather(city="Oslo")]`; empty for anything else."""
     text = text.strip()
     if not PYTHON_START.match(text):
         return []
@@ -193,7 +193,7 @@ def python_calls(text: str) -> list[ToolCall]:
 
 
 class _JsonWords(ast.NodeTransformer):
-    """Puts Python's constants in the place of JSON's."""
+    """Replaces JSON's constants with Python's."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(JSON_WORDS[node.id]) if node.id in JSON_WORDS else node
@@ -206,7 +206,7 @@ def _python_call(node: ast.expr) -> ToolCall:
 
 
 class CallFilter:
-    """Passes on the text of an answer that comes in pieces, up to what may be calls of functions."""
+    """Passes on an answer that arrives in pieces, up to text that may be a function call."""
 
     def __init__(self, tool_format: ToolFormat, tools: ToolSpecs) -> None:
         self._opening = tool_format.opening
@@ -215,7 +215,7 @@ class CallFilter:
         self.shown = ""
 
     def feed(self, text: str) -> str:
-        """Add text, and return what is certainly no part of a call."""
+        """Add text, and return what is certainly not part of a call."""
         self.held += text
         length = len(self.held[: self._certain_length()].rstrip())  # white space may precede a call
         shown, self.held = self.held[:length], self.held[length:]
@@ -234,7 +234,7 @@ class CallFilter:
         return min(line, len(text) - partial_marker_length(text, (self._opening,)))
 
     def _may_be_call(self, line: str) -> bool:
-        """Whether what begins a line is a call without markup, or may become one."""
+        """Whether the beginning of a line is a call without markup, or may become one."""
         if "```".startswith(line) or FENCE_START.fullmatch(line):
             return True
         body = FENCE_START.sub("", line, 1) if line.startswith("```") else line

@@ -1,7 +1,7 @@
-"""How a model writes calls of functions, learned by rendering its chat template.
+"""How a model writes function calls, learned by rendering its chat template.
 
-A template is given a conversation in which a reply calls functions with known names and arguments: what it writes
-around them is the syntax.
+The template renders a conversation in which a reply calls functions with known names and arguments; the text that it
+puts around them is the syntax.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cerebrum_cli.formats.tool_calls import (
     python_calls,
 )
 
-# Names, texts and numbers of the calls that a template is given; digits, which no template changes.
+# Names, texts and numbers in the calls that a template renders, with digits, which no template changes.
 FIRST, SECOND, RESULTS, NEXT_ANSWER = "fn1234", "fn2345", ("1457890", "1678901"), "1789012"
 KEY, OTHER_KEY, THIRD_KEY = "key3456", "key4567", "key5678"
 TEXT, NUMBER, OTHER_TEXT = "6789012", 7890123, "8901234"
@@ -65,7 +65,7 @@ def tool_variables(tools: ToolSpecs) -> JsonDict:
 
 @cache
 def find_tool_format(source: str) -> ToolFormat:
-    """Find out what a template does with functions, by rendering small conversations."""
+    """Find out how a template supports functions, by rendering small conversations."""
     asked = Conversation().user(QUESTION)
     prompt = _after_question(source, asked)
     if prompt is None:
@@ -95,7 +95,7 @@ def _after_question(
 ) -> tuple[str, str] | None:
     """A prompt with the probing functions, before and after the question; None if the template fails.
 
-    If rounds of calls come last, their reply has not come to its end. They say `says` before their calls.
+    If rounds of calls come last, their reply is unfinished. The text before their calls is `says`.
     """
     messages = tool_messages(conversation, text_arguments)
     if conversation.messages[-1].rounds:
@@ -120,8 +120,8 @@ def _without_reasoning(written: str) -> str:
 
 
 def shared_start(first: str, second: str) -> str:
-    for index, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
             return first[:index]
     return min(first, second, key=len)
 
@@ -131,7 +131,7 @@ def shared_end(first: str, second: str) -> str:
 
 
 def _whole_markers(text: str) -> str:
-    """A text without the beginning of a marker at its end."""
+    """A text without an incomplete marker at its end."""
     start = text.rfind("<")
     if start > text.rfind(">"):
         return text[:start]
@@ -156,9 +156,9 @@ def _known_syntax(source: str) -> Learned | None:
 
 
 def _lfm_calls(text: str, tools: ToolSpecs) -> ToolCalls:
-    """Calls of LFM2.5: a list as in Python between two markers."""
+    """Calls of LFM2.5: a Python list between two markers."""
     listed = re.findall(rf"{re.escape(LFM[0])}(.*?)(?:{re.escape(LFM[1])}|\Z)", text, re.DOTALL)
-    return tuple(call for each in listed for call in python_calls(each) or calls_at(each, 0, tools)[0])
+    return tuple(call for written in listed for call in python_calls(written) or calls_at(written, 0, tools)[0])
 
 
 def _learn(written: str) -> Learned:

@@ -1,4 +1,4 @@
-"""Calls of functions: the syntax that is learned from a template, reading, and what of an answer may be a call."""
+"""Function calls: the syntax that is learned from a template, reading, and what of an answer may be a call."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Prompts with calls of functions and their results, pending and of earlier replies, for each way of writing them."""
+"""Prompts with function calls and their results, pending and of earlier replies, for each way of writing them."""
 
 import re
 from dataclasses import replace

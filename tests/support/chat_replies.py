@@ -1,4 +1,4 @@
-"""Replies of chat completions with calls of functions, as servers send them: whole, and in parts."""
+"""Replies of chat completions with function calls, as servers send them: whole, and in parts."""
 
 import json
 from typing import Any

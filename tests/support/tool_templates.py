@@ -1,4 +1,4 @@
-"""Chat templates that write calls of functions, one for each shape, and what prompts of them hold of a call."""
+"""Chat templates that write function calls, one for each shape, and what prompts of them hold of a call."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
