@@ -112,7 +112,7 @@ class Settings(SamplingParams):
     no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
     markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
-    tool_rounds: int = option("Rounds of calls in a reply [default: 5]", default=5, least=1, most=100)
+    tool_rounds: int = option("Rounds of function calls in a reply [default: 5]", default=5, least=1, most=100)
     loop_check: bool = option("End replies that repeat themselves [default: on]", default=True)
     speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", local=True)
     cache_gb: float = option("Limit of the prompt cache in GB; 0: off [default: 4]", default=4.0, least=0, local=True)

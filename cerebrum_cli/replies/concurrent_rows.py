@@ -178,8 +178,8 @@ def run_rows(
 
     Rows that cannot be asked are refused as they are read. If a reader needs the rows `in_order`, no row overtakes one
     of another window. A model on this machine `sorts` rows by their tokens, to evaluate common prefixes once. Replies
-    that call functions continue after the rows of their window, or before other rows on servers. After a cancel of the
-    `scope`, rows are missing. Raises EngineError.
+    that call functions continue after the rows of their window, or before other rows on servers. If the `scope` is
+    cancelled, rows are missing. Raises EngineError.
     """
     run = _Run(model, scope or model.engine.cancel_scope)
     yield from model.load()
@@ -302,7 +302,7 @@ class _Run:
         if loop is None or reply.finish.reason == "cancelled":
             yield outcome
             return
-        if self.scope.is_set():  # a function may take long
+        if self.scope.is_set():  # a function may take a long time
             return
         for event in loop.follow(reply):
             if isinstance(event, NoticeEvent):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
-NO_TOOLS = NoticeEvent("the prompt format has no place for functions", "they are in the system prompt instead")
+NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
 
 

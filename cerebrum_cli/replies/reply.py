@@ -152,7 +152,7 @@ class Reply:
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
                 self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
-            case CallEvent(is_done=False):  # if the call is interrupted, the round is to be generated again
+            case CallEvent(is_done=False):  # if the call is interrupted, the round is generated again
                 self._tokens = array("i")
             case RoundEvent():
                 self._rounds.append(event.round)
@@ -184,7 +184,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The answer, without the reasoning, but with what it says before it calls functions."""
+        """The answer without the reasoning, but with the text before function calls."""
         return "".join(self.wait()._texts["answer"])
 
     @property
@@ -194,7 +194,7 @@ class Reply:
 
     @property
     def calls(self) -> ToolCalls:
-        """The calls of functions with their results, in order."""
+        """The function calls with their results, in order."""
         return tuple(call for part in self.wait()._rounds for call in part.calls)
 
     @property
@@ -241,7 +241,7 @@ class Reply:
 
     @property
     def has_text(self) -> bool:
-        """Whether any text of it, or call of a function, has arrived."""
+        """Whether any of its text, or a function call, has arrived."""
         return any(self._texts.values()) or bool(self._rounds)
 
     @property

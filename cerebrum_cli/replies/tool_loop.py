@@ -23,7 +23,7 @@ from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
 
-RESULT_FRACTION = 4  # the results of a round may take 1/4 of what is left of the context
+RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
 MAX_CHARS_PER_TOKEN = 8
 REPLY = SequenceId(0)
 
@@ -43,7 +43,7 @@ class ToolLoop:
 
     @property
     def next(self) -> Ask:
-        """What is asked next: a grammar would suppress calls, so it applies when there are no more."""
+        """The next request. A grammar would suppress calls, so it applies only after the last of them."""
         if self.is_last:
             return self.asked
         return replace(self.asked, grammar=None)
@@ -115,7 +115,7 @@ class ToolLoop:
         return tool.run(call.arguments)
 
     def _shortened(self, result: str, limit: int) -> str:
-        """A result that takes about this many tokens at most."""
+        """A result truncated to about this many tokens."""
         beginning = result[: MAX_CHARS_PER_TOKEN * limit]
         tokens = len(self._model.engine.vocabulary.tokenize([Text(beginning)]))
         if tokens <= limit and beginning == result:
@@ -133,9 +133,9 @@ class ToolLoop:
 def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
     """Yield the events of a reply: text as it comes, calls and rounds; one FinishEvent, with the tokens of all rounds.
 
-    A grammar would suppress calls, so it applies when there are no more: the end of the reply is generated again, and
-    no text before it is passed on. So it is, without functions, if calls are refused. A call in another form than the
-    model's own is repeated to it in its own.
+    A grammar would suppress calls, so it applies only after the last of them: the end of the reply is generated again,
+    and no text before it is passed on. If calls are refused, the end is generated again without functions. A call in
+    another form than the model's own syntax is rendered in that syntax.
     """
     yield from model.load()
     loop = ToolLoop(model, asked)

@@ -1,4 +1,4 @@
-"""Calls of functions on a terminal: a line for each and for its result, and the question before a user's function."""
+"""Function calls on a terminal: a line for each call and its result, and a question before a user's function runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_SHOWN = 78  # characters of a call, and of its result
 
 @dataclass
 class CallSink:
-    """Prints calls while a reply runs them, and asks before calls of functions that ask, unless the user `agrees`."""
+    """Prints calls while a reply runs them, and asks before those of tools that ask, unless the user `agrees`."""
 
     streams: Streams
     agrees: bool = False
@@ -32,7 +32,7 @@ class CallSink:
     _asking: set[str] = field(default_factory=set)  # names of functions
 
     def tools_of(self, sources: Iterable[Tool | str]) -> tuple[Tool, ...]:
-        """Tools of which those that ask do so when they run. Raises UsageError, also if nobody can be asked."""
+        """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal."""
         if not sources:
             return ()
         from cerebrum_cli.programs.functions import tools_of
@@ -49,7 +49,7 @@ class CallSink:
 
         def function(**arguments: object) -> object:
             with self.keyboard.released():
-                termios.tcflush(sys.stdin, termios.TCIFLUSH)  # what was typed before there was a question
+                termios.tcflush(sys.stdin, termios.TCIFLUSH)  # drop what was typed before the question
                 if not self.streams.confirm(f"Run {ToolCall(name, arguments)}?", default=False):
                     return REFUSED
             return tool.function(**arguments)
@@ -61,7 +61,7 @@ class CallSink:
             return
         if event.is_done:
             self._print(f"-> {event.call.result.strip()}".partition("\n")[0])
-        elif event.call.name not in self._asking:  # the question has the whole call
+        elif event.call.name not in self._asking:  # the question shows the whole call
             self._print(str(event.call))
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ HEAVY = (
     "yaml",
     "pathspec",
 )
-TOOL_MODULES = {  # what calls of functions need, besides a format's description of them
+TOOL_MODULES = {  # what function calls need, besides a format's description of them
     "formats.tool_syntax",
     "programs.function_schema",
     "programs.functions",

@@ -271,7 +271,7 @@ def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt(
     with opened(f"I look.\n{OSLO}", "No coat.", name="chatml") as (model, script):
         reply = model.reply(QUESTION, tools=[weather], system="Be brief.")
         events = events_of(reply)
-    assert "the prompt format has no place for functions" in notices(events)
+    assert "the prompt format does not support functions" in notices(events)
     assert script.prompts[0].startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n{")
     assert script.prompts[1].endswith(
         f"I look.\n{OSLO}<|im_end|>\n<|im_start|>user\nResult of weather:\nDry in Oslo for 1.<|im_end|>\n"

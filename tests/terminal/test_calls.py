@@ -1,4 +1,4 @@
-"""Calls of functions at a terminal: a line for each, the question before it, and what Ctrl-C does."""
+"""Function calls at a terminal: a line for each, the question before it, and what Ctrl-C does."""
 
 import json
 import sys
@@ -100,7 +100,7 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     lines = err.getvalue().splitlines()
     assert lines[:2] == ["the model may call no functions", "weather, wait"]
     assert lines[2] == "error: two tools are named weather"
-    assert lines[-2] == "error: the last reply calls no functions"
+    assert lines[-2] == "error: the last reply called no functions"
 
 
 @pytest.fixture

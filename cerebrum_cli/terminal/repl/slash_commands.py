@@ -342,7 +342,7 @@ def change_tools(repl: Repl, argument: str) -> str:
 def show_calls(repl: Repl, _: str) -> None:
     calls = [call for part in repl.chat.require_reply().message.rounds for call in part.calls]
     if not calls:
-        raise UsageError("the last reply calls no functions", "/tools lists those that it may call")
+        raise UsageError("the last reply called no functions", "/tools lists those that it may call")
     for call in calls:
         repl.streams.answer(f"{call}\n-> {call.result.rstrip()}\n")
 
@@ -485,7 +485,7 @@ COMMAND_GROUPS = {
             "continue a reply that was cut off or edited, or reply again from TEXT on",
         ),
         SlashCommand("replies", choose_reply, "[N]", "list all replies to the last question, or switch to the N-th"),
-        SlashCommand("calls", show_calls, "", "show the last reply's calls of functions, with all results"),
+        SlashCommand("calls", show_calls, "", "show the last reply's function calls, with all results"),
         SlashCommand("copy", copy_reply, "[N]", "copy the last reply, or its N-th code block"),
         SlashCommand("final", show_final_answer, "", "show the last reply's final answer"),
     ),
