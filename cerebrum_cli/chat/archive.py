@@ -145,7 +145,7 @@ def _openai_turns(conversation: Conversation) -> list[JsonDict]:
 
 
 def _sharegpt_turns(conversation: Conversation) -> list[JsonDict]:
-    """Messages of ShareGPT, with the keys of OpenAI's API for calls of functions."""
+    """Messages of ShareGPT, with the keys of OpenAI's API for function calls."""
     turns = []
     for message in _openai_turns(conversation):
         role, content = message.pop("role"), message.pop("content")

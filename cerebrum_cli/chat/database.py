@@ -24,8 +24,8 @@ PRIMARY_CODE = 0xFF  # of an extended result code
 # names the end of a branch (`leaf`). A message's `session` is the one it was added to, which may be deleted. Times are
 # seconds since 1970, `params` and `timings` JSON, `tokens` the sampled ids of a reply, four bytes each, little-endian.
 # A reply without a finish_reason is being generated, or its process was killed. `vocabulary` is a digest of the
-# vocabulary that `tokens` are ids of. `rounds` are, in JSON, the parts of a reply that called functions; other columns
-# are of what follows them. `first` is the oldest message still in the model's context, if earlier ones were dropped.
+# vocabulary that `tokens` are ids of. `rounds` are the parts of a reply that called functions, as JSON; other columns
+# describe what follows them. `first` is the oldest message still in the model's context, if earlier ones were dropped.
 VERSION = 2  # of the schema
 SCHEMA = (
     """CREATE TABLE messages (

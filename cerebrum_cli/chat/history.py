@@ -263,7 +263,7 @@ def resume(
 
 
 def without_last(conversation: Conversation) -> Conversation:
-    """A conversation without its last reply, except for the calls in that, which begin the next one."""
+    """A conversation without its last reply, whose calls, if it has any, begin the next one."""
     *before, last = conversation.messages
     return replace(conversation, messages=tuple(before), prefill=calls_of(last))
 

@@ -99,7 +99,7 @@ def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
 
 
 def _names(config: Configuration) -> Iterator[str]:
-    """Yield the names of all tensors in GGUF, with those of biases that most models lack."""
+    """Yield the GGUF names of all tensors, including biases that most models lack."""
     yield EMBEDDING
     for layer in range(config.n_layers):
         for part in config.family.parts:

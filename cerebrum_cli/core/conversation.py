@@ -18,7 +18,7 @@ class Message:
     """One turn; `tokens` are those a reply was generated as, `thinks` is that of the conversation it answered.
 
     `reasoning` is what a reply marked as such; its content does not include it. `rounds` are the parts of a reply that
-    called functions; its other fields are of what follows them.
+    called functions; its other fields describe what follows them.
     """
 
     role: Role
@@ -30,9 +30,9 @@ class Message:
 
 
 class Turn(NamedTuple):
-    """What was said in a role, and the value that it is from; `thinks` as in a Message.
+    """A message of one role, and the value it was made from; `thinks` as in a Message.
 
-    `number` counts the calls of functions; that of a Round is the number of calls before it.
+    `number` counts the function calls; for a Round, it is the number of calls before it.
     """
 
     role: str
@@ -104,7 +104,7 @@ class Conversation:
 
     @property
     def turns(self) -> list[Turn]:
-        """All that was said, in order, with the calls of each reply and their results."""
+        """All messages in order, with the calls of each reply and their results."""
         turns = []
         if self.system_prompt is not None:
             turns.append(Turn("system", self.system_prompt))

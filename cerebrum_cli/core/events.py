@@ -115,7 +115,7 @@ class CallEvent:
 
 @frozen
 class RoundEvent:
-    """A reply continues with the results of the functions it called: the events before this one were of a round."""
+    """A reply continues with the results of the functions it called: earlier events belong to the `round`."""
 
     sequence: SequenceId
     round: Round
@@ -210,7 +210,7 @@ class FinishEvent:
     A server may not state how many tokens the prompt has, nor its context: they are 0 then.
     With `by_stop_string`, its tokens include those of the stop string, and its text does not. A server may not send all
     tokens of a reply: `has_all_tokens`. `forced` are the places where tokens were forced into the reply. One that ended
-    `in_reasoning` has no answer. Replies of servers have an `origin`, and the `calls` that the server has read in them.
+    `in_reasoning` has no answer. Replies of servers have an `origin`, and the `calls` that the server found in them.
     """
 
     sequence: SequenceId

@@ -28,7 +28,7 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
 
     A request ends with a question, or with the beginning of the reply to it. Messages in a row are joined if their role
     is the same; system messages that are not the first become part of the question. Those without content are ignored.
-    Calls of functions and their results are part of the reply that follows them.
+    Function calls and their results are part of the reply that follows them.
     """
     numbered = enumerate(items if isinstance(items, list) else [], 1)
     turns = [turn for number, item in numbered if (turn := _turn(item, f"{name}: message {number}"))]
@@ -64,7 +64,7 @@ def _with_prefill(conversation: Conversation) -> Conversation:
 
 
 class _Turn(NamedTuple):
-    """What was said in a role, with the calls at its end and their results, by id; `call` is that of a result."""
+    """A message of one role, with the calls at its end and their results, by id; a result has the id of its `call`."""
 
     where: str
     role: Any
@@ -95,7 +95,7 @@ def _joined(turns: list[_Turn]) -> list[_Turn]:
 
 
 def _after_calls(turn: _Turn) -> _Turn:
-    """A turn whose calls, if it has any, have become a round. Raises UsageError if they do not have a result each."""
+    """A turn whose calls, if it has any, have become a round. Raises UsageError if a call lacks its result."""
     if not (turn.calls or turn.results):
         return turn
     if turn.role != "assistant" or turn.calls.keys() != turn.results.keys():
@@ -132,7 +132,7 @@ def _turn(item: Any, where: str) -> _Turn | None:
 
 
 def _calls(values: Any, where: str) -> dict[str, ToolCall]:
-    """Calls by id, or by place, if they have none."""
+    """Calls by id, or by position if they have none."""
     calls = {}
     for place, value in enumerate(values if isinstance(values, list) else [values]):
         match value:

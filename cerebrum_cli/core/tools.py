@@ -13,7 +13,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 
 @frozen
 class ToolSpec:
-    """What a model knows of a function: its name, what it does, and the JSON Schema of its arguments, an object."""
+    """What a model knows about a function: its name, what it does, and the JSON Schema of its arguments, an object."""
 
     name: str
     description: str
@@ -31,9 +31,9 @@ ToolSpecs = tuple[ToolSpec, ...]
 
 @frozen
 class ToolCall:
-    """A call of a function with arguments by name; `result` is what it returned, or its error, as text.
+    """A function call with arguments by name; `result` is what it returned, or its error, as text.
 
-    A call that has a result before it was run is not to be run: its arguments could not be read.
+    A call that already has a result is not run: its arguments could not be read.
     """
 
     name: str
@@ -49,7 +49,7 @@ ToolCalls = tuple[ToolCall, ...]
 
 
 def read_call(name: str, text: str) -> ToolCall:
-    """A call with the arguments in a JSON text; if that is no object, it has none, and the error as its result."""
+    """A call with the arguments in a JSON text; if that is not an object, the result is the error."""
     with suppress(ValueError, RecursionError):
         arguments = json.loads(text)
         if isinstance(arguments, dict):
@@ -60,7 +60,7 @@ def read_call(name: str, text: str) -> ToolCall:
 
 @frozen
 class Round:
-    """A part of a reply that ends with calls: what it says before them, its reasoning, and all tokens it sampled."""
+    """A part of a reply that ends with calls: the text before them, its reasoning, and all sampled tokens."""
 
     calls: ToolCalls
     content: str = ""

@@ -31,7 +31,7 @@ from cerebrum_cli.library.weights import Weights
 if TYPE_CHECKING:
     from cerebrum_cli.merge.recipe import Recipe
 
-ROW = 256  # weights, which all types can divide
+ROW = 256  # weights; a multiple of every type's block size
 
 
 class BuildingPuller(Puller):
@@ -58,7 +58,7 @@ class BuildingPuller(Puller):
         for model in self.library.models():
             if model.is_converted:
                 origin = model.converted_from
-                is_same = origin.get("configuration") == weights.configuration  # at once, unlike that of the shards
+                is_same = origin.get("configuration") == weights.configuration  # fast, unlike the digest of the shards
                 if is_same and origin["sha256"] == weights.sha256:
                     found[model.display_name] = model
         return found

@@ -10,7 +10,7 @@ from cerebrum_cli.library.model import CONVERTED
 from cerebrum_cli.merge.methods import copy_of
 from cerebrum_cli.merge.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
 
-TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # of which no mixture is better
+TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # those without a better mixture
 
 
 def plan_conversion(table: Table, type: str, origin: Mapping[str, str]) -> Plan:

@@ -1,4 +1,4 @@
-"""What a Python function tells a model: its name, docstring and parameters, as a ToolSpec."""
+"""What a model sees of a Python function: its name, docstring and parameters, as a ToolSpec."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ARGUMENT = re.compile(r"(?m)^    (\w+)(?: *\(.*?\))?:(.*(?:\n {5,}.*)*)")
 
 
 def function_spec(function: Callable[..., object]) -> ToolSpec:
-    """What a model sees of a function. Raises UsageError if JSON cannot give its arguments, by their names."""
+    """Describe a function to a model. Raises UsageError if its arguments cannot be passed by name, as JSON."""
     name = getattr(function, "__name__", str(function))
     if not name.isidentifier() or inspect.iscoroutinefunction(function):
         raise UsageError(f"{name} cannot be a tool", "use a function that has a name and is not async")

@@ -57,7 +57,7 @@ class Tool:
         return well_formed(printed.getvalue() + result) or NO_RESULT
 
     def _converted(self, arguments: JsonObject) -> JsonDict:
-        """Arguments of the types that are wanted: some formats write all values as text, some models omit with null."""
+        """Arguments of the declared types: some formats write all values as text, some models null to omit one."""
         converted = {}
         for name, value in arguments.items():
             if _problem(value, self.spec.parameters["properties"].get(name, {})):
@@ -100,7 +100,7 @@ def _describe(error: BaseException) -> str:
 def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> tuple[Tool, ...]:
     """Tools of functions, of Python files, and `python`.
 
-    Raises UsageError for anything else, for a file or function that cannot be used, and for two tools of one name.
+    Raises UsageError for anything else, for a file or function that cannot be used, and for two tools with one name.
     """
     tools = [tool for source in sources for tool in _tools(source)]
     names = [tool.spec.name for tool in tools]
@@ -123,9 +123,9 @@ def _tools(source: ToolFunction | Tool | str) -> list[Tool]:
 
 
 def _functions_of(path: Path) -> list[ToolFunction]:
-    """Functions that a file defines, without those whose name has a leading underscore."""
+    """Functions that a file defines, except those with a leading underscore."""
     module = f"cerebrum_tools_{path.stem}"
-    sys.path.append(str(path.parent))  # it may import its siblings, also when its functions are called
+    sys.path.append(str(path.parent))  # it may import its siblings, even later, in its functions
     try:
         with redirect_stdout(sys.stderr):
             names = runpy.run_path(str(path), run_name=module)

@@ -1,4 +1,4 @@
-"""Calls of functions in chat completions: in the messages that a server gets, and in pieces of its replies."""
+"""Function calls in chat completions: in the messages sent to a server, and in the chunks of its replies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chat_messages(conversation: Conversation) -> list[JsonDict]:
 
 @dataclass(slots=True)
 class PartialCall:
-    """What has arrived of a call."""
+    """A call of which more pieces may follow."""
 
     id: Any
     name: str
@@ -30,7 +30,7 @@ class PartialCall:
 
 
 def read_calls(pieces: Iterable[JsonObject]) -> ToolCalls:
-    """The calls in a reply, from pieces, one call after the other. Raises one of `DAMAGE` if they have another form.
+    """The calls in a reply, from pieces, one call after the other. Raises one of `DAMAGE` if they are malformed.
 
     A piece with a name begins a call, unless it repeats the id: servers disagree on the index.
     """
