@@ -1,7 +1,7 @@
-"""Calls of functions by a model: python benchmarks/tool_calls.py MODEL...
+"""Function calls by a model: python benchmarks/tool_calls.py MODEL...
 
 24 questions that need one of six functions, and 30 that need none. A call counts if it has the right name and
-arguments; restraint is the share of the 30 without a call. GSM8K with and without `python` is `cerebrum eval`'s.
+arguments; restraint is the share of the 30 without a call. For GSM8K with `python`, use `cerebrum eval`.
 """
 
 from __future__ import annotations
