@@ -34,7 +34,7 @@ EXCEPTIONS = {("eval", "batch")}  # questions are read with the templates and re
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama",),
     "huggingface_hub": ("library.hub",),
-    "httpx2": ("library.hub", "engine.remote.client"),
+    "httpx2": ("library.hub", "engine.remote.client", "replies.web_page"),
     "aiohttp": ("engine.remote.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("merge.document",),
@@ -45,6 +45,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "cli"),
     "sqlite3": ("chat", "results.row_store"),
     "jinja2": ("formats",),
+    "markitdown": (),  # a process of its own
     "pathspec": ("replies.file_search",),
     "psutil": ("engine.machine",),
     "platformdirs": ("replies.installation",),

@@ -15,6 +15,7 @@ from adapter_files import factors_for, write_adapter
 from checkpoint_models import read_model, write_checkpoint, write_json, write_weights
 from command_line import COMMAND, ROOT, CommandLine, Finished
 from dataset_files import table
+from documents import pdf
 from hub_server import DATASETS, HubServer
 from model_servers import ModelServer
 from ollama_store import put_layer
@@ -31,6 +32,7 @@ LEFT_OUT = {
     "starts a server or a cluster": r"^(llama-server|ggml-rpc-server) |--ray ",
     "takes a minute": r"cerebrum lm-eval\b",
     "needs a GPU": r"cpu_moe=24",
+    "needs the Internet": r"https://example\.com/",
     "needs bubblewrap": r"--run-code|--check python|--tool python",
     "has a placeholder": r"\bNAME$",
 }
@@ -166,6 +168,7 @@ def checkout(tmp_path: Path, thinker: Path, checkpoints: dict[str, Path], adapte
     }
     for name, text in texts.items():
         (checkout / name).write_text(text)
+    (checkout / "report.pdf").write_bytes(pdf("It works."))
     return checkout
 
 

@@ -48,7 +48,8 @@ def ask(
 
     saved, applied, options = options.apply_prompt(app, on_command_line)
     overrides = SourcedLayer(overrides, applied)
-    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved)
+    documents = app.document_reader(options.offline)
+    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, documents)
     votes = options.vote_bounds
     continues = continues_reply(app, options, question)
     if not continues:

@@ -76,7 +76,8 @@ def chat(
     if options.no_markdown:
         overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = options.apply_prompt(app, on_command_line)
-    files = read_prompt_files(options.file, app.streams.report)
+    documents = app.document_reader(options.offline)
+    files = read_prompt_files(options.file, app.streams.report, documents)
     question = read_question(app, words)
     calls = CallSink(app.streams, options.yes)
     tools = calls.tools_of(options.tool)
@@ -94,6 +95,7 @@ def chat(
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
                 pending_files=files,
+                documents=documents,
             )
             repl.run(input_lines(app, repl), question)
         finally:

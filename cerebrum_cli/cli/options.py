@@ -175,8 +175,13 @@ class ToolOptions:
 
 @option_group
 class QuestionOptions(ToolOptions, SavedPromptOptions):
-    file: tuple[Path, ...] = option(
-        "Prepend a file, directory or glob (repeatable)", "Input", default=(), short="-f", metavar="PATH", splits=True
+    file: tuple[Path | str, ...] = option(
+        "Prepend a file, folder, glob or URL (repeatable)",
+        "Input",
+        default=(),
+        short="-f",
+        metavar="PATH|URL",
+        splits=True,
     )
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")

@@ -1,8 +1,9 @@
-"""config.toml: settings, and the servers it names."""
+"""config.toml: settings, the servers it names, and commands that convert documents."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -19,6 +20,7 @@ from cerebrum_cli.core.text import Texts, did_you_mean
 ENDPOINTS = "endpoints"
 ENDPOINT_FILES = ("ca_file", "client_cert")
 ENDPOINT_KEYS = ("url", "key_env", "served_model", *ENDPOINT_FILES)
+DOCUMENTS = "documents"
 EXAMPLE = '[endpoints.NAME] with url = "http://HOST:PORT"'
 
 EndpointTable = Mapping[str, str]
@@ -29,6 +31,7 @@ EndpointTable = Mapping[str, str]
 class Config:
     settings: Layer = field(default_factory=dict)
     endpoints: Mapping[str, EndpointTable] = field(default_factory=dict)
+    documents: Mapping[str, Texts] = field(default_factory=dict)  # words of commands, by the ending of a file's name
 
 
 def read_config(path: Path) -> Config:
@@ -38,8 +41,9 @@ def read_config(path: Path) -> Config:
         return Config()
     values = parse_toml(text, path)
     endpoints = read_endpoints(values.pop(ENDPOINTS, {}), path)
-    settings = read_settings(values, text, path, (ENDPOINTS,))
-    return Config(SourcedLayer(settings, origin=CONFIG), endpoints)
+    documents = read_documents(values.pop(DOCUMENTS, {}), path)
+    settings = read_settings(values, text, path, (ENDPOINTS, DOCUMENTS))
+    return Config(SourcedLayer(settings, origin=CONFIG), endpoints, documents)
 
 
 def read_config_text(path: Path) -> str:
@@ -108,3 +112,12 @@ def read_endpoint(name: str, table: JsonObject, path: Path) -> EndpointTable:
     if "url" not in table:
         raise ConfigError(f"{where}: url is missing", f"write {EXAMPLE}")
     return values
+
+
+def read_documents(table: Any, path: Path) -> dict[str, Texts]:
+    """Read the table `[documents]`: commands that print the text of a file, as words. Raises ConfigError."""
+    try:
+        return {ending.lower(): tuple(shlex.split(command)) for ending, command in table.items()}
+    except (AttributeError, ValueError) as error:
+        problem = f"{path}: `{DOCUMENTS}` must be a table of commands"
+        raise ConfigError(problem, f'write [{DOCUMENTS}] with pdf = "pdftotext $1 -"') from error

@@ -224,8 +224,13 @@ def to_path(_: Option, value: Any) -> Path:
     return Path(value)
 
 
-def to_paths(declared: Option, value: Any) -> tuple[Path, ...]:
-    return tuple(to_path(declared, item) for item in value)
+def to_sources(declared: Option, value: Any) -> tuple[Path | str, ...]:
+    """Convert what a prompt is made of: paths, and web addresses, which stay text."""
+    return tuple(item if is_address(item) else to_path(declared, item) for item in value)
+
+
+def is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
 
 
 def to_adapters(declared: Option, value: Any) -> Texts:
@@ -315,7 +320,7 @@ TYPES: Mapping[str, Converter] = {
     "float": to_number,
     "str": to_text,
     "Path": to_path,
-    "tuple[Path, ...]": to_paths,
+    "tuple[Path | str, ...]": to_sources,
     "tuple[str, ...]": to_texts,
 }
 SPECIAL: Mapping[str, Converter] = {  # by setting

@@ -67,6 +67,16 @@ def read_beginning(path: Path, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
+def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumError]) -> str:
+    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` beyond the limit."""
+    if len(data) > limit:
+        raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
+    try:
+        return data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
+
+
 def is_disk_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -31,7 +31,10 @@ _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
-_CHECK_NETWORK = "check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT"
+_CHECK_NETWORK = (
+    "check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT; "
+    "these need no Hub: cerebrum pull ./model.gguf, cerebrum pull starter"
+)
 
 
 class HubError(PullError):

@@ -96,9 +96,12 @@ class Puller(DownloadPlanner):
                 spec = self.library.spec_of(reference)
                 if spec and not spec.is_obtainable:
                     raise
-                raise ModelNotFound(
-                    f"{error.message}, and the network is disabled", "pull it without --offline or HF_HUB_OFFLINE"
-                ) from error
+                hint = (
+                    "pull it without --offline or HF_HUB_OFFLINE; a file needs no network: cerebrum pull ./model.gguf"
+                )
+                if not self.offline:
+                    hint += "; starter needs no Hub: cerebrum pull starter"
+                raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
         try:
             return self.plan(reference)
         except HubError as error:

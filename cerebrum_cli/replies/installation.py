@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import Capacity
     from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.replies.documents import DocumentReader
 
 TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"  # what a child process calls with an unknown file
 PROMPTS = "prompts"  # in the configuration directory
@@ -108,6 +109,12 @@ class Installation:
     @property
     def prompts(self) -> PromptDirectory:
         return PromptDirectory(self.config_directory / PROMPTS)
+
+    def document_reader(self, offline: bool) -> DocumentReader:
+        """What reads documents and web pages. Raises ConfigError."""
+        from cerebrum_cli.replies.documents import DocumentReader
+
+        return DocumentReader(self.config.documents, offline)
 
     @cached_property
     def config(self) -> Config:

@@ -1,4 +1,4 @@
-"""The sources of a prompt: the argument, files, standard input or a messages list."""
+"""The sources of a prompt: the argument, files, web pages, standard input or a messages list."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import Paths, read_beginning, readable
+from cerebrum_cli.core.files import decode_text, read_beginning, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
+from cerebrum_cli.replies.documents import CONVERTED, MAX_PROMPT_BYTES, NO_COMMANDS, DocumentReader, ending_of
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
     from cerebrum_cli.replies.file_search import FileSearch, Skipped
 
-MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 PromptFile = tuple[str, str]  # the name of a file, and its text
+BYTES_PER_TOKEN = 4  # about, in many languages
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
 
 
@@ -38,15 +40,16 @@ class PromptSources:
     """The sources of a question: the argument (`-` is standard input), files, or a messages list.
 
     They are the input of a saved prompt, if there is one; of a messages list, its last message.
-    `files` may be directories and patterns; `on_notice` receives what was left out of them.
+    `files` may be directories, patterns and web addresses; `on_notice` receives what was left out of them.
     """
 
     prompt: str | None
-    files: Paths
+    files: Sequence[Path | str]
     messages: Path | None
     raw: bool
     on_notice: Callable[[NoticeEvent], None]
     saved: SavedPrompt | None = None
+    documents: DocumentReader = NO_COMMANDS
 
     def validate(self, piped: SupportsRead[bytes] | None) -> None:
         """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
@@ -56,7 +59,7 @@ class PromptSources:
             from cerebrum_cli.replies.file_search import search_of
 
             for path in self.files:
-                if path != STANDARD_INPUT and search_of(path) is None:
+                if isinstance(path, Path) and path != STANDARD_INPUT and search_of(path) is None:
                     with readable(path):
                         path.stat()
         if piped is not None:
@@ -85,7 +88,7 @@ class PromptSources:
             return conversation if system is None else replace(conversation, system_prompt=system)
         appended = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
-        files = read_prompt_files(self.files, self.on_notice) if self.files else []
+        files = read_prompt_files(self.files, self.on_notice, self.documents) if self.files else []
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", appended or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
@@ -114,7 +117,10 @@ def fill(saved: SavedPrompt | None, input: str) -> str:
 
 def fence_file(name: str, text: str) -> str:
     """Format a file as its name and a code block."""
-    return f"{name}:\n{code_block(text, Path(name).suffix.lstrip('.'))}"
+    language = Path(name).suffix.lstrip(".")
+    if is_address(name) or ending_of(Path(name)) in CONVERTED:
+        language = ""
+    return f"{name}:\n{code_block(text, language)}"
 
 
 def code_block(text: str, language: str = "") -> str:
@@ -151,28 +157,44 @@ def template_options(pairs: Sequence[str]) -> JsonDict:
     return options
 
 
-def read_prompt_files(paths: Sequence[Path], on_notice: Callable[[NoticeEvent], None]) -> list[PromptFile]:
-    """Read files as names and texts, in the given order; those of a directory or a pattern are sorted.
+def read_prompt_files(
+    sources: Sequence[Path | str],
+    on_notice: Callable[[NoticeEvent], None],
+    documents: DocumentReader = NO_COMMANDS,
+) -> list[PromptFile]:
+    """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
 
-    A directory or pattern adds each file once, and only text; a notice counts the others. Raises UsageError if a named
-    file cannot be read, or a directory or pattern leads to no text file; PromptTooLong for more than a prompt can hold.
+    A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` adds documents; a
+    notice counts the others. Raises UsageError if a named file cannot be read, or a directory or pattern leads to no
+    text file; PromptTooLong for more than a prompt can hold.
     """
     from cerebrum_cli.replies.file_search import search_of
 
-    searches = {path: search_of(path) for path in paths}
-    seen = {os.path.realpath(path) for path, search in searches.items() if search is None}
+    searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
+    seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
     files: list[PromptFile] = []
     skipped: list[Skipped] = []
-    for path, search in searches.items():
-        if path == STANDARD_INPUT:
+    for source, search in searches.items():
+        if source == STANDARD_INPUT:
             raise UsageError("- is not a file", "piped text is added to the prompt without -f")
         if search:
-            files += read_found(path, search, seen, skipped)
+            files += read_found(Path(source), search, seen, skipped, documents, on_notice)
         else:
-            files.append((well_formed(str(path)), read_text(path, MAX_PROMPT_BYTES, PromptTooLong)))
+            files.append(read_named(source, documents, on_notice))
     if skipped:
         on_notice(skipped_notice(skipped))
     return files
+
+
+def read_named(source: Path | str, documents: DocumentReader, on_notice: Callable[[NoticeEvent], None]) -> PromptFile:
+    """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
+    name = well_formed(str(source))
+    if isinstance(source, Path) and not documents.converts(source):
+        return name, read_text(source, MAX_PROMPT_BYTES, PromptTooLong)
+    text = documents.read(source)
+    tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
+    on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
+    return name, text
 
 
 def names_of(files: Iterable[PromptFile]) -> str:
@@ -180,7 +202,14 @@ def names_of(files: Iterable[PromptFile]) -> str:
     return format_names([name for name, _ in files])
 
 
-def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped]) -> list[PromptFile]:
+def read_found(
+    path: Path,
+    search: FileSearch,
+    seen: set[str],
+    skipped: list[Skipped],
+    documents: DocumentReader,
+    on_notice: Callable[[NoticeEvent], None],
+) -> list[PromptFile]:
     """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
 
     Raises UsageError if it leads to no text file, and PromptTooLong.
@@ -197,18 +226,22 @@ def read_found(path: Path, search: FileSearch, seen: set[str], skipped: list[Ski
             continue
         seen.add(real)
         shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
-        text, reason = found_text(match)
-        if reason:
-            skipped.append((shown, reason))
-            continue
-        texts.append((well_formed(str(shown)), text))
-        size += len(text)
+        if match.suffix == path.suffix and documents.converts(match):
+            texts.append(read_named(shown, documents, on_notice))
+        else:
+            text, reason = found_text(match)
+            if reason:
+                skipped.append((shown, reason))
+                continue
+            texts.append((well_formed(str(shown)), text))
+        size += len(texts[-1][1])
         if size > MAX_PROMPT_BYTES:
             problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
             raise PromptTooLong(problem, "name fewer files")
     if not texts and not is_known:
         raise UsageError(
-            f"{path}: no text files found", "binary files, hidden ones and those in .gitignore are left out"
+            f"{path}: no text files found",
+            "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents",
         )
     return texts
 
@@ -242,13 +275,3 @@ def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageErr
     with readable(path):
         data = read_beginning(path, limit)
     return decode_text(data, str(path), limit, error_type)
-
-
-def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumError]) -> str:
-    """Decode UTF-8 without a byte order mark. Raises UsageError, and `error_type` beyond the limit."""
-    if len(data) > limit:
-        raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error

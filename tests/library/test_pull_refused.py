@@ -108,7 +108,8 @@ def test_pull_gives_up_soon_on_an_unreachable_hub(hub_user: HubUser, endpoint: s
     assert (done.code, done.out) == (1, "")
     assert done.err == (
         f"note: {error}: retrying in 1 s\n"
-        f"error: {error}\n hint: check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT\n"
+        f"error: {error}\n hint: check the network, the proxy settings, SSL_CERT_FILE and HF_ENDPOINT; "
+        "these need no Hub: cerebrum pull ./model.gguf, cerebrum pull starter\n"
     )
 
 

@@ -155,7 +155,10 @@ def test_vocabulary_pull_uses_the_stored_one_without_the_hub(
     hub_user: HubUser, offline: tuple[str, ...], more: dict[str, str]
 ) -> None:
     done = hub_user.run("pull", "--vocabulary", REPO, *offline, **more)
-    assert (done.code, done.err) == (3, f"{DISABLED} hint: pull it without --offline or HF_HUB_OFFLINE\n")
+    hint = "pull it without --offline or HF_HUB_OFFLINE; a file needs no network: cerebrum pull ./model.gguf"
+    if not offline:
+        hint += "; starter needs no Hub: cerebrum pull starter"
+    assert (done.code, done.err) == (3, f"{DISABLED} hint: {hint}\n")
     hub_user.pull("--vocabulary", REPO)
     hub_user.hub.log.clear()
     assert hub_user.pull("--vocabulary", REPO, *offline, **more).err == pulled(hub_user)

@@ -42,10 +42,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ('notes "Why?"', ["notes"], '"Why?"'),
         ("~nobody-here/x", ["~nobody-here/x"], ""),
         ("x" * 5000, ["x" * 5000], ""),
+        ("cats.txt https://a.b//c,d?e=f#g Why?", ["cats.txt", "https://a.b//c,d?e=f#g"], "Why?"),
     ],
 )
 def test_paths_are_told_from_the_question_behind_them(text: str, paths: list[str], question: str) -> None:
-    expected = [Path(path).expanduser() if path == "~/x" else Path(path) for path in paths]
+    expected = [path if "://" in path else Path(path).expanduser() if path == "~/x" else Path(path) for path in paths]
     assert split_paths(text) == (expected, question)
 
 

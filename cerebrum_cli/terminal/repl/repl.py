@@ -15,6 +15,7 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
+from cerebrum_cli.replies.documents import NO_COMMANDS, DocumentReader
 from cerebrum_cli.replies.prompt_sources import PromptFile, compose_prompt, names_of
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
@@ -49,6 +50,7 @@ class Repl:
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     pending_files: list[PromptFile] = field(default_factory=list)
+    documents: DocumentReader = NO_COMMANDS
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)

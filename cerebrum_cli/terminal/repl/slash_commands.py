@@ -295,7 +295,7 @@ def attach_file(repl: Repl, argument: str) -> str | None:
         repl.detach_files()
         return None
     paths, question = split_paths(argument)
-    files = read_prompt_files(paths, repl.streams.notice)
+    files = read_prompt_files(paths, repl.streams.notice, repl.documents)
     repl.pending_files += files
     if not question:
         return f"{names_of(files)} will be prepended to your next question"
@@ -400,7 +400,7 @@ COMMAND_GROUPS = {
             "file",
             attach_file,
             "PATHS [QUESTION]",
-            "prepend files, directories or globs to a question; `none` detaches them",
+            "prepend files, directories, globs or web pages to a question; `none` detaches them",
             "path",
             required=("a file", "for example /file notes.txt"),
         ),

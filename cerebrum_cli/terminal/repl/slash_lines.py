@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any, Literal, NamedTuple
 
+from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
@@ -97,14 +98,14 @@ OTHER_NAMES = {  # of commands in other programs, and the one that does the same
 }
 
 
-def split_paths(text: str) -> tuple[list[Path], str]:
-    """The paths at the beginning of a text, with spaces or commas between them, and the question behind them.
+def split_paths(text: str) -> tuple[list[Path | str], str]:
+    """The paths and web addresses at the beginning of a text, separated by spaces or commas, and the question behind.
 
     A text that begins with none is one path. Raises UsageError for an empty path.
     """
-    paths = []
+    paths: list[Path | str] = []
     while text and (path := first_path(text)):
-        paths.append(parse_path(path))
+        paths.append(path if is_address(path) else parse_path(path))
         text = text[len(path) :].lstrip(", \t\n")
     if not paths:
         return [parse_path(text)], ""
@@ -113,6 +114,8 @@ def split_paths(text: str) -> tuple[list[Path], str]:
 
 def first_path(text: str) -> str:
     """The longest beginning of a text that is the path of a file, or else its first word if that looks like a path."""
+    if is_address(text):
+        return text.split()[0]
     path = LIKE_A_PATH.match(text)
     found = path[0] if path else ""
     for separator in islice(SEPARATOR.finditer(text), MAX_WORDS):

@@ -1,0 +1,76 @@
+"""The content of a web address: one request without credentials, with limits on time, size and redirects."""
+
+from __future__ import annotations
+
+import asyncio
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.version import __version__
+
+if TYPE_CHECKING:
+    import httpx2
+
+TIMEOUT_S = 30.0  # for a page with its redirects
+MAX_PAGE_BYTES = 50_000_000
+MAX_REDIRECTS = 5
+HEADERS = {
+    "User-Agent": f"cerebrum/{__version__}",
+    "Accept": "text/html, text/*, application/pdf, */*;q=0.1",
+    "Accept-Encoding": "identity",  # a few compressed bytes can be gigabytes
+}
+MEDIA_TYPES = {"text/html": ".html", "application/xhtml+xml": ".html", "application/pdf": ".pdf"}
+DOWNLOAD = "check the address and the network, or download it, and give the file"
+
+
+class WebPage(NamedTuple):
+    """Content, and the suffix of a file that has such content, empty for plain text."""
+
+    data: bytes
+    suffix: str
+
+
+def fetch(address: str) -> WebPage:
+    """Request a page. Raises UsageError."""
+    import httpx2
+
+    try:
+        if httpx2.URL(address).userinfo:
+            raise UsageError("a web address contains a user name or password", "remove them: none are sent")
+        return asyncio.run(fetch_within_limits(address))
+    except TimeoutError as error:
+        raise UsageError(f"{address}: not complete within {TIMEOUT_S:g} s", DOWNLOAD) from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError) as error:  # no library for a proxy
+        raise UsageError(f"{address}: {str(error).partition(chr(10))[0]}", DOWNLOAD) from error
+
+
+async def fetch_within_limits(address: str) -> WebPage:
+    import httpx2
+
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    client = httpx2.AsyncClient(
+        headers=HEADERS, cookies=no_cookies, timeout=None, follow_redirects=True, max_redirects=MAX_REDIRECTS
+    )
+    async with asyncio.timeout(TIMEOUT_S), client, client.stream("GET", address) as response:
+        response.raise_for_status()
+        if "Content-Encoding" in response.headers:
+            raise UsageError(f"{address}: compressed, which was not requested", DOWNLOAD)
+        data = bytearray()
+        async for part in response.aiter_raw():
+            data += part
+            if len(data) > MAX_PAGE_BYTES:
+                raise UsageError(f"{address} is larger than {format_size(MAX_PAGE_BYTES)}", DOWNLOAD)
+        return WebPage(bytes(data), suffix_of(bytes(data[:5]), response))
+
+
+def suffix_of(beginning: bytes, response: httpx2.Response) -> str:
+    """The suffix for a content, by its media type, or by the address if that does not determine it."""
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if beginning == b"%PDF-":
+        return ".pdf"
+    if media_type in MEDIA_TYPES or media_type.startswith("text/"):
+        return MEDIA_TYPES.get(media_type, "")
+    return Path(response.url.path).suffix
