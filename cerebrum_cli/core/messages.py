@@ -136,10 +136,8 @@ def _calls(values: Any, where: str) -> dict[str, ToolCall]:
     calls = {}
     for place, value in enumerate(values if isinstance(values, list) else [values]):
         match value:
-            case {"function": {"name": str(name), "arguments": str(arguments)}}:
+            case {"function": {"name": str(name), "arguments": str() | dict() as arguments}}:
                 call = read_call(name, arguments)
-            case {"function": {"name": str(name), "arguments": dict(arguments)}}:
-                call = ToolCall(name, arguments)
             case _:
                 raise UsageError(f"{where} has an invalid call: {truncate(repr(value), SHOWN)}", f"expected {CALL}")
         calls[str(value.get("id") or place)] = call

@@ -48,14 +48,17 @@ class ToolCall:
 ToolCalls = tuple[ToolCall, ...]
 
 
-def read_call(name: str, text: str) -> ToolCall:
-    """A call with the arguments in a JSON text; if that is not an object, the result is the error."""
-    with suppress(ValueError, RecursionError):
-        arguments = json.loads(text)
+def read_call(name: str, arguments: object) -> ToolCall:
+    """A call with arguments as an object or as JSON text; if it cannot be that, the result is the error."""
+    text = "it has values that JSON cannot represent"
+    with suppress(ValueError, TypeError, RecursionError):
+        if isinstance(arguments, str):
+            text = well_formed(arguments)
+            arguments = json.loads(arguments)
         if isinstance(arguments, dict):
             written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-            return ToolCall(name, json.loads(well_formed(written)))
-    return ToolCall(name, {}, f"invalid arguments: not a JSON object: {well_formed(text)}")
+            return ToolCall(well_formed(name), json.loads(well_formed(written)))
+    return ToolCall(well_formed(name), {}, f"invalid arguments: not a JSON object: {text}")
 
 
 @frozen

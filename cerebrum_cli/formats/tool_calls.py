@@ -16,7 +16,7 @@ from typing import Any
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts, partial_marker_length
-from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpec, ToolSpecs
+from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpec, ToolSpecs, read_call
 
 NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
@@ -65,7 +65,8 @@ class ToolFormat:
     def read(self, text: str, tools: ToolSpecs) -> tuple[ToolCalls, bool]:
         """The calls in a text, in order, and whether they are in the model's own syntax."""
         own = tuple(self.find(text, tools))
-        return own or tuple(bare_calls(text, tools)), bool(own)
+        calls = own or tuple(bare_calls(text, tools))
+        return tuple(read_call(call.name, call.arguments) for call in calls), bool(own)
 
 
 PLAIN_TOOLS = ToolFormat()  # of formats that do not support functions

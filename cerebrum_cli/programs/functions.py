@@ -7,9 +7,11 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
+from copy import deepcopy
 from inspect import isfunction
 from io import StringIO
 from pathlib import Path
+from traceback import TracebackException
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
@@ -43,11 +45,11 @@ class Tool:
         What any thread prints meanwhile is in the result, and not on standard output. Strings are returned as they are,
         other values as JSON.
         """
-        values = self._converted(arguments)
-        if problem := _problem(values, self.spec.parameters):
-            return f"invalid arguments: {problem}"
         printed = StringIO()
         try:
+            values = self._converted(arguments)
+            if problem := _problem(values, self.spec.parameters):
+                return f"invalid arguments: {problem}"
             with redirect_stdout(printed):
                 result = _text(self.function(**values))
         except Interrupted:
@@ -59,7 +61,7 @@ class Tool:
     def _converted(self, arguments: JsonObject) -> JsonDict:
         """Arguments of the declared types: some formats write all values as text, some models null to omit one."""
         converted = {}
-        for name, value in arguments.items():
+        for name, value in deepcopy(arguments).items():  # a function may change its own
             if _problem(value, self.spec.parameters["properties"].get(name, {})):
                 if value is None:
                     continue
@@ -94,7 +96,8 @@ def _text(value: object) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    return one_line(f"{type(error).__name__}: {error}")
+    problem = TracebackException(type(error), error, None)  # also of an error whose `__str__` fails
+    return one_line(f"{type(error).__name__}: {problem}")
 
 
 def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> tuple[Tool, ...]:

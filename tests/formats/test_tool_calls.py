@@ -205,6 +205,29 @@ def test_required_arguments_are_part_of_a_call_without_markup() -> None:
     assert PLAIN_TOOLS.read(whole, (tool,)) == ((ToolCall("weather", {"city": "Oslo", "days": 2}),), False)
 
 
+@pytest.mark.parametrize("value", ["NaN", "1e999"])
+def test_arguments_that_json_cannot_represent_are_an_error_for_the_model(value: str) -> None:
+    [call], _ = PLAIN_TOOLS.read(WEATHER.replace('"Oslo"', value), TOOLS)
+    assert (call.arguments, call.result.partition(":")[0]) == ({}, "invalid arguments")
+
+
+@pytest.mark.parametrize("text", ['[weather(city={"Oslo"})]', '[weather(city=b"Oslo")]', "[weather(city={(1, 2): 3})]"])
+def test_python_values_that_json_does_not_have_are_an_error_for_the_model(text: str) -> None:
+    [call], _ = PLAIN_TOOLS.read(text, TOOLS)
+    assert (call.arguments, call.result.partition(":")[0]) == ({}, "invalid arguments")
+
+
+@pytest.mark.parametrize("text", [WEATHER.replace("Oslo", "\\ud83d"), '[weather(city="\\ud83d")]'])
+def test_half_a_character_in_a_call_is_replaced(text: str) -> None:
+    assert PLAIN_TOOLS.read(text, TOOLS)[0] == (ToolCall("weather", {"city": "\ufffd"}),)
+
+
+def test_half_a_character_in_an_unknown_name_is_replaced(chatml: LlamaBackend) -> None:
+    own = embedded(chatml, TOOL_TEMPLATES["JSON in a tag"]).tool_format
+    [call], _ = own.read(TAGGED.replace("weather", "\\ud83d"), TOOLS)
+    assert call.name == "\ufffd"
+
+
 def test_own_syntax_counts_anywhere_and_first(chatml: LlamaBackend) -> None:
     own = embedded(chatml, TOOL_TEMPLATES["JSON in a tag"]).tool_format
     other = '{"name": "run_python", "arguments": {"code": "1"}}'

@@ -269,6 +269,30 @@ def test_an_exception_is_the_result() -> None:
     assert tool_of(circular).run({}) == "ValueError: Circular reference detected"
 
 
+def test_an_exception_without_text_is_the_result() -> None:
+    class Silent(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    assert tool_of(raising(Silent())).run({}) == "Silent: <exception str() failed>"
+
+
+def test_a_function_does_not_change_the_arguments_of_its_call() -> None:
+    def clear(items: list[str]) -> None:
+        items.clear()
+
+    arguments = {"items": ["a"]}
+    assert tool_of(clear).run(arguments) == "(no result)"
+    assert arguments == {"items": ["a"]}
+
+
+def test_arguments_may_be_nested_too_deep() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert tool_of(weather).run({"city": deep}).startswith("RecursionError: ")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
 def test_interruptions_pass_through(error: BaseException) -> None:
     with pytest.raises(type(error)):

@@ -173,6 +173,13 @@ def test_messages_list_is_parsed(messages: Any, expected: Conversation) -> None:
     assert parse_messages(json.dumps(messages), "m.json") == expected
 
 
+def test_calls_of_messages_may_have_half_a_character() -> None:
+    function = {"name": "\ud83d", "arguments": {"a": "\ud83d"}}
+    called = {**ASSISTANT, "tool_calls": [{"function": function}]}
+    read = parse_messages(json.dumps([USER, called, {"role": "tool", "content": "x"}, USER]), "m.json")
+    assert read.messages[1].rounds[0].calls == (ToolCall("\ufffd", {"a": "\ufffd"}, "x"),)
+
+
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
