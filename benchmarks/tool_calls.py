@@ -1,17 +1,18 @@
 """Function calls by a model: python benchmarks/tool_calls.py MODEL...
 
 24 questions that need one of six functions, and 30 that need none. A call counts if it has the right name and
-arguments; restraint is the share of the 30 without a call. For GSM8K with `python`, use `cerebrum eval`.
+arguments. 10 calculations without and with `python`. For GSM8K, use `cerebrum eval`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 from cerebrum_cli import open_model
 from cerebrum_cli.core.tools import ToolCall
+from cerebrum_cli.replies.interface import Model
 
 
 def weather(city: str, days: int = 1) -> str:
@@ -105,36 +106,63 @@ Thank you, that was helpful!
 """.strip().splitlines()
 
 
+CALCULATIONS = {
+    "What is the 50th prime?": "229",
+    "What is 17 to the power of 13?": "9904578032905937",
+    "How many days are there between 2024-02-10 and 2025-03-01?": "385",
+    "What is the 30th Fibonacci number?": "832040",
+    "What is the sum of the digits of 2**100?": "115",
+    "A shop sells 37 shirts at 12.95 and 18 hats at 7.49. What is the total?": "613.97",
+    "What is 123456789 times 987654321?": "121932631112635269",
+    "How many times does the letter r occur in strawberry?": "3",
+    "What weekday was 2000-01-01?": "Saturday",
+    "What is the square root of 7 to 10 decimals?": "2.6457513111",
+}
+
+
 def is_right(call: ToolCall, name: str, arguments: Mapping[str, object]) -> bool:
     """Whether a call has this name, and these arguments among others."""
     given = {key: str(value).casefold() for key, value in call.arguments.items()}
     return call.name == name and all(given.get(key) == str(value).casefold() for key, value in arguments.items())
 
 
-def main(models: list[str]) -> None:
-    for model in models:
-        with open_model(model, ctx=4096, temperature=0.0, max_tokens=300) as loaded:
+def call(model: Model) -> str:
+    right = answered = 0
+    for question, name, arguments in CALLS:
+        reply = model.reply(question, tools=TOOLS).wait()
+        first = reply.calls[0] if reply.calls else None
+        if first is None or not is_right(first, name, arguments):
+            print(f"  {question} -> {first or reply.text[:300]!r}", flush=True)
+            continue
+        right += 1
+        answered += bool(reply.message.content.strip())
+    return f"{right} of {len(CALLS)} calls right, {answered} answered"
+
+
+def refrain(model: Model) -> str:
+    restrained = 0
+    for question in RESTRAINT:
+        calls = model.reply(question, tools=TOOLS, max_tokens=100).wait().calls
+        restrained += not calls
+        if calls:
+            print(f"  {question} -> {calls[0]}", flush=True)
+    return f"no call for {restrained} of {len(RESTRAINT)} questions that need none"
+
+
+def calculate(model: Model, tools: Sequence[str]) -> str:
+    right = 0
+    for question, answer in CALCULATIONS.items():
+        right += answer in model.reply(question, tools=tools).wait().text.replace(",", "")
+    return f"{right} of {len(CALCULATIONS)} calculations right with {list(tools)}"
+
+
+def main(models: Sequence[str]) -> None:
+    for name in models:
+        with open_model(name, ctx=4096, temperature=0.0, max_tokens=300) as model:
             start = perf_counter()
-            right = answered = 0
-            for question, name, arguments in CALLS:
-                reply = loaded.reply(question, tools=TOOLS).wait()
-                first = reply.calls[0] if reply.calls else None
-                is_call_right = first is not None and is_right(first, name, arguments)
-                right += is_call_right
-                answered += bool(is_call_right and reply.message.content.strip())
-                if not is_call_right:
-                    print(f"  {question} -> {first or reply.text[:300]!r}", flush=True)
-            calling = perf_counter() - start
-            restrained = 0
-            for question in RESTRAINT:
-                calls = loaded.reply(question, tools=TOOLS, max_tokens=100).wait().calls
-                restrained += not calls
-                if calls:
-                    print(f"  {question} -> {calls[0]}")
-            print(
-                f"{model}: {right} of {len(CALLS)} calls right, {answered} answered, {restrained} of {len(RESTRAINT)}"
-                f" without a call where none is needed; {calling / len(CALLS):.1f} s a question"
-            )
+            print(f"{name}: {call(model)}; {(perf_counter() - start) / len(CALLS):.1f} s a question")
+            print(f"{name}: {refrain(model)}")
+            print(f"{name}: {calculate(model, [])}; {calculate(model, ['python'])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ PLAIN_TOOLS = ToolFormat()  # of formats that do not support functions
 def bare_calls(text: str, tools: ToolSpecs) -> Iterator[ToolCall]:
     """Calls of known functions without markup."""
     known = {tool.name: tool for tool in tools}
+    text = without_triple_quotes(text)
     at = 0
     while start := BARE_START.search(text, at):
         calls, at = calls_at(text, start.end(), tools)
@@ -96,6 +97,7 @@ def fits(tool: ToolSpec, arguments: JsonObject) -> bool:
 
 def json_calls(header: re.Pattern[str], text: str, tools: ToolSpecs) -> Iterator[ToolCall]:
     """Calls as JSON objects, or lists of them, after a marker."""
+    text = without_triple_quotes(text)
     for found in header.finditer(text):
         calls, at = calls_at(text, found.end(), tools)
         while calls:
@@ -110,6 +112,13 @@ def named_calls(header: re.Pattern[str], arguments: Arguments, text: str, tools:
             yield ToolCall(found["name"].removeprefix("functions."), arguments(text, found.end()))
         except (ValueError, RecursionError):
             continue
+
+
+def without_triple_quotes(text: str) -> str:
+    """JSON in which strings in Python's triple quotes, as small models write programs, are JSON, too."""
+    pieces = text.split('"""')
+    pieces[1::2] = [json.dumps(piece)[1:-1] for piece in pieces[1::2]]
+    return '"'.join(pieces)
 
 
 def calls_at(text: str, start: int, tools: ToolSpecs) -> tuple[list[ToolCall], int]:
@@ -244,7 +253,7 @@ class CallFilter:
         if not body.startswith(("[", "{")):
             return False
         try:
-            decode(body, 0)
+            decode(without_triple_quotes(body), 0)
         except json.JSONDecodeError as error:
             if error.pos >= len(body.rstrip().rstrip(WORD)) or error.msg.startswith("Unterminated"):
                 return True

@@ -146,6 +146,10 @@ def test_any_calls_are_read_as_a_template_writes_them(name: str, calls: ToolCall
 # Calls without markup.
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+PROGRAM = '''{"name": "run_python", "arguments": {"code": """
+print(\'a\')
+print("b")
+"""}}'''  # no JSON
 BARE = {
     WEATHER: (OSLO,),
     f"I look.\n{WEATHER}\nSo.": (OSLO,),
@@ -159,6 +163,7 @@ BARE = {
     '{"name": "run_python", "arguments": {"code": "a = 1\nprint(a)"}}': (
         ToolCall("run_python", {"code": "a = 1\nprint(a)"}),
     ),
+    PROGRAM: (ToolCall("run_python", {"code": "\nprint('a')\nprint(\"b\")\n"}),),
     "[weather(city='Oslo'), run_python(code='1')]": (OSLO, ToolCall("run_python", {"code": "1"})),
     "[weather(flag=true, data={'a': null})]": (ToolCall("weather", {"flag": True, "data": {"a": None}}),),
 }
@@ -267,6 +272,8 @@ def filtered(text: str, pieces: Sequence[int], opening: str = "<tool_call>") -> 
         (f"I look:\n{WEATHER}", f"\n{WEATHER}"),
         (f"I look:\n```json\n{WEATHER}\n```\n", f"\n```json\n{WEATHER}\n```\n"),
         ("I look:\n  {", "\n  {"),
+        (PROGRAM[:-10], PROGRAM[:-10]),
+        (PROGRAM, PROGRAM),
         ('{"name": "weather", "arguments": {"flag": tru', '{"name": "weather", "arguments": {"flag": tru'),
         ('{"name": "weather", "arguments": {"days": 1.', '{"name": "weather", "arguments": {"days": 1.'),
         ('{"name": "weather", "arguments": {"city": "\\u00', '{"name": "weather", "arguments": {"city": "\\u00'),
