@@ -15,18 +15,13 @@ from cerebrum_cli.core.text import Texts, pip_install, truncate
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
 TIMEOUT_S = 120.0  # of a command; markitdown takes 2 s to start, and up to a second for a page of a PDF
-LIMITED = (
-    "sh",
-    "-c",
-    'ulimit -f 131072 2> /dev/null; exec "$@"',
-    "sh",
-)  # size of a file that a command writes: 64 or 128 MiB
 PLACE = "$1"  # of the document in a command
-# Within 4 GiB of memory; -P: do not import modules from the current directory.
-MARKITDOWN = (
-    *("sh", "-c", 'ulimit -v 4194304 2> /dev/null; exec "$@"', "sh"),
-    *(sys.executable, "-P", "-X", "utf8", "-m", "markitdown", PLACE),
-)
+# Shell scripts that run their arguments. A command writes files, and so output, of at most 128 MiB, or 64 MiB where
+# blocks have 512 bytes; documents may unpack to gigabytes, so markitdown has 4 GiB of memory.
+LIMITED = ("sh", "-c", 'ulimit -f 131072 2> /dev/null; exec "$@"', "sh")
+IN_MEMORY = ("sh", "-c", 'ulimit -v 4194304 2> /dev/null; exec "$@"', "sh")
+# -P: do not import modules from the current directory.
+MARKITDOWN = (*IN_MEMORY, sys.executable, "-P", "-X", "utf8", "-m", "markitdown", PLACE)
 CONVERTED = ("pdf", "docx", "pptx", "xlsx", "html", "htm")  # by markitdown
 INSTALL = pip_install('"cerebrum-cli[documents]"')
 
