@@ -42,6 +42,7 @@ CALLS = (
     ToolCall(FIRST, {KEY: TEXT, OTHER_KEY: NUMBER}, RESULTS[0]),
     ToolCall(SECOND, {THIRD_KEY: OTHER_TEXT}, RESULTS[1]),
 )
+ASKED = Conversation().user(QUESTION)
 TOOL_VARIABLES = ("tools", "xml_tools")  # of templates; SmolLM3 has the latter
 LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
 NAME = r"(?P<name>[\w.:/-]+?)"
@@ -66,28 +67,29 @@ def tool_variables(tools: ToolSpecs) -> JsonDict:
 @cache
 def find_tool_format(source: str) -> ToolFormat:
     """Find out how a template supports functions, by rendering small conversations."""
-    asked = Conversation().user(QUESTION)
-    prompt = _after_question(source, asked)
+    prompt = _after_question(source, ASKED)
     if prompt is None:
         return PLAIN_TOOLS
     has_place = FIRST in prompt[0]
-    as_text = _after_question(source, _replied(asked, CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True)
+    as_text = _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True)
     takes_text = as_text is not None and all(result in as_text[1].partition(ANSWER)[2] for result in RESULTS)
     before = as_text[1].partition(ANSWER)[0] if as_text and takes_text else prompt[1]
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
-        written = _after_question(source, _replied(asked, calls), text_arguments)
+        written = _after_question(source, _replied(calls), text_arguments)
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):
-            rest = written[1][len(_whole_markers(shared_start(written[1], before))) :]
-            learned = _known_syntax(source) or _learn(_without_reasoning(rest.partition(RESULTS[0])[0]))
-            several = len(calls) > 1
-            said = _after_question(source, _replied(asked, calls), text_arguments, says=ANSWER)
-            moves_text = said is not None and ANSWER in said[1].rpartition(calls[-1].result)[2]
+            learned = _known_syntax(source) or _learn(_first_calls(written[1], before))
+            several, moves_text = len(calls) > 1, _moves_text(source, calls, text_arguments)
             return ToolFormat(has_place, takes_text, True, several, text_arguments, moves_text, *learned)
     return ToolFormat(has_place, takes_text, False, False, False, False, *(_known_syntax(source) or ()))
 
 
-def _replied(asked: Conversation, *rounds: ToolCalls) -> Conversation:
-    return asked.add(Message("assistant", NEXT_ANSWER, rounds=tuple(Round(calls, ANSWER) for calls in rounds)))
+def _moves_text(source: str, calls: ToolCalls, text_arguments: bool) -> bool:
+    with_text = _after_question(source, _replied(calls), text_arguments, says=ANSWER)
+    return with_text is not None and ANSWER in with_text[1].rpartition(calls[-1].result)[2]
+
+
+def _replied(*rounds: ToolCalls) -> Conversation:
+    return ASKED.add(Message("assistant", NEXT_ANSWER, rounds=tuple(Round(calls, ANSWER) for calls in rounds)))
 
 
 def _after_question(
@@ -110,6 +112,12 @@ def _after_question(
         return None
     before, _, after = prompt.partition(QUESTION)
     return before, after
+
+
+def _first_calls(written: str, before: str) -> str:
+    """What a template has written for calls, without the text `before` them and their results."""
+    rest = written[len(_whole_markers(shared_start(written, before))) :]
+    return _without_reasoning(rest.partition(RESULTS[0])[0])
 
 
 def _without_reasoning(written: str) -> str:
@@ -211,23 +219,33 @@ def _learn_pairs(written: str, name: int) -> Finder:
         written[start + len(text) : end]
         for text, start, end in zip((FIRST, KEY, TEXT, OTHER_KEY), places, places[1:], strict=False)
     )
-    rest = written[places[-1] + len(str(NUMBER)) :]
-    after_value = _whole_markers(shared_start(after_text.replace(KEY, "\0"), rest.replace(OTHER_KEY, "\0")))
-    key_opening = after_text.replace(KEY, "\0")[len(after_value) :]
+    number_end = places[-1] + len(str(NUMBER))
+    after_text, after_number = after_text.replace(KEY, "\0"), written[number_end:].replace(OTHER_KEY, "\0")
+    after_value = _whole_markers(shared_start(after_text, after_number))
+    key_opening = after_text[len(after_value) :]
     if not after_value.strip() or not before_key.endswith(key_opening):
         return no_calls
-    before = _before_name(written, name, len(written) - len(rest))
-    ends = MARKER.match(rest.replace(OTHER_KEY, "\0")[len(after_value) :].strip())
+    before = _before_name(written, name, number_end)
+    ends = MARKER.match(after_number[len(after_value) :].strip())
     followed = _pattern(key_opening) + (f"|{re.escape(ends[0])}" if ends else r"|\Z")
     header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
-    shared = shared_start(between, between_number)
-    middle = _edge(shared)
-    if between != between_number:
-        end = shared_end(between, between_number)
-        middle = _pattern(shared) + "[^>]*?" + _edge(end)
+    middle = _before_value(between, between_number)
+    pair = _pair_pattern(key_opening, middle, after_value)
+    return partial(named_calls, re.compile(header), partial(pair_arguments, pair))
+
+
+def _pair_pattern(key_opening: str, middle: str, after_value: str) -> re.Pattern[str]:
     value_end = _edge(after_value).replace("\0", "(?P=key)")
     pair = rf"\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){middle}(?P<value>.*?){value_end}"
-    return partial(named_calls, re.compile(header), partial(pair_arguments, re.compile(pair, re.DOTALL)))
+    return re.compile(pair, re.DOTALL)
+
+
+def _before_value(text: str, number: str) -> str:
+    """A pattern of what is between a key and its value, from what precedes a text and a number."""
+    shared = shared_start(text, number)
+    if text == number:
+        return _edge(shared)
+    return _pattern(shared) + "[^>]*?" + _edge(shared_end(text, number))
 
 
 def _pattern(literal: str) -> str:
