@@ -276,7 +276,7 @@ class Configuration:
 def configuration(path: Path, content: JsonObject) -> Configuration:
     """The configuration in a file. Raises ModelFileError if such a model cannot be converted."""
     if not content.get("architectures"):
-        raise ModelFileError(path, "names no architectures", 'add the class of its model: ["LlamaForCausalLM"]')
+        raise ModelFileError(path, "has no `architectures`", 'add the class of the model, such as ["LlamaForCausalLM"]')
     architecture = str(content["architectures"][0])
     name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
     family = FAMILIES.get(name)

@@ -86,7 +86,7 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
     if "merges" in values:
         del values["scores"]
     if "eos_token_id" not in values:
-        raise ModelFileError(folder, "names no token that ends a reply", "set eos_token in its tokenizer_config.json")
+        raise ModelFileError(folder, "has no EOS token", "set eos_token in its tokenizer_config.json")
     metadata = {VOCABULARY + key: value for key, value in values.items()}
     template = _chat_template(folder, settings)
     if template:

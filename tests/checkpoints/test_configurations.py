@@ -76,7 +76,7 @@ def test_configuration_that_llama_cpp_cannot_follow_is_refused(
         ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
         ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
         ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
-        ("llama2", {"architectures": None}, "config.json: names no architectures"),
+        ("llama2", {"architectures": None}, "config.json: has no `architectures`"),
     ],
 )
 def test_configuration_that_does_not_fit_the_weights_is_refused(

@@ -313,7 +313,7 @@ UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq
         ),
         (BYTES, {"tokenizer/post_processor": template(END, "$")}, "another token than bos_token: .*im_end"),
         (BYTES, {"tokenizer/post_processor": template("$", START)}, "another token than eos_token"),
-        (BYTES, {"tokenizer_config/eos_token": None}, "names no token that ends a reply"),
+        (BYTES, {"tokenizer_config/eos_token": None}, "has no EOS token"),
         (BYTES, {"tokenizer_config/chat_template": [{"name": "tools", "template": "a"}]}, "without a default: .*tools"),
     ],
 )
