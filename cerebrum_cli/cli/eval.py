@@ -39,17 +39,8 @@ SETTINGS = settings_options(
     temperature="Sampling temperature [default: the model's, else 0, or 0.7 with several samples]",
     seed="Random seed [default: 0]",
 )
-DEVIATING = (
-    "limit",
-    "tool",
-    "template",
-    "examples",
-    "raw",
-    "match",
-    "schema",
-    "grammar",
-    "template_arg",
-)  # from a preset
+# Options that deviate from a preset.
+DEVIATING = ("limit", "tool", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")
 LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
 
 

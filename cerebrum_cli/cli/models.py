@@ -127,7 +127,7 @@ def pull(
     if options.vocabulary:
         with opened as puller, interruptible("run it again"):
             installed = puller.pull_vocabulary(reference)
-        what = "installed the vocabulary of" if installed.is_vocabulary else "its vocabulary is in the installed"
+        what = "installed the vocabulary of" if installed.is_vocabulary else "the vocabulary is part of the installed"
         app.streams.report(f"{what} {installed.reference}: {installed.path}")
     else:
         installed = pull_model(app, opened, reference, options.name)

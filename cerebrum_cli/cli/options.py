@@ -328,8 +328,8 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
         tools = tools_of(self.tool)
         for tool in tools:
             if tool.asks and not self.yes:
-                problem = f"nobody can be asked before each call of {tool.spec.name}"
-                raise UsageError(problem, "-y runs functions of a file without asking")
+                problem = f"this command cannot ask before calls of {tool.spec.name}"
+                raise UsageError(problem, "add -y to run functions in a file without asking")
         return tools
 
     def tool_record(self, tools: tuple[Tool, ...]) -> JsonDict:

@@ -99,10 +99,8 @@ def _after_calls(turn: _Turn) -> _Turn:
     if not (turn.calls or turn.results):
         return turn
     if turn.role != "assistant" or turn.calls.keys() != turn.results.keys():
-        problem = f"{turn.where} ({turn.role}) has the calls {[*turn.calls]} and the results {[*turn.results]}"
-        raise UsageError(
-            problem, "after a call in the assistant's `tool_calls`, add its result: role tool, tool_call_id"
-        )
+        problem = f"{turn.where} ({turn.role}): the results {[*turn.results]} do not match the calls {[*turn.calls]}"
+        raise UsageError(problem, "after `tool_calls`, add a message for each result: role tool, tool_call_id")
     calls = tuple(replace(call, result=turn.results[id]) for id, call in turn.calls.items())
     called = Round(calls, turn.content, turn.reasoning or None)
     return turn._replace(content="", reasoning="", calls={}, results={}, rounds=(*turn.rounds, called))

@@ -21,9 +21,7 @@ TYPES: dict[Any, str] = {
     list: "array",
     dict: "object",
 }
-SUPPORTED = (
-    "use parameters with names, of the types str, int, float, bool, list, dict, Literal, or one of them and None"
-)
+SUPPORTED = "use named parameters of the types str, int, float, bool, list, dict or Literal, or one of these or None"
 # A parameter in a docstring's section "Args:": its name, a type in parentheses, and text with the lines below it.
 ARGUMENT = re.compile(r"(?m)^    (\w+)(?: *\(.*?\))?:(.*(?:\n {5,}.*)*)")
 

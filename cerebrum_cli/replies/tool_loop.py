@@ -93,7 +93,7 @@ class ToolLoop:
         earlier = [(call.name, call.arguments) for part in self.rounds for call in part.calls]
         for call in calls:
             if (call.name, call.arguments) in earlier:
-                return NoticeEvent(f"no more calls: the model repeats one of {call.name}")
+                return NoticeEvent(f"no more calls: the model repeated a call of {call.name}")
         return None
 
     def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent, None, ToolCalls]:

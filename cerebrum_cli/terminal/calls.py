@@ -44,7 +44,9 @@ class CallSink:
             return tool
         name = tool.spec.name
         if not self.streams.can_ask:
-            raise UsageError(f"no terminal to ask before calls of {name}", "-y runs functions of a file without asking")
+            raise UsageError(
+                f"no terminal to confirm calls of {name}", "add -y to run functions in a file without asking"
+            )
         self._asking.add(name)
 
         def function(**arguments: object) -> object:

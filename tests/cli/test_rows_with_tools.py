@@ -82,7 +82,7 @@ def test_batch_runs_calls_and_continues(rows: Rows, output: str) -> None:
     assert answers["Oslo?"]["calls"] == [{"name": "weather", "arguments": {"city": "Oslo"}, "result": "Dry in Oslo."}]
     assert {question: answers[question]["text"] for question in TEXTS} == TEXTS
     assert answers["Oslo?"]["completion_tokens"] == len(ROWS["Oslo?"]) + len(TEXTS["Oslo?"])
-    assert "the model repeats one of weather" in done.err
+    assert "the model repeated a call of weather" in done.err
     assert done.err.count("no more calls after 2 rounds") == 1
 
 
@@ -139,7 +139,7 @@ def test_functions_of_a_file_need_yes(rows: Rows) -> None:
     path = rows.write("in.jsonl", [{"prompt": "Oslo?"}])
     arguments = ("batch", path, "-o", "-", "-m", rows.model, "--tool", rows.functions)
     done = run_here(rows.script, rows.home, *arguments)
-    assert_error(done, 2, "nobody can be asked before each call of weather")
+    assert_error(done, 2, "this command cannot ask before calls of weather")
 
 
 def test_evaluation_with_functions_is_compared_with_one_without(rows: Rows) -> None:

@@ -83,7 +83,7 @@ def test_vocabulary_pull_of_an_installed_model_needs_no_hub(hub_user: HubUser) -
     hub_user.pull(REPO)
     hub_user.hub.log.clear()
     done = hub_user.pull("--vocabulary", REPO)
-    assert done.err == f"its vocabulary is in the installed {REFERENCE}: {hub_user.path(FILE, REPO)}\n"
+    assert done.err == f"the vocabulary is part of the installed {REFERENCE}: {hub_user.path(FILE, REPO)}\n"
     assert not hub_user.hub.log.requests()
 
 

@@ -193,8 +193,8 @@ def test_calls_of_messages_may_have_half_a_character() -> None:
         ({**USER, "content": 5}, "message 1 has no text content"),
         ({"role": "user", "parts": [{"text": "Why?"}]}, "message 1 has no text content"),
         ({"role": "assistant"}, "message 1 has no text content"),
-        ({**USER, "tool_calls": CALLS["tool_calls"]}, r"message 1 \(user\) has the calls \['a', 'b'\]"),
-        (CALLS, r"message 1 \(assistant\) has the calls \['a', 'b'\] and the results \[\]"),
+        ({**USER, "tool_calls": CALLS["tool_calls"]}, r"message 1 \(user\): the results \[\] do not match the calls"),
+        (CALLS, r"message 1 \(assistant\): the results \[\] do not match the calls \['a', 'b'\]"),
         ({**ASSISTANT, "tool_calls": 5}, "message 1 has an invalid call: 5"),
         ({**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}, "message 1 has an invalid call"),
         (RESULTS[0], "message 1 has the role tool, expected user"),
@@ -212,7 +212,7 @@ def test_message_without_unambiguous_text_is_refused(message: dict[str, Any], pr
 def test_result_of_no_call_is_refused(name: str | None) -> None:
     messages = [USER, CALLS, *RESULTS, {"role": "tool", "tool_call_id": name, "content": "5"}]
     with pytest.raises(
-        UsageError, match=r"^m\.json: message 2 \(assistant\) has the calls \['a', 'b'\] and the results"
+        UsageError, match=r"^m\.json: message 2 \(assistant\): the results .* do not match the calls \['a', 'b'\]"
     ):
         parse_messages(json.dumps(messages), "m.json")
 

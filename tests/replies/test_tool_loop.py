@@ -186,7 +186,7 @@ def test_same_call_twice_ends_calls() -> None:
         reply = model.reply(QUESTION, tools=[weather])
         events = events_of(reply)
     assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
-    assert "no more calls: the model repeats one of weather" in notices(events)
+    assert "no more calls: the model repeated a call of weather" in notices(events)
     assert script.prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
     assert '"description"' in script.prompts[2] and '"description"' not in script.prompts[3]
     assert reply.message.content == "Again.\n\nDry."

@@ -79,7 +79,9 @@ def test_json_has_calls_if_tools_are_given(tmp_path: Path, chatml_model: Path, f
 def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
     refused = ask(tmp_path, chatml_model, "--tool", functions)
     assert (refused.code, refused.out) == (2, "")
-    problem = "error: no terminal to ask before calls of weather\n hint: -y runs functions of a file without asking\n"
+    problem = (
+        "error: no terminal to confirm calls of weather\n hint: add -y to run functions in a file without asking\n"
+    )
     assert refused.err == problem
     agreed = ask(tmp_path, chatml_model, "--tool", functions, "-y")
     assert agreed.code == 0 and agreed.err.endswith(f"{SHOWN}\n-> Dry in Oslo.\n")
@@ -98,7 +100,7 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     said = out.getvalue()
     assert f"{SHOWN}\n-> Dry in Oslo.\nTomorrow: rain.\n" in said
     lines = err.getvalue().splitlines()
-    assert lines[:2] == ["the model may call no functions", "weather, wait"]
+    assert lines[:2] == ["no functions; /tools FILE adds some", "weather, wait"]
     assert lines[2] == "error: two tools are named weather"
     assert lines[-2] == "error: the last reply called no functions"
 

@@ -336,7 +336,7 @@ def change_tools(repl: Repl, argument: str) -> str:
         repl.chat.tools = ()
     elif argument:
         repl.chat.tools = repl.calls.tools_of([*repl.chat.tools, argument])
-    return ", ".join(tool.spec.name for tool in repl.chat.tools) or "the model may call no functions"
+    return ", ".join(tool.spec.name for tool in repl.chat.tools) or "no functions; /tools FILE adds some"
 
 
 def show_calls(repl: Repl, _: str) -> None:
