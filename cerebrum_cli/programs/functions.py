@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from copy import deepcopy
-from inspect import isfunction
+from inspect import isfunction, unwrap
 from io import StringIO
 from pathlib import Path
 from traceback import TracebackException
@@ -136,7 +136,7 @@ def _functions_of(path: Path) -> list[ToolFunction]:
         raise UsageError(f"cannot import {path}: {_describe(error)}", "correct the file or its path") from error
     functions: list[ToolFunction] = []
     for name, value in names.items():
-        if name[0] != "_" and isfunction(value) and value.__module__ == module:
+        if name[0] != "_" and getattr(value, "__module__", None) == module and isfunction(unwrap(value)):
             functions.append(value)
     if not functions:
         raise UsageError(f"{path} defines no public functions", "define one whose name has no leading underscore")

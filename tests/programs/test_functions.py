@@ -372,6 +372,13 @@ def test_functions_of_a_file_are_tools_that_ask(
     assert capsys.readouterr() == ("", "loading\n")
 
 
+def test_decorated_functions_of_a_file_are_tools(tmp_path: Path) -> None:
+    source = "from functools import cache, reduce\n@cache\ndef double(x: int): return 2 * x\nclass A: pass\na = A()\n"
+    (tmp_path / "mytools.py").write_text(source)
+    [double] = tools_of([str(tmp_path / "mytools.py")])
+    assert (double.spec.name, double.run({"x": 2})) == ("double", "4")
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [
