@@ -412,6 +412,8 @@ class Chat:
         recorder = ReplyRecorder(self.history.store, session, self.loaded, settings, continued, prefill, tools)
         try:
             yield from self.load()
+            if self.tools and not tools:
+                yield NoticeEvent("a vote calls no functions")
             yield from recorder.record(majority_vote)
             if recorder.reply.is_finished:
                 self._generated = recorder.session.leaf, recorder.reply

@@ -105,6 +105,13 @@ def test_tools_of_a_chat_are_listed_added_and_removed(tmp_path: Path, chatml_mod
     assert lines[-2] == "error: the last reply called no functions"
 
 
+def test_a_vote_in_a_chat_says_that_it_calls_no_functions(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    err = StringIO()
+    app = app_for(dict(SCRIPT), tmp_path, Streams(StringIO(), err, BytesIO(b"/votes 2 A coat?\n"), False, False, False))
+    run(["chat", "-m", str(chatml_model), "-y", "--tool", functions], app)
+    assert "note: a vote calls no functions\n" in err.getvalue() and SHOWN not in err.getvalue()
+
+
 @pytest.fixture
 def asked(open_terminal: OpenTerminal, chatml_model: Path, functions: str) -> Person:
     """A chat at a terminal that asks before it runs a function."""
