@@ -141,6 +141,8 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
     loop = ToolLoop(model, asked)
     while not loop.is_last:
         reply = Reply()
+        if loop.asked.prefix_tokens:  # the reply may have been cut off in a call
+            reply.begin(*model.prepare_reply(loop.asked).beginning)
         text = CallFilter(model.format.tool_format, asked.conversation.tools)
         with closing(model.respond(loop.next).events()) as events:
             yield from _passed_on(events, reply, text, is_silent=asked.grammar is not None)

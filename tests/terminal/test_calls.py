@@ -76,6 +76,18 @@ def test_json_has_calls_if_tools_are_given(tmp_path: Path, chatml_model: Path, f
     assert "calls" not in json.loads(ask(tmp_path, chatml_model, "--json").out)
 
 
+def test_call_that_was_cut_off_is_run_when_the_reply_continues(
+    tmp_path: Path, chatml_model: Path, functions: str
+) -> None:
+    tools = ("--tool", functions, "-y", "--session", "tea")
+    assert ask(tmp_path, chatml_model, *tools, "-n", "20").out == 'I look.\n{"name": "we\n'
+    continued = run_here(dict(SCRIPT), tmp_path, "ask", "-m", chatml_model, *tools, "--json").object
+    assert [call["result"] for call in continued["calls"]] == ["Dry in Oslo.\nTomorrow: rain."]
+    assert continued["text"].endswith("No coat.")
+    messages = json.loads(run_here({}, tmp_path, "sessions", "export", "tea", "--as", "json").out)["messages"]
+    assert [message["content"] for message in messages[1::2]] == ["I look.", "No coat."]
+
+
 def test_functions_of_a_file_need_a_terminal_or_agreement(tmp_path: Path, chatml_model: Path, functions: str) -> None:
     refused = ask(tmp_path, chatml_model, "--tool", functions)
     assert (refused.code, refused.out) == (2, "")
