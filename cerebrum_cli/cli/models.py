@@ -120,6 +120,7 @@ def pull(
     reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
     opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
     if options.dry_run:
+        app.record_bandwidth()
         with opened as puller:
             plan = puller.plan(reference)
         show_download_plan(app, reference, plan, options.json)
@@ -138,13 +139,14 @@ def pull(
     if options.json:
         from cerebrum_cli.library.listing import row
 
-        app.streams.answer_object(row(app.library, installed))
+        app.streams.answer_object(row(app.library, installed, app.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
     """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
     from cerebrum_cli.library.listing import suggestions
 
+    app.record_bandwidth()
     rows = suggestions(app.library, ctx)
     chosen = choose_model(app, "models that fit this machine, best first", rows)
     if chosen is None:
@@ -224,9 +226,10 @@ def list_models(app: App, options: ListOptions) -> None:
         listed = list(listing.found_rows(library))
     elif options.outdated:
         with app.puller(offline=False) as puller, interruptible("run it again"):
-            listed = [listing.row(library, model) for model in puller.outdated()]
+            listed = [listing.row(library, model, library.capacity()) for model in puller.outdated()]
     else:
-        listed = [listing.row(library, model) for model in library.models()]
+        capacity = library.capacity()
+        listed = [listing.row(library, model, capacity) for model in library.models()]
     if options.json:
         app.streams.answer_object(listed)
     elif options.available:
@@ -238,10 +241,10 @@ def list_models(app: App, options: ListOptions) -> None:
 
 
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
-    from cerebrum_cli.library.fit import planned_context
+    from cerebrum_cli.library.fit import FORECAST, planned_context
 
     print_catalogue(app.streams, listed)
-    planned = f"memory for a context of {planned_context(ctx, None)} tokens"
+    planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
     app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}"))
 
 

@@ -107,7 +107,7 @@ def _check_models(context: DoctorContext) -> CheckResult:
     n_readable = 0
     models = library.models()
     for model in models:
-        row = listing.row(library, model)
+        row = listing.row(library, model, library.capacity())
         if row["error"]:
             problems.append((row["error"], f"cerebrum rm {row['reference']}, or pull it again"))
         else:

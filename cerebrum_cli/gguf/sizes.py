@@ -48,7 +48,7 @@ class ModelSizes:
     determine the compute buffers, as numbers of elements per token: an embedding, the activations of a layer, and
     logits. `head_lengths` are the elements of a key and of a value in one head, for each kind of attention layers.
     `host_expert_bytes` are experts that stay in host memory, wherever their layer is. A step works on `step_states`
-    copies of a layer's recurrent state.
+    copies of a layer's recurrent state. To generate a token, `active_share` of the weights is read.
     """
 
     layers: tuple[LayerSizes, ...]
@@ -62,6 +62,11 @@ class ModelSizes:
     head_lengths: tuple[tuple[int, int], ...] = ()
     host_expert_bytes: int = 0
     step_states: int = 1
+    active_share: float = 1.0
+
+    @property
+    def active_bytes(self) -> float:
+        return self.weight_bytes * self.active_share
 
     @property
     def weight_bytes(self) -> int:
@@ -172,7 +177,21 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
         n_heads=keys.n_heads,
         head_lengths=tuple(sorted({_head_lengths(keys, has_window) for has_window in attending})),
         step_states=2 if _DELTA_NET & kinds else 1,
+        active_share=_active_share(keys, layers, others, input_bytes),
     )
+
+
+def _active_share(keys: Hyperparameters, layers: Iterable[LayerSizes], others: Counter[str], input_bytes: int) -> float:
+    """Share of the weights that is read for a token: not the other experts, nor embeddings that are only looked up."""
+    unread = input_bytes
+    if "output.weight" not in others:
+        unread -= others["token_embd.weight"]
+    total = others.total()
+    used = keys.integer("expert_used_count") / max(1, keys.integer("expert_count"))
+    for layer in layers:
+        total += layer.weight_bytes
+        unread += int(layer.expert_bytes * (1 - used))
+    return 1 - unread / max(1, total)
 
 
 def _vocabulary_size(keys: Hyperparameters) -> int:

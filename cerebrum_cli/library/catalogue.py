@@ -63,7 +63,8 @@ class PackageSource:
 class ModelSpec:
     """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 
-    `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. In `file`, `{quant}`
+    `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. `active_percent` of the
+    weights are read for each token. It thinks for about `thinking_tokens` before it answers. In `file`, `{quant}`
     stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
     of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
     `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
@@ -80,6 +81,8 @@ class ModelSpec:
     format: str | None = None
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
+    active_percent: int | None = None
+    thinking_tokens: int | None = None
     license: str | None = None
     good_for: str | None = None
     notes: str = ""
@@ -257,8 +260,8 @@ _ROW: dict[str, Check] = {
     "aliases": _list(_name),
     **_REPOSITORY,
     "format": _text,
-    "context_size": _positive_integer,
-    "kv_bytes_per_token": _positive_integer,
+    **dict.fromkeys(("context_size", "kv_bytes_per_token"), _positive_integer),
+    **dict.fromkeys(("active_percent", "thinking_tokens"), _positive_integer),
     "license": _text,
     "good_for": _text,
     "notes": _text,

@@ -15,6 +15,7 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.speed import PROMPT_TOKENS, Forecast, Speed, forecast
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.model import InstalledModel
@@ -31,6 +32,8 @@ SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
+PATIENCE_S = 30
+FORECAST = f"speed after a prompt of {PROMPT_TOKENS} tokens"
 PREFERRED_BITS, FEWEST_BITS = 4, 2
 CATALOG_LAYERS = 32  # as most models have
 ASSUMED_KV_BYTES = 131_072  # per token, where it is unknown: as in Mistral 7B
@@ -40,10 +43,14 @@ _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
 
 @frozen
 class Capacity:
-    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that."""
+    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that.
+
+    Without a `speed`, as with GPUs, none is forecast.
+    """
 
     memory: int
     devices: Devices | None = None
+    speed: Speed | None = None
 
     @property
     def host_memory(self) -> int:
@@ -58,6 +65,12 @@ class Capacity:
                 memory += max(0, device.free - HEADROOM)
         return memory
 
+    def forecast(self, sizes: ModelSizes, spec: ModelSpec | None) -> Forecast | None:
+        if self.speed is None or not sizes.active_bytes:
+            return None
+        thinking_tokens = spec and spec.thinking_tokens
+        return forecast(sizes, self.speed, thinking_tokens or 0)
+
 
 @frozen
 class QuantizationFit:
@@ -69,6 +82,7 @@ class QuantizationFit:
     fit: Fit
     installed: bool
     recommended: bool = False
+    speed: Forecast | None = None
 
 
 def planned_context(requested: int | None, trained: int | None) -> int:
@@ -110,14 +124,17 @@ def assess_quantizations(
     sizes: ModelSizes,
     context: int,
     capacity: Capacity,
+    spec: ModelSpec | None = None,
 ) -> tuple[QuantizationFit, ...]:
     """Assess quantizations by the bytes of their files, smallest first; `sizes` are those of any of them."""
     candidates = []
     comfortable = []
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
-        memory = fit_memory(sizes.with_weights(size), context, capacity)
+        scaled = sizes.with_weights(size)
+        memory = fit_memory(scaled, context, capacity)
         is_installed = any(same_quantization(name, other) for other in installed)
-        candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed)
+        speed = capacity.forecast(scaled, spec)
+        candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed, speed=speed)
         candidates.append(candidate)
         if memory.is_comfortable:
             comfortable.append(candidate)
@@ -204,9 +221,13 @@ class DownloadPlan:
         )
 
     @property
-    def rank(self) -> tuple[int, bool]:
+    def rank(self) -> tuple[int, int, bool]:
+        """Order by fit, by how often the time to an answer doubles beyond PATIENCE_S, and by what is left of memory."""
+        doublings = 0
+        if speed := self.chosen.speed:
+            doublings = max(0, math.ceil(math.log2(speed.answer_s / PATIENCE_S)))
         is_large = self.chosen.needed > ROOMY_FRACTION * self.capacity.usable_memory
-        return get_args(Fit).index(self.chosen.fit), is_large
+        return get_args(Fit).index(self.chosen.fit), doublings, is_large
 
     @property
     def required_weights(self) -> Weights:
@@ -244,7 +265,7 @@ class PlanRequest:
     ) -> DownloadPlan:
         """Plan with quantizations by the bytes of their files. Raises ModelNotFound without the requested one."""
         context = planned_context(self.context, trained_context)
-        candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity)
+        candidates = assess_quantizations(quantizations, installed, sizes, context, self.capacity, spec)
         wanted = self.quantization
         matching = [fit for fit in candidates if wanted is None or same_quantization(wanted, fit.quantization)]
         if not matching:
@@ -284,4 +305,7 @@ def spec_sizes(spec: ModelSpec | None) -> ModelSizes:
     kv_bytes_per_token = ASSUMED_KV_BYTES
     if spec and spec.kv_bytes_per_token:
         kv_bytes_per_token = spec.kv_bytes_per_token
-    return uniform_sizes(CATALOG_LAYERS, CATALOG_LAYERS, kv_bytes_per_token // 2)  # to be scaled to any weights
+    sizes = uniform_sizes(CATALOG_LAYERS, CATALOG_LAYERS, kv_bytes_per_token // 2)  # to be scaled to any weights
+    if spec and spec.active_percent:
+        return replace(sizes, active_share=spec.active_percent / 100)
+    return sizes

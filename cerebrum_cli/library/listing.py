@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
+from cerebrum_cli.library.fit import Capacity, DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
 from cerebrum_cli.library.hub import FoundRepository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, absolute_path
@@ -136,7 +136,8 @@ def describe_available(
     return description, known_plan(spec, library.models(), request)
 
 
-def row(library: Library, model: InstalledModel) -> JsonDict:
+def row(library: Library, model: InstalledModel, capacity: Capacity) -> JsonDict:
+    """Object of `list --json`."""
     cached = model.cached
     return {
         "name": model.name,
@@ -147,17 +148,19 @@ def row(library: Library, model: InstalledModel) -> JsonDict:
         "repo_id": cached.repo_id if cached else None,
         "revision": cached.commit if cached else None,
         "last_used": last_used(library, model),
-        **_facts_of_file(model),
+        **_facts_of_file(model, capacity),
     }
 
 
-def _facts_of_file(model: InstalledModel) -> JsonDict:
+def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
     try:
+        speed = capacity.forecast(model.sizes, model.spec)
         return {
             "quantization": model.quantization,
             "size": model.size,
             "format": model.default_format,
             "context_size": model.trained_context,
+            "speed": speed and asdict(speed),
             "merged_from": list(model.merged_from),
             "converted_from": model.converted_from or None,
             "error": kind_text(model) or None,
@@ -167,7 +170,7 @@ def _facts_of_file(model: InstalledModel) -> JsonDict:
     except OSError as error:
         problem = f"{model.path}: {error.strerror}"
     size = model.file.size if model.file else None
-    unknown = dict.fromkeys(("quantization", "format", "context_size", "converted_from"))
+    unknown = dict.fromkeys(("quantization", "format", "context_size", "speed", "converted_from"))
     return {**unknown, "size": size, "merged_from": [], "error": problem}
 
 
@@ -255,13 +258,14 @@ def search_row(repository: FoundRepository, plan: DownloadPlan | None) -> JsonDi
 
 def _chosen(plan: DownloadPlan | None) -> JsonDict:
     if plan is None:
-        return dict.fromkeys(("recommended", "size", "memory", "fit"))
+        return dict.fromkeys(("recommended", "size", "memory", "fit", "speed"))
     chosen = plan.chosen
     return {
         "recommended": chosen.quantization,
         "size": chosen.size,
         "memory": chosen.needed,
         "fit": chosen.fit,
+        "speed": chosen.speed and asdict(chosen.speed),
     }
 
 

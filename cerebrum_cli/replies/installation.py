@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
-from cerebrum_cli.core.events import Emit
+from cerebrum_cli.core.events import Emit, Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
@@ -36,6 +36,7 @@ PROMPTS = "prompts"  # in the configuration directory
 # In the data directory.
 DEVICES = "devices.json"
 LOADED_FILES = "loaded_files.json"
+SPEED = "speed.json"
 STATES = "states"  # in the cache directory: the prompt cache, which holds tokens of conversations
 HISTORY = "history"  # of questions typed at the prompt of a chat
 
@@ -47,7 +48,8 @@ OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
 class Installation:
     """The directories of a user, the models and settings in them, and what opens a model file.
 
-    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory.
+    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory. The speed of
+    replies is recorded in `speed_file`; without it, no speed is forecast.
     """
 
     config_directory: Path
@@ -55,6 +57,7 @@ class Installation:
     cache_directory: Path
     open_file: OpenFile
     try_template: Callable[[Path], None] = lambda *_: None
+    speed_file: Path | None = None
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,15 +79,35 @@ class Installation:
             directories.user_cache_path,
             partial(open_with_llama, data),
             partial(try_template_file, data),
+            data / SPEED,
             **others,
         )
 
     def capacity(self) -> Capacity:
-        """Memory of this machine, and the accelerators that the last loaded model found."""
-        from cerebrum_cli.engine.machine import load_devices, total_memory
+        """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
+        from cerebrum_cli.engine.machine import likely_accelerator, load_devices, total_memory
+        from cerebrum_cli.engine.speed_file import load_speed
         from cerebrum_cli.library.fit import Capacity
 
-        return Capacity(total_memory(), load_devices(self.data_directory / DEVICES))
+        devices = load_devices(self.data_directory / DEVICES)
+        capacity = Capacity(total_memory(), devices)
+        if self.speed_file is None or devices or (devices is None and likely_accelerator() in ("cuda", "metal")):
+            return capacity
+        return replace(capacity, speed=load_speed(self.speed_file))
+
+    def record_bandwidth(self) -> None:
+        """Measure how fast the memory is, once, for forecasts before the first reply."""
+        from cerebrum_cli.engine.speed_file import record_bandwidth
+
+        if self.speed_file:
+            record_bandwidth(self.speed_file)
+
+    def record_replies(self, model: InstalledModel, replies: Sequence[Timings]) -> None:
+        """Record how fast a model without GPUs has replied, for forecasts."""
+        from cerebrum_cli.engine.speed_file import record_replies
+
+        if self.speed_file and not self.capacity().devices:
+            record_replies(self.speed_file, model.sizes, replies)
 
     def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
         """The prompt cache on disk of a model and prompt format; None if caching is off."""

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import (
+    Event,
+    Events,
+    FinishEvent,
+    LoadEvent,
+    NoticeEvent,
+    SequenceId,
+    Timings,
+    TokenEvent,
+)
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
@@ -56,6 +65,7 @@ class LoadedModel:
     build_format: FormatBuilder
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
     _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
+    _timings: list[Timings] = field(default_factory=list, init=False)  # of single replies
 
     def __enter__(self) -> Self:
         return self
@@ -64,8 +74,10 @@ class LoadedModel:
         self.close()
 
     def close(self) -> None:
-        """Cancel what is running, and free the model."""
+        """Cancel what is running, free the model, and record how fast it was."""
         self.engine.close()
+        if self._timings and not self.is_remote:
+            self.source.installation.record_replies(self.model, self._timings)
 
     @property
     def model(self) -> InstalledModel:
@@ -100,7 +112,10 @@ class LoadedModel:
             for channel, text in texts:
                 yield TokenEvent(SequenceId(0), text, channel)
         with closing(self.engine.complete([prepared])) as events:
-            yield from raise_refusals(events)
+            for event in raise_refusals(events):
+                if isinstance(event, FinishEvent):
+                    self._timings.append(event.timings)
+                yield event
 
     def prepare_reply(self, asked: Ask) -> Request:
         """What the engine gets for a question. Raises UsageError as `check_settings` does.

@@ -26,6 +26,7 @@ from cerebrum_cli.terminal.tables import (
     print_columns,
     print_table,
     sampling_text,
+    speed_text,
     updated,
 )
 
@@ -350,6 +351,7 @@ print_repositories = partial(
         "best fit": "recommended",
         "size": "size",
         "fit": "fit",
+        "speed": speed_text,
         "license": "license",
         "updated": "updated",
         "downloads": lambda row: f"{row['downloads']:,}",

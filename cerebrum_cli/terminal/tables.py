@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,16 @@ def column_value(row: Row, column: Column) -> Any:
     return row[column]
 
 
+def speed_text(row: Row) -> str | None:
+    """Forecast of a model: "9.1 t/s after 8 s", or "9.1 t/s, thinks 4 min"."""
+    speed = row["speed"]
+    if speed is None:
+        return None
+    if seconds := speed["thinking_s"]:
+        return f"{speed['tokens_per_second']:g} t/s, thinks {max(1, round(seconds / 60))} min"
+    return f"{speed['tokens_per_second']:g} t/s after {speed['first_token_s']:g} s"
+
+
 def is_url(reference: str) -> bool:
     """Whether a model is referred to by its URL, since another one has its name."""
     return "://" in reference
@@ -99,6 +110,7 @@ print_models = partial(
         "size": "size",
         "format": "format",
         "context": "context_size",
+        "speed": speed_text,
         "last used": lambda row: row["last_used"] and row["last_used"][:10],
         "where": _location,
     },
@@ -124,6 +136,7 @@ print_catalogue = partial(
         "size": "size",
         "memory": "memory",
         "fit": "fit",
+        "speed": speed_text,
         "good for": "good_for",
         "license": "license",
         "title": "title",
@@ -139,6 +152,7 @@ print_choices = partial(
         "quant": "recommended",
         "size": "size",
         "memory": "memory",
+        "speed": speed_text,
         "good for": "good_for",
         "license": "license",
     },
@@ -170,8 +184,9 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
     for candidate in plan.candidates:
         sizes = format_size(candidate.size), format_size(candidate.needed)
         installed = "yes" if candidate.installed else ""
-        rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, installed))
-    print_table(streams, ("", "quant", "size", "memory", "fit", "installed"), rows)
+        speed = speed_text(asdict(candidate))
+        rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, speed, installed))
+    print_table(streams, ("", "quant", "size", "memory", "fit", "speed", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 
 

@@ -1,9 +1,11 @@
-"""`cerebrum list --available` and `cerebrum pull` without a name: what fits this machine comes first."""
+"""`cerebrum list --available` and `cerebrum pull` without a name: what fits and answers soon comes first."""
 
 import re
 
 import pytest
 from command_line import CommandLine, assert_error
+
+from cerebrum_cli.engine.speed import Speed
 
 GIB = 2**30
 FITS = ["fits", "tight", "too big", None]
@@ -11,12 +13,13 @@ FITS = ["fits", "tight", "too big", None]
 
 @pytest.fixture(params=[8, 16, 32, 64])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Bytes of memory of this machine."""
+    """Bytes of memory of this machine, whose speed is that of two cores with AVX-512."""
     monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda: request.param * GIB)
+    monkeypatch.setattr("cerebrum_cli.engine.speed_file.load_speed", lambda path: Speed(28e9, 120e9))
     return int(request.param * GIB)
 
 
-BEST = {8: "qwen3.5-4b", 16: "qwen3.5-9b", 32: "gemma4-26b-a4b", 64: "qwen3.6-35b-a3b"}
+BEST = {8: "granite-4.1-3b", 16: "gemma4-e4b", 32: "gemma4-26b-a4b", 64: "gemma4-26b-a4b"}
 
 
 def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: int) -> None:
@@ -25,6 +28,8 @@ def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: in
     fits = [FITS.index(each and each["fit"]) for each in chosen]
     assert fits == sorted(fits) and len(rows) == len({row["name"] for row in rows})
     assert rows[0]["name"] == BEST[memory // GIB]
+    slow = next(row for row in rows if row["name"] == "qwen3.5-9b")
+    assert slow["speed"]["thinking_s"] == pytest.approx(2000 / slow["speed"]["tokens_per_second"], rel=0.05)
     assert chosen[0] and chosen[0]["needed"] <= (memory - GIB) / 2
     assert all(chosen)  # what has no GGUF is merged or converted
     assert all(row["license"] and row["good_for"] for row in rows)
@@ -33,12 +38,14 @@ def test_list_available_is_sorted_by_what_fits(new_user: CommandLine, memory: in
 def test_list_available_shows_size_memory_license_and_use_in_a_pipe(new_user: CommandLine) -> None:
     done = new_user.run("list", "--available")
     head, *lines = done.out.splitlines()
-    columns = ["name", "installed", "best fit", "size", "memory", "fit", "good for", "license", "title"]
+    columns = ["name", "installed", "best fit", "size", "memory", "fit", "speed", "good for", "license", "title"]
     assert re.split(" {2,}", head) == columns
     assert next(line.split() for line in lines if line.startswith("nemotron"))[-3:] == [
         *("speed", "nvidia-nemotron-open-model-license", "Nemotron-3-Nano-30B-A3B"),
     ]
-    assert done.err.startswith("note: memory for a context of 8192 tokens; this machine has ")
+    assert done.err.startswith(
+        "note: memory for a context of 8192 tokens, speed after a prompt of 200 tokens; this machine has "
+    )
 
 
 def test_pull_without_a_name_lists_what_fits_in_a_pipe(new_user: CommandLine, memory: int) -> None:

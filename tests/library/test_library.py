@@ -172,7 +172,7 @@ def test_library_missing_file_suggests_pulling_again(library: Library, tmp_path:
     gone = tmp_path / "models" / "Packed.Q4_1.gguf"
     library.registry.add(RegistryEntry("packed", gone, size=1, sha256="00", mtime_ns=1, source="package"))
     assert error_of(library.resolve, "packed")[1] == "pull it again, or remove it: cerebrum rm packed"
-    listed = row(library, *library.models())
+    listed = row(library, library.models()[0], library.capacity())
     assert listed["error"] == f"{gone}: file not found"
     assert (listed["size"], listed["format"]) == (1, None)
 
@@ -272,4 +272,4 @@ def test_library_never_chooses_a_file_that_is_no_language_model(library: Library
     assert error_of(library.resolve, None)[0] == "no model is installed"
     [model] = library.models()
     words = "a draft head for speculative decoding, not a whole model (architecture eagle3)"
-    assert row(library, model)["error"] == f"{path}: {words}; use the model that it was made for"
+    assert row(library, model, library.capacity())["error"] == f"{path}: {words}; use the model that it was made for"

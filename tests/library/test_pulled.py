@@ -1,6 +1,7 @@
 """What was pulled is listed, shown and asked without a network; a pull says what is new."""
 
 import json
+import re
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
     before = datetime.now(UTC).replace(microsecond=0)
     hub_user.ask("-m", OWNED)
     first, second = hub_user.listed()
+    assert set(first.pop("speed")) == {"tokens_per_second", "first_token_s", "thinking_s"}
     size, commit = chatml_model.stat().st_size, hub_user.commit()
     assert first == {
         "name": "cerebrum-7b",
@@ -100,8 +102,9 @@ def test_list_shows_installed_models(hub_user: HubUser, chatml_model: Path) -> N
     used = datetime.fromisoformat(second["last_used"])
     assert timedelta(0) <= used - before < timedelta(minutes=1)
     done = hub_user.run("list")
-    assert [line.split() for line in done.out.splitlines()] == [
-        ["name", "quant", "size", "format", "context", "last", "used", "where"],
+    lines = [re.sub(r"\S+ t/s after \S+ s", "", line).split() for line in done.out.splitlines()]
+    assert lines == [
+        ["name", "quant", "size", "format", "context", "speed", "last", "used", "where"],
         ["*", "cerebrum-7b", "Q4_K_M", "225", "kB", "cerebrum", "2048", "-", f"hf.co/{CATALOGUED}"],
         [OWNED, "Q8_0", "225", "kB", "embedded", "2048", second["last_used"][:10], f"hf.co/{OWNED}"],
     ]
@@ -116,7 +119,7 @@ def test_show_describes_an_installed_model(hub_user: HubUser) -> None:
     assert json.dumps(row, ensure_ascii=False) == pulled.out.strip()
     done = hub_user.run("show", "cerebrum-7b", "--json")
     assert (done.code, done.err) == (0, "")
-    row.pop("error")
+    del row["error"], row["speed"]  # the table has the speed of each quantization
     shown = done.object
     assert {key: shown[key] for key in row} == row
     assert shown["sha256"] == hub_user.digest(named("Q4_K_M"))
@@ -139,7 +142,8 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     assert (found["chosen"], found["context"]) == ("Q2_K", 8192)
     sizes = [(each["quantization"], each["size"]) for each in found["quantizations"]]
     assert sizes == [("Q2_K", 225_440), ("Q4_K_M", 225_440)]
-    assert list(found["quantizations"][0]) == ["quantization", "size", "needed", "fit", "installed", "recommended"]
+    keys = ["quantization", "size", "needed", "fit", "installed", "recommended", "speed"]
+    assert list(found["quantizations"][0]) == keys
     smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", CEREBRUM_CTX="1024").object
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
     assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 128)), "with the attention mask"
