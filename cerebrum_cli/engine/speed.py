@@ -12,7 +12,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 # Bytes that could be read in the time that a layer takes beside its weights; measured with models of 24 to 30 layers.
-LAYER, PROMPT_LAYER = 4_000_000, 9_000_000
+LAYER, PROMPT_LAYER = 4_000_000, 12_000_000
 PROMPT_TOKENS, ANSWER_TOKENS = 200, 100  # of the question and the answer that are forecast
 MIN_PREFILL, MIN_STEPS = 32, 16  # tokens; shorter prompts and replies say little about speed
 MIN_BYTES = 50_000_000  # so do models that caches hold

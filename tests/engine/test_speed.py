@@ -37,16 +37,16 @@ def test_sizes_count_the_weights_that_are_read_for_a_token(
 
 
 def test_forecast_is_in_proportion_to_bytes_and_layers() -> None:
-    sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)  # 904 MB, and 96 or 216 MB for layers
-    assert forecast(sizes, Speed(28e9, 112e9), 2000) == Forecast(28, 2, 71)
-    assert forecast(sizes, Speed(28e9, 112e9), 0).answer_s == pytest.approx(2 + 100 / 28)
+    sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)  # 904 MB, and 96 or 288 MB for layers
+    assert forecast(sizes, Speed(28e9, 119.2e9), 2000) == Forecast(28, 2, 71)
+    assert forecast(sizes, Speed(28e9, 119.2e9), 0).answer_s == pytest.approx(2 + 100 / 28)
 
 
 def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
     sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
-    assert Speed().with_reply(sizes, reply) == Speed(28e9, 112e9)
-    assert Speed(30e9, 100e9, 1).with_reply(sizes, reply) == Speed(30e9, 112e9, 1)
+    assert Speed().with_reply(sizes, reply) == Speed(28e9, 119.2e9)
+    assert Speed(30e9, 100e9, 1).with_reply(sizes, reply) == Speed(30e9, 119.2e9, 1)
     for short in (
         Timings(prefill_s=0.1, prefill_tokens=31, decode_s=0.1, decode_steps=56),
         Timings(prefill_s=0.1, prefill_tokens=200, decode_s=0.1, decode_steps=15),
