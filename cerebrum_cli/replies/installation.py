@@ -48,8 +48,7 @@ OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
 class Installation:
     """The directories of a user, the models and settings in them, and what opens a model file.
 
-    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory. The speed of
-    replies is recorded in `speed_file`; without it, no speed is forecast.
+    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory.
     """
 
     config_directory: Path
@@ -57,7 +56,6 @@ class Installation:
     cache_directory: Path
     open_file: OpenFile
     try_template: Callable[[Path], None] = lambda *_: None
-    speed_file: Path | None = None
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,7 +77,6 @@ class Installation:
             directories.user_cache_path,
             partial(open_with_llama, data),
             partial(try_template_file, data),
-            data / SPEED,
             **others,
         )
 
@@ -90,24 +87,22 @@ class Installation:
         from cerebrum_cli.library.fit import Capacity
 
         devices = load_devices(self.data_directory / DEVICES)
-        capacity = Capacity(total_memory(), devices)
-        if self.speed_file is None or devices or (devices is None and likely_accelerator() in ("cuda", "metal")):
-            return capacity
-        return replace(capacity, speed=load_speed(self.speed_file))
+        if devices or (devices is None and likely_accelerator() in ("cuda", "metal")):
+            return Capacity(total_memory(), devices)
+        return Capacity(total_memory(), devices, load_speed(self.data_directory / SPEED))
 
     def record_bandwidth(self) -> None:
         """Measure how fast the memory is, once, for forecasts before the first reply."""
         from cerebrum_cli.engine.speed_file import record_bandwidth
 
-        if self.speed_file:
-            record_bandwidth(self.speed_file)
+        record_bandwidth(self.data_directory / SPEED)
 
     def record_replies(self, model: InstalledModel, replies: Sequence[Timings]) -> None:
         """Record how fast a model without GPUs has replied, for forecasts."""
         from cerebrum_cli.engine.speed_file import record_replies
 
-        if self.speed_file and not self.capacity().devices:
-            record_replies(self.speed_file, model.sizes, replies)
+        if not self.capacity().devices:
+            record_replies(self.data_directory / SPEED, model.sizes, replies)
 
     def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
         """The prompt cache on disk of a model and prompt format; None if caching is off."""
