@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
 from inspect import isfunction, unwrap
 from io import StringIO
@@ -50,7 +51,7 @@ class Tool:
             values = self._converted(arguments)
             if problem := _problem(values, self.spec.parameters):
                 return f"invalid arguments: {problem}"
-            with redirect_stdout(printed):
+            with _output_apart(printed):
                 result = _text(self.function(**values))
         except Interrupted:
             raise
@@ -123,6 +124,20 @@ def _tools(source: ToolFunction | Tool | str) -> list[Tool]:
     if str(source).endswith(".py"):
         return [Tool(function_spec(function), function, asks=True) for function in _functions_of(Path(source))]
     raise UsageError.invalid("tool", source, "python, or the path of a Python file (.py)")
+
+
+@contextmanager
+def _output_apart(printed: StringIO) -> Iterator[None]:
+    """What Python prints goes to `printed`; what other programs write to standard output, to standard error."""
+    sys.stdout.flush()
+    standard_output = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
 
 
 def _functions_of(path: Path) -> list[ToolFunction]:

@@ -4,6 +4,7 @@ import functools
 import json
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -235,6 +236,16 @@ def test_results_are_text_or_json(value: object, text: str) -> None:
         return value
 
     assert tool_of(function).run({}) == text
+
+
+def test_programs_of_a_function_do_not_write_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    def function() -> None:
+        subprocess.run(["echo", "from a program"], check=True)
+
+    print("before")  # noqa: T201
+    assert tool_of(function).run({}) == "(no result)"
+    print("after")  # noqa: T201
+    assert capfd.readouterr() == ("before\nafter\n", "from a program\n")
 
 
 def test_prints_are_part_of_the_result(capsys: pytest.CaptureFixture[str]) -> None:
