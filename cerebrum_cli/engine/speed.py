@@ -15,6 +15,7 @@ from cerebrum_cli.gguf.sizes import ModelSizes
 LAYER, PROMPT_LAYER = 4_000_000, 12_000_000
 PROMPT_TOKENS, ANSWER_TOKENS = 200, 100  # of the question and the answer that are forecast
 MIN_PREFILL, MIN_STEPS = 32, 16  # tokens; shorter prompts and replies say little about speed
+MAX_DRAFTED = 0.3  # draft tokens by step; more slow the steps down
 MIN_BYTES = 50_000_000  # so do models that caches hold
 AVX2, AVX512 = (10e9, 25e9), (14e9, 60e9)  # bytes per second of a thread, measured on AMD EPYC
 MEMORY_THREADS = 2  # that read as fast as the memory is on most desktop computers
@@ -29,10 +30,11 @@ class Speed(NamedTuple):
 
     def with_reply(self, sizes: ModelSizes, timings: Timings) -> Speed:
         """The faster of this and of a model's reply, if that is long enough: other programs only slow replies down."""
-        is_short = timings.prefill_tokens < MIN_PREFILL or timings.decode_steps < MIN_STEPS
-        if is_short or timings.draft_n or sizes.active_bytes < MIN_BYTES:
+        steps = timings.decode_steps - timings.draft_n_accepted
+        is_short = timings.prefill_tokens < MIN_PREFILL or steps < MIN_STEPS
+        if is_short or timings.draft_n > MAX_DRAFTED * steps or sizes.active_bytes < MIN_BYTES:
             return self
-        generation = timings.tokens_per_second * work(sizes, LAYER)
+        generation = steps / timings.decode_s * work(sizes, LAYER)
         prompts = timings.prompt_tokens_per_second * work(sizes, PROMPT_LAYER)
         return self._replace(generation=max(self.generation, generation), prompts=max(self.prompts, prompts))
 

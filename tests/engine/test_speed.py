@@ -47,10 +47,12 @@ def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
     assert Speed().with_reply(sizes, reply) == Speed(28e9, 119.2e9)
     assert Speed(30e9, 100e9, 1).with_reply(sizes, reply) == Speed(30e9, 119.2e9, 1)
+    drafted = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=70, draft_n=16, draft_n_accepted=14)
+    assert Speed().with_reply(sizes, drafted) == Speed(28e9, 119.2e9), "accepted drafts are no steps"
     for short in (
         Timings(prefill_s=0.1, prefill_tokens=31, decode_s=0.1, decode_steps=56),
         Timings(prefill_s=0.1, prefill_tokens=200, decode_s=0.1, decode_steps=15),
-        Timings(prefill_s=0.1, prefill_tokens=200, decode_s=0.1, decode_steps=56, draft_n=8),
+        Timings(prefill_s=0.1, prefill_tokens=200, decode_s=0.1, decode_steps=56, draft_n=18),
     ):
         assert Speed().with_reply(sizes, short) == Speed()
     assert Speed().with_reply(ModelSizes((LayerSizes(MB),) * 24), reply) == Speed(), "too small"
