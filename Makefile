@@ -72,10 +72,10 @@ fuzz: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "fuzz or hypothesis" --hypothesis-profile fuzz $(ARGS)
 
 quick: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis" $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis and not fuzz" $(ARGS)
 
 coverage: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis" --cov $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not hypothesis and not fuzz" --cov $(ARGS)
 
 check: setup
 	$(BIN)/ruff format --check .
