@@ -6,13 +6,14 @@ puts around them is the syntax.
 
 from __future__ import annotations
 
-import json
 import re
 from functools import cache, partial
 from itertools import product
+from operator import attrgetter
 
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec, ToolSpecs
 from cerebrum_cli.formats.markers import HEADERS, TAG
@@ -48,16 +49,6 @@ LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
 NAME = r"(?P<name>[\w.:/-]+?)"
 CALL_ID = re.compile(r"call0000\d")
 MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
-
-
-def tool_messages(conversation: Conversation, text_arguments: bool = False) -> list[JsonDict]:
-    """The messages of a conversation as templates take them."""
-    messages = conversation.openai_messages
-    if text_arguments:
-        for message in messages:
-            for call in message.get("tool_calls", ()):
-                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    return messages
 
 
 def tool_variables(tools: ToolSpecs) -> JsonDict:
@@ -99,7 +90,8 @@ def _after_question(
 
     If rounds of calls come last, their reply is unfinished. The text before their calls is `says`.
     """
-    messages = tool_messages(conversation, text_arguments)
+    write = wire_message if text_arguments else attrgetter("openai")
+    messages = [write(turn) for turn in conversation.turns]
     if conversation.messages[-1].rounds:
         messages.pop()
     for message in messages:

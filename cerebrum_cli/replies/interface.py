@@ -28,6 +28,7 @@ from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_sour
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.programs.functions import Tool
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -56,10 +57,8 @@ class Model(LoadedModel):
         It may call the `tools`: Python functions, those of a file by its path, and "python", which runs programs. The
         iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
         """
-        from cerebrum_cli.programs.functions import tools_of
-
         request = self._request(question, schema, grammar, settings)
-        return self.respond(replace(request, tools=tools_of(tools)))
+        return self.respond(replace(request, tools=_allowed(tools)))
 
     def respond(self, request: Ask) -> Reply:
         if not request.tools:
@@ -105,7 +104,6 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
         that cannot be answered when all others are done.
         """
-        from cerebrum_cli.programs.functions import tools_of
         from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
         from cerebrum_cli.replies.tally import parse_votes
         from cerebrum_cli.replies.voting import MajorityVote
@@ -115,7 +113,7 @@ class Model(LoadedModel):
             settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
-        allowed = tools_of(tools)
+        allowed = _allowed(tools)
         if allowed and samples is not None:
             raise UsageError.conflict("tools", "samples")
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
@@ -177,6 +175,15 @@ class Model(LoadedModel):
         elif isinstance(grammar, str):
             grammar = Grammar("gbnf", grammar)
         return Ask(question, settings, grammar)
+
+
+def _allowed(tools: Iterable[Callable[..., Any] | str]) -> tuple[Tool, ...]:
+    """The tools that a reply may call; without any, what makes them is not imported."""
+    if not tools:
+        return ()
+    from cerebrum_cli.programs.functions import tools_of
+
+    return tools_of(tools)
 
 
 def open_source(source: ModelSource) -> Model:
