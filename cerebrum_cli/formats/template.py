@@ -398,9 +398,8 @@ class Rendering:
         return self.chat.closed(text) if is_closed else text
 
     def _rendered_header(self, thinks: bool | None, count: int) -> str:
-        is_whole = count == len(self.turns)
         known = self.headers.get((self.roles[count], self.conversation.thinks))
-        if known is not None and is_whole and not self.chat.switch:
+        if known is not None and not self.chat.switch:
             return known
         rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks), count)
         *before, last = self.placeholders.split(rendered)
