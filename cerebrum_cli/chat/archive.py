@@ -138,7 +138,7 @@ def _openai_turns(conversation: Conversation) -> list[JsonDict]:
     messages = []
     for turn in conversation.turns:
         message = wire_message(turn)
-        if reasoning := getattr(turn.said, "reasoning", None):
+        if reasoning := getattr(turn.value, "reasoning", None):
             message["reasoning_content"] = reasoning
         messages.append(message)
     return messages

@@ -37,7 +37,7 @@ class Turn(NamedTuple):
 
     role: str
     content: str
-    said: Message | Round | ToolCall | None = None
+    value: Message | Round | ToolCall | None = None
     thinks: bool | None = None
     number: int = 0
 
@@ -45,7 +45,7 @@ class Turn(NamedTuple):
     def openai(self) -> JsonDict:
         """The turn as one of OpenAI's messages, except that arguments are an object, not text."""
         message: JsonDict = {"role": self.role, "content": self.content}
-        match self.said:
+        match self.value:
             case Round(calls):
                 message["tool_calls"] = [
                     {"id": call_id(number), "type": "function", "function": _function(call)}

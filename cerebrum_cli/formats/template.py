@@ -278,27 +278,27 @@ class Rendering:
         """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
         last_question = max((index for index, turn in enumerate(self.turns) if turn.role == "user"), default=0)
         for index, turn in enumerate(self.turns):
-            said = turn.said
-            if not isinstance(said, Message | Round):
+            value = turn.value
+            if not isinstance(value, Message | Round):
                 continue
-            is_round = isinstance(said, Round)
+            is_round = isinstance(value, Round)
             is_recent = is_round and index > last_question
             part = None
             if not is_round or self.chat.tool_format.takes_text:
-                part = self.chat.fixed_part(said, keeps_tokens=is_recent or not self.reasoning_history.drops)
+                part = self.chat.fixed_part(value, keeps_tokens=is_recent or not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
                 self.texts[index] = self.placeholders.text(index)
                 continue
-            if said.reasoning and self.reasoning_history.takes:
-                self.texts[index + len(self.turns)] = said.reasoning
-            if isinstance(said, Round) and self.chat.tool_format.writes_calls:
+            if value.reasoning and self.reasoning_history.takes:
+                self.texts[index + len(self.turns)] = value.reasoning
+            if isinstance(value, Round) and self.chat.tool_format.writes_calls:
                 self.written.add(index)
-                self.texts += [text for call in said.calls for text in _texts_in([call.name, call.arguments])]
+                self.texts += [text for call in value.calls for text in _texts_in([call.name, call.arguments])]
                 if self.chat.tool_format.moves_text:
                     self.texts[index] = ""
-            elif isinstance(said, Round):
-                self.texts[index] = written_calls(said)
+            elif isinstance(value, Round):
+                self.texts[index] = written_calls(value)
 
     def parts(self) -> PromptParts:
         self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
@@ -350,7 +350,7 @@ class Rendering:
             )
         shown = {piece.number for piece in pieces} if pieces else {*self._rewritten(placed, prompt)}
         for index, turn in reversed([*enumerate(self.turns)]):
-            is_needed = index in self.fixed if isinstance(turn.said, Round) else turn.content.strip()
+            is_needed = index in self.fixed if isinstance(turn.value, Round) else turn.content.strip()
             if is_needed and index not in shown:
                 raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
         return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens

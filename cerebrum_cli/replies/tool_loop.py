@@ -64,8 +64,8 @@ class ToolLoop:
             return
         text = CallFilter(self._model.format.tool_format, self.asked.conversation.tools)
         text.feed(reply.text)
-        said = text.shown.strip()
-        if said and self.asked.grammar is None:
+        preamble = text.shown.strip()
+        if preamble and self.asked.grammar is None:
             yield TokenEvent(REPLY, "\n\n")
         if refusal := self.refusal(calls):
             yield refusal
@@ -73,7 +73,7 @@ class ToolLoop:
             self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
             return
         calls = yield from self.run(calls, reply.finish)
-        part = Round(calls, said, reply.reasoning, reply.tokens if are_own else None)
+        part = Round(calls, preamble, reply.reasoning, reply.tokens if are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
 
