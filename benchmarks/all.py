@@ -60,6 +60,7 @@ BENCHMARKS = (
     Benchmark("evaluation", (GSM8K,)),
     Benchmark("drafts", (MT_BENCH,), needs_model=True),
     Benchmark("scores"),
+    Benchmark("forecast", needs_model=True),
     Benchmark("real", (GSM8K,), needs_model=True),
     Benchmark("same_text", (MT_BENCH, GSM8K, HUMAN_EVAL), needs_model=True),
     Benchmark("reasoning_limits", (GSM8K,), needs_model=True),
@@ -76,7 +77,8 @@ def main() -> None:
     options = parse_arguments()
     selected = [benchmark for benchmark in BENCHMARKS if not options.only or benchmark.name in options.only]
     if not (options.model and all(has_questions(name, options.data) for name in PUBLISHED)):
-        print("drafts, real, same_text, reasoning_limits: skipping what needs --model and --data", flush=True)
+        names = ", ".join(benchmark.name for benchmark in BENCHMARKS if benchmark.needs_model)
+        print(f"{names}: skipping what needs --model and --data", flush=True)
         selected = [benchmark for benchmark in selected if not benchmark.needs_model]
     for line in missing_questions(selected, options.data):
         print(line, flush=True)

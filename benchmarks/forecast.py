@@ -1,8 +1,9 @@
 """Compare forecasts of speed with what is measured: of each model, from the replies of each other one.
 
-Usage: python benchmarks/forecast.py MODEL MODEL... [--runs N] [--threads N] [--dry-run]
+Needs `cerebrum pull starter`.
+Usage: python benchmarks/forecast.py --model FILE... [--runs N] [--threads N] [--dry-run]
 
-A MODEL is a GGUF file. The models reply in turns, N times each, to a prompt of about 200 tokens. Each has a
+A FILE is a model in GGUF. It and the starter reply in turns, N times each, to a prompt of about 200 tokens. Each has a
 directory of its own, where its replies are recorded; from that record, the other models are forecast. The fastest
 reply of each model is what was measured, since other programs can only slow replies down. Loading is not included.
 """
@@ -15,7 +16,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
-from answering import THREADS
+from answering import THREADS, model_path
 from harness import SCRIPT, argument_parser, isolated_environment, kernels, machine, record_section, run
 
 from cerebrum_cli.engine.speed import PROMPT_TOKENS, forecast
@@ -51,12 +52,13 @@ class Measured(NamedTuple):
 def main() -> None:
     """Measure all models, and record the table unless this is a dry run."""
     parser = argument_parser(__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--model", nargs="+", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=THREADS)
     options = parser.parse_args()
+    models = [model_path("starter"), *options.model]
     with tempfile.TemporaryDirectory() as name:
-        homes = {model: Path(name, str(index)) for index, model in enumerate(options.models)}
+        homes = {model: Path(name, str(index)) for index, model in enumerate(models)}
         replies: dict[Path, list[Measured]] = {model: [] for model in homes}
         for _ in range(options.runs):
             for model, home in homes.items():
