@@ -108,6 +108,6 @@ def output_of(command: Sequence[str], name: str) -> bytes:
         message = messages.read().decode(errors="replace").rstrip().rpartition("\n")[2]
         message = re.sub(r"^ - \w+ threw | with message", "", message)  # markitdown's
     if done.returncode and len(data) <= MAX_PROMPT_BYTES:
-        reason = truncate(message.strip(), 300) or f"{command[0]} failed"
-        raise UsageError(f"{name}: {reason}", "check the file, or convert it to text")
+        reason = truncate(message.strip(" :"), 300) or f"{command[0]} failed"
+        raise UsageError(f"{name} cannot be converted: {reason}", "check the file, or convert it to text")
     return data

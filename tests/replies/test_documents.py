@@ -85,11 +85,11 @@ def test_document_that_cannot_be_read_is_one_clear_line() -> None:
         "image.pdf": b"\x89PNG\r\n\x1a\n" + bytes(100),
     }.items():
         Path(name).write_bytes(content)
-    assert refusal(Path("truncated.pdf")) == "truncated.pdf: PSEOF: Unexpected EOF"
-    assert refusal(Path("encrypted.pdf")) == "encrypted.pdf: PDFPasswordIncorrect:"
+    assert refusal(Path("truncated.pdf")) == "truncated.pdf cannot be converted: PSEOF: Unexpected EOF"
+    assert refusal(Path("encrypted.pdf")) == "encrypted.pdf cannot be converted: PDFPasswordIncorrect"
     assert refusal(Path("scanned.pdf")) == "scanned.pdf: no text found"
-    assert refusal(Path("old.docx")) == "old.docx: BadZipFile: File is not a zip file"
-    assert refusal(Path("image.pdf")).startswith("image.pdf: PDFSyntaxError: No /Root object!")
+    assert refusal(Path("old.docx")) == "old.docx cannot be converted: BadZipFile: File is not a zip file"
+    assert refusal(Path("image.pdf")).startswith("image.pdf cannot be converted: PDFSyntaxError: No /Root object!")
     assert refusal(Path("none.pdf")) == "none.pdf: No such file or directory"
 
 
@@ -104,7 +104,9 @@ def test_document_that_unpacks_to_gigabytes(folder: Path, monkeypatch: pytest.Mo
     limited = [word.replace("4194304", "1000000") for word in documents.MARKITDOWN]  # which takes long to fill
     assert limited != list(documents.MARKITDOWN)
     write_docx(folder / "bomb.docx", "A pear.", padding=1000)
-    assert refusal(Path("bomb.docx"), docx=shlex.join(limited)).startswith("bomb.docx: MemoryError:")
+    assert refusal(Path("bomb.docx"), docx=shlex.join(limited)).startswith(
+        "bomb.docx cannot be converted: MemoryError:"
+    )
 
 
 def test_document_without_markitdown_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,9 +146,11 @@ def test_command_of_an_ending_takes_precedence(folder: Path) -> None:
 def test_command_that_fails_is_one_line() -> None:
     Path("fail.py").write_text("import sys\nprint('A' * 100_000, file=sys.stderr)\nsys.exit('\\nit is broken\\n')")
     Path("a.epub").write_bytes(b"A pear.")
-    assert refusal(Path("a.epub"), epub=f"{sys.executable} fail.py $1") == "a.epub: it is broken"
-    assert refusal(Path("a.epub"), epub="false $1") == "a.epub: false failed"
-    assert refusal(Path("a.epub"), epub="no-such-command $1") == ("a.epub: sh: 1: exec: no-such-command: not found")
+    assert refusal(Path("a.epub"), epub=f"{sys.executable} fail.py $1") == "a.epub cannot be converted: it is broken"
+    assert refusal(Path("a.epub"), epub="false $1") == "a.epub cannot be converted: false failed"
+    assert refusal(Path("a.epub"), epub="no-such-command $1") == (
+        "a.epub cannot be converted: sh: 1: exec: no-such-command: not found"
+    )
     assert refusal(Path("a.epub"), epub="true $1") == "a.epub: no text found"
     assert refusal(Path("a.epub"), epub="printf '\\377' $1") == "the text of a.epub is not UTF-8 text (byte 0)"
     assert refusal(Path("a.epub"), epub="yes $1") == "the text of a.epub is larger than 64 MB"
