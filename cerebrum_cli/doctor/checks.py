@@ -96,8 +96,9 @@ def _check_config(context: DoctorContext) -> CheckResult:
     saved = format_count(len(context.installation.prompts.read_all()), "saved prompt")
     if not path.exists():
         return check_result(f"{path} does not exist: using default settings; {saved}")
-    keys = [*config.settings, *(f"endpoints.{name}" for name in config.endpoints)]
-    return check_result(f"{path} sets {', '.join(keys) or 'nothing'}; {saved}")
+    endpoints = [f"endpoints.{name}" for name in config.endpoints]
+    keys = [*config.settings, *endpoints, *(f"documents.{ending}" for ending in config.documents)]
+    return check_result(f"{path}: {', '.join(keys) or 'no settings'}; {saved}")
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
