@@ -38,6 +38,7 @@ from cerebrum_cli.terminal.tables import (
     print_found,
     print_models,
     print_rows,
+    speed_text,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def pull(
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:
-            app.streams.report(next_step(app, installed))
+            report_next_step(app, installed)
     if options.json:
         from cerebrum_cli.library.listing import row
 
@@ -159,15 +160,22 @@ def given_flags(options: object, *names: str) -> list[str]:
     return [flag(name) for name in names if getattr(options, name)]
 
 
-def next_step(app: App, model: InstalledModel) -> str:
-    """Notice with the command that tries an installed model."""
+def report_next_step(app: App, model: InstalledModel) -> None:
+    """Report how fast an installed model should be, and the command that tries it."""
+    from cerebrum_cli.library.fit import FORECAST
+    from cerebrum_cli.library.listing import row
     from cerebrum_cli.replies.source import format_of
 
+    app.record_bandwidth()
+    if speed := speed_text(row(app.library, model, app.capacity())):
+        app.streams.report(f"expected {FORECAST}: {speed}")
     try:
         format_of(app.settings({}, model), model)
     except FormatError:
-        return f'its file has no chat template; next: cerebrum ask --raw -m {model.reference} "Once upon a time"'
-    return f"next: cerebrum chat {model.reference}"
+        command = f'cerebrum ask --raw -m {model.reference} "Once upon a time"'
+        app.streams.report(f"its file has no chat template; next: {command}")
+        return
+    app.streams.report(f"next: cerebrum chat {model.reference}")
 
 
 def with_type(reference: Reference, options: PullCommandOptions) -> Reference:

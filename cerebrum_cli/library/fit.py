@@ -32,7 +32,7 @@ SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
-PATIENCE_S = 30
+PATIENCE_S = 30  # for an answer; slower quantizations and models are not preferred
 FORECAST = f"speed after a prompt of {PROMPT_TOKENS} tokens"
 PREFERRED_BITS, FEWEST_BITS = 4, 2
 CATALOG_LAYERS = 32  # as most models have
@@ -136,7 +136,7 @@ def assess_quantizations(
         speed = capacity.forecast(scaled, spec)
         candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed, speed=speed)
         candidates.append(candidate)
-        if memory.is_comfortable:
+        if memory.is_comfortable and (speed is None or speed.answer_s <= PATIENCE_S):
             comfortable.append(candidate)
     if candidates:
         best = candidates.index(recommend(candidates, comfortable))

@@ -6,6 +6,7 @@ import pytest
 
 from cerebrum_cli.engine.memory import HEADROOM, Device
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import load_catalogue
 from cerebrum_cli.library.fit import (
@@ -105,6 +106,8 @@ def test_fit_recommends_by_memory(name: str, here: Capacity, quantization: str, 
     [
         (machine(16 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),
         (machine(64 * GIB), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q8_0"),  # comfortable
+        (Capacity(64 * GIB, speed=Speed(28e9, 120e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q4_KS"),  # slow
+        (Capacity(64 * GIB, speed=Speed(36e9, 150e9)), {"Q4_KS": 4.14, "Q6_K": 5.94, "Q8_0": 7.7}, "Q6_K"),
         (machine(16 * GIB), {"Q2_K": 2.7, "IQ4_XS": 3.9, "Q4_0": 4.1, "Q8_0": 11.3}, "Q4_0"),
         (machine(16 * GIB), {"Q3_K_M": 3.5, "Q5_K_M": 5.1, "Q8_0": 7.7}, "Q3_K_M"),  # more must be comfortable
         (machine(16 * GIB), {"Q2_K": 4.0, "Q8_0": 11.3}, "Q2_K"),
