@@ -52,8 +52,6 @@ def chat(
 
     Piped text follows QUESTION; without one, each of its lines is a question or a slash command.
 
-    Each reply is saved while it is being generated: -c continues the latest session, however it ended.
-
     Examples:
       cerebrum chat
       cerebrum chat -m cerebrum-7b --session physics

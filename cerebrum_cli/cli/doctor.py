@@ -30,13 +30,9 @@ class DoctorOptions(ServerOptions):
 
 @composed
 def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptions) -> None:
-    """Each line is ok, a warning or a failure. Warnings and failures come with a hint.
-
-    A small bundled model answers a question with a known answer.
+    """Exits with code 1 if anything fails.
 
     With --endpoint, only servers are checked: their kind, their replies, and whether their vocabulary is MODEL's.
-
-    Exits with code 1 if anything fails.
 
     Examples:
       cerebrum doctor

@@ -41,10 +41,7 @@ def merge(
     recipe: Annotated[str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
     options: MergeCommandOptions,
 ) -> None:
-    """Stacks layers, copied byte for byte, or combines the weights of several models. No full-precision files are
-    needed.
-
-    Prints the SHA-256 of each file written.
+    """Stacks layers, copied byte for byte, or combines the weights of several models.
 
     Examples:
       cerebrum merge recipe.yaml -o merged.gguf --dry-run

@@ -100,13 +100,11 @@ def pull(
     *,
     options: PullCommandOptions,
 ) -> None:
-    """Models are downloaded from the Hugging Face Hub to the Hugging Face cache. A local file is used in place, and so
-    are models of Ollama and LM Studio (`cerebrum list --found`). Safetensors in a folder, or in a repository without
-    GGUF files, are converted.
+    """Without MODEL, offers a few models that fit this machine. Without :QUANT, downloads the recommended quantization.
+    Run an interrupted download again to resume it.
 
-    Without MODEL, you choose from a few models that fit this machine. Without :QUANT, the quantization recommended for
-    this machine is chosen. If a download is interrupted, run the command again to resume. With --vocabulary, only the
-    header of the file is downloaded, a few megabytes: enough to build prompts for a server that runs the model.
+    A local file is used in place, and so are models of Ollama and LM Studio (`cerebrum list --found`). Safetensors are
+    converted to GGUF.
 
     Examples:
       cerebrum pull cerebrum-7b
@@ -214,8 +212,6 @@ class ListOptions(QuietOptions):
 def list_models(app: App, options: ListOptions) -> None:
     """Includes models that other tools have put into the Hugging Face cache. Only --outdated uses the network.
 
-    With --found, lists the models of Ollama and LM Studio instead, which `cerebrum pull` can register.
-
     Examples:
       cerebrum list
       cerebrum list --available
@@ -297,9 +293,7 @@ def show(
     options: QuietOptions,
     json: Json = False,
 ) -> None:
-    """Also shows which quantizations fit this machine.
-
-    The network is not used; `cerebrum pull --dry-run` queries the Hub.
+    """Also shows which quantizations fit this machine, without using the network.
 
     Examples:
       cerebrum show starter
@@ -381,8 +375,6 @@ def rm(
     yes: Yes = False,
 ) -> None:
     """Local files, and those of Ollama and LM Studio, are unregistered, not deleted.
-
-    Files shared with another revision in the Hugging Face cache are kept.
 
     Examples:
       cerebrum rm starter
