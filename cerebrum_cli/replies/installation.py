@@ -99,9 +99,10 @@ class Installation:
 
     def record_replies(self, model: InstalledModel, replies: Sequence[Timings]) -> None:
         """Record how fast a model without GPUs has replied, for forecasts."""
+        from cerebrum_cli.engine.machine import load_devices
         from cerebrum_cli.engine.speed_file import record_replies
 
-        if not self.capacity().devices:
+        if not load_devices(self.data_directory / DEVICES):
             record_replies(self.data_directory / SPEED, model.sizes, replies)
 
     def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:

@@ -34,6 +34,8 @@ TOOL_MODULES = {  # what function calls need, besides a format's description of 
 # What `ask` needs neither for a single answer, nor without servers.
 UNUSED_BY_ASK = {
     "batch.answering",
+    "answers.final",
+    "library.fit",
     "replies.voting",
     "results.stored_results",
     "merge.plan",
