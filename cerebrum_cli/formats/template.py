@@ -294,7 +294,8 @@ class Rendering:
                 self.texts[index + len(self.turns)] = value.reasoning
             if isinstance(value, Round) and self.chat.tool_format.writes_calls:
                 self.written.add(index)
-                self.texts += [text for call in value.calls for text in _texts_in([call.name, call.arguments])]
+                for call in value.calls:
+                    _map_texts(self.texts.append, [call.name, call.arguments])
                 if self.chat.tool_format.moves_text:
                     self.texts[index] = ""
             elif isinstance(value, Round):
@@ -335,7 +336,9 @@ class Rendering:
         if index not in self.written:
             message.pop("tool_calls", None)
         for call in message.get("tool_calls", ()):
-            name, arguments = _with_texts([call["function"]["name"], call["function"]["arguments"]], texts)
+            name, arguments = _map_texts(
+                lambda _: next(texts), [call["function"]["name"], call["function"]["arguments"]]
+            )
             if self.chat.tool_format.text_arguments:
                 arguments = json.dumps(arguments, ensure_ascii=False)
             call["function"] = {"name": name, "arguments": arguments}
@@ -420,28 +423,15 @@ def _split(rounds: Iterable[Round]) -> Iterator[Round]:
             yield Round((call,))
 
 
-def _texts_in(value: Any) -> Iterator[str]:
-    """Yield the texts in a JSON value, without keys."""
+def _map_texts(change: Callable[[str], Any], value: Any) -> Any:
+    """A JSON value with changed texts; keys stay."""
     match value:
         case str():
-            yield value
+            return change(value)
         case Mapping():
-            for item in value.values():
-                yield from _texts_in(item)
+            return {key: _map_texts(change, item) for key, item in value.items()}
         case list() | tuple():
-            for item in value:
-                yield from _texts_in(item)
-
-
-def _with_texts(value: Any, texts: Iterator[str]) -> Any:
-    """A JSON value with other texts."""
-    match value:
-        case str():
-            return next(texts)
-        case Mapping():
-            return {key: _with_texts(item, texts) for key, item in value.items()}
-        case list() | tuple():
-            return [_with_texts(item, texts) for item in value]
+            return [_map_texts(change, item) for item in value]
     return value
 
 

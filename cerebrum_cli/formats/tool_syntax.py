@@ -120,10 +120,9 @@ def _without_reasoning(written: str) -> str:
 
 
 def shared_start(first: str, second: str) -> str:
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return first[:index]
-    return min(first, second, key=len)
+    while not second.startswith(first):
+        first = first[:-1]
+    return first
 
 
 def shared_end(first: str, second: str) -> str:
