@@ -15,7 +15,6 @@ from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.replies.installation import (
     Installation,
     Servers,
@@ -192,7 +191,6 @@ def open_source(source: ModelSource) -> Model:
     if model.is_served and (source.raw or source.vocabulary_only):
         option = "--raw" if source.raw else "--dry-run"
         raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
-    require_generative(model.path, model.header)
     format_name, build_format = source.choose_format()
     engine = source.start_engine(format_name)
     return Model(source, engine, format_name, build_format)

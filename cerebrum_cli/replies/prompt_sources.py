@@ -76,7 +76,6 @@ class PromptSources:
 
         A question gets the system prompt of the settings; a messages list only one given on the command line.
         """
-        self.validate(piped)
         if self.messages is not None:
             if self.messages == STANDARD_INPUT and piped is not None:
                 conversation = parse_messages(read_piped(piped), "standard input")

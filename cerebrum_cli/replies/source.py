@@ -194,9 +194,7 @@ def complete_source(
     if servers:
         settings = without_local(settings)
     model = installation.library.with_adapters(model, settings.lora)
-    source = ModelSource(installation, model, settings, servers, **use)
-    require_attention(model, settings, source.context.pad_steps)
-    return source
+    return ModelSource(installation, model, settings, servers, **use)
 
 
 def slots_of(source: ModelSource) -> int:

@@ -50,9 +50,10 @@ def ask(
     piped: bytes | None = None,
     system: str | None = None,
 ) -> Conversation:
-    return PromptSources(prompt, files, messages, raw, no_notices).read(
-        BytesIO(piped) if piped is not None else None, Settings(system=system), system
-    )
+    sources = PromptSources(prompt, files, messages, raw, no_notices)
+    stream = BytesIO(piped) if piped is not None else None
+    sources.validate(stream)
+    return sources.read(stream, Settings(system=system), system)
 
 
 def question_text(*arguments: Any, **options: Any) -> str:
