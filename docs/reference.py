@@ -87,7 +87,7 @@ def common_rows(contexts: list[Any]) -> list[Row]:
 
 
 def help_of(context: Any, common: list[Row]) -> str:
-    """Help of a command with the names only of its common options; of a group, without the list of its commands."""
+    """Help of a command without examples, with only the names of its common options, or of a group without commands."""
     command = context.command
     formatter = context.make_formatter()
     command.format_usage(context, formatter)
@@ -103,7 +103,6 @@ def help_of(context: Any, common: list[Row]) -> str:
         with formatter.section("Common options"):
             text = fill(", ".join(names), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
             formatter.write(f"{text}\n")
-    command.format_epilog(context, formatter)
     return plain(formatter.getvalue())
 
 
