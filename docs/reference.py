@@ -22,7 +22,7 @@ INTRODUCTION = """\
 
 ## Common options
 
-Below, each command names those that it has. Almost all have `-q`, too, and all have `-h`.
+Each command lists those that it has. Almost all commands also have `-q`, and all have `-h`.
 """
 
 
@@ -92,18 +92,31 @@ def help_of(context: Any, common: list[Row]) -> str:
     formatter = context.make_formatter()
     command.format_usage(context, formatter)
     command.format_help_text(context, formatter)
-    names = []
+    shared = []
     for option in options_of(command):
-        option.hidden = option_row(option, context) in common
-        if option.hidden and "--quiet" not in option.opts:
-            names.append(option.opts[-1])
+        row = option_row(option, context)
+        option.hidden = row in common
+        if option.hidden:
+            shared.append((row, option.opts[-1]))
     if not hasattr(command, "commands"):
         command.format_options(context, formatter)
-    if names:
+    if text := common_options(shared, common):
         with formatter.section("Common options"):
-            text = fill(", ".join(names), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
             formatter.write(f"{text}\n")
     return plain(formatter.getvalue())
+
+
+def common_options(shared: list[tuple[Row, str]], common: list[Row]) -> str:
+    """Headings of which a command has all common options, and names of its other ones without --quiet."""
+    sizes = Counter(heading for heading, _, _ in common)
+    found = Counter(heading for (heading, _, _), _ in shared)
+    complete = [heading for heading in HEADINGS if found[heading] == sizes[heading]]
+    names = [name for (heading, _, _), name in shared if heading not in complete and name != "--quiet"]
+    parts = [f"all of {', '.join(complete)}"] if complete else []
+    if names:
+        parts.append(", ".join(names))
+    text = "; ".join(parts)
+    return fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def plain(text: str) -> str:
