@@ -90,7 +90,8 @@ def help_of(context: Any, common: list[Row]) -> str:
     """Help of a command without examples, with only the names of its common options, or of a group without commands."""
     command = context.command
     formatter = context.make_formatter()
-    command.format_usage(context, formatter)
+    pieces = [piece for piece in command.collect_usage_pieces(context) if piece != "[OPTIONS]"]
+    formatter.write(f"{' '.join([context.command_path, *pieces])}\n")
     command.format_help_text(context, formatter)
     shared = []
     for option in options_of(command):
