@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from model_servers import Armed, ModelServer
 from remote_engines import QUICK, connected, local_replies, remote_engine, request_of, serving_kind
 from scripted_backend import endless, random_model
 from server_kinds import KINDS, LlamaServer, SglangServer, VllmServer
+from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
@@ -81,7 +83,7 @@ def named(line: str, servers: Sequence[ModelServer]) -> str:
     """A line without what differs between runs."""
     for server, name in zip(servers, ("first", "second"), strict=False):
         line = line.replace(server.url, name)
-    return re.sub(r"no reply within [\d.]+ s", "silence", line)
+    return re.sub(r"no reply (within|for) [\d.]+ s", "silence", line)
 
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -206,13 +208,65 @@ def test_server_that_exceeds_the_time_of_a_row_costs_no_row(kind: type[ModelServ
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
+# Where a server takes requests and sends nothing.
+
+IMPATIENT = replace(QUICK, silent_row=0.1)
+PROMPT_OF = {request.params.seed: request.prompt_tokens for request in FEW}
+
+
 @each_kind
-def test_server_that_is_frozen_costs_no_row(kind: type[ModelServer]) -> None:
-    timeouts = replace(QUICK, hedge=0.2)
-    with serving_kind(kind, random_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
-        servers[0].arm(hang_after=0, times=None)
+@pytest.mark.parametrize("fault", [{"hang_after": 0}, {"hang_after": 1}, {"hang_after": 0, "let_through": 1}])
+@pytest.mark.parametrize("silent", [1, 2])
+def test_silent_servers_beside_a_healthy_one_cost_no_row(
+    kind: type[ModelServer], fault: dict[str, Any], silent: int
+) -> None:
+    with serving_kind(kind, random_model, silent + 1) as servers, connected(*servers, timeouts=IMPATIENT) as engine:
+        for server in servers[:silent]:
+            server.arm(times=None, **fault)
+        lines = transcript(engine, servers, FEW)  # each reply is reported once
+        assert lines[-1] == ALL and all("is unavailable: silence" in line for line in lines[:-1])
+        asked = [asked for server in servers for asked in server.completions()]
+        assert len(asked) > len(FEW)
+        assert kind is SglangServer or all(PROMPT_OF[each.body["seed"]] == each.prompt for each in asked)
+
+
+def test_silent_server_has_one_row_until_it_answers() -> None:
+    timeouts = replace(QUICK, silent_row=0.3)
+    with serving_kind(LlamaServer, random_model, 2) as servers, connected(*servers, timeouts=timeouts) as engine:
+        silent = servers[0].arm(hang_after=0, times=None)
+        assert transcript(engine, servers, FEW)[-1] == ALL
+        wait_until(lambda: not engine.pool.known[0].running)
         assert transcript(engine, servers, FEW) == [ALL]
-        servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
+        assert len(servers[0].completions()) <= servers[0].slots + 1
+        wait_until(lambda: not engine.pool.known[0].running)
+        silent.disarm()
+        wait_until(lambda: engine.pool.known[0].is_reached)
+        assert transcript(engine, servers, ROWS) == ["20 replies"]
+        assert not engine.pool.known[0].failures
+
+
+def test_silence_that_is_usual_of_a_server_is_no_loss() -> None:
+    with serving_kind(LlamaServer, random_model, 2) as servers, connected(*servers) as engine:
+        whole = servers[0].complete
+
+        def complete(body: Mapping[str, Any]) -> Generator[Any, None, None]:
+            time.sleep(0.3)
+            yield from whole(body)
+
+        servers[0].complete = complete  # type: ignore[method-assign]
+        for timeouts in (QUICK, IMPATIENT):
+            engine.pool._timeouts = timeouts
+            assert transcript(engine, servers, FEW) == [ALL]
+
+
+def test_silent_server_with_more_slots_costs_no_sample_of_a_vote() -> None:
+    with serving_kind(LlamaServer, random_model, 2) as servers:
+        servers[0].slots = 7
+        with connected(*servers, timeouts=IMPATIENT) as engine:
+            assert transcript(engine, servers, FEW) == [ALL]
+            servers[0].arm(hang_after=0, times=None)
+            assert transcript(engine, servers, [request_of("Q", n=7)])[-1] == "7 replies"
+            assert [each.body["n_cmpl"] for each in servers[1].completions()[-2:]] == [4, 3]
 
 
 def error_event(kind: type[ModelServer], code: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ A row that is lost with its server is asked again, with the same seed. As many m
 those that were lost twice have servers to themselves: at most a quarter of those that were lost together. A row that is
 lost alone, for the third time or later, is refused.
 
-Once nothing else waits, free servers are also asked rows that have waited long elsewhere; the first reply counts.
+Once nothing else waits, free servers are also asked rows that have waited long elsewhere, sooner if the other server
+has sent nothing meanwhile; the first reply counts. A silent server that another one is faster than is lost.
 "If a server fails" in docs/how-to/several-machines.md lists all events. `client.py` translates responses into errors.
 """
 
@@ -25,12 +26,11 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
 from cerebrum_cli.engine.remote.kind import origin
-from cerebrum_cli.engine.remote.server import NOT_ASKED, PoolJob, Server
+from cerebrum_cli.engine.remote.server import LATE, NOT_ASKED, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
 SPLIT = 4  # divides a group of rows that was lost together
-LATE = 2  # times the longest reply so far, after which a row is asked elsewhere, too
 STUCK = 10  # times the longest reply, after which no server is expected to answer
 
 
@@ -131,7 +131,7 @@ class Pool:
     def _start_from(self, queue: deque[PoolJob]) -> None:
         while queue:
             job = queue[0]
-            server = self._choose(job)
+            server = self._choose(job, self._servers)
             if job.unfinished and server is None:
                 return
             queue.popleft()
@@ -139,24 +139,30 @@ class Pool:
                 self._start(job, server)
 
     def _start_copies(self) -> None:
-        """Ask servers with free slots for rows that have waited long elsewhere."""
-        before = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
+        """Ask servers with free slots for the rows that have waited longest elsewhere, too."""
+        late = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
         for server in self._servers:
             for job in list(server.running):
-                if job.request.stream or job.losses or job.copy or job.start >= before:
+                silence_s = server.silence(job)
+                if job.start >= late and silence_s < self._timeouts.silent_row:  # so do later ones
+                    break
+                racers = job.racers
+                if job.request.stream or any(racer.start > job.start for racer in racers):
                     continue
-                if other := self._choose(job, but=server):
-                    job.copy = replace(job, copy=job)
-                    self._start(job.copy, other)
+                others = [
+                    other
+                    for other in self._servers
+                    if other not in (server, *racers.values()) and (job.start < late or 0 < other.reply_s < silence_s)
+                ]
+                if other := self._choose(job, others):
+                    self._start(replace(job), other)
+                elif not racers:  # nor is there one for later jobs
+                    break
 
-    def _choose(self, job: PoolJob, but: Server | None = None) -> Server | None:
+    def _choose(self, job: PoolJob, servers: Sequence[Server]) -> Server | None:
         """The server to give a job now: the one that has its prompt, or one that works; the idlest."""
         needs_proof = bool(job.group and self._waiting)  # that the server answers other rows
-        fitting = [
-            server
-            for server in self._servers
-            if server is not but and server.has_room(job) and not (needs_proof and server.failures)
-        ]
+        fitting = [server for server in servers if server.has_room(job) and not (needs_proof and server.failures)]
 
         def preference(server: Server) -> tuple[bool, int, float]:
             return server is not job.pooled.server, server.failures, server.outstanding / server.window
@@ -167,6 +173,7 @@ class Pool:
         if rest := job.split(server.info.max_samples):
             self._waiting.appendleft(rest)
         job.pooled.server = server
+        job.pooled.jobs[job] = server
         kind = server.info.kind
         if ignored := kind.ignored(job.request, server.info):
             self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
@@ -179,6 +186,7 @@ class Pool:
 
     def _end(self, task: asyncio.Task[None], job: PoolJob, server: Server) -> None:
         server.remove(job)
+        del job.pooled.jobs[job]
         error = LostServerError(str(server.problem)) if task.cancelled() else task.exception()
         if error is None or isinstance(error, RefusedRequestError):
             self._end_answered(job, server, error)
@@ -199,9 +207,11 @@ class Pool:
         self._longest_s = max(self._longest_s, self._alive_at - job.start)
         if refusal:
             job.refuse(refusal.error)
-        if job.copy:
-            job.copy.cancel()
-        server.note_answer(is_reply=refusal is None)
+        server.note_answer(job, is_reply=refusal is None)
+        for late, other in job.pooled.jobs.items():
+            if not late.unfinished:
+                late.cancel()
+                other.note_loss(late, server)
 
     def _lose(self, job: PoolJob, server: Server, error: ExchangeError | EndpointError) -> None:
         """Ask for a job again, unless part of its reply was shown, or it is to blame."""
@@ -225,9 +235,11 @@ class Pool:
 
     def _requeue(self, job: PoolJob) -> None:
         job.pooled.server = None
-        if job.copy:  # it may still be answered
-            job.copy.copy = None
-        elif job.group:
+        racing = {sample.id for racer in job.racers for sample in racer.samples}  # which may still be answered
+        job.samples = tuple(sample for sample in job.unfinished if sample.id not in racing)
+        if not job.samples:
+            return
+        if job.group:
             self._suspects.appendleft(job)
         else:
             self._waiting.append(job)

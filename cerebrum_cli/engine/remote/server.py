@@ -44,6 +44,7 @@ DROPPED_HINT = (
 )
 REFUSED_HINT = "check the settings of the request, and the server's log"
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
+LATE = 2  # times the longest reply so far, after which a row is asked elsewhere, too
 OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
 NOT_ASKED = BusyServerError("no answer yet")
@@ -59,6 +60,7 @@ class PooledRequest:
     server: object = None  # that has evaluated the prompt
     samples: int = 0
     running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
+    jobs: dict[PoolJob, Server] = field(default_factory=dict)  # those that run, and where
 
 
 @dataclass(eq=False, slots=True)
@@ -69,7 +71,6 @@ class PoolJob:
     samples: tuple[RemoteSample, ...]
     losses: int = 0  # of its reply
     group: int = 0  # most jobs that its next server may have, 0 for any number
-    copy: PoolJob | None = None  # on another server
     has_output: bool = False
     start: float = 0.0  # when it was last sent
     task: asyncio.Task[None] | None = None
@@ -88,10 +89,20 @@ class PoolJob:
         self.samples = samples[:count]
         if len(samples) <= count:
             return None
-        return replace(self, samples=samples[count:], copy=None)
+        return replace(self, samples=samples[count:])
+
+    @property
+    def racers(self) -> dict[PoolJob, Server]:
+        """Other jobs that run for the same samples, and where."""
+        ids = {sample.id for sample in self.samples}
+        return {
+            job: server
+            for job, server in self.pooled.jobs.items()
+            if job is not self and not ids.isdisjoint(sample.id for sample in job.samples)
+        }
 
     def report(self, event: SampleEvent) -> None:
-        """Emit an event of a sample that has not finished: a copy may have been faster."""
+        """Emit an event of a sample that has not finished: another server may have been faster."""
         running = self.pooled.running
         if event.sequence in running:
             if isinstance(event, (FinishEvent, RefusedEvent)):
@@ -132,6 +143,7 @@ class Server:
         self.failures = 0  # since its last answer
         self.lost_together = 0  # jobs that it had when it was lost
         self.heard_at = monotonic()  # when something last arrived of a reply
+        self.reply_s = 0.0  # of its last reply
         self.is_known = False
         self.is_reached = False  # since it was lost, it has answered what it is, and fits
         self.is_noted, self.noted_at = False, -inf  # whether users know its problem, and since when
@@ -205,9 +217,10 @@ class Server:
         del self.running[job]
         self.outstanding -= len(job.samples)
 
-    def note_answer(self, is_reply: bool) -> None:
+    def note_answer(self, job: PoolJob, is_reply: bool) -> None:
         """Note a reply to a row, or its refusal."""
         self.heard_at = monotonic()
+        self.reply_s = self.heard_at - job.start
         self.window = min(self._limit, self.window + 1)
         if is_reply:
             self._first_reply_at = min(self._first_reply_at, self.heard_at)
@@ -215,6 +228,16 @@ class Server:
         if self.is_reached and self.heard_at >= self._retry_at:
             self.failures = 0
             self.problem = None
+
+    def silence(self, job: PoolJob) -> float:
+        """Seconds since it was given a job, or last answered one."""
+        return monotonic() - max(job.start, self.heard_at)
+
+    def note_loss(self, job: PoolJob, winner: Server) -> None:
+        """Note that another server answered a job first: this one is lost if it has sent nothing for much longer."""
+        silence_s = self.silence(job)
+        if silence_s > LATE * max(self.reply_s, winner.reply_s):
+            self.lose(LostServerError(f"no reply for {silence_s:.0f} s"))
 
     def lose(self, problem: ExchangeError | EndpointError) -> None:
         """Give it no rows until it has answered what it is again."""
