@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Self
 
 SOME_FAILED = 6  # exit code of a batch or an evaluation some of whose rows failed
+# Errors raised by reading a value of an unexpected shape.
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 class CerebrumError(Exception):

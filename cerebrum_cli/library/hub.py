@@ -1,19 +1,27 @@
-"""The Hugging Face Hub through huggingface_hub, which only this module imports: listings, searches, files, errors."""
+"""The Hugging Face Hub through huggingface_hub, which only this module imports: listings, searches, files, errors.
+
+What the Hub sends is not trusted: replies have limits on time and, except for files, on size.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlencode
+from threading import Thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlencode
 
 from cerebrum_cli.core.environment import environment, named_proxy
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import format_size
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
@@ -25,6 +33,10 @@ if TYPE_CHECKING:
     import httpx2
 
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
+STAGES = 3  # time-outs of a stage for the head of a response, and as many for its content, unless it is a file
+MAX_BYTES = 5_000_000  # of a content that is no file: a listing of 14,000 files
+MIN_RATE = 1000  # bytes of a file per second, after as much time as a head may take
+MAX_REDIRECTS = 10
 
 _WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
@@ -52,6 +64,10 @@ class HubFile(NamedTuple):
     name: str
     size: int
     digest: str
+
+    @property
+    def is_weights(self) -> bool:
+        return self.name.lower().endswith((".gguf", ".safetensors"))
 
 
 @frozen
@@ -94,9 +110,7 @@ def check_reachable() -> str:
     """Request the Hub without a token, for TIMEOUT_S in each stage, and return its address. Raises HubError."""
     endpoint = _endpoint()
     with _translated(endpoint):
-        from huggingface_hub import get_session
-
-        response = get_session().head(endpoint, timeout=TIMEOUT_S, headers={"Accept-Encoding": "identity"})
+        response = _within(partial(_send, "HEAD", endpoint, {}, TIMEOUT_S))
     if response.status_code >= 500:
         raise HubError(f"{endpoint}: server error {response.status_code}", "try again later")
     return endpoint
@@ -130,39 +144,39 @@ def _constants() -> ModuleType:
     return constants
 
 
+def _timeout_s() -> float:
+    return float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)
+
+
 def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryKind = "model") -> Listing:
     """Request the files of a model or a dataset; the default revision is `main`.
 
     Raises ModelNotFound for an unknown repository or revision, HubError for other failures.
     """
     revision = revision or MAIN
-    with _translated(repo_id, kind) as timeout:
-        from huggingface_hub import HfApi
-
-        api = HfApi(library_name=_LIBRARY_NAME, library_version=__version__)
-        request = api.model_info if kind == "model" else api.dataset_info
-        info = request(repo_id, revision=revision, files_metadata=True, timeout=timeout)
-        files = []
-        has_verifiable = has_others = False  # among files that matter
-        for file in info.siblings or ():
-            is_weights = file.rfilename.lower().endswith((".gguf", ".safetensors"))
-            digest = (file.lfs.sha256 if file.lfs else file.blob_id) or ""
-            is_digest = SHA256.fullmatch(digest) or (None if is_weights else COMMIT.fullmatch(digest))
-            if not is_safe_path(file.rfilename):
-                continue
-            is_verifiable = is_digest is not None and file.size is not None
-            if is_verifiable:
-                files.append(HubFile(file.rfilename, file.size or 0, digest))
-            if is_weights or kind == "dataset":
-                has_verifiable |= is_verifiable
-                has_others |= not is_verifiable
-        commit = str(info.sha)
+    path = f"{kind}s/{repo_id}/revision/{quote(revision, safe='')}?blobs=true"
+    with _requested_json(path, repo_id, kind) as info:
+        files = [_listed_file(item) for item in info.get("siblings") or () if is_safe_path(item["rfilename"])]
+        commit = str(info["sha"])
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    if has_others and not has_verifiable:
+    verifiable = tuple(file for file in files if file.digest)
+    matter = {file.digest for file in files if kind == "dataset" or file.is_weights}
+    if matter == {""}:
         problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"
         raise HubError(problem, "unset HF_ENDPOINT, or download a file yourself, then: cerebrum pull PATH")
-    return Listing(repo_id, revision, commit, tuple(files), kind)
+    return Listing(repo_id, revision, commit, verifiable, kind)
+
+
+def _listed_file(item: JsonObject) -> HubFile:
+    """A file of a listing; its digest is empty if it, or the size, cannot be verified."""
+    size: Any = item.get("size")
+    digest: Any = item["lfs"]["sha256"] if item.get("lfs") else item.get("blobId")
+    file = HubFile(item["rfilename"], size, digest or "")
+    is_digest = SHA256.fullmatch(file.digest) or (COMMIT.fullmatch(file.digest) and not file.is_weights)
+    if is_digest and type(size) is int and 0 <= size < 2**63:
+        return file
+    return file._replace(digest="")
 
 
 class FoundRepository(NamedTuple):
@@ -183,14 +197,9 @@ def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepo
     query: JsonDict = {"filter": ["gguf", *tags], "limit": limit, "sort": "downloads", "expand": _SEARCH_FIELDS}
     if text:
         query["search"] = text
-    with _translated("cerebrum search") as timeout:
-        from huggingface_hub import get_session
-        from huggingface_hub.utils._http import hf_raise_for_status
-
-        page = f"{_endpoint()}/api/models?{urlencode(query, doseq=True)}"
-        response = get_session().get(page, headers=_request_headers(), timeout=timeout)
-        hf_raise_for_status(response)
-        return tuple(_found_repository(item) for item in response.json() if REPO_ID.fullmatch(item["id"]))
+    with _requested_json(f"models?{urlencode(query, doseq=True)}", "cerebrum search") as items:
+        found = tuple(_found_repository(item) for item in items if REPO_ID.fullmatch(item["id"]))
+        return found[:limit]
 
 
 def _request_headers() -> dict[str, str]:
@@ -208,7 +217,7 @@ def _found_repository(item: JsonObject) -> FoundRepository:
     return FoundRepository(
         repo_id=item["id"],
         downloads=int(item.get("downloads") or 0),
-        updated=(item.get("lastModified") or "")[:10],
+        updated=str(item.get("lastModified") or "")[:10],
         license=license_name,
         gated=bool(item.get("gated")),
     )
@@ -220,25 +229,92 @@ def open_file(listing: Listing, name: str, start: int, end: int | None) -> Itera
 
     Yields where the bytes begin, which is 0 for a server without range support, and the bytes as they arrive.
     """
-    subject = f"{listing.repo_id}/{name}"
-    with ExitStack() as stack:
-        with _translated(subject, listing.kind) as timeout:
-            from huggingface_hub import get_session, hf_hub_url
-            from huggingface_hub.utils._http import hf_raise_for_status
+    from huggingface_hub import hf_hub_url
 
-            headers = _request_headers() | {"Accept-Encoding": "identity"}
-            if start or end is not None:
-                headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-            url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
-            response = stack.enter_context(get_session().stream("GET", url, headers=headers, timeout=timeout))
-            hf_raise_for_status(response)
+    subject = f"{listing.repo_id}/{name}"
+    url = hf_hub_url(listing.repo_id, name, repo_type=listing.kind, revision=listing.commit)
+    headers = {}
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+    with _opened(url, headers, subject, listing.kind) as response:
 
         def chunks() -> Iterator[bytes]:
-            with _translated(subject, listing.kind):
-                yield from response.iter_raw()
+            size = 0
+            begun = monotonic()
+            with _translated(subject):
+                for chunk in response.iter_raw():
+                    size += len(chunk)
+                    if monotonic() - begun > STAGES * _timeout_s() + size / MIN_RATE:
+                        raise HubError(f"{subject}: fewer than {MIN_RATE} bytes per second", _CHECK_NETWORK)
+                    yield chunk
 
         is_part = response.status_code == 206  # otherwise the server ignores ranges
         yield start if is_part else 0, chunks()
+
+
+@contextmanager
+def _requested_json(path: str, subject: str, kind: RepositoryKind = "model") -> Iterator[Any]:
+    """Request a value of the Hub's API, and translate the errors of reading it: it may have any shape."""
+    with _translated(subject), _opened(f"{_endpoint()}/api/{path}", {}, subject, kind) as response:
+        yield json.loads(_within(partial(_content, response)))
+
+
+@contextmanager
+def _opened(url: str, headers: dict[str, str], subject: str, kind: RepositoryKind) -> Iterator[httpx2.Response]:
+    """Open a successful response, whose content is not read yet."""
+    with _translated(subject):
+        headers |= _request_headers()
+        response = _within(partial(_send, "GET", url, headers, _timeout_s()))
+    with closing(response):
+        if not response.is_success:
+            raise _response_error(subject, kind, response)
+        yield response
+
+
+def _send(method: str, url: str, headers: dict[str, str], timeout: float) -> httpx2.Response:
+    """Send a request, and follow redirects to a response whose content is not read yet."""
+    from huggingface_hub import get_session
+
+    headers["Accept-Encoding"] = "identity"  # a few compressed bytes can be gigabytes
+    client = get_session()
+    request = client.build_request(method, url, headers=headers, timeout=timeout)
+    for _ in range(MAX_REDIRECTS):
+        response = client.send(request, stream=True, follow_redirects=False)
+        if response.next_request is None:
+            return response
+        response.close()
+        request = response.next_request
+    raise ValueError(f"{url} has more than {MAX_REDIRECTS} redirects")
+
+
+def _content(response: httpx2.Response) -> bytes:
+    content = bytearray()
+    for chunk in response.iter_raw():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            problem = f"{response.url.host} sent more than {format_size(MAX_BYTES)} that are no file"
+            raise HubError(problem, "check the reference, and HF_ENDPOINT if it is set")
+    return bytes(content)
+
+
+def _within(request: Callable[[], Any]) -> Any:
+    """Make a request in a thread: a server that sends a byte now and then is within all time-outs of httpx."""
+    from concurrent.futures import Future
+
+    future = Future[Any]()
+
+    def run() -> None:
+        try:
+            future.set_result(request())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    limit_s = STAGES * _timeout_s()
+    try:
+        return future.result(limit_s)
+    except TimeoutError as error:
+        raise HubError(f"{_endpoint()} did not respond completely within {limit_s:g} s", _CHECK_NETWORK) from error
 
 
 def delete(paths: Paths, directory: Path) -> int:
@@ -270,20 +346,18 @@ def _not_a_hub() -> HubError:
 
 
 @contextmanager
-def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]:
-    """Translate the errors of requests about `subject`. Yields their time-out in seconds."""
-    timeout = float(_constants().HF_HUB_DOWNLOAD_TIMEOUT)
+def _translated(subject: str) -> Iterator[None]:
+    """Translate the errors of requests about `subject`."""
+    _constants()
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        yield timeout
-    except HfHubHTTPError as error:
-        raise _response_error(subject, kind, error.response) from error
+        yield
     except OfflineModeIsEnabled as error:
         hint = "unset it, or use an installed model (cerebrum list)"
         raise HubError(f"{subject}: HF_HUB_OFFLINE is set", hint) from error
-    except (HFValidationError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         raise HubError(f"{subject}: {error}", "check the reference, and HF_ENDPOINT if it is set") from error
     except httpx2.TransportError as error:
         raise _connection_error(error) from error
@@ -292,12 +366,14 @@ def _translated(subject: str, kind: RepositoryKind = "model") -> Iterator[float]
     except (ImportError, OSError) as error:  # no library for a proxy; an unreadable token or certificate
         problem = f"cannot use the network: {error}"
         raise HubError(problem, "check the proxy, the token and SSL_CERT_FILE") from error
-    except (httpx2.RequestError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (httpx2.RequestError, *DAMAGE) as error:
         raise _not_a_hub() from error
 
 
 def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Response) -> CerebrumError:
     """Error for an HTTP error response; `subject` begins with the id of the repository."""
+    import httpx2
+
     status = response.status_code
     code = response.headers.get("X-Error-Code")
     repo_id = "/".join(subject.split("/")[:2])
@@ -307,7 +383,7 @@ def _response_error(subject: str, kind: RepositoryKind, response: httpx2.Respons
     if code == "RevisionNotFound":
         return ModelNotFound(f"{repo_id} has no such revision", f"see its branches at {page}/tree/main")
     # The Hub redirects requests for files to its storage, whose URLs are valid for an hour, and renamed repositories.
-    is_from_storage = bool(response.history) and response.url.netloc != response.history[0].url.netloc
+    is_from_storage = response.url.netloc != httpx2.URL(_endpoint()).netloc
     if is_from_storage and status in (401, 403, 404):
         return HubError(f"the Hub's storage rejected the download URL ({status})", _LATER, retries=2)
     if code == "GatedRepo" or status in (401, 403, 404):

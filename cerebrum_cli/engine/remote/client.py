@@ -81,10 +81,6 @@ class Endpoint:
             raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
 
-# Errors raised by reading a value of an unexpected shape.
-DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-
-
 @dataclass(eq=False)
 class ExchangeError(Exception):
     """A request that got no reply; the reason is in the server's words, if it gives one."""

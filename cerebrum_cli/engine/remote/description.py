@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.errors import DAMAGE, EndpointError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.backend import Vocabulary
-from cerebrum_cli.engine.remote.client import DAMAGE, Client, Endpoint, LostServerError, RequestError, server_text
+from cerebrum_cli.engine.remote.client import Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.engine.remote.kind import ServerInfo, ServerKind, origin
 from cerebrum_cli.engine.remote.llama_server import LlamaServer
 from cerebrum_cli.engine.remote.openai_servers import OpenAIServer, Sglang, Vllm

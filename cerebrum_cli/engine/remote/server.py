@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
 
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
+from cerebrum_cli.core.errors import DAMAGE, CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -21,7 +21,6 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.engine.remote.calls import chat_messages
 from cerebrum_cli.engine.remote.client import (
-    DAMAGE,
     BusyServerError,
     Client,
     Endpoint,

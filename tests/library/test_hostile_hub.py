@@ -1,0 +1,95 @@
+"""A Hub may send anything: a command ends with one line for the problem and one for the fix, soon, in little memory."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import CommandLine, Finished, assert_error
+from hostile_hub import DIGEST, LATE, REPLIES, SEARCHES, HostileHub, Pieces, endless, head, http, listing
+
+from cerebrum_cli.library import download, hub
+
+MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
+
+
+def run(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    return user.run(*arguments, env={**variables, **network})
+
+
+def resident_bytes(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) << 10
+
+
+@pytest.fixture(autouse=True)
+def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait for no retry, and check time and, where the kernel counts it, memory."""
+    monkeypatch.setattr(download, "sleep", lambda _: None)
+    monkeypatch.setattr(hub, "STAGES", 0.5)
+    peak = Path("/proc/self/clear_refs")
+    if peak.exists():
+        peak.write_text("5")  # the peak is counted from now on
+        before = resident_bytes("VmRSS")
+    begun = time.monotonic()
+    yield
+    assert time.monotonic() - begun < 10
+    assert not peak.exists() or resident_bytes("VmHWM") - before < MOST_MEMORY
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
+    with HostileHub(reply) as server:
+        done = run(new_user, server, "pull", "a/b")
+        assert_error(done, done.code)
+        assert done.code in (1, 3) and not (new_user.home / "hf" / "hub").exists()
+
+
+@pytest.mark.parametrize("reply", LATE.values(), ids=LATE)
+def test_pull_ends_if_a_reply_comes_byte_by_byte(new_user: CommandLine, reply: Pieces) -> None:
+    with HostileHub(reply, pause_s=0.02) as server:
+        assert_error(run(new_user, server, "pull", "a/b"), 1, f"{server.url} did not respond completely within 0.5 s")
+        assert len(server.paths) == 1
+
+
+FILES: dict[str, Pieces] = {
+    "byte by byte": [head(200, "Content-Length: 1000000"), *[b"G"] * 400],
+    "endless": endless(200, "Connection: close"),
+    "endless error": endless(403, "Connection: close"),
+    "absurd range": [head(206, f"Content-Range: bytes {'9' * 4400}-1/*", "Content-Length: 5"), b"abcde"],
+    "absurd length": [head(200, f"Content-Length: {'9' * 5000}"), b"abcde"],
+    "compressed": http(b"abcde" * 250_000, 200, "Content-Encoding: gzip"),
+    "redirect to itself": http(b"", 302, "Location: /a/b"),
+}
+
+
+@pytest.mark.parametrize("reply", FILES.values(), ids=FILES)
+def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces) -> None:
+    with HostileHub(http(listing()), reply, pause_s=0.02) as server:
+        done = run(new_user, server, "pull", "a/b")
+        assert_error(done, done.code)
+        assert done.code in (1, 2, 3) and not list(new_user.home.rglob(DIGEST))
+
+
+@pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
+def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
+    with HostileHub(http(reply)) as server:
+        done = run(new_user, server, "search", "x")
+        assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
+
+
+def test_search_requests_one_page_and_its_repositories(new_user: CommandLine) -> None:
+    found = b",".join(b'{"id": "a/b%d"}' % number for number in range(1000))
+    with HostileHub(http(b"[%b]" % found, 200, 'Link: </api/models?more>; rel="next"')) as server:
+        assert run(new_user, server, "search", "x").code == 0
+        assert len(server.paths) == 11
+
+
+@pytest.mark.parametrize("name", ["nested lists", "gzip bomb", "endless body", "null"])
+def test_dataset_survives_any_reply(new_user: CommandLine, name: str) -> None:
+    with HostileHub(REPLIES[name], http(b"")) as server:
+        assert_error(run(new_user, server, "eval", "gsm8k", "-m", "starter"), 1)
