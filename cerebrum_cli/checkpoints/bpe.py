@@ -71,10 +71,6 @@ class Bpe(NamedTuple):
     whole_pieces: bool
 
 
-def is_byte_level(tokenizer: JsonObject) -> bool:
-    return any(step["type"] == "ByteLevel" for step in steps(tokenizer, "pre_tokenizer"))
-
-
 def steps(tokenizer: JsonObject, part: str) -> list[JsonObject]:
     """The steps of a part, which is null, one step or a sequence of them."""
     found: list[JsonObject] = []

@@ -17,10 +17,10 @@ from cerebrum_cli.checkpoints.bpe import (
     Token,
     Unsupported,
     has_space_prefix,
-    is_byte_level,
     merge_scores,
     pre_tokenizer_name,
     read_bpe,
+    steps,
 )
 from cerebrum_cli.checkpoints.safetensors import read_json
 from cerebrum_cli.checkpoints.sentencepiece import parse_sentencepiece
@@ -73,7 +73,7 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
     tokenizer, settings, generation = (
         read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config")
     )
-    if is_byte_level(tokenizer):
+    if any(step["type"] == "ByteLevel" for step in steps(tokenizer, "pre_tokenizer")):
         tokens, values = _byte_level(tokenizer, architecture)
         tokens |= _added_tokens(folder, settings, tokenizer)
     else:

@@ -47,10 +47,10 @@ class Turn(NamedTuple):
         message: JsonDict = {"role": self.role, "content": self.content}
         match self.value:
             case Round(calls):
-                message["tool_calls"] = [
-                    {"id": call_id(number), "type": "function", "function": _function(call)}
-                    for number, call in enumerate(calls, self.number + 1)
-                ]
+                message["tool_calls"] = []
+                for number, call in enumerate(calls, self.number + 1):
+                    function = {"name": call.name, "arguments": call.arguments}
+                    message["tool_calls"].append({"id": call_id(number), "type": "function", "function": function})
             case ToolCall(name):
                 message |= {"name": name, "tool_call_id": call_id(self.number)}
         return message
@@ -59,10 +59,6 @@ class Turn(NamedTuple):
 def call_id(number: int) -> str:
     """The id of a call: nine letters and digits, as Mistral's templates require."""
     return f"call{number:05}"
-
-
-def _function(call: ToolCall) -> JsonDict:
-    return {"name": call.name, "arguments": call.arguments}
 
 
 @frozen

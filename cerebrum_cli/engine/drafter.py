@@ -100,7 +100,8 @@ class Drafter:
         best_length = 0
         best_value = MIN_GAIN
         for length in range(1, limit + 1):
-            probability *= self._acceptance(self._match + length - 1)
+            match_class = bisect_right(MATCH_CLASSES, self._match + length - 1)
+            probability *= self._right[match_class] / self._total[match_class]
             if probability < MIN_PROBABILITY:
                 break
             expected += probability
@@ -109,10 +110,6 @@ class Drafter:
                 best_length = length
                 best_value = value
         return best_length
-
-    def _acceptance(self, match: int) -> float:
-        match_class = bisect_right(MATCH_CLASSES, match)
-        return self._right[match_class] / self._total[match_class]
 
     def _continuation(self, place: int, length: int) -> TokenIds:
         tokens = self._tokens[place : place + length].tolist()

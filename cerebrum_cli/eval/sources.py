@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -82,10 +82,11 @@ def read_source(
     found = read_questions(data, parsed, task.convert)
     shown, shown_digest = _read_examples(asked, parsed, progress, offline)
     reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
+    has_choices = any(question.choices for question in found.questions)
     fingerprint = {
         "task": task.name,
         "question file": digest,
-        "template": asked.template or _default_template(found.questions),
+        "template": asked.template or (CHOICE_TEMPLATE if has_choices else QUESTION_TEMPLATE),
         "protocol": asked.protocol,
         "example file": shown_digest,
         "match": match,
@@ -155,10 +156,6 @@ def _read_examples(
     for bad in found.bad_rows:
         raise UsageError(f"{task.shots_file}, line {bad.line}: {bad.reason}", "correct the file")
     return found.questions[: task.shots], digest
-
-
-def _default_template(questions: Iterable[Question]) -> str:
-    return CHOICE_TEMPLATE if any(question.choices for question in questions) else QUESTION_TEMPLATE
 
 
 def _remarks(asked: Task, preset: Preset | None, condition: Condition) -> Iterator[str]:

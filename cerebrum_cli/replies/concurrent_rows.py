@@ -73,10 +73,6 @@ class Row:
     sample: int = 0
     loop: ToolLoop | None = None
 
-    @property
-    def asks_programs(self) -> bool:
-        return self.checks or (self.vote is not None and self.vote.tally.votes.checks)
-
 
 class Outcome(NamedTuple):
     """A sample of a row has finished, or the whole row, by a vote or a refusal; a cancelled reply is one, too."""
@@ -254,12 +250,12 @@ class _Run:
                 raise asked
             case Continuation():
                 return prepare_text(self._model, asked)
-        if row.vote:
-            asked = row.vote.with_samples(asked, self._model.is_remote)
+        if vote := row.vote:  # a server gives log probabilities now, since it cannot score samples later
+            asked = replace(asked, n=vote.requested, max_n=vote.bounds[1], logprobs=self._model.is_remote)
         if asked.tools:
             asked = replace(asked, tools=(), grammar=None)  # which would suppress calls
         request = self._model.prepare_reply(asked)
-        if not row.asks_programs:
+        if not (row.checks or (vote and vote.tally.votes.checks)):
             return request
         from cerebrum_cli.replies.checking import create_check, with_check
 

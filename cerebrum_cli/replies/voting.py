@@ -14,7 +14,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.engine.engine import Completions
-from cerebrum_cli.replies.reply import Ask, Reply, mean_probability
+from cerebrum_cli.replies.reply import Reply, mean_probability
 from cerebrum_cli.replies.tally import Tally, Votes
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
@@ -42,13 +42,6 @@ class MajorityVote:
         self._finished = 0
         self._logprobs: dict[int, list[float]] = {}  # of the tokens of tied samples
         self.inspected: set[int] = set()  # of these, those that are being evaluated again
-
-    def with_samples(self, request: Ask, is_remote: bool) -> Ask:
-        """Set how many samples a request starts and may end with.
-
-        Request log probabilities now from a server, which cannot score samples later.
-        """
-        return replace(request, n=self.requested, max_n=self.tally.votes.maximum, logprobs=is_remote)
 
     def add(self, sequence: SequenceId, outcome: Reply | RefusedEvent, completions: Completions) -> bool:
         """Add a sample that has finished; start or stop others; return whether the tally changed."""
