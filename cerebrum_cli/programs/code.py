@@ -19,6 +19,7 @@ OWN_CALLS = r"input|print|main|(?:run_)?tests?(?:_\w+)?|testmod|solve|demo|_?exi
 PLAIN_SPACES = str.maketrans("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " " * 7, "\xad\u200b\u200c\u200d\u2060\ufeff")
 INTERACTIVE = """import ast
 exec(compile(ast.Interactive(compile({!r}, "python", "exec", ast.PyCF_ONLY_AST).body), "python", "single"))"""
+MAX_ERRORS = 8  # in a truncated program, each above the last; 3 in tests, and more take too long
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
@@ -170,15 +171,22 @@ def _without_own_tests(code: str, entry_point: str) -> str:
 def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point: str) -> str:
     """Put before code the last blocks that define names which it uses and lacks."""
     helpers = {block.text: _definitions(block.text) for block in reversed(blocks) if block.text != code}
-    while _first_error(code) is None:
-        used = {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
-        missing = used - _definitions(_with_preamble(preamble, code)).keys()
-        helper = next((text for text, defined in helpers.items() if missing.intersection(defined)), None)
-        if helper is None:
-            break
+    defined = set(_definitions(_with_preamble(preamble, code)))
+    missing = _used_names(code) - defined
+    while helper := next((text for text, names in helpers.items() if missing.intersection(names)), None):
         del helpers[helper]
-        code = _with_preamble(_without_own_tests(helper, entry_point), code)
+        own = _without_own_tests(helper, entry_point)
+        code = _with_preamble(own, code)
+        defined.update(_definitions(own))
+        missing = (missing | _used_names(own)) - defined
     return code
+
+
+def _used_names(code: str) -> set[str]:
+    """Names in code; none of invalid code."""
+    if _first_error(code) is not None:
+        return set()
+    return {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
 
 
 def _fenced_blocks(text: str) -> list[Block]:
@@ -285,10 +293,14 @@ def _without_last_words(code: str) -> str:
 
 
 def _valid_prefix(code: str) -> str:
+    """The lines above the errors in code; empty if there are too many errors."""
     lines = code.split("\n")
-    while (error := _first_error("\n".join(lines))) is not None:
+    for _ in range(MAX_ERRORS):
+        error = _first_error("\n".join(lines))
+        if error is None:
+            return "\n".join(lines)
         del lines[max(0, min(error, len(lines)) - 1) :]
-    return "\n".join(lines)
+    return ""
 
 
 def _first_error(code: str) -> int | None:

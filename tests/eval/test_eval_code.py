@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from time import process_time
 
 import psutil
 import pytest
@@ -124,6 +125,22 @@ def test_extraction_survives_deep_nesting(opening: str) -> None:
 def test_extraction_survives_a_long_sum_below_the_function() -> None:
     program = extract_program(f"```\n{FUNCTION}\nTOTAL = {'+'.join(['1'] * 900)}\n```", PROMPT, "double")
     assert program is not None and result_of(program) == "passed"
+
+
+LONG_REPLIES = {
+    "helpers": f"```\n{FUNCTION}```\n" + "".join(f"```\ndef f{i}(): return f{i + 1}()\n```\n" for i in range(1000)),
+    "decorators": "def double(numbers):\n" + "@twice\n" * 6000,
+    "continued lines": f"```\n{FUNCTION}" + "x = \\\n" * 6000,
+    "open strings": f"```\n{FUNCTION}" + "x = '''\n" * 6000,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reply", LONG_REPLIES.values(), ids=LONG_REPLIES)
+def test_extraction_from_40_kilobytes_takes_seconds(reply: str) -> None:
+    start = process_time()
+    extract_program(reply.replace("2 * number", "f0()"), PROMPT, "double")
+    assert process_time() - start < 10
 
 
 # The sandbox: its filter of system calls, and where there is none.
