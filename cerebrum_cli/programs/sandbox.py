@@ -1,8 +1,9 @@
 """Programs that a model wrote, run in bubblewrap: without network and the user's files, within limits.
 
-A program is one process with one thread, so a limit of the process is a limit of all it does. It passes only if
-guest.py, which runs it, reaches the end of its test. That holds for programs that end early or fail, not for those that
-cheat on purpose: they share a process with their test, and can return objects that are equal to everything.
+A program is the only process in the sandbox, with one thread, so a limit of the process is a limit of all it does. It
+passes only if guest.py, which runs it, reaches the end of its test. That holds for programs that end early or fail, not
+for those that cheat on purpose: they share a process with their test, and can return objects that are equal to
+everything.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import select
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from threading import Event
 from typing import IO, Literal, NamedTuple, cast
 
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.programs.call_filter import MACHINES, call_filter
 
 Reason = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
@@ -34,7 +36,10 @@ TIMEOUT_S = 10.0  # for a program and its test
 START_S = 60.0  # for bubblewrap and Python to start, on a busy machine
 MAX_OUTPUT = 2**16  # bytes that are read; a report is shorter
 READY = b"ready\n"  # printed by guest.py when it has read its request
-POLL_MS = 200  # after which a program that is late, or whose sandbox is closed, is killed
+POLL_MS = 100  # after which a program that must end is killed
+END_S = 5.0  # for a program that was killed to end
+MAX_KERNEL_MEMORY = 2**26  # bytes that the kernel holds for a program, which no limit of a process counts
+FILE_SIZE = 1300  # bytes that the kernel holds for a file in memory with a long name, besides its content
 
 GUEST = Path(__file__).with_name("guest.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
@@ -42,48 +47,10 @@ PACKAGES = ("/nix/store", "/gnu/store")  # of NixOS and Guix, libraries included
 NUMPY = ("numpy", "numpy.libs")  # directories of what programs can import besides the standard library
 IMPORTS = "/imports"
 ISOLATION = (
-    "--unshare-user --unshare-all --cap-drop ALL --die-with-parent --clearenv --setenv HOME /tmp"
+    "--unshare-user --unshare-all --as-pid-1 --cap-drop ALL --die-with-parent --clearenv --setenv HOME /tmp"
     f" --setenv PYTHONHASHSEED 0 --setenv PYTHONPATH {IMPORTS} --setenv OPENBLAS_NUM_THREADS 1"
     " --size 16777216 --tmpfs /tmp --dev-bind /dev/null /dev/null"
 )
-
-# System calls that a program cannot make: of other processes and threads, namespaces, sockets, and memory that does not
-# count as its own; with their numbers on each of MACHINES, which has the kernel's number of the architecture.
-MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-DENIED_CALLS = {
-    "clone": (56, 220),
-    "clone3": (435, 435),
-    "fork": (57, 220),  # which is a clone on aarch64
-    "vfork": (58, 220),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "socket": (41, 198),
-    "io_uring_setup": (425, 425),
-    "memfd_create": (319, 279),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-}
-LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, RETURN = 0x20, 0x15, 0x35, 0x06  # instructions of a filter
-CALL_NUMBER, ARCHITECTURE = 0, 4  # offsets of what a filter can load
-OTHER_CALLS = 0x40000000  # x86_64 has the same calls again from here on
-ALLOW, DENY = 0x7FFF0000, 0x00050001  # the call fails with EPERM
-
-
-def call_filter(machine: str) -> bytes:
-    """Program in the kernel's filter language (BPF) that denies the machine's DENIED_CALLS and foreign calls."""
-    column = list(MACHINES).index(machine)
-    calls = [numbers[column] for numbers in DENIED_CALLS.values()]
-    deny = len(calls) + 5  # index of the last instruction; a jump's length is counted from the next instruction
-    instructions = [
-        (LOAD, 0, 0, ARCHITECTURE),
-        (JUMP_EQUAL, 0, deny - 2, MACHINES[machine]),
-        (LOAD, 0, 0, CALL_NUMBER),
-        (JUMP_GREATER_EQUAL, deny - 4, 0, OTHER_CALLS),
-        *((JUMP_EQUAL, deny - index - 1, 0, call) for index, call in enumerate(calls, start=4)),
-        (RETURN, 0, 0, ALLOW),
-        (RETURN, 0, 0, DENY),
-    ]
-    return b"".join(struct.pack("HBBI", *instruction) for instruction in instructions)
 
 
 class CodeResult(NamedTuple):
@@ -94,7 +61,7 @@ class CodeResult(NamedTuple):
 
 
 PROBE = (  # a program, and a test that raises an exception if it is wrong
-    "import os, socket\n",
+    "import ctypes, os, socket\n",
     """
 def is_denied(call, *arguments):
     try:
@@ -103,13 +70,21 @@ def is_denied(call, *arguments):
         return True
     return False
 
+libc = ctypes.CDLL(None)
 assert is_denied(socket.socket), "it has sockets"
 assert is_denied(os.fork), "it can start processes"
 assert is_denied(open, "/etc/passwd"), "it can read /etc/passwd"
 assert is_denied(open, "/probe", "w"), "it can write outside of /tmp"
+assert os.getpid() == 1, "it is not the first process"
+assert is_denied(os.kill, 0, 0), "it can send signals"
+assert is_denied(os.memfd_create, "probe"), "it has memory without limits"
+assert libc.ptrace(0, 0, 0, 0) == -1, "it can trace processes"
+assert libc.prctl(3) == -1, "it can change how it ends"
+assert libc.unshare(0) == -1, "it can create namespaces"
 open("/tmp/probe", "w").close()
 """,
 )
+CHILDREN = Path("/proc/thread-self/children")  # a kernel's option, which `_kernel_memory` needs
 
 
 class Sandbox:
@@ -126,19 +101,19 @@ class Sandbox:
         request = {"code": code, "test": test, "token": token, "cpu_s": ceil(timeout_s) + 1}
         try:
             process = self._start(json.dumps(request).encode())
+            data, cause = self._read(process, timeout_s)
         except OSError as error:
             raise _not_working(str(error)) from error
-        data, has_ended = self._read(process, timeout_s)
         output = data.decode(errors="replace")
         _, has_report, report = output.partition(f"{token} ")
         if has_report:
             reason, _, detail = report.partition("\n")
             return CodeResult(cast(Reason, reason), detail)
-        if READY not in data:
+        if READY not in data and not self.is_closed.is_set():
             raise _not_working(output.strip() or f"no response within {START_S:.0f} s")
+        if cause:
+            return CodeResult(cause)
         signum = process.returncode - 128  # bubblewrap reports signals as shells do
-        if signum == signal.SIGXCPU or not (has_ended or len(data) > MAX_OUTPUT):
-            return CodeResult("timeout")
         if signum > 0:
             return CodeResult("crashed", f"signal {signum}")
         return CodeResult("crashed", "it ended the process, or corrupted its output")
@@ -169,33 +144,66 @@ class Sandbox:
                 start_new_session=True,  # no terminal, and Ctrl-C interrupts only this process
             )
 
-    def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, bool]:
+    def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, Reason | None]:
         """Read output until its end, or until the program must be killed; then all in the sandbox is gone.
 
-        Its time begins when the interpreter has started. The output, and whether it had ended.
+        Its time begins when the interpreter has started. The output, and why the program was killed.
         """
         assert process.stdout
-        output, has_ended, deadline = b"", False, time.monotonic() + START_S
+        output, deadline = b"", time.monotonic() + START_S
         poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
         with process.stdout:
             try:
-                while not has_ended and len(output) <= MAX_OUTPUT and time.monotonic() < deadline:
-                    if self.is_closed.is_set():
+                while (cause := self._violation(process, output, deadline)) is None:
+                    if not poll.poll(POLL_MS):
+                        continue
+                    data = os.read(process.stdout.fileno(), MAX_OUTPUT)
+                    if not data:
                         break
-                    if poll.poll(POLL_MS):
-                        is_new, data = READY not in output, os.read(process.stdout.fileno(), MAX_OUTPUT)
-                        output += data
-                        has_ended = not data
-                        if is_new and READY in output:
-                            deadline = time.monotonic() + timeout_s
+                    is_new = READY not in output
+                    output += data
+                    if is_new and READY in output:
+                        deadline = time.monotonic() + timeout_s
             finally:  # also after Ctrl-C
-                if not has_ended:
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            while os.read(process.stdout.fileno(), MAX_OUTPUT):
-                pass
-        return output, has_ended
+                _end(process, poll)
+        return output, cause
+
+    def _violation(self, process: subprocess.Popen[bytes], output: bytes, deadline: float) -> Reason | None:
+        """Why a program must be killed, if it must."""
+        if self.is_closed.is_set() or time.monotonic() >= deadline:
+            return "timeout"
+        if len(output) > MAX_OUTPUT:
+            return "crashed"
+        if READY in output and _kernel_memory(process.pid) > MAX_KERNEL_MEMORY:
+            return "memory"
+        return None
+
+
+def _kernel_memory(bwrap: int) -> int:
+    """Bytes that the kernel holds for the program of a bubblewrap: files of /tmp and page tables. 0 at its end."""
+    try:
+        program = Path(f"/proc/{bwrap}/task/{bwrap}/children").read_text().strip()
+        files = os.statvfs(f"/proc/{program}/root/tmp")
+        status = Path(f"/proc/{program}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    page_tables = re.search(r"VmPTE:\s*(\d+) kB", status)
+    if page_tables is None:
+        return 0
+    return (files.f_files - files.f_ffree) * FILE_SIZE + int(page_tables[1]) * 1024
+
+
+def _end(process: subprocess.Popen[bytes], poll: select.poll) -> None:
+    """Kill what is in a sandbox, and wait until nothing holds its output. Raises TimeoutError if something does."""
+    assert process.stdout
+    os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + END_S
+    while not poll.poll(POLL_MS) or os.read(process.stdout.fileno(), MAX_OUTPUT):
+        if time.monotonic() >= deadline:
+            process.poll()  # it may have ended, but not what it started
+            raise TimeoutError("a program that was killed did not end")
+    process.wait()
 
 
 def require_sandbox() -> Sandbox:
@@ -216,6 +224,8 @@ def require_sandbox() -> Sandbox:
     result = sandbox.run(*PROBE)
     if result.reason != "passed":
         raise _not_working(f"{result.reason}: {result.detail}")
+    if not CHILDREN.exists():
+        raise _not_working(f"{CHILDREN} is missing")
     return sandbox
 
 
@@ -230,5 +240,6 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
 def _not_working(problem: str) -> UsageError:
     return UsageError(
         f"bubblewrap does not work here: {problem.splitlines()[-1]}",
-        "it needs user namespaces, which many containers forbid; try: bwrap --unshare-all --ro-bind / / true",
+        "it needs version 0.7, user namespaces and seccomp, which many containers forbid; try: bwrap --unshare-all"
+        " --ro-bind / / true",
     )

@@ -24,8 +24,9 @@ from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer
 from cerebrum_cli.eval.tasks import complete_test
+from cerebrum_cli.programs.call_filter import call_filter
 from cerebrum_cli.programs.code import extract_program, first_program
-from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, call_filter, require_sandbox
+from cerebrum_cli.programs.sandbox import CodeResult, Sandbox, require_sandbox
 
 PROMPT = '''from typing import List
 
@@ -263,7 +264,8 @@ raise OSError(ctypes.get_errno(), "mount")
         (WRITE_EVERYWHERE.format("while True: os.write(fd, bytes(10**6))"), "crashed", ""),
         ("import os\nos.closerange(0, 64)\ndef f(): return 1", "crashed", ""),
         ("import ctypes\nctypes.string_at(0)", "crashed", ""),
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "crashed", ""),
+        ("import os\nos.kill(os.getpid(), 9)", "failed", "PermissionError"),
+        ("import signal\nsignal.raise_signal(signal.SIGKILL)", "failed", "NameError"),  # process 1 ignores it
         # limits
         ("import time\ntime.sleep(60)", "timeout", ""),
         ("import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass", "timeout", ""),
@@ -283,7 +285,7 @@ raise OSError(ctypes.get_errno(), "mount")
         ("import socket\nsocket.socket()", "failed", "PermissionError"),
         ("open('/written', 'w')", "failed", "Read-only file system"),
         ("open({secret!r})", "failed", "FileNotFoundError"),
-        ("import os\nos.kill(1, 9)\nos.environ['SECRET']", "failed", "KeyError: 'SECRET'"),
+        ("import os\nos.environ['SECRET']", "failed", "KeyError: 'SECRET'"),
         (MOUNT, "failed", "PermissionError"),
     ],
 )

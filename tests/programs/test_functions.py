@@ -18,8 +18,9 @@ import pytest
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.tools import ToolSpec
 from cerebrum_cli.programs import functions
+from cerebrum_cli.programs.call_filter import call_filter
 from cerebrum_cli.programs.functions import Tool, cut, tools_of
-from cerebrum_cli.programs.sandbox import Sandbox, call_filter
+from cerebrum_cli.programs.sandbox import Sandbox
 
 
 def tool_of(function: Callable[..., object]) -> Tool:
