@@ -11,7 +11,7 @@ from shutil import disk_usage
 
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
@@ -32,6 +32,7 @@ from cerebrum_cli.engine.machine import Build, rebuild_command
 from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.reply import Ask
@@ -88,6 +89,15 @@ def _check_disk(context: DoctorContext) -> CheckResult:
             inspect_directory(DATA, "XDG_DATA_HOME", context.installation.data_directory),
         ]
     )
+
+
+def _check_sandbox(_context: DoctorContext) -> CheckResult:
+    """Whether programs of models can run here; most users need none, so there is no warning."""
+    try:
+        require_sandbox()
+    except UsageError as error:
+        return check_result(f"none: {error.message}; {error.hint}")
+    return check_result("bubblewrap works")
 
 
 def _check_config(context: DoctorContext) -> CheckResult:
@@ -169,6 +179,7 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "token": _check_token,
     "network": _check_network,
     "sessions": _check_sessions,
+    "sandbox": _check_sandbox,
     "terminal": lambda context: context.terminal(),
     "self_test": lambda context: _run_self_test(context, on_gpu=False),
     "self_test_gpu": lambda context: _run_self_test(context, on_gpu=True),
