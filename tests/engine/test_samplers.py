@@ -27,7 +27,7 @@ from cerebrum_cli.engine.guidance import byte_matcher
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.llama.logits import Candidates
+from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
@@ -168,6 +168,22 @@ def test_sampler_draws_the_same_from_the_likeliest_tokens(mistral: LlamaBackend,
         llama.llama_sampler_free(chain)
     logits[7] = numpy.nan
     assert candidates.likeliest(logits, asked).size == mistral.size
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 0.9999])
+def test_top_p_keeps_the_likeliest_of_many_tokens(scale: float, top_p: float) -> None:
+    generator = numpy.random.default_rng(7)
+    logits = (scale * generator.standard_normal(60_000)).astype(numpy.float32)
+    logits[:100] = -numpy.inf  # as those of suppressed tokens
+    weights = numpy.exp(logits - logits.max())
+    ranked = numpy.argsort(-logits)
+    expected = numpy.searchsorted(weights[ranked].cumsum(dtype=numpy.float64), top_p * weights.sum(dtype=float)) + 1
+    tokens, is_sorted = nucleus(logits, weights, top_p)
+    assert len(tokens) == pytest.approx(expected, abs=1)
+    assert logits[tokens].min() >= logits[ranked[expected]]
+    assert is_sorted == (len(tokens) <= MAX_SORTED)
+    assert not is_sorted or (numpy.diff(logits[tokens]) <= 0).all()
 
 
 def test_samples_share_a_compiled_grammar(chatml_model: Path) -> None:
