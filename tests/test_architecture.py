@@ -91,6 +91,7 @@ ENGINE_EXCEPTIONS = {
     "eval.lm_eval.model": "requests for scores",
     "eval.scorers": "processors, to run programs on",
     "eval.stored_runs": "the version of llama.cpp",
+    "merge.building": "processors, to convert on",
     "merge.merge": "processors, to merge on",
     "merge.execute": "llama.cpp's conversion of weights",
 }

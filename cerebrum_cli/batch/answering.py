@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.batch.rows import (
     REASONING_CLOSED_AT,
     InputRow,
     RowError,
+    RowId,
     Rows,
     output_object,
 )
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
+MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
 INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 
@@ -103,16 +105,40 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
 def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
     positions = rows if isinstance(rows, Mapping) else range(len(rows))
     names = (*options.models, *model.engine.served_models)
-    unused = set[str]()
+    notices = RowNotices()
     for position in positions:
         if position not in results.finished:
             row = rows[position]
-            unused.update(row.unused)
+            model.note(notices.of(row))
             yield row_to_ask(position, row, options, names, results.unfinished.get(position, ()))
-    if unused:
-        problem = f"ignored keys: {', '.join(sorted(unused))}"
-        hint = "cerebrum ask --set help lists the settings of rows"
-        model.note(NoticeEvent(truncate(problem, MAX_NOTICE), hint))
+    model.note(notices.of_keys)
+
+
+@dataclass(slots=True)
+class RowNotices:
+    """Notices of the first repeated id, and of all ignored keys so far."""
+
+    _numbers: dict[RowId, int] = field(default_factory=dict)  # of the first rows with these ids
+    _unused: set[str] = field(default_factory=set)
+    _is_repeated: bool = False
+
+    def of(self, row: InputRow) -> NoticeEvent | None:
+        self._unused.update(row.unused)
+        first = row.number
+        if len(self._numbers) < MAX_IDS:
+            first = self._numbers.setdefault(row.id, first)
+        if first == row.number or self._is_repeated:
+            return None
+        self._is_repeated = True
+        problem = f"rows {first} and {row.number} have the id {row.id!r}"
+        return NoticeEvent(truncate(problem, MAX_NOTICE), "answers keep the order of the rows")
+
+    @property
+    def of_keys(self) -> NoticeEvent | None:
+        if not self._unused:
+            return None
+        problem = f"ignored keys: {', '.join(sorted(self._unused))}"
+        return NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
 def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: TokenIds) -> Row:

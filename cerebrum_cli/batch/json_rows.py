@@ -57,6 +57,10 @@ def _without_nulls(part: Any) -> Any:
     return {key: _without_nulls(value) for key, value in part.items() if value is not None or key == "const"}
 
 
+def _wrapped_schema(form: JsonObject) -> Grammar:
+    return _schema(form["schema"])
+
+
 def _regex(text: str) -> Grammar:
     return Grammar("regex", text)
 
@@ -74,7 +78,7 @@ def _text_grammar(text: str) -> Grammar:
 _FORMS = {"text": None, "json_object": Grammar("schema", '{"type": "object"}')}
 # Readers of an answer's grammar, by the keys of OpenAI, vLLM, SGLang and llama-server; the first match wins.
 _GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
-    "response_format.json_schema": lambda form: _schema(form["schema"]),
+    "response_format.json_schema": _wrapped_schema,
     "response_format.schema": _schema,
     "json_schema": _schema,
     "guided_json": _schema,

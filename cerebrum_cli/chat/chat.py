@@ -44,6 +44,8 @@ from cerebrum_cli.replies.voting import MajorityVote
 if TYPE_CHECKING:
     from cerebrum_cli.programs.functions import Tool
 
+MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
+
 
 @dataclass(slots=True)
 class Chat:
@@ -341,7 +343,9 @@ class Chat:
     def close(self) -> NoticeEvent | None:
         """Save the prompt cache, and release model and session; return a notice if saving failed."""
         try:
-            return self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation)
+            return self.loaded.save_prompt_cache(
+                MIN_CACHED_TOKENS, self.conversation, is_slow=lambda tokens: tokens >= MIN_PREFIX_TOKENS
+            )
         finally:
             self.loaded.close()
             self.history.close()

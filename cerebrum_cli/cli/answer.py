@@ -245,11 +245,16 @@ class AnswerPrinter:
             self.streams.notice(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 
     def _save_prompt_cache(self, replies: Sequence[Reply]) -> None:
-        """Save the prompt, if it took long to evaluate."""
-        if self.open_history and any(reply.has_long_prompt for reply in replies):
-            notice = self.loaded.save_prompt_cache(LONG_PROMPT, self.request.conversation)
-            if notice:
-                self.streams.notice(notice)
+        """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
+        if self.open_history is None:
+            return
+        notice = self.loaded.save_prompt_cache(
+            LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
+            self.request.conversation,
+            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
+        )
+        if notice:
+            self.streams.notice(notice)
 
     def _require_winner(self, tally: Tally, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""

@@ -194,6 +194,15 @@ class PromptCache:
                 self.backend.context.clear(slot.index)
                 slot.truncate(0)
 
+    def save_prefix(self, tokens: TokenIds) -> None:
+        """Save a common prefix of prompts from an idle slot, which drops the rest, unless a state has it already."""
+        if not self._count_unsaved(tokens):
+            return
+        slot = next((slot for slot in self._idle_slots() if common_prefix(slot.tokens, tokens) == len(tokens)), None)
+        if slot and self.backend.context.trim(slot.index, len(tokens)):
+            slot.truncate(len(tokens))
+            self._write(slot)
+
     def _idle_slots(self) -> list[Slot]:
         if self.backend.state_kind is None:
             return []

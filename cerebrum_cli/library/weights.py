@@ -21,6 +21,7 @@ SMALL_FILES = re.compile(
     r"(?:generation_)?config\.json|(?:tokenizer|chat_template)[^/]*|model\.safetensors\.index\.json"
     r"|(?:special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
 )
+_PICKLE = re.compile(r"[^/]+\.(?:bin|pt|pth|ckpt)")
 
 
 @frozen
@@ -80,5 +81,11 @@ def require_weights(path: Path, names: Collection[str]) -> None:
     if "adapter_config.json" in names:
         hint = "convert it with llama.cpp's convert_lora_to_gguf.py for --lora, or merge it into its model with PEFT"
         raise ModelFileError(path, "a LoRA adapter, not a model", hint)
+    for name in filter(_PICKLE.fullmatch, names):
+        hint = "save it as safetensors with transformers' save_pretrained"
+        raise ModelFileError(path, f"has weights only in {name}, a format that can run programs", hint)
+    for name in sorted(names):
+        if name.endswith(".gguf"):
+            raise ModelNotFound(f"{path} has GGUF files, but no safetensors", f"cerebrum pull {path}/{name}")
     hint = "name a repository or folder with a language model, or one of its .gguf files"
     raise ModelNotFound(f"{path} has neither a GGUF model nor config.json with safetensors", hint)

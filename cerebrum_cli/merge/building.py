@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from math import prod
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.core.errors import ConfigError, MergeError, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, on_same_disk, require_space
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_duration, format_size
+from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.gguf.header import header_from_tables, require_generative
 from cerebrum_cli.gguf.parser import parse_tables
+from cerebrum_cli.gguf.table import Table
+from cerebrum_cli.gguf.types import TYPE_NUMBERS
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, DownloadPlan, PlanRequest
@@ -25,6 +30,8 @@ from cerebrum_cli.library.weights import Weights
 
 if TYPE_CHECKING:
     from cerebrum_cli.merge.recipe import Recipe
+
+ROW = 256  # weights; a multiple of every type's block size
 
 
 class BuildingPuller(Puller):
@@ -85,7 +92,8 @@ class BuildingPuller(Puller):
                 hint = f"choose another name with --name, or remove it: cerebrum rm {entry.name}"
                 raise UsageError(f"{path} was converted from other weights", hint)
         self.require_confirmation(plan)
-        self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)})")
+        duration = format_duration(estimate_seconds(weights.table, kind))
+        self._download_weights(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
         return self._write(weights, kind, path, registered)
 
     def _download_weights(self, plan: DownloadPlan, size: int, then: str) -> None:
@@ -190,3 +198,19 @@ class BuildingPuller(Puller):
         if isinstance(source, Path):
             return local_source(source) or self.library.find(source)
         return self.find_or_pull(source)
+
+
+def estimate_seconds(table: Table, type: str) -> float:
+    """Estimate the time of a conversion, without disk access, by converting a few weights."""
+    import numpy as np
+
+    from cerebrum_cli.merge.execute import CHUNK_WEIGHTS, llama_codec
+
+    codec, stored = llama_codec(), TYPE_NUMBERS["BF16"]
+    sample = np.random.default_rng(0).standard_normal((CHUNK_WEIGHTS // ROW, ROW), np.float32)
+    data = codec.quantize(sample, stored)
+    started = perf_counter()
+    codec.dequantize(data, stored, sample)
+    codec.quantize(sample, TYPE_NUMBERS.get(type, TYPE_NUMBERS.get(type[:4], 0)))  # Q4_K of Q4_K_M
+    weights = sum(prod(tensor.shape) for tensor in table.tensors.values())
+    return (perf_counter() - started) * weights / sample.size / thread_count()

@@ -150,9 +150,10 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
 def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledModel:
     """Write a merge, report bytes done and total, and register it.
 
-    Raises MergeError if it cannot be written, which leaves no file, and
+    Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
     ConfigError if it cannot be registered, which keeps the file: writing it may have taken an hour.
     """
+    require_not_source(merge.models, merge.options.output)
     return write_plan(library, merge.plan, merge.options.output, merge.options.name, "merge", on_progress)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Self
 
-from cerebrum_cli.core.conversation import Conversation, PromptParts, Text
+from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
     Event,
@@ -248,6 +248,17 @@ class LoadedModel:
         """Tokenize the prompt of a conversation. Raises PromptTooLong if it is too long to be tokenized in seconds."""
         return self.engine.vocabulary.tokenize(self._render(conversation))
 
+    def shared_prefix(self, conversation: Conversation) -> TokenIds:
+        """The prompt tokens that do not depend on the first question; empty without a question."""
+        if not conversation.messages:
+            return ()
+        other = "0"
+        if conversation.messages[0].content.startswith(other):
+            other = "a"
+        tokens = self.tokenize(conversation)
+        other_tokens = self.tokenize(replace(conversation, messages=(Message("user", other),)))
+        return tokens[: common_prefix(tokens, other_tokens)]
+
     @property
     def context_size(self) -> int | None:
         """Tokens in the context of the loaded model; None before it is loaded."""
@@ -311,19 +322,26 @@ class LoadedModel:
 
     def save_prompt_cache(
         self,
-        min_tokens: int,
+        min_tokens: int | None,
         conversation: Conversation | None = None,
         empties: bool = False,
+        is_slow: Callable[[int], bool] | None = None,
     ) -> NoticeEvent | None:
         """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
 
-        With `empties`, they are then dropped from memory.
+        With `empties`, they are then dropped from memory. The prefix that conversations with the same system prompt
+        share is saved too if it `is_slow` to evaluate this many tokens; tokens after it are dropped from memory.
         """
         if not self.engine.is_loaded:
-            return None
+            conversation = None
         try:
-            prompt = self.tokenize(conversation) if conversation else None
-            self.engine.use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
+            if min_tokens is not None:
+                prompt = self.tokenize(conversation) if conversation else None
+                self.engine.use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
+            if is_slow and conversation:
+                prefix = self.shared_prefix(conversation)
+                if prefix and is_slow(len(prefix)):
+                    self.engine.use_prompt_cache(lambda cache: cache.save_prefix(prefix))
         except FormatError:  # the conversation was never evaluated
             return None
         except EngineError as error:

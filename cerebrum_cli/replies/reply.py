@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
 WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up to 130,000
+SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
 UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
 
@@ -272,6 +273,11 @@ class Reply:
         """Whether it evaluated so much of the prompt that the prompt is worth caching on disk."""
         finish = self.finish
         return finish.reason != "cancelled" and finish.prompt_tokens - finish.cached_tokens > LONG_PROMPT
+
+    def has_slow_prefill(self, tokens: int) -> bool:
+        """Whether it evaluated the first tokens of its prompt, and this many take long to evaluate."""
+        speed, finish = self.finish.timings.prompt_tokens_per_second, self.finish
+        return finish.reason != "cancelled" and finish.cached_tokens < tokens and tokens > SLOW_PREFILL_S * speed
 
     @property
     def reasoning_closed_at(self) -> int | None:

@@ -77,7 +77,7 @@ class Votes:
 AUTO = Votes(3, 16)
 
 
-def parse_votes(text: str, source: str = "--votes") -> Votes:
+def parse_votes(text: str) -> Votes:
     """Parse "8", "auto" or "auto:3..16". Raises UsageError."""
     if match := _VOTES.fullmatch(text):
         least, most = match["least"] or match["from"], match["least"] or match["to"]
@@ -85,7 +85,7 @@ def parse_votes(text: str, source: str = "--votes") -> Votes:
         if 1 <= votes.minimum <= votes.maximum <= MAX_VOTES:
             return votes
     bounds = f"auto:{AUTO.minimum}..{AUTO.maximum}"
-    raise UsageError.invalid(source, text, f"a number from 1 to {MAX_VOTES}, auto, or auto with bounds: {bounds}")
+    raise UsageError.invalid("--votes", text, f"a number from 1 to {MAX_VOTES}, auto, or auto with bounds: {bounds}")
 
 
 class Program(NamedTuple):

@@ -43,8 +43,7 @@ class Keyboard:
         """
         handlers = {}
         if self._initial_modes and threading.current_thread() is threading.main_thread():
-            actions = dict.fromkeys((signal.SIGTSTP, signal.SIGQUIT), self._on_stop)
-            actions[signal.SIGCONT] = lambda *_: self._set_modes(self._modes, self._marks_pastes)
+            actions = {signal.SIGTSTP: self._on_stop, signal.SIGQUIT: self._on_stop, signal.SIGCONT: self._on_continue}
             handlers = {number: signal.signal(number, action) for number, action in actions.items()}
         RESTORE_ON_EXIT.append(self.restore)
         try:
@@ -88,6 +87,9 @@ class Keyboard:
         self._modes, self._marks_pastes = modes, marks_pastes
         os.kill(os.getpid(), signum)
         signal.signal(signum, handler)
+
+    def _on_continue(self, _: int, __: FrameType | None) -> None:
+        self._set_modes(self._modes, self._marks_pastes)
 
     def _current_modes(self) -> Modes | None:
         if self._initial_modes is None:

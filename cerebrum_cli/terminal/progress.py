@@ -118,25 +118,24 @@ class BatchProgress(Line):
         if done := answered(rows) - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
-        finished, total = counter(rows)
-        done_text = f"{finished:{len(str(total))}}/{total} "
-        clauses = "".join(f"{clause}, " for clause in exceptions(rows))
-        tail = f"{self._speed_text(seconds)}{left}"
-        if len(done_text + clauses + tail) > width:
-            clauses, tail = "", left
-        room = width - len(done_text + clauses + tail)
-        yield done_text, GREEN
+        for texts in batch_texts(rows, self._speed_text(seconds), left):
+            room = width - len(" ".join(filter(None, texts)))
+            if room >= 0:
+                break
+        done_text, clauses, tail = texts
+        yield f"{done_text} ", GREEN
         if room > MIN_BAR:
             yield from bar(rows.done, rows.total, room - 1)
             yield " ", ""
-        yield clauses, RED if isinstance(rows, RowEvent) else ""
+        if clauses:
+            yield f"{clauses} ", RED if isinstance(rows, RowEvent) else ""
         yield tail, ""
 
     def _speed_text(self, seconds: float) -> str:
         """The speed; empty in the first second."""
         if seconds <= 1 or not self._all_tokens:
             return ""
-        return f"{self._all_tokens / seconds:.1f} tokens/s "
+        return f"{self._all_tokens / seconds:.1f} tokens/s"
 
 
 class StageProgress(Line):
@@ -218,6 +217,23 @@ def bar(done: int, total: int, width: int) -> Segments:
     filled = min(width, int(width * done / total)) if total else width
     yield "━" * filled, MAGENTA if done < total else GREEN
     yield "━" * (width - filled), GRAY
+
+
+def batch_texts(event: Counts, speed: str, left: str) -> Iterator[tuple[str, str, str]]:
+    """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them."""
+    finished, total = counter(event)
+    done = f"{finished:{len(str(total))}}/{total}"
+    clauses = list(exceptions(event))
+    if speed:
+        yield done, ", ".join(clauses), f"{speed} {left}"
+    while clauses:
+        yield done, ", ".join(clauses), left
+        clauses.pop()
+    if isinstance(event, EvalProgress) and event.accuracy is not None:
+        accuracy = f"accuracy {event.accuracy:.3f}"
+        yield done, accuracy, left
+        yield done, accuracy, ""
+    yield done, "", left
 
 
 def counter(event: Counts) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.batch import readers
+from cerebrum_cli.batch.answering import RowNotices
 from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
 from cerebrum_cli.batch.rows import InputRow, RowError, output_object
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -239,7 +240,14 @@ def test_json_row_with_an_invalid_grammar_is_an_error(body: dict[str, Any], mess
     assert problem(row)[1].startswith(message)
 
 
-def test_keys_without_effect_are_known() -> None:
+def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
+    with closing(spool_input([data.encode()], "it")) as source:
+        rows, notices = read_rows(source, shape), RowNotices()
+        found = [notices.of(rows[position]) for position in range(len(rows))]
+        return [(notice.message, notice.hint) for notice in (*found, notices.of_keys) if notice]
+
+
+def test_keys_without_effect_are_noted_once() -> None:
     bodies: list[dict[str, Any]] = [
         {"messages": [USER], "min_tokens": 5, "stream": True, "user": "u", "logprobs": False, "bad_words": []},
         {"messages": [USER], "min_tokens": 6, THINKING: {"enable_thinking": True, "builtin_tools": ["x"]}},
@@ -247,9 +255,26 @@ def test_keys_without_effect_are_known() -> None:
     ]
     requests = [{"custom_id": str(number), "note": 1, "body": body} for number, body in enumerate(bodies)]
     plain = {"prompt": "a", "min_tokens": 5, "note": [1]}
-    rows = rows_in("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
-    ignored = ("min_tokens",), ("chat_template_kwargs.builtin_tools", "min_tokens"), ("ignore_eos",), (), ()
-    assert [tuple(sorted(row.unused)) for row in rows] == [*ignored]
+    found = notices_of("\n".join(map(json.dumps, [*requests, plain, [1]])), "jsonl")
+    [(message, hint)] = found
+    assert message == "ignored keys: chat_template_kwargs.builtin_tools, ignore_eos, min_tokens"
+    assert "--set help" in hint
+    assert not notices_of(json.dumps(plain), "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("shape", "text", "message"),
+    [
+        ("jsonl", '{"id": "a"}\n\n{"custom_id": "a"}\n{"id": "a"}\n{"id": 1.0}', "rows 1 and 3 have the id 'a'"),
+        ("jsonl", '{"id": 1}\n{"id": NaN}\n{"id": 2.0}', "rows 2 and 3 have the id 2"),  # of the second: its number
+        ("csv", "id,prompt\na,x\nb,y\nb,z", "rows 2 and 3 have the id 'b'"),
+        ("jsonl", '{"id": "1"}\n{"id": 1}\n{}\n{}\n{x', None),
+        ("csv", "id,prompt\na,x\n,y\n,z", None),
+        ("txt", "a\na", None),
+    ],
+)
+def test_first_duplicate_id_is_noted(shape: Shape, text: str, message: str | None) -> None:
+    assert [found for found, _ in notices_of(text, shape)] == ([message] if message else [])
 
 
 @pytest.mark.parametrize("depth", [900, 990, 100_000])

@@ -151,7 +151,8 @@ def test_openai_batch_of_another_server_is_answered_with_notices(runner: BatchRu
     assert [(row["id"], row["text"], row["seed"]) for row in parse_lines(done.out)] == [
         ("o", "ok", seed) for seed in range(4)
     ]
-    assert (done.code, done.err.count("note: ")) == (0, 2), done.err
+    assert (done.code, done.err.count("note: ")) == (0, 3), done.err
+    assert "note: rows 1 and 2 have the id 'o'\n" in done.err
     assert "note: ignored keys: min_tokens\n" in done.err
     assert "note: think=medium: this model has no levels of thinking\n" in done.err
     assert "note: " not in runner.run(rows, "-o", "-", "-q").err

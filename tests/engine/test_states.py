@@ -299,6 +299,7 @@ def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
         list(generate(engine, [Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
         assert backend.pending_copies == {0, 1}
         engine.use_prompt_cache(lambda cache: cache.save(1))
+        engine.use_prompt_cache(lambda cache: cache.save_prefix(tokens(SECOND)))
         assert file_count(tmp_path) == 0
         list(generate(engine, [Request(tokens(SECOND), one)]))  # decodes
         engine.use_prompt_cache(lambda cache: cache.save(1))

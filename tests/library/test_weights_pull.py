@@ -176,7 +176,9 @@ def test_weights_have_one_name_for_several_types(owner: HubUser, folder: Path) -
 
 def test_weights_are_found_from_a_file_beside_them(owner: HubUser, folder: Path, chatml_model: Path) -> None:
     assert_error(owner.run("pull", folder / SHARDS[0]), 2, "not a GGUF file", f"cerebrum pull {folder}")
-    assert_error(owner.run("pull", chatml_model.parent), 3, "has neither a GGUF model", "one of its .gguf files")
+    assert_error(
+        owner.run("pull", chatml_model.parent), 3, "has GGUF files, but no safetensors", f"cerebrum pull {chatml_model}"
+    )
 
 
 def test_weights_are_required_by_their_option(owner: HubUser, chatml_model: Path) -> None:
@@ -239,7 +241,7 @@ def without_shard(files: dict[str, Any]) -> dict[str, Any]:
 
 FP8 = {"quant_method": "fp8"}
 REFUSALS = [
-    (only("config.json", "pytorch_model.bin"), 3, "nor config.json with safetensors"),
+    (only("config.json", "pytorch_model.bin"), 2, "has weights only in pytorch_model.bin"),
     (only("adapter_config.json", "adapter_model.safetensors"), 2, "a LoRA adapter, not a model"),
     (only("model.safetensors"), 3, "nor config.json with safetensors"),
     (with_config(quantization_config=FP8), 2, "already quantized (fp8)"),

@@ -148,8 +148,11 @@ EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated, 0:00 left"),
-        (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated, 0:00 left"),
+        (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (52, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\) 0:00 left"),
+        (34, r" 3/40 accuracy 0\.500 0:00 left"),
+        (24, r" 3/40 accuracy 0\.500 "),
         (16, r" 3/40 0:00 left"),
     ],
 )

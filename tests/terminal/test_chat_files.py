@@ -154,8 +154,10 @@ def test_llama_cpp_evaluates_what_the_context_grew_for(user: CommandLine, monkey
 
 
 HINTS = {
-    "/set parameter temperature 0.7": "list all with /set",
-    "/set model x": "use /model",
+    "/set parameter temperature 0.7": "use /set temperature 0.7",
+    "/set nothink": "use /think off",
+    "/set verbose": "use /stats",
+    "/set top_k=5": "use /set top_k 5",
     "/set think": "/set think needs a value",
     "/use tea": "with tea |",
     "/use none": "using no saved prompt",

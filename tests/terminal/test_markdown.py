@@ -385,6 +385,13 @@ def test_long_block_is_readable_while_it_streams(begin: str, line: str) -> None:
     assert read[:40] == [str(number) for number in range(40)]
 
 
+@pytest.mark.parametrize(("language", "begin", "end"), [("js", "/*", "*/"), ("html", "<!--", "-->")])
+def test_code_comment_has_its_color_before_it_is_closed(language: str, begin: str, end: str) -> None:
+    comment = f"```{language}\n{begin} let x\n"
+    opened, closed = (render_whole(text, 80, 60) for text in (comment + "let y\n" * 30, f"{comment}{end}\n```"))
+    assert opened.styled_cells[1] == closed.styled_cells[1]
+
+
 # Recorded replies.
 
 WINDOWS = ((80, 24), (20, 6), (33, 12))

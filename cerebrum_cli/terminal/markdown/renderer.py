@@ -254,9 +254,17 @@ def cell_text(cell: str) -> Text:
 
 
 def code_texts(console: Console, code: Code) -> Iterator[Text]:
-    source = "\n".join((*code.above, *code.lines, *code.below))
+    source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
     highlighted = Syntax("", code.fence.language or "text", theme=THEME).highlight(source).split("\n")
     shown = highlighted[len(code.above) :][: len(code.lines)]
     indent = " " * len(code.fence.prefix) + CODE_INDENT
     for _, text in zip_longest(code.lines, shown, fillvalue=Text()):  # blank lines at the end are left out
         yield from hanging(console, indent, text)
+
+
+def close_comment(code: str) -> str:
+    """Close an open comment: some lexers do not recognize an unclosed one."""
+    for begin, end in (("/*", "*/"), ("<!--", "-->")):
+        if code.rfind(begin) > code.rfind(end):
+            return f"{code}\n{end}"
+    return code

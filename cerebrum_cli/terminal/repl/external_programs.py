@@ -67,4 +67,6 @@ def copy_to_clipboard(streams: Streams, text: str) -> str:
     if not streams.out_is_terminal or is_dumb_terminal():
         raise UsageError("no clipboard available", "install wl-copy or xclip, or use /export")
     streams.answer(f"\x1b]52;c;{base64.b64encode(text.encode()).decode()}\x07", is_styled=True)
+    if (environment("TERM") or "").startswith(("tmux", "screen")):  # on another machine than ours
+        return "the terminal (OSC 52), if supported; in tmux, run: tmux set -g set-clipboard on"
     return "the terminal (OSC 52), if supported"

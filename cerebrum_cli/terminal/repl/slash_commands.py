@@ -15,17 +15,15 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.replies.prompt_sources import names_of, read_prompt_files
-from cerebrum_cli.replies.tally import parse_votes
+from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT,
     KEYS,
-    OTHER_SETTINGS,
     PARTS,
     SETTABLE,
     SETTABLE_ON_SERVERS,
@@ -34,6 +32,7 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     find_slash,
     help_text,
     parse_path,
+    setting_hint,
     setting_key,
     split_paths,
 )
@@ -108,8 +107,7 @@ def change_setting(repl: Repl, argument: str) -> str:
     if not key:
         return list_settings(repl, asdict(repl.chat.settings))
     if key not in (*SETTABLE, *SHORTHANDS):
-        hint = OTHER_SETTINGS.get(key) or f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
-        raise UsageError(f"unknown setting {key!r}", hint)
+        raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
     expected = OPTIONS[keys_of(key)[0]].expected
     if not value and "off" in expected:
         raise UsageError(f"/set {key} needs a value", f"{expected}; or {DEFAULT} to reset it")
@@ -208,12 +206,19 @@ def retry_settings(settings: Settings, argument: str) -> Settings:
         if settings.temperature == 0:
             raise UsageError("a seed has no effect at temperature 0", "use /set temperature 0.7 first")
         return replace(settings, seed=OPTIONS["seed"].parse([argument]))
-    return replace(settings, temperature=OPTIONS["temperature"].parse([argument], "/retry"))
+    try:
+        return replace(settings, temperature=OPTIONS["temperature"].parse([argument]))
+    except UsageError as error:
+        raise UsageError.invalid("/retry", argument, "a temperature, such as 0.7, or a seed above 2") from error
 
 
 def vote(repl: Repl, argument: str) -> None:
     votes, _, question = argument.partition(" ")
-    bounds = parse_votes(votes, "/votes")
+    try:
+        bounds = parse_votes(votes)
+    except UsageError as error:
+        expected = f"a number from 1 to {MAX_VOTES} or auto, as in /votes 8, and optionally a question"
+        raise UsageError.invalid("/votes", votes, expected) from error
     settings = repl.chat.settings.for_samples("/votes")
     repl.vote(question.strip(), settings, MajorityVote(bounds.needing(repl.min_votes)))
 
@@ -261,7 +266,10 @@ def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
     adapters = session.params.get(LORA, [])
     if loaded.is_remote or adapters == loaded.model.adapter_names:
         return None
-    return NoticeEvent(f"this session used other adapters: {' and '.join(adapters) or NONE}", "switch with /set lora")
+    if not adapters:
+        return NoticeEvent("this session used other adapters: none", "switch with /set lora none")
+    used = " and ".join(adapters)
+    return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
 
 
 def rename_session(repl: Repl, argument: str) -> str:

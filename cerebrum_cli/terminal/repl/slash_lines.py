@@ -22,7 +22,14 @@ from cerebrum_cli.replies.format_choice import FORMAT_NAMES
 
 DEFAULT = "default"  # argument of /system and /set that undoes a change
 
-OTHER_SETTINGS = {"model": "use /model", "system": "use /system"}
+OTHER_SETTINGS = {  # settings with their own command, and those of ollama
+    "model": "/model",
+    "system": "/system",
+    "nothink": "/think off",
+    "num_ctx": "/set ctx",
+    "num_predict": "/set max_tokens",
+    "verbose": "/stats",
+}
 SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
 SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
 SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.words for key, option in OPTIONS.items() if option.words}
@@ -168,10 +175,22 @@ def setting_key(text: str) -> str:
     return text.removeprefix("--").replace("-", "_")
 
 
+def setting_hint(argument: str) -> str:
+    """How to change a setting that is unknown, or written as in another program."""
+    name, *value = re.split(r"[\s=:]+", argument.removeprefix("parameter "), maxsplit=1)
+    key = setting_key(name)
+    if key in (*SETTABLE, *OTHER_SETTINGS):
+        return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
+    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
+
+
 def help_text(rows: Sequence[tuple[str, str]], width: int) -> str:
-    """Rows of help, wrapped to a width in columns."""
+    """Rows of help, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     indent = max(len(typed) for typed, _ in rows) + 2
     lines = []
     for typed, summary in rows:
-        lines += wrap(f"{typed:<{indent}}{summary}", max(width, 2 * indent), subsequent_indent=" " * indent) or [""]
+        if width >= 2 * indent:
+            lines += wrap(f"{typed:<{indent}}{summary}", width, subsequent_indent=" " * indent) or [""]
+        else:
+            lines += [typed, *wrap(summary, max(width, indent), initial_indent="  ", subsequent_indent="  ")]
     return "\n".join(lines) + "\n"
