@@ -258,12 +258,13 @@ class Scheduler:
         `prefill_chunk` gives the maximum number of prompt tokens from a position, `max_outputs` that of their rows with
         logits.
         """
-        prefilling = self.prefilling
-        decoding = [
-            Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1)
-            for sequence in self.running
-            if not sequence.is_prefilling
-        ]
+        prefilling = None
+        decoding = []
+        for sequence in self.running:
+            if not sequence.is_prefilling:
+                decoding.append(Share(sequence, sequence.tokens_from(sequence.evaluated, 1), 1))
+            elif prefilling is None:
+                prefilling = sequence
         if prefilling is None or (decoding and self._prefilled >= MAX_PREFILL_BETWEEN_DECODES):
             self._prefilled = 0
             return decoding

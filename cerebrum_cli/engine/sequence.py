@@ -130,11 +130,13 @@ class ReplySample:
     id: SequenceId
     request: Request
     seed: int
+    prompt: Tokens = field(init=False)
     text: ReplyText = field(init=False)
     controls: list[ReplyControl] = field(init=False)
     forced: list[Forced] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self.prompt = self.request.prompt_tokens
         self.text = ReplyText(self.request.rules, self.request.stop)
         self.controls = [create() for create in self.request.controls]
 
@@ -214,10 +216,6 @@ class Sequence(ReplySample):
     sampled_at: list[float] = field(default_factory=list)
     draft_n: int = 0
     draft_n_accepted: int = 0
-
-    @property
-    def prompt(self) -> Tokens:
-        return self.request.prompt_tokens
 
     @property
     def constraint(self) -> Constraint | None:
