@@ -13,12 +13,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from cerebrum_cli.answers.number_words import with_digits
-from cerebrum_cli.answers.phrases import ASIDE_LINE, COPULAS, CORRECTION, FILLER, LABELS, NOT_IT, REMARK
+from cerebrum_cli.answers.phrases import (
+    ASIDE_LINE,
+    COPULAS,
+    CORRECTION,
+    CORRECTION_WORDS,
+    FILLER,
+    LABEL_WORDS,
+    LABELS,
+    NOT_IT,
+    REMARK,
+)
 from cerebrum_cli.answers.plain_text import (
     CALCULATOR_NOTE,
     Match,
+    Pattern,
     has_content,
     plain,
     sentences,
@@ -41,19 +53,16 @@ _END_OF_TURN = re.compile(
     r"|\[(?:/?INST|EOS|\|\w+\||end of text)\]"
 )
 _BOXES = re.compile(r"\\boxed\{([^{}]*+)\}(?:\$?(?:,|,?\s(?:and|or))\s\$?\\boxed\{([^{}]*+)\})++")
-_MARKER = re.compile(
-    r"""(?imx)
+_MARKER = r"""(?imx)
       (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
     | ^(?P<hashes>\#{4})(?!\#)
     | (?P<heading>^[^\w\n]*+(?:(?:the|my|our)\ )?(?:final\ )?answer[^\w\n]*+$)
     | \banswers?["'*_]*+
       (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){0,4}?)\s++[\w'-]++)?
       (?:\s++[*_]*+(?:is|are|was|equals|(?:would|should|must|will)\s++be)\b | (?P<label>\s*+[:=]|>))
-    | """
-    + rf"""{LABELS}["'*_]*+\s*+(?:{COPULAS}|(?P<labelled>[:=—-]))
-    | (?P<correction>{CORRECTION})
-    """,
-)
+    """
+_LABEL = rf"""| {LABELS}["'*_]*+\s*+(?:{COPULAS}|(?P<labelled>[:=—-]))"""
+_CORRECTION = rf"| (?P<correction>{CORRECTION})"
 
 _JSON_END = re.compile(r'"\s*+[,}]|,\s*+"|\}')
 _LEAD = re.compile(
@@ -169,8 +178,27 @@ def own_text(text: str, is_complete: bool) -> tuple[str, bool]:
 def _holds_answer(text: str) -> bool:
     if re.search(r"\d", text) or _AS_IS.match(text.strip()):
         return True
-    marker = _MARKER.search(text)
+    marker = _markers_in(text).search(text)
     return marker is not None and has_content(text[marker.end() :])
+
+
+def _markers_in(text: str) -> Pattern:
+    """What announces an answer, without the parts of it, of many words each, that this text has no word of."""
+    lower = text.lower()
+    return _markers(
+        any(word in lower for word in LABEL_WORDS),
+        any(word in lower for word in CORRECTION_WORDS),
+    )
+
+
+@cache
+def _markers(has_labels: bool, has_corrections: bool) -> Pattern:
+    pattern = _MARKER
+    if has_labels:
+        pattern += _LABEL
+    if has_corrections:
+        pattern += _CORRECTION
+    return re.compile(pattern)
 
 
 def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:
@@ -181,7 +209,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
     end = len(text)
-    for marker in reversed(list(_MARKER.finditer(text))):
+    for marker in reversed(list(_markers_in(text).finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
         sentence, *others = [line] if is_box else sentences(next(_BALANCED.finditer(line))[0])
         answer = _answer(sentence)

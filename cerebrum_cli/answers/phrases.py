@@ -7,6 +7,10 @@ import re
 LABELS = r"""(?:\b(?=[aelrsор])(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta
     |risultato|resposta|ответ|результат)\b
     |(?=[答解正정답])(?:答案|答え|解答|正解|정답|답))"""
+# In small letters: a text without any of these has no such label, or no correction.
+_LABEL_WORDS = """antwort lösung ergebnis réponse résultat respuesta resultado solución risposta risultato resposta
+ответ результат 答案 答え 解答 正解 정답 답"""
+LABEL_WORDS = _LABEL_WORDS.split()
 COPULAS = r"(?:(?:ist|lautet|beträgt|est|es|è|é)\b|[是为為は은는])"
 
 # How a line or sentence begins that is about the answer, or no part of it: its rest is no answer either.
@@ -26,7 +30,7 @@ _REMARKS = r"""
   | comprobación | verifica\b | проверка
 """
 REMARK = re.compile(
-    rf"(?im)(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[.!?。]\ )|(?<=[.!?]\n))[^\w\n(¿]{{0,12}}+(?x:{_REMARKS})[^\n]*+"
+    rf"(?im)(?<!\S)(?:^(?:\d{{1,2}}[.)]\ )?|(?<=[.!?。]\ )|(?<=[.!?]\n))[^\w\n(¿]{{0,12}}+(?x:{_REMARKS})[^\n]*+"
 )
 ASIDE_LINE = re.compile(r"(?m)^[ \t*_>]*\((?=[^()\n]*[^\W\d_]{3})[^()\n]*\)[.*_ ]*$")
 
@@ -37,6 +41,10 @@ CORRECTION = r"""
   | me\ suis\ trompé | it\ should\ be | 应该是)
       | (?=[.—–,])(?:\.{3}|—|–|,)\ no,?(?=\s) | ~~\ ?(?=[\w$]))
 """
+_CORRECTION_WORDS = """wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i mean|or rather|scratch that
+|on second thought|entschuldigung|等等|不对|my mistake|my bad|i mis|i made a|me suis trompé|it should be|应该是
+|... no|— no|– no|, no|~~"""
+CORRECTION_WORDS = re.split(r"\n?\|", _CORRECTION_WORDS)
 
 FILLER = r"""
     \w{3,}ly | indeed | still | now | then | so | well | no\ (?:more|less|fewer)\ than | no | also | again
