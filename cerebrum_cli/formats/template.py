@@ -99,25 +99,23 @@ class Piece(NamedTuple):
 Pieces = list[Piece]  # of a render, in order
 
 
-class Placeholders:
-    """Placeholders of one rendering. They are digits, which no template changes, between private-use characters.
+# Placeholders are digits, which no template changes, between private-use characters. A number that is random in each
+# process keeps a message from containing one: it would stand for a reply, and become that reply's tokens.
+_PLACEHOLDER = f"\ue000{secrets.randbelow(10**12):012}"
+_PLACEHOLDERS = re.compile(f"{_PLACEHOLDER}([0-9]+)\ue001")
 
-    A random number keeps a message from containing one: it would stand for a reply, and become that reply's tokens.
-    """
 
-    def __init__(self) -> None:
-        self._start = f"\ue000{secrets.randbelow(10**12):012}"
+def placeholder(index: int) -> str:
+    return f"{_PLACEHOLDER}{index}\ue001"
 
-    def text(self, index: int) -> str:
-        return f"{self._start}{index}\ue001"
 
-    def split(self, rendered: str) -> Pieces:
-        """Split a render at the placeholders, whose texts are not in it."""
-        first, *others = re.split(f"{self._start}([0-9]+)\ue001", rendered)
-        pieces = [Piece(BEGINNING, "", first)]
-        for index, literal in zip(others[::2], others[1::2], strict=True):
-            pieces.append(Piece(int(index), "", literal))
-        return pieces
+def split_at_placeholders(rendered: str) -> Pieces:
+    """The pieces of a render, without the texts of the placeholders."""
+    first, *others = _PLACEHOLDERS.split(rendered)
+    pieces = [Piece(BEGINNING, "", first)]
+    for index, literal in zip(others[::2], others[1::2], strict=True):
+        pieces.append(Piece(int(index), "", literal))
+    return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +265,6 @@ class Rendering:
         if prefill and not self.begins:
             self.turns.pop()
         self.roles = ["user", *(turn.role for turn in self.turns)]  # the first, if there are no turns yet
-        self.placeholders = Placeholders()
         self.fixed: dict[int, PromptPart] = {}
         self.written: set[int] = set()  # turns whose calls the template writes
         self.headers: dict[tuple[str, bool | None], str] = {}
@@ -288,7 +285,7 @@ class Rendering:
                 part = self.chat.fixed_part(value, keeps_tokens=is_recent or not self.reasoning_history.drops)
             if part:
                 self.fixed[index] = part
-                self.texts[index] = self.placeholders.text(index)
+                self.texts[index] = placeholder(index)
                 continue
             if value.reasoning and self.reasoning_history.takes:
                 self.texts[index + len(self.turns)] = value.reasoning
@@ -302,7 +299,7 @@ class Rendering:
                 self.texts[index] = written_calls(value)
 
     def parts(self) -> PromptParts:
-        self.placed = [self.placeholders.text(index) if text.strip() else text for index, text in enumerate(self.texts)]
+        self.placed = [placeholder(index) if text.strip() else text for index, text in enumerate(self.texts)]
         pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
         final = pieces[-1]
         last = len(self.turns) - 1
@@ -345,7 +342,7 @@ class Rendering:
         return message
 
     def _pieces(self, prompt: str, skeleton: str) -> Pieces:
-        placed = self.placeholders.split(skeleton)
+        placed = split_at_placeholders(skeleton)
         pieces = _align(placed, prompt, self.texts)
         if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
             raise FormatError(
@@ -356,7 +353,7 @@ class Rendering:
             is_needed = index in self.fixed if isinstance(turn.value, Round) else turn.content.strip()
             if is_needed and index not in shown:
                 raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
-        return pieces or self.placeholders.split(prompt)  # at the replies that keep their tokens
+        return pieces or split_at_placeholders(prompt)  # at the replies that keep their tokens
 
     def _rewritten(self, placed: Pieces, prompt: str) -> Iterator[int]:
         """Yield the index of each text that the prompt has where the other render has its placeholder.
@@ -405,7 +402,7 @@ class Rendering:
         if known is not None and not self.chat.switch:
             return known
         rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks), count)
-        *before, last = self.placeholders.split(rendered)
+        *before, last = split_at_placeholders(rendered)
         if before or known is None:
             return last.literal
         return known
