@@ -22,9 +22,9 @@ elif [ "$1" = cuda ] || [ "$1" = metal ] || [ "$1" = vulkan ]; then
 else
     kind=$1-zig
 fi
-# Named after this machine, for whose processor it is, and the options.
-wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$kind"
-[ -z "${CMAKE_ARGS:-}" ] || wheels="$wheels-$(echo "$CMAKE_ARGS" | cksum | cut -d ' ' -f 1)"
+# Named after this machine, for whose processor it is, and what the build depends on.
+changes=$({ cat scripts/llama.cmake && echo "${CMAKE_ARGS:-}"; } | cksum | cut -d ' ' -f 1)
+wheels="${XDG_CACHE_HOME:-$HOME/.cache}/cerebrum/wheels/$(uname -n)/$kind-$changes"
 shift
 
 install() {
