@@ -10,7 +10,7 @@ import struct
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # the kernel's numbers of them
 
-# A call, its numbers on MACHINES, and if they are limited, what its second argument can be.
+# A call, and its numbers on MACHINES. If an argument is limited, its index, counted from 0, and its values.
 ALLOWED_CALLS = """
 read 0 63
 write 1 64
@@ -99,6 +99,7 @@ rt_sigpending 127 136
 rt_sigtimedwait 128 137
 rt_sigsuspend 130 133
 sigaltstack 131 132
+kill 62 129 0 1
 tkill 200 130
 tgkill 234 131
 pause 34 -
@@ -157,18 +158,18 @@ epoll_wait 232 -
 epoll_pwait 281 22
 epoll_pwait2 441 441
 eventfd2 290 19
-socketpair 53 199
+socketpair 53 199 0 1
 getsockname 51 204
 getsockopt 55 209
 sendto 44 206
 recvfrom 45 207
 shutdown 48 210
-fcntl 72 25 0 1 2 3 4 5 6 7 1030 1032
-ioctl 16 29 0x5401 0x5413 0x541b 0x5421 0x5450 0x5451
+fcntl 72 25 1 0 1 2 3 4 5 6 7 1030 1032
+ioctl 16 29 1 0x5401 0x5413 0x541b 0x5421 0x5450 0x5451
 """
 
 LOAD, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06  # instructions of a filter
-CALL_NUMBER, ARCHITECTURE, SECOND_ARGUMENT = 0, 4, 24  # offsets of what a filter can load
+CALL_NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets of what a filter can load; 8 bytes for each argument
 ALLOW, DENY = (RETURN, 0, 0, 0x7FFF0000), (RETURN, 0, 0, 0x00050001)  # denied: the call fails with EPERM
 
 
@@ -189,10 +190,10 @@ def call_filter(machine: str) -> bytes:
         if fields[column] == "-":
             continue
         verdict = [ALLOW]
-        if arguments := fields[3:]:
-            verdict = [(LOAD, 0, 0, SECOND_ARGUMENT)]
-            for argument in arguments:
-                verdict += [(JUMP_EQUAL, 0, 1, int(argument, 0)), ALLOW]
+        if fields[3:]:
+            verdict = [(LOAD, 0, 0, ARGUMENTS + 8 * int(fields[3]))]
+            for value in fields[4:]:
+                verdict += [(JUMP_EQUAL, 0, 1, int(value, 0)), ALLOW]
             verdict.append(DENY)
         instructions += [(JUMP_EQUAL, 0, len(verdict), int(fields[column])), *verdict]
     instructions.append(DENY)
