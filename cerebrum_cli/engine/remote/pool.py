@@ -9,7 +9,7 @@ lost alone, for the third time or later, is refused.
 
 Once nothing else waits, free servers are also asked rows that have waited long elsewhere, sooner if the other server
 has sent nothing meanwhile; the first reply counts. A silent server that another one is faster than is lost.
-"If a server fails" in docs/how-to/several-machines.md lists all events. `client.py` translates responses into errors.
+"If a server fails" in docs/how-to/several-machines.md lists most events. `client.py` translates responses into errors.
 """
 
 from __future__ import annotations
