@@ -25,6 +25,7 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.results.schema import to_json
 
 ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
+PROMPT_KEYS = ("prompt", "messages", "body")  # one of them is in a row, unless a template names others
 _OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # their keys count as those of the request
 # Names of settings, those of other programs among them; later ones win.
 _SETTINGS = {
@@ -93,13 +94,14 @@ _GRAMMARS: Mapping[str, Callable[[Any], Grammar | None]] = {
     "response_format.type": _FORMS.__getitem__,
     "response_format": _FORMS.__getitem__,
 }
-_KNOWN = {
+KNOWN = {
+    *ID_KEYS,
+    *PROMPT_KEYS,
+    *_OBJECTS,
     *_SETTINGS,
     *_GRAMMARS,
     *_UNSUPPORTED,
     "model",
-    "messages",
-    "prompt",
     "system",
     "n",
     "user",
@@ -123,7 +125,7 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         conversation = _conversation(rest, template.render(request) if template else None)
         prompt = conversation.question
         is_openai = template is None and (request is not item or "messages" in item)
-        unused = tuple(filter(rest.get, rest.keys() - item.keys() - _KNOWN))
+        unused = tuple(filter(rest.get, rest.keys() - item.keys() - KNOWN))
         model = rest.get("model") if is_openai else None
         return InputRow(number, id, prompt, conversation, _settings(rest), None, input, model, unused, _grammar(rest))
     except InvalidRow as invalid:

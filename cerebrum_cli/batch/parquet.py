@@ -3,39 +3,88 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
+from os import SEEK_END
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from cerebrum_cli.batch.json_rows import KNOWN
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
-from cerebrum_cli.core.errors import CerebrumError, UsageError
+from cerebrum_cli.core.errors import DAMAGE, CerebrumError, UsageError
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import pip_install
+from cerebrum_cli.core.text import format_size, pip_install
 from cerebrum_cli.results.schema import Table, to_json
 
-ROWS = 4096  # in memory at a time, and of a row group
+ROWS = 4096  # of a row group that is written
+READ_ROWS = 16  # in memory at a time: a few bits repeat the value before
+MAX_READ_BYTES = 64_000_000  # of these rows, and of the mean row of a group
+MAX_BYTES = 1_000_000_000  # of the lines of a file, and EXPANSION times its size for a large one
+EXPANSION = 100
+_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
 
 
 def json_lines(
-    file: BinaryIO, name: str, error_type: type[CerebrumError] = UsageError, hint: str = "check the file"
+    file: BinaryIO,
+    name: str,
+    fields: Collection[str] = (),
+    error_type: type[CerebrumError] = UsageError,
+    hint: str = "check the file, or write its values as text",
 ) -> Iterator[bytes]:
-    """Yield the rows of an open file as lines of JSON, some at a time, without missing values.
+    """Yield the rows of an open file as lines of JSON, without missing values.
 
-    Raises the type of errors, with the hint for a damaged file.
+    If there are columns with the names of `fields`, only these are read, and those with a meaning in any row. A text
+    that is not UTF-8 makes its line invalid. Raises the type of errors, with the hint, for a damaged or huge file.
     """
     pyarrow, parquet = _import_pyarrow(error_type)
+    left = max(MAX_BYTES, EXPANSION * file.seek(0, SEEK_END))
     try:
-        for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(ROWS, use_threads=False):
-            rows = (
-                {key: value for key, value in row.items() if value is not None and value == value}
-                for row in batch.to_pylist()
-            )
-            yield "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
-    except (pyarrow.ArrowException, OSError) as error:
+        source = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
+        columns = _chosen(source.schema_arrow.names, fields)
+        for number in range(source.num_row_groups):
+            group = source.metadata.row_group(number)
+            _require_size(group.total_byte_size // max(group.num_rows, 1))
+        for batch in source.iter_batches(READ_ROWS, columns=columns, use_threads=False):
+            _require_size(batch.nbytes)
+            for cells in zip(*map(batch.column, columns), strict=True):
+                line = _line(columns, cells)
+                left -= len(line)
+                if left < 0:
+                    raise ValueError("its rows are much larger than the file")
+                yield line
+    except (pyarrow.ArrowException, OSError, *DAMAGE) as error:
         reason = str(error).partition("\n")[0]
-        raise error_type(f"{name} is not a Parquet file that pyarrow can read: {reason}", hint) from error
+        raise error_type(f"cannot read {name}: {reason}", hint) from error
+
+
+def _chosen(names: Sequence[str], fields: Collection[str]) -> Sequence[str]:
+    columns = names
+    if not set(fields).isdisjoint(names):
+        columns = [name for name in names if name in KNOWN or name in fields]
+    for name in Counter(columns) - Counter(set(columns)):
+        raise ValueError(f"several columns are named `{name}`")
+    return columns
+
+
+def _require_size(size: int) -> None:
+    if size > MAX_READ_BYTES:
+        raise ValueError(f"its rows are too large ({format_size(size)})")
+
+
+def _line(columns: Sequence[str], cells: Iterable[Any]) -> bytes:
+    row = {}
+    for name, cell in zip(columns, cells, strict=True):
+        try:
+            value = cell.as_py()
+        except UnicodeDecodeError as error:
+            value = error.object.decode("utf-8", "surrogateescape")
+        except DAMAGE as error:
+            raise ValueError(f"column `{name}`: {error}") from error
+        if value is not None and value == value:
+            row[name] = value
+    return f"{_encode(row)}\n".encode("utf-8", "surrogateescape")
 
 
 def parquet_table() -> Table:

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from cerebrum_cli.batch.json_rows import own_id, read_json_row
+from cerebrum_cli.batch.json_rows import PROMPT_KEYS, own_id, read_json_row
 from cerebrum_cli.batch.rows import InputRow, InvalidRow, Template, invalid_row, parse_template, prompt_row
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import readable
@@ -93,10 +93,10 @@ def _require_length(size: int, name: str) -> None:
         raise UsageError(f"{name} has a line that is larger than {format_size(MAX_LINE_BYTES)}", "shorten it")
 
 
-def open_input(source: Path) -> InputFile:
+def open_input(source: Path, template: str | None = None, all_columns: bool = True) -> InputFile:
     """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
 
-    Raises UsageError, BatchError.
+    Without `all_columns`, these have only what affects a row. Raises UsageError, BatchError.
     """
     with readable(source):
         file = source.open("rb")
@@ -104,7 +104,8 @@ def open_input(source: Path) -> InputFile:
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
-        parts = json_lines(file, name)
+        fields = parse_template(template).fields if template else PROMPT_KEYS
+        parts = json_lines(file, name, () if all_columns else fields)
     elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, name)
     with file:

@@ -88,7 +88,7 @@ def batch(
         output_paths(output, None if source == STANDARD else source)
     is_delimited = table_type(output) in DELIMITERS
     if source != STANDARD:
-        opened = open_input(source)
+        opened = open_input(source, options.template, options.include_input)
     elif app.streams.piped is not None:
         opened = spool_input(chunks(app.streams.piped), "standard input")
     else:

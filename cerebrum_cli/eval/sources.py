@@ -214,7 +214,7 @@ def _json_lines(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[bytes
 
     for file, data in files.items():
         name = f"{task.repo_id}/{file.name}"
-        yield from json_lines(BytesIO(data), name, PullError, "report it to the dataset's owner")
+        yield from json_lines(BytesIO(data), name, (), PullError, "report it to the dataset's owner")
 
 
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:

@@ -312,7 +312,7 @@ def test_parquet_is_read_and_written(runner: BatchRunner, monkeypatch: pytest.Mo
     assert json.loads(answered["input"]) == {**rows[0], "at": "2026-01-02"}
     assert (failed["text"], json.loads(failed["error"])["type"]) == (None, "unknown_field")
     damaged = runner.write("damaged.parquet", "PAR1")
-    assert "damaged.parquet is not a Parquet file that pyarrow can read" in runner.run(damaged, "-o", "x.jsonl").err
+    assert f"cannot read {damaged}: Parquet " in runner.run(damaged, "-o", "x.jsonl").err
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for files in ((source, "-o", "x.jsonl"), (runner.write("in.txt", "a\n"), "-o", "x.parquet")):
         assert_error(runner.run(*files), 2, "Parquet files need pyarrow", "cerebrum-cli[eval]")
