@@ -155,6 +155,13 @@ def test_doctor_never_prints_a_token_from_a_file(tmp_path: Path) -> None:
     assert by_name(done)["token"]["detail"] == f"found in {path}"
 
 
+def test_doctor_without_a_sandbox_prints_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = by_name(scripted(tmp_path, "--json"))["sandbox"]
+    assert result["status"] == "ok" and not result["hint"]
+    assert result["detail"].startswith("none: code that a model wrote runs only in bubblewrap")
+
+
 @pytest.mark.slow
 def test_network_check_sends_no_token_and_respects_offline(tmp_path: Path) -> None:
     with HubServer() as hub:
