@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import httpx2
 
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
-STAGES = 3  # time-outs of a stage for the head of a response, and as many for its content, unless it is a file
-MAX_BYTES = 5_000_000  # of a content that is no file: a listing of 14,000 files
+STAGES = 3  # time-outs of a stage that the head of a response may take, and metadata as many again
+MAX_BYTES = 5_000_000  # of metadata: a listing of 14,000 files
 MIN_RATE = 1000  # bytes of a file per second, after as much time as a head may take
 MAX_REDIRECTS = 10
 
@@ -292,7 +292,7 @@ def _content(response: httpx2.Response) -> bytes:
     for chunk in response.iter_raw():
         content += chunk
         if len(content) > MAX_BYTES:
-            problem = f"{response.url.host} sent more than {format_size(MAX_BYTES)} that are no file"
+            problem = f"{response.url.host} sent more than {format_size(MAX_BYTES)} of metadata"
             raise HubError(problem, "check the reference, and HF_ENDPOINT if it is set")
     return bytes(content)
 
