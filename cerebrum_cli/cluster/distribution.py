@@ -21,7 +21,7 @@ from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFoun
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import PATIENCE_S
+from cerebrum_cli.core.settings import PATIENCE_S, in_directory
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.installation import Installation
@@ -61,9 +61,15 @@ def distribute(
         slots = servers.window or SERVER_SAMPLES
         servers = replace(servers, earlier=run.servers)
     identity = source.installation.library.hashed_identity(model)
-    # Nodes have installations of their own, and find the model there.
+    settings = source.settings
+    paths = {"lora": settings.lora, "chat_template": settings.chat_template}
+    # Nodes have installations and working directories of their own, and find the model there.
     portable = replace(
-        source, installation=cast("Installation", None), model=cast("InstalledModel", None), servers=servers
+        source,
+        installation=cast("Installation", None),
+        model=cast("InstalledModel", None),
+        settings=replace(settings, **in_directory(paths, Path.cwd())),
+        servers=servers,
     )
     job = NodeJob(identity, model.path, model.reference, portable, answer_block)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)

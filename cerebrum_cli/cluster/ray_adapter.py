@@ -69,7 +69,8 @@ def answer_blocks(
     pipe, child = Pipe()
     with child:
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(child.fileno())],
+            [sys.executable, "-P", "-c", PROGRAM, str(child.fileno())],
+            cwd="/",  # workers import from the driver's directory first
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

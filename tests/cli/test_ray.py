@@ -207,6 +207,9 @@ def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPa
 def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("ray")
     (home / "in.txt").write_text("".join(f"question {number}\n" for number in range(2 * ROWS)))
+    (home / "own.jinja").write_text("{{ messages[0].content }}")
+    for module in ("pickle", "ray", "cerebrum_cli", "jinja2", "numpy"):  # nothing imports them
+        (home / f"{module}.py").write_text("raise SystemExit")
     return CommandLine(home)
 
 
@@ -229,6 +232,7 @@ def address(user: CommandLine) -> Iterator[str]:
 def arguments(model: Path, output: str, *more: str) -> list[str]:
     settings = ["-m", str(model), "--parallel", "4", "-n", "40", "--seed", "1", "--ignore-eos"]
     settings += ["--set", "batch_invariant=on"]  # of a model of floats, texts depend on the rows beside them
+    settings += ["--set", "chat_template=own.jinja"]
     return ["batch", "in.txt", "-o", output, *settings, *more]
 
 
