@@ -160,6 +160,11 @@ def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> No
         open_model("nano", parallel=0)
     with pytest.raises(UsageError, match="schema and grammar"):
         model.reply(SUM, schema={}, grammar="root")
+    for wrong in (5, ["root"], b"root"):
+        with pytest.raises(UsageError, match="invalid grammar"):
+            model.reply(SUM, grammar=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="messages has no messages"):
+        model.reply(None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no question to answer"):
         model.reply([{"role": "system", "content": "Be brief."}])
     with pytest.raises(PromptTooLong):
@@ -242,6 +247,36 @@ def test_library_ctrl_c_ends_a_reply_and_not_the_model(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (out, err, process.returncode) == (f"interrupted\n{ANSWER}\n", "", 0)
+
+
+FORKED = """
+import faulthandler, os, sys
+from cerebrum_cli import CerebrumError, open_model
+
+model = open_model("nano", threads=1)
+running = iter(model.reply("What is 12 plus 30?"))
+first = next(running)
+child = os.fork()
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+    print(first + "".join(running))
+    sys.exit()
+faulthandler.dump_traceback_later(20, exit=True)
+for use in (lambda: next(running), lambda: model.reply("Hi").text, lambda: model.score("a", ["b"])):
+    try:
+        use()
+        sys.exit("no error")
+    except CerebrumError as error:
+        assert "before a fork" in error.message, error
+model.close()
+sys.exit()
+"""
+
+
+def test_library_model_is_refused_in_a_forked_process(tmp_path: Path) -> None:
+    with start_python(FORKED, home=tmp_path) as program:
+        out, err = program.communicate()
+    assert (program.returncode, out) == (0, f"{ANSWER}\n"), err
 
 
 def test_library_has_the_names_it_lists() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import secrets
 import threading
 from abc import ABC, abstractmethod
@@ -35,8 +36,11 @@ class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
     An error is raised. After the end, nothing follows, or the error is raised again.
     """
 
+    def __init__(self) -> None:
+        self._process = os.getpid()
+
     def __next__(self) -> T:
-        """Wait for the next event, and for signals.
+        """Wait for the next event, and for signals. Raises EngineError after a fork.
 
         Python does not end a wait for a signal that came after its last check and before the wait, so waits are short.
         """
@@ -45,11 +49,17 @@ class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
                 event = self.get(timeout=SIGNAL_CHECK_S)
                 break
             except Empty:
-                continue
+                require_process(self._process)
         if event is not None and not isinstance(event, BaseException):
             return event
         self.put(event)  # for later calls
         raise event or StopIteration
+
+
+def require_process(opened_in: int) -> None:
+    """Raise EngineError in a process that was forked from this one: it has no copy of the engine's thread."""
+    if os.getpid() != opened_in:
+        raise EngineError("the model was opened in another process, before a fork", "open it in the new process")
 
 
 class Completions(Iterator[Event]):
@@ -110,6 +120,7 @@ class Engine(ABC):
         self._backend: Backend | None = None
         self.cancel_scope = CancelScope()
         self.has_failed = False
+        self._process = os.getpid()
         self._thread = threading.Thread(target=self._run, name=thread, daemon=True)
         self._thread.start()
         atexit.register(self.close)  # native code must not outlive the interpreter
@@ -124,7 +135,11 @@ class Engine(ABC):
         return "raise --ctx"
 
     def load(self) -> Iterator[Event]:
-        """Yield load events until the model is ready; raise if loading failed. Later calls yield nothing."""
+        """Yield load events until the model is ready; raise if loading failed, or after a fork.
+
+        Later calls yield nothing.
+        """
+        require_process(self._process)
         return self._loading
 
     @property

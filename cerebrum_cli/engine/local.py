@@ -13,6 +13,7 @@ CancelScope, so that what comes after a cancel of everything ends as `cancelled`
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class Commands:
 
     _stop: StopFlag
     _queue: SimpleQueue[EngineCommand] = field(default_factory=SimpleQueue)
+    _process: int = field(default_factory=os.getpid)
     _lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a signal handler may cancel
     _is_closed: bool = False
 
@@ -91,7 +93,9 @@ class Commands:
         return done
 
     def send(self, command: EngineCommand) -> bool:
-        """Send a command; False if the engine is closed."""
+        """Send a command; False if the engine is closed, or in a forked process."""
+        if os.getpid() != self._process:  # another thread may have held the lock
+            return False
         with self._lock:
             if self._is_closed:
                 return False
