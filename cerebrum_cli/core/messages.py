@@ -30,7 +30,7 @@ def conversation_from_messages(items: Any, name: str, is_request: bool = True) -
     is the same; system messages that are not the first become part of the question. Those without content are ignored.
     Function calls and their results are part of the reply that follows them.
     """
-    numbered = enumerate(items if isinstance(items, list) else [], 1)
+    numbered = enumerate(items if isinstance(items, (list, tuple)) else [], 1)
     turns = [turn for number, item in numbered if (turn := _turn(item, f"{name}: message {number}"))]
     if not turns:
         raise UsageError(f"{name} has no messages", 'it must be a list like [{"role": "user", "content": "..."}]')

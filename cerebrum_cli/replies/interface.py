@@ -166,13 +166,15 @@ class Model(LoadedModel):
         if isinstance(question, str):
             question = Conversation().user(question)
         elif not isinstance(question, Conversation):
-            question = conversation_from_messages(list(question), "messages")
+            question = conversation_from_messages(question, "messages")
         if question.system_prompt is None:
             question = replace(question, system_prompt=settings.system)
         if schema is not None:
             grammar = schema_grammar(schema)
         elif isinstance(grammar, str):
             grammar = Grammar("gbnf", grammar)
+        if grammar is not None and not isinstance(grammar, Grammar):
+            raise UsageError.invalid("grammar", grammar, "text, or a Grammar")
         return Ask(question, settings, grammar)
 
 
