@@ -7,16 +7,17 @@ import re
 import sqlite3
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from operator import index
 from typing import Any, Literal, NamedTuple
 
-from cerebrum_cli.core.conversation import Conversation, Message, Role
+from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
+from cerebrum_cli.core.text import format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
 Origin = Literal["chat", "ask", "import"]
@@ -118,7 +119,6 @@ COLUMNS = ("role", "content", "tokens", "rounds", *METADATA_COLUMNS)
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 sqlite3.register_adapter(dict, json.dumps)
-_ROLES: Mapping[str, Role] = {"user": "user", "assistant": "assistant"}
 
 
 def printable_name(name: str) -> str:
@@ -173,25 +173,27 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
         if data is not None:
             tokens = struct.unpack(f"<{len(data) // 4}i", data)
         rounds = tuple(_round(**part) for part in json.loads(row["rounds"]))
-        message = Message(_ROLES[row["role"]], row["content"], tokens, rounds=rounds)
-        return StoredMessage(row["id"], row["parent"], message, ReplyMetadata(**values), row["created"])
+        content = {"role": row["role"], "content": row["content"], "tokens": tokens, "rounds": rounds}
+        message = from_json(Message, content)
+        return StoredMessage(row["id"], row["parent"], message, from_json(ReplyMetadata, values), row["created"])
 
 
-def _round(calls: list[JsonDict], content: str, reasoning: str | None, tokens: list[int] | None) -> Round:
-    token_ids = None if tokens is None else tuple(tokens)
-    return Round(tuple(ToolCall(**call) for call in calls), content, reasoning, token_ids)
+def _round(calls: list[JsonDict], tokens: list[int] | None, **texts: str) -> Round:
+    token_ids = None if tokens is None else tuple(map(index, tokens))
+    return from_json(Round, {**texts, "calls": tuple(from_json(ToolCall, call) for call in calls), "tokens": token_ids})
 
 
 def session_from_row(row: sqlite3.Row) -> Session:
     with _reading("session", row):
         values = dict(row)
         values["params"] = json.loads(row["params"] or "{}") or {}
-        return Session(**values)
+        return from_json(Session, values)
 
 
 @contextmanager
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
+        format_utc(row["created"])  # raises an error for what is no time
         yield
-    except (ValueError, TypeError, LookupError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error

@@ -44,7 +44,7 @@ _FIRST_MESSAGES = (  # of each session, with its number of messages
     "WITH RECURSIVE path (session, at, depth) AS (SELECT id, leaf, 1 FROM sessions WHERE leaf IS NOT NULL UNION ALL"
     " SELECT path.session, parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < messages.id),"
     " firsts AS (SELECT session, at, max(depth) AS count FROM path GROUP BY session)"
-    " SELECT firsts.session, count, content FROM firsts JOIN messages ON messages.id = at"
+    " SELECT firsts.session, count, CAST(ifnull(content, '') AS TEXT) FROM firsts JOIN messages ON messages.id = at"
 )
 _SESSION_OF_MESSAGE = (
     "WITH RECURSIVE branch (message, session) AS (SELECT leaf, id FROM sessions WHERE leaf IS NOT NULL UNION ALL"
@@ -79,7 +79,7 @@ _BRANCH = (  # messages that end at one, oldest first
 _NEWEST_BELOW = (  # the newest reply of a session below a message, or of all that it has
     "WITH RECURSIVE below (at, added_to) AS (SELECT id, session FROM messages"
     " WHERE parent IS ?1 AND (parent IS NOT NULL OR session = ?2) UNION ALL"
-    " SELECT id, session FROM messages JOIN below ON parent = at)"
+    " SELECT id, session FROM messages JOIN below ON parent = at WHERE id > at)"
     " SELECT max(at) FROM below JOIN messages ON messages.id = at WHERE added_to = ?2 AND role = 'assistant'"
 )
 _REPLIES = (  # to a question, and to its other versions
@@ -127,7 +127,7 @@ class Store:
         return name
 
     def names(self) -> list[str]:
-        return [name for (name,) in self._rows(f"SELECT name FROM sessions {_LATEST_FIRST}")]
+        return [name for (name,) in self._rows(f"SELECT CAST(name AS TEXT) FROM sessions {_LATEST_FIRST}")]
 
     def summaries(self) -> list[SessionSummary]:
         """All sessions, most recently changed first."""
@@ -173,7 +173,7 @@ class Store:
         return found
 
     def questions(self) -> set[str]:
-        return {text for (text,) in self._rows("SELECT content FROM messages WHERE role = 'user'")}
+        return {text for (text,) in self._rows("SELECT CAST(content AS TEXT) FROM messages WHERE role = 'user'")}
 
     def add_message(self, session: Session, message: Message, metadata: ReplyMetadata | None = None) -> Session:
         with self.transaction() as database:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from cerebrum_cli.core.events import TRUNCATED
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.sampling import SEEDS
 
 QuestionId = str | int
@@ -141,4 +141,4 @@ def parse_sample(object: JsonObject) -> Sample:
     """Read a sample from JSON. Raises TypeError for another object."""
     values = {field.name: object[field.name] for field in fields(Sample) if field.name in object}
     values["choices"] = tuple(object.get("choices", ()))
-    return Sample(**values)
+    return from_json(Sample, values)

@@ -32,6 +32,7 @@ from cerebrum_cli.results.output_files import (
     identify,
     normalize,
     output_paths,
+    paths_of,
     read_record,
 )
 from cerebrum_cli.results.row_store import RowStore, has_rows, read_objects
@@ -108,7 +109,7 @@ class Run:
                 return [parse_sample(object) for object in read_objects(self.paths.partial)]
             with self.paths.output.open("rb") as lines:
                 return [parse_sample(json.loads(line)) for line in lines]
-        except (BatchError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (BatchError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _not_a_run(self.paths.output) from error
 
     def finished_questions(self) -> dict[QuestionId, list[Sample]]:
@@ -192,8 +193,9 @@ def read_run(path: Path) -> Run | None:
     """The run at a path; None without a record of one that this version knows. Raises UsageError, BatchError."""
     if not path.parent.is_dir():
         return None
-    paths = output_paths(path)
-    record = read_record(paths.meta)
+    paths = paths_of(path)
+    with translate_os_errors(BatchError, paths.meta):
+        record = read_record(paths.meta)
     if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
         return None
     fingerprint = record.fingerprint

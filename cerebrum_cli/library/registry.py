@@ -6,6 +6,7 @@ It is one small JSON file that several processes may change at the same time.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import Literal
 from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import from_json
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
 
@@ -144,8 +146,12 @@ class Registry:
                     raise ValueError(f"version {value['version']!r}, not {_VERSION}")
                 entries = []
                 for row in (*value["models"], *value["digests"]):
-                    entries.append(RegistryEntry(**row | {"path": Path(row["path"])}))
-                return entries, value["default"]
+                    os.fsencode(row["path"])  # raises ValueError if it cannot be a path
+                    entries.append(from_json(RegistryEntry, row | {"path": Path(row["path"])}))
+                default = value["default"]
+                if not isinstance(default, str | None):
+                    raise TypeError("invalid default")
+                return entries, default
             return [], None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ConfigError(

@@ -23,7 +23,7 @@ from cerebrum_cli.core.declaration import LORA, parse_adapter
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import atomic_write, read_small_json, translate_os_errors, write_all
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.row_events import RowCounts
 from cerebrum_cli.core.text import enumeration, one_line, truncate
 from cerebrum_cli.results.schema import DELIMITERS, to_json
@@ -64,11 +64,8 @@ class OutputPaths:
         return (self.output, self.partial, self.meta)
 
 
-def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
-    """The paths for an output. Raises UsageError if it cannot be written, or would overwrite `source`, the input.
-
-    For a symbolic link, its target is replaced.
-    """
+def paths_of(output: Path) -> OutputPaths:
+    """The paths for an output; for a symbolic link, of its target. Raises UsageError if it cannot be a file."""
     try:
         mode = output.stat().st_mode
     except FileNotFoundError:
@@ -79,7 +76,12 @@ def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
         raise UsageError(f"{output} is a directory", "name a file in it")
     if not stat.S_ISREG(mode):
         raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
-    paths = OutputPaths(output.resolve() if output.is_symlink() else output)
+    return OutputPaths(output.resolve() if output.is_symlink() else output)
+
+
+def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
+    """Like `paths_of`. Raises UsageError if it cannot be written, or would overwrite `source`, the input."""
+    paths = paths_of(output)
     folder = paths.output.parent
     if not folder.is_dir():
         raise UsageError(f"directory {folder} does not exist", "create it first")
@@ -171,7 +173,9 @@ def read_record(path: Path) -> BatchRecord | None:
         value = read_small_json(path)
         if value.pop("version") != VERSION:
             raise BatchError(f"{path} was written by another version of cerebrum", "choose another -o, or --restart")
-        return BatchRecord(**{**value, "fingerprint": dict(value["fingerprint"])})
+        record = from_json(BatchRecord, value)
+        sum(record.extent.values())  # raises TypeError unless they are numbers
+        return record
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -360,6 +360,17 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
     assert output.read_bytes() == complete_result()
 
 
+WRONG_FIELDS: list[dict[str, Any]] = [
+    {"rows": "1"},
+    {"failed": [5]},
+    {"result": 5},
+    {"extent": {"samples": "x"}},
+    {"notes": []},
+    {"other": 1},
+]
+WRONG_TYPES = [json.dumps({"version": 1, "fingerprint": {}, "rows": 1, **wrong}).encode() for wrong in WRONG_FIELDS]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -368,7 +379,7 @@ def test_output_created_while_running_is_not_replaced(output: Path, tmp_path: Pa
         ("out.jsonl.meta.json", b'{"version": 2}', "out.jsonl.meta.json was written by another version of cerebrum"),
         *(
             ("out.jsonl.meta.json", record, "out.jsonl.meta.json is not a batch record")
-            for record in (b"", b"mine", b"[]", b"{}", b'{"version": 1}', b"\xff")
+            for record in (b"", b"mine", b"[]", b"{}", b'{"version": 1}', b"\xff", *WRONG_TYPES)
         ),
     ],
 )

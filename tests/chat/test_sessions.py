@@ -408,3 +408,43 @@ def test_full_disk_is_reported(path: Path) -> None:
         for error in errors_of(path):
             assert error.message in (f"{path}: disk I/O error", f"{path}: database or disk is full")
             assert error.hint.startswith("free disk space")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE messages SET content = x'ff'",
+        "UPDATE messages SET created = 1e18",
+        "UPDATE messages SET params = '[1]'",
+        'UPDATE messages SET rounds = \'[{"calls": [], "content": 5, "reasoning": null, "tokens": null}]\'',
+        "UPDATE messages SET tokens = 'text'",
+        "UPDATE sessions SET model = x'00'",
+        "UPDATE sessions SET params = '\"text\"'",
+        "UPDATE sessions SET leaf = 'text'",
+    ],
+)
+def test_values_of_another_type_are_damage(path: Path, damage: str) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        add_texts(sessions, sessions.create("a", "chat"), "one", "two")
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute(damage)
+            database.commit()
+        with pytest.raises(SessionError, match=r"is damaged: (malformed (message|session) \d|Could not decode)"):
+            for summary in sessions.summaries():
+                sessions.messages(summary.session)
+
+
+def test_messages_in_a_cycle_end(path: Path) -> None:
+    with contextlib.closing(Store(path)) as sessions:
+        session = add_texts(sessions, sessions.create("a", "chat"), "one", "two", "three", "four")
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("UPDATE messages SET parent = 4 WHERE id = 3")
+            database.execute("UPDATE messages SET parent = 1 WHERE id = 1")
+            database.commit()
+        for leaf in (None, 1, 2, 3, 4):
+            at = sessions.move(session, leaf)
+            sessions.undone(at)
+            assert len(sessions.messages(at)) <= 2
+            sessions.alternatives(at)
+        sessions.summaries()
+        sessions.search("three")

@@ -132,7 +132,7 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
 def test_damaged_record_hides_no_other_run(store: RunStore) -> None:
     write_run(store.path_for(CONDITION)[0], [sample(1)], 1)
     other, _ = store.path_for({**CONDITION, "system": "x"})
-    for damage in (b"{", b'{"version": 99}', b"\xff"):
+    for damage in (b"{", b'{"version": 99}', b"\xff", b'{"version": 1, "fingerprint": 5, "rows": "x"}'):
         output_paths(other).meta.write_bytes(damage)
         assert [run.name for run in store] == ["sums-tiny"]
         assert store.path_for({**CONDITION, "system": "x"})[0].name == "sums-tiny-3.jsonl"
