@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Collection
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 ALL = tuple(command.name for command in COMMANDS)
 GROUPS = ("runs", "sessions", "prompts")
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
 OTHER_COMMANDS = {  # of other programs, and what does the same here
     "help": "did you mean cerebrum --help?",
@@ -122,19 +125,27 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
             return 0
         return exit.code if isinstance(exit.code, int) else 1
     except OSError as error:
-        from cerebrum_cli.core.files import is_disk_full
-        from cerebrum_cli.terminal.streams import discard
-
-        if not is_disk_full(error):
-            raise
-        discard(sys.stdout)  # Typer could not write help or version
-        full = CerebrumError("standard output: no space left", "free some space, or write elsewhere")
-        print_error(app, full)
-        return full.exit_code
+        problem = file_error(error)
+        print_error(app, problem)
+        return problem.exit_code
     except CerebrumError as error:
         if error.hint or not isinstance(error, Interrupted):
             print_error(app, error)
         return error.exit_code
+
+
+def file_error(error: OSError) -> CerebrumError:
+    """The error of a disk that is full or not writable, wherever it comes from. Raises any other: it is a bug."""
+    from cerebrum_cli.terminal.streams import discard
+
+    problem, place = str(error.strerror), error.filename
+    if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
+        raise error
+    if place is None:
+        discard(sys.stdout)  # Typer may not have been able to write help or version
+    else:
+        problem = f"{place}: {problem}"
+    return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
 
 
 def usage_error(error: typer.TyperException, context: typer.Context | None, names: list[str]) -> UsageError:

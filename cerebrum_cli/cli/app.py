@@ -52,6 +52,10 @@ class App(Installation):
         self.on_exit.callback(history.close)
         return history
 
+    def read_history(self) -> History:
+        """Sessions of this user for a command that creates none, which may be on a disk that cannot be written."""
+        return self.open_history((self.data_directory / "sessions" / "sessions.db").exists())
+
     @property
     def runs(self) -> RunStore:
         from cerebrum_cli.eval.stored_runs import RunStore

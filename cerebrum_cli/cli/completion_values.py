@@ -28,7 +28,7 @@ def known_models(app: App) -> Candidates:
 
 
 def sessions(app: App) -> Candidates:
-    return app.open_history().store.names()
+    return app.read_history().store.names()
 
 
 def run_names(app: App) -> Candidates:

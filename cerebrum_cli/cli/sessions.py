@@ -45,7 +45,7 @@ def list_sessions(
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
-    rows = archive.session_rows(app.open_history().store)
+    rows = archive.session_rows(app.read_history().store)
     if all:
         number = len(rows)
     if json:
@@ -58,7 +58,7 @@ def list_sessions(
 def show(app: App, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
 
-    history = app.open_history()
+    history = app.read_history()
     session = history.get(name)
     if json:
         app.streams.answer_object(archive.session_object(history.store, session))
@@ -85,7 +85,7 @@ def search(
     In Chinese, Japanese and other texts without spaces, words are found anywhere.
     """
 
-    rows = archive.search_rows(app.open_history().store, text)
+    rows = archive.search_rows(app.read_history().store, text)
     print_rows(app.streams, rows, json, print_matches, "No matches")
 
 
@@ -102,7 +102,7 @@ def rm(
     """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
     from cerebrum_cli.replies.installation import HISTORY, STATES
 
-    history = app.open_history()
+    history = app.read_history()
     chosen = {name: history.get(name) for name in names or ()}
     if older_than:
         for session in archive.sessions_older_than(history.store, older_than):
@@ -141,7 +141,7 @@ def export(
     """Print a session in another format."""
     from cerebrum_cli.replies.source import ModelSource
 
-    history = app.open_history()
+    history = app.read_history()
     session = history.get(name)
     if as_ == TRANSCRIPT:
         model = app.library.resolve(session.model)

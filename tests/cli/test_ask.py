@@ -78,6 +78,8 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:
         done = user.run_process("ask", "-n", "4", "hi", stdout=full)
     assert_error(done, 1, "standard output: No space left on device")
+    with open("/dev/full", "w") as full:
+        assert_error(user.run_process("--help", stdout=full), 1, "error: No space left on device", "free disk space")
 
 
 @pytest.mark.slow
