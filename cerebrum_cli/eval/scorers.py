@@ -101,7 +101,7 @@ def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
     for question in questions:
         try:
             re.compile(question.reference)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise UsageError(
                 f"the answer of question {question.id} is not a regular expression: {error}",
                 "correct it in the question file, or use another --match",

@@ -196,6 +196,9 @@ def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.Mon
 def test_invalid_regular_expression_is_refused() -> None:
     with pytest.raises(UsageError, match="the answer of question 1 is not a regular expression: missing"):
         score("", "(", match="regex")
+    for pattern in ("(" * 5000 + ")" * 5000, "a{99999999999}"):
+        with pytest.raises(UsageError, match="is not a regular expression: "):
+            score("", pattern, match="regex")
 
 
 @pytest.mark.parametrize("match", ["contains", "regex"])
