@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header, is_phi3, phi3_name
 from cerebrum_cli.gguf.tensor_names import hugging_face_names
@@ -236,6 +237,8 @@ class MergePlanner:
         """Plan a merge with these texts in its metadata. Raises MergeError if the models or the recipe do not fit."""
         require_compatible([self.tables[model] for model in self.recipe.models])
         steps = tuple(self._steps())
+        if len(steps) > MAX_LAYERS:
+            raise MergeError(f"the merge would have {len(steps):,} layers", f"llama.cpp loads at most {MAX_LAYERS}")
         tensors = (
             *self._global_tensors(steps[0], False),
             *self._layer_tensors(steps),
@@ -249,7 +252,7 @@ class MergePlanner:
         metadata = merged_metadata(self.recipe, self.tables, origins, file_type, name, texts)
         return Plan(metadata, tensors, layers, self._unmatched_filters())
 
-    @property
+    @cached_property
     def _architecture(self) -> str:
         return self.tables[self.recipe.models[0]].architecture
 

@@ -82,6 +82,12 @@ def test_merge_plan_refuses_impossible_layer_counts() -> None:
         plan(mixed("a", "b"), table("a"), table("b", shape=Shape(layers=6)))
 
 
+def test_merge_plan_refuses_more_layers_than_llama_cpp_loads() -> None:
+    problem = "the merge would have 12,000 layers", "llama.cpp loads at most 512"
+    assert refusal(stacked(*[("a", 0, 4)] * 3000), table("a")) == problem
+    assert len(plan(stacked(*[("a", 0, 4)] * 128), table("a")).layers) == 512
+
+
 def position_dependent(name: str) -> Table:
     """A model of eight layers whose use of positions depends on the layer number."""
     return table(name, {"general.architecture": "smollm3", "smollm3.block_count": 8}, Shape(layers=8))
