@@ -6,11 +6,13 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.engine.remote import client as client_module
 from cerebrum_cli.engine.remote.client import DONE, Client, Endpoint, LostServerError, RequestError, parse_url
 
@@ -281,6 +283,16 @@ def test_client_opens_an_encrypted_tunnel_through_a_proxy(monkeypatch: pytest.Mo
     assert value == [[1], [1]]
     assert request.startswith(b"CONNECT localhost:444 HTTP/1.1\r\n") and b"sesame" not in request
     assert server.connections == 1 and b"Authorization: Bearer sesame" in server.requests[0]
+
+
+def test_client_names_the_certificate_that_it_cannot_read(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    endpoint = Endpoint("it", "https://localhost:9")
+    for path in (empty, tmp_path / "missing.pem"):
+        for files in (replace(endpoint, ca_file=str(path)), replace(endpoint, client_cert=str(path))):
+            with pytest.raises(EndpointError, match=f"it: {path}: "):
+                Client(files)
 
 
 @pytest.mark.parametrize("variable", [None, "REQUESTS_CA_BUNDLE"])

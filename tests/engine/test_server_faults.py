@@ -153,6 +153,7 @@ def vllm_choice(**values: Any) -> dict[str, Any]:
 
 DAMAGE: list[tuple[type[ModelServer], dict[str, Any], str | None]] = [
     (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [None] * len(reply["tokens"])}}, "damaged reply"),
+    (LlamaServer, {"edit": lambda _, reply: {**reply, "tokens": [10**6] * len(reply["tokens"])}}, "damaged reply"),
     (VllmServer, {"edit": lambda _, reply: {**reply, "choices": []}}, "0 replies instead of 1"),
     (VllmServer, vllm_choice(token_ids=["x"]), "damaged reply"),
     (VllmServer, vllm_choice(finish_reason="abort"), None),  # of one row
@@ -283,6 +284,7 @@ def at_token(count: int, event: Any) -> dict[str, Any]:
 
 
 WITHIN = 12  # objects of a stream
+NO_SUCH_TOKEN = {"tokens": [-1], "choices": [{"index": 0, "token_ids": [-1]}], "output_ids": [-1]}
 NO_TOKEN = {"tokens": [None], "choices": [{"index": 0, "token_ids": [None]}], "output_ids": [None]}
 STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "reset of a kept connection": ({"reset_after": 0}, ["1 replies"]),
@@ -294,6 +296,10 @@ STREAM_FAULTS: dict[str, tuple[Any, list[str]]] = {
     "damaged event": (at_token(WITHIN, b"data: {\n\n"), ["text, then error: first: damaged reply"]),
     "damaged token": (
         {"edit": lambda at, chunk: {**chunk, **NO_TOKEN} if at == WITHIN else chunk},
+        ["text, then error: first: damaged reply"],
+    ),
+    "token out of range": (
+        {"edit": lambda at, chunk: {**chunk, **NO_SUCH_TOKEN} if at == WITHIN else chunk},
         ["text, then error: first: damaged reply"],
     ),
     "not an object": (at_token(WITHIN, b"data: 3\n\n"), ["text, then error: first: damaged reply"]),

@@ -322,14 +322,17 @@ def _kept_alive(address: Any) -> socket.socket:
 
 
 def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
-    """What a server is trusted by, and what it trusts. Raises OSError for files that cannot be read."""
+    """What a server is trusted by, and what it trusts. Raises ValueError for a file that cannot be read."""
     import httpx2
 
     files = endpoint.ca_file, *map(environment, CA_VARIABLES)
     file = next(filter(None, files), None)
-    certificates = ssl.create_default_context(cafile=file) if file else httpx2.create_ssl_context()
-    if endpoint.client_cert:
-        certificates.load_cert_chain(endpoint.client_cert)
+    try:
+        certificates = ssl.create_default_context(cafile=file) if file else httpx2.create_ssl_context()
+        if file := endpoint.client_cert:
+            certificates.load_cert_chain(file)
+    except OSError as error:
+        raise ValueError(f"{file or 'certificates'}: {error.strerror or error}") from error
     return certificates
 
 
