@@ -196,9 +196,7 @@ class Streams:
         return reply
 
     def info(self, text: str) -> None:
-        if self.err_is_terminal:
-            text = strip_controls(text)
-        self.draw(f"{text}\n")
+        self.draw(f"{strip_controls(text)}\n")
 
     def report(self, message: str | NoticeEvent | None) -> None:
         """Print a line or a notice, if there is one, unless standard error is to be quiet."""
@@ -221,8 +219,7 @@ class Streams:
     def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
         err = self.on_stderr
-        if self.err_is_terminal:
-            text = err.wrapped(strip_controls(text), len(head))
+        text = err.wrapped(strip_controls(text), len(head))
         line = err.styled(head, head_style) + text
         self.draw(f"{err.styled(line, style)}\n")
 

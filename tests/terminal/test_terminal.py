@@ -255,7 +255,7 @@ def test_file_progress_on_a_terminal_is_a_bar_below_notices(monkeypatch: pytest.
     for other in (pipe, replace(quiet, is_quiet=True)):
         with FileProgress(other) as files:
             files.notice(notice)
-    assert written(pipe.err) == "note: the Hub is in trouble\x1b[2J (503): trying again in 2 s\n"
+    assert written(pipe.err) == "note: the Hub is in trouble (503): trying again in 2 s\n"
     assert lines(quiet.err) == []
 
 
@@ -278,6 +278,10 @@ RED_ERROR = "\x1b[31merror: \x1b[0m"
 
 
 def test_errors_print_message_hint_and_log_without_controls() -> None:
+    in_a_pipe = piped()
+    in_a_pipe.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
+    in_a_pipe.info("e\x1b]52;c;RVZJTA==\x07f")
+    assert written(in_a_pipe.err) == "error: ab\n hint: cd\nef\n"
     streams = shown()
     streams.error(CerebrumError("a\x1b[2Jb\u202e", "c\x07d\u2066"))
     streams.error(CerebrumError("alone"))
