@@ -46,7 +46,8 @@ if [ "$kind" != "${kind%-zig}" ]; then
     options="$options -DGGML_OPENMP=OFF"
 fi
 echo "building llama.cpp for this machine; this takes minutes, once"
-export CMAKE_ARGS="-DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$PWD/scripts/llama.cmake' $options ${CMAKE_ARGS:-}"
+quoted=$(printf "'%s'" "$(printf '%s' "$PWD/scripts/llama.cmake" | sed "s/'/'\\\\''/g")")  # split like words of a shell
+export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$quoted $options ${CMAKE_ARGS:-}"
 export FORCE_CMAKE=1 CMAKE_BUILD_PARALLEL_LEVEL="$(getconf _NPROCESSORS_ONLN)"
 if [ -t 1 ]; then  # Ninja's lines begin with [steps done/all]
     while sleep 1; do printf '\r%s' "$(grep -o '^ *\[[0-9]*/[0-9]*\]' "$log" | tail -n 1)"; done &

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_wheel_runs_in_a_bare_environment(bare: CommandLine) -> None:
 RECORDER = """#!/bin/sh
 echo "${CC:-default} python $*" >> "$LOG"
 case "$*" in
-*"pip wheel "*) touch "$LOG.built"; while [ "$1" != --wheel-dir ]; do shift; done; mkdir -p "$2" ;;
+*"pip wheel "*) echo "$CMAKE_ARGS" > "$LOG.built"; while [ "$1" != --wheel-dir ]; do shift; done; mkdir -p "$2" ;;
 *cerebrum/wheels*) test -e "$LOG.built" ;;
 esac
 """
@@ -133,12 +134,15 @@ def set_up(checkout: Path, **environment: str) -> tuple[subprocess.CompletedProc
 
 
 def test_setup_builds_llama_cpp_once(tmp_path: Path) -> None:
-    done, calls = set_up(tmp_path, CXX="true")  # a compiler that exists
+    checkout = tmp_path / "user's checkout"
+    done, calls = set_up(checkout, CXX="true")  # a compiler that exists
     assert done.returncode == 0, done.stderr
     [build] = [call for call in calls if " pip wheel " in call]
     assert build.startswith("default ")
+    options = shlex.split((checkout / "log.built").read_text())
+    assert f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={checkout}/scripts/llama.cmake" in options
     assert sum("--group compiler" in call for call in calls) == 0
-    again, calls = set_up(tmp_path, CXX="true")
+    again, calls = set_up(checkout, CXX="true")
     assert again.returncode == 0
     assert [call for call in calls if " pip wheel " in call] == []
 
