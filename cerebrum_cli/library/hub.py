@@ -203,9 +203,13 @@ def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepo
 
 
 def _request_headers() -> dict[str, str]:
-    from huggingface_hub.utils._headers import build_hf_headers
+    """Those of huggingface_hub, whose own function would first request a list of agents, and trust it."""
+    from huggingface_hub.utils._headers import get_token_to_send
 
-    return build_hf_headers(library_name=_LIBRARY_NAME, library_version=__version__)
+    headers = {"User-Agent": f"{_LIBRARY_NAME}/{__version__}"}
+    if token := get_token_to_send(None):
+        headers["Authorization"] = f"Bearer {token}"
+    return headers
 
 
 def _found_repository(item: JsonObject) -> FoundRepository:

@@ -15,8 +15,8 @@ MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
 
 
 def run(user: CommandLine, server: HostileHub, *arguments: str) -> Finished:
-    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(user.home / "hf")}
+    network = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
     return user.run(*arguments, env={**variables, **network})
 
 
@@ -30,14 +30,13 @@ def resident_bytes(key: str) -> int:
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Wait for no retry, and check time and, where the kernel counts it, memory."""
     monkeypatch.setattr(download, "sleep", lambda _: None)
-    monkeypatch.setattr(hub, "STAGES", 0.5)
     peak = Path("/proc/self/clear_refs")
     if peak.exists():
         peak.write_text("5")  # the peak is counted from now on
         before = resident_bytes("VmRSS")
     begun = time.monotonic()
     yield
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 20
     assert not peak.exists() or resident_bytes("VmHWM") - before < MOST_MEMORY
 
 
@@ -46,18 +45,21 @@ def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
     with HostileHub(reply) as server:
         done = run(new_user, server, "pull", "a/b")
         assert_error(done, done.code)
-        assert done.code in (1, 3) and not (new_user.home / "hf" / "hub").exists()
+        assert done.code in (1, 3) and not (new_user.home / "hf").exists()
+        assert {path.partition("?")[0] for path in server.paths} <= {"/api/models/a/b/revision/main", "/x"}
 
 
 @pytest.mark.parametrize("reply", LATE.values(), ids=LATE)
-def test_pull_ends_if_a_reply_comes_byte_by_byte(new_user: CommandLine, reply: Pieces) -> None:
+def test_pull_ends_if_a_reply_comes_byte_by_byte(
+    new_user: CommandLine, monkeypatch: pytest.MonkeyPatch, reply: Pieces
+) -> None:
+    monkeypatch.setattr(hub, "STAGES", 0.05)
     with HostileHub(reply, pause_s=0.02) as server:
         assert_error(run(new_user, server, "pull", "a/b"), 1, f"{server.url} did not respond completely within 0.5 s")
         assert len(server.paths) == 1
 
 
 FILES: dict[str, Pieces] = {
-    "byte by byte": [head(200, "Content-Length: 1000000"), *[b"G"] * 400],
     "endless": endless(200, "Connection: close"),
     "endless error": endless(403, "Connection: close"),
     "absurd range": [head(206, f"Content-Range: bytes {'9' * 4400}-1/*", "Content-Length: 5"), b"abcde"],
@@ -69,10 +71,16 @@ FILES: dict[str, Pieces] = {
 
 @pytest.mark.parametrize("reply", FILES.values(), ids=FILES)
 def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces) -> None:
-    with HostileHub(http(listing()), reply, pause_s=0.02) as server:
+    with HostileHub(http(listing()), reply) as server:
         done = run(new_user, server, "pull", "a/b")
         assert_error(done, done.code)
         assert done.code in (1, 2, 3) and not list(new_user.home.rglob(DIGEST))
+
+
+def test_pull_ends_if_a_file_comes_byte_by_byte(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "STAGES", 0.05)
+    with HostileHub(http(listing()), [head(200, "Content-Length: 1000000"), *[b"G"] * 400], pause_s=0.02) as server:
+        assert_error(run(new_user, server, "pull", "a/b"), 1, "check the network")
 
 
 @pytest.mark.parametrize("reply", SEARCHES.values(), ids=SEARCHES)
