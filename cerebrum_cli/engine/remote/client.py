@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -44,6 +45,7 @@ RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window", "tools param requires")
 URL_EXAMPLE = "write it like http://localhost:8080"
+_opened = ContextVar[list[socket.socket]]("sockets that the running request has opened")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
 
@@ -159,12 +161,9 @@ class Client:
         self._headers = {"User-Agent": "cerebrum-cli", "Accept-Encoding": "identity"}
         if endpoint.key:
             self._headers["Authorization"] = f"Bearer {endpoint.key.strip()}"  # those of a session also go to a proxy
-        tracing = aiohttp.TraceConfig()
-        tracing.on_connection_reuseconn.append(_note_reuse)
         self._session = aiohttp.ClientSession(
-            trace_configs=[tracing],
             connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_kept_alive
+                limit=0, keepalive_timeout=IDLE_S, ssl=certificates, socket_factory=_open_socket
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -249,16 +248,15 @@ class Client:
         clock = asyncio.get_running_loop().time
         broken = None
         while True:
-            kept = set[str]()
+            opened = list[socket.socket]()
+            _opened.set(opened)
             sent_at = clock()
             try:
-                return await self._session.request(
-                    method, self._base_url + path + self._query, trace_request_ctx=kept, **content
-                )
+                return await self._session.request(method, self._base_url + path + self._query, **content)
             except aiohttp.ClientConnectorError as error:
                 raise broken or error from error
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                if not kept or clock() - sent_at > RESEND_S:
+                if opened or clock() - sent_at > RESEND_S:
                     raise
                 broken = error
 
@@ -273,11 +271,6 @@ class Client:
             async with asyncio.timeout(MESSAGE_S):
                 body = json.loads(await _content(response, QUESTION_BYTES))
         return failure(response.status, body, _delay(response.headers.get("Retry-After", "")))
-
-
-async def _note_reuse(session: aiohttp.ClientSession, context: Any, params: Any) -> None:  # noqa: ARG001
-    """Note in a request's set that it was sent on a connection of an earlier one."""
-    context.trace_request_ctx.add("connection")
 
 
 async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
@@ -309,6 +302,12 @@ def _delay(retry_after: str) -> float | None:
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def _open_socket(address: Any) -> socket.socket:
+    created = _kept_alive(address)
+    _opened.get().append(created)
+    return created
 
 
 def _kept_alive(address: Any) -> socket.socket:
