@@ -187,7 +187,7 @@ class RemoteSample(ReplySample):
         return bool(self._end_token) or self.text.is_stopped
 
     def _bytes_of(self, tokens: Sequence[int]) -> bytes:
-        visible = self.request.visible_tokens
+        visible = {token for token in {*tokens} if token in self.request.visible_tokens}
         piece = self.vocabulary.piece
         return b"".join([piece(token, token in visible) for token in tokens])
 
