@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from types import FrameType
 from cerebrum_cli.core.signals import is_importing
 
 INTERRUPTED = 130
+GC_THRESHOLD = 20_000  # objects; with the default, a batch on servers spends a tenth of its time on collections
 NO_WINDOWS = """error: native Windows is not supported
  hint: use WSL, the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"""
 
@@ -21,6 +23,7 @@ def main() -> None:
     """
     if sys.platform == "win32":
         sys.exit(NO_WINDOWS)
+    gc.set_threshold(GC_THRESHOLD)
     code = INTERRUPTED
     try:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
