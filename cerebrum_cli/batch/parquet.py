@@ -14,12 +14,13 @@ from cerebrum_cli.batch.json_rows import KNOWN
 from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, UsageError
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import format_size, pip_install
+from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.results.schema import Table, to_json
 
 ROWS = 4096  # of a row group that is written
 READ_ROWS = 16  # in memory at a time: a few bits repeat the value before
 MAX_READ_BYTES = 64_000_000  # of these rows, and of the mean row of a group
+HUGE = "its rows are too large: more than 64 MB"
 MAX_BYTES = 1_000_000_000  # of the lines of a file, and EXPANSION times its size for a large one
 EXPANSION = 100
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
@@ -43,11 +44,12 @@ def json_lines(
     try:
         source = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
         columns = _chosen(source.schema_arrow.names, fields)
-        for number in range(source.num_row_groups):
-            group = source.metadata.row_group(number)
-            _require_size(group.total_byte_size // max(group.num_rows, 1))
+        groups = map(source.metadata.row_group, range(source.num_row_groups))
+        if any(group.total_byte_size > MAX_READ_BYTES * (group.num_rows or 1) for group in groups):
+            raise ValueError(HUGE)
         for batch in source.iter_batches(READ_ROWS, columns=columns, use_threads=False):
-            _require_size(batch.nbytes)
+            if batch.nbytes > MAX_READ_BYTES:
+                raise ValueError(HUGE)
             for cells in zip(*map(batch.column, columns), strict=True):
                 line = _line(columns, cells)
                 left -= len(line)
@@ -63,14 +65,10 @@ def _chosen(names: Sequence[str], fields: Collection[str]) -> Sequence[str]:
     columns = names
     if not set(fields).isdisjoint(names):
         columns = [name for name in names if name in KNOWN or name in fields]
-    for name in Counter(columns) - Counter(set(columns)):
-        raise ValueError(f"several columns are named `{name}`")
+    for name, count in Counter(columns).items():
+        if count > 1:
+            raise ValueError(f"several columns are named `{name}`")
     return columns
-
-
-def _require_size(size: int) -> None:
-    if size > MAX_READ_BYTES:
-        raise ValueError(f"its rows are too large ({format_size(size)})")
 
 
 def _line(columns: Sequence[str], cells: Iterable[Any]) -> bytes:

@@ -167,12 +167,12 @@ def test_huge_cell_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pyt
     data = path.read_bytes()
     path.write_bytes(data[:4] + bytes(50) + data[54:])  # its page cannot be read
     monkeypatch.setattr("cerebrum_cli.batch.parquet.MAX_READ_BYTES", 10**5)
-    with pytest.raises(UsageError, match=r"its rows are too large \(\d+ MB\)"):
+    with pytest.raises(UsageError, match="its rows are too large"):
         read(path)
 
 
 def test_huge_cell_among_small_ones_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "in.parquet", {"prompt": ["x" * 10**6, *["y"] * 1000]}, compression="zstd")
     monkeypatch.setattr("cerebrum_cli.batch.parquet.MAX_READ_BYTES", 10**5)
-    with pytest.raises(UsageError, match=r"its rows are too large \(1 MB\)"):
+    with pytest.raises(UsageError, match="its rows are too large"):
         read(path)
