@@ -18,13 +18,17 @@ from vocabularies import open_vocabulary
 import cerebrum_cli
 from cerebrum_cli import Conversation, Model, Reply, open_model
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
+from cerebrum_cli.core.events import RefusedEvent
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.interface import Question
+from cerebrum_cli.replies.reply import Ask
 
 PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
@@ -254,15 +258,15 @@ import faulthandler, os, sys
 from cerebrum_cli import CerebrumError, open_model
 
 model = open_model("nano", threads=1)
-running = iter(model.reply("What is 12 plus 30?"))
-first = next(running)
+running = iter(model.reply("Hi", grammar="root ::= [a-z ] root", max_tokens=500))
+next(running)
 child = os.fork()
 if child:
     assert os.waitpid(child, 0)[1] == 0
-    print(first + "".join(running))
+    print(len("".join(running)) > 100)
     sys.exit()
 faulthandler.dump_traceback_later(20, exit=True)
-for use in (lambda: next(running), lambda: model.reply("Hi").text, lambda: model.score("a", ["b"])):
+for use in (lambda: list(running), lambda: model.reply("Hi").text, lambda: model.score("a", ["b"])):
     try:
         use()
         sys.exit("no error")
@@ -276,7 +280,16 @@ sys.exit()
 def test_library_model_is_refused_in_a_forked_process(tmp_path: Path) -> None:
     with start_python(FORKED, home=tmp_path) as program:
         out, err = program.communicate()
-    assert (program.returncode, out) == (0, f"{ANSWER}\n"), err
+    assert (program.returncode, out) == (0, "True\n"), err
+
+
+def test_library_token_of_another_model_refuses_one_row(model: Model) -> None:
+    question = Conversation().user(SUM)
+    rows = [Row(0, Ask(question, Settings(), prefix_tokens=(10**6,))), Row(1, Ask(question, Settings()))]
+    results = {event.row.key: event.result for event in run_rows(model, rows) if isinstance(event, Outcome)}
+    refused, reply = results[0], results[1]
+    assert isinstance(refused, RefusedEvent) and "token 1000000 is not in this model" in refused.error.message
+    assert isinstance(reply, Reply) and reply.text == ANSWER
 
 
 def test_library_has_the_names_it_lists() -> None:

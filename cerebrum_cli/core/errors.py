@@ -52,6 +52,10 @@ class ModelNotFound(CerebrumError):
         self.pullable = pullable
 
 
+class UnknownToken(CerebrumError):
+    """A token id that is not in the model's vocabulary: it is another model's."""
+
+
 class PromptTooLong(CerebrumError):
     """The prompt fills the context and leaves no room for a reply."""
 

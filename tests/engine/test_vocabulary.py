@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens, join_parts
-from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.errors import UnknownToken
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.replies.text_tokens import detokenize
 
@@ -185,7 +185,7 @@ def test_tokenize_accepts_broken_and_much_text(mistral: LlamaBackend, chatml: Ll
 @pytest.mark.parametrize("token", [-1, 32000])
 def test_tokens_of_another_vocabulary_are_rejected(token: int, mistral: LlamaBackend) -> None:
     for attempt in (lambda: mistral.piece(token), lambda: mistral.tokenize((Tokens((THINK, token)), Text("a")))):
-        with pytest.raises(EngineError, match=rf"^token {token} is not in this model's vocabulary of 32000"):
+        with pytest.raises(UnknownToken, match=rf"^token {token} is not in this model's vocabulary of 32000"):
             attempt()
 
 

@@ -18,7 +18,7 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
-from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.errors import UnknownToken
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.context import model_metadata
@@ -54,7 +54,7 @@ class LlamaVocabulary:
     def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
         """Tokenize a prompt, and prepend BOS if the vocabulary requires it and the prompt does not start with it.
 
-        Raises EngineError if the prompt contains tokens of another vocabulary.
+        Raises UnknownToken if the prompt contains tokens of another vocabulary.
         """
         items: list[PromptPart] = []  # with trusted text split at control tokens
         for part in parts:
@@ -210,9 +210,9 @@ class LlamaVocabulary:
         """Check that all ids are in the vocabulary: for others llama.cpp aborts the process."""
         for token in ids:
             if not 0 <= token < self.size:
-                raise EngineError(
+                raise UnknownToken(
                     f"token {token} is not in this model's vocabulary of {self.size} tokens",
-                    "this session's tokens come from another model; switch back to it or start a new chat",
+                    "the tokens come from another model; switch back to it, or start anew",
                 )
         return ids
 
@@ -226,7 +226,7 @@ class LlamaVocabulary:
         return self.piece(token, special=True).decode("utf-8", "replace")
 
     def _read_piece(self, token: int, special: bool = False) -> bytes:
-        """Bytes of a token; empty for a control token unless `special`. EngineError if the id is out of range."""
+        """Bytes of a token; empty for a control token unless `special`. UnknownToken if the id is out of range."""
         self._checked_ids((token,))
         capacity = 256
         while True:

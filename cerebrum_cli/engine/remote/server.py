@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
 
-from cerebrum_cli.core.errors import DAMAGE, CerebrumError, EndpointError, EngineError, GrammarError, PromptTooLong
+from cerebrum_cli.core.errors import DAMAGE, CerebrumError, EndpointError, GrammarError, PromptTooLong, UnknownToken
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -285,7 +285,7 @@ class Server:
         except TimeoutError as error:
             works = self.heard_at > job.start  # has answered others meanwhile
             raise LostServerError(f"no reply within {limit:g} s", server_works=works) from error
-        except (*DAMAGE, EngineError) as error:  # the latter for a token that is not in the vocabulary
+        except (*DAMAGE, UnknownToken) as error:
             raise LostServerError("damaged reply") from error
 
     def _refusal(self, job: PoolJob, error: RequestError) -> Exception:
