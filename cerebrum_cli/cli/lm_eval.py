@@ -74,7 +74,7 @@ def evaluate_harness_tasks(
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
     from cerebrum_cli.cli.generation import CONDITION_KEYS
-    from cerebrum_cli.core.files import atomic_write, lock_file, remove
+    from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.library.hub import offline_if_unreachable
     from cerebrum_cli.replies.source import format_of
@@ -99,6 +99,8 @@ def evaluate_harness_tasks(
         app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
     cache = cache_path(app, source, options)
     cache.parent.mkdir(parents=True, exist_ok=True)
+    # Where it cannot write to its cache, lm-eval waits for ever.
+    require_space(cache.parent, 0, CerebrumError, "set XDG_CACHE_HOME to a directory on another disk")
     busy = CerebrumError(
         "another process runs lm-eval on this model with these settings", "wait for it: they share a cache"
     )

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import shutil
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -192,6 +194,13 @@ def test_lm_eval_refuses_what_it_cannot_run(
     (tasks / "sums.jsonl").unlink()
     message, hint = problem(run_tasks(command, tasks, "choices"), 1)
     assert message.startswith("error: cannot load choices: ") and hint == " hint: check the task and the network"
+
+
+@needs_lm_eval
+def test_lm_eval_needs_space_for_its_cache(command: CommandLine, tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1_000_000))
+    done = run_tasks(command, tasks, "choices")
+    assert "not enough disk space: needs 64 MB; 1 MB is free" in problem(done, 1)[0]
 
 
 @needs_lm_eval
