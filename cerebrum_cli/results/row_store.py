@@ -14,19 +14,21 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from operator import index
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from cerebrum_cli.core.errors import BatchError
+from cerebrum_cli.core.errors import DAMAGE, BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
-from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
 from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0
+RESTART = "move it elsewhere, choose another -o, or use --restart to start over"
 TOKENS = "tokens"  # of an interrupted reply
 _READER_S = 60.0  # that a commit waits for a process that reads the rows
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -105,8 +107,9 @@ class RowStore:
     @property
     def input(self) -> Any:
         """What identifies the input whose positions the rows have; None before it is set."""
-        found = self._first("SELECT value FROM metadata WHERE key = 'input'")
-        return found and json.loads(found[0])
+        with self._errors():
+            found = self._first("SELECT value FROM metadata WHERE key = 'input'")
+            return found and json.loads(found[0])
 
     @input.setter
     def input(self, identity: Any) -> None:
@@ -121,13 +124,19 @@ class RowStore:
             for position, row_flags, interrupted in self._database.execute(_STATES):
                 flags[position] = row_flags
                 if interrupted:
-                    tokens[position] = tuple(json.loads(interrupted)[TOKENS])
+                    tokens[position] = tuple(map(index, json.loads(interrupted)[TOKENS]))
         return FinishedRows(flags), tokens
 
     def objects(self) -> Iterator[tuple[int, bytes]]:
         """Yield the positions and the JSON of the rows, in the order of the input."""
         with self._errors():
             yield from self._database.execute(_OBJECTS)
+
+    def parsed(self) -> Iterator[JsonDict]:
+        """Yield the rows, in the order of the input. Raises BatchError."""
+        with self._errors():
+            for _, text in self.objects():
+                yield dict(json.loads(text))
 
     def append(self, position: int, text: str, flags: int) -> None:
         """Store the JSON of a row within a second. Raises BatchError if earlier rows could not be stored."""
@@ -250,6 +259,8 @@ class RowStore:
             if _code(error) == sqlite3.SQLITE_BUSY:
                 raise self._is_busy() from error
             raise _translated(error, self.path, self._then) from error
+        except DAMAGE as error:  # of a row that is read
+            raise DamagedStore(f"{self.path} is damaged: {error!r}", RESTART) from error
 
 
 def discard_store(path: Path) -> None:
@@ -286,8 +297,7 @@ def read_objects(path: Path) -> Iterator[Any]:
 def _translated(error: sqlite3.Error, path: Path, then: str) -> BatchError:
     code = _code(error)
     if code in _DAMAGED:
-        hint = "move it elsewhere, choose another -o, or use --restart to start over"
-        return DamagedStore(f"{path} is damaged: {error}", hint)
+        return DamagedStore(f"{path} is damaged: {error}", RESTART)
     if code in _NO_ACCESS:
         return BatchError(f"{path}: {error}", f"check its permissions{then}")
     return BatchError(f"{path}: {error}", f"free some disk space{then}")

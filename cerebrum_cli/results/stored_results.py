@@ -223,10 +223,9 @@ class StoredResults(Results):
             self._store.close()
 
     def _lines(self) -> Iterator[bytes]:
-        objects = (text for _, text in self._store.objects())
         if self.rows.table:
-            return self.rows.table(map(json.loads, objects))
-        return (text + b"\n" for text in objects)
+            return self.rows.table(self._store.parsed())
+        return (text + b"\n" for _, text in self._store.objects())
 
     def _append_unfinished(self) -> None:
         for position, tokens in self.unfinished.items():

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -407,6 +408,27 @@ def test_result_is_refused_where_the_file_system_has_no_locks(output: Path) -> N
         f"{output}.partial: this file system has no file locks",
         "choose an -o on another file system",
     )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE rows SET flags = x'ff'",
+        "UPDATE rows SET flags = 0, object = '{}'",
+        'UPDATE rows SET flags = 0, object = \'{"tokens": ["text"]}\'',
+        "UPDATE metadata SET value = x'ff'",
+    ],
+)
+def test_rows_of_another_type_are_damage(output: Path, damage: str) -> None:
+    with contextlib.closing(open_batch(output)) as results:
+        write(results, [0])
+    partial = output_paths(output).partial
+    with contextlib.closing(sqlite3.connect(partial)) as database:
+        database.execute(damage)
+        database.commit()
+    message, hint = batch_error(lambda: open_batch(output))
+    assert message.startswith(f"{partial} is damaged: ") and "--restart" in hint
+    assert run(output, restart=True) == list(ORDER)
 
 
 def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
