@@ -16,7 +16,7 @@ from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.text import did_you_mean, text_digest
 from cerebrum_cli.core.version import __version__
@@ -199,17 +199,21 @@ def read_run(path: Path) -> Run | None:
     if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
         return None
     fingerprint = record.fingerprint
-    return Run(
-        name=path.name.removesuffix(SUFFIX),
-        path=path,
-        paths=paths,
-        record=record,
-        task=fingerprint["task"],
-        model=fingerprint["model"],
-        match=fingerprint["match"],
-        scored_by=fingerprint.get(SCORING_RULES),
-        samples_per_question=int(record.extent[SAMPLES]),
-    )
+    values = {
+        "name": path.name.removesuffix(SUFFIX),
+        "path": path,
+        "paths": paths,
+        "record": record,
+        "task": fingerprint["task"],
+        "model": fingerprint["model"],
+        "match": fingerprint["match"],
+        "scored_by": fingerprint.get(SCORING_RULES),
+        "samples_per_question": record.extent[SAMPLES],
+    }
+    try:
+        return from_json(Run, values)
+    except TypeError as error:
+        raise BatchError(f"{paths.meta} is damaged: {error}", "move it elsewhere") from error
 
 
 def _name_of(fingerprint: JsonObject) -> str:

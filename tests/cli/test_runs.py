@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -129,14 +130,19 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
         store.find(str(tmp_path / "other.txt"))
 
 
+WRONG_MATCH = json.dumps(
+    {"version": 1, "fingerprint": {**CONDITION, "match": 5}, "rows": 1, "extent": {"questions": 1, "samples": 1}}
+).encode()
+
+
 def test_damaged_record_hides_no_other_run(store: RunStore) -> None:
     write_run(store.path_for(CONDITION)[0], [sample(1)], 1)
     other, _ = store.path_for({**CONDITION, "system": "x"})
-    for damage in (b"{", b'{"version": 99}', b"\xff", b'{"version": 1, "fingerprint": 5, "rows": "x"}'):
+    for damage in (b"{", b'{"version": 99}', b"\xff", b'{"version": 1, "fingerprint": 5, "rows": "x"}', WRONG_MATCH):
         output_paths(other).meta.write_bytes(damage)
         assert [run.name for run in store] == ["sums-tiny"]
         assert store.path_for({**CONDITION, "system": "x"})[0].name == "sums-tiny-3.jsonl"
-        with pytest.raises(BatchError, match=r"another version|is not a batch record"):
+        with pytest.raises(BatchError, match=r"another version|is not a batch record|is damaged: invalid match"):
             store.find("sums-tiny-2")
 
 
