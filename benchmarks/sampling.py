@@ -1,4 +1,4 @@
-"""Measure what sampling takes beside llama.cpp's own samplers, and how long a large context takes to create.
+"""Compare sampling with llama.cpp's own samplers, and the creation of a large context with that of a small one.
 
 Usage: python benchmarks/sampling.py --model FILE [--runs N] [--dry-run]
 
@@ -89,7 +89,7 @@ def read_logits(backend: LlamaBackend) -> list[Any]:
 
 
 def mean_s(draw: Callable[[Any], object], rows: list[Any]) -> float:
-    """Mean CPU time of a draw."""
+    """Mean CPU time of a draw, in seconds."""
     times = []
     for row in rows:
         start = time.thread_time()
