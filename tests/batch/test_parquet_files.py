@@ -1,4 +1,4 @@
-"""A Parquet file may hold anything: its rows are read, or one line says what is wrong, and nothing is read in vain."""
+"""A Parquet file may hold anything: its rows are read, or an error is one line, and nothing is read needlessly."""
 
 import io
 import random
@@ -33,7 +33,7 @@ def read(path: Path, template: str | None = None, all_columns: bool = False) -> 
 
 
 def integers(type: pyarrow.DataType, *values: int) -> pyarrow.Array:
-    """A column of a type whose values are stored as integers, of 64 bits unless these are too many."""
+    """A column of a type whose values are stored as integers, of 64 bits unless those are too many."""
     stored = pyarrow.int32() if type.bit_width == 32 else pyarrow.int64()
     return pyarrow.array(values, stored).view(type)
 
@@ -114,7 +114,7 @@ def test_any_value_is_read_if_needed_or_refused_in_a_line(tmp_path: Path, values
 
 
 def damaged(number: int) -> bytes:
-    """A file of which some bytes are others, or the end is missing."""
+    """A file in which some bytes are changed, or the end is missing."""
     generator, buffer = random.Random(number), io.BytesIO()
     parquet.write_table(pyarrow.table({"prompt": PROMPTS * 20, "seed": [*range(40)], "t": [[1, 2]] * 40}), buffer)
     data = bytearray(buffer.getvalue())

@@ -209,7 +209,7 @@ def test_server_that_exceeds_the_time_of_a_row_costs_no_row(kind: type[ModelServ
         servers[0].wait_for(lambda: all(asked.is_left for asked in servers[0].completions()))
 
 
-# Where a server takes requests and sends nothing.
+# A server that takes requests and sends nothing.
 
 IMPATIENT = replace(QUICK, silent_row=0.1)
 PROMPT_OF = {request.params.seed: request.prompt_tokens for request in FEW}
@@ -246,7 +246,7 @@ def test_silent_server_has_one_row_until_it_answers() -> None:
         assert not engine.pool.known[0].failures
 
 
-def test_silence_that_is_usual_of_a_server_is_no_loss() -> None:
+def test_silence_that_is_usual_for_a_server_is_no_loss() -> None:
     with serving_kind(LlamaServer, random_model, 2) as servers, connected(*servers) as engine:
         whole = servers[0].complete
 

@@ -28,7 +28,7 @@ def resident_bytes(key: str) -> int:
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Wait for no retry, and check time and, where the kernel counts it, memory."""
+    """Retry without waiting, and check time and, where the kernel counts it, memory."""
     monkeypatch.setattr(download, "sleep", lambda _: None)
     peak = Path("/proc/self/clear_refs")
     if peak.exists():

@@ -163,7 +163,7 @@ def test_kernel_denies_calls(sandbox: Sandbox) -> None:
     assert sandbox.run(f"CALLS = {calls!r}\n{DENIED}", "") == CodeResult("passed", "[]\n")
 
 
-# Expressions, of which each must raise an OSError.
+# Expressions, each of which must raise an OSError.
 REFUSED = (
     "os.fork()",
     "os.posix_spawn(sys.executable, [sys.executable], {})",
@@ -321,7 +321,7 @@ NAME = "'/tmp/' + 'x' * 240 + str(number)"
 def test_program_that_takes_what_no_limit_counts_is_ended(
     sandbox: Sandbox, code: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "MAX_KERNEL_MEMORY", 2**23)  # in less time
+    monkeypatch.setattr(sandbox_module, "MAX_KERNEL_MEMORY", 2**23)  # so that the test is faster
     start = time.monotonic()
     assert sandbox.run(f"import os\n{code}", "", 1 if reason == "timeout" else 8).reason == reason
     assert time.monotonic() - start < 6
@@ -332,7 +332,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is
 
 
 def bubblewrap(path: Path, text: str) -> Sandbox:
-    """A sandbox of a program that begins as this text of the shell, and then runs Python without isolation."""
+    """A sandbox whose program starts with this shell script, and then runs Python without isolation."""
     path.write_text(f'#!/bin/sh\n{text}\nwhile [ "$1" != -P ]; do shift; done\nexec "{sys.executable}" "$@"\n')
     path.chmod(0o755)
     return Sandbox(str(path), call_filter("x86_64"))
