@@ -84,7 +84,7 @@ assert libc.unshare(0) == -1, "it can create namespaces"
 open("/tmp/probe", "w").close()
 """,
 )
-CHILDREN = Path("/proc/thread-self/children")  # a kernel's option, which `_kernel_memory` needs
+CHILDREN = Path("/proc/thread-self/children")  # a kernel option that `_kernel_memory` needs
 
 
 class Sandbox:
@@ -147,7 +147,7 @@ class Sandbox:
     def _read(self, process: subprocess.Popen[bytes], timeout_s: float) -> tuple[bytes, Reason | None]:
         """Read output until its end, or until the program must be killed; then all in the sandbox is gone.
 
-        Its time begins when the interpreter has started. The output, and why the program was killed.
+        Its time begins when the interpreter has started. Returns the output, and why the program was killed, if it was.
         """
         assert process.stdout
         output, deadline = b"", time.monotonic() + START_S
@@ -181,7 +181,7 @@ class Sandbox:
 
 
 def _kernel_memory(bwrap: int) -> int:
-    """Bytes that the kernel holds for the program of a bubblewrap: files of /tmp and page tables. 0 at its end."""
+    """Bytes that the kernel holds for the program in a sandbox: files in /tmp and page tables. 0 once it has ended."""
     try:
         program = Path(f"/proc/{bwrap}/task/{bwrap}/children").read_text().strip()
         files = os.statvfs(f"/proc/{program}/root/tmp")
@@ -240,6 +240,6 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
 def _not_working(problem: str) -> UsageError:
     return UsageError(
         f"bubblewrap does not work here: {problem.splitlines()[-1]}",
-        "it needs version 0.7, user namespaces and seccomp, which many containers forbid; try: bwrap --unshare-all"
-        " --ro-bind / / true",
+        "it needs version 0.7 or newer, and user namespaces and seccomp, which many containers forbid; try: bwrap"
+        " --unshare-all --ro-bind / / true",
     )

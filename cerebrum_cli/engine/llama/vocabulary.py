@@ -212,7 +212,7 @@ class LlamaVocabulary:
             if not 0 <= token < self.size:
                 raise UnknownToken(
                     f"token {token} is not in this model's vocabulary of {self.size} tokens",
-                    "the tokens come from another model; switch back to it, or start anew",
+                    "the tokens come from another model; switch back to it, or start over",
                 )
         return ids
 
