@@ -135,7 +135,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
 
 
 def file_error(error: OSError) -> CerebrumError:
-    """The error of a disk that is full or not writable, wherever it comes from. Raises any other: it is a bug."""
+    """The error for a disk that is full or not writable. Raises any other error again: it is a bug."""
     from cerebrum_cli.terminal.streams import discard
 
     problem, place = str(error.strerror), error.filename

@@ -183,7 +183,7 @@ def _holds_answer(text: str) -> bool:
 
 
 def _markers_in(text: str) -> Pattern:
-    """What announces an answer, without the parts of it, of many words each, that this text has no word of."""
+    """The pattern of what announces an answer in this text, without the lists of words that it has none of."""
     lower = text.lower()
     return _markers(
         any(word in lower for word in LABEL_WORDS),

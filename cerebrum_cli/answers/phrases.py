@@ -7,7 +7,7 @@ import re
 LABELS = r"""(?:\b(?=[aelrsор])(?:antwort|lösung|ergebnis|réponse|résultat|respuesta|resultado|solución|risposta
     |risultato|resposta|ответ|результат)\b
     |(?=[答解正정답])(?:答案|答え|解答|正解|정답|답))"""
-# In small letters: a text without any of these has no such label, or no correction.
+# In lower case: a text without any of these has no such label, or no correction.
 _LABEL_WORDS = """antwort lösung ergebnis réponse résultat respuesta resultado solución risposta risultato resposta
 ответ результат 答案 答え 解答 正解 정답 답"""
 LABEL_WORDS = _LABEL_WORDS.split()

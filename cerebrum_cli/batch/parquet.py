@@ -18,10 +18,10 @@ from cerebrum_cli.core.text import pip_install
 from cerebrum_cli.results.schema import Table, to_json
 
 ROWS = 4096  # of a row group that is written
-READ_ROWS = 16  # in memory at a time: a few bits repeat the value before
+READ_ROWS = 16  # in memory at a time: a repeated value takes only a few bits in the file
 MAX_READ_BYTES = 64_000_000  # of these rows, and of the mean row of a group
 HUGE = "its rows are too large: more than 64 MB"
-MAX_BYTES = 1_000_000_000  # of the lines of a file, and EXPANSION times its size for a large one
+MAX_BYTES = 1_000_000_000  # of the lines of a file; for a large one, EXPANSION times its size
 EXPANSION = 100
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
@@ -36,8 +36,8 @@ def json_lines(
 ) -> Iterator[bytes]:
     """Yield the rows of an open file as lines of JSON, without missing values.
 
-    If there are columns with the names of `fields`, only these are read, and those with a meaning in any row. A text
-    that is not UTF-8 makes its line invalid. Raises the type of errors, with the hint, for a damaged or huge file.
+    If a column is named in `fields`, only such columns and those in KNOWN are read. A text that is not UTF-8 makes its
+    line invalid. Raises the type of errors, with the hint, for a damaged or huge file.
     """
     pyarrow, parquet = _import_pyarrow(error_type)
     left = max(MAX_BYTES, EXPANSION * file.seek(0, SEEK_END))

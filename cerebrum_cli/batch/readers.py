@@ -96,7 +96,7 @@ def _require_length(size: int, name: str) -> None:
 def open_input(source: Path, template: str | None = None, all_columns: bool = True) -> InputFile:
     """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
 
-    Without `all_columns`, these have only what affects a row. Raises UsageError, BatchError.
+    Without `all_columns`, only columns that affect a row are copied. Raises UsageError, BatchError.
     """
     with readable(source):
         file = source.open("rb")

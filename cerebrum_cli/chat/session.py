@@ -193,7 +193,7 @@ def session_from_row(row: sqlite3.Row) -> Session:
 @contextmanager
 def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
-        format_utc(row["created"])  # raises an error for what is no time
+        format_utc(row["created"])  # raises an error for an invalid time
         yield
     except (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error

@@ -53,7 +53,7 @@ class App(Installation):
         return history
 
     def read_history(self) -> History:
-        """Sessions of this user for a command that creates none, which may be on a disk that cannot be written."""
+        """Sessions of this user for a command that creates none; their disk may be read-only."""
         return self.open_history((self.data_directory / "sessions" / "sessions.db").exists())
 
     @property

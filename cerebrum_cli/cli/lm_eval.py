@@ -99,7 +99,7 @@ def evaluate_harness_tasks(
         app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
     cache = cache_path(app, source, options)
     cache.parent.mkdir(parents=True, exist_ok=True)
-    # Where it cannot write to its cache, lm-eval waits for ever.
+    # If it cannot write to its cache, lm-eval hangs.
     require_space(cache.parent, 0, CerebrumError, "set XDG_CACHE_HOME to a directory on another disk")
     busy = CerebrumError(
         "another process runs lm-eval on this model with these settings", "wait for it: they share a cache"

@@ -53,7 +53,7 @@ class ModelNotFound(CerebrumError):
 
 
 class UnknownToken(CerebrumError):
-    """A token id that is not in the model's vocabulary: it is another model's."""
+    """A token id that is not in the model's vocabulary: it comes from another model."""
 
 
 class PromptTooLong(CerebrumError):

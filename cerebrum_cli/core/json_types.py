@@ -1,4 +1,4 @@
-"""Types of JSON objects and of TOML tables, those that are built and those that are only read; dataclasses of them."""
+"""Types of JSON objects and TOML tables, writable or read-only, and dataclasses built from them."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ THOUGHTS = ("analysis", "thought", "thoughts", "think", "thinking", "reasoning",
 UNNAMED = ("<|channel>", "<unused94>")  # what begins a block of reasoning even without a name
 MAX_HEADER = 120  # characters
 MARKER_START = r"[<\[◁]"  # a character that a marker inside a text begins with
-MARKER_BEGINNING = rf"{MARKER_START}|Here are my "  # of any marker: most texts have none, and are searched faster so
+MARKER_BEGINNING = rf"{MARKER_START}|Here are my "  # of any marker: most texts have none, which is found faster
 
 NAME = (
     r"(?i:(?:[\w.-]+[:_])?(?:think|thinking|thoughts?|reason(?:ing)?|reflection|analysis|rationale|scratchpad"

@@ -1,6 +1,6 @@
 """The Hugging Face Hub through huggingface_hub, which only this module imports: listings, searches, files, errors.
 
-What the Hub sends is not trusted: replies have limits on time and, except for files, on size.
+The Hub is not trusted: its responses are limited in time and, except for files, in size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import httpx2
 
 TIMEOUT_S = 3.0  # of each stage of a request that only asks whether the Hub can be reached
-STAGES = 3  # time-outs of a stage that the head of a response may take, and metadata as many again
+STAGES = 3  # time-outs that the head of a response may take, and that metadata may take after it
 MAX_BYTES = 5_000_000  # of metadata: a listing of 14,000 files
 MIN_RATE = 1000  # bytes of a file per second, after as much time as a head may take
 MAX_REDIRECTS = 10
@@ -203,7 +203,7 @@ def find_repositories(limit: int, *tags: str, text: str = "") -> tuple[FoundRepo
 
 
 def _request_headers() -> dict[str, str]:
-    """Those of huggingface_hub, whose own function would first request a list of agents, and trust it."""
+    """Headers like huggingface_hub's, whose own function would first request a list of agents, and trust it."""
     from huggingface_hub.utils._headers import get_token_to_send
 
     headers = {"User-Agent": f"{_LIBRARY_NAME}/{__version__}"}
@@ -302,7 +302,10 @@ def _content(response: httpx2.Response) -> bytes:
 
 
 def _within(request: Callable[[], Any]) -> Any:
-    """Make a request in a thread: a server that sends a byte now and then is within all time-outs of httpx."""
+    """The result of a request made in a thread; HubError if it takes too long.
+
+    Time-outs of httpx do not end a request to a server that sends a byte now and then.
+    """
     from concurrent.futures import Future
 
     future = Future[Any]()

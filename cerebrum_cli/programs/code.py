@@ -19,7 +19,7 @@ OWN_CALLS = r"input|print|main|(?:run_)?tests?(?:_\w+)?|testmod|solve|demo|_?exi
 PLAIN_SPACES = str.maketrans("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " " * 7, "\xad\u200b\u200c\u200d\u2060\ufeff")
 INTERACTIVE = """import ast
 exec(compile(ast.Interactive(compile({!r}, "python", "exec", ast.PyCF_ONLY_AST).body), "python", "single"))"""
-MAX_ERRORS = 8  # in a truncated program, each above the last; 3 in tests, and more take too long
+MAX_ERRORS = 8  # in a truncated program, each above the last: our tests have at most 3, and many would take too long
 INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
@@ -183,7 +183,7 @@ def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point
 
 
 def _used_names(code: str) -> set[str]:
-    """Names in code; none of invalid code."""
+    """Names in code; empty if it is invalid."""
     if _first_error(code) is not None:
         return set()
     return {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}

@@ -21,8 +21,8 @@ from cerebrum_cli.engine.step import TokenScore
 
 MARGINS = (4.0, 8.0, 12.0, 16.0)  # below the highest logit, until they have enough tokens
 MAX_SORTED = 20_000  # tokens, in 0.7 ms
-RANGE = 64  # below the highest logit: probabilities beyond it do not add up to anything
-BISECTIONS = 9  # until at most some thousand of 152,000 tokens are left
+RANGE = 64  # below the highest logit: probabilities beyond it are too small to matter in a sum
+BISECTIONS = 9  # until at most a few thousand of 152,000 tokens are left
 
 
 def logits(context: Any, index: int, size: int) -> Any:
@@ -49,9 +49,10 @@ def top_tokens(row_logits: Any, count: int) -> list[TokenLogprob]:
 
 
 def nucleus(row_logits: Any, weights: Any, top_p: float) -> tuple[Any, bool]:
-    """The tokens that top-p keeps, by probabilities of any scale, and whether they are sorted, the likeliest first.
+    """The tokens that top-p keeps, and whether they are sorted, the likeliest first.
 
-    More than MAX_SORTED are not: llama.cpp takes 16 ms to sort 152,000.
+    Weights are proportional to probabilities. More than MAX_SORTED tokens are not sorted: llama.cpp takes 16 ms to sort
+    152,000.
     """
     least = top_p * weights.sum(dtype=numpy.float64)
     highest = row_logits.max()
@@ -79,7 +80,7 @@ def nucleus(row_logits: Any, weights: Any, top_p: float) -> tuple[Any, bool]:
 
 
 def _likeliest(tokens: Any, row_logits: Any, weights: Any, least: float) -> Any:
-    """The likeliest of some tokens, sorted, whose weights add up to the least."""
+    """The likeliest of these tokens, sorted: as few as have weights of at least `least` together."""
     tokens = _sorted(tokens, row_logits)
     kept = numpy.searchsorted(weights[tokens].cumsum(dtype=numpy.float64), least) + 1
     return tokens[:kept]

@@ -321,7 +321,7 @@ def _kept_alive(address: Any) -> socket.socket:
 
 
 def _certificates(endpoint: Endpoint) -> ssl.SSLContext:
-    """What a server is trusted by, and what it trusts. Raises ValueError for a file that cannot be read."""
+    """The trusted authorities, and the client's certificate. Raises ValueError for a file that cannot be read."""
     import httpx2
 
     files = endpoint.ca_file, *map(environment, CA_VARIABLES)

@@ -8,7 +8,7 @@ those that were lost twice have servers to themselves: at most a quarter of thos
 lost alone, for the third time or later, is refused.
 
 Once nothing else waits, free servers are also asked rows that have waited long elsewhere, sooner if the other server
-has sent nothing meanwhile; the first reply counts. A silent server that another one is faster than is lost.
+has sent nothing meanwhile; the first reply counts. A silent server is lost once another one was faster.
 "If a server fails" in docs/how-to/several-machines.md lists most events. `client.py` translates responses into errors.
 """
 
@@ -139,7 +139,7 @@ class Pool:
                 self._start(job, server)
 
     def _start_copies(self) -> None:
-        """Ask servers with free slots for the rows that have waited longest elsewhere, too."""
+        """Also ask servers with free slots for the rows that have waited longest on other servers."""
         late = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
         for server in self._servers:
             for job in list(server.running):

@@ -92,7 +92,7 @@ class PoolJob:
 
     @property
     def racers(self) -> dict[PoolJob, Server]:
-        """Other jobs that run for the same samples, and where."""
+        """Other jobs that run for the same samples, with their servers."""
         ids = {sample.id for sample in self.samples}
         return {
             job: server

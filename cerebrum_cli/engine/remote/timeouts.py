@@ -14,7 +14,7 @@ class ServerTimeouts:
     row_timeout: float | None = None  # of one request
     retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
     hedge: float = 30.0  # of a row before other servers are asked, too
-    silent_row: float = 2.0  # of a row on a server that sends nothing, before those are asked that would have answered
+    silent_row: float = 2.0  # of a row on a server that sends nothing, before faster servers are asked, too
     silence: float = 30.0  # of a server with a reply that streams, before it is asked what it is
     health: float = 25.0  # for the answer to that question
     busy: float = 1.0  # before a busy server is, unless it states how long to wait
