@@ -78,25 +78,25 @@ def wrap(
 
 
 def trace_command() -> None:
-    """Trace where a command gets its app."""
+    """Trace where a command gets its app, and where that opens a model."""
+    import cerebrum_cli.replies.installation as installation
     from cerebrum_cli.cli import signature
 
-    wrap(signature, "app_of", end_on_call=USE_CASE, on_return=trace_app)
-
-
-def trace_app() -> None:
-    """Trace where a model is opened and where the answer is printed."""
-    import cerebrum_cli.cli.app as app
-    from cerebrum_cli.terminal.streams import Streams
-
-    original: Any = getattr(app, "open_with_llama")  # noqa: B009
+    original: Any = getattr(installation, "open_with_llama")  # noqa: B009
 
     def open_with_llama(*arguments: Any) -> Any:
         end_phase(RESOLVED)
         trace_engine()
         return original(*arguments)
 
-    setattr(app, "open_with_llama", open_with_llama)  # noqa: B010
+    setattr(installation, "open_with_llama", open_with_llama)  # noqa: B010
+    wrap(signature, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
+
+
+def trace_answer() -> None:
+    """Trace where the answer is printed."""
+    from cerebrum_cli.terminal.streams import Streams
+
     wrap(Streams, "answer", end_on_return=SHOWN)
 
 
