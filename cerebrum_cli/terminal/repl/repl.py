@@ -155,7 +155,7 @@ class Repl:
         reason = reply.finish.reason
         hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
         if reason == "cancelled":
-            return NoticeEvent("reply interrupted", hint)
+            return NoticeEvent("reply interrupted", hint) if reply.has_text else None  # an error says so
         if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
             stage = "" if reply.text else " of reasoning"
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
