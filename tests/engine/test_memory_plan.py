@@ -161,7 +161,7 @@ def test_plan_of_weights_cache_and_buffers_fits_in_free_memory(model: str, memor
 @pytest.mark.parametrize("length", [8192, 4096, 512])
 def test_plan_context_is_the_default_or_what_fits(length: int) -> None:
     chat = options("Mistral 7B")
-    needed = memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
+    needed = memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
     for free, expected in ((64 * GIB, 8192), (needed, length), (needed - 1, length - 256)):
         plan, notices = planned(chat, FreeMemory(free))
         assert plan.context.length == expected
@@ -174,7 +174,7 @@ def test_plan_context_has_room_for_long_reasoning_if_memory_allows() -> None:
     chat = replace(model, file=replace(model.file, trained_context=131_072, thinks=True))
 
     def needed(length: int) -> int:
-        return memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=128)).host
+        return memory.HEADROOM + memory_needs(chat.file.sizes, ContextOptions(length, n_ubatch=memory.CPU_UBATCH)).host
 
     for free, expected in ((64 * GIB, 32_768), (needed(20_480), 20_480), (needed(8192), 8192)):
         plan, notices = planned(chat, FreeMemory(free))
@@ -207,11 +207,11 @@ def test_plan_refuses_a_context_that_would_evict_the_weights(use: str) -> None:
     with pytest.raises(EngineError) as caught:
         planned(requested, FreeMemory(8 * GB))
     assert caught.value.message == (
-        "a context of 32768 tokens needs 8.7 GB including the model's weights; 8.0 GB is free"
+        "a context of 32768 tokens needs 8.8 GB including the model's weights; 8.0 GB is free"
     )
-    assert caught.value.hint == "use --ctx 27136 or less"
-    accepted = replace(requested, context=replace(context, length=27136))
-    assert planned(accepted, FreeMemory(8 * GB))[0].context.length == 27136
+    assert caught.value.hint == "use --ctx 26880 or less"
+    accepted = replace(requested, context=replace(context, length=26880))
+    assert planned(accepted, FreeMemory(8 * GB))[0].context.length == 26880
     assert planned(requested, machines(8 * GB)["24 GB"])[0].context.length == 32768
 
 
@@ -284,6 +284,6 @@ def test_plan_of_a_vocabulary_alone_needs_no_memory() -> None:
 
 
 def test_plan_of_a_mixture_on_a_cpu_has_large_steps() -> None:
-    for model, n_ubatch in (("Qwen3 30B-A3B", 512), ("gpt-oss-20b", 512), ("Mistral 7B", 128)):
+    for model, n_ubatch in (("Qwen3 30B-A3B", 512), ("gpt-oss-20b", 512), ("Mistral 7B", memory.CPU_UBATCH)):
         assert planned(options(model), FreeMemory(32 * GIB))[0].context.n_ubatch == n_ubatch
     assert planned(options("gpt-oss-20b", ContextOptions(n_ubatch=64)), FreeMemory(32 * GIB))[0].context.n_ubatch == 64
