@@ -23,8 +23,14 @@ MAX_READ_BYTES = 64_000_000  # of these rows, and of the mean row of a group
 HUGE = "its rows are too large: more than 64 MB"
 MAX_BYTES = 1_000_000_000  # of the lines of a file; for a large one, EXPANSION times its size
 EXPANSION = 100
-_encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 INTEGERS = ("prompt_tokens", "completion_tokens", "seed")
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, default=_text).encode
 
 
 def json_lines(

@@ -176,3 +176,8 @@ def test_huge_cell_among_small_ones_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("cerebrum_cli.batch.parquet.MAX_READ_BYTES", 10**5)
     with pytest.raises(UsageError, match="its rows are too large"):
         read(path)
+
+
+def test_bytes_are_read_as_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "in.parquet", {"prompt": ["Größe".encode(), b"a\xff"]})
+    assert [row.prompt for row in read(path)] == ["Größe", "a\\xff"]
