@@ -49,7 +49,7 @@ IMPORTS = "/imports"
 ISOLATION = (
     "--unshare-user --unshare-all --as-pid-1 --cap-drop ALL --die-with-parent --clearenv --setenv HOME /tmp"
     f" --setenv PYTHONHASHSEED 0 --setenv PYTHONPATH {IMPORTS} --setenv OPENBLAS_NUM_THREADS 1"
-    " --size 16777216 --tmpfs /tmp --dev-bind /dev/null /dev/null"
+    " --size 16777216 --tmpfs /tmp"
 )
 
 
@@ -131,8 +131,11 @@ class Sandbox:
         packages = distribution("numpy").locate_file("")
         for name in NUMPY:
             readable += ["--ro-bind-try", f"{packages}/{name}", f"{IMPORTS}/{name}"]
-        with _file(request) as stdin, _file(self._call_filter) as call_filter:
-            locks = f"--remount-ro / --chdir /tmp --seccomp {call_filter.fileno()}"
+        with _file(request) as stdin, _file(self._call_filter) as call_filter, _file(b"") as null:
+            # An empty file is /dev/null: of the real one, root can change the permissions.
+            locks = (
+                f"--bind-data {null.fileno()} /dev/null --remount-ro / --chdir /tmp --seccomp {call_filter.fileno()}"
+            )
             guest = [python, "-P", "-s", "-S", "-c", GUEST.read_text(encoding="utf-8")]
             return subprocess.Popen(
                 [self._bwrap, *ISOLATION.split(), *readable, *locks.split(), *guest],
@@ -140,7 +143,7 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 bufsize=0,
-                pass_fds=[call_filter.fileno()],
+                pass_fds=[call_filter.fileno(), null.fileno()],
                 start_new_session=True,  # no terminal, and Ctrl-C interrupts only this process
             )
 

@@ -285,6 +285,13 @@ assert pickle.loads(pickle.dumps(uuid.uuid4())) and random.SystemRandom().random
 
 
 @pytest.mark.slow
+def test_programs_have_a_null_device_of_their_own(sandbox: Sandbox) -> None:
+    """Root is the owner of the real one, and could change its times and permissions."""
+    program = 'import os\nopen(os.devnull, "w").write("text")\nos.utime(os.devnull, (0, 0))'
+    assert sandbox.run(program, "") == ("passed", "")
+    assert os.stat(os.devnull).st_mtime != 0
+
+
 def test_ordinary_programs_can_use_files_timers_and_numpy(sandbox: Sandbox) -> None:
     assert sandbox.run(ORDINARY, "") == CodeResult("passed", "")
 
