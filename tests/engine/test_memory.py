@@ -51,7 +51,7 @@ COMPUTE = 124 * MIB  # 4 bytes x 512 rows x (4 x 4096 + 3 x 14336), and 8 MiB of
 POOL = memory.POOL_BYTES
 INPUTS = 24 * MIB  # of the host without a layer: embeddings of 512 rows, twice, and the mask
 COPIES = 56 * MIB  # of inputs, for steps of several GPUs: three masks, and embeddings of 512 rows, four times
-LOGITS = (4 + 16) * 32000  # and what samplers read
+LOGITS = (4 + memory.SAMPLING_BYTES) * 32000  # and what samplers read
 MAMBA = ModelSizes((LayerSizes(16 * MIB, state_bytes=16 * MIB),) * 4, vocabulary_size=32000)
 
 

@@ -146,7 +146,7 @@ def test_pull_dry_run_downloads_nothing(hub_user: HubUser) -> None:
     assert list(found["quantizations"][0]) == keys
     smaller = hub_user.run("pull", "--dry-run", "--json", "cerebrum-7b", CEREBRUM_CTX="1024").object
     needed = [each["quantizations"][1]["needed"] for each in (found, smaller)]
-    assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 128)), "with the attention mask"
+    assert (smaller["context"], needed[0] - needed[1]) == (1024, 7168 * (131_072 + 2 * 256)), "with the attention mask"
     done = hub_user.run("pull", "--dry-run", "cerebrum-7b:q2_k", CEREBRUM_CTX="1024")
     assert done.code == 0
     assert done.err == "cerebrum pull cerebrum-7b:q2_k would download cerebrum-7b:Q2_K\n"

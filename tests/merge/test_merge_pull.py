@@ -163,7 +163,7 @@ parameters  12,476,420,096
 tensors     507 (Q4_K 345, F32 113, Q6_K 49)
 size        7.44 GB (7442684928 bytes), 100% copied unchanged
 KV cache    229,376 bytes per token
-memory      93 MB to merge, 9.89 GB to run with a context of 8192 tokens
+memory      93 MB to merge, 9.92 GB to run with a context of 8192 tokens
 disk        7.44 GB needed, 12.35 GB free
 """
 
