@@ -114,14 +114,16 @@ class Chat:
         return self._counted[1], size
 
     def send(self, text: str, settings: Settings | None = None, majority_vote: MajorityVote | None = None) -> Events:
-        """Save a question, and yield the events of the reply or vote. Without a reply, the question is removed."""
+        """Save a question, and return the events of the reply or vote. Without a reply, the question is removed."""
         question = Message("user", text)
         if self.session:
             previous_leaf = self.session.leaf
             self.session = self.history.store.add_message(self.session, question)
-            yield from self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
-            return
+            return self._reply(previous_leaf, settings=settings, majority_vote=majority_vote)
         self.session = self._create_session(question)
+        return self._first_reply(settings, majority_vote)
+
+    def _first_reply(self, settings: Settings | None, majority_vote: MajorityVote | None) -> Events:
         try:
             yield from self._reply(None, settings=settings, majority_vote=majority_vote)
         except CerebrumError:

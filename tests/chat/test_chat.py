@@ -207,6 +207,12 @@ def test_chat_saves_the_part_of_an_interrupted_reply(endless_chat: Chat) -> None
     assert contents(endless_chat)[2:] == ["Two?", ""]
 
 
+def test_chat_saves_a_question_before_its_reply_can_be_interrupted(chat: Chat) -> None:
+    """Ctrl-C while it is saved would cancel loading for the next question, and /retry would have none."""
+    chat.send("One?")
+    assert contents(chat) == ["One?"]
+
+
 def test_chat_saves_a_reply_while_it_is_generated(
     endless_chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
