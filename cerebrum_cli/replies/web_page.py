@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,19 +52,28 @@ async def fetch_within_limits(address: str) -> WebPage:
     import httpx2
 
     no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
-    client = httpx2.AsyncClient(
-        headers=HEADERS, cookies=no_cookies, timeout=None, follow_redirects=True, max_redirects=MAX_REDIRECTS
-    )
-    async with asyncio.timeout(TIMEOUT_S), client, client.stream("GET", address) as response:
-        response.raise_for_status()
-        if "Content-Encoding" in response.headers:
-            raise UsageError(f"{address}: compressed, which was not requested", DOWNLOAD)
-        data = bytearray()
-        async for part in response.aiter_raw():
-            data += part
-            if len(data) > MAX_PAGE_BYTES:
-                raise UsageError(f"{address} is larger than {format_size(MAX_PAGE_BYTES)}", DOWNLOAD)
-        return WebPage(bytes(data), suffix_of(bytes(data[:5]), response))
+    client = httpx2.AsyncClient(headers=HEADERS, cookies=no_cookies, timeout=None)
+    async with asyncio.timeout(TIMEOUT_S), client:
+        request = client.build_request("GET", address)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await client.send(request, stream=True)
+            async with aclosing(response):
+                if response.next_request is None:
+                    return await _page(address, response)
+            request = response.next_request  # the content of a redirect is not read: it may be huge
+    raise httpx2.TooManyRedirects("Exceeded maximum allowed redirects.")
+
+
+async def _page(address: str, response: httpx2.Response) -> WebPage:
+    response.raise_for_status()
+    if "Content-Encoding" in response.headers:
+        raise UsageError(f"{address}: compressed, which was not requested", DOWNLOAD)
+    data = bytearray()
+    async for part in response.aiter_raw():
+        data += part
+        if len(data) > MAX_PAGE_BYTES:
+            raise UsageError(f"{address} is larger than {format_size(MAX_PAGE_BYTES)}", DOWNLOAD)
+    return WebPage(bytes(data), suffix_of(bytes(data[:5]), response))
 
 
 def suffix_of(beginning: bytes, response: httpx2.Response) -> str:

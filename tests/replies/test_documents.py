@@ -183,8 +183,9 @@ class Site(LoopbackHandler):
             self.write_head(301, [("Location", "/page//a"), ("Set-Cookie", "id=1"), ("Content-Length", "0")])
         elif name == "missing":
             self.write_head(404, [("Content-Length", "0")])
-        elif name == "endless":
-            self.write_head(200, [("Content-Type", "text/plain"), ("Connection", "close")])
+        elif name in ("endless", "moved"):
+            moved = [("Location", "/page//a")] if name == "moved" else []
+            self.write_head(302 if moved else 200, [*moved, ("Content-Type", "text/plain"), ("Connection", "close")])
             with suppress(OSError):
                 while True:
                     self.wfile.write(b"A pear.\n" * 100_000)
@@ -264,6 +265,11 @@ def test_web_page_that_cannot_be_read_is_one_line(site: str) -> None:
     assert refusal("http://127.0.0.1:1/") == "http://127.0.0.1:1/: All connection attempts failed"
     assert refusal("http://").startswith("http://: Request URL is missing")
     assert refusal("http://[::1").startswith("http://[::1: Invalid")
+
+
+def test_content_of_a_redirect_is_not_read(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_page, "TIMEOUT_S", 2.0)
+    assert read(f"{site}/moved", html="cat $1") == HTML.decode()
 
 
 def test_web_page_has_limits_on_size_and_time(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
