@@ -9,7 +9,7 @@ from timeit import repeat
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.engine.machine import build_fingerprint, instruction_set, processor_name, thread_count
-from cerebrum_cli.engine.speed import Speed, expected
+from cerebrum_cli.engine.speed import AVX512_PROMPT_LAYER, LAYER, Speed, expected
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 READ_BYTES, READS = 256 * 2**20, 5  # more bytes than caches hold
@@ -20,7 +20,7 @@ def load_speed(path: Path) -> Speed:
     recorded = _read(path)
     if recorded.generation:
         return recorded
-    return expected(thread_count(), instruction_set() == "avx512", recorded.bandwidth)
+    return expected(thread_count(), instruction_set() == "avx512", recorded)
 
 
 def record_replies(path: Path, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
@@ -29,23 +29,29 @@ def record_replies(path: Path, sizes: ModelSizes, replies: Iterable[Timings]) ->
     for timings in replies:
         speed = speed.with_reply(sizes, timings)
     if speed != recorded:
-        cache_json(path, {_machine(): speed})
+        _write(path, speed)
 
 
 def record_bandwidth(path: Path) -> None:
     """Measure how fast a thread reads memory, unless anything is recorded; takes 0.2 s."""
-    if any(_read(path)):
+    if _read(path).generation or _read(path).bandwidth:
         return
     data = b"\1" * READ_BYTES
     seconds = min(repeat(lambda: data.find(0), number=1, repeat=READS))
-    cache_json(path, {_machine(): Speed(bandwidth=READ_BYTES / seconds)})
+    _write(path, Speed(bandwidth=READ_BYTES / seconds))
 
 
 def _read(path: Path) -> Speed:
+    layer = AVX512_PROMPT_LAYER if instruction_set() == "avx512" else LAYER
     try:
-        return Speed(*read_small_json(path)[_machine()])
+        generation, prompts, bandwidth = read_small_json(path)[_machine()]
+        return Speed(generation, prompts, bandwidth, layer)
     except (OSError, ValueError, TypeError, KeyError):
-        return Speed()
+        return Speed(prompt_layer=layer)
+
+
+def _write(path: Path, speed: Speed) -> None:
+    cache_json(path, {_machine(): (speed.generation, speed.prompts, speed.bandwidth)})
 
 
 def _machine() -> str:

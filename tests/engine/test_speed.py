@@ -38,17 +38,20 @@ def test_sizes_count_the_weights_that_are_read_for_a_token(
 
 def test_forecast_is_in_proportion_to_bytes_and_layers() -> None:
     sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)  # 904 MB, and 96 or 288 MB for layers
-    assert forecast(sizes, Speed(28e9, 119.2e9), 2000) == Forecast(28, 2, 71)
-    assert forecast(sizes, Speed(28e9, 119.2e9), 0).answer_s == pytest.approx(2 + 100 / 28)
+    assert forecast(sizes, Speed(28e9, 119.2e9, prompt_layer=12 * MB), 2000) == Forecast(28, 2, 71)
+    assert forecast(sizes, Speed(28e9, 100e9), 0).first_token_s == 2
+    assert forecast(sizes, Speed(28e9, 100e9), 0).answer_s == pytest.approx(2 + 100 / 28)
 
 
 def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
     sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
-    assert Speed().with_reply(sizes, reply) == Speed(28e9, 119.2e9)
-    assert Speed(30e9, 100e9, 1).with_reply(sizes, reply) == Speed(30e9, 119.2e9, 1)
+    assert Speed().with_reply(sizes, reply) == Speed(28e9, 100e9)
+    assert Speed(30e9, 90e9, 1).with_reply(sizes, reply) == Speed(30e9, 100e9, 1)
+    with_avx512 = Speed(prompt_layer=12 * MB)
+    assert with_avx512.with_reply(sizes, reply) == with_avx512._replace(generation=28e9, prompts=119.2e9)
     drafted = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=70, draft_n=16, draft_n_accepted=14)
-    assert Speed().with_reply(sizes, drafted) == Speed(28e9, 119.2e9), "accepted drafts are no steps"
+    assert Speed().with_reply(sizes, drafted) == Speed(28e9, 100e9), "accepted drafts are no steps"
     for short in (
         Timings(prefill_s=0.1, prefill_tokens=31, decode_s=0.1, decode_steps=56),
         Timings(prefill_s=0.1, prefill_tokens=200, decode_s=0.1, decode_steps=15),
@@ -59,9 +62,9 @@ def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
 
 
 def test_speed_before_a_reply_is_that_of_the_processor_within_the_memory() -> None:
-    assert expected(2, True, 0) == Speed(28e9, 120e9)
-    assert expected(2, False, 50e9) == Speed(20e9, 50e9)
-    assert expected(16, False, 20e9) == Speed(40e9, 400e9)
+    assert expected(2, True, Speed(prompt_layer=5)) == Speed(28e9, 120e9, prompt_layer=5)
+    assert expected(2, False, Speed(bandwidth=50e9)) == Speed(20e9, 70e9, 50e9)
+    assert expected(16, False, Speed(bandwidth=20e9)) == Speed(40e9, 560e9, 20e9)
 
 
 def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +79,8 @@ def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     measured = speed_file.load_speed(path)
     assert measured.bandwidth and measured.generation == pytest.approx(28e9, rel=0.01)
     monkeypatch.setattr(speed_file, "processor_name", lambda: "another")
-    assert speed_file.load_speed(path) == expected(thread_count(), instruction_set() == "avx512", 0)
+    other = speed_file.load_speed(path)
+    assert other == expected(thread_count(), instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer))
     path.write_text("[]")
     assert not speed_file.load_speed(path).bandwidth
 
