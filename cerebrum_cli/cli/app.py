@@ -45,16 +45,15 @@ class App(Installation):
         from cerebrum_cli.chat.history import History
         from cerebrum_cli.chat.store import Store
 
-        directory = self.data_directory / "sessions"
         history = History(Store(None), None)
         if saves:
-            history = History(Store(directory / "sessions.db"), directory / "locks")
+            history = History(Store(self.sessions_path), self.sessions_path.with_name("locks"))
         self.on_exit.callback(history.close)
         return history
 
     def read_history(self) -> History:
         """Sessions of this user for a command that creates none; their disk may be read-only."""
-        return self.open_history((self.data_directory / "sessions" / "sessions.db").exists())
+        return self.open_history(self.sessions_path.exists())
 
     @property
     def runs(self) -> RunStore:

@@ -117,8 +117,9 @@ def _check_models(context: DoctorContext) -> CheckResult:
     problems = []
     n_readable = 0
     models = library.models()
+    capacity = library.capacity()
     for model in models:
-        row = listing.row(library, model, library.capacity())
+        row = listing.row(library, model, capacity)
         if row["error"]:
             problems.append((row["error"], f"cerebrum rm {row['reference']}, or pull it again"))
         else:
@@ -155,7 +156,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
-    path = context.installation.data_directory / "sessions" / "sessions.db"
+    path = context.installation.sessions_path
     contents = context.session_counts(path)
     if contents is None:
         return check_result("none yet")

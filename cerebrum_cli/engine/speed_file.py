@@ -34,7 +34,8 @@ def record_replies(path: Path, sizes: ModelSizes, replies: Iterable[Timings]) ->
 
 def record_bandwidth(path: Path) -> None:
     """Measure how fast a thread reads memory, unless anything is recorded; takes 0.2 s."""
-    if _read(path).generation or _read(path).bandwidth:
+    recorded = _read(path)
+    if recorded.generation or recorded.bandwidth:
         return
     data = b"\1" * READ_BYTES
     seconds = min(repeat(lambda: data.find(0), number=1, repeat=READS))

@@ -80,6 +80,11 @@ class Installation:
             **others,
         )
 
+    @property
+    def sessions_path(self) -> Path:
+        """The database of sessions."""
+        return self.data_directory / "sessions" / "sessions.db"
+
     def capacity(self) -> Capacity:
         """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
         from cerebrum_cli.engine.machine import likely_accelerator, load_devices, total_memory
