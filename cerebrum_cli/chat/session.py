@@ -14,7 +14,7 @@ from operator import index
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError
+from cerebrum_cli.core.errors import DAMAGE, SessionError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.text import format_utc, well_formed
@@ -195,5 +195,5 @@ def _reading(kind: str, row: sqlite3.Row) -> Iterator[None]:
     try:
         format_utc(row["created"])  # raises an error for an invalid time
         yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, OSError, RecursionError, struct.error) as error:
+    except (*DAMAGE, OSError, struct.error) as error:
         raise sqlite3.DatabaseError(f"malformed {kind} {row[0]}") from error

@@ -13,7 +13,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Text
-from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
 from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
@@ -109,7 +109,7 @@ class Run:
                 return [parse_sample(object) for object in read_objects(self.paths.partial)]
             with self.paths.output.open("rb") as lines:
                 return [parse_sample(json.loads(line)) for line in lines]
-        except (BatchError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except (BatchError, *DAMAGE) as error:
             raise _not_a_run(self.paths.output) from error
 
     def finished_questions(self) -> dict[QuestionId, list[Sample]]:
