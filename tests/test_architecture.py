@@ -47,7 +47,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "jinja2": ("formats",),
     "markitdown": (),  # a process of its own
     "pathspec": ("replies.file_search",),
-    "psutil": ("engine.machine",),
+    "psutil": ("cluster.ray_adapter", "engine.machine"),
     "platformdirs": ("replies.installation",),
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),

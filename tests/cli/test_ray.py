@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
@@ -240,6 +241,17 @@ def arguments(model: Path, output: str, *more: str) -> list[str]:
 def test_ray_cluster_that_refuses_connections_is_an_error(user: CommandLine, chatml_model: Path) -> None:
     refused = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
     assert_error(refused, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
+
+
+@pytest.mark.slow
+def test_ray_local_leaves_no_process_and_no_file(user: CommandLine, chatml_model: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
+        local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
+        assert (local.code, local.out) == (0, "")
+        assert len((user.home / "node").read_text().splitlines()) == 2 * ROWS
+        commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        assert not [command for command in commands if directory in command]
+        assert not list(Path(directory, "ray").glob("session_2*"))
 
 
 def busy_workers() -> list[psutil.Process]:
