@@ -21,17 +21,17 @@ from typing import Any
 
 from cerebrum_cli.core.errors import DAMAGE, BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
-from cerebrum_cli.results.schema import FinishedRows, ResultRows, is_answer, to_json_line
+from cerebrum_cli.results.schema import FinishedRows, ResultRows, Table, is_answer, to_json_line
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0
 RESTART = "move it elsewhere, choose another -o, or use --restart to start over"
 TOKENS = "tokens"  # of an interrupted reply
 _READER_S = 60.0  # that a commit waits for a process that reads the rows
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB)
 _NO_ACCESS = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY)
 # Rows that are no longer in the input have negative positions, and replies that were interrupted have no flags.
 # Metadata: what identifies the input.
@@ -130,13 +130,18 @@ class RowStore:
     def objects(self) -> Iterator[tuple[int, bytes]]:
         """Yield the positions and the JSON of the rows, in the order of the input."""
         with self._errors():
-            yield from self._database.execute(_OBJECTS)
+            # `yield from` would close the cursor, which fails once the store is closed.
+            for row in self._database.execute(_OBJECTS):  # noqa: UP028
+                yield row
 
-    def parsed(self) -> Iterator[JsonDict]:
-        """Yield the rows, in the order of the input. Raises BatchError."""
+    def lines(self, table: Table | None) -> Iterator[bytes]:
+        """Yield the lines of the result: those of a table, or the JSON of the rows. Raises BatchError."""
         with self._errors():
+            if table:
+                yield from table(json.loads(text) for _, text in self.objects())
+                return
             for _, text in self.objects():
-                yield dict(json.loads(text))
+                yield text + b"\n"
 
     def append(self, position: int, text: str, flags: int) -> None:
         """Store the JSON of a row within a second. Raises BatchError if earlier rows could not be stored."""

@@ -182,7 +182,7 @@ class StoredResults(Results):
         paths, counts = self._paths, self.counts
         then = f"{RESUME}; all rows are saved in {paths.partial}"
         with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
-            result = write_result(part.file, self._lines())
+            result = write_result(part.file, self._store.lines(self.rows.table))
             record = replace(
                 self._record,
                 result=result,
@@ -221,11 +221,6 @@ class StoredResults(Results):
             self._remove_files()
         finally:
             self._store.close()
-
-    def _lines(self) -> Iterator[bytes]:
-        if self.rows.table:
-            return self.rows.table(self._store.parsed())
-        return (text + b"\n" for _, text in self._store.objects())
 
     def _append_unfinished(self) -> None:
         for position, tokens in self.unfinished.items():

@@ -13,7 +13,9 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from batch_files import (
     FINGERPRINT,
     ORDER,
     ROWS,
+    UnsyncedConnection,
     answer,
     complete_result,
     finish,
@@ -35,13 +38,14 @@ from batch_files import (
 from disks import full_disk
 from waiting import wait_until
 
+from cerebrum_cli.batch.parquet import parquet_table
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
 from cerebrum_cli.cli.generation import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
-from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.output_files import OutputPaths, output_paths
 from cerebrum_cli.results.results import StreamedResults
 from cerebrum_cli.results.row_store import read_objects
-from cerebrum_cli.results.schema import ResultRows
+from cerebrum_cli.results.schema import ResultRows, table_lines
 from cerebrum_cli.results.stored_results import StoredResults, open_results
 
 
@@ -429,6 +433,70 @@ def test_rows_of_another_type_are_damage(output: Path, damage: str) -> None:
     message, hint = batch_error(lambda: open_batch(output))
     assert message.startswith(f"{partial} is damaged: ") and "--restart" in hint
     assert run(output, restart=True) == list(ORDER)
+
+
+DAMAGED_VALUES: tuple[Any, ...] = (None, 5, -1.5, True, "x", "\ud800", [], [1, [2]], {}, {"type": 5}, 10**30)
+DAMAGED_OBJECTS = (None, 5, b"\xff", b"", "x", "null", "[]", '"x"', "{}", "[" * 3000)
+DAMAGED_TABLES = (
+    "DROP TABLE rows",
+    "DELETE FROM metadata",
+    "ALTER TABLE rows DROP COLUMN flags",
+    "ALTER TABLE rows RENAME COLUMN object TO other",
+    "UPDATE rows SET flags = 'x'",
+    "UPDATE rows SET position = position + 100",
+)
+
+
+def damage_store(random: Random, partial: Path) -> None:
+    """Damage bytes of a store, its tables, or its first row."""
+    if random.random() < 0.2:
+        data = bytearray(partial.read_bytes())
+        for _ in range(random.randint(1, 20)):
+            data[random.randrange(len(data))] = random.randrange(256)
+        partial.write_bytes(data)
+        return
+    with contextlib.closing(sqlite3.connect(partial)) as database, database:
+        if random.random() < 0.2:
+            database.execute(random.choice(DAMAGED_TABLES))
+            return
+        object = random.choice(DAMAGED_OBJECTS)
+        if random.random() < 0.8:
+            [text] = database.execute("SELECT object FROM rows WHERE position = 0").fetchone()
+            values = json.loads(text)
+            key = random.choice(list(values))
+            values[key] = random.choice(DAMAGED_VALUES)
+            if random.random() < 0.2:
+                del values[key]
+            object = json.dumps(values)
+        database.execute("UPDATE rows SET object = ? WHERE position = 0", (object,))
+
+
+TABLES = {"jsonl": None, "csv": partial(table_lines, ",", ("prompt", "b")), "parquet": parquet_table()}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_randomly_damaged_store_is_read_or_refused(output: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=UnsyncedConnection))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    rows = tuple(replace(row, input={"prompt": row.prompt, "b": 1}) for row in ROWS)
+    refused = 0
+    for seed in range(50):
+        random = Random(f"{kind} {seed}")
+        paths = output_paths(output.with_name(f"{seed}.{kind}"))
+
+        def answer_rows(sha256: str, most: int, paths: OutputPaths = paths) -> None:
+            described = result_rows(rows, sha256, table=TABLES[kind])
+            finish(open_results(paths.output, FINGERPRINT, described), rows, "So.", most=most)
+
+        answer_rows("1", 2)
+        damage_store(random, paths.partial)
+        try:
+            answer_rows(random.choice("12"), 99)
+        except BatchError as error:
+            refused += 1
+            assert error.message.startswith(f"{paths.partial} is damaged: ") and error.message.isprintable()
+            assert "--restart" in error.hint and paths.partial.exists() and not paths.output.exists()
+    assert refused > 5
 
 
 def test_unusable_output_path_is_a_usage_error(tmp_path: Path) -> None:
