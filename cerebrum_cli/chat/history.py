@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date
 from io import FileIO
 from pathlib import Path
@@ -169,7 +169,7 @@ def reply_metadata(
     if not reply.is_finished:
         return metadata
     finish = reply.finish
-    timings = asdict(finish.timings)
+    timings = finish.timings._asdict()
     timings["prompt_tokens"] = finish.prompt_tokens
     timings["cached_tokens"] = finish.cached_tokens
     if finish.forced:

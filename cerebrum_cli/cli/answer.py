@@ -294,7 +294,7 @@ class AnswerPrinter:
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
         notice = reply_notice(reply, larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
-            notice = replace(notice, hint=notice.hint + self._continuation)
+            notice = notice._replace(hint=notice.hint + self._continuation)
         self.streams.report(notice)
 
     def _hint_to_read(self, reply: Reply, missing: str) -> str:

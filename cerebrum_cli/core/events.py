@@ -1,14 +1,18 @@
-"""Events of loading and generating: progress, tokens, and one FinishEvent for each sequence."""
+"""Events of loading and generating: progress, tokens, and one FinishEvent for each sequence.
+
+They are named tuples: dataclasses take three times as long to create, one for each token, and delay the start.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
 Channel = Literal["answer", "thinking"]
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
@@ -57,23 +61,20 @@ class Origin(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
-@frozen
-class NoticeEvent:
+class NoticeEvent(NamedTuple):
     """A problem that is not an error, and a hint, if there is one."""
 
     message: str
     hint: str = ""
 
 
-@frozen
-class LoadEvent:
+class LoadEvent(NamedTuple):
     """Progress of loading the model; `fraction` is from 0 to 1."""
 
     fraction: float
 
 
-@frozen
-class PromptEvent:
+class PromptEvent(NamedTuple):
     """Progress of prefill: `evaluated` of the prompt's `total` tokens are in the KV cache."""
 
     sequence: SequenceId
@@ -81,8 +82,7 @@ class PromptEvent:
     total: int
 
 
-@frozen
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """Tokens and the text they complete: one token where a reply streams, otherwise all; none for text held back.
 
     If the request asked for them, `logprobs` are the natural logarithms of the tokens' probabilities before sampling
@@ -104,8 +104,7 @@ def answer_text(event: object) -> str:
     return ""
 
 
-@frozen
-class CallEvent:
+class CallEvent(NamedTuple):
     """A reply calls a function; with `is_done`, the function has returned the result of the call."""
 
     sequence: SequenceId
@@ -113,16 +112,14 @@ class CallEvent:
     is_done: bool = False
 
 
-@frozen
-class RoundEvent:
+class RoundEvent(NamedTuple):
     """A reply continues with the results of the functions it called: earlier events belong to the `round`."""
 
     sequence: SequenceId
     round: Round
 
 
-@frozen
-class AlternativesEvent:
+class AlternativesEvent(NamedTuple):
     """A token that followed a prompt, at a position in these tokens, and the likeliest tokens there, in this order."""
 
     sequence: SequenceId
@@ -131,8 +128,7 @@ class AlternativesEvent:
     likeliest: tuple[TokenLogprob, ...]
 
 
-@frozen
-class RefusedEvent:
+class RefusedEvent(NamedTuple):
     """The last event of a sequence that failed while others continue."""
 
     sequence: SequenceId
@@ -140,8 +136,7 @@ class RefusedEvent:
     origin: Origin | None = None
 
 
-@frozen
-class TallyEvent:
+class TallyEvent(NamedTuple):
     """The tally of a vote has changed: the answers with their counts, best first, and the number of samples counted.
 
     `minimum` and `maximum` bound that number.
@@ -153,15 +148,13 @@ class TallyEvent:
     maximum: int
 
 
-@frozen
-class ServersEvent:
+class ServersEvent(NamedTuple):
     """Servers or nodes have changed, or have generated this many tokens without events so far."""
 
     tokens: int = 0
 
 
-@frozen
-class StageEvent:
+class StageEvent(NamedTuple):
     """Progress of a stage of other work; `done` and `total` are in a unit of the sender's choice."""
 
     stage: str
@@ -169,8 +162,7 @@ class StageEvent:
     total: int
 
 
-@frozen
-class Timings:
+class Timings(NamedTuple):
     """Wall-clock seconds of one sequence: prefill up to its first token, decode from there to its last.
 
     `ttft_s`, the time to first token, counts from the request, so it includes the wait for a slot. `decode_steps` is
@@ -201,8 +193,7 @@ class Timings:
         return 0.0
 
 
-@frozen
-class FinishEvent:
+class FinishEvent(NamedTuple):
     """The last event of a sequence: the reason it finished, token counts, timings and its seed.
 
     If it `is_followed`, the reply to the request's follow-up comes next.

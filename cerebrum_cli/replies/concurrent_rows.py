@@ -306,7 +306,7 @@ class _Run:
             elif isinstance(event, CallEvent):
                 yield event
         if loop.is_over:
-            reply.emit(replace(reply.finish, completion_tokens=loop.completion_tokens))
+            reply.emit(reply.finish._replace(completion_tokens=loop.completion_tokens))
             yield outcome
             return
         asked = loop.next

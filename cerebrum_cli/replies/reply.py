@@ -159,7 +159,7 @@ class Reply:
                 self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}
                 self._tokens, self._logprobs = array("i"), array("d")
             case FinishEvent():
-                self._finish = replace(event, forced=(*self._forced, *event.forced))
+                self._finish = event._replace(forced=(*self._forced, *event.forced))
 
     def wait(self) -> Reply:
         """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""

@@ -156,7 +156,7 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
     else:
         yield TokenEvent(REPLY, text.held)
     has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
-    yield replace(reply.finish, completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
+    yield reply.finish._replace(completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 
 
 def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) -> Iterator[Event]:
@@ -171,5 +171,5 @@ def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) 
             case TokenEvent(channel="answer"):
                 if event.ends_reasoning:
                     text.held = text.shown = ""
-                event = replace(event, text=text.feed(event.text))
+                event = event._replace(text=text.feed(event.text))
         yield event

@@ -4,7 +4,7 @@ import contextlib
 import gc
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +78,7 @@ def test_record_stores_how_the_reply_was_generated(history: History) -> None:
         vocabulary=MODEL.vocabulary,
         params=PARAMS,
         seed=2**32 - 2,
-        timings={**asdict(TIMINGS), "prompt_tokens": 20, "cached_tokens": 4},
+        timings={**TIMINGS._asdict(), "prompt_tokens": 20, "cached_tokens": 4},
     )
 
 
@@ -133,7 +133,7 @@ def test_continued_session_replaces_the_system_prompt_if_given(history: History)
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
     """Its markup is unclosed, so everything after it would be reasoning."""
-    truncated = finished("", "2 and", (7,), replace(FINISH, reason="cancelled"))
+    truncated = finished("", "2 and", (7,), FINISH._replace(reason="cancelled"))
     session = history.record(None, SUM, truncated, LOADED, SETTINGS)
     assert load_conversation(history.store, session, MODEL) == SUM.assistant("", None, "2 and")
     assert history.store.messages(session)[-1].message.tokens == (7,)
@@ -179,7 +179,7 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
 
 
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
-    reply = finished("Four", None, (5, 6, 7), replace(FINISH, by_stop_string=True))
+    reply = finished("Four", None, (5, 6, 7), FINISH._replace(by_stop_string=True))
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
     assert read_back(history, session) == SUM.assistant("Four")
 

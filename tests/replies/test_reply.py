@@ -1,6 +1,5 @@
 """Asking for a reply, collecting it from its events, and the objects that --json prints."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,7 +58,7 @@ def test_reply_notice_names_the_exhausted_limit(
 ) -> None:
     reply = Reply()
     reply.begin((), [("thinking", reasoning or ""), ("answer", text)])
-    reply.emit(replace(FINISH, reason=reason))
+    reply.emit(FINISH._replace(reason=reason))
     notice = reply_notice(reply, "raise --ctx")
     assert (notice and notice.message) == message
     assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")

@@ -83,7 +83,7 @@ def test_render_on_a_signal_cancels_and_closes_the_reply(number: signal.Signals)
             while not ends:
                 pass
             yield TokenEvent(ONE, ", and the rest")
-            yield replace(FINISH, reason="cancelled")
+            yield FINISH._replace(reason="cancelled")
         finally:
             log.append("closed")
 
@@ -388,5 +388,5 @@ def test_stats_line() -> None:
         " | prompt 12 tokens, 12.0 t/s | generated 5 tokens, 2.0 t/s"
         " | first token 1.25 s | context 2048 | temperature 0 (default) | seed 42 | finish reason stop"
     )
-    cached = replace(FINISH, cached_tokens=10, timings=Timings())
+    cached = FINISH._replace(cached_tokens=10, timings=Timings())
     assert "weights repacked where possible | prompt 12 tokens (10 cached) |" in stats_line(cached, "m", "f", True, "")

@@ -395,7 +395,7 @@ class RemoteSample(ReplySample):
             ttft_s = (self._first_at or now) - self._started_at
         steps = max(0, self.tokens - 1)
         if self._timings.decode_s:
-            return replace(self._timings, ttft_s=ttft_s or self._timings.prefill_s, decode_steps=steps)
+            return self._timings._replace(ttft_s=ttft_s or self._timings.prefill_s, decode_steps=steps)
         return Timings(prefill_s=ttft_s, ttft_s=ttft_s, decode_s=now - self._started_at - ttft_s, decode_steps=steps)
 
     def finish(self, reason: FinishReason, by_stop_string: bool = False) -> FinishEvent:

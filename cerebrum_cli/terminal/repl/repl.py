@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cerebrum_cli.chat.chat import Chat
@@ -164,9 +164,9 @@ class Repl:
         if notice is None:
             return None
         if reason == "context" and not loaded.is_remote:
-            return replace(notice, hint=full_context_hint(reply, self.chat.doubled_context))
+            return notice._replace(hint=full_context_hint(reply, self.chat.doubled_context))
         if reason == "repetition":
-            return replace(notice, hint=REPETITION_HINT)
+            return notice._replace(hint=REPETITION_HINT)
         return notice
 
     def switch_session(self, session: Session | None) -> None:
