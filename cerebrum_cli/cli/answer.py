@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.cli.generation import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
-from cerebrum_cli.core.events import Events, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import (
@@ -67,6 +67,17 @@ def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, opt
         return
     streams.answer_prompt(prompt)
     streams.report(f"{len(token_ids)} tokens")
+
+
+class HistoryImport:
+    """A sink that imports what saves the answer, while native code loads the model."""
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, LoadEvent):
+            import cerebrum_cli.chat.history  # noqa: F401
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass(slots=True)
@@ -138,6 +149,8 @@ class AnswerPrinter:
         if self.options.streams_answer:
             sinks.append(AnswerSink(self.streams, self._is_markdown))
         sinks.append(self.calls)
+        if self.open_history:
+            sinks.append(HistoryImport())
         render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
         self._inspect(reply)
 

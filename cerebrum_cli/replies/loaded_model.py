@@ -226,9 +226,9 @@ class LoadedModel:
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail, and FormatError."""
         for event in self.engine.load():
-            yield event
             if isinstance(event, LoadEvent) and self.format_name == EMBEDDED:
                 import cerebrum_cli.formats.template  # noqa: F401  # while native code loads: it takes long to import
+            yield event
         _ = self.format
 
     def take_notices(self) -> Iterator[NoticeEvent]:

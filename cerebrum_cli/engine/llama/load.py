@@ -38,9 +38,8 @@ def open_llama(
     The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is neither
     verified nor in `loaded_files` is first loaded in a child process, after a `check`.
     """
-    emit(LoadEvent(0.0))
     if loaded_files:
-        require_loadable(options, loaded_files, check, stop)
+        require_loadable(options, loaded_files, check, emit, stop)
     free = free_memory()
     if devices_file:
         save_devices(devices_file, free.devices)
@@ -58,11 +57,12 @@ def open_llama(
     return backend
 
 
-def require_loadable(options: LoadOptions, loaded_files: Path, check: str, stop: StopFlag) -> None:
+def require_loadable(options: LoadOptions, loaded_files: Path, check: str, emit: Emit, stop: StopFlag) -> None:
     """Load unverified files in a child process first, unless they are among `loaded_files`: ModelFileError."""
     file = options.file
     if file.is_verified and not file.adapters:
         return
+    emit(LoadEvent(0.0))
     from cerebrum_cli.engine.llama.first_load import Kind, require_loads
 
     kind: Kind = "vocabulary" if options.vocabulary_only else "model"
@@ -121,6 +121,7 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
     params.progress_callback = progress_callback(emit, stop)
     path = os.fsencode(options.file.path)
     log.problems.clear()
+    emit(LoadEvent(0.0))  # not before: what others import then would delay this thread
     if any(plan.offloaded):  # greedy sampling needs it; it is imported while native code loads
         Thread(target=import_module, args=("numpy",), daemon=True).start()
     with suppress_log():
