@@ -224,7 +224,6 @@ def fingerprint_of(
         **provenance(source),
         **source_fingerprint(source),
         **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library, source.raw),
-        "model file": app.library.hashed_identity(source.model),
         **options.tool_record(evaluation.tools),
     }
     if options.check:

@@ -235,7 +235,8 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
     record = (
         ANSWER_RULES,
         build_fingerprint(),
-        app.library.identity(source.model),
+        app.library.hashed_identity(source.model),
+        source.model.adapter_identity,
         settings.ctx,
         settings.seed,
         options.add_bos_token,

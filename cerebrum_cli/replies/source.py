@@ -259,7 +259,7 @@ def generation_fingerprint(
     values, (name, template) = asdict(settings), format_of(settings, model, is_raw)
     return {
         "model": model.label,
-        "model file": library.file_identity(model),
+        "model file": library.hashed_identity(model),
         "adapter": model.adapter_identity,
         "format": name,
         **({"chat template": text_digest(template or "")} if template_file(settings) else {}),

@@ -244,6 +244,17 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert output.read_text() == whole.replace("question 11", "question 99")
 
 
+def test_batch_resumes_once_the_digest_of_its_model_is_known(runner: BatchRunner) -> None:
+    source = runner.write("in.txt", "question\n")
+    command = (source, "-o", runner.home / "out")
+    assert runner.run(*command).code == 0
+    shown = run_here(runner.script, runner.home, "show", runner.model, "--json")  # computes and stores it
+    fingerprint = json.loads((runner.home / "out.meta.json").read_text())["fingerprint"]
+    assert fingerprint["model file"].startswith(json.loads(shown.out)["sha256"])
+    again = runner.run(*command)
+    assert (again.code, len(runner.backends)) == (0, 1), again.err
+
+
 def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner) -> None:
     table = 'id,text,n\na,"Why,\n""now""?",1\nb,Who?,2\nc,x\n'
     source, output = runner.write("in.csv", table), runner.home / "out.csv"
