@@ -103,7 +103,7 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
 
 def markdown_parts(store: Store, session: Session) -> Iterator[tuple[str, str]]:
     """A session in parts, each with the role of who wrote it, if anybody did."""
-    yield "", f"# {session.name}"
+    yield "", f"# {printable_name(session.name)}"
     if session.system_prompt is not None:
         yield "", "## System"
         yield "system", session.system_prompt

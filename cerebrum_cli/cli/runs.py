@@ -23,6 +23,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.streams import strip_controls
 from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def compare(
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return
     print_comparison(app.streams, comparison, *runs, describe_differences(differing))
-    app.streams.answer(f"\n{app.streams.wrapped(conclusion(comparison, *(run.name for run in runs)))}\n")
+    verdict = strip_controls(conclusion(comparison, *(run.name for run in runs)))
+    app.streams.answer(f"\n{app.streams.wrapped(verdict)}\n")
 
 
 def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:

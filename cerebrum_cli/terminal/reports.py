@@ -16,7 +16,7 @@ from cerebrum_cli.core.text import Texts, format_count, format_size, one_line
 from cerebrum_cli.doctor.assessment import CheckResult, Status, check_result
 from cerebrum_cli.library.reference import looks_like_path
 from cerebrum_cli.replies.inspection import CERTAIN
-from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns
+from cerebrum_cli.terminal.streams import DUMB_TERMINALS, Streams, columns, strip_controls
 from cerebrum_cli.terminal.tables import (
     Fields,
     Row,
@@ -122,7 +122,7 @@ def facts_of(run: Run) -> Fields:
 
 
 def print_title(streams: Streams, title: str) -> None:
-    streams.answer(f"{streams.wrapped(one_line(title))}\n\n")
+    streams.answer(f"{streams.wrapped(strip_controls(one_line(title)))}\n\n")
 
 
 def labeled_estimates(report: Report) -> Iterator[tuple[str, Estimate]]:
@@ -341,7 +341,7 @@ def print_check_result(streams: Streams, result: CheckResult) -> None:
         lines.append(streams.wrapped(f"hint: {result.hint}", len(head)))
     text = head + f"\n{' ' * len(head)}".join(lines) + "\n"
     streams.answer(streams.styled(result.status, STATUS_COLORS[result.status]), is_styled=True)
-    streams.answer(text.removeprefix(result.status))
+    streams.answer(strip_controls(text.removeprefix(result.status)))
 
 
 print_repositories = partial(

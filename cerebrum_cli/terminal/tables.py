@@ -174,7 +174,8 @@ print_prompts = partial(
 
 def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
     for match in matches:
-        streams.answer("{session}  {created:.10}  {role}: {excerpt}\n".format_map(match))
+        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
+        streams.answer(f"{strip_controls(line).translate(_ONE_LINE)}\n")
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
@@ -233,7 +234,7 @@ def _describe(key: str, value: Any) -> str:
     if key == "format" and value is None:
         return NO_FORMAT
     if isinstance(value, list):
-        return ", ".join(map(strip_controls, value))
+        return ", ".join(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {_item_text(item)}" for name, item in value.items() if item is not None)
     return _cell(value)
@@ -241,7 +242,7 @@ def _describe(key: str, value: Any) -> str:
 
 def _item_text(item: Any) -> str:
     items = item if isinstance(item, (list, tuple)) else [item]
-    return strip_controls(" and ".join(map(str, items)))
+    return " and ".join(map(str, items))
 
 
 def print_table(
@@ -304,7 +305,7 @@ def _cell(value: Any) -> str:
 
 def field_lines(fields: Fields) -> str:
     width = max(map(len, fields))
-    return "".join(f"{name:<{width}}  {value}\n" for name, value in fields.items())
+    return "".join(f"{name:<{width}}  {strip_controls(value)}\n" for name, value in fields.items())
 
 
 def settings_lines(values: JsonObject, origins: Fields) -> str:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 
 from cerebrum_cli.cli.runs import require_same_rules
 from cerebrum_cli.core.errors import BatchError, UsageError
@@ -128,6 +129,16 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
     (tmp_path / "other.txt").touch()
     with pytest.raises(UsageError, match=r"other.txt is not a run of cerebrum eval"):
         store.find(str(tmp_path / "other.txt"))
+
+
+def test_texts_of_a_run_in_a_pipe_have_no_control_sequences(store: RunStore, new_user: CommandLine) -> None:
+    names = ("a\x1b[31m", "b\x1b[32m")
+    for name in names:
+        condition = {**CONDITION, "task": "sums\x1b[1m", "model": name, "template": "\x1b]0;x\x07{text}"}
+        write_run(store.directory / f"{name}.jsonl", [sample(1)], 1, condition=condition)
+    paths = [store.directory / f"{name}.jsonl" for name in names]
+    for done in (new_user.run("runs", "show", paths[0]), new_user.run("runs", "compare", *paths)):
+        assert (done.code, done.out.replace("\n", "").isprintable()) == (0, True), done.err
 
 
 WRONG_MATCH = json.dumps(

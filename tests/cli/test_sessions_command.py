@@ -136,6 +136,22 @@ def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
     assert [row["name"] for row in listed(user)] == ["four"]
 
 
+def test_listings_in_a_pipe_have_no_control_sequences_but_messages_are_exact(user: CommandLine) -> None:
+    ask(user, "Why?", "Because.")
+    name, reply = "a\x1b]0;x\x07b\nc", "Be\x1b[31m cause.\x9b1m"
+    with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:
+        sessions.execute("UPDATE sessions SET name = ?, model = ?", (name, "m\x1b[0m"))
+        sessions.execute("UPDATE messages SET content = ? WHERE role = 'assistant'", (reply,))
+    listing = [user.run("sessions", *command).out for command in (("list",), ("search", "cause"))]
+    assert [line.split()[:2] for line in listing[0].splitlines()][1] == ["ab", "c"]
+    assert listing[1].splitlines() == [f"ab c  {listed(user)[0]['created'][:10]}  assistant: Be cause."]
+    assert "".join(listing).replace("\n", "").isprintable()
+    for command in ("show", "export"):
+        text = user.run("sessions", command, name).out
+        title, _, messages = text.partition("\n")
+        assert title.isprintable() and reply in messages
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_sessions_at_a_terminal(user: CommandLine) -> None:
