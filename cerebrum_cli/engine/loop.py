@@ -327,7 +327,7 @@ class Loop:
             logprobs: tuple[float, ...] = ()
             if request.logprobs and not is_forced:
                 logprobs = (backend.logprob(row, token),)
-            reason = sequence.add(token, backend.piece(token, special=token in request.visible_tokens), logprobs)
+            reason = sequence.add(token, backend.piece(token, special=request.is_visible(token)), logprobs)
             if reason is None and sequence.length >= backend.context_size:
                 reason = "context"
             if reason:

@@ -41,18 +41,19 @@ Tokens: TypeAlias = "TokenIds | array[int]"
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
+NONE_VISIBLE: Callable[[int], bool] = frozenset[int]().__contains__
 
 
 @frozen
 class Request:
     """A prompt with its sampling parameters and number of samples.
 
-    The grammar and the stop strings apply where the text is the answer by the `rules`.
-    `max_n`, if larger, is the number of samples that there may be in the end. `visible_tokens` are control tokens to
-    include in the text. `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens
-    as ordinary ones. If `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to
-    send tokens as they are sampled, even if some of their ids are lost that way. `controls` may end a sample or
-    force tokens into it, but not where a grammar other than a schema applies.
+    The grammar and the stop strings apply where the text is the answer by the `rules`. `max_n`, if larger, is the
+    number of samples that there may be in the end. The text includes a control token only if it `is_visible`.
+    `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens as ordinary ones. If
+    `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to send tokens as they are
+    sampled, even if some of their ids are lost that way. `controls` may end a sample or force tokens into it, but not
+    where a grammar other than a schema applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
@@ -66,7 +67,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: Grammar | None = None
     n: int = 1
-    visible_tokens: frozenset[int] = frozenset()
+    is_visible: Callable[[int], bool] = NONE_VISIBLE
     logprobs: bool = False
     ignore_eos: bool = False
     speculative: bool = False

@@ -32,7 +32,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import NONE_VISIBLE, Request
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
@@ -321,14 +321,11 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     markups = model.controls.own_markups(settings.system)
     raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
     rules, controls = raw.create(Ask(Conversation(), settings), text.text, "", model.answer_now)
-    visible: frozenset[int] = frozenset()
-    if markups:
-        visible = model.visible_tokens
     return Request(
         array("i", text.tokens),
         settings.sampling(()),
         n=text.n,
-        visible_tokens=visible,
+        is_visible=model.is_visible if markups else NONE_VISIBLE,
         controls=controls,
         rules=rules,
     )

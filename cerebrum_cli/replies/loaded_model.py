@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
@@ -29,7 +29,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
+from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, Request, inspection
 from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -140,7 +140,7 @@ class LoadedModel:
             self._sampling(asked),
             asked.grammar,
             asked.n,
-            self.visible_in_calls if conversation.tools else self.visible_tokens,
+            self.is_visible_in_calls if conversation.tools else self.is_visible,
             asked.logprobs,
             asked.ignore_eos,
             speculative=asked.stream and settings.speculative is not False,
@@ -168,19 +168,26 @@ class LoadedModel:
     def _sampling(self, asked: Ask) -> SamplingParams:
         stop = () if asked.ignore_eos else self.format.stop
         params = asked.settings.sampling(stop)
+        if not params.logit_bias:
+            return params
         return replace(params, logit_bias=resolve_biases(self.engine.vocabulary, params.logit_bias))
 
     def _opening_length(self, prompt: PromptParts, tokens: TokenIds) -> int:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
         end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
         if end and len(prompt) > 1:
-            opening = self.engine.vocabulary.tokenize([Text(end, True)])
+            opening = self._tokens_of(end)
         if opening[:1] == tokens[:1]:  # BOS precedes the markup as it precedes the prompt
             return len(opening) - 1
         return len(opening)
 
+    @cached_property
+    def _tokens_of(self) -> Callable[[str], TokenIds]:
+        """The tokens of the template's own text, of which prompts have few."""
+        return lru_cache(lambda text: self.engine.vocabulary.tokenize([Text(text, True)]))
+
     def _text_of(self, prefix: TokenIds) -> str:
-        pieces = (self.engine.vocabulary.piece(token, special=token in self.visible_tokens) for token in prefix)
+        pieces = (self.engine.vocabulary.piece(token, special=self.is_visible(token)) for token in prefix)
         return b"".join(pieces).decode("utf-8", "replace")
 
     def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
@@ -306,15 +313,16 @@ class LoadedModel:
         return chosen
 
     @cached_property
-    def visible_tokens(self) -> frozenset[int]:
+    def is_visible(self) -> Callable[[int], bool]:
+        """Whether a special token is visible in a reply."""
         if not self.format.markups:
-            return frozenset()
-        return MarkupTokens(self.engine.vocabulary, self.format.markups)
+            return NONE_VISIBLE
+        return find_markup(self.engine.vocabulary, self.format.markups)
 
     @cached_property
-    def visible_in_calls(self) -> frozenset[int]:
-        """Special tokens that are visible in a reply that may call functions."""
-        return MarkupTokens(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
+    def is_visible_in_calls(self) -> Callable[[int], bool]:
+        """The same in a reply that may call functions."""
+        return find_markup(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
 
     @cached_property
     def controls(self) -> ReplyControls:
@@ -394,19 +402,13 @@ class LoadedModel:
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
 
-class MarkupTokens(frozenset[int]):
-    """The special tokens of a format's markup; any other token that is markup is in it, too."""
-
-    _is_markup: Callable[[int], bool]
-
-    def __new__(cls, vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> MarkupTokens:
-        texts = [*others, *(text for markup in markups for text in markup.texts)]
-        tokens = super().__new__(cls, vocabulary.special_token_ids((*texts, *MARKERS)))
-        tokens._is_markup = cache(lambda token: is_markup(detokenize(vocabulary, [token])))
-        return tokens
-
-    def __contains__(self, token: object) -> bool:
-        return super().__contains__(token) or (isinstance(token, int) and self._is_markup(token))
+def find_markup(
+    vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()
+) -> Callable[[int], bool]:
+    """Whether a token is markup of a format, or any other."""
+    texts = [*others, *(text for markup in markups for text in markup.texts)]
+    tokens = vocabulary.special_token_ids((*texts, *MARKERS))
+    return cache(lambda token: token in tokens or is_markup(detokenize(vocabulary, [token])))
 
 
 def final_markup(prompt: PromptParts) -> str:

@@ -50,7 +50,7 @@ def test_engine_hides_control_tokens_unless_requested() -> None:
     with running_engine(ScriptedBackend(replies({"?": (MARK, *b"a")}))) as engine:
         [silent] = ask(engine, "?")
         visible = engine.backend.special_token_ids(["<mark>"])
-        [spelled] = collect_replies(generate(engine, [Request(tokens("?"), visible_tokens=visible)])).values()
+        [spelled] = collect_replies(generate(engine, [Request(tokens("?"), is_visible=visible.__contains__)])).values()
     assert (silent.text, spelled.text) == ("a", "<mark>a")
     assert silent.ids == spelled.ids == [MARK, ord("a")]
 

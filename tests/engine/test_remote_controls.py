@@ -159,7 +159,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
-    request = answering(stream=True, grammar=DEAD_END, visible_tokens=frozenset({think, close}))
+    request = answering(stream=True, grammar=DEAD_END, is_visible=frozenset({think, close}).__contains__)
     sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
     sample.take_turn()
     reasoning = chatml.tokenize((Text("é."),))

@@ -75,7 +75,9 @@ def test_kinds_generate_samples_of_a_prompt_together(kind: type[ModelServer]) ->
 @pytest.mark.parametrize("stream", [False, True])
 def test_kinds_show_the_special_tokens_that_local_replies_show(kind: type[ModelServer], stream: bool) -> None:
     model = replies({"Q": [MARK, 97, MARK, 98]})
-    requests = [request_of("Q", stream=stream, visible_tokens=visible) for visible in (frozenset({MARK}), frozenset())]
+    requests = [
+        request_of("Q", stream=stream, is_visible=visible.__contains__) for visible in (frozenset({MARK}), frozenset())
+    ]
     with serving_kind(kind, model) as servers, connected(*servers) as engine:
         remote = replies_of(engine, *requests)
     assert [reply.text for reply in remote.values()] == ["<mark>a<mark>b", "ab"]

@@ -111,7 +111,7 @@ def thinking_request(
         Grammar("gbnf", grammar) if grammar else None,
         controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget, AnswerNow())),
         rules=rules,
-        visible_tokens=vocabulary.special_token_ids(["<think>", "</think>"]),
+        is_visible=vocabulary.special_token_ids(["<think>", "</think>"]).__contains__,
         **more,
     )
 

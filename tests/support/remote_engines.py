@@ -117,7 +117,7 @@ def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, .
 def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
-    names = ("logprobs", "ignore_eos", "visible_tokens", "controls", "rules")
+    names = ("logprobs", "ignore_eos", "is_visible", "controls", "rules")
     own = {name: values.pop(name) for name in names if name in values}
     text = values.pop("grammar", None)
     grammar = Grammar("gbnf", text) if text else None

@@ -187,9 +187,7 @@ class RemoteSample(ReplySample):
         return bool(self._end_token) or self.text.is_stopped
 
     def _bytes_of(self, tokens: Sequence[int]) -> bytes:
-        visible = {token for token in {*tokens} if token in self.request.visible_tokens}
-        piece = self.vocabulary.piece
-        return b"".join([piece(token, token in visible) for token in tokens])
+        return b"".join(map(self.vocabulary.piece, tokens, map(self.request.is_visible, tokens)))
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> SampleEvents:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
