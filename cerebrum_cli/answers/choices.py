@@ -216,7 +216,7 @@ def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
     """The letters of choices that a sentence names, by letter or by text, and does not rule out."""
     sentence = sentence[:_LONGEST_SENTENCE]
     phrases = dict(zip(LETTERS, map(_phrase, choices), strict=False))
-    letters = set[str]()
+    letters = set()
     for start, end, names in _mentions(sentence, phrases, patterns):
         if _BEFORE.search(sentence[max(0, start - 60) : start]):
             continue

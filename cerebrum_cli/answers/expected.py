@@ -185,7 +185,7 @@ def _choices(text: str) -> tuple[str, ...]:
 
 def _marks(text: str) -> list[re.Match[str]]:
     """The marks of the last options in a text, from A on, all written as the first."""
-    run = list[re.Match[str]]()
+    run = []
     for mark in _OPTION.finditer(text):
         opening, letter, closing = mark.groups()
         if letter in "Aa":

@@ -201,7 +201,7 @@ def row_object(event: Outcome, larger_context: str) -> JsonDict:
     _, row = event.row.key
     outcome, request = event.result, event.row.request
     if isinstance(outcome, MajorityVote):
-        reply: Reply | RefusedEvent = outcome.reply or outcome.refusals[0]
+        reply = outcome.reply or outcome.refusals[0]
     else:
         reply = outcome
     if isinstance(reply, RefusedEvent):

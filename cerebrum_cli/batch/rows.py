@@ -89,7 +89,7 @@ class InputRow:
     def request(self) -> str | None:
         """Digest of everything that the row requests besides its prompt, or of its error; None if there is nothing."""
         if self.conversation is None:
-            asked: JsonDict = {"error": self.error and asdict(self.error)}
+            asked = {"error": self.error and asdict(self.error)}
         else:
             values = {
                 "messages": [

@@ -92,7 +92,7 @@ def export_session(store: Store, session: Session, export_format: str) -> str:
         names = {"id": session.name}
         key, turns_of = "conversations", _sharegpt_turns
     conversation = Conversation(tuple(map(with_thinking, messages)), session.system_prompt)
-    exported: JsonDict = {**names, key: turns_of(conversation)}
+    exported = {**names, key: turns_of(conversation)}
     others = []
     for place, stored in alternatives:
         others += [{"place": place, **turn} for turn in turns_of(Conversation((with_thinking(stored),)))]

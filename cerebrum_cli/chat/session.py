@@ -166,7 +166,7 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
     with _reading("message", row):
-        values: JsonDict = {column: row[column] for column in METADATA_COLUMNS}
+        values = {column: row[column] for column in METADATA_COLUMNS}
         for column in JSON_COLUMNS:
             values[column] = json.loads(values[column] or "null")
         tokens, data = None, row["tokens"]

@@ -73,7 +73,7 @@ class Bpe(NamedTuple):
 
 def steps(tokenizer: JsonObject, part: str) -> list[JsonObject]:
     """The steps of a part, which is null, one step or a sequence of them."""
-    found: list[JsonObject] = []
+    found = []
     pending = [tokenizer.get(part)]
     while pending:
         step = pending.pop(0)

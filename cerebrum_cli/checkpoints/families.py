@@ -239,7 +239,7 @@ class Configuration:
         kind, original = content["rope_type"], content["original_max_position_embeddings"]
         if kind == "default" or (kind == "llama3" and architecture in _WITH_FACTORS):
             return {}
-        values: JsonDict = {"rope.scaling.original_context_length": original}
+        values = {"rope.scaling.original_context_length": original}
         if "long_factor" in content and architecture == "phi3":
             scale = max(1.0, content.get("factor") or self.integer("max_position_embeddings") / original)
             default = math.sqrt(1 + math.log(scale) / math.log(original))
@@ -285,7 +285,7 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
         raise ModelFileError(path, f"its weights are already quantized ({method})", FROM_SOURCE)
-    whole: JsonDict = {**_values(_DEFAULTS, name), **content, **content.get("text_config", {})}
+    whole = {**_values(_DEFAULTS, name), **content, **content.get("text_config", {})}
     if "num_experts" in whole:  # its name in older versions of transformers
         whole["num_local_experts"] = whole["num_experts"]
     checked = Configuration(path, family, whole)

@@ -296,7 +296,7 @@ class ConcurrencyOptions(ConstrainedOptions):
 
     @property
     def server_options(self) -> JsonDict:
-        timeouts: JsonDict = {"waits_at_start": True, "row_timeout": self.row_timeout}
+        timeouts = {"waits_at_start": True, "row_timeout": self.row_timeout}
         if self.patience is not None:
             timeouts["patience"] = self.patience
         return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}

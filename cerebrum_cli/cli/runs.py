@@ -20,7 +20,6 @@ from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.streams import strip_controls
@@ -52,8 +51,8 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.eval.report import group_by_question, mean_accuracy
 
-    rows = list[JsonDict]()
-    outdated = list[str]()
+    rows = []
+    outdated = []
     for run in app.runs:
         try:
             samples = [sample for sample in run.samples() if not sample.is_skipped]

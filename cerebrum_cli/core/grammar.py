@@ -85,7 +85,7 @@ def schema_file(schema: str, folder: Path = Path()) -> Path | None:
 def schema_of_fields(fields: str) -> JsonDict:
     """The schema of an object with these fields, all of them required."""
     separator = "\n" if "\n" in fields.strip() else ","
-    properties: JsonDict = {}
+    properties = {}
     for field in fields.split(separator):
         text = field.strip().removesuffix(",")
         if not text:

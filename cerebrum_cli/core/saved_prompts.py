@@ -56,7 +56,7 @@ class SavedPrompt:
     @property
     def header(self) -> JsonDict:
         """Keys and values of the header, as TOML has them."""
-        values: JsonDict = {}
+        values = {}
         for key, value in self.settings.items():
             values[key] = list(map(str, value)) if isinstance(value, tuple) else value
         if self.schema:

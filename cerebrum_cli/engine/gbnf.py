@@ -28,7 +28,7 @@ def gbnf_to_lark(grammar: str) -> str:
     """Translate to Lark; rules keep their lines, so that errors name the right one. Raises GrammarError."""
     names = {"root": "start"}
     defined = set[str]()
-    lark: list[str] = []
+    lark = []
     line = last = 1  # the lines of the current part, and of the last rule
     for part in re.finditer(PART, grammar):
         if part.lastgroup == "unknown":

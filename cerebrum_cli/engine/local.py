@@ -138,7 +138,7 @@ class LocalCompletions(Completions):
         self._requests = list(requests)
         self._seeds = list(map(first_seed, self._requests))
         self._counts = [0] * len(self._requests)  # of samples
-        new: list[Sequence] = []
+        new = []
         for index, request in enumerate(self._requests):
             new += self._create(index, request.n)
         self._submit(new)
@@ -149,7 +149,7 @@ class LocalCompletions(Completions):
 
     def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:
         prompt = self._requests[index].prompt_tokens
-        new = list[Sequence]()
+        new = []
         for sample, tokens in replies.items():
             new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
         self._submit(new, first=True)

@@ -145,7 +145,7 @@ class ScoreJob:
         emit: Callable[[ScoringEvent | BaseException | None], None],
     ) -> None:
         self.emit = emit
-        self._places: list[tuple[Pending, int]] = []  # request and index of each continuation
+        self._places = []  # request and index of each continuation
         self._total = self._scored = 0  # tokens
         texts = []
         for index, request in enumerate(requests):

@@ -86,7 +86,7 @@ def degrees_of_freedom(clusters: Clusters) -> float:
 
 
 def _cluster_totals(scores: Sequence[float], clusters: Clusters) -> list[Totals]:
-    members = defaultdict[object, list[float]](list)
+    members = defaultdict(list)
     for score, cluster in zip(scores, clusters, strict=True):
         members[cluster].append(score)
     return [Totals(fsum(cluster), len(cluster)) for cluster in members.values()]

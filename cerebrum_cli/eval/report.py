@@ -195,8 +195,8 @@ def vote_costs(questions: SamplesByQuestion) -> list[VoteCost]:
 
 def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     """The votes of all samples by whether both a reply and a program came to the answer; without those of no answer."""
-    scores = defaultdict[bool, list[float]](list)
-    clusters = defaultdict[bool, list[object]](list)
+    scores = defaultdict(list)
+    clusters = defaultdict(list)
     for question in questions:
         votes = votes_of(question)
         if leader := votes.tally.leader:

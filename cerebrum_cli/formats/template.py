@@ -438,7 +438,7 @@ def _align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     `placed` is the other render, split at the placeholders of `texts`. Templates trim texts in different ways, so all
     of them are tried.
     """
-    pieces: Pieces = []
+    pieces = []
     at = 0
     for index, _, literal in placed:
         text = "" if index == BEGINNING else texts[index]

@@ -33,7 +33,7 @@ def function_spec(function: Callable[..., object]) -> ToolSpec:
         raise UsageError(f"{name} cannot be a tool", "use a function that has a name and is not async")
     description, _, section = (inspect.getdoc(function) or "").partition("\nArgs:\n")
     descriptions = dict(ARGUMENT.findall(section))
-    properties: JsonDict = {}
+    properties = {}
     required = []
     try:
         types = get_type_hints(function)

@@ -149,7 +149,7 @@ def _functions_of(path: Path) -> list[ToolFunction]:
             names = runpy.run_path(str(path), run_name=module)
     except (Exception, SystemExit) as error:
         raise UsageError(f"cannot import {path}: {_describe(error)}", "correct the file or its path") from error
-    functions: list[ToolFunction] = []
+    functions = []
     for name, value in names.items():
         if name[0] != "_" and getattr(value, "__module__", None) == module and isfunction(unwrap(value)):
             functions.append(value)

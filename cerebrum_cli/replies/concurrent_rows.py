@@ -203,7 +203,7 @@ def group_by_length(rows: Sequence[PendingRow], backend: Backend) -> list[list[P
     Memory is allocated for the longest sequence of those submitted together.
     """
     lengths = [row.request.expected_length(backend.context_size) for row in rows]
-    samples: list[int] = []
+    samples = []
     for row, length in zip(rows, lengths, strict=True):
         samples += [length] * row.request.n
     limits = group_lengths(samples, backend.slots_for)

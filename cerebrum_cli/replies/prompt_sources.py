@@ -142,7 +142,7 @@ def parse_messages(text: str, name: str) -> Conversation:
 
 def template_options(pairs: Sequence[str]) -> JsonDict:
     """Parse KEY=VALUE pairs; a value that is not JSON is text."""
-    options: JsonDict = {}
+    options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
@@ -171,7 +171,7 @@ def read_prompt_files(
 
     searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
     seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
-    files: list[PromptFile] = []
+    files = []
     skipped: list[Skipped] = []
     for source, search in searches.items():
         if source == STANDARD_INPUT:

@@ -238,7 +238,7 @@ class LlamaBackend(LlamaVocabulary):
         """Score tokens, row by row: a row stays in the processor's cache, all rows together do not."""
         from cerebrum_cli.engine.llama.logits import score_row
 
-        scores: list[TokenScore] = []
+        scores = []
         for row, pairs in groupby(targets, key=itemgetter(0)):
             scores += score_row(self.logits(row), [token for _, token in pairs])
         return scores

@@ -56,14 +56,14 @@ class LlamaVocabulary:
 
         Raises UnknownToken if the prompt contains tokens of another vocabulary.
         """
-        items: list[PromptPart] = []  # with trusted text split at control tokens
+        items = []  # with trusted text split at control tokens
         for part in parts:
             if isinstance(part, Text) and part.trusted:
                 items += self._split(part.value)
             else:
                 items.append(part)
-        ids: list[int] = []
-        run: list[Text] = []  # without special tokens
+        ids = []
+        run = []  # without special tokens
         continues = False
         for item in (*items, Tokens(())):
             if isinstance(item, Text):

@@ -103,7 +103,7 @@ class ServerKind(ABC):
     def ignored(self, request: Request, info: ServerInfo) -> list[str]:
         """Settings of a request that have no effect there."""
         params = request.params
-        ignored = list[str]()
+        ignored = []
         for name, value in params.samplers.items():
             if name not in self.samplers and value and value != getattr(DEFAULTS, name):
                 ignored.append(name)

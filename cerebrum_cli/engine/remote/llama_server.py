@@ -159,7 +159,7 @@ def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Sequence[float | None
     if not known:
         return ()
     known.reverse()
-    logprobs = list[float | None]()
+    logprobs = []
     for token in tokens:
         logprob = None
         if known and known[-1][0] == token:

@@ -121,7 +121,7 @@ class Vllm(_SharedFields):
         return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        last = dict[str, Any]()
+        last = {}
         usage = dict[str, Any]()
         async for event in events:
             usage = event.get("usage") or usage

@@ -55,7 +55,7 @@ class RemoteCompletions(Completions):
         self._live.clear()
 
     def _read_source(self) -> None:
-        jobs = list[PoolJob]()
+        jobs = []
         for index, request in self._source:
             if self._scope.is_set():
                 break
@@ -185,7 +185,7 @@ class RemoteEngine(Engine):
         self._serving = asyncio.current_task()
         expected = self._expected(self.vocabulary)
         most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
-        servers = list[Server]()
+        servers = []
         for number, endpoint in enumerate(self._endpoints, 1):
             alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
             servers.append(Server(endpoint, alias, self._window, most, expected, self._timeouts))

@@ -58,7 +58,7 @@ def schema_problem(schema: str, text: str) -> str | None:
     """Why a text does not match a schema; None if it does."""
     try:
         value = json.loads(text, parse_float=parse_number, parse_constant=refuse_constant)
-        error: Any = next(schema_validator(schema).iter_errors(value), None)
+        error = next(schema_validator(schema).iter_errors(value), None)
     except (ValueError, ArithmeticError, RecursionError, Unresolvable, GrammarError) as problem:
         error = problem
     if error is None:

@@ -127,7 +127,7 @@ def to_unicode(latex: str, is_display: bool) -> str | None:
         keep_comments=True,
         strict_latex_spaces={"between-macro-and-chars": False, "between-latex-constructs": True},
     )
-    writer.blocks = list[EnvironmentRows]()
+    writer.blocks = []
     try:
         source = PERCENT.sub(r"\\%", SPACE.sub(" ", latex))
         nodes, _, _ = LatexWalker(source, parsing_context(), tolerant_parsing=False).get_latex_nodes()

@@ -188,7 +188,7 @@ class SlashCompleter(Completer):
                     yield Completion(f"/{slash.name}", start_position=-len(text), display_meta=slash.help)
             return
         command = find_slash(name, SLASH_COMMANDS)
-        kind: ArgumentKind = command.argument_kind if command else ""
+        kind = command.argument_kind if command else ""
         if kind == "path":
             yield from PathCompleter(expanduser=True).get_completions(Document(argument), complete_event)
             return

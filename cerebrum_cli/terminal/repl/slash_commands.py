@@ -11,7 +11,6 @@ from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_tra
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
@@ -116,7 +115,7 @@ def change_setting(repl: Repl, argument: str) -> str:
 
 def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
     """Change a setting, or reset it, and return its new value; `source` names it in errors."""
-    changes: JsonDict = dict.fromkeys(keys_of(key))
+    changes = dict.fromkeys(keys_of(key))
     if value != DEFAULT:
         for changed in changes:
             changes[changed] = OPTIONS[changed].parse([value], source)

@@ -103,7 +103,7 @@ def split_paths(text: str) -> tuple[list[Path | str], str]:
 
     A text that begins with none is one path. Raises UsageError for an empty path.
     """
-    paths: list[Path | str] = []
+    paths = []
     while text and (path := first_path(text)):
         paths.append(path if is_address(path) else parse_path(path))
         text = text[len(path) :].lstrip(", \t\n")
