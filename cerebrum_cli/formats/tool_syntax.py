@@ -7,6 +7,7 @@ puts around them is the syntax.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from operator import attrgetter
@@ -49,6 +50,9 @@ LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
 NAME = r"(?P<name>[\w.:/-]+?)"
 CALL_ID = re.compile(r"call0000\d")
 MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
+PAIRS = re.compile(  # the first call, with atomic groups, since a template may repeat anything
+    f"(?s){FIRST}(?>(.*?){KEY})(?>(.*?){TEXT})(?>(.*?){OTHER_KEY})(?>(.*?){NUMBER})(.*)"
+)
 
 
 def tool_variables(tools: ToolSpecs) -> JsonDict:
@@ -61,17 +65,25 @@ def find_tool_format(source: str) -> ToolFormat:
     prompt = _after_question(source, ASKED)
     if prompt is None:
         return PLAIN_TOOLS
-    has_place = FIRST in prompt[0]
-    as_text = _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True)
-    takes_text = as_text is not None and all(result in as_text[1].partition(ANSWER)[2] for result in RESULTS)
-    before = as_text[1].partition(ANSWER)[0] if as_text and takes_text else prompt[1]
+    shown, before = prompt
+    takes_text = False
+    if as_text := _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True):
+        preceding, _, following = as_text[1].partition(ANSWER)
+        takes_text = all(result in following for result in RESULTS)
+        if takes_text:
+            before = preceding
+    return replace(_call_format(source, before), has_place=FIRST in shown, takes_text=takes_text)
+
+
+def _call_format(source: str, before: str) -> ToolFormat:
+    """How a template writes calls, after the text `before` them."""
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
         written = _after_question(source, _replied(calls), text_arguments)
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):
             learned = _known_syntax(source) or _learn(_first_calls(written[1], before))
-            several, moves_text = len(calls) > 1, _moves_text(source, calls, text_arguments)
-            return ToolFormat(has_place, takes_text, True, several, text_arguments, moves_text, *learned)
-    return ToolFormat(has_place, takes_text, False, False, False, False, *(_known_syntax(source) or ()))
+            moves_text = _moves_text(source, calls, text_arguments)
+            return ToolFormat(False, False, True, len(calls) > 1, text_arguments, moves_text, *learned)
+    return ToolFormat(False, False, False, False, False, False, *(_known_syntax(source) or ()))
 
 
 def _moves_text(source: str, calls: ToolCalls, text_arguments: bool) -> bool:
@@ -203,20 +215,16 @@ def _before_name(written: str, name: int, end: int) -> str:
 
 def _learn_pairs(written: str, name: int) -> Finder:
     """The syntax of calls whose arguments are pairs of a key and a text."""
-    places = [written.find(text, name) for text in (FIRST, KEY, TEXT, OTHER_KEY, str(NUMBER))]
-    if -1 in places or places != sorted(places):
+    found = PAIRS.match(written, name)
+    if found is None:
         return no_calls
-    before_key, between, after_text, between_number = (
-        written[start + len(text) : end]
-        for text, start, end in zip((FIRST, KEY, TEXT, OTHER_KEY), places, places[1:], strict=False)
-    )
-    number_end = places[-1] + len(str(NUMBER))
-    after_text, after_number = after_text.replace(KEY, "\0"), written[number_end:].replace(OTHER_KEY, "\0")
+    before_key, between, after_text, between_number, after_number = found.groups()
+    after_text, after_number = after_text.replace(KEY, "\0"), after_number.replace(OTHER_KEY, "\0")
     after_value = _whole_markers(shared_start(after_text, after_number))
     key_opening = after_text[len(after_value) :]
     if not after_value.strip() or not before_key.endswith(key_opening):
         return no_calls
-    before = _before_name(written, name, number_end)
+    before = _before_name(written, name, found.start(5))
     ends = MARKER.match(after_number[len(after_value) :].strip())
     followed = _pattern(key_opening) + (f"|{re.escape(ends[0])}" if ends else r"|\Z")
     header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
