@@ -5,7 +5,7 @@ Damaged files raise ValueError, LookupError, TypeError or AttributeError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import index
 
 from cerebrum_cli.checkpoints.bpe import Unsupported, steps
@@ -35,10 +35,7 @@ def special_tokens(
             raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
         adds[name] = True
     known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
-    further = [end for end in dict.fromkeys(stated["eos"]) if end not in known]
-    if len(further) > len(_FURTHER_ENDS):
-        raise Unsupported("more than two additional end-of-turn tokens:", further)
-    numbers |= dict(zip(_FURTHER_ENDS, further, strict=False))
+    numbers |= _further_ends(end for end in stated["eos"] if end not in known)
     values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
     return values | {f"add_{name}_token": Value("BOOL", added and name in numbers) for name, added in adds.items()}
 
@@ -57,6 +54,14 @@ def _stated(
             numbers += number if isinstance(number, list) else [number]
             break
     return [number for number in numbers if number is not None and 0 <= index(number) < size]
+
+
+def _further_ends(ends: Iterable[int]) -> dict[str, int]:
+    """Ends of a turn that llama.cpp does not know, by their names in GGUF."""
+    further = list(dict.fromkeys(ends))
+    if len(further) > len(_FURTHER_ENDS):
+        raise Unsupported("more than two additional end-of-turn tokens:", further)
+    return dict(zip(_FURTHER_ENDS, further, strict=False))
 
 
 def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:
