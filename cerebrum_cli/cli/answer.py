@@ -28,7 +28,6 @@ from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session, StoredMessage
-    from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.replies.inspection import UncertainToken
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.tally import Tally, Votes
@@ -49,9 +48,9 @@ TIMING_DIGITS = {  # decimals of what `--json` prints
 }
 
 
-def show_prompt(streams: Streams, loaded: Model, conversation: Conversation, options: AskOptions) -> None:
+def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptions) -> None:
     """Print the exact prompt on standard output, byte for byte in a pipe, and its token count on standard error."""
-    prompt, token_ids = loaded.preview(conversation, loaded.source.settings)
+    prompt, token_ids = loaded.preview(request.conversation, loaded.source.settings)
     for notice in loaded.take_notices():
         streams.notice(notice)
     if options.json:
@@ -113,6 +112,14 @@ class AnswerPrinter:
                 )
                 self.streams.report(f"interrupted; the {what}")
             raise
+
+    def show(self, votes: Votes | None) -> None:
+        """Show the result of a vote, or a reply without one. Raises NoAnswer."""
+        with self.generating():
+            if votes:
+                self.show_vote(votes)
+            else:
+                self.show_reply()
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""

@@ -93,21 +93,17 @@ def answer(
         from cerebrum_cli.replies.reply import Ask
 
         if not continued:
-            conversation = question.read(app.streams.piped, settings, overrides.get("system"))
-        if session and not continued:
-            earlier = history.load_conversation(open_history().store, session, source.model)
-            conversation = history.prepended(earlier, conversation, overrides.get("system"))
+            system = overrides.get("system")
+            conversation = question.read(app.streams.piped, settings, system)
+            if session:
+                earlier = history.load_conversation(open_history().store, session, source.model)
+                conversation = history.prepended(earlier, conversation, system)
         asked = Ask(conversation, settings, grammar, tools=tools)
         if options.dry_run:
-            show_prompt(app.streams, loaded, asked.conversation, options)
+            show_prompt(app.streams, loaded, asked, options)
             return
         saves_in = None if options.raw or settings.no_log else open_history
-        printer = AnswerPrinter(app.streams, calls, loaded, asked, options, saves_in, session, continued)
-        with printer.generating():
-            if votes:
-                printer.show_vote(votes)
-            else:
-                printer.show_reply()
+        AnswerPrinter(app.streams, calls, loaded, asked, options, saves_in, session, continued).show(votes)
 
 
 def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:

@@ -71,8 +71,6 @@ def chat(
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    if options.no_markdown:
-        overrides = SourcedLayer(overrides, {"markdown": False})
     saved, applied, options = options.apply_prompt(app, on_command_line)
     documents = app.document_reader(options.offline)
     files = read_prompt_files(options.file, app.streams.report, documents)
@@ -135,6 +133,8 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
     def resolve(layer: Layer) -> ModelSource:
         return chat_source(options.find_source(app, layer, may_pull=False))
 
+    if options.no_markdown:
+        overrides = SourcedLayer(overrides, {"markdown": False})
     prompted = SourcedLayer(overrides, saved)
     is_saved = not app.settings(prompted).no_log
     if options.continue_ and not is_saved:

@@ -76,7 +76,6 @@ def evaluate_harness_tasks(
     from cerebrum_cli.cli.generation import CONDITION_KEYS
     from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
-    from cerebrum_cli.library.hub import offline_if_unreachable
     from cerebrum_cli.replies.source import format_of
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -92,11 +91,7 @@ def evaluate_harness_tasks(
             format_of(source.settings, source.model)  # if it is known, so is the markup of its reasoning
         except FormatError:
             source = replace(source, raw=True)
-    if options.offline:
-        set_environment_default("HF_HUB_OFFLINE", "1")
-        set_environment_default("HF_DATASETS_OFFLINE", "1")
-    elif problem := offline_if_unreachable():  # each request would be repeated for most of a minute
-        app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
+    limit_network(app, options.offline)
     cache = cache_path(app, source, options)
     cache.parent.mkdir(parents=True, exist_ok=True)
     # If it cannot write to its cache, lm-eval hangs.
@@ -141,6 +136,17 @@ def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
         output_paths(output)
         if output.exists() and not options.restart:
             raise UsageError(f"{output} already exists", "choose another -o, or use --restart to replace it")
+
+
+def limit_network(app: App, is_offline: bool) -> None:
+    """Do not use the network if that was asked for, or if the Hub cannot be reached."""
+    from cerebrum_cli.library.hub import offline_if_unreachable
+
+    if is_offline:
+        set_environment_default("HF_HUB_OFFLINE", "1")
+        set_environment_default("HF_DATASETS_OFFLINE", "1")
+    elif problem := offline_if_unreachable():  # each request would be repeated for most of a minute
+        app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
 
 
 def run_tasks(
