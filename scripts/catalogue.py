@@ -54,7 +54,7 @@ def update(source: Any, retries: RetryPolicy) -> list[str]:
     if is_pinned:
         source["revision"] = listing.commit
     repository, sizes = Repository(source["repo_id"], source["file"]), {}
-    for variant in variants(file.name for file in listing.files):
+    for variant in variants(listing.files):
         if repository.matches(variant.files[0].rpartition("/")[2]):
             sizes[variant.quantization] = sum(listing.file(name).size for name in variant.files)
     missing = []

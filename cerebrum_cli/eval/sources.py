@@ -220,7 +220,7 @@ def _json_lines(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[bytes
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:
     _require_hub(task, offline)
     listing = RetryPolicy(progress).run(list_repository, task.repo_id, kind="dataset")
-    matching = (file for file in listing.files if fnmatchcase(file.name, task.file))
+    matching = (file for file in listing.files.values() if fnmatchcase(file.name, task.file))
     files = tuple(sorted(matching, key=lambda file: file.name))
     if len(files) != task.files:
         count = f"{len(files)} files" if files else "no file"

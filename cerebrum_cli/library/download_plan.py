@@ -115,7 +115,7 @@ class DownloadPlanner:
         """Plan a repository's download without reading a header, which would take megabytes of each."""
         if listing is None:
             return None
-        models = _variants(listing)
+        models = variants(listing.files)
         request = PlanRequest(self.context, None, self.library.capacity())
         try:
             return self._assess(self._spec_of(listing, models), listing, models, request)
@@ -144,7 +144,7 @@ class DownloadPlanner:
         for source in spec.sources:
             try:
                 listing = RetryPolicy(self.progress).run(list_repository, source.repo_id, source.revision)
-                models = [model for model in _variants(listing) if source.matches(Path(model.files[0]).name)]
+                models = [model for model in variants(listing.files) if source.matches(Path(model.files[0]).name)]
                 return self._plan_listing(spec, listing, models, request)
             except ModelNotFound as error:
                 errors.append(error)
@@ -154,10 +154,10 @@ class DownloadPlanner:
         repo_id = reference.name
         self.library.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
-        names = [file.name for file in listing.files if file.name.lower().endswith(".gguf")]
+        names = [name for name in listing.files if name.lower().endswith(".gguf")]
         if self.from_weights or not (names or reference.file):
             return self.plan_weights(self._weights_in(listing), request, spec)
-        models = _variants(listing)
+        models = variants(listing.files)
         if reference.file:
             models = (variant_of(reference.file),)
             if reference.file not in names:
@@ -228,8 +228,8 @@ class DownloadPlanner:
         The error for those that cannot be converted names GGUF repositories of the model.
         """
         repo_id = listing.repo_id
-        names = [file.name for file in listing.files]
-        small = [file for file in listing.files if SMALL_FILES.fullmatch(file.name)]
+        names = list(listing.files)
+        small = [file for file in listing.files.values() if SMALL_FILES.fullmatch(file.name)]
         directory = self.library.registry.directory
         with translate_os_errors(PullError, directory), work_directory(directory, "weights") as folder:
             try:
@@ -274,7 +274,7 @@ class DownloadPlanner:
 
     def is_stored(self, listing: Listing, names: Sequence[str]) -> bool:
         """Whether the files of these names in a listing are in the cache."""
-        places = [listing.place(self.library.cache, file) for file in listing.files if file.name in names]
+        places = [listing.place(self.library.cache, listing.file(name)) for name in names if name in listing.files]
         return all(exists(place.stored) for place in places)
 
 
@@ -293,10 +293,6 @@ def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
     for thread in threads:
         thread.join()
     return listings
-
-
-def _variants(listing: Listing) -> tuple[Variant, ...]:
-    return variants(file.name for file in listing.files)
 
 
 def _read_header(listing: Listing, file: HubFile) -> bytes:

@@ -102,8 +102,9 @@ def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit
     """Plan the memory of a model with one sequence, with as many layers on GPUs as these can hold."""
     devices = capacity.devices or ()
     plan = place(LoadOptions(GgufFile(Path(), context, sizes)), ContextOptions(context), devices)
-    needed = plan.needs.total + HEADROOM
-    fit = _fit_on_host(host_bytes(plan.needs, devices) + HEADROOM, capacity.host_memory)
+    needs = plan.needs
+    needed = needs.total + HEADROOM
+    fit = _fit_on_host(host_bytes(needs, devices) + HEADROOM, capacity.host_memory)
     is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
     if is_offloaded and not any(device.is_unified for device in devices):  # GPUs hold it
         return MemoryFit(needed, fit, fit == "fits")
@@ -128,7 +129,7 @@ def assess_quantizations(
 ) -> tuple[QuantizationFit, ...]:
     """Assess quantizations by the bytes of their files, smallest first; `sizes` are those of any of them."""
     candidates = []
-    comfortable = []
+    comfortable = set()
     for name, size in sorted(quantizations, key=lambda item: (item[1], item[0])):
         scaled = sizes.with_weights(size)
         memory = fit_memory(scaled, context, capacity)
@@ -137,14 +138,14 @@ def assess_quantizations(
         candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed, speed=speed)
         candidates.append(candidate)
         if memory.is_comfortable and (speed is None or speed.answer_s <= PATIENCE_S):
-            comfortable.append(candidate)
+            comfortable.add(candidate)
     if candidates:
         best = candidates.index(recommend(candidates, comfortable))
         candidates[best] = replace(candidates[best], recommended=True)
     return tuple(candidates)
 
 
-def recommend(candidates: Sequence[QuantizationFit], comfortable: Sequence[QuantizationFit]) -> QuantizationFit:
+def recommend(candidates: Sequence[QuantizationFit], comfortable: Collection[QuantizationFit]) -> QuantizationFit:
     """Choose the preferred one, or a larger one that is comfortable; the largest that fits if it is too large.
 
     Without the preferred one, the nearest below it that fits takes its place, or else the nearest above it. If none

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -72,19 +72,18 @@ class HubFile(NamedTuple):
 
 @frozen
 class Listing:
-    """Files of a model or a dataset in one commit; `revision` is what was requested."""
+    """Files of a model or a dataset in one commit, by name; `revision` is what was requested."""
 
     repo_id: str
     revision: str
     commit: str
-    files: tuple[HubFile, ...]
+    files: Mapping[str, HubFile]
     kind: RepositoryKind = "model"
 
     def file(self, name: str) -> HubFile:
-        for file in self.files:
-            if file.name == name:
-                return file
-        raise ModelNotFound(f"{self.repo_id} lacks {name}, a part of its model", "see its page on the Hub")
+        if name not in self.files:
+            raise ModelNotFound(f"{self.repo_id} lacks {name}, a part of its model", "see its page on the Hub")
+        return self.files[name]
 
     def place(self, cache: Cache, file: HubFile) -> CachePath:
         return CachePath(cache.repository_directory(self.repo_id), self.commit, file.name, file.digest)
@@ -160,7 +159,7 @@ def list_repository(repo_id: str, revision: str | None = None, kind: RepositoryK
         commit = str(info["sha"])
     if not COMMIT.fullmatch(commit):
         raise _not_a_hub()
-    verifiable = tuple(file for file in files if file.digest)
+    verifiable = {file.name: file for file in files if file.digest}
     matter = {file.digest for file in files if kind == "dataset" or file.is_weights}
     if matter == {""}:
         problem = f"{_endpoint()} lists the files of {repo_id} without sizes and digests, so none can be verified"

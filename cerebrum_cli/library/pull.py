@@ -187,7 +187,9 @@ class Puller(DownloadPlanner):
             if model.is_converted and "commit" in model.converted_from:
                 listing = list_once(model.converted_from["source"], None)
                 files = f"{model.converted_from['sha256']}, {model.converted_from['configuration']}"
-                if listing and not {*files.split(", ")} <= {f"{file.digest} {file.name}" for file in listing.files}:
+                if listing and not {*files.split(", ")} <= {
+                    f"{file.digest} {file.name}" for file in listing.files.values()
+                }:
                     outdated.append(model)
             if cached is None or model.is_shadowed:
                 continue

@@ -29,7 +29,9 @@ def test_catalogue_row_resolves_and_is_planned(
     def listed(repo_id: str, revision: str | None) -> Listing:
         files = {source.file.replace("{quant}", name): size for name, size in source.quantizations} | PARTS_OF_OTHERS
         assert (repo_id, revision) == (source.repo_id, source.revision if is_first else None)
-        return Listing(repo_id, "main", "0" * 40, tuple(HubFile(name, size, "00" * 32) for name, size in files.items()))
+        return Listing(
+            repo_id, "main", "0" * 40, {name: HubFile(name, size, "00" * 32) for name, size in files.items()}
+        )
 
     is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))

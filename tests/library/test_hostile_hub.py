@@ -59,6 +59,13 @@ def test_pull_ends_if_a_reply_comes_byte_by_byte(
         assert len(server.paths) == 1
 
 
+def test_pull_of_a_listing_of_14000_models_takes_seconds(new_user: CommandLine) -> None:
+    lfs = {"sha256": DIGEST, "size": 1}
+    files = [{"rfilename": f"{number}.gguf", "size": number, "lfs": lfs} for number in range(14_000)]
+    with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
+        assert_error(run(new_user, server, "pull", "a/b"), 2, "a/b/0.gguf: truncated or damaged")
+
+
 FILES: dict[str, Pieces] = {
     "endless": endless(200, "Connection: close"),
     "endless error": endless(403, "Connection: close"),

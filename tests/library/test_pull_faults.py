@@ -213,7 +213,7 @@ def test_retry_policy_backs_off_until_reset(monkeypatch: pytest.MonkeyPatch) -> 
 def test_download_checks_disk_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1, free=1_000_000_000))
     file = HubFile(FILE, 4_000_000_000, "00" * 32)
-    listing = Listing(REPO, "main", "0" * 40, (file,))
+    listing = Listing(REPO, "main", "0" * 40, {file.name: file})
     cache = Cache(tmp_path / "hub")
     download = Download(listing, cache, RecordedProgress())
     with pytest.raises(PullError) as caught:
