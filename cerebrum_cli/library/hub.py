@@ -21,7 +21,7 @@ from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNo
 from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import format_size
+from cerebrum_cli.core.text import format_size, truncate
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.library.cache import COMMIT, Cache, CachePath
 from cerebrum_cli.library.reference import MAIN, REPO_ID, RepositoryKind, is_safe_path
@@ -40,6 +40,8 @@ MAX_REDIRECTS = 10
 
 _WAIT = re.compile(r"(?:^|r=0;t=)(\d+)")  # seconds, in `Retry-After: 55` or `RateLimit: "api";r=0;t=55`
 _SEARCH_FIELDS = ("downloads", "gated", "lastModified", "tags")
+_MAX_LICENSE = 40  # characters
+_MAX_DOWNLOADS = 10**12
 _LIBRARY_NAME = "cerebrum"  # for the Hub's statistics
 _LATER = "try again later"
 _LOG_IN = "run hf auth login, or set HF_TOKEN"
@@ -215,11 +217,11 @@ def _found_repository(item: JsonObject) -> FoundRepository:
     license_name = None
     for tag in item.get("tags") or ():
         if tag.startswith("license:"):
-            license_name = tag.removeprefix("license:")
+            license_name = truncate(tag.removeprefix("license:"), _MAX_LICENSE)
             break
     return FoundRepository(
         repo_id=item["id"],
-        downloads=int(item.get("downloads") or 0),
+        downloads=min(int(item.get("downloads") or 0), _MAX_DOWNLOADS),
         updated=str(item.get("lastModified") or "")[:10],
         license=license_name,
         gated=bool(item.get("gated")),

@@ -1,5 +1,6 @@
 """A Hub may send anything: a command ends with one line for the problem and one for the fix, soon, in little memory."""
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -95,6 +96,14 @@ def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
     with HostileHub(http(reply)) as server:
         done = run(new_user, server, "search", "x")
         assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
+
+
+def test_search_prints_no_absurd_values(new_user: CommandLine) -> None:
+    found = [{"id": "a/b", "tags": [f"license:{'x' * 100_000}"], "downloads": int("9" * 4000)}]
+    for options in ((), ("--json",)):
+        with HostileHub(http(json.dumps(found).encode())) as server:
+            done = run(new_user, server, "search", "x", *options)
+        assert (done.code, len(done.out) < 500) == (0, True)
 
 
 def test_search_requests_one_page_and_its_repositories(new_user: CommandLine) -> None:
