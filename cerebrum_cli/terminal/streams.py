@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -137,6 +138,8 @@ class Streams:
             discard(self.out)
             if isinstance(error, BrokenPipeError):
                 raise
+            if error.errno == errno.EBADF:
+                raise CerebrumError("standard output is closed", "redirect it to a file, or to /dev/null") from error
             raise CerebrumError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
     def blank_line(self) -> None:
@@ -238,8 +241,9 @@ class Streams:
 
 
 def standard_streams() -> Streams:
-    """Streams of this process: UTF-8 in any locale; output to a closed stream is discarded."""
-    out, err = sys.stdout or StringIO(), sys.stderr or StringIO()
+    """Streams of this process: UTF-8 in any locale; messages to a closed stream are discarded, answers are an error."""
+    out = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    err = sys.stderr or StringIO()
     for stream in (out, err):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import COMMAND, CommandLine, assert_error, endless_reply_grammar, fixed_reply_grammar
+from command_line import COMMAND, CommandLine, Finished, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
 from cerebrum_cli.core.declaration import variable
@@ -83,7 +83,7 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["<&-", ">&-", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("redirection", ["<&-", "2>&-", "2>/dev/full"])
 def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection: str) -> None:
     grammar = fixed_reply_grammar("yes", user.home)
     user.vouch_for_models()
@@ -94,8 +94,25 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
         env=user.environment(),
         timeout=60,
     )
-    assert (process.returncode, process.stdout) == (0, b"" if redirection == ">&-" else b"yes\n")
+    assert (process.returncode, process.stdout) == (0, b"yes\n")
     assert (process.stderr == b"") is redirection.startswith("2>")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["ask -q -n 2 hi", "ask -q -n 2 --json hi", "list", "batch in.txt -q -n 2 -o -"])
+def test_closed_standard_output_is_an_error_where_it_is_needed(user: CommandLine, command: str) -> None:
+    (user.home / "in.txt").write_text("hi\n")
+    user.vouch_for_models()
+    closed = subprocess.run(
+        ["sh", "-c", f'"$0" {command} >&-', COMMAND],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=user.environment(),
+        cwd=user.home,
+        timeout=60,
+    )
+    assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
 
 
 @pytest.mark.slow
