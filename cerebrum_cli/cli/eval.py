@@ -17,7 +17,6 @@ from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of, switch
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
@@ -116,7 +115,7 @@ def evaluate_model(
     prepared = prepare(app, source, overrides, options)
     path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
     if why_new:
-        app.streams.report(NoticeEvent(why_new))
+        app.streams.note(why_new)
     if options.dry_run:
         show_preview(app, prepared, path, options)
         return
@@ -260,7 +259,7 @@ def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None
             offline=options.offline,
         )
     for bad in task.bad_rows[:SHOWN_ERRORS]:
-        app.streams.report(NoticeEvent(f"line {bad.line} of {source} skipped: {bad.reason}"))
+        app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
     return task
 
 

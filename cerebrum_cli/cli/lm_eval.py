@@ -16,7 +16,7 @@ from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import EFFORTS, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
-from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, StageEvent
+from cerebrum_cli.core.events import Event, LoadEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
@@ -146,7 +146,7 @@ def limit_network(app: App, is_offline: bool) -> None:
         set_environment_default("HF_HUB_OFFLINE", "1")
         set_environment_default("HF_DATASETS_OFFLINE", "1")
     elif problem := offline_if_unreachable():  # each request would be repeated for most of a minute
-        app.streams.report(NoticeEvent(problem, "only datasets that are already downloaded can be used"))
+        app.streams.note(problem, "only datasets that are already downloaded can be used")
 
 
 def run_tasks(

@@ -11,7 +11,6 @@ from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional
 from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import environment_layer
@@ -57,10 +56,10 @@ def merge(
         plan = plan_merge(app, recipe, options)
     description = describe(plan, app.settings(environment_layer("ctx")).ctx)
     for key in plan.recipe.ignored_keys:
-        streams.report(NoticeEvent(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too"))
+        streams.note(f"the recipe key {key} is unknown and ignored", "mergekit ignores it too")
     for filter in plan.plan.unmatched_filters:
         hint = "use Hugging Face tensor names, such as self_attn.q_proj"
-        streams.report(NoticeEvent(f"the recipe filter {filter} matches no tensor and is ignored", hint))
+        streams.note(f"the recipe filter {filter} matches no tensor and is ignored", hint)
     if options.dry_run:
         if options.json:
             streams.answer_object(description)

@@ -13,7 +13,6 @@ from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positional, require_agreement
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import (
@@ -249,7 +248,7 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
     print_catalogue(app.streams, listed)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
-    app.streams.report(NoticeEvent(f"{planned}; {capacity_text(app.library.capacity())}"))
+    app.streams.note(f"{planned}; {capacity_text(app.library.capacity())}")
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
@@ -259,7 +258,7 @@ def print_found_models(app: App, listed: list[JsonDict]) -> None:
         print_found(app.streams, listed)
     unreadable = unreadable_stores()
     for error in unreadable.values():
-        app.streams.report(NoticeEvent(error.message, error.hint))
+        app.streams.note(error.message, error.hint)
     if listed:
         app.streams.report("next: cerebrum pull MODEL")
     elif not unreadable:

@@ -19,7 +19,6 @@ from cerebrum_cli.cli.options import QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.terminal.reports import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.streams import strip_controls
@@ -57,7 +56,7 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
         try:
             samples = [sample for sample in run.samples() if not sample.is_skipped]
         except UsageError as error:  # the others can be listed
-            app.streams.report(NoticeEvent(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}"))
+            app.streams.note(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}")
             continue
         questions = list(group_by_question(samples).values())
         accuracy = mean_accuracy(questions) if questions else None
@@ -77,7 +76,7 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
         outdated += [run.name] if run.outdated else []
     print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
     if outdated:
-        app.streams.report(NoticeEvent(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN"))
+        app.streams.note(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN")
 
 
 @subcommand(group, short_help="Show a run's results.")
@@ -96,7 +95,7 @@ def show(app: App, name: Name, options: RunOptions) -> None:
         run = replace(run, scored_by=rules_of(run.match))
         app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
     elif run.outdated:
-        app.streams.report(NoticeEvent(run.outdated, run.how_to_rescore(name)))
+        app.streams.note(run.outdated, run.how_to_rescore(name))
     print_run(app, run, samples, options.json, options.plot)
 
 
@@ -169,7 +168,7 @@ def compare(
     if versions := describe_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:
-        app.streams.report(NoticeEvent(note))
+        app.streams.note(note)
     if json:
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return

@@ -178,7 +178,7 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
 
     def notice(self, event: NoticeEvent) -> None:
         self.close()
-        self.streams.report(NoticeEvent(f"{event.message}: {event.hint}"))
+        self.streams.note(f"{event.message}: {event.hint}")
 
     def update(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:

@@ -141,7 +141,7 @@ class ReasoningSink:
         elif self._started is not None:
             self.close()
             if self._is_ended:
-                self.streams.report(NoticeEvent("reasoning ended; Ctrl-C again stops the answer"))
+                self.streams.note("reasoning ended; Ctrl-C again stops the answer")
 
     def _add(self, text: str) -> None:
         if self._started is None:

@@ -210,6 +210,10 @@ class Streams:
         else:
             self.notice(message)
 
+    def note(self, message: str, hint: str = "") -> None:
+        """Print a notice unless standard error is to be quiet."""
+        self.report(NoticeEvent(message, hint))
+
     def wrapped(self, text: str, indent: int = 0) -> str:
         """A text wrapped to the width of a terminal, all lines but the first indented; unchanged in a pipe."""
         if not self.out_is_terminal:

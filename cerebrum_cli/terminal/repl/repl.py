@@ -64,7 +64,7 @@ class Repl:
         self.input = source
         with self.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             if not self.chat.is_saved:
-                self.streams.report(NoticeEvent("this chat is not saved: no_log is on", "/export FILE saves a copy"))
+                self.streams.note("this chat is not saved: no_log is on", "/export FILE saves a copy")
             if self.streams.in_is_terminal and not self.streams.is_quiet:
                 with self._reporting_errors():
                     self._print_greeting()
@@ -144,7 +144,7 @@ class Repl:
             if not reply.has_text:
                 raise Interrupted(signal.SIGINT, "before the reply began; /retry asks again") from error
             if not reply.is_finished:  # it waited for a function
-                self.streams.report(NoticeEvent("reply interrupted", "/retry asks again"))
+                self.streams.note("reply interrupted", "/retry asks again")
                 self._end_turn()
         finally:
             if reply.is_finished:
@@ -231,7 +231,7 @@ class Repl:
         last = self.chat.last_reply
         if last and last.early_end:
             hint = "/continue resumes it" if last.message.tokens else "/retry asks again"
-            self.streams.report(NoticeEvent(f"the last reply was cut off ({last.early_end})", hint))
+            self.streams.note(f"the last reply was cut off ({last.early_end})", hint)
         self.streams.answer("\n")
 
     def show_question(self, question: str) -> None:
