@@ -131,7 +131,7 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
     except InvalidRow as invalid:
         return invalid_row(number, invalid.id or id, prompt, invalid, input)
     except RecursionError:
-        return invalid_row(number, id, prompt, InvalidRow("invalid_json", "nested too deeply"), line)
+        return invalid_row(number, id, prompt, InvalidRow("nested too deeply", "invalid_json"), line)
 
 
 def parse_line(line: str) -> Any:
@@ -139,9 +139,9 @@ def parse_line(line: str) -> Any:
     try:
         return json.loads(line, parse_float=_number, parse_int=_integer, parse_constant=_number)
     except json.JSONDecodeError as error:
-        raise InvalidRow("invalid_json", f"not JSON: {error.msg} (character {error.pos + 1})") from error
+        raise InvalidRow(f"not JSON: {error.msg} (character {error.pos + 1})", "invalid_json") from error
     except RecursionError as error:
-        raise InvalidRow("invalid_json", f"not JSON: {error}") from error
+        raise InvalidRow(f"not JSON: {error}", "invalid_json") from error
 
 
 def _number(text: str) -> float | str | None:
@@ -162,7 +162,7 @@ def _object(item: Any, line: str) -> JsonDict:
     if "\\u" in line:  # which may be half of a surrogate pair
         item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
     if not isinstance(item, dict):
-        raise InvalidRow("invalid_request", 'a row must be an object like {"prompt": "..."}')
+        raise InvalidRow('a row must be an object like {"prompt": "..."}')
     return item
 
 
@@ -177,7 +177,7 @@ def own_id(item: JsonObject, number: int, keys: Sequence[str] = ID_KEYS) -> RowI
         if type(value) in (int, float) and value % 1 == 0:
             return int(value)
         problem = f"invalid `{key}`: {value!r}; it must be text or an integer"
-        raise InvalidRow("invalid_request", problem, to_json(value))
+        raise InvalidRow(problem, id=to_json(value))
     return number
 
 
@@ -199,26 +199,26 @@ def _flattened(request: JsonDict) -> JsonDict:
 def _conversation(request: JsonObject, rendered: str | None) -> Conversation:
     prompt, messages, system = (request.get(key) for key in ("prompt", "messages", "system"))
     if system is not None and not isinstance(system, str):
-        raise InvalidRow("invalid_request", f"invalid `system`: {system!r}; it must be text")
+        raise InvalidRow(f"invalid `system`: {system!r}; it must be text")
     if rendered is not None:
         prompt, messages = rendered, None
     if messages is not None:
         if prompt is not None:
-            raise InvalidRow("invalid_request", "`prompt` and `messages` cannot be used together: omit one")
+            raise InvalidRow("`prompt` and `messages` cannot be used together: omit one")
         try:
             conversation = conversation_from_messages(messages, "the row")
         except UsageError as error:
-            raise InvalidRow("invalid_messages", f"{error.message}; {error.hint}") from error
+            raise InvalidRow(f"{error.message}; {error.hint}", "invalid_messages") from error
         if system is None:
             return conversation
         if conversation.system_prompt is not None:
-            raise InvalidRow("invalid_request", "`system` and a system message cannot be used together: omit one")
+            raise InvalidRow("`system` and a system message cannot be used together: omit one")
         return replace(conversation, system_prompt=system)
     if prompt is None:
         keys = ", ".join(request) or "none"
-        raise InvalidRow("no_prompt", f"neither `prompt` nor `messages` is given; the fields are: {keys}")
+        raise InvalidRow(f"neither `prompt` nor `messages` is given; the fields are: {keys}", "no_prompt")
     if not isinstance(prompt, str):
-        raise InvalidRow("invalid_request", f"invalid `prompt`: {prompt!r}; it must be text")
+        raise InvalidRow(f"invalid `prompt`: {prompt!r}; it must be text")
     return Conversation(system_prompt=system).user(require_prompt(prompt))
 
 
@@ -235,16 +235,16 @@ def _settings(request: JsonObject) -> SourcedLayer:
             settings.put(name, OPTIONS[name].convert(value), f"row's {key}")
         except InvalidValue as invalid:
             problem = f"invalid `{key}`: {invalid.value!r}; it must be {invalid.expected}"
-            raise InvalidRow("invalid_setting", problem) from invalid
+            raise InvalidRow(problem, "invalid_setting") from invalid
     return settings
 
 
 def _reject_unsupported(request: JsonObject) -> None:
     if (count := request.get("n")) not in (None, 1):
-        raise InvalidRow("invalid_request", f"invalid `n`: {count!r}; use --votes to sample several answers")
+        raise InvalidRow(f"invalid `n`: {count!r}; use --votes to sample several answers")
     for key in _UNSUPPORTED:
         if request.get(key):
-            raise InvalidRow("invalid_request", f"`{key}` is not supported: remove the key")
+            raise InvalidRow(f"`{key}` is not supported: remove the key")
 
 
 def _grammar(request: JsonObject) -> Grammar | None:
@@ -255,5 +255,5 @@ def _grammar(request: JsonObject) -> Grammar | None:
             return read(value)
         except (GrammarError, AttributeError, LookupError, TypeError) as error:
             problem = f"invalid `{key}`: {value!r}; use a JSON Schema, a regular expression or a grammar"
-            raise InvalidRow("invalid_request", problem) from error
+            raise InvalidRow(problem) from error
     return None

@@ -166,7 +166,7 @@ class LineRows:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             id = read_json_row(number, line.decode("utf-8", "replace"), None).id
-            return invalid_row(number, id, None, InvalidRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8"))
+            return invalid_row(number, id, None, InvalidRow(f"byte {error.start + 1} is not UTF-8", "invalid_utf8"))
         if self.shape == "jsonl":
             return read_json_row(number, text, self.template)
         prompt = self.template.render(dict.fromkeys(_TEXT_FIELDS, text)) if self.template else text
@@ -199,8 +199,8 @@ class TableRows:
         try:
             if len(record) != len(self.header):
                 raise InvalidRow(
-                    "invalid_record",
                     f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
+                    "invalid_record",
                 )
             return prompt_row(number, id, self.template.render(fields), fields)
         except InvalidRow as invalid:

@@ -121,7 +121,7 @@ class Rows(Protocol):
 class InvalidRow(Exception):
     """A row that cannot be answered, with its `id` if that is the reason; caught where its row is created."""
 
-    def __init__(self, type: str, message: str, id: RowId | None = None) -> None:
+    def __init__(self, message: str, type: str = "invalid_request", id: RowId | None = None) -> None:
         super().__init__(message)
         self.id = id
         self.error = RowError(type, truncate(well_formed(message), _MAX_MESSAGE))
@@ -129,7 +129,7 @@ class InvalidRow(Exception):
 
 def require_prompt(text: str) -> str:
     if not text.strip():
-        raise InvalidRow("no_prompt", "the prompt is empty")
+        raise InvalidRow("the prompt is empty", "no_prompt")
     return well_formed(text)
 
 
@@ -156,7 +156,7 @@ class Template:
         """
         for name in self.fields:
             if name not in fields:
-                raise InvalidRow("unknown_field", f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}")
+                raise InvalidRow(f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}", "unknown_field")
         return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
 
 
