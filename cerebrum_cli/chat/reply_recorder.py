@@ -65,7 +65,7 @@ class ReplyRecorder:
         self._question = self.session.leaf
         self._prefix = self._continued_tokens
 
-    def record(self, majority_vote: MajorityVote | None = None) -> Events:
+    def record(self, majority_vote: MajorityVote | None) -> Events:
         """Yield the events of a reply, or of a vote, and save the reply, or the leading sample. Raises SessionError."""
         if notice := self._make_room():
             yield notice

@@ -237,7 +237,7 @@ def require_check(task: LoadedTask, source: ModelSource) -> None:
     if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
         raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
     if source.raw:
-        raise UsageError.conflict("--check", "--raw", "omit one of them")
+        raise UsageError.conflict("--check", "--raw")
     if source.servers is not None:
         raise UsageError(*ONLY_HERE)
     create_check()

@@ -324,7 +324,7 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
 
         for name in ("votes", "check", "raw", "ray"):
             if getattr(self, name, None):
-                raise UsageError.conflict("--tool", flag(name), "omit one of them")
+                raise UsageError.conflict("--tool", flag(name))
         tools = tools_of(self.tool)
         for tool in tools:
             if tool.asks and not self.yes:

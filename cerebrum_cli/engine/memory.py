@@ -139,7 +139,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCou
     return MemoryNeeds(weights.host + others.host, tuple(devices))
 
 
-def weight_needs(sizes: ModelSizes, offloaded: LayerCounts = ()) -> MemoryNeeds:
+def weight_needs(sizes: ModelSizes, offloaded: LayerCounts) -> MemoryNeeds:
     """Memory for the weights, also for those that are mapped."""
     output_bytes = sizes.output_bytes
     if sizes.is_tied and any(offloaded):  # the GPU gets a copy

@@ -17,7 +17,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, LOCAL_KEYS, Layer, Settings, fold, without_keys
-from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.installed import CATALOGUE, Library, served_model
 from cerebrum_cli.library.registry import Registry
 
 if TYPE_CHECKING:
@@ -224,7 +224,6 @@ def find_remote_model(installation: Installation, settings: Settings, endpoints:
     """
     from cerebrum_cli.engine.remote.client import BusyServerError
     from cerebrum_cli.engine.remote.description import probe
-    from cerebrum_cli.library.installed import served_model
 
     model = find_vocabulary(installation, settings.model)
     if model and is_chosen(settings):

@@ -139,7 +139,7 @@ def _load(path: str, kind: Kind, adapter: str) -> None:
             if model:
                 vocabulary = LlamaVocabulary(model)
                 with suppress(CerebrumError):  # every byte to tokens, and every token to bytes
-                    vocabulary.tokenize([Text(BYTES), Text(BYTES, trusted=False)])
+                    vocabulary.tokenize([Text(BYTES), Text(BYTES)])
                     for token in range(vocabulary.size):
                         vocabulary.piece(token, special=True)
         if model and kind == "adapter":

@@ -98,7 +98,7 @@ class RemoteEngine(Engine):
         endpoints: Sequence[Endpoint],
         window: int | None,
         timeouts: ServerTimeouts,
-        expected: Callable[[Vocabulary], ExpectedModel] = ExpectedModel,
+        expected: Callable[[Vocabulary], ExpectedModel],
     ) -> None:
         self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
         self._timeouts, self._expected = timeouts, expected
