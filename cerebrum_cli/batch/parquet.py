@@ -83,12 +83,12 @@ def _line(columns: Sequence[str], cells: Iterable[Any]) -> bytes:
         try:
             value = cell.as_py()
         except UnicodeDecodeError as error:
-            value = error.object.decode("utf-8", "surrogateescape")
+            value = error.object.decode(errors="surrogateescape")
         except DAMAGE as error:
             raise ValueError(f"column `{name}`: {error}") from error
         if value is not None and value == value:
             row[name] = value
-    return f"{_encode(row)}\n".encode("utf-8", "surrogateescape")
+    return f"{_encode(row)}\n".encode(errors="surrogateescape")
 
 
 def parquet_table() -> Table:

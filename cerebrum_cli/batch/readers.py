@@ -155,7 +155,7 @@ class LineRows:
     def find(self, lines: Iterable[bytes], start: int) -> Iterator[int | None]:
         """Yield the offset of each row in a whole input that begins at `start`, and None for each line skipped."""
         for line in lines:
-            text = line.decode("utf-8", "replace").strip()
+            text = line.decode(errors="replace").strip()
             is_comment = self.shape == "txt" and text.startswith("#")
             yield start if text and not is_comment else None
             start += len(line) + 1
@@ -163,9 +163,9 @@ class LineRows:
     def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
         line = next(iter(lines)).removesuffix(b"\r")
         try:
-            text = line.decode("utf-8")
+            text = line.decode()
         except UnicodeDecodeError as error:
-            id = read_json_row(number, line.decode("utf-8", "replace"), None).id
+            id = read_json_row(number, line.decode(errors="replace"), None).id
             return invalid_row(number, id, None, InvalidRow(f"byte {error.start + 1} is not UTF-8", "invalid_utf8"))
         if self.shape == "jsonl":
             return read_json_row(number, text, self.template)
@@ -209,7 +209,7 @@ class TableRows:
 
 def open_table(source: InputFile, delimiters: Sequence[str], template: Template) -> TableRows:
     """Open a table with the delimiter that separates the columns with prompts from others. Raises UsageError."""
-    first_line = source.head.partition(b"\n")[0].decode("utf-8", "replace")
+    first_line = source.head.partition(b"\n")[0].decode(errors="replace")
     problems = []
     for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
         try:

@@ -287,10 +287,10 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
         return entry[0]
 
     with suppress(FileNotFoundError):
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        text = path.read_bytes().decode(errors="surrogateescape")
         kept = _TYPED.sub(without, text)
         if kept != text:
-            atomic_write(path, kept.encode("utf-8", "surrogateescape"))
+            atomic_write(path, kept.encode(errors="surrogateescape"))
 
 
 def _session_fields(session: Session) -> JsonDict:

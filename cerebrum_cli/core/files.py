@@ -72,7 +72,7 @@ def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumErr
     if len(data) > limit:
         raise error_type(f"{name} is larger than {format_size(limit)}", "shorten it, or split it")
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
 

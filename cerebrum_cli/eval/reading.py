@@ -85,7 +85,7 @@ def read_questions(data: bytes, template: Template | None = None, convert: Conve
 
 def _fields(line: bytes, convert: Convert | None) -> Fields:
     try:
-        row = parse_line(line.decode("utf-8"))
+        row = parse_line(line.decode())
     except UnicodeDecodeError as error:
         raise Invalid(f"byte {error.start + 1} is not UTF-8") from error
     if not isinstance(row, dict):

@@ -101,7 +101,7 @@ class Cursor:
             return self._array()
         if kind == STRING:
             encoding_errors = "surrogateescape" if self.whole else "replace"
-            return Value("STRING", self.string("metadata string").decode("utf-8", encoding_errors))
+            return Value("STRING", self.string("metadata string").decode(errors=encoding_errors))
         [number] = self.unpack(self._layout(kind))
         return Value(VALUE_TYPES[kind], number)
 
@@ -281,7 +281,7 @@ def _read_values(cursor: Cursor, count: int) -> tuple[Values, tuple[int, int]]:
     values = {}
     vocabulary = (0, 0)
     for _ in range(count):
-        key = cursor.string("metadata key").decode("utf-8", "replace")
+        key = cursor.string("metadata key").decode(errors="replace")
         start = cursor.position
         values[key] = cursor.value()
         if key.startswith(VOCABULARY):
@@ -290,7 +290,7 @@ def _read_values(cursor: Cursor, count: int) -> tuple[Values, tuple[int, int]]:
 
 
 def _read_tensor(cursor: Cursor) -> Tensor:
-    name = cursor.string("tensor name").decode("utf-8", "replace")
+    name = cursor.string("tensor name").decode(errors="replace")
     [n_dims] = cursor.unpack("I")
     if n_dims > _TENSOR_DIMENSIONS:
         raise cursor.damaged(f"the tensor {quoted(name)} has {n_dims:,} dimensions")

@@ -183,5 +183,5 @@ def encode_items(kind: int, items: Sequence[Any]) -> bytes:
 def encode_string(text: str | bytes) -> bytes:
     """Encode a string with its length; bytes that were not UTF-8 when it was decoded stay unchanged."""
     if isinstance(text, str):
-        text = text.encode("utf-8", "surrogateescape")
+        text = text.encode(errors="surrogateescape")
     return struct.pack("<Q", len(text)) + text

@@ -188,7 +188,7 @@ class LoadedModel:
 
     def _text_of(self, prefix: TokenIds) -> str:
         pieces = (self.engine.vocabulary.piece(token, special=self.is_visible(token)) for token in prefix)
-        return b"".join(pieces).decode("utf-8", "replace")
+        return b"".join(pieces).decode(errors="replace")
 
     def check_settings(self, settings: Settings, system_prompt: str | None = None) -> None:
         """Raise UsageError for settings that the loaded model cannot follow, with their system prompt or another.

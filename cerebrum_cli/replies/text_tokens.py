@@ -32,14 +32,14 @@ def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[Pro
     text = "".join(part.value for part in prompt if isinstance(part, Text))
     if len(text) <= POSSIBLE_CHARACTERS * context_size:
         return None
-    least = len(text.encode("utf-8", "surrogatepass")) // vocabulary.longest_token
+    least = len(text.encode(errors="surrogatepass")) // vocabulary.longest_token
     if least <= context_size:
         return None
     return least
 
 
 def detokenize(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
-    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode("utf-8", "replace")
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode(errors="replace")
 
 
 def drop_partial_character(vocabulary: Vocabulary, ids: TokenIds) -> TokenIds:

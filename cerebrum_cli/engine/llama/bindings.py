@@ -41,7 +41,7 @@ class Log:
             self._level = level
         if self._level == DEBUG:
             return
-        self._open += text.decode("utf-8", "replace")
+        self._open += text.decode(errors="replace")
         while "\n" in self._open:
             line, self._open = self._open.split("\n", 1)
             if self._level >= WARNING:

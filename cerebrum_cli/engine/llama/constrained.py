@@ -74,7 +74,7 @@ class Matcher:
     def accept_forced(self) -> TokenIds:
         """Continue with the text that must follow, up to its last token, which may end differently."""
         matcher = self._matcher.deep_copy()  # it fails if the text has no end
-        text = matcher.compute_ff_bytes().decode("utf-8", "ignore")
+        text = matcher.compute_ff_bytes().decode(errors="ignore")
         if not text or matcher.is_error():
             return ()
         tokens = continuation(self._vocabulary, (Text(text),))[:-1]
@@ -129,7 +129,7 @@ class GrammarSampler:
         if self._markup:
             return self._markup.popleft()
         text = self._text
-        piece = self._vocabulary.piece(token, special=True).decode("utf-8", "replace")
+        piece = self._vocabulary.piece(token, special=True).decode(errors="replace")
         if text.stage == "undecided" and text.passes(token, piece):
             return token
         held = continuation(self._vocabulary, (Text(text.held),)) if text.held else ()

@@ -274,4 +274,4 @@ def uses_long_rope(model: Any) -> bool:
 def model_metadata(model: Any, key: str) -> str:
     value = ctypes.create_string_buffer(256)
     llama.llama_model_meta_val_str(model, key.encode(), value, len(value))
-    return value.value.decode("utf-8", "replace")
+    return value.value.decode(errors="replace")

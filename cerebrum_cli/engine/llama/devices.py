@@ -92,7 +92,7 @@ def _package_version() -> str:
 
 def library_text(symbol: str) -> str:
     value: bytes = bind(symbol, ctypes.c_char_p, ())()
-    return value.decode("utf-8", "replace")
+    return value.decode(errors="replace")
 
 
 def hardware() -> str:
@@ -111,8 +111,8 @@ def build() -> Build:
     return Build(
         version=_package_version(),
         ggml=library_text("ggml_version"),
-        backends=tuple(name(handle).decode("utf-8", "replace") for handle in _registered("reg")),
+        backends=tuple(name(handle).decode(errors="replace") for handle in _registered("reg")),
         offloads=offloads(),
-        cpu_features=read_cpu_features(llama.llama_print_system_info().decode("utf-8", "replace")),
+        cpu_features=read_cpu_features(llama.llama_print_system_info().decode(errors="replace")),
         devices=accelerators(),
     )

@@ -92,7 +92,7 @@ def _run_child(command: list[str], stop: StopFlag) -> tuple[int, list[str]]:
             child.kill()
             child.wait()
         log.seek(0)
-        return code, log.read().decode("utf-8", "replace").splitlines()
+        return code, log.read().decode(errors="replace").splitlines()
 
 
 def _crash_reason(code: int, lines: list[str]) -> str:

@@ -72,7 +72,7 @@ def _samplers(vocab: Any, params: SamplingParams, seed: int, prototype: Prototyp
 
 def _dry_sampler(vocab: Any, params: SamplingParams, prototype: Prototype) -> Any:
     numbers = (params.dry_multiplier, params.dry_base, params.dry_allowed_length, params.dry_penalty_last_n)
-    texts = [text.encode("utf-8", "surrogatepass") for text in params.dry_breakers]
+    texts = [text.encode(errors="surrogatepass") for text in params.dry_breakers]
     breakers = (ctypes.c_char_p * len(texts))(*texts)
     return prototype.clone(
         (*numbers, *texts),

@@ -47,7 +47,7 @@ class LlamaVocabulary:
         self._markup = cache(self._find_markup)
         self._split = lru_cache(REPEATED)(self._split_controls)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
-        self._template = (llama.llama_model_chat_template(model, None) or b"").decode("utf-8", "replace")
+        self._template = (llama.llama_model_chat_template(model, None) or b"").decode(errors="replace")
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
         self._special = {name: self._special_token(model, name) for name in DEFAULTS}
 
@@ -197,7 +197,7 @@ class LlamaVocabulary:
         return self._tokenize_raw(text)
 
     def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
-        data = text.encode("utf-8", "surrogatepass")
+        data = text.encode(errors="surrogatepass")
         capacity = len(data) + 8
         while True:
             tokens = (llama.llama_token * (1 << capacity.bit_length()))()  # of few sizes, whose types ctypes reuses
@@ -223,7 +223,7 @@ class LlamaVocabulary:
         return "" if is_plain or (HTML.fullmatch(spelling) and spelling not in self._template) else spelling
 
     def _spelling(self, token: int) -> str:
-        return self.piece(token, special=True).decode("utf-8", "replace")
+        return self.piece(token, special=True).decode(errors="replace")
 
     def _read_piece(self, token: int, special: bool = False) -> bytes:
         """Bytes of a token; empty for a control token unless `special`. UnknownToken if the id is out of range."""

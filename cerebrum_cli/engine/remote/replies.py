@@ -151,7 +151,7 @@ class RemoteSample(ReplySample):
                 self._unsent += self._bytes_of(chunk.tokens)
             yield from self._read(chunk.tokens, chunk.logprobs)
         elif chunk.text or chunk.end:
-            text = chunk.text.encode().removeprefix(self._unsent).decode("utf-8", "replace")
+            text = chunk.text.encode().removeprefix(self._unsent).decode(errors="replace")
             self._unsent = b""
             self.has_all_tokens = False
             yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
@@ -255,7 +255,7 @@ class RemoteSample(ReplySample):
             return True
         if token is not None:
             piece = self.vocabulary.piece(token, special=True)
-            if text.passes(token, piece.decode("utf-8", "replace")):
+            if text.passes(token, piece.decode(errors="replace")):
                 return False
         self._leave_answer()
         return True

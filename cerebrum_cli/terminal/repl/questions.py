@@ -167,7 +167,7 @@ class PlainPrompt:
                 pass
             problem = f"the terminal truncates lines at {MAX_TERMINAL_LINE} bytes; nothing was sent"
             raise UsageError(problem, "split the line, or use /file PATH")
-        return line.decode("utf-8", "replace").rstrip("\r\n")
+        return line.decode(errors="replace").rstrip("\r\n")
 
 
 # Where the questions of a chat come from. `read` raises EOFError at the end, KeyboardInterrupt on Ctrl-C.
