@@ -11,12 +11,14 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.core.text import Texts
+
 
 class Expected(NamedTuple):
     """The kind of answer that a question has; `choices` are the texts of its options, lettered from A."""
 
     kind: Literal["any", "yes or no", "words", "choice"] = "any"
-    choices: tuple[str, ...] = ()
+    choices: Texts = ()
 
 
 _LONGEST = 20_000  # characters; the question about a longer text may be anywhere in it
@@ -165,7 +167,7 @@ def _is_yes_or_no(text: str) -> bool:
     return is_demanded and not any(map(_TASK.search, sentences))
 
 
-def _choices(text: str) -> tuple[str, ...]:
+def _choices(text: str) -> Texts:
     """The options at the end of a question that asks for one of them; none if it may ask for something else."""
     run = _marks(text)
     if len(run) < 2:

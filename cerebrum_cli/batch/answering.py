@@ -21,7 +21,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
-from cerebrum_cli.core.text import truncate
+from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
@@ -54,7 +54,7 @@ class BatchOptions:
     """
 
     settings: Settings
-    models: tuple[str, ...]
+    models: Texts
     grammar: Grammar | None = None
     votes: Votes | None = None
     ignore_eos: bool = False

@@ -27,7 +27,7 @@ from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.saved_prompts import SavedPrompt
-from cerebrum_cli.core.text import format_count, format_size
+from cerebrum_cli.core.text import Texts, format_count, format_size
 from cerebrum_cli.results.output_files import PARQUET
 from cerebrum_cli.results.schema import DELIMITERS
 
@@ -182,7 +182,7 @@ class TableRows:
     """
 
     delimiter: str
-    header: tuple[str, ...]
+    header: Texts
     template: Template
 
     unit = "record"

@@ -27,7 +27,7 @@ from cerebrum_cli.core.events import Origin
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import text_digest, truncate, well_formed
+from cerebrum_cli.core.text import Texts, text_digest, truncate, well_formed
 from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
 
 OUTPUT_KEYS = (
@@ -82,7 +82,7 @@ class InputRow:
     error: RowError | None
     input: Any = None
     model: Any = None
-    unused: tuple[str, ...] = ()
+    unused: Texts = ()
     grammar: Grammar | None = None
 
     @property
@@ -147,7 +147,7 @@ class Template:
     """A text with the names of its `fields` in braces; `{{` and `}}` are literal braces."""
 
     text: str
-    fields: tuple[str, ...]
+    fields: Texts
 
     def render(self, fields: JsonObject) -> str:
         """Render the prompt of a row; values that are not text are written as JSON.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import truncate
+from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.gguf.parser import Value
 
 # By the first of `architectures` in config.json, without its ending: the architecture in GGUF, and the tensors of a
@@ -119,11 +119,11 @@ class Family(NamedTuple):
     """The architecture in GGUF, and the tensors of a layer by their names there."""
 
     architecture: str
-    parts: tuple[str, ...]
+    parts: Texts
     permutes: bool
 
 
-def _expanded(names: list[str]) -> tuple[str, ...]:
+def _expanded(names: list[str]) -> Texts:
     parts = list[str]()
     for name in names:
         inner = _PARTS.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import Texts
 
 SHOWN_ERRORS = 3
 
@@ -14,7 +15,7 @@ class RowCounts:
     failed: int = 0
     truncated: int = 0
     undecided: int = 0
-    errors: tuple[str, ...] = ()
+    errors: Texts = ()
 
 
 @frozen

@@ -17,7 +17,7 @@ from typing import Literal
 
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import pip_install, text_digest
+from cerebrum_cli.core.text import Texts, pip_install, text_digest
 from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
@@ -279,8 +279,8 @@ class Build:
 
     version: str
     ggml: str
-    backends: tuple[str, ...]
-    cpu_features: tuple[str, ...]
+    backends: Texts
+    cpu_features: Texts
     offloads: bool
     devices: Devices
 
@@ -293,7 +293,7 @@ def lacking(features: Iterable[str]) -> list[str]:
     return [name for name in features if CPU_FLAGS[name] not in flags]
 
 
-def read_cpu_features(text: str) -> tuple[str, ...]:
+def read_cpu_features(text: str) -> Texts:
     """CPU features in llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 0 | CUDA : ARCHS = 900 | "."""
     of_cpu = text.partition("CPU : ")[2].partition(" : ")[0]
     return tuple(re.findall(r"(\w+) = [1-9]", of_cpu))

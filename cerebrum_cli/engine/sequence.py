@@ -28,6 +28,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
@@ -82,14 +83,14 @@ class Request:
     likeliest: int = 0
 
     @property
-    def stop_anywhere(self) -> tuple[str, ...]:
+    def stop_anywhere(self) -> Texts:
         """The stop strings that a server may look for, which knows no reasoning."""
         if self.rules.stops_anywhere:
             return self.params.stop
         return ()
 
     @property
-    def stop(self) -> tuple[str, ...]:
+    def stop(self) -> Texts:
         """The stop strings to find in a reply; a server of conversations has found them, reasoning apart."""
         if self.conversation:
             return ()

@@ -9,6 +9,7 @@ from math import sqrt
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.text import Texts
 
 PICTURES_ONLY = "the card publishes its figures only as an image, so none is printed next to yours"
 _EXTRACTION = "how answers are extracted from replies"
@@ -36,7 +37,7 @@ class Condition:
     published: str = ""
     temperature: float | None = None
     samples: int = 1
-    unstated: tuple[str, ...] = ()
+    unstated: Texts = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     stated_error: float | None = None
     note: str = ""

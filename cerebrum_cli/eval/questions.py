@@ -11,6 +11,7 @@ from cerebrum_cli.core.events import TRUNCATED
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.text import Texts
 
 QuestionId = str | int
 Match = Literal["answer", "exact", "contains", "regex", "math", "code"]  # methods of scoring a reply
@@ -38,7 +39,7 @@ class Question:
     id: QuestionId
     prompt: str
     reference: str
-    choices: tuple[str, ...] = ()
+    choices: Texts = ()
     cluster: str | None = None
     stub: str = ""
     entry_point: str = ""
@@ -90,7 +91,7 @@ class Sample:
     finish_reason: str
     completion_tokens: int
     basis: Basis | None = None
-    choices: tuple[str, ...] = ()
+    choices: Texts = ()
     cluster: str | None = None
     reasoning_closed_at: int | None = None
     lowest_window: float = 0.0

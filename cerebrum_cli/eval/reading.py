@@ -20,7 +20,7 @@ from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import truncate, well_formed
+from cerebrum_cli.core.text import Texts, truncate, well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
@@ -128,8 +128,8 @@ def _cluster(row: Fields) -> str | None:
 class Choices(NamedTuple):
     """Texts of the choices, their labels if the data have any, and those that are JSON integers."""
 
-    texts: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
+    texts: Texts = ()
+    labels: Texts = ()
     integers: tuple[int, ...] = ()
 
 
@@ -151,7 +151,7 @@ def _choices(value: Any) -> Choices:
     )
 
 
-def _prompt(row: Fields, choices: tuple[str, ...], template: Template | None) -> str:
+def _prompt(row: Fields, choices: Texts, template: Template | None) -> str:
     lines = "\n".join(f"{letter}) {text}" for letter, text in zip(LETTERS, choices, strict=False))
     if template is None:
         question = _required(row, "question")

@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import did_you_mean, format_count
+from cerebrum_cli.core.text import Texts, did_you_mean, format_count
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Question
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
@@ -51,9 +51,9 @@ class LoadedTask:
     fingerprint: JsonObject
     match: Match
     condition: Condition
-    remarks: tuple[str, ...]
+    remarks: Texts
     examples: Questions
-    stop: tuple[str, ...]
+    stop: Texts
 
 
 def read_source(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
 
@@ -48,7 +49,7 @@ class Task:
     follows: str = ""
     shots: int | None = None
     shots_file: str = ""
-    stop: tuple[str, ...] = ()
+    stop: Texts = ()
     version: int = 1
     published: str = ""
     note: str = ""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.events import Channel
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.formats.thinking import (
     BEGIN_RESPONSE,
     GEMMA,
@@ -33,7 +34,7 @@ HEADERS = {  # what begins a header, with the markup of the reasoning that mostl
 }
 BLOCK_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|eom|>", "<|/think|>")
 BLOCK_CLOSES = (KIMI.close, GEMMA.close, MEDGEMMA.close)
-EFFECTS: Mapping[Effect, tuple[str, ...]] = {
+EFFECTS: Mapping[Effect, Texts] = {
     "header": tuple(HEADERS),
     "open": ("<|think|>", "<|inner_prefix|>", "Here are my reasoning steps:"),
     "close": (*BLOCK_CLOSES, "<|inner_suffix|>"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import Texts
 
 
 @frozen
@@ -20,7 +21,7 @@ class ReasoningMarkup:
     final: str = ""
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def texts(self) -> Texts:
         """All texts of the markup."""
         return tuple(filter(None, (self.open, self.close, self.header, self.final)))
 

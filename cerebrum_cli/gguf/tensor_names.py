@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.gguf.table import split_layer
 
 # Names in GGUF and in Hugging Face files, without the suffix `.weight` or `.bias` where it is the same in both.
@@ -74,7 +75,7 @@ _NORMS_PLUS_ONE = tuple(_PLUS_ONE.split())
 CONSTANTS = frozenset(("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"))
 
 
-def hugging_face_names(name: str, architecture: str) -> tuple[str, ...]:
+def hugging_face_names(name: str, architecture: str) -> Texts:
     """Translate a GGUF tensor name to Hugging Face's, which the filters of recipes match; keep an unknown name.
 
     GGUF has one tensor for all experts of a layer, Hugging Face may have one per expert: the expert number is left out.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
 from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header, is_phi3, phi3_name
@@ -208,7 +209,7 @@ class Plan:
     metadata: Metadata
     tensors: tuple[OutputTensor, ...]
     layers: tuple[LayerSources, ...]
-    unmatched_filters: tuple[str, ...] = ()
+    unmatched_filters: Texts = ()
 
     @cached_property
     def header(self) -> bytes:
@@ -256,7 +257,7 @@ class MergePlanner:
     def _architecture(self) -> str:
         return self.tables[self.recipe.models[0]].architecture
 
-    def _unmatched_filters(self) -> tuple[str, ...]:
+    def _unmatched_filters(self) -> Texts:
         names: list[str] = []
         for table in self.tables.values():
             for tensor in table.tensors:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.files import exists, is_directory, read_small
+from cerebrum_cli.core.text import Texts
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -29,7 +30,7 @@ class FileSearch(NamedTuple):
     """A directory, and the parts of a pattern of paths in it."""
 
     base: Path
-    parts: tuple[str, ...]
+    parts: Texts
 
     def find(self, skipped: list[Skipped]) -> list[Path]:
         """Find the files, sorted. Adds unreadable directories to `skipped`; raises OSError if the base is one."""

@@ -24,6 +24,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.engine import raise_refusals
@@ -238,7 +239,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         values = {**NEUTRAL, **kwargs}
         if not kwargs["do_sample"]:
             values["temperature"] = 0.0
-        stop: tuple[str, ...] = ()
+        stop: Texts = ()
         system = None
         if self._chat:
             stop, system = self._model.format.stop, self._chat.system_prompt
