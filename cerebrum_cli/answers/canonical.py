@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
-from cerebrum_cli.answers.plain_text import Match, Pattern, rewriting, rewritten
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.answers.plain_text import rewriting, rewritten
+from cerebrum_cli.core.text import Match, Pattern, one_line
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6

@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers
-from cerebrum_cli.answers.plain_text import Match, Pattern, plain, sentences, trimmed
+from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
+from cerebrum_cli.core.text import Match, Pattern
 
 _FILLER = (
     r"(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|most|closest|to|therefore|thus"

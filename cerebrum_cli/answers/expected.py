@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Match, Texts
 
 
 class Expected(NamedTuple):
@@ -185,7 +185,7 @@ def _choices(text: str) -> Texts:
     return tuple(options)
 
 
-def _marks(text: str) -> list[re.Match[str]]:
+def _marks(text: str) -> list[Match]:
     """The marks of the last options in a text, from A on, all written as the first."""
     run = []
     for mark in _OPTION.finditer(text):

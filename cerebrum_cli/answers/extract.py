@@ -29,8 +29,6 @@ from cerebrum_cli.answers.phrases import (
 )
 from cerebrum_cli.answers.plain_text import (
     CALCULATOR_NOTE,
-    Match,
-    Pattern,
     has_content,
     plain,
     sentences,
@@ -39,7 +37,7 @@ from cerebrum_cli.answers.plain_text import (
 )
 from cerebrum_cli.answers.sentence import result, values_alone, values_in
 from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.core.text import Match, Pattern, one_line
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(

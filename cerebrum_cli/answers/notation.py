@@ -7,8 +7,8 @@ import unicodedata
 from fractions import Fraction
 
 from cerebrum_cli.answers.number_words import PARTS, SCALES, VALUES, with_digits
-from cerebrum_cli.answers.plain_text import Match, plain, rewriting, rewritten
-from cerebrum_cli.core.text import one_line
+from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
+from cerebrum_cli.core.text import Match, one_line
 
 _CHARACTERS = str.maketrans(
     dict(zip("−–—‐‑﹣×·∙⋅÷⁄∕’‘“”º", "------****///''\"\"°", strict=True))

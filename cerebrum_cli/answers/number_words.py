@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from cerebrum_cli.core.text import Match
+
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen"""
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -39,7 +41,7 @@ def with_digits(text: str) -> str:
     return _NUMERAL.sub(_digits, text) if alone is None else str(alone)
 
 
-def _digits(found: re.Match[str]) -> str:
+def _digits(found: Match) -> str:
     total = current = 0
     for word in re.findall("[a-z]+", found["words"].lower()):
         if word in SCALES:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from cerebrum_cli.core.text import Match, Pattern
+
 _ABBREVIATIONS = "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No"
 _NO_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _ABBREVIATIONS.split())
 # Where one sentence ends and another begins: not in 3.5, "6 p.m. sharp", "Dr. Lee" or "5! = 120".
@@ -19,8 +21,6 @@ _OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡=¡", r"\s.,
 
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 
-Match = re.Match[str]
-Pattern = re.Pattern[str]
 Replacement = str | Callable[[Match], str]
 Rewriting = tuple[tuple[Pattern, Replacement], ...]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from cerebrum_cli.answers.phrases import NO, YES
-from cerebrum_cli.answers.plain_text import Match, plain, sentences
+from cerebrum_cli.answers.plain_text import plain, sentences
+from cerebrum_cli.core.text import Match
 
 _WORDS = "|".join(sorted({*YES, *NO}, key=len, reverse=True))
 # A word that answers: alone, at the beginning or the end of a sentence, behind a label or a conclusion, or bold.

@@ -27,7 +27,7 @@ from cerebrum_cli.core.events import Origin
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import Texts, text_digest, truncate, well_formed
+from cerebrum_cli.core.text import Match, Texts, text_digest, truncate, well_formed
 from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
 
 OUTPUT_KEYS = (
@@ -160,7 +160,7 @@ class Template:
         return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
 
 
-def _rendered(piece: re.Match[str], fields: JsonObject) -> str:
+def _rendered(piece: Match, fields: JsonObject) -> str:
     if piece["field"] is None:
         return piece[0][0]
     value = fields[piece["field"].strip()]

@@ -34,7 +34,7 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages, wire_message
-from cerebrum_cli.core.text import format_utc, one_line
+from cerebrum_cli.core.text import Match, format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
@@ -279,7 +279,7 @@ def forget_questions(path: Path, questions: Collection[str]) -> None:
     """Remove questions from the prompt's history, in the form that prompt_toolkit writes."""
     gone = [question.strip(_AROUND) for question in questions]
 
-    def without(entry: re.Match[str]) -> str:
+    def without(entry: Match) -> str:
         text = entry[1].replace("\n+", "\n")[1:-1]
         typed = re.sub(r"\A/votes \S+ ", "", text).strip(_AROUND)
         if typed and any(f"\n{question}".endswith(f"\n{typed}") for question in gone):

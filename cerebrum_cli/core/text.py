@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
 Texts = tuple[str, ...]
+Match = re.Match[str]
+Pattern = re.Pattern[str]
 
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:

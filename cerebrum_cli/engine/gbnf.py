@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.text import Match
 
 CHARACTER = r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\[^xuU]|."
 PART = r"""(?xs)
@@ -48,7 +49,7 @@ def gbnf_to_lark(grammar: str) -> str:
     return " ".join(lark)
 
 
-def _item(part: re.Match[str]) -> str:
+def _item(part: Match) -> str:
     """What a part is in Lark that names no rule; blanks and comments are nothing."""
     match part.lastgroup:
         case "literal":

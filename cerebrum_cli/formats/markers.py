@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.events import Channel
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Match, Texts
 from cerebrum_cli.formats.thinking import (
     BEGIN_RESPONSE,
     GEMMA,
@@ -107,7 +107,7 @@ def find_markers(text: str) -> Iterator[Marker]:
     return map(_describe, re.finditer(MARKER, text))
 
 
-def _describe(found: re.Match[str]) -> Marker:
+def _describe(found: Match) -> Marker:
     text = found[0]
     start, end = found.span()
     if found["wrapper"]:
@@ -187,7 +187,7 @@ def markup_after(header: str) -> ReasoningMarkup:
     return HEADERS.get(marker, HARMONY)
 
 
-def find_header_end(text: str, start: int) -> tuple[int, re.Match[str] | None]:
+def find_header_end(text: str, start: int) -> tuple[int, Match | None]:
     """Where the last of several headers in a row begins, from a place in a text, and what ends it."""
     pattern = re.compile(HEADER_END)
     ending = pattern.search(text, start)

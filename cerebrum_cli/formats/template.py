@@ -31,7 +31,7 @@ from cerebrum_cli.core.conversation import (
 )
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Pattern, Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
@@ -451,7 +451,7 @@ def _align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     return pieces if at == len(prompt) else None
 
 
-def _unchanged(text: str, changed: re.Pattern[str]) -> str:
+def _unchanged(text: str, changed: Pattern) -> str:
     return changed.sub("", unescape(unescape(text)).casefold())
 
 

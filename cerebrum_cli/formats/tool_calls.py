@@ -15,7 +15,7 @@ from typing import Any
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import Texts, partial_marker_length
+from cerebrum_cli.core.text import Pattern, Texts, partial_marker_length
 from cerebrum_cli.core.tools import ToolCall, ToolCalls, ToolSpec, ToolSpecs, read_call
 
 NAME_KEYS = ("name", "tool_name", "function", "tool")
@@ -95,7 +95,7 @@ def fits(tool: ToolSpec, arguments: JsonObject) -> bool:
 # Syntaxes.
 
 
-def json_calls(header: re.Pattern[str], text: str, tools: ToolSpecs) -> Iterator[ToolCall]:
+def json_calls(header: Pattern, text: str, tools: ToolSpecs) -> Iterator[ToolCall]:
     """Calls as JSON objects, or lists of them, after a marker."""
     text = without_triple_quotes(text)
     for found in header.finditer(text):
@@ -105,7 +105,7 @@ def json_calls(header: re.Pattern[str], text: str, tools: ToolSpecs) -> Iterator
             calls, at = calls_at(text, at, tools)
 
 
-def named_calls(header: re.Pattern[str], arguments: Arguments, text: str, tools: ToolSpecs) -> Iterator[ToolCall]:  # noqa: ARG001
+def named_calls(header: Pattern, arguments: Arguments, text: str, tools: ToolSpecs) -> Iterator[ToolCall]:  # noqa: ARG001
     """Calls whose header contains the name, and precedes the arguments."""
     for found in header.finditer(text):
         try:
@@ -166,7 +166,7 @@ def json_arguments(text: str, start: int) -> JsonObject:
     return value
 
 
-def pair_arguments(pair: re.Pattern[str], text: str, start: int) -> JsonObject:
+def pair_arguments(pair: Pattern, text: str, start: int) -> JsonObject:
     """Arguments as pairs of a key and a text."""
     values = {}
     while found := pair.match(text, start):

@@ -15,7 +15,7 @@ from operator import attrgetter
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Pattern, Texts
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec, ToolSpecs
 from cerebrum_cli.formats.markers import HEADERS, TAG
 from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
@@ -233,7 +233,7 @@ def _learn_pairs(written: str, name: int) -> Finder:
     return partial(named_calls, re.compile(header), partial(pair_arguments, pair))
 
 
-def _pair_pattern(key_opening: str, middle: str, after_value: str) -> re.Pattern[str]:
+def _pair_pattern(key_opening: str, middle: str, after_value: str) -> Pattern:
     value_end = _edge(after_value).replace("\0", "(?P=key)")
     pair = rf"\s*{_pattern(key_opening)}(?P<key>[^<>\s\"]+?){middle}(?P<value>.*?){value_end}"
     return re.compile(pair, re.DOTALL)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from cerebrum_cli.core.text import Match, Pattern
+
 INLINE_MATH = re.compile(
     r"(?<![\\/\w])\\\((?P<round>(?:(?!\\\()[^`]){1,999}?)\\\)|(?<!\\)\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){1,999}?)\\\]"
     r"|\$\$(?P<double>[^$`]{1,999})\$\$"
@@ -55,8 +57,6 @@ ACCENTS = """overline \u0305, bar \u0304, underline \u0332, vec \u20d7, hat \u03
 ddot \u0308, tilde \u0303"""
 # Macros that are not written without their arguments.
 VERBATIM = "underbrace overbrace overrightarrow overleftarrow"
-
-Match = re.Match[str]
 
 
 def named(pairs: str) -> dict[str, str]:
@@ -226,7 +226,7 @@ def root(node: Any, l2tobj: Any) -> str:
     return f"\ue106{degree.translate(SCRIPTS['^'])}√{factor(radicand, DENOMINATOR)}\ue107"
 
 
-def factor(text: str, atom: re.Pattern[str]) -> str:
+def factor(text: str, atom: Pattern) -> str:
     """A part of a fraction, in parentheses unless it is a number, a word or a bracket."""
     text = built_up(text)
     return text if atom.fullmatch(text) else f"({text})"
@@ -261,7 +261,7 @@ def rows(node: Any, l2tobj: Any) -> str:
     return f"\ue10a{len(l2tobj.blocks) - 1}\ue10a"
 
 
-def replaced(pattern: re.Pattern[str], replace: Callable[[Match], str], text: str) -> str:
+def replaced(pattern: Pattern, replace: Callable[[Match], str], text: str) -> str:
     """A text in which no match is left, also none that a replacement has made."""
     before = ""
     while before != text:

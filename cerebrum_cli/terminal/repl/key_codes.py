@@ -6,6 +6,8 @@ import re
 
 from prompt_toolkit.input.posix_utils import PosixStdinReader
 
+from cerebrum_cli.core.text import Match
+
 KEY = re.compile(
     r"\x1b\[(?:(13;[2-8]u|27;[2-8];13~)"  # Enter with any of Shift, Alt and Ctrl
     r"|(6[4-9]|[7-9]\d|1[01]\d|12[0-6]);5u"  # Ctrl with a letter, or one of @[\]^_`{|}~
@@ -21,7 +23,7 @@ class KeyReader(PosixStdinReader):
         return KEY.sub(_character, super().read(count))
 
 
-def _character(key: re.Match[str]) -> str:
+def _character(key: Match) -> str:
     new_line, control, shifted, code = key.groups()
     if control:
         return chr(int(control) & 31)
