@@ -36,7 +36,7 @@ from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.vote_objects import votes_object
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
@@ -59,7 +59,7 @@ class BatchOptions:
     votes: Votes | None = None
     ignore_eos: bool = False
     modes: Mapping[str, Settings] = field(default_factory=dict)
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
 
     @property
     def samples(self) -> int:

@@ -42,7 +42,7 @@ from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
 
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
@@ -63,7 +63,7 @@ class Chat:
     session: Session | None = None
     name: str | None = None
     saved: Layer = field(default_factory=dict)
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
     _counted: tuple[object, int] | None = None
     _generated: tuple[int | None, Reply] | None = None  # for the message with this id
     _undone: list[tuple[int | None, int | None]] = field(default_factory=list)  # leaves after and before

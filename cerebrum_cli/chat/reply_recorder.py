@@ -30,7 +30,7 @@ from cerebrum_cli.replies.reply import Ask, Reply
 from cerebrum_cli.replies.voting import MajorityVote
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more
@@ -54,7 +54,7 @@ class ReplyRecorder:
     settings: Settings
     continued: StoredMessage | None = None
     prefill: Message | None = None
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = False
     _question: int | None = field(init=False)  # the message that is answered

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.installation import Installation, Servers
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
@@ -316,7 +316,7 @@ class ConcurrencyOptions(ConstrainedOptions):
 
 @option_group
 class RowOptions(ToolOptions, ConcurrencyOptions):
-    def find_tools(self) -> tuple[Tool, ...]:
+    def find_tools(self) -> Tools:
         """The functions that the model may call; nobody is asked before. Raises UsageError."""
         if not self.tool:
             return ()
@@ -332,7 +332,7 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
                 raise UsageError(problem, "add -y to run functions in a file without asking")
         return tools
 
-    def tool_record(self, tools: tuple[Tool, ...]) -> JsonDict:
+    def tool_record(self, tools: Tools) -> JsonDict:
         """Names of functions and digests of the files that they are from, for a fingerprint; nothing without any."""
         from cerebrum_cli.results.output_files import identify
 

@@ -38,7 +38,7 @@ from cerebrum_cli.results.stored_results import all_finished
 from cerebrum_cli.results.vote_objects import program_object
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
 
 POLL_S = 0.2  # a signal does not end a wait
 
@@ -68,7 +68,7 @@ class Evaluation:
     examples: tuple[Question, ...]
     checks: bool
     is_raw: bool
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
 
     def conversation(self, question: Question) -> Conversation:
         conversation = Conversation(system_prompt=self.settings.system)

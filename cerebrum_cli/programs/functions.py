@@ -72,6 +72,9 @@ class Tool:
         return converted
 
 
+Tools = tuple[Tool, ...]
+
+
 def _parsed(text: str) -> Any:
     try:
         return json.loads(WORDS.get(text, text))
@@ -101,7 +104,7 @@ def _describe(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {problem}")
 
 
-def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> tuple[Tool, ...]:
+def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> Tools:
     """Tools of functions, of Python files, and `python`.
 
     Raises UsageError for anything else, for a file or function that cannot be used, and for two tools with one name.

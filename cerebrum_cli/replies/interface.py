@@ -27,7 +27,7 @@ from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_sour
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -178,7 +178,7 @@ class Model(LoadedModel):
         return Ask(question, settings, grammar)
 
 
-def _allowed(tools: Iterable[Callable[..., Any] | str]) -> tuple[Tool, ...]:
+def _allowed(tools: Iterable[Callable[..., Any] | str]) -> Tools:
     """The tools that a reply may call; without any, what makes them is not imported."""
     if not tools:
         return ()

@@ -33,7 +33,7 @@ from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.tally import Program
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
@@ -61,7 +61,7 @@ class Ask:
     ignore_eos: bool = False
     max_n: int = 1
     stream: bool = False
-    tools: tuple[Tool, ...] = ()
+    tools: Tools = ()
 
     def __post_init__(self) -> None:
         conversation = self.settings.applied_to(self.conversation)

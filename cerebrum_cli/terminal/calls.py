@@ -16,7 +16,7 @@ from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import DIM, Streams
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool
+    from cerebrum_cli.programs.functions import Tool, Tools
 
 REFUSED = "the user refused this call"
 MAX_SHOWN = 78  # characters of a call, and of its result
@@ -31,7 +31,7 @@ class CallSink:
     keyboard: Keyboard = field(default_factory=Keyboard)
     _asking: set[str] = field(default_factory=set)  # names of functions
 
-    def tools_of(self, sources: Iterable[Tool | str]) -> tuple[Tool, ...]:
+    def tools_of(self, sources: Iterable[Tool | str]) -> Tools:
         """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal."""
         if not sources:
             return ()
