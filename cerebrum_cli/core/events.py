@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
 Channel = Literal["answer", "thinking"]
+Logprobs = Sequence[float | None]  # of tokens
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 
@@ -68,6 +69,9 @@ class NoticeEvent(NamedTuple):
     hint: str = ""
 
 
+OnNotice = Callable[[NoticeEvent], None]
+
+
 class LoadEvent(NamedTuple):
     """Progress of loading the model; `fraction` is from 0 to 1."""
 
@@ -94,7 +98,7 @@ class TokenEvent(NamedTuple):
     text: str
     channel: Channel = "answer"
     tokens: Sequence[int] = ()
-    logprobs: Sequence[float | None] = ()
+    logprobs: Logprobs = ()
     ends_reasoning: bool = False
 
 

@@ -42,7 +42,8 @@ Tokens: TypeAlias = "TokenIds | array[int]"
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-NONE_VISIBLE: Callable[[int], bool] = frozenset[int]().__contains__
+IsVisible = Callable[[int], bool]  # whether a control token is in the text of a reply
+NONE_VISIBLE: IsVisible = frozenset[int]().__contains__
 
 
 @frozen
@@ -68,7 +69,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: Grammar | None = None
     n: int = 1
-    is_visible: Callable[[int], bool] = NONE_VISIBLE
+    is_visible: IsVisible = NONE_VISIBLE
     logprobs: bool = False
     ignore_eos: bool = False
     speculative: bool = False

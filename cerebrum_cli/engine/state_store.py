@@ -21,7 +21,7 @@ from typing import BinaryIO
 from zlib import crc32
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.token_ids import TokenIds
@@ -66,9 +66,7 @@ class StateStore:
     format: str
     _known: dict[str, State | None] = field(default_factory=dict)  # by file name; None if unusable
 
-    def find_longest(
-        self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: Callable[[NoticeEvent], None]
-    ) -> State | None:
+    def find_longest(self, prompt: Many[int], kind: str, is_usable: IsUsable, notify: OnNotice) -> State | None:
         """Find and verify the usable state with the longest common prefix with a prompt; None if there is none.
 
         `kind` is the backend's `state_kind`. Damaged files are reported and removed.

@@ -22,6 +22,7 @@ from cerebrum_cli.eval.questions import (
     SKIPPED,
     Match,
     Question,
+    Questions,
     Sample,
     parse_sample,
     sample_object,
@@ -59,13 +60,13 @@ class Evaluation:
     follows each sample.
     """
 
-    questions: tuple[Question, ...]
+    questions: Questions
     samples: int
     settings: Settings
     model: str
     match: Match
     grammar: Grammar | None
-    examples: tuple[Question, ...]
+    examples: Questions
     checks: bool
     is_raw: bool
     tools: Tools = ()

@@ -46,7 +46,10 @@ class Question:
     solution: str = ""
 
 
-def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> tuple[Question, ...]:
+Questions = tuple[Question, ...]
+
+
+def select(questions: Iterable[Question], limit: int | None = None, seed: int = 0) -> Questions:
     """Put questions in a random order and take the first of them: a smaller limit gives a prefix of a larger one.
 
     A question's place depends on its id and the seed alone, not on the other questions.

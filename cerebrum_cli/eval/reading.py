@@ -21,7 +21,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts, truncate, well_formed
-from cerebrum_cli.eval.questions import Question, QuestionId
+from cerebrum_cli.eval.questions import Question, QuestionId, Questions
 
 QUESTION_TEMPLATE = "{question}"  # of a question without a template of its own
 CHOICE_TEMPLATE = "{question}\n\n{choices}\n\nAnswer with the letter of the correct choice."  # of one with choices
@@ -47,7 +47,7 @@ class BadRow:
 class QuestionSet:
     """The questions of a source, at least one, and its bad rows by line."""
 
-    questions: tuple[Question, ...]
+    questions: Questions
     bad_rows: tuple[BadRow, ...] = ()
 
 

@@ -16,7 +16,7 @@ from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
-from cerebrum_cli.eval.questions import Basis, Match, Question
+from cerebrum_cli.eval.questions import Basis, Match, Question, Questions
 from cerebrum_cli.programs.code import extract_program
 
 SEARCH_S = 5.0  # for a regular expression in a reply
@@ -78,7 +78,7 @@ class ReplyScorer:
         return scores + [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool) -> ReplyScorer:
+def reply_scorer(match: Match, questions: Questions, run_code: bool) -> ReplyScorer:
     """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
     if match == "code":
         return code_scorer(run_code)
@@ -96,7 +96,7 @@ def reply_scorer(match: Match, questions: tuple[Question, ...], run_code: bool) 
     return ReplyScorer({"answer": score_answer, "exact": score_exact, "contains": score_contains}[match])
 
 
-def regex_scorer(questions: tuple[Question, ...]) -> ReplyScorer:
+def regex_scorer(questions: Questions) -> ReplyScorer:
     """Search replies for regular expressions; adding a reply raises CerebrumError if that takes too long."""
     for question in questions:
         try:

@@ -18,7 +18,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Texts, did_you_mean, format_count
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
-from cerebrum_cli.eval.questions import Match, Question
+from cerebrum_cli.eval.questions import Match, Questions
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
 from cerebrum_cli.eval.scorers import (
     SCORING_RULES,
@@ -33,9 +33,6 @@ from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_h
 from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
 
 IN_WORDS = "correct answers are words: a reply is correct if its answer, its first or its last line contains them"
-
-
-Questions = tuple[Question, ...]
 
 
 @frozen

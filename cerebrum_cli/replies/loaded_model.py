@@ -29,7 +29,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, Request, inspection
+from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, IsVisible, Request, inspection
 from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -313,14 +313,14 @@ class LoadedModel:
         return chosen
 
     @cached_property
-    def is_visible(self) -> Callable[[int], bool]:
+    def is_visible(self) -> IsVisible:
         """Whether a special token is visible in a reply."""
         if not self.format.markups:
             return NONE_VISIBLE
         return find_markup(self.engine.vocabulary, self.format.markups)
 
     @cached_property
-    def is_visible_in_calls(self) -> Callable[[int], bool]:
+    def is_visible_in_calls(self) -> IsVisible:
         """The same in a reply that may call functions."""
         return find_markup(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
 
@@ -402,9 +402,7 @@ class LoadedModel:
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
 
-def find_markup(
-    vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()
-) -> Callable[[int], bool]:
+def find_markup(vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> IsVisible:
     """Whether a token is markup of a format, or any other."""
     texts = [*others, *(text for markup in markups for text in markup.texts)]
     tokens = vocabulary.special_token_ids((*texts, *MARKERS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import decode_text, read_beginning, readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
@@ -47,7 +47,7 @@ class PromptSources:
     files: Sequence[Path | str]
     messages: Path | None
     raw: bool
-    on_notice: Callable[[NoticeEvent], None]
+    on_notice: OnNotice
     saved: SavedPrompt | None = None
     documents: DocumentReader = NO_COMMANDS
 
@@ -158,7 +158,7 @@ def template_options(pairs: Sequence[str]) -> JsonDict:
 
 def read_prompt_files(
     sources: Sequence[Path | str],
-    on_notice: Callable[[NoticeEvent], None],
+    on_notice: OnNotice,
     documents: DocumentReader = NO_COMMANDS,
 ) -> list[PromptFile]:
     """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
@@ -185,7 +185,7 @@ def read_prompt_files(
     return files
 
 
-def read_named(source: Path | str, documents: DocumentReader, on_notice: Callable[[NoticeEvent], None]) -> PromptFile:
+def read_named(source: Path | str, documents: DocumentReader, on_notice: OnNotice) -> PromptFile:
     """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
     name = well_formed(str(source))
     if isinstance(source, Path) and not documents.converts(source):
@@ -207,7 +207,7 @@ def read_found(
     seen: set[str],
     skipped: list[Skipped],
     documents: DocumentReader,
-    on_notice: Callable[[NoticeEvent], None],
+    on_notice: OnNotice,
 ) -> list[PromptFile]:
     """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
 

@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from cerebrum_cli.core.errors import EndpointError
-from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
@@ -37,7 +37,7 @@ class ReplyChunk:
     """
 
     tokens: Sequence[int] = ()
-    logprobs: Sequence[float | None] = ()
+    logprobs: Logprobs = ()
     total: int | None = None
     text: str = ""
     progress: tuple[int, int] | None = None

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.core.events import Timings
+from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.engine.remote.client import server_text
@@ -153,7 +153,7 @@ def _whole(reply: JsonObject) -> ReplyChunk:
     return replace(_end(reply), tokens=tokens, logprobs=_logprobs(reply, tokens))
 
 
-def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Sequence[float | None]:
+def _logprobs(reply: JsonObject, tokens: Sequence[int]) -> Logprobs:
     """Log probabilities of the tokens; None for those that a character or a stop string hides. Empty without any."""
     known = [(int(entry["id"]), float(entry["logprob"])) for entry in reply.get("completion_probabilities", ())]
     if not known:

@@ -16,6 +16,7 @@ from cerebrum_cli.core.events import (
     FinishEvent,
     FinishReason,
     Forced,
+    Logprobs,
     Origin,
     PromptEvent,
     RefusedEvent,
@@ -157,7 +158,7 @@ class RemoteSample(ReplySample):
             yield from self._read(continuation(self.vocabulary, (Text(text),)), ())
             self.tokens = total
 
-    def _read(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> SampleEvents:
+    def _read(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
         """Read tokens up to one that ends the turn, or after which a control intervenes."""
         if not self._is_read_by_token:
             yield from self._read_whole(tokens, logprobs)
@@ -189,7 +190,7 @@ class RemoteSample(ReplySample):
     def _bytes_of(self, tokens: Sequence[int]) -> bytes:
         return b"".join(map(self.vocabulary.piece, tokens, map(self.request.is_visible, tokens)))
 
-    def _read_whole(self, tokens: Sequence[int], logprobs: Sequence[float | None]) -> SampleEvents:
+    def _read_whole(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
         if not self.request.ignore_eos:
             ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
@@ -208,7 +209,7 @@ class RemoteSample(ReplySample):
         self._intervention = "repetition"
         return end
 
-    def _add(self, tokens: Sequence[int], logprobs: Sequence[float | None] = ()) -> SampleEvents:
+    def _add(self, tokens: Sequence[int], logprobs: Logprobs = ()) -> SampleEvents:
         """Add tokens, of which the last may complete a stop string."""
         pieces = self.text.feed(self._bytes_of(tokens), tokens)
         self._markup = self.text.open_markup or self._markup
@@ -218,9 +219,7 @@ class RemoteSample(ReplySample):
             self._logprobs += logprobs or [None] * len(tokens)
         yield from self._emit(pieces, tokens, logprobs)
 
-    def _emit(
-        self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Sequence[float | None] = ()
-    ) -> SampleEvents:
+    def _emit(self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Logprobs = ()) -> SampleEvents:
         if self.text.was_reasoning:
             self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
             self.text.was_reasoning = self.request.stream  # else all is sent at the end
