@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from cerebrum_cli.checkpoints.safetensors import StoredTensor
+from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.parser import ReadBytes
 
@@ -23,7 +23,7 @@ class Assembly:
     head_rows: int = 0
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> Paths:
         return tuple(dict.fromkeys(part.path for part in self.parts))
 
     @property
@@ -63,7 +63,7 @@ class Converted:
     constant: float = 0.0
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> Paths:
         return self.stored.paths
 
     def read(self, read: ReadBytes, begin: int, size: int) -> bytes:
@@ -82,7 +82,7 @@ class Constant:
     """Weights that follow from the configuration."""
 
     data: bytes
-    paths: tuple[Path, ...] = ()
+    paths: Paths = ()
 
     def read(self, read: ReadBytes, begin: int, size: int) -> bytes:  # noqa: ARG002
         return self.data[begin : begin + size]

@@ -6,10 +6,10 @@ The files are untrusted: names, types and offsets are checked, and every failure
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
@@ -105,7 +105,7 @@ def header_end(beginning: bytes) -> int:
     return 8 + int.from_bytes(beginning[:8], "little")
 
 
-def _stored(path: Path, start: int, entry: Mapping[str, Any]) -> StoredTensor:
+def _stored(path: Path, start: int, entry: JsonObject) -> StoredTensor:
     """A tensor by its entry in a header. Raises ValueError, LookupError or TypeError for an invalid one."""
     begin, end = entry["data_offsets"]
     shape = tuple(map(int, entry["shape"]))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 # Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "TokenIds | array[int]"
+EmitOrFail: TypeAlias = "Callable[[Event | BaseException], None]"  # takes the events of a sample, or why it failed
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
@@ -199,7 +200,7 @@ class Sequence(ReplySample):
     next token. A reply to a follow-up knows the sample that it has `followed`.
     """
 
-    emit: Callable[[Event | BaseException], None]
+    emit: EmitOrFail
     followed: Sequence | None = None
     # What it has generated.
     generated: array[int] = field(default_factory=lambda: array("i"))
@@ -357,7 +358,7 @@ class Sequence(ReplySample):
 
 
 def create_sequences(
-    index: int, request: Request, emit: Callable[[Event | BaseException], None], samples: Iterable[int], seed: int
+    index: int, request: Request, emit: EmitOrFail, samples: Iterable[int], seed: int
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`."""
     return [Sequence(SequenceId(index, sample), request, (seed + sample) % SEEDS, emit) for sample in samples]

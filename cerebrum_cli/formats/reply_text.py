@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import TokenIds, Tokenize
 from cerebrum_cli.formats.markers import (
     MARKER_START,
     MARKERS,
@@ -66,7 +66,7 @@ class ReplyRules:
     trims: bool = False
     stops_anywhere: bool = True
     markers: Mapping[str, frozenset[int]] = field(default_factory=dict, hash=False)
-    endings: Callable[[str], TokenIds] | None = field(default=None, hash=False)
+    endings: Tokenize | None = field(default=None, hash=False)
     reasoning_end: int | None = None
     plain_answer: bool = False
     mentioned: frozenset[str] = frozenset()

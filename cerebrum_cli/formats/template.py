@@ -32,7 +32,7 @@ from cerebrum_cli.core.conversation import (
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Pattern, Texts
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
@@ -129,7 +129,7 @@ class EmbeddedFormat(PromptFormat):
     source: str
     bos: str
     eos: str
-    special_tokens: Callable[[str], TokenIds]
+    special_tokens: Tokenize
     options: Variables = field(default_factory=dict)
     name: str = EMBEDDED
     markups: Markups = REASONING_MARKUPS

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts, one_line
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
@@ -72,7 +72,7 @@ class ContentFormat(NamedTuple):
     parts: Texts = ()
     has_system: bool = True
 
-    def messages(self, turns: Sequence[Turn]) -> list[Mapping[str, Any]]:
+    def messages(self, turns: Sequence[Turn]) -> list[JsonObject]:
         """The turns as the template takes them."""
         return [
             {**turn, "content": [{"type": "text", "text": turn["content"]}]} if turn["role"] in self.parts else turn
@@ -146,7 +146,7 @@ def variables(bos: str = "<s>", eos: str = "</s>") -> Variables:
     }
 
 
-def try_render(source: str, messages: Sequence[Mapping[str, Any]], **values: Any) -> str | None:
+def try_render(source: str, messages: Sequence[JsonObject], **values: Any) -> str | None:
     """The prompt of a small conversation; None if the template fails, which is raised where a real one is rendered."""
     with suppress(FormatError):
         return run_template(source, {**variables(), "messages": messages, **values})

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.files import reading_model
+from cerebrum_cli.core.files import Paths, reading_model
 from cerebrum_cli.gguf.types import TENSOR_TYPES, TensorType
 
 Scalar = str | int | float | bool
@@ -159,7 +159,7 @@ class TensorSource(Protocol):
     """How the bytes of a tensor come from others; it is hashable."""
 
     @property
-    def paths(self) -> tuple[Path, ...]:
+    def paths(self) -> Paths:
         """The files that are read."""
 
     def read(self, read: ReadBytes, begin: int, size: int) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.files import expand_user
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import SESSION, Settings
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
@@ -44,9 +45,7 @@ def choose_format(requested: str | None, known: str | None, template: str | None
     return written if name == EMBEDDED and written in NAMED_TEMPLATES else name
 
 
-def format_builder(
-    name: str, embedded: str | None, options: Mapping[str, Any], origin: str = EMBEDDED
-) -> FormatBuilder:
+def format_builder(name: str, embedded: str | None, options: JsonObject, origin: str = EMBEDDED) -> FormatBuilder:
     """A function that builds the format once the vocabulary is loaded. Raises UsageError for unused options.
 
     `origin` is where the template is from, for errors.

@@ -25,7 +25,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import TokenIds, Tokenize
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
@@ -182,7 +182,7 @@ class LoadedModel:
         return len(opening)
 
     @cached_property
-    def _tokens_of(self) -> Callable[[str], TokenIds]:
+    def _tokens_of(self) -> Tokenize:
         """The tokens of the template's own text, of which prompts have few."""
         return lru_cache(lambda text: self.engine.vocabulary.tokenize([Text(text, True)]))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
 from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.markers import find_markers
@@ -166,7 +166,7 @@ class ReplyControls:
         return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
 
     @cached_property
-    def _endings(self) -> Callable[[str], TokenIds]:
+    def _endings(self) -> Tokenize:
         return endings(self.vocabulary)
 
 
@@ -236,6 +236,6 @@ def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarku
             )
 
 
-def endings(vocabulary: Vocabulary) -> Callable[[str], TokenIds]:
+def endings(vocabulary: Vocabulary) -> Tokenize:
     """The tokens of a text that ends reasoning, which is tokenized once."""
     return cache(lambda text: continuation(vocabulary, (Text(text, True),)))

@@ -122,7 +122,7 @@ class Vllm(_SharedFields):
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
         last = {}
-        usage = dict[str, Any]()
+        usage = JsonDict()
         async for event in events:
             usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
@@ -232,7 +232,7 @@ class OpenAIServer(ServerKind):
         return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls, text)]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        finish, usage, is_reasoning, parts = None, dict[str, Any](), False, 0
+        finish, usage, is_reasoning, parts = None, JsonDict(), False, 0
         pieces: list[JsonObject] = []
         async for event in events:
             if event == DONE and parts:

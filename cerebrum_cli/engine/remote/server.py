@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -11,7 +11,6 @@ from time import monotonic
 
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, EndpointError, GrammarError, PromptTooLong, UnknownToken
 from cerebrum_cli.core.events import (
-    Event,
     FinishEvent,
     NoticeEvent,
     Origin,
@@ -33,7 +32,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, SampleEvent
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.sequence import EmitOrFail, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
@@ -55,7 +54,7 @@ class PooledRequest:
 
     request: Request
     seed: int  # of the first sample
-    emit: Callable[[Event | BaseException], None]
+    emit: EmitOrFail
     server: object = None  # that has evaluated the prompt
     samples: int = 0
     running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
