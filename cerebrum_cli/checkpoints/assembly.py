@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cerebrum_cli.checkpoints.safetensors import StoredTensor
+from cerebrum_cli.checkpoints.safetensors import StoredTensors
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.parser import ReadBytes
@@ -18,7 +18,7 @@ class Assembly:
     pairs the first half with the second. Rows have `row_bytes`.
     """
 
-    parts: tuple[StoredTensor, ...]
+    parts: StoredTensors
     row_bytes: int
     head_rows: int = 0
 

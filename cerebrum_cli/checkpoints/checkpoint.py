@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cerebrum_cli.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.checkpoints.families import USE_GGUF, Configuration, configuration
-from cerebrum_cli.checkpoints.safetensors import FLOATS, PULL_AGAIN, StoredTensor, read_json, read_shards
+from cerebrum_cli.checkpoints.safetensors import FLOATS, PULL_AGAIN, StoredTensor, StoredTensors, read_json, read_shards
 from cerebrum_cli.checkpoints.vocabulary import general_name, read_vocabulary
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.parser import Tensor, Value, Values, quoted
@@ -108,7 +108,7 @@ def _names(config: Configuration) -> Iterator[str]:
     yield HEAD
 
 
-def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> tuple[StoredTensor, ...]:
+def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> StoredTensors:
     """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if missing."""
     for candidate in hugging_face_names(name, config.family.architecture):
         names = [candidate]
@@ -120,7 +120,7 @@ def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) ->
     return ()
 
 
-def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -> Tensor:
+def _tensor(name: str, parts: StoredTensors, config: Configuration) -> Tensor:
     _require_fit(name, parts, config)
     first = parts[0]
     head_rows = 0
@@ -138,7 +138,7 @@ def _tensor(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -
     return Tensor(name, shape, TYPE_NUMBERS["F32"], first.path, 0, Converted(assembly, first.type, offset))
 
 
-def _require_fit(name: str, parts: tuple[StoredTensor, ...], config: Configuration) -> None:
+def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None:
     """Raise ModelFileError if the parts of a tensor fit neither each other nor the configuration."""
     first = parts[0]
     if first.type not in FLOATS:

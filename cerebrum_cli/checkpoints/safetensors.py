@@ -35,6 +35,9 @@ class StoredTensor(NamedTuple):
     size: int
 
 
+StoredTensors = tuple[StoredTensor, ...]
+
+
 def read_json(path: Path) -> JsonObject:
     """Read a JSON object, which is empty without the file. Raises ModelFileError."""
     with reading_model(path):

@@ -47,6 +47,8 @@ OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
 NOT_ASKED = BusyServerError("no answer yet")
 
+Task = asyncio.Task[None]
+
 
 @dataclass(eq=False, slots=True)
 class PooledRequest:
@@ -71,7 +73,7 @@ class PoolJob:
     group: int = 0  # most jobs that its next server may have, 0 for any number
     has_output: bool = False
     start: float = 0.0  # when it was last sent
-    task: asyncio.Task[None] | None = None
+    task: Task | None = None
 
     @property
     def request(self) -> Request:
@@ -135,7 +137,7 @@ class Server:
         self.name, self.alias = endpoint.name, alias  # which results have: it is no address
         self.client = Client(endpoint)
         self.running: dict[PoolJob, None] = {}
-        self.reaching: asyncio.Task[None] | None = None
+        self.reaching: Task | None = None
         self.outstanding = 0  # samples that it has been given
         self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
         self.failures = 0  # since its last answer
@@ -201,7 +203,7 @@ class Server:
         samples = min(len(job.samples), self.info.max_samples)
         return not self.failures and self.outstanding + samples <= self.window
 
-    def start(self, job: PoolJob) -> asyncio.Task[None]:
+    def start(self, job: PoolJob) -> Task:
         origin = Origin(self.alias, self.info.weights)
         size = self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
