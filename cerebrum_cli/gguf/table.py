@@ -158,10 +158,9 @@ def encode_header(metadata: Values, tensors: Iterable[tuple[str, Shape, int]]) -
     infos = []
     offset = 0
     for name, shape, kind in tensors:
-        infos.append(encode_string(name))
-        infos.append(struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
+        infos.append(encode_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset))
         offset += aligned(TENSOR_TYPES[kind].bytes_of(prod(shape)))
-    start = struct.pack("<4sIQQ", b"GGUF", VERSION, len(infos) // 2, len(rows))
+    start = struct.pack("<4sIQQ", b"GGUF", VERSION, len(infos), len(rows))
     data = b"".join((start, *rows, *infos))
     return data.ljust(aligned(len(data)), b"\0")
 
