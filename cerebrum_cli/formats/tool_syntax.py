@@ -175,15 +175,16 @@ def _lfm_calls(text: str, tools: ToolSpecs) -> ToolCalls:
 def _learn(written: str) -> Learned:
     """The syntax of calls that a template has written."""
     name = written.rfind(FIRST, 0, written.find(KEY))
+    before = written[:name]
     markers = tuple(dict.fromkeys(MARKER.findall(written)))
-    for start in (found.start() for found in re.finditer(r"[\[{]", written[:name])):
+    for start in (found.start() for found in re.finditer(r"[\[{]", before)):
         if calls_at(written, start, PROBES)[0]:
             opening = written[:start].strip()
             header = re.compile(_pattern(opening) + r"\s*(?=[\[{])")
             return partial(json_calls, header) if opening else no_calls, opening, markers, False
-    first = MARKER.match(written[:name].strip())
-    in_headers = bool(HEADERS.keys() & markers) or "to=" in written[:name]
-    return _learn_named(written, name), first[0] if first else written[:name].strip(), markers, in_headers
+    first = MARKER.match(before.strip())
+    in_headers = bool(HEADERS.keys() & markers) or "to=" in before
+    return _learn_named(written, name), first[0] if first else before.strip(), markers, in_headers
 
 
 def _learn_named(written: str, name: int) -> Finder:
