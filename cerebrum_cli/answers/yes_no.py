@@ -6,7 +6,6 @@ import re
 
 from cerebrum_cli.answers.phrases import NO, YES
 from cerebrum_cli.answers.plain_text import plain, sentences
-from cerebrum_cli.core.text import Match
 
 _WORDS = "|".join(sorted({*YES, *NO}, key=len, reverse=True))
 # A word that answers: alone, at the beginning or the end of a sentence, behind a label or a conclusion, or bold.
@@ -25,10 +24,6 @@ def yes_or_no(text: str) -> str | None:
         for sentence in reversed(sentences(plain(line))):
             found = [*_ANSWER.finditer(sentence.strip())]
             if found:
-                return _meaning(found[-1])
+                is_yes = found[-1]["word"].casefold() in YES
+                return "yes" if is_yes != bool(found[-1]["not"]) else "no"
     return None
-
-
-def _meaning(found: Match) -> str:
-    is_yes = found["word"].casefold() in YES
-    return "yes" if is_yes != bool(found["not"]) else "no"

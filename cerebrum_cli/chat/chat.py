@@ -127,7 +127,10 @@ class Chat:
         try:
             yield from self._reply(None, settings=settings, majority_vote=majority_vote)
         except CerebrumError:
-            self._remove_empty_session()
+            if self.session and self.session.leaf is None:
+                with suppress(SessionError):
+                    self.history.store.remove(self.session)
+                self.switch_session(None, self.name)
             raise
 
     def _create_session(self, question: Message) -> Session:
@@ -138,12 +141,6 @@ class Chat:
         session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
         self.history.lock(session)
         return session
-
-    def _remove_empty_session(self) -> None:
-        if self.session and self.session.leaf is None:
-            with suppress(SessionError):
-                self.history.store.remove(self.session)
-            self.switch_session(None, self.name)
 
     def edit_question(self, text: str) -> Events:
         yield from self._reply(self._move(self.require_question().parent, Message("user", text)))

@@ -77,10 +77,6 @@ def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumErr
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
 
 
-def is_disk_full(error: OSError) -> bool:
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 @contextmanager
 def translate_os_errors(
     error_type: type[CerebrumError], path: Path, then: str = "", elsewhere: str = "use another directory"
@@ -94,7 +90,7 @@ def translate_os_errors(
     except OSError as error:
         name = error.filename if isinstance(error.filename, (str, Path)) else path
         fix = "check its permissions"
-        if is_disk_full(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             fix = "free some disk space"
         hint = elsewhere if error.errno == errno.ENOLCK else f"{fix}{then}"
         raise error_type(f"{name}: {error.strerror or error}", hint) from error
