@@ -39,7 +39,8 @@ class Signals:
       A further signal exits the process immediately, since the last may have no effect during a native call.
     - `interruptible`, a command without partial output: an exception is raised where the code is. Cleanup ignores the
       second signal, and the third exits the process.
-    - `acting(raise_interrupted)`, a slash command, or a question before its reply: an exception, too.
+    - `acting(raise_interrupted)`, a slash command: an exception, too.
+    - `acting(postpone)`, a question while it is saved: the reply is cancelled as soon as it is asked for.
     - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
     - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
     - `acting(exit_on_second(ignore))`, saving at the end of a chat: it finishes, unless Ctrl-C is pressed twice.
@@ -55,6 +56,7 @@ class Signals:
     streams: Streams | None = None  # of a chat
     hint: str = ""
     exit_signal: int | None = None
+    postponed: int | None = None
     can_cancel: bool = False  # set by the user of `generating`
     _previous_handlers: dict[int, Any] = field(default_factory=dict)
     _action: SignalAction | None = None
@@ -75,11 +77,12 @@ class Signals:
 
     @contextmanager
     def acting(self, action: SignalAction) -> Iterator[None]:
-        """Use an action for signals in this context, including an exit signal already received."""
+        """Use an action for signals in this context, including an exit signal already received, or a postponed one."""
         previous, self._action = self._action, action
+        earlier, self.postponed = self.exit_signal or self.postponed, None
         try:
-            if self.exit_signal is not None:
-                action(self.exit_signal)
+            if earlier is not None:
+                action(earlier)
             yield
         finally:
             self._action = previous
@@ -114,6 +117,9 @@ class Signals:
             error = sys.exception()
             if stopped_by is not None and not isinstance(error, Interrupted):
                 raise Interrupted(stopped_by) from error
+
+    def postpone(self, signum: int) -> None:
+        self.postponed = signum
 
     def raise_interrupted(self, signum: int) -> None:
         raise Interrupted(signum, self.hint)

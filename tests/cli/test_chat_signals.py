@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,24 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, n
     person.type("/retry\r", shows="Yes.")
     person.leave()
     assert new_user.contents("one") == ["One?", "Yes."]
+
+
+def test_chat_ctrl_c_while_a_question_is_saved_does_not_drop_it(
+    open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
+) -> None:
+    person = open_chat()
+    person.type("One?\r", shows="Yes.")
+    person.type("Two?", shows="> Two?")
+    path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")  # the chat waits
+        person.type("\r")
+        for _ in range(3):
+            time.sleep(0.3)
+            person.kill(signal.SIGINT)
+    person.wait_for("interrupted: before the reply began; /retry asks again")
+    person.leave()
+    assert new_user.contents("one") == ["One?", "Yes.", "Two?"]
 
 
 def test_chat_signals_end_a_slash_command(open_chat: OpenTerminal, tmp_path: Path) -> None:

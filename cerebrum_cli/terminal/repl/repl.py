@@ -264,7 +264,7 @@ class Repl:
             raise CerebrumError(error.message, f"{error.hint}; {advice}") from error
 
     def ask(self, text: str) -> None:
-        with self._pending_input(text) as question:
+        with self.signals.acting(self.signals.postpone), self._pending_input(text) as question:
             self.render(self.chat.send(question))
 
     def _run_line(self, line: InputLine) -> None:
@@ -298,8 +298,8 @@ class Repl:
             self.streams.error(error)
         elif not self._continues_after(error):
             raise error
-        elif error.hint:
-            self.streams.info(f"interrupted: {error.hint}")
+        else:
+            self.streams.info(f"interrupted: {error.hint or 'nothing was sent'}")
 
     def _continues_after(self, error: Interrupted) -> bool:
         """Whether it was Ctrl-C at a terminal, after which the chat continues."""
