@@ -192,7 +192,7 @@ class Variant(NamedTuple):
 def variants(files: Iterable[str]) -> tuple[Variant, ...]:
     """Group the files of a repository into models; a split file that lacks a part is left out."""
     names = set(files)
-    models = {variant_of(name) for name in names if is_model(name)}
+    models = [variant_of(name) for name in names if is_model(name) and _parse_split(name)[1] == 1]
     return tuple(sorted((model for model in models if names.issuperset(model.files)), key=lambda model: model.files))
 
 

@@ -60,11 +60,21 @@ def test_pull_ends_if_a_reply_comes_byte_by_byte(
         assert len(server.paths) == 1
 
 
-def test_pull_of_a_listing_of_14000_models_takes_seconds(new_user: CommandLine) -> None:
+@pytest.mark.parametrize(
+    ("name", "reference", "code", "problem"),
+    [
+        ("{}.gguf", "a/b", 2, "a/b/1.gguf: truncated or damaged"),
+        ("{}.gguf", "a/b:Q8_0", 3, ", and 13950 more"),
+        ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
+    ],
+)
+def test_pull_of_a_listing_of_14000_files_takes_seconds(
+    new_user: CommandLine, name: str, reference: str, code: int, problem: str
+) -> None:
     lfs = {"sha256": DIGEST, "size": 1}
-    files = [{"rfilename": f"{number}.gguf", "size": number, "lfs": lfs} for number in range(14_000)]
+    files = [{"rfilename": name.format(number), "size": number, "lfs": lfs} for number in range(1, 14_001)]
     with HostileHub(http(listing(siblings=files)), http(b"GGUF")) as server:
-        assert_error(run(new_user, server, "pull", "a/b"), 2, "a/b/0.gguf: truncated or damaged")
+        assert_error(run(new_user, server, "pull", reference), code, problem)
 
 
 FILES: dict[str, Pieces] = {
