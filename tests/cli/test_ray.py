@@ -37,7 +37,7 @@ from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.stored_results import open_results
 
-ROWS = 40
+ROWS = 60
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
