@@ -37,7 +37,8 @@ from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.stored_results import open_results
 
-ROWS = 60
+ROWS = 40
+CLUSTER_ROWS = 120  # enough that a worker is lost before their end
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
@@ -207,7 +208,7 @@ def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="module")
 def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
     home = tmp_path_factory.mktemp("ray")
-    (home / "in.txt").write_text("".join(f"question {number}\n" for number in range(2 * ROWS)))
+    (home / "in.txt").write_text("".join(f"question {number}\n" for number in range(CLUSTER_ROWS)))
     (home / "own.jinja").write_text("{{ messages[0].content }}")
     for module in ("pickle", "ray", "cerebrum_cli", "jinja2", "numpy"):  # nothing imports them
         (home / f"{module}.py").write_text("raise SystemExit")
@@ -248,7 +249,7 @@ def test_ray_local_leaves_no_process_and_no_file(user: CommandLine, chatml_model
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
         local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
         assert (local.code, local.out) == (0, "")
-        assert len((user.home / "node").read_text().splitlines()) == 2 * ROWS
+        assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
         commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
         assert not [command for command in commands if directory in command]
         assert not list(Path(directory, "ray").glob("session_2*"))
