@@ -38,7 +38,7 @@ from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.stored_results import open_results
 
 ROWS = 40
-CLUSTER_ROWS = 120  # enough that a worker is lost before their end
+CLUSTER_ROWS = 80
 READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
 Messages = Iterator[Message]
 
@@ -232,7 +232,7 @@ def address(user: CommandLine) -> Iterator[str]:
 
 
 def arguments(model: Path, output: str, *more: str) -> list[str]:
-    settings = ["-m", str(model), "--parallel", "4", "-n", "40", "--seed", "1", "--ignore-eos"]
+    settings = ["-m", str(model), "--parallel", "4", "-n", "200", "--seed", "1", "--ignore-eos"]
     settings += ["--set", "batch_invariant=on"]  # of a model of floats, texts depend on the rows beside them
     settings += ["--set", "chat_template=own.jinja"]
     return ["batch", "in.txt", "-o", output, *settings, *more]
