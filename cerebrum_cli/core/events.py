@@ -1,6 +1,7 @@
 """Events of loading and generating: progress, tokens, and one FinishEvent for each sequence.
 
-They are named tuples: dataclasses take three times as long to create, one for each token, and delay the start.
+They are named tuples, since one is created per token: frozen dataclasses take three times as long to create, and longer
+to import.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
 Channel = Literal["answer", "thinking"]
-Logprobs = Sequence[float | None]  # of tokens
+Logprobs = Sequence[float | None]  # one per token; None if unknown
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
 TRUNCATED = ("length", "context", "repetition")  # reasons of replies that did not end by themselves
 

@@ -1,4 +1,4 @@
-"""The types of a text in tokens, and of what finds them."""
+"""Types of tokenized text and of the functions that tokenize it."""
 
 from __future__ import annotations
 

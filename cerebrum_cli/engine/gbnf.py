@@ -50,7 +50,7 @@ def gbnf_to_lark(grammar: str) -> str:
 
 
 def _item(part: Match) -> str:
-    """What a part is in Lark that names no rule; blanks and comments are nothing."""
+    """Translate a part that names no rule to Lark; blanks and comments become empty."""
     match part.lastgroup:
         case "literal":
             codes = map(_code, re.findall(CHARACTER, part["literal"], re.DOTALL))

@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 # Token ids; an array takes a tenth of a tuple's memory.
 Tokens: TypeAlias = "TokenIds | array[int]"
-EmitOrFail: TypeAlias = "Callable[[Event | BaseException], None]"  # takes the events of a sample, or why it failed
+OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-IsVisible = Callable[[int], bool]  # whether a control token is in the text of a reply
-NONE_VISIBLE: IsVisible = frozenset[int]().__contains__
+TokenPredicate = Callable[[int], bool]  # of a token id
+NONE_VISIBLE: TokenPredicate = frozenset[int]().__contains__
 
 
 @frozen
 class Request:
     """A prompt with its sampling parameters and number of samples.
 
-    The grammar and the stop strings apply where the text is the answer by the `rules`. `max_n`, if larger, is the
-    number of samples that there may be in the end. The text includes a control token only if it `is_visible`.
+    The grammar and the stop strings apply where the text is the answer by the `rules`. `max_n`, if larger, limits
+    the number of samples including those added later. The text includes a control token only if it `is_visible`.
     `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens as ordinary ones. If
     `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to send tokens as they are
     sampled, even if some of their ids are lost that way. `controls` may end a sample or force tokens into it, but not
@@ -70,7 +70,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: Grammar | None = None
     n: int = 1
-    is_visible: IsVisible = NONE_VISIBLE
+    is_visible: TokenPredicate = NONE_VISIBLE
     logprobs: bool = False
     ignore_eos: bool = False
     speculative: bool = False
@@ -200,7 +200,7 @@ class Sequence(ReplySample):
     next token. A reply to a follow-up knows the sample that it has `followed`.
     """
 
-    emit: EmitOrFail
+    emit: OnSampleEvent
     followed: Sequence | None = None
     # What it has generated.
     generated: array[int] = field(default_factory=lambda: array("i"))
@@ -358,7 +358,7 @@ class Sequence(ReplySample):
 
 
 def create_sequences(
-    index: int, request: Request, emit: EmitOrFail, samples: Iterable[int], seed: int
+    index: int, request: Request, emit: OnSampleEvent, samples: Iterable[int], seed: int
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`."""
     return [Sequence(SequenceId(index, sample), request, (seed + sample) % SEEDS, emit) for sample in samples]

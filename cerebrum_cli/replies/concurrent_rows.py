@@ -83,7 +83,7 @@ class Outcome(NamedTuple):
     is_whole_row: bool = False
 
 
-Outcomes: TypeAlias = "Iterator[Event | Outcome]"
+EventsAndOutcomes: TypeAlias = "Iterator[Event | Outcome]"
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class PendingRow:
             return self.row.vote.is_over
         return self.samples == 0
 
-    def add_event(self, event: SampleEvent, completions: Completions) -> Outcomes:
+    def add_event(self, event: SampleEvent, completions: Completions) -> EventsAndOutcomes:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:
@@ -120,7 +120,7 @@ class PendingRow:
         self.samples -= 1
         yield Outcome(self.row, self.row.sample + sequence.sample, outcome)
 
-    def _count(self, vote: MajorityVote, has_changed: bool) -> Outcomes:
+    def _count(self, vote: MajorityVote, has_changed: bool) -> EventsAndOutcomes:
         if has_changed:
             yield vote.tally_event
         if vote.is_over:
@@ -273,7 +273,7 @@ class _Run:
         continued, self._continued = self._continued, []
         return continued
 
-    def answer(self, rows: Iterable[PendingRow]) -> Outcomes:
+    def answer(self, rows: Iterable[PendingRow]) -> EventsAndOutcomes:
         pending: dict[int, PendingRow] = {}
         requests = (pending.setdefault(index, row).request for index, row in enumerate(rows))
         with closing(self._model.engine.complete(requests, self.scope)) as completions:
@@ -291,7 +291,7 @@ class _Run:
                         del pending[event.sequence.request]  # all rows may not fit into memory
         yield from self.take_refused()
 
-    def _after_calls(self, outcome: Outcome, reply: Reply) -> Outcomes:
+    def _after_calls(self, outcome: Outcome, reply: Reply) -> EventsAndOutcomes:
         """Run the calls of a reply, and yield them; if it continues with their results, there is no outcome yet."""
         row, loop = outcome.row, outcome.row.loop
         if isinstance(row.request, Ask) and row.request.tools:

@@ -29,7 +29,7 @@ from cerebrum_cli.core.token_ids import TokenIds, Tokenize
 from cerebrum_cli.engine.engine import Engine, raise_refusals
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, IsVisible, Request, inspection
+from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, Request, TokenPredicate, inspection
 from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -176,14 +176,14 @@ class LoadedModel:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
         end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
         if end and len(prompt) > 1:
-            opening = self._tokens_of(end)
+            opening = self._tokenize_markup(end)
         if opening[:1] == tokens[:1]:  # BOS precedes the markup as it precedes the prompt
             return len(opening) - 1
         return len(opening)
 
     @cached_property
-    def _tokens_of(self) -> Tokenize:
-        """The tokens of the template's own text, of which prompts have few."""
+    def _tokenize_markup(self) -> Tokenize:
+        """Tokenizer of the template's own text; cached, since prompts end with few different ones."""
         return lru_cache(lambda text: self.engine.vocabulary.tokenize([Text(text, True)]))
 
     def _text_of(self, prefix: TokenIds) -> str:
@@ -313,16 +313,16 @@ class LoadedModel:
         return chosen
 
     @cached_property
-    def is_visible(self) -> IsVisible:
-        """Whether a special token is visible in a reply."""
+    def is_visible(self) -> TokenPredicate:
+        """Predicate of the special tokens that are visible in a reply."""
         if not self.format.markups:
             return NONE_VISIBLE
-        return find_markup(self.engine.vocabulary, self.format.markups)
+        return markup_predicate(self.engine.vocabulary, self.format.markups)
 
     @cached_property
-    def is_visible_in_calls(self) -> IsVisible:
-        """The same in a reply that may call functions."""
-        return find_markup(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
+    def is_visible_in_calls(self) -> TokenPredicate:
+        """Predicate of the special tokens that are visible in a reply that may call functions."""
+        return markup_predicate(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
 
     @cached_property
     def controls(self) -> ReplyControls:
@@ -402,8 +402,8 @@ class LoadedModel:
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
 
 
-def find_markup(vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> IsVisible:
-    """Whether a token is markup of a format, or any other."""
+def markup_predicate(vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> TokenPredicate:
+    """Create a predicate of tokens that are markup: of a format, among `others`, or of any known kind."""
     texts = [*others, *(text for markup in markups for text in markup.texts)]
     tokens = vocabulary.special_token_ids((*texts, *MARKERS))
     return cache(lambda token: token in tokens or is_markup(detokenize(vocabulary, [token])))

@@ -237,5 +237,5 @@ def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarku
 
 
 def endings(vocabulary: Vocabulary) -> Tokenize:
-    """The tokens of a text that ends reasoning, which is tokenized once."""
+    """Cached tokenizer of texts that end reasoning."""
     return cache(lambda text: continuation(vocabulary, (Text(text, True),)))

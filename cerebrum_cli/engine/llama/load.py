@@ -58,7 +58,7 @@ def open_llama(
 
 
 def require_loadable(options: LoadOptions, loaded_files: Path, check: str, emit: Emit, stop: StopFlag) -> None:
-    """Load unverified files in a child process first, unless they are among `loaded_files`: ModelFileError."""
+    """Load unverified files in a child process first, unless they are among `loaded_files`. Raises ModelFileError."""
     file = options.file
     if file.is_verified and not file.adapters:
         return
@@ -121,7 +121,7 @@ def load_model(options: LoadOptions, plan: LoadPlan, devices: Sequence[Device], 
     params.progress_callback = progress_callback(emit, stop)
     path = os.fsencode(options.file.path)
     log.problems.clear()
-    emit(LoadEvent(0.0))  # not before: what others import then would delay this thread
+    emit(LoadEvent(0.0))  # only now: its receivers import modules, which would delay this thread
     if any(plan.offloaded):  # greedy sampling needs it; it is imported while native code loads
         Thread(target=import_module, args=("numpy",), daemon=True).start()
     with suppress_log():

@@ -26,7 +26,7 @@ from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.remote.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.engine.remote.description import NO_EXACT_PROMPTS
 from cerebrum_cli.engine.remote.kind import origin
-from cerebrum_cli.engine.remote.server import LATE, NOT_ASKED, PoolJob, Server, Task
+from cerebrum_cli.engine.remote.server import LATE, NOT_ASKED, AsyncioTask, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
@@ -184,7 +184,7 @@ class Pool:
 
     # Jobs that end.
 
-    def _end(self, task: Task, job: PoolJob, server: Server) -> None:
+    def _end(self, task: AsyncioTask, job: PoolJob, server: Server) -> None:
         server.remove(job)
         del job.pooled.jobs[job]
         error = LostServerError(str(server.problem)) if task.cancelled() else task.exception()
@@ -288,12 +288,12 @@ class Pool:
 
     # Servers.
 
-    def _reach(self, server: Server) -> Task:
+    def _reach(self, server: Server) -> AsyncioTask:
         server.reaching = asyncio.create_task(server.open())
         server.reaching.add_done_callback(lambda task: self._end_reach(task, server))
         return server.reaching
 
-    def _end_reach(self, task: Task, server: Server) -> None:
+    def _end_reach(self, task: AsyncioTask, server: Server) -> None:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, (ExchangeError, EndpointError)):  # it is busy while it loads its model
             server.lose(error)

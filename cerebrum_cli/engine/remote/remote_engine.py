@@ -20,7 +20,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel
 from cerebrum_cli.engine.remote.kind import file_name
 from cerebrum_cli.engine.remote.pool import Pool
 from cerebrum_cli.engine.remote.replies import RemoteSample
-from cerebrum_cli.engine.remote.server import PooledRequest, PoolJob, Server, Task
+from cerebrum_cli.engine.remote.server import AsyncioTask, PooledRequest, PoolJob, Server
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag
@@ -104,7 +104,7 @@ class RemoteEngine(Engine):
         self._timeouts, self._expected = timeouts, expected
         self._stop = StopFlag()
         self._loop = asyncio.new_event_loop()
-        self._serving: Task | None = None
+        self._serving: AsyncioTask | None = None
         self._pool: Pool | None = None  # once it is connected
         threading.Thread(target=import_module, args=["aiohttp"], daemon=True).start()  # while the vocabulary is loaded
         super().__init__("servers")

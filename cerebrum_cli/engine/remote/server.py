@@ -32,7 +32,7 @@ from cerebrum_cli.engine.remote.description import ExpectedModel, describe
 from cerebrum_cli.engine.remote.kind import ReplyChunk, ServerInfo
 from cerebrum_cli.engine.remote.replies import RemoteSample, SampleEvent
 from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
-from cerebrum_cli.engine.sequence import EmitOrFail, Request
+from cerebrum_cli.engine.sequence import OnSampleEvent, Request
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
 MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
@@ -47,7 +47,7 @@ OF_THE_ROW = (400, 413)  # statuses that are never the server's fault
 OF_THE_KEY = (401, 403)  # those that are, unless it has answered a row
 NOT_ASKED = BusyServerError("no answer yet")
 
-Task = asyncio.Task[None]
+AsyncioTask = asyncio.Task[None]
 
 
 @dataclass(eq=False, slots=True)
@@ -56,7 +56,7 @@ class PooledRequest:
 
     request: Request
     seed: int  # of the first sample
-    emit: EmitOrFail
+    emit: OnSampleEvent
     server: object = None  # that has evaluated the prompt
     samples: int = 0
     running: set[SequenceId] = field(default_factory=set)  # samples whose last event was not emitted
@@ -73,7 +73,7 @@ class PoolJob:
     group: int = 0  # most jobs that its next server may have, 0 for any number
     has_output: bool = False
     start: float = 0.0  # when it was last sent
-    task: Task | None = None
+    task: AsyncioTask | None = None
 
     @property
     def request(self) -> Request:
@@ -134,10 +134,10 @@ class Server:
         expected: ExpectedModel,
         timeouts: ServerTimeouts,
     ) -> None:
-        self.name, self.alias = endpoint.name, alias  # which results have: it is no address
+        self.name, self.alias = endpoint.name, alias  # in results, instead of the address
         self.client = Client(endpoint)
         self.running: dict[PoolJob, None] = {}
-        self.reaching: Task | None = None
+        self.reaching: AsyncioTask | None = None
         self.outstanding = 0  # samples that it has been given
         self.problem: ExchangeError | EndpointError | None = NOT_ASKED  # why it is not usable, as far as is known
         self.failures = 0  # since its last answer
@@ -203,7 +203,7 @@ class Server:
         samples = min(len(job.samples), self.info.max_samples)
         return not self.failures and self.outstanding + samples <= self.window
 
-    def start(self, job: PoolJob) -> Task:
+    def start(self, job: PoolJob) -> AsyncioTask:
         origin = Origin(self.alias, self.info.weights)
         size = self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
