@@ -448,7 +448,7 @@ DAMAGED_TABLES = (
 
 
 def damage_store(random: Random, partial: Path) -> None:
-    """Damage bytes of a store, its tables, or its first row."""
+    """Corrupt bytes of a store, one of its tables, or its first row."""
     if random.random() < 0.2:
         data = bytearray(partial.read_bytes())
         for _ in range(random.randint(1, 20)):

@@ -100,7 +100,7 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["ask -q -n 2 hi", "ask -q -n 2 --json hi", "list", "batch in.txt -q -n 2 -o -"])
-def test_closed_standard_output_is_an_error_where_it_is_needed(user: CommandLine, command: str) -> None:
+def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, command: str) -> None:
     (user.home / "in.txt").write_text("hi\n")
     user.vouch_for_models()
     closed = subprocess.run(

@@ -244,11 +244,11 @@ def test_batch_stops_when_its_input_changes_and_resumes(runner: BatchRunner, mon
     assert output.read_text() == whole.replace("question 11", "question 99")
 
 
-def test_batch_resumes_once_the_digest_of_its_model_is_known(runner: BatchRunner) -> None:
+def test_batch_resumes_after_the_model_digest_is_stored(runner: BatchRunner) -> None:
     source = runner.write("in.txt", "question\n")
     command = (source, "-o", runner.home / "out")
     assert runner.run(*command).code == 0
-    shown = run_here(runner.script, runner.home, "show", runner.model, "--json")  # computes and stores it
+    shown = run_here(runner.script, runner.home, "show", runner.model, "--json")  # computes and stores the digest
     fingerprint = json.loads((runner.home / "out.meta.json").read_text())["fingerprint"]
     assert fingerprint["model file"].startswith(json.loads(shown.out)["sha256"])
     again = runner.run(*command)

@@ -141,7 +141,7 @@ def test_chat_ctrl_c_cancels_a_question_while_loading(open_chat: OpenTerminal, n
     assert new_user.contents("one") == ["One?", "Yes."]
 
 
-def test_chat_ctrl_c_while_a_question_is_saved_does_not_drop_it(
+def test_chat_ctrl_c_while_saving_a_question_keeps_it(
     open_chat: OpenTerminal, new_user: CommandLine, tmp_path: Path
 ) -> None:
     person = open_chat()

@@ -245,7 +245,7 @@ def test_ray_cluster_that_refuses_connections_is_an_error(user: CommandLine, cha
 
 
 @pytest.mark.slow
-def test_ray_local_leaves_no_process_and_no_file(user: CommandLine, chatml_model: Path) -> None:
+def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
         local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
         assert (local.code, local.out) == (0, "")

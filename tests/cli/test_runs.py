@@ -131,7 +131,7 @@ def test_run_is_found_by_name_or_path(store: RunStore, tmp_path: Path) -> None:
         store.find(str(tmp_path / "other.txt"))
 
 
-def test_texts_of_a_run_in_a_pipe_have_no_control_sequences(store: RunStore, new_user: CommandLine) -> None:
+def test_runs_in_a_pipe_print_no_control_sequences(store: RunStore, new_user: CommandLine) -> None:
     names = ("a\x1b[31m", "b\x1b[32m")
     for name in names:
         condition = {**CONDITION, "task": "sums\x1b[1m", "model": name, "template": "\x1b]0;x\x07{text}"}

@@ -136,7 +136,7 @@ def test_sessions_rm_deletes_old_ones(user: CommandLine) -> None:
     assert [row["name"] for row in listed(user)] == ["four"]
 
 
-def test_listings_in_a_pipe_have_no_control_sequences_but_messages_are_exact(user: CommandLine) -> None:
+def test_session_listings_strip_control_sequences_unlike_messages(user: CommandLine) -> None:
     ask(user, "Why?", "Because.")
     name, reply = "a\x1b]0;x\x07b\nc", "Be\x1b[31m cause.\x9b1m"
     with closing(sqlite3.connect(database(user), isolation_level=None)) as sessions:

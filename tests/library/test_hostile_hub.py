@@ -68,7 +68,7 @@ def test_pull_ends_if_a_reply_comes_byte_by_byte(
         ("m-{:05}-of-14000.gguf", "a/b", 2, "a/b/m-00001-of-14000.gguf: truncated or damaged"),
     ],
 )
-def test_pull_of_a_listing_of_14000_files_takes_seconds(
+def test_pull_plans_a_repository_of_14000_files_in_seconds(
     new_user: CommandLine, name: str, reference: str, code: int, problem: str
 ) -> None:
     lfs = {"sha256": DIGEST, "size": 1}
@@ -108,7 +108,7 @@ def test_search_survives_any_reply(new_user: CommandLine, reply: bytes) -> None:
         assert_error(done, 1, f"unexpected response from {server.url}: not a Hugging Face Hub")
 
 
-def test_search_prints_no_absurd_values(new_user: CommandLine) -> None:
+def test_search_truncates_absurd_values(new_user: CommandLine) -> None:
     found = [{"id": "a/b", "tags": [f"license:{'x' * 100_000}"], "downloads": int("9" * 4000)}]
     for options in ((), ("--json",)):
         with HostileHub(http(json.dumps(found).encode())) as server:
