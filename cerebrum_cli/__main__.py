@@ -14,8 +14,8 @@ from typing import NoReturn
 from cerebrum_cli.core.signals import is_importing
 
 INTERRUPTED = 130
-# Objects before a collection: with the default, a batch on servers spends a tenth of its time on them. No short command
-# creates so many.
+# New objects that trigger a collection: with the default, a batch on servers spends a tenth of its time on collections.
+# Short commands never reach this number.
 GC_THRESHOLD = 100_000
 NO_WINDOWS = """error: native Windows is not supported
  hint: use WSL, the Windows Subsystem for Linux: https://learn.microsoft.com/windows/wsl/install"""
@@ -39,11 +39,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one during shutdown would print a traceback
     except KeyboardInterrupt:  # before or after a command runs
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_process(code)
+    exit_process(code)
 
 
-def end_process(code: int) -> NoReturn:
-    """End this process, but not the interpreter, which would free objects for longer than many commands run."""
+def exit_process(code: int) -> NoReturn:
+    """Exit without finalizing the interpreter: freeing its objects takes longer than many commands run."""
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):

@@ -109,7 +109,7 @@ def header_end(beginning: bytes) -> int:
 
 
 def _stored(path: Path, start: int, entry: JsonObject) -> StoredTensor:
-    """A tensor by its entry in a header. Raises ValueError, LookupError or TypeError for an invalid one."""
+    """Parse the entry of a tensor in a header. Raises ValueError, LookupError or TypeError if it is invalid."""
     begin, end = entry["data_offsets"]
     shape = tuple(map(int, entry["shape"]))
     kind = str(entry["dtype"])

@@ -13,7 +13,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.parser import Value
 
 _NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # here, and in GGUF
-_FURTHER_ENDS = ("eot", "eom")  # names in GGUF
+_ADDITIONAL_ENDS = ("eot", "eom")  # names in GGUF
 # Tokens that end a generation in llama.cpp, whatever the metadata.
 _KNOWN_ENDS = """
 <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT>
@@ -35,7 +35,7 @@ def special_tokens(
             raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
         adds[name] = True
     known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
-    numbers |= _further_ends(end for end in stated["eos"] if end not in known)
+    numbers |= _additional_ends(end for end in stated["eos"] if end not in known)
     values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
     return values | {f"add_{name}_token": Value("BOOL", added and name in numbers) for name, added in adds.items()}
 
@@ -56,12 +56,12 @@ def _stated(
     return [number for number in numbers if number is not None and 0 <= index(number) < size]
 
 
-def _further_ends(ends: Iterable[int]) -> dict[str, int]:
-    """Ends of a turn that llama.cpp does not know, by their names in GGUF."""
-    further = list(dict.fromkeys(ends))
-    if len(further) > len(_FURTHER_ENDS):
-        raise Unsupported("more than two additional end-of-turn tokens:", further)
-    return dict(zip(_FURTHER_ENDS, further, strict=False))
+def _additional_ends(ends: Iterable[int]) -> dict[str, int]:
+    """GGUF names for end-of-turn tokens that llama.cpp does not know. Raises Unsupported for more than two."""
+    additional = list(dict.fromkeys(ends))
+    if len(additional) > len(_ADDITIONAL_ENDS):
+        raise Unsupported("more than two additional end-of-turn tokens:", additional)
+    return dict(zip(_ADDITIONAL_ENDS, additional, strict=False))
 
 
 def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:

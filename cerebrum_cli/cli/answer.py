@@ -68,8 +68,8 @@ def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptio
     streams.report(f"{len(token_ids)} tokens")
 
 
-class HistoryImport:
-    """A sink that imports what saves the answer, while native code loads the model."""
+class HistoryPreload:
+    """A sink that imports the session history while the model loads, so that saving the answer does not wait for it."""
 
     def emit(self, event: Event) -> None:
         if isinstance(event, LoadEvent):
@@ -114,7 +114,7 @@ class AnswerPrinter:
             raise
 
     def show(self, votes: Votes | None) -> None:
-        """Show the result of a vote, or a reply without one. Raises NoAnswer."""
+        """Generate and print a majority answer if there are `votes`, else a single reply. Raises NoAnswer."""
         with self.generating():
             if votes:
                 self.show_vote(votes)
@@ -157,7 +157,7 @@ class AnswerPrinter:
             sinks.append(AnswerSink(self.streams, self._is_markdown))
         sinks.append(self.calls)
         if self.open_history:
-            sinks.append(HistoryImport())
+            sinks.append(HistoryPreload())
         render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
         self._inspect(reply)
 

@@ -317,7 +317,7 @@ class ConcurrencyOptions(ConstrainedOptions):
 @option_group
 class RowOptions(ToolOptions, ConcurrencyOptions):
     def find_tools(self) -> Tools:
-        """The functions that the model may call; nobody is asked before. Raises UsageError."""
+        """The functions that the model may call without confirmation. Raises UsageError."""
         if not self.tool:
             return ()
         from cerebrum_cli.programs.functions import tools_of

@@ -173,8 +173,8 @@ def compare(
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return
     print_comparison(app.streams, comparison, *runs, describe_differences(differing))
-    verdict = strip_controls(conclusion(comparison, *(run.name for run in runs)))
-    app.streams.answer(f"\n{app.streams.wrapped(verdict)}\n")
+    text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
+    app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
 
 
 def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:

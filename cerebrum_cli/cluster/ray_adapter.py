@@ -129,13 +129,13 @@ def main() -> None:
             pipe.send(error)
         finally:
             if directory:
-                end_node(directory)
+                stop_node(directory)
             signal.alarm(STOP_S)  # if Ray does not stop
             ray.shutdown()
 
 
 def start_node(workers: int) -> str:
-    """Start a node on this machine, which runs so many workers at least; return the directory of its files."""
+    """Start a node on this machine with room for this many workers; return its session directory."""
     import ray
 
     from cerebrum_cli.engine.machine import thread_count
@@ -145,8 +145,8 @@ def start_node(workers: int) -> str:
     return str(context.address_info["session_dir"])
 
 
-def end_node(directory: str) -> NoReturn:
-    """End this process and those of the node that it started: Ray would take more than a second to stop them."""
+def stop_node(directory: str) -> NoReturn:
+    """Kill the processes of the node that this one started, then exit: Ray's own shutdown takes over a second."""
     import psutil
 
     for process in psutil.Process().children(recursive=True):

@@ -50,7 +50,7 @@ LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
 NAME = r"(?P<name>[\w.:/-]+?)"
 CALL_ID = re.compile(r"call0000\d")
 MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
-PAIRS = re.compile(  # the first call, with atomic groups, since a template may repeat anything
+PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic groups prevent backtracking
     f"(?s){FIRST}(?>(.*?){KEY})(?>(.*?){TEXT})(?>(.*?){OTHER_KEY})(?>(.*?){NUMBER})(.*)"
 )
 
@@ -76,7 +76,7 @@ def find_tool_format(source: str) -> ToolFormat:
 
 
 def _call_format(source: str, before: str) -> ToolFormat:
-    """How a template writes calls, after the text `before` them."""
+    """The format of a template's calls; `before` is the text before them in a prompt."""
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
         written = _after_question(source, _replied(calls), text_arguments)
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):

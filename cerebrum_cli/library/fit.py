@@ -35,7 +35,7 @@ COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than
 PATIENCE_S = 30  # for an answer; slower quantizations and models are not preferred
 FORECAST = f"speed after a prompt of {PROMPT_TOKENS} tokens"
 PREFERRED_BITS, FEWEST_BITS = 4, 2
-MOST_NAMED = 50  # quantizations in an error
+MAX_NAMED = 50  # quantizations listed in an error
 CATALOG_LAYERS = 32  # as most models have
 ASSUMED_KV_BYTES = 131_072  # per token, where it is unknown: as in Mistral 7B
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
@@ -272,7 +272,7 @@ class PlanRequest:
         matching = [fit for fit in candidates if wanted is None or same_quantization(wanted, fit.quantization)]
         if not matching:
             names = sorted({fit.quantization for fit in candidates})
-            raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MOST_NAMED)}")
+            raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MAX_NAMED)}")
         chosen = max(matching, key=lambda fit: fit.recommended)
         return DownloadPlan(name, candidates, chosen, context, self.capacity, spec, is_requested=wanted is not None)
 

@@ -74,7 +74,7 @@ class HubFile(NamedTuple):
 
 @frozen
 class Listing:
-    """Files of a model or a dataset in one commit, by name; `revision` is what was requested."""
+    """Files of a model or a dataset in one commit, by name; `revision` is the requested one."""
 
     repo_id: str
     revision: str

@@ -40,7 +40,7 @@ class Signals:
     - `interruptible`, a command without partial output: an exception is raised where the code is. Cleanup ignores the
       second signal, and the third exits the process.
     - `acting(raise_interrupted)`, a slash command: an exception, too.
-    - `acting(postpone)`, a question while it is saved: the reply is cancelled as soon as it is asked for.
+    - `acting(postpone)`, while a question is saved: the reply is cancelled as soon as it starts.
     - `acting(raise_at_prompt)`: Ctrl-C clears the prompt of a chat; twice at an empty prompt it exits.
     - `acting(ignore_ctrl_c)`: an editor has the terminal, and gets Ctrl-C.
     - `acting(exit_on_second(ignore))`, saving at the end of a chat: it finishes, unless Ctrl-C is pressed twice.
@@ -56,7 +56,7 @@ class Signals:
     streams: Streams | None = None  # of a chat
     hint: str = ""
     exit_signal: int | None = None
-    postponed: int | None = None
+    postponed: int | None = None  # a signal for the next context
     can_cancel: bool = False  # set by the user of `generating`
     _previous_handlers: dict[int, Any] = field(default_factory=dict)
     _action: SignalAction | None = None

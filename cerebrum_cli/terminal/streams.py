@@ -202,7 +202,7 @@ class Streams:
         self.draw(f"{strip_controls(text)}\n")
 
     def report(self, message: str | NoticeEvent | None) -> None:
-        """Print a line or a notice, if there is one, unless standard error is to be quiet."""
+        """Print a line or a notice, if there is one, unless --quiet is given."""
         if self.is_quiet or not message:
             return
         if isinstance(message, str):
@@ -211,7 +211,7 @@ class Streams:
             self.notice(message)
 
     def note(self, message: str, hint: str = "") -> None:
-        """Print a notice unless standard error is to be quiet."""
+        """Print a notice, unless --quiet is given."""
         self.report(NoticeEvent(message, hint))
 
     def wrapped(self, text: str, indent: int = 0) -> str:
@@ -245,7 +245,7 @@ class Streams:
 
 
 def standard_streams() -> Streams:
-    """Streams of this process: UTF-8 in any locale; messages to a closed stream are discarded, answers are an error."""
+    """UTF-8 streams of this process, in any locale. If closed, messages are discarded, and answers raise an error."""
     out = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     err = sys.stderr or StringIO()
     for stream in (out, err):
