@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.generation import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, SessionError
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
 from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
@@ -112,6 +112,10 @@ class AnswerPrinter:
                 )
                 self.streams.report(f"interrupted; the {what}")
             raise
+        except OutputError as error:
+            if self.saved_as:
+                error.hint += f"; read the reply with cerebrum sessions show {quote(self.saved_as)}"
+            raise
 
     def show(self, votes: Votes | None) -> None:
         """Generate and print a majority answer if there are `votes`, else a single reply. Raises NoAnswer."""
@@ -132,7 +136,7 @@ class AnswerPrinter:
         except CerebrumError as error:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
-                if self.saved_as and not isinstance(error, Interrupted):
+                if self.saved_as and not isinstance(error, (Interrupted, OutputError)):
                     error.hint = f"the answer so far is saved{self._continuation or f'; {error.hint}'}"
             raise
         finally:

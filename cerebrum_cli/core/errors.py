@@ -116,6 +116,10 @@ class MergeError(CerebrumError):
     """Models that do not fit a recipe or each other, or a merge that cannot be written; no file is left behind."""
 
 
+class OutputError(CerebrumError):
+    """Standard output is closed, or cannot be written to: answers that follow would be lost."""
+
+
 class EndpointError(CerebrumError):
     """A server that cannot be reached, refuses, or serves something else than is needed."""
 

@@ -17,7 +17,7 @@ from io import StringIO, TextIOWrapper
 from typing import BinaryIO, TextIO
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError, EngineError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
@@ -116,7 +116,7 @@ class Streams:
     def answer(self, text: str, is_styled: bool = False) -> None:
         """Write a chunk of the answer and flush; on a terminal without control sequences, unless they are our own.
 
-        Raises BrokenPipeError if the reader has closed the pipe, CerebrumError on other failures.
+        Raises BrokenPipeError if the reader has closed the pipe, OutputError on other failures.
         """
         with self.writing_answer():
             if self.out_is_terminal and not is_styled:
@@ -139,8 +139,8 @@ class Streams:
             if isinstance(error, BrokenPipeError):
                 raise
             if error.errno == errno.EBADF:
-                raise CerebrumError("standard output is closed", "redirect it to a file, or to /dev/null") from error
-            raise CerebrumError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
+                raise OutputError("standard output is closed", "redirect it to a file, or to /dev/null") from error
+            raise OutputError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
     def blank_line(self) -> None:
         """Separate what follows, on a terminal only."""

@@ -80,6 +80,8 @@ def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     assert_error(done, 1, "standard output: No space left on device")
     with open("/dev/full", "w") as full:
         assert_error(user.run_process("--help", stdout=full), 1, "error: No space left on device", "free disk space")
+        json = user.run_process("ask", "-n", "4", "--json", "hi", stdout=full)
+    assert_error(json, 1, "standard output: ", "write elsewhere; read the reply with cerebrum sessions show hi-")
 
 
 @pytest.mark.slow
@@ -113,6 +115,22 @@ def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, co
         timeout=60,
     )
     assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
+
+
+@pytest.mark.slow
+def test_chat_ends_with_an_error_if_its_answers_cannot_be_written(user: CommandLine) -> None:
+    user.vouch_for_models()
+    closed = subprocess.run(
+        ["sh", "-c", '"$0" chat -q -n 2 >&-', COMMAND],
+        input="one\ntwo\n",
+        capture_output=True,
+        text=True,
+        env=user.environment(),
+        timeout=60,
+    )
+    assert_error(Finished(closed.returncode, closed.stdout, closed.stderr), 1, "standard output is closed")
+    assert closed.stderr.count("error: ") == 1
+    assert user.run("sessions", "search", "two").out == ""
 
 
 @pytest.mark.slow

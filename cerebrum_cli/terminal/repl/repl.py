@@ -10,7 +10,7 @@ from typing import Any
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, PromptTooLong
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
@@ -294,6 +294,8 @@ class Repl:
             self._show_error(error)
 
     def _show_error(self, error: CerebrumError) -> None:
+        if isinstance(error, OutputError):  # no later answer can be read
+            raise error
         if not isinstance(error, Interrupted):
             self.streams.error(error)
         elif not self._continues_after(error):
