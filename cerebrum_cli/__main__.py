@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import sys
+import threading
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
@@ -44,6 +45,7 @@ def main() -> None:
 
 def exit_process(code: int) -> NoReturn:
     """Exit without finalizing the interpreter: freeing its objects takes longer than many commands run."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that a user's functions started
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):
         with suppress(OSError, ValueError):

@@ -54,6 +54,14 @@ sys.exit(max(codes))
 """
 
 
+def test_command_ends_after_the_threads_that_it_started() -> None:
+    thread = "threading.Thread(target=lambda: time.sleep(0.2) or print('written'))"
+    start = f"{thread}.start(); sys.argv[1:] = ['--version']"
+    script = f"import sys, threading, time; from cerebrum_cli.__main__ import main; {start}; main()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["written"])
+
+
 def test_windows_is_refused_before_anything_is_imported() -> None:
     absent = "for name in ('fcntl', 'termios', 'resource'): sys.modules[name] = None"
     script = f"import sys\nsys.platform = 'win32'\n{absent}\nfrom cerebrum_cli.__main__ import main\nmain()"

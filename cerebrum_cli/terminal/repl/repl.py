@@ -294,16 +294,14 @@ class Repl:
             self._show_error(error)
 
     def _show_error(self, error: CerebrumError) -> None:
-        if isinstance(error, OutputError):  # no later answer can be read
-            raise error
-        if not isinstance(error, Interrupted):
+        if not isinstance(error, (Interrupted, OutputError)):
             self.streams.error(error)
         elif not self._continues_after(error):
             raise error
         else:
             self.streams.info(f"interrupted: {error.hint or 'nothing was sent'}")
 
-    def _continues_after(self, error: Interrupted) -> bool:
+    def _continues_after(self, error: CerebrumError) -> bool:
         """Whether it was Ctrl-C at a terminal, after which the chat continues."""
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
