@@ -274,7 +274,7 @@ class DownloadPlanner:
 
     def is_stored(self, listing: Listing, names: Sequence[str]) -> bool:
         """Whether the files of these names in a listing are in the cache."""
-        places = [listing.place(self.library.cache, listing.file(name)) for name in names if name in listing.files]
+        places = [listing.place(self.library.cache, listing.files[name]) for name in names if name in listing.files]
         return all(exists(place.stored) for place in places)
 
 

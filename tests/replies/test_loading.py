@@ -93,6 +93,15 @@ def test_load_reports_progress(chatml_model: Path) -> None:
     assert fractions == sorted(fractions) and 0.0 <= fractions[0] <= fractions[-1] <= 1.0
 
 
+def test_load_reports_the_first_load_in_a_child_only_if_there_is_one(chatml_model: Path, tmp_path: Path) -> None:
+    starts = []
+    for _ in range(2):
+        events: list[Event] = []
+        open_llama(options(chatml_model), events.append, StopFlag(), loaded_files=tmp_path / "loaded.json").close()
+        starts.append(events.count(LoadEvent(0.0)))
+    assert starts[0] == starts[1] + 1
+
+
 def test_load_offloads_a_recurrent_model_with_the_one_state_it_gets(
     recurrent_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from typing import Literal
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
+from cerebrum_cli.core.events import Emit, LoadEvent
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.engine.step import StopFlag
 
@@ -40,14 +41,22 @@ Kind = Literal["model", "vocabulary", "adapter", "template"]
 
 
 def require_loads(
-    path: Path, remembered: Path, stop: StopFlag, *, check: str = "", kind: Kind, model: Path | None = None
+    path: Path,
+    remembered: Path,
+    stop: StopFlag,
+    *,
+    check: str = "",
+    kind: Kind,
+    model: Path | None = None,
+    emit: Emit = lambda _: None,
 ) -> None:
     """Raise ModelFileError if a check fails, or llama.cpp crashes, on a file that was not tried before.
 
     `check` is the dotted name of a function of the path, which the child calls first: it may take some seconds, and
     raises MemoryError if memory does not suffice. `remembered` is a JSON file with the files that passed. Other
     failures are left to the load itself. A file whose vocabulary alone is used is not mapped: it may have no weights.
-    An adapter is loaded after its `model`, and of a template there is nothing to load.
+    An adapter is loaded after its `model`, and of a template there is nothing to load. Emits an event before the child
+    starts, which may take seconds.
     """
     whole = file_key(path)
     key = whole if kind == "model" else f"{whole} {kind}{file_key(model) if model else ''}"
@@ -57,6 +66,7 @@ def require_loads(
         known = []
     if key in known or (kind == "vocabulary" and whole in known):
         return
+    emit(LoadEvent(0.0))
     code, lines = _run_child([sys.executable, "-P", "-m", __name__, check, str(model or path), kind, str(path)], stop)
     if code in CRASHES:
         raise ModelFileError(path, f"llama.cpp crashes on it: {_crash_reason(code, lines)}", TRUSTED)

@@ -62,13 +62,12 @@ def require_loadable(options: LoadOptions, loaded_files: Path, check: str, emit:
     file = options.file
     if file.is_verified and not file.adapters:
         return
-    emit(LoadEvent(0.0))
     from cerebrum_cli.engine.llama.first_load import Kind, require_loads
 
     kind: Kind = "vocabulary" if options.vocabulary_only else "model"
-    require_loads(file.path, loaded_files, stop, check=check, kind=kind)
+    require_loads(file.path, loaded_files, stop, check=check, kind=kind, emit=emit)
     for path, _ in file.adapters:
-        require_loads(path, loaded_files, stop, kind="adapter", model=file.path)
+        require_loads(path, loaded_files, stop, kind="adapter", model=file.path, emit=emit)
 
 
 def model_notices(options: LoadOptions, plan: LoadPlan, model: Any) -> Iterator[NoticeEvent]:
