@@ -21,13 +21,13 @@ from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.engine.model_options import LoadOptions
-from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.replies.installation import OpenFile, Servers
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.stored_results import open_results
+from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

@@ -63,10 +63,10 @@ from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
-from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.reply import Ask
+from cerebrum_cli.servers.client import Endpoint
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64

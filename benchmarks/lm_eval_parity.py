@@ -34,10 +34,10 @@ from lm_eval_hf import CHOICES, TEXTS, encode_choices, evaluate
 from quantized import F32, quantize
 
 from cerebrum_cli.cli.app import App
-from cerebrum_cli.cli.lm_eval import open_for_lm_eval
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.scoring import build_paths
+from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
 from cerebrum_cli.replies.source import ModelSource
 
 TOLERANCE = 1e-2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,10 +21,11 @@ from cerebrum_cli.core.version import __version__
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.cli.commands import Commands
+    from cerebrum_cli.core.events import NoticeEvent
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
-ALL = tuple(command.name for command in COMMANDS)
-GROUPS = ("runs", "sessions", "prompts")
+CORE = {command.name: command for command in COMMANDS}
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
@@ -52,7 +53,7 @@ OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does th
 }
 
 
-def assembled(names: Collection[str] = ALL) -> Any:
+def assembled(commands: Commands, names: Collection[str]) -> Any:
     """The command line; only commands of these names have options, since loading those of all takes 20 ms.
 
     The docstring of a command's function, or of a group's module, ends with examples.
@@ -64,15 +65,15 @@ def assembled(names: Collection[str] = ALL) -> Any:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF | dict.fromkeys(GROUPS, OFF)},
+        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF | dict.fromkeys(commands, OFF)},
     )
     app.callback()(options)
-    for command in COMMANDS:
+    for command in commands.values():
         if command.name not in names:
             continue
         from cerebrum_cli.cli.signature import SectionedCommand
 
-        module = import_module(f"cerebrum_cli.cli.{command.module}")
+        module = import_module(command.module)
         function = getattr(module, command.attribute)
         is_group = isinstance(function, typer.Typer)
         details, _, examples = cleandoc((module if is_group else function).__doc__ or "").partition("\n\nExamples:\n")
@@ -83,9 +84,10 @@ def assembled(names: Collection[str] = ALL) -> Any:
             help = f"{command.summary}.\n\n{details}"
             app.command(command.name, cls=SectionedCommand, help=help, **shown)(function)
     group: Any = get_command(app)
-    for command in COMMANDS:
+    for command in commands.values():
         if command.name not in names:
             group.add_command(TyperCommand(command.name, help=command.summary, short_help=command.summary))
+    group.commands = {name: group.commands[name] for name in commands}
     return group
 
 
@@ -106,13 +108,16 @@ def options(
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     words = sys.argv[1:] if arguments is None else arguments
-    names = [word for word in words[:2] if word in ALL][:1]  # behind `--`, too
+    names: list[str] = []
     try:
         if environment(COMPLETION) is not None:
             from cerebrum_cli.cli.completion import complete, completed_command
 
-            complete(assembled({completed_command()}))
-        return assembled(names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
+            commands, _ = every_command()
+            complete(assembled(commands, {completed_command()}))
+        commands = commands_for(words, app)
+        names = named_commands(words, commands)
+        return assembled(commands, names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         if context and error.message == context.get_help():  # of a command without arguments
@@ -132,6 +137,36 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         if error.hint or not isinstance(error, Interrupted):
             print_error(app, error)
         return error.exit_code
+
+
+def named_commands(words: Sequence[str], commands: Commands) -> list[str]:
+    """The command on a command line, also behind `--`."""
+    first = [word for word in words[:2] if not word.startswith("-")][:1]
+    return [word for word in first if word in commands]
+
+
+def commands_for(words: Sequence[str], app: App | None) -> Commands:
+    """The commands of the core, and the others if the words name no command of it."""
+    if named_commands(words, CORE):
+        return CORE
+    from cerebrum_cli.cli.commands import own_commands
+
+    commands = own_commands()
+    if named_commands(words, commands):
+        return commands
+    commands, warnings = every_command()
+    for warning in warnings:
+        print_notice(app, warning)
+    return commands
+
+
+def every_command() -> tuple[Commands, list[NoticeEvent]]:
+    """The commands of this package and of others, and warnings of those that cannot be used."""
+    from cerebrum_cli.cli.commands import outside_commands, own_commands
+
+    commands = own_commands()
+    outside, warnings = outside_commands(commands)
+    return commands | outside, warnings
 
 
 def file_error(error: OSError) -> CerebrumError:
@@ -184,3 +219,9 @@ def print_error(app: App | None, error: CerebrumError) -> None:
     from cerebrum_cli.terminal.streams import standard_streams
 
     (app.streams if app else standard_streams()).error(error)
+
+
+def print_notice(app: App | None, notice: NoticeEvent) -> None:
+    from cerebrum_cli.terminal.streams import standard_streams
+
+    (app.streams if app else standard_streams()).notice(notice)

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
 from cerebrum_cli.main import assembled
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
@@ -40,7 +41,8 @@ def pages() -> dict[str, str]:
 
 def cli_page() -> str:
     """Every command with its help; an option that several commands explain in the same words is explained once."""
-    group: Any = assembled()
+    commands = own_commands()
+    group: Any = assembled(commands, commands)
     program = group.context_class(group, info_name="cerebrum", terminal_width=WIDTH, **group.context_settings)
     contexts = list(contexts_below(program))
     common = common_rows(contexts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.cli.signature import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
@@ -71,7 +72,7 @@ def test_summary_of_benchmarks_has_the_figures_of_the_tables() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_in_examples_have_valid_options(page: Path) -> None:
-    group: Any = assembled()
+    group: Any = assembled(own_commands(), own_commands())
     blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     for line in lines:

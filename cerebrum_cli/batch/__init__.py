@@ -1,1 +1,1 @@
-"""Batch files: readers for the input formats, the journal of finished rows, and the atomically written result."""
+"""Rows in files: the readers of input formats, and the objects of an answer file."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.attachments.prompt_sources import code_block, read_text
 from cerebrum_cli.chat.history import (
     CHAT_TEMPLATE,
     History,
@@ -40,7 +41,6 @@ from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.prompt_sources import code_block, read_text
 from cerebrum_cli.replies.source import ModelSource
 
 UNITS_S = {"d": 86_400, "w": 604_800}

@@ -1,33 +1,18 @@
-"""The command line: the table of all commands; a module for each has its signature and runs it."""
+"""The command line: the commands of the core, and what all commands share."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-
-class Command(NamedTuple):
-    """A command: its name, the module below this one and the function or Typer app in it, and its summary."""
-
-    name: str
-    module: str
-    attribute: str
-    summary: str
-
+from cerebrum_cli.core.extensions import Command
 
 COMMANDS = (
-    Command("ask", "ask", "ask", "Answer one question"),
-    Command("chat", "chat", "chat", "Chat interactively"),
-    Command("batch", "batch", "batch", "Answer many questions from a file"),
-    Command("eval", "eval", "evaluate_model", "Measure how well a model answers"),
-    Command("lm-eval", "lm_eval", "lm_eval", "Run tasks of lm-evaluation-harness"),
-    Command("search", "models", "search", "Search the Hugging Face Hub for models"),
-    Command("pull", "models", "pull", "Download a model, or register a local file"),
-    Command("list", "models", "list_models", "List installed models"),
-    Command("show", "models", "show", "Show a model's metadata and prompt format"),
-    Command("rm", "models", "rm", "Delete a model"),
-    Command("merge", "merge", "merge", "Merge models from a recipe"),
-    Command("doctor", "doctor", "doctor", "Check the whole installation"),
-    Command("runs", "runs", "group", "Show and compare the results of cerebrum eval"),
-    Command("sessions", "sessions", "group", "List, search, export and delete saved sessions"),
-    Command("prompts", "prompts", "group", "List, show, edit and delete saved prompts"),
+    Command("ask", "cerebrum_cli.cli.ask", "ask", "Answer one question"),
+    Command("chat", "cerebrum_cli.cli.chat", "chat", "Chat interactively"),
+    Command("batch", "cerebrum_cli.cli.batch", "batch", "Answer many questions from a file"),
+    Command("search", "cerebrum_cli.cli.models", "search", "Search the Hugging Face Hub for models"),
+    Command("pull", "cerebrum_cli.cli.models", "pull", "Download a model, or register a local file"),
+    Command("list", "cerebrum_cli.cli.models", "list_models", "List installed models"),
+    Command("show", "cerebrum_cli.cli.models", "show", "Show a model's metadata and prompt format"),
+    Command("rm", "cerebrum_cli.cli.models", "rm", "Delete a model"),
+    Command("sessions", "cerebrum_cli.cli.sessions", "group", "List, search, export and delete saved sessions"),
+    Command("prompts", "cerebrum_cli.cli.prompts", "group", "List, show, edit and delete saved prompts"),
 )

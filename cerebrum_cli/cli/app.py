@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.merge.building import BuildingPuller
+    from cerebrum_cli.weights.building import BuildingPuller
 
 
 def llama_build() -> Build:
@@ -72,8 +72,8 @@ class App(Installation):
         discards: bool = False,
     ) -> Iterator[BuildingPuller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
-        from cerebrum_cli.merge.building import BuildingPuller
         from cerebrum_cli.terminal.progress import FileProgress
+        from cerebrum_cli.weights.building import BuildingPuller
 
         def confirm(question: str, default: bool) -> bool | None:
             progress.close()

@@ -11,8 +11,8 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
+    from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.replies.prompt_sources import PromptSources
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
 
@@ -44,7 +44,7 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
-    from cerebrum_cli.replies.prompt_sources import PromptSources
+    from cerebrum_cli.attachments.prompt_sources import PromptSources
 
     saved, applied, options = options.apply_prompt(app, on_command_line)
     overrides = SourcedLayer(overrides, applied)

@@ -58,7 +58,7 @@ def chat(
       cerebrum chat -c
       git diff | cerebrum chat "Review this"
     """
-    from cerebrum_cli.replies.prompt_sources import read_prompt_files
+    from cerebrum_cli.attachments.prompt_sources import read_prompt_files
     from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
@@ -103,7 +103,7 @@ def chat(
 
 def read_question(app: App, words: list[str]) -> str | None:
     """The first question, with the text that is piped in behind it; further ones then come from the terminal."""
-    from cerebrum_cli.replies.prompt_sources import compose_prompt, read_piped
+    from cerebrum_cli.attachments.prompt_sources import compose_prompt, read_piped
 
     question = only_question(words)
     if question is None or app.streams.piped is None:
@@ -164,8 +164,8 @@ def chat_source(source: ModelSource) -> ModelSource:
 
 
 def input_lines(app: App, repl: Repl) -> InputSource:
+    from cerebrum_cli.attachments.prompt_sources import read_piped
     from cerebrum_cli.replies.installation import HISTORY
-    from cerebrum_cli.replies.prompt_sources import read_piped
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 

@@ -8,6 +8,7 @@ from shlex import quote
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.attachments.prompt_sources import read_text
 from cerebrum_cli.cli.options import ConcurrencyOptions, ConstrainedOptions
 from cerebrum_cli.core.declaration import flag
 from cerebrum_cli.core.environment import without_home
@@ -25,7 +26,6 @@ from cerebrum_cli.core.settings import (
     Settings,
     SourcedLayer,
 )
-from cerebrum_cli.replies.prompt_sources import read_text
 from cerebrum_cli.replies.source import ModelSource
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.engine.memory import ContextOptions
-    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.installation import Installation, Servers
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.replies.tally import Votes
+    from cerebrum_cli.servers.client import Endpoint
 
 Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
@@ -75,8 +75,8 @@ class AnswerOptions(ServerOptions, PullOptions):
         The context of commands with `--parallel` has 0 slots without it. Raises UsageError, ConfigError, ModelNotFound,
         EndpointError, ModelFileError.
         """
+        from cerebrum_cli.attachments.prompt_sources import template_options
         from cerebrum_cli.replies.installation import find_installed
-        from cerebrum_cli.replies.prompt_sources import template_options
         from cerebrum_cli.replies.source import complete_source
 
         use = {"template_options": template_options(self.template_arg), "context": self.context, **use}
@@ -281,7 +281,7 @@ class ConcurrencyOptions(ConstrainedOptions):
             return 0
         most = MAX_PARALLEL
         if self.endpoint:
-            from cerebrum_cli.engine.remote.kind import MAX_WINDOW
+            from cerebrum_cli.servers.kind import MAX_WINDOW
 
             most = MAX_WINDOW
         if self.parallel.isdecimal() and 1 <= int(self.parallel) <= most:

@@ -150,7 +150,7 @@ def saved_settings(overrides: Layer, on_command_line: Names) -> Layer:
 
 
 def typed_prompt(app: App, prompt: str | None) -> str | None:
-    from cerebrum_cli.replies.prompt_sources import read_piped
+    from cerebrum_cli.attachments.prompt_sources import read_piped
 
     text = well_formed(prompt or "")
     if prompt == "-" and app.streams.piped:

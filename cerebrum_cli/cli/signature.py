@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_orig
 import typer
 from typer.core import TyperCommand
 
-from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.cli.completion_values import Values, completing, completion_of
 from cerebrum_cli.cli.options import FIRST, QuietOptions
 from cerebrum_cli.core.declaration import HEADINGS, Option, flag, options_of
@@ -371,8 +370,10 @@ def app_of(context: typer.Context, values: Iterable[object] = ()) -> App:
 
 
 def option_names() -> set[str]:
-    for command in COMMANDS:
-        import_module(f"cerebrum_cli.cli.{command.module}")
+    from cerebrum_cli.cli.commands import own_commands
+
+    for command in own_commands().values():
+        import_module(command.module)
     return NAMES
 
 

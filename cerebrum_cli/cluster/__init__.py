@@ -1,1 +1,4 @@
-"""The same run on the nodes of a Ray cluster."""
+"""Optional: answer rows on the nodes of a Ray cluster.
+
+Public module: `distribution`.
+"""

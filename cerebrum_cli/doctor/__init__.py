@@ -1,1 +1,1 @@
-"""Check the whole installation."""
+"""Optional: check the whole installation, or servers."""

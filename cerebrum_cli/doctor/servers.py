@@ -14,14 +14,14 @@ from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
-from cerebrum_cli.engine.remote.client import BusyServerError, Endpoint, server_text
-from cerebrum_cli.engine.remote.description import probe
-from cerebrum_cli.engine.remote.kind import ServerInfo
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
 from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.servers.client import BusyServerError, Endpoint, server_text
+from cerebrum_cli.servers.description import probe
+from cerebrum_cli.servers.kind import ServerInfo
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64

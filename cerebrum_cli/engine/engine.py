@@ -19,7 +19,7 @@ from cerebrum_cli.engine.sequence import ReplySample, Request
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Vocabulary
-    from cerebrum_cli.engine.checkpoints import PromptCache
+    from cerebrum_cli.engine.context_checkpoints import PromptCache
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
 T = TypeVar("T")

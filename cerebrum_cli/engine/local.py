@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.checkpoints import PromptCache
+from cerebrum_cli.engine.context_checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
     CancelScope,
     Completions,

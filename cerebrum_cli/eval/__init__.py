@@ -1,1 +1,4 @@
-"""Values of an evaluation: questions, samples, estimates and comparisons; pure functions over them."""
+"""Optional: measure how well a model answers; runs, lm-evaluation-harness, scores and plots.
+
+Public modules: `presets`, `stored_runs` and `tasks`.
+"""

@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 
-from cerebrum_cli.checkpoints.checkpoint import read_checkpoint, read_configuration
-from cerebrum_cli.checkpoints.safetensors import header_end, is_shard, shards_among
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError
 from cerebrum_cli.core.files import atomic_write, exists, is_directory, translate_os_errors, work_directory
 from cerebrum_cli.core.text import did_you_mean, well_formed
@@ -48,6 +46,8 @@ from cerebrum_cli.library.reference import (
 )
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.library.weights import SMALL_FILES, Weights, local_weights, require_weights
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint, read_configuration
+from cerebrum_cli.weights.checkpoints.safetensors import header_end, is_shard, shards_among
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search

@@ -6,8 +6,6 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from cerebrum_cli.checkpoints.checkpoint import CONFIG, read_checkpoint
-from cerebrum_cli.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
@@ -15,6 +13,8 @@ from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.reference import name_from_stem
 from cerebrum_cli.library.registry import RegistryEntry
+from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint
+from cerebrum_cli.weights.checkpoints.safetensors import is_shard, shards_among
 
 # Names of the files of a checkpoint besides its shards.
 SMALL_FILES = re.compile(

@@ -1,1 +1,4 @@
-"""Programs that a model wrote, found in replies and run in a sandbox, and functions that it may call."""
+"""Programs and functions of a model: found in replies, described, and run in a sandbox.
+
+Public modules: `code`, `functions` and `sandbox`.
+"""

@@ -21,15 +21,15 @@ from cerebrum_cli.library.installed import CATALOGUE, Library, served_model
 from cerebrum_cli.library.registry import Registry
 
 if TYPE_CHECKING:
+    from cerebrum_cli.attachments.documents import DocumentReader
     from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.model_options import LoadOptions
-    from cerebrum_cli.engine.remote.client import Endpoint
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.step import StopFlag
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import Capacity
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.replies.documents import DocumentReader
+    from cerebrum_cli.servers.client import Endpoint
 
 TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"  # what a child process calls with an unknown file
 PROMPTS = "prompts"  # in the configuration directory
@@ -136,7 +136,7 @@ class Installation:
 
     def document_reader(self, offline: bool) -> DocumentReader:
         """What reads documents and web pages. Raises ConfigError."""
-        from cerebrum_cli.replies.documents import DocumentReader
+        from cerebrum_cli.attachments.documents import DocumentReader
 
         return DocumentReader(self.config.documents, offline)
 
@@ -200,7 +200,7 @@ def find_endpoints(
 
 def find_endpoint(installation: Installation, text: str) -> Endpoint:
     """A server by its URL or the name of its table. Raises UsageError or ConfigError."""
-    from cerebrum_cli.engine.remote.client import Endpoint, parse_url
+    from cerebrum_cli.servers.client import Endpoint, parse_url
 
     tables = installation.config.endpoints
     if table := tables.get(text):
@@ -222,8 +222,8 @@ def find_remote_model(installation: Installation, settings: Settings, endpoints:
 
     Raises ModelNotFound, UsageError, ConfigError, EndpointError.
     """
-    from cerebrum_cli.engine.remote.client import BusyServerError
-    from cerebrum_cli.engine.remote.description import probe
+    from cerebrum_cli.servers.client import BusyServerError
+    from cerebrum_cli.servers.description import probe
 
     model = find_vocabulary(installation, settings.model)
     if model and is_chosen(settings):

@@ -6,6 +6,7 @@ from dataclasses import asdict, field, replace
 from functools import partial
 from typing import Any
 
+from cerebrum_cli.attachments.prompt_sources import read_text
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
@@ -40,7 +41,6 @@ from cerebrum_cli.replies.format_choice import (
     template_file,
 )
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
-from cerebrum_cli.replies.prompt_sources import read_text
 
 FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
 FLASH_ATTENTION = {"on": True, "off": False}
@@ -127,7 +127,7 @@ class ModelSource:
             byte_matcher(grammar)
             return translate(grammar)[1]
         if grammar.is_schema:
-            from cerebrum_cli.engine.remote.schema import schema_validator
+            from cerebrum_cli.servers.json_schemas import schema_validator
 
             schema_validator(grammar.text)
         elif self.model.is_served:
@@ -155,9 +155,9 @@ class ModelSource:
         return LocalEngine(partial(self.installation.open_file, self.options()), states)
 
     def _connect(self, servers: Servers) -> Engine:
-        from cerebrum_cli.engine.remote.description import ExpectedModel
-        from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
-        from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
+        from cerebrum_cli.servers.description import ExpectedModel
+        from cerebrum_cli.servers.remote_engine import RemoteEngine
+        from cerebrum_cli.servers.timeouts import ServerTimeouts
 
         options = replace(self, context=SINGLE, vocabulary_only=True, is_chat=False).options()
         expected = partial(

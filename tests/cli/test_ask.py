@@ -12,6 +12,7 @@ import pytest
 from command_line import COMMAND, CommandLine, Finished, assert_error, endless_reply_grammar, fixed_reply_grammar
 from templates import chatml_prompt
 
+from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import variable
 from cerebrum_cli.main import assembled
 
@@ -166,7 +167,7 @@ def test_grammar_nested_too_deeply_is_a_usage_error(user: CommandLine) -> None:
 
 
 def test_every_option_has_an_environment_variable(user: CommandLine) -> None:
-    group: Any = assembled()
+    group: Any = assembled(own_commands(), own_commands())
     options = [each for command in group.commands.values() for each in command.params if each.opts[0].startswith("-")]
     flags = {option.opts[-1] for option in options if option.opts[-1] not in ("--help", "--set")}
     assert len(flags) > 30

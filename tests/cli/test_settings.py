@@ -1,19 +1,16 @@
 """Settings: layers of partial values, folded into one validated value; config.toml and `--set KEY=VALUE` are two."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import CommandLine, assert_error
 
-from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import OPTIONS, Settings, fold
-from cerebrum_cli.main import assembled
 
 
 def test_settings_later_layers_override_and_none_is_ignored() -> None:
@@ -108,17 +105,3 @@ def test_own_files_that_are_not_regular_are_never_waited_for(new_user: CommandLi
         done = new_user.run("list")
         assert f"{path}: not a regular file\n" in done.err
         path.unlink()
-
-
-MOST_OPTIONS = {"ask": 41}
-MOST = 42  # of any other command
-
-
-def test_commands_show_few_options() -> None:
-    group: Any = assembled()
-    for row in COMMANDS:
-        command = group.commands[row.name]
-        for each in (command, *getattr(command, "commands", {}).values()):
-            context = each.context_class(each, help_option_names=["-h", "--help"])
-            shown = re.findall(r"^  -", each.get_help(context), re.M)
-            assert 0 < len(shown) <= MOST_OPTIONS.get(each.name, MOST), each.name

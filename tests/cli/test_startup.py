@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from cerebrum_cli.cli import COMMANDS
+from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.main import assembled
 
 pytestmark = pytest.mark.slow
@@ -38,9 +38,9 @@ UNUSED_BY_ASK = {
     "library.fit",
     "replies.voting",
     "results.stored_results",
-    "merge.plan",
+    "weights.plan",
     "cli.prompts",
-    "engine.remote",
+    "servers",
     *TOOL_MODULES,
 }
 CONSTRAINTS = {"llguidance", "jsonschema"}  # needed for schemas and grammars
@@ -129,15 +129,13 @@ def test_startup_batch_imports_neither_servers_nor_a_cluster(tmp_path: Path, cha
     paths = (tmp_path / "in.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model, "-n", "2")
     modules = imported_modules(CommandLine(tmp_path), ("batch", *paths))
     assert "llama_cpp" in modules
-    assert modules.isdisjoint(
-        {"ray", "llguidance", "jsonschema", "httpx2", "aiohttp", "cerebrum_cli.engine.remote.pool"}
-    )
+    assert modules.isdisjoint({"ray", "llguidance", "jsonschema", "httpx2", "aiohttp", "cerebrum_cli.servers.pool"})
 
 
 def test_startup_overview_has_the_same_help_as_the_whole_command_line() -> None:
     whole, outline = (
         group.get_help(group.context_class(group, info_name="cerebrum", help_option_names=["-h", "--help"]))
-        for group in (assembled(), assembled(()))
+        for group in (assembled(own_commands(), own_commands()), assembled(own_commands(), ()))
     )
     assert whole == outline
-    assert all(f"  {command.name} " in outline for command in COMMANDS)
+    assert all(f"  {command} " in outline for command in own_commands())

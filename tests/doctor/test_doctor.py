@@ -29,6 +29,7 @@ from cerebrum_cli.doctor.assessment import (
     assess_memory,
     assess_threads,
 )
+from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.devices import accelerators
@@ -38,7 +39,6 @@ from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.main import run
-from cerebrum_cli.terminal.reports import check_terminal
 from cerebrum_cli.terminal.streams import Streams
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="libraries are named differently")

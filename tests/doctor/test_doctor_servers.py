@@ -15,8 +15,8 @@ from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
 from cerebrum_cli.doctor import servers
 from cerebrum_cli.doctor.checks import ANSWER, QUESTION
-from cerebrum_cli.engine.remote import description
 from cerebrum_cli.library.installed import NANO
+from cerebrum_cli.servers import description
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def nano_server() -> Iterator[LlamaServer]:
 @pytest.fixture
 def server(nano_server: LlamaServer, monkeypatch: pytest.MonkeyPatch) -> LlamaServer:
     """That server without faults, tried again soon after one."""
-    monkeypatch.setattr("cerebrum_cli.engine.remote.timeouts.ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr("cerebrum_cli.servers.timeouts.ServerTimeouts", lambda: QUICK)
     nano_server.models, nano_server.owner, nano_server.key = ("nano.gguf",), "llamacpp", None
     nano_server.is_loading, nano_server.n_vocab = False, None
     nano_server.asked.clear()

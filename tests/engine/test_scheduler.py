@@ -13,7 +13,7 @@ from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_m
 
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import checkpoints
+from cerebrum_cli.engine import context_checkpoints as checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.engine import CancelScope

@@ -18,14 +18,14 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Vocabulary
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.remote.client import RefusedRequestError
-from cerebrum_cli.engine.remote.kind import ReplyChunk, StopReason
-from cerebrum_cli.engine.remote.replies import RemoteSample
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
+from cerebrum_cli.servers.client import RefusedRequestError
+from cerebrum_cli.servers.kind import ReplyChunk, StopReason
+from cerebrum_cli.servers.replies import RemoteSample
 
 CONTEXT = 400
 PARTS = (

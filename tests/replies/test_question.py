@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages, template_options
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.replies.prompt_sources import PromptSources, fence_file, parse_messages, template_options
 
 USER = {"role": "user", "content": "Why?"}
 SYSTEM = {"role": "system", "content": "Be brief."}

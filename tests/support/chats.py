@@ -14,7 +14,6 @@ from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.model_options import LoadOptions
-from cerebrum_cli.engine.remote.client import Endpoint
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.model import InstalledModel
@@ -22,6 +21,7 @@ from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.replies.installation import Installation, Servers
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.servers.client import Endpoint
 
 
 class Loadable(Protocol):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cerebrum_cli.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.engine.llama.codec import LlamaCodec
-from cerebrum_cli.merge.convert import plan_conversion
-from cerebrum_cli.merge.execute import execute, require_supported_types
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.codec import LlamaCodec
+from cerebrum_cli.weights.convert import plan_conversion
+from cerebrum_cli.weights.execute import execute, require_supported_types
 
 
 def convert_checkpoint(folder: Path, out: Path, type: str) -> Path:

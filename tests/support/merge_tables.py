@@ -13,8 +13,8 @@ from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.parser import Tensor, Value
 from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.gguf.types import TYPE_NUMBERS
-from cerebrum_cli.merge.plan import MergePlanner, Plan, Target
-from cerebrum_cli.merge.recipe import parse_recipe
+from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
+from cerebrum_cli.weights.recipe import parse_recipe
 
 
 class Shape(NamedTuple):

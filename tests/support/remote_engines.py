@@ -17,11 +17,11 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.remote.client import Endpoint
-from cerebrum_cli.engine.remote.description import ExpectedModel
-from cerebrum_cli.engine.remote.remote_engine import RemoteEngine
-from cerebrum_cli.engine.remote.timeouts import ServerTimeouts
 from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.description import ExpectedModel
+from cerebrum_cli.servers.remote_engine import RemoteEngine
+from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 # Servers are tried again soon, and waited for at the start however loaded the machine is.
 QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, notices=0.0, join=60.0, busy_notice=60.0)

@@ -8,6 +8,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from cerebrum_cli.attachments.documents import NO_COMMANDS, DocumentReader
+from cerebrum_cli.attachments.prompt_sources import PromptFile, compose_prompt, names_of
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
@@ -15,8 +17,6 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.replies.documents import NO_COMMANDS, DocumentReader
-from cerebrum_cli.replies.prompt_sources import PromptFile, compose_prompt, names_of
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
 from cerebrum_cli.terminal.calls import CallSink

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
+from cerebrum_cli.attachments.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
@@ -15,7 +16,6 @@ from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.replies.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard

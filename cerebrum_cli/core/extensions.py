@@ -1,0 +1,23 @@
+"""What a package adds to the command line: an optional package of this one, or one that is installed beside it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command: its name, the module and the function or Typer app in it, and its summary.
+
+    The module is imported when the command, its help or its completion is wanted.
+    """
+
+    name: str
+    module: str
+    attribute: str
+    summary: str
+
+
+class Extension(NamedTuple):
+    """The commands of a package, which its module `extension` describes without importing more."""
+
+    commands: tuple[Command, ...] = ()

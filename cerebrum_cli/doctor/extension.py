@@ -1,0 +1,7 @@
+"""The command that checks the installation."""
+
+from cerebrum_cli.core.extensions import Command, Extension
+
+EXTENSION = Extension(
+    commands=(Command("doctor", "cerebrum_cli.doctor.doctor_command", "doctor", "Check the whole installation"),)
+)

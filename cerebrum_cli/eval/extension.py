@@ -1,0 +1,11 @@
+"""The commands of evaluations."""
+
+from cerebrum_cli.core.extensions import Command, Extension
+
+EXTENSION = Extension(
+    commands=(
+        Command("eval", "cerebrum_cli.eval.eval_command", "evaluate_model", "Measure how well a model answers"),
+        Command("lm-eval", "cerebrum_cli.eval.lm_eval_command", "lm_eval", "Run tasks of lm-evaluation-harness"),
+        Command("runs", "cerebrum_cli.eval.runs_command", "group", "Show and compare the results of cerebrum eval"),
+    )
+)

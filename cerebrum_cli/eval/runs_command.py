@@ -1,0 +1,195 @@
+"""`cerebrum runs`: show and compare the results of `cerebrum eval`.
+
+Examples:
+  cerebrum runs list
+  cerebrum runs compare exam-a-Q4_0 exam-a-Q8_0
+  cerebrum runs show exam-a-Q8_0 --plot votes.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerebrum_cli.cli.completion_values import run_names
+from cerebrum_cli.cli.options import QuietOptions, json_option
+from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
+from cerebrum_cli.core.declaration import flag, option, option_group, switch
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.eval.report_tables import print_comparison, print_report, print_runs
+from cerebrum_cli.terminal.streams import strip_controls
+from cerebrum_cli.terminal.tables import print_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.eval.questions import Sample
+    from cerebrum_cli.eval.stored_runs import Run
+
+group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+RUN_HELP = "A name from `cerebrum runs list`, or a path"
+Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
+
+
+@option_group
+class RunOptions(QuietOptions):
+    plot: Path | None = option("Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    rescore: bool = switch("Extract and score the answers again", "Output")
+    save: bool = switch("With --rescore: store the new scores in the run", "Output")
+    run_code: bool = switch("With --rescore: run the programs again", "Output")
+    json: bool = json_option()
+
+
+@subcommand(group, name="list", short_help="List stored runs.")
+def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
+    """List stored runs, latest last."""
+    from cerebrum_cli.eval.report import group_by_question, mean_accuracy
+
+    rows = []
+    outdated = []
+    for run in app.runs:
+        try:
+            samples = [sample for sample in run.samples() if not sample.is_skipped]
+        except UsageError as error:  # the others can be listed
+            app.streams.note(error.message, f"{error.hint}, or delete it: cerebrum runs rm {run.name}")
+            continue
+        questions = list(group_by_question(samples).values())
+        accuracy = mean_accuracy(questions) if questions else None
+        rows.append(
+            {
+                "name": run.name,
+                "task": run.task,
+                "model": run.model,
+                "n": len(questions),
+                "samples": run.samples_per_question,
+                "accuracy": accuracy and accuracy.value,
+                "interval": accuracy and list(accuracy.interval),
+                "complete": run.is_complete,
+                "updated": format_utc(run.changed_at),
+            }
+        )
+        outdated += [run.name] if run.outdated else []
+    print_rows(app.streams, rows, json, print_runs, "no stored runs; cerebrum eval creates them")
+    if outdated:
+        app.streams.note(f"scored by other rules: {', '.join(outdated)}", "run cerebrum runs show RUN")
+
+
+@subcommand(group, short_help="Show a run's results.")
+def show(app: App, name: Name, options: RunOptions) -> None:
+    """Show accuracy, majority votes and unanswered samples, with intervals."""
+    from cerebrum_cli.eval.rescoring import rescored, save_scores
+    from cerebrum_cli.eval.scorers import rules_of
+
+    for needless in ("save", "run_code"):
+        if getattr(options, needless) and not options.rescore:
+            raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
+    run = app.runs.find(name)
+    samples = run.samples()
+    if options.rescore:
+        samples, changed = (save_scores if options.save else rescored)(run, options.run_code)
+        run = replace(run, scored_by=rules_of(run.match))
+        app.streams.report(f"{changed} of {len(samples)} scores changed{'; saved' if options.save else ''}")
+    elif run.outdated:
+        app.streams.note(run.outdated, run.how_to_rescore(name))
+    print_run(app, run, samples, options.json, options.plot)
+
+
+def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: Path | None = None) -> None:
+    """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
+    from cerebrum_cli.eval.report import report_object
+    from cerebrum_cli.eval.stored_runs import report_of
+    from cerebrum_cli.results.results import CONDITIONS
+
+    streams = app.streams
+    skipped = sum(sample.is_skipped for sample in samples)
+    if skipped == len(samples):
+        reason = samples[0].text if samples else "none has finished"
+        raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
+    notes = run.record.notes
+    report = report_of(run, samples)
+    if plot:  # first: a report is not followed by an error
+        from cerebrum_cli.eval.plot import plot_report
+
+        plot_report(report, plot)
+        streams.report(f"wrote {plot}")
+    if json:
+        more = {
+            "skipped": skipped,
+            "complete": run.is_complete,
+            "bad_rows": notes.get("bad_rows", 0),
+            "sampling": run.sampling,
+            "scoring": run.scored_by,
+            "quantization": notes.get("quantization"),
+            "all_questions": notes.get("all questions"),
+            "date": notes.get("date"),
+            "fingerprint": run.record.fingerprint,
+            CONDITIONS: notes.get(CONDITIONS, []),
+        }
+        streams.answer_object({**report_object(report), **more})
+        return
+    print_report(streams, report, run, skipped)
+    if not streams.is_quiet:
+        for remark in run_remarks(run):
+            streams.write_line("- ", remark)
+        streams.info(f"run {run.name}: {run.path}")
+
+
+def run_remarks(run: Run) -> Iterator[str]:
+    from cerebrum_cli.eval.scorers import comparison_of
+    from cerebrum_cli.results.results import CONDITIONS
+
+    yield from run.record.notes.get("remarks", ())
+    for record in run.record.notes.get(CONDITIONS, ()):
+        yield ", ".join(f"{key} {value}" for key, value in record.items())
+    if run.match == "math":
+        yield comparison_of(run.scored_by)
+
+
+@subcommand(group, short_help="Compare two runs of the same questions.")
+def compare(
+    app: App,
+    before: Annotated[str, positional("RUN_A", RUN_HELP, run_names)],
+    after: Annotated[str, positional("RUN_B", "The run to compare it with", run_names)],
+    json: Json = False,
+) -> None:
+    """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
+    from cerebrum_cli.eval.comparison import conclusion
+    from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
+
+    runs = app.runs.find(before), app.runs.find(after)
+    require_same_rules(runs, (before, after))
+    comparison, notes = compare_runs(*runs)
+    differing = differences(*runs)
+    if versions := describe_differences(version_differences(*runs)):
+        notes.insert(0, f"the runs were made with different versions: {versions}")
+    for note in notes:
+        app.streams.note(note)
+    if json:
+        app.streams.answer_object({**asdict(comparison), "differences": differing})
+        return
+    print_comparison(app.streams, comparison, *runs, describe_differences(differing))
+    text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
+    app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
+
+
+def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
+    """Raise UsageError if runs were scored by different rules."""
+    if len({run.scored_by for run in runs}) == 1:
+        return
+    for run, name in zip(runs, names, strict=True):
+        if run.outdated:
+            raise UsageError(run.outdated, run.how_to_rescore(name))
+
+
+@subcommand(group, short_help="Delete a stored run.")
+def rm(app: App, run: Name, _: QuietOptions, yes: Yes = False) -> None:
+    """Delete a run and its files."""
+    stored = app.runs.find(run)
+    require_agreement(app, f"Delete the run {stored.name}?", stored.name, yes)
+    app.runs.delete(stored)
+    app.streams.report(f"deleted {stored.name}")

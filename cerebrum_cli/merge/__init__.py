@@ -1,1 +1,0 @@
-"""Merge GGUF models: parse a recipe, plan the merge (pure), write it in a stream."""

@@ -1,0 +1,159 @@
+"""Identify a server, and check that it serves the expected model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import DAMAGE, EndpointError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.text import format_names
+from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.servers.client import Client, Endpoint, LostServerError, RequestError, server_text
+from cerebrum_cli.servers.kind import ServerInfo, ServerKind, origin
+from cerebrum_cli.servers.llama_server import LlamaServer
+from cerebrum_cli.servers.openai_servers import OpenAIServer, Sglang, Vllm
+
+# By the owner of the models in /v1/models; all others have chat completions.
+KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
+OTHER: ServerKind = OpenAIServer()
+EXACT = "llama-server, vLLM or SGLang"
+NO_EXACT_PROMPTS = NoticeEvent(
+    "this server builds the prompt itself",
+    f"for exact prompts, use {EXACT}, without a gateway",
+)
+
+SHOWN_MODELS = 20  # of a server that may have hundreds
+DESCRIBE_S = 30.0  # a busy server answers between two steps
+DIFFERENT_MODEL = "use servers of one model; batch and eval have --allow-different-models, and --restart to start over"
+PROBE = "What is 17 * 23? Ünïcödé, 日本語, emoji 🙂,\n\n\tif x >= 10**6: return [a, b]  # don't"
+# Of the probe without BOS and the like, in the words of llama-server and of the others.
+TOKENIZE = {
+    "content": PROBE,
+    "add_special": False,
+    "parse_special": False,
+    "prompt": PROBE,
+    "add_special_tokens": False,
+}
+
+
+@dataclass
+class ExpectedModel:
+    """The model that servers must serve: one with this vocabulary, or with any if prompts are `messages`.
+
+    Unless they `may_differ`, it is also one that an `earlier` record names, of these replies or of the first server.
+    """
+
+    vocabulary: Vocabulary
+    earlier: Sequence[Mapping[str, str]] = ()
+    may_differ: bool = False
+    messages: bool = False
+
+    @cached_property
+    def end_tokens(self) -> TokenIds:
+        return tuple(filter(self.vocabulary.is_eog, range(self.vocabulary.size)))
+
+    @cached_property
+    def probe(self) -> TokenIds:
+        """The tokens of a text, without BOS: other kinds of servers may add one where llama.cpp does not."""
+        tokens = self.vocabulary.tokenize((Text(PROBE),))
+        bos = self.vocabulary.special_token_text("bos")
+        return tokens[1:] if bos and tokens[0] in self.vocabulary.special_token_ids([bos]) else tokens
+
+    async def check(self, client: Client, info: ServerInfo) -> None:
+        """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
+        name = client.endpoint.name
+        if info.kind.takes_messages and not self.messages:
+            raise EndpointError(f"{name} takes messages, not token ids", f"omit -m, or use {EXACT}")
+        if self.messages and not info.kind.takes_messages:
+            raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
+        if not self.messages:
+            await self._check_vocabulary(client, info)
+        before = list(dict.fromkeys(map(origin, self.earlier)))
+        if not before:
+            self.earlier = [info.recorded]
+        elif origin(info.recorded) not in before and not self.may_differ:
+            problem = f"{name} serves {origin(info.recorded)} instead of {' or '.join(before)}"
+            raise EndpointError(problem, DIFFERENT_MODEL)
+
+    async def _check_vocabulary(self, client: Client, info: ServerInfo) -> None:
+        name = client.endpoint.name
+        try:
+            answer = await client.post("/tokenize", {"model": info.model, **TOKENIZE}, DESCRIBE_S)
+            tokens = tuple(int(token) for token in answer["tokens"])
+        except (RequestError, *DAMAGE) as error:
+            raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
+        if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
+            problem = f"{name} serves {info.model}, whose vocabulary differs from that of the local model"
+            raise EndpointError(problem, "name the server's model with -m, after cerebrum pull --vocabulary MODEL")
+
+
+def probe(endpoint: Endpoint) -> ServerInfo:
+    """Ask a server what it is. Raises EndpointError if it cannot be used, BusyServerError if not yet."""
+
+    async def ask() -> ServerInfo:
+        async with aclosing(Client(endpoint)) as client:
+            return await describe(client)
+
+    try:
+        return asyncio.run(ask())
+    except LostServerError as lost:
+        remedy = "the log of the server" if lost.was_sent else "start the server there"
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
+
+
+async def describe(client: Client) -> ServerInfo:
+    """Ask a server what it is. Raises EndpointError if it cannot be used."""
+    path = "/v1/models"
+    try:
+        entry = _choose_model(await client.get(path, DESCRIBE_S), client.endpoint)
+        kind = KINDS.get(str(entry.get("owned_by")))
+        if kind is None:
+            return OTHER.read_info(entry, None)
+        path = kind.description_path
+        return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
+    except RequestError as error:
+        if error.status == 404 and path != "/v1/models":  # behind a gateway that passes only /v1
+            return OTHER.read_info(entry, None)
+        if error.status == 404:  # as from a gateway while the server restarts
+            raise LostServerError(f"{path}: {error}") from error
+        raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
+    except DAMAGE as error:
+        problem = f"{client.endpoint.name}: unexpected response to /v1/models or {path}"
+        raise EndpointError(problem, "update the server") from error
+
+
+def _choose_model(listed: Any, endpoint: Endpoint) -> JsonObject:
+    """The entry of the model to ask for: the only one, or the one named. Raises EndpointError."""
+    try:
+        models = {str(entry["id"]): entry for entry in listed["data"] or ()}
+        is_exact = any(str(entry.get("owned_by")) in KINDS for entry in models.values())
+    except DAMAGE as error:
+        raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
+    if not models:
+        raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
+    names = format_names([server_text(name) for name in models], SHOWN_MODELS)
+    named, option = endpoint.served_model, "--set served_model_name=NAME"
+    if not is_exact:
+        named, option = endpoint.named_model or named, "-m NAME"
+    if named is None:
+        if len(models) > 1:
+            raise EndpointError(f"{endpoint.name} serves several models", f"choose one with {option}: {names}")
+        [named] = models
+    chosen = models.get(named) or models.get(f"{named}:latest")
+    if chosen is None:
+        raise EndpointError(f"{endpoint.name} does not serve the model {named!r}", f"it serves {names}")
+    return _with_parent(chosen, models)
+
+
+def _with_parent(chosen: JsonObject, models: JsonObject) -> JsonObject:
+    """The entry of an adapter, which has no context size of its own, with what its parent's has."""
+    parent = models.get(str(chosen.get("parent")), {})
+    return {**parent, **{key: value for key, value in chosen.items() if value is not None}}

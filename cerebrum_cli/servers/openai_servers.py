@@ -1,0 +1,339 @@
+"""vLLM and SGLang, which sample alike and name most settings alike, and all other servers of OpenAI's interface.
+
+vLLM ignores fields it does not know, and fills in unset ones from the model's generation_config.json, so all are sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cerebrum_cli.core.errors import EndpointError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.tools import ToolCalls
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.servers.call_messages import chat_messages, read_calls
+from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure, server_text
+from cerebrum_cli.servers.kind import (
+    ANY_CONTEXT,
+    CLOSE,
+    MAX_WINDOW,
+    OPEN,
+    ReplyChunk,
+    ServerInfo,
+    ServerKind,
+    StopReason,
+    file_name,
+    require_ids,
+    stated_count,
+)
+
+SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
+MAX_SAMPLES = 64
+CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
+# By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
+ENDS: Mapping[str, StopReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "end_turn", "complete"), "eos"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "eos"),
+    **dict.fromkeys(("stop_sequence", "stop_str"), "stop string"),
+    **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
+    "unstated": "unstated",
+}
+# Parts of reasons for which the reply is none, or is withheld. The reply is kept if the reason is unknown.
+FAILURES = re.compile(
+    "(?<!un)(?:error|fail(?!.?safe)|abort|cancel|filter|safety|refus|blocked|blocklist|prohibit|recitation|spii"
+    "|sensitive|guardrail)"
+)
+_SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
+
+
+class _SharedFields(ServerKind):
+    samplers = (*_SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
+    counts_last_tokens = False
+    takes_end_tokens = True
+
+    def _sampling_fields(self, request: Request, info: ServerInfo) -> JsonDict:
+        params = request.params
+        fields = {name: getattr(params, name) for name in _SHARED_PARAMS}
+        fields |= {
+            "min_p": params.min_p,
+            "top_p": max(params.top_p, 1e-6),  # 0 is refused
+            "repetition_penalty": params.repeat_penalty,
+            "stop": request.stop_anywhere,
+            "stop_token_ids": info.end_tokens,
+            "ignore_eos": request.ignore_eos,
+            "skip_special_tokens": False,
+        }
+        if request.ignore_eos:
+            fields["stop_token_ids"] = []
+        if params.logit_bias:
+            fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
+        return fields
+
+
+class Vllm(_SharedFields):
+    """vLLM's server: prompts and replies are token ids on `/v1/completions`."""
+
+    name = "vLLM"
+    description_path = "/version"
+    completion_path = "/v1/completions"
+    context_option = "--max-model-len"
+
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
+        return ServerInfo(
+            self,
+            build=server_text(str(answer["version"])),
+            model=str(entry["id"]),
+            weights=_weights(entry, entry.get("root")),
+            context_size=int(entry["max_model_len"]),
+            slots=SEQUENCES,
+            max_samples=MAX_SAMPLES,
+        )
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
+        """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
+        room = info.room_for_reply(request)
+        body = {
+            **self._sampling_fields(request, info),
+            "model": info.model,
+            "prompt": list(request.prompt_tokens),
+            "max_tokens": min(request.params.max_tokens or room, room),
+            "n": samples,
+            "seed": seed,
+            "top_k": request.params.top_k,
+            "return_token_ids": True,
+            "stream": request.stream,
+        }
+        if request.stream:
+            body["stream_options"] = {"include_usage": True}
+        if request.logprobs:
+            body["logprobs"] = 0
+        if request.grammar:
+            name = "json" if request.grammar.is_schema else "grammar"
+            body["structured_outputs"] = {name: request.grammar.value}
+        return body
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        return [_vllm_chunk(choice, answer.get("usage") or {}) for choice in choices]
+
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
+        last = {}
+        usage = JsonDict()
+        async for event in events:
+            usage = event.get("usage") or usage
+            for choice in event.get("choices", ()):
+                if choice.get("finish_reason"):
+                    last = choice
+                else:
+                    yield _vllm_chunk(choice)
+        if last:
+            yield _vllm_chunk(last, usage)
+
+
+class Sglang(_SharedFields):
+    """SGLang's server, on `/generate`: samples of one request would share a seed, so each is a request."""
+
+    name = "SGLang"
+    description_path = "/server_info"
+    completion_path = "/generate"
+    context_option = "--context-length"
+
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
+        """Description of a server; seeds have an effect only with deterministic inference."""
+        is_adapter = bool(entry.get("parent"))
+        stated = answer.get("max_running_requests")
+        return ServerInfo(
+            self,
+            build=server_text(str(answer["version"])),
+            model=str(entry["id"]),
+            weights=_weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
+            context_size=int(entry["max_model_len"]),
+            slots=int(stated or SEQUENCES),
+            max_window=int(stated or MAX_WINDOW),
+            has_seeds=bool(answer.get("enable_deterministic_inference")),
+            is_adapter=is_adapter,
+        )
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
+        """Without a limit of tokens, it would generate 128; with null, until the context is full."""
+        params = self._sampling_fields(request, info)
+        params |= {"max_new_tokens": request.params.max_tokens, "top_k": request.params.top_k or -1}  # all tokens
+        if (request.params.max_tokens or 0) >= info.room_for_reply(request):
+            params["max_new_tokens"] = None
+        if info.has_seeds:
+            params["sampling_seed"] = seed
+        if request.grammar:
+            params["json_schema" if request.grammar.is_schema else "ebnf"] = request.grammar.text
+        body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
+        body |= {"stream": request.stream, "return_logprob": request.logprobs}
+        if info.is_adapter:
+            body["lora_path"] = info.model
+        return body
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        return [_sglang_chunk(answer)]
+
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
+        seen = 0
+        async for event in events:
+            if event == DONE:
+                return
+            yield _sglang_chunk(event, seen)
+            seen = int(event["meta_info"]["completion_tokens"])
+
+
+class OpenAIServer(ServerKind):
+    """Any other server of chat completions, such as Ollama; each sample is a request, with its reasoning in markup."""
+
+    name = "OpenAI-compatible server"
+    samplers = _SHARED_PARAMS
+    takes_messages = True
+    completion_path = "/v1/chat/completions"
+    context_option = "context"
+
+    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:  # noqa: ARG002
+        model = str(entry["id"])
+        return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
+
+    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
+        conversation = request.conversation
+        params = request.params
+        assert conversation, "prompts of token ids are refused before"
+        optional: JsonDict = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
+        optional["tools"] = [tool.openai for tool in conversation.tools]
+        optional["reasoning_effort"] = conversation.effort
+        if conversation.thinks is False:
+            optional["reasoning_effort"] = "none"
+        if request.grammar:
+            schema = {"name": "answer", "strict": True, "schema": request.grammar.value}
+            optional["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if request.stream:
+            optional["stream_options"] = {"include_usage": True}
+        return {
+            "model": info.model,
+            "messages": chat_messages(conversation),
+            **{name: getattr(params, name) for name in _SHARED_PARAMS},
+            "seed": seed,
+            "stream": request.stream,
+            **{name: value for name, value in optional.items() if value},
+        }
+
+    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
+        [choice] = answer["choices"]
+        message = choice["message"]
+        reasoning, text = _texts(message)
+        if reasoning:
+            text = f"{OPEN}{reasoning}{CLOSE}{text}"
+        calls = read_calls(message.get("tool_calls") or ())
+        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls, text)]
+
+    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
+        finish, usage, is_reasoning, parts = None, JsonDict(), False, 0
+        pieces: list[JsonObject] = []
+        async for event in events:
+            if event == DONE and parts:
+                finish = finish or "unstated"
+            usage = event.get("usage") or usage
+            for choice in event.get("choices") or ():
+                finish = choice.get("finish_reason") or finish
+                delta = choice.get("delta") or {}
+                reasoning, text = _texts(delta)
+                called = delta.get("tool_calls") or ()
+                pieces += called
+                if reasoning and not is_reasoning:
+                    reasoning = OPEN + reasoning
+                    is_reasoning = True
+                if text and is_reasoning:
+                    text = CLOSE + text
+                    is_reasoning = False
+                if reasoning or text or called:
+                    parts += 1
+                    yield ReplyChunk(total=parts, text=reasoning + text)
+        if is_reasoning:
+            yield ReplyChunk(text=CLOSE)
+        if finish:  # without usage, a part is taken for a token
+            yield _chat_end(finish, {"completion_tokens": parts, **usage}, read_calls(pieces))
+        elif not parts:
+            raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
+
+
+def _weights(entry: JsonObject, path: Any) -> str:
+    """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
+    sources = path or entry["id"], entry.get("parent")
+    return server_text(" on ".join(map(_source_name, filter(None, sources))))
+
+
+def _source_name(path: Any) -> str:
+    name = str(path)
+    if name.startswith(("/", ".", "~")):
+        return file_name(name)
+    return name
+
+
+def _vllm_chunk(choice: JsonObject, usage: JsonObject | None = None) -> ReplyChunk:
+    """A part of a reply, or with `usage` its last."""
+    logprobs = choice.get("logprobs") or {}
+    tokens = _scored(require_ids(choice.get("token_ids")), logprobs.get("token_logprobs"))
+    if usage is None:
+        return tokens
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    finish = choice.get("finish_reason") or "unstated"
+    return _last(tokens, finish, choice.get("stop_reason"), usage.get("prompt_tokens"), cached)
+
+
+def _sglang_chunk(reply: JsonObject, seen: int = 0) -> ReplyChunk:
+    """New tokens in a part of a reply, which may repeat those that were seen."""
+    meta = reply["meta_info"]
+    finish = meta.get("finish_reason")
+    if finish and finish["type"] == "abort":  # a request that the server gives up
+        raise failure(int(finish.get("status_code") or 500), finish.get("message") or "the server aborted the reply")
+    ids = require_ids(reply.get("output_ids"))
+    first = int(meta["completion_tokens"]) - len(ids)  # number of tokens before
+    new = ids[max(0, seen - first) :]
+    scores = [score for score, *_ in meta.get("output_token_logprobs") or ()]
+    tokens = _scored(new, scores[-len(new) :])
+    if not finish:
+        return tokens
+    return _last(tokens, finish["type"], finish.get("matched"), meta.get("prompt_tokens"), meta.get("cached_tokens"))
+
+
+def _scored(tokens: Sequence[int], scores: Sequence[float] | None) -> ReplyChunk:
+    """Tokens with their log probabilities, if the server sends one for each."""
+    if scores and len(scores) == len(tokens):
+        return ReplyChunk(tokens, scores)
+    return ReplyChunk(tokens)
+
+
+def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cached: Any) -> ReplyChunk:
+    """The last part of a reply: `matched` is the stop string or the token that ended it."""
+    end = ENDS.get(finish.lower())
+    if end is None:  # such as "abort" or "repetition"
+        raise LostServerError(f"the reply ended with {server_text(finish)}", server_works=True)
+    if end == "eos" and isinstance(matched, str):
+        end = "stop string"
+    return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
+
+
+def _texts(message: JsonObject) -> tuple[str, str]:
+    """The reasoning, by either of its names, and the answer in a message or a part of one."""
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    return well_formed(reasoning or ""), well_formed(message.get("content") or "")
+
+
+def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls, text: str = "") -> ReplyChunk:
+    """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
+    reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
+    if FAILURES.search(reason):
+        problem = f"the server ended the reply: {server_text(str(finish))}"
+        raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
+    return ReplyChunk(
+        total=stated_count(usage.get("completion_tokens")),
+        text=text,
+        end=ENDS.get(reason, "unstated"),
+        calls=calls,
+        prompt_tokens=stated_count(usage.get("prompt_tokens")),
+    )

@@ -1,0 +1,354 @@
+"""Which server answers which row, and how a failing server is retried, all on one event loop.
+
+A server that fails is asked what it is, ever less often, until it answers. Then it is given one row, and more once it
+has answered that. One that is busy rests.
+
+A row that is lost with its server is asked again, with the same seed. As many may be lost with one that kills servers,
+those that were lost twice have servers to themselves: at most a quarter of those that were lost together. A row that is
+lost alone, for the third time or later, is refused.
+
+Once nothing else waits, free servers are also asked rows that have waited long elsewhere, sooner if the other server
+has sent nothing meanwhile; the first reply counts. A silent server is lost once another one was faster.
+"If a server fails" in docs/how-to/several-machines.md lists most events. `client.py` translates responses into errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from time import monotonic
+
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
+from cerebrum_cli.core.events import Emit, NoticeEvent, ServersEvent
+from cerebrum_cli.engine.engine import CancelScope
+from cerebrum_cli.servers.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
+from cerebrum_cli.servers.description import NO_EXACT_PROMPTS
+from cerebrum_cli.servers.kind import origin
+from cerebrum_cli.servers.server import LATE, NOT_ASKED, AsyncioTask, PoolJob, Server
+from cerebrum_cli.servers.timeouts import ServerTimeouts
+
+ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
+SPLIT = 4  # divides a group of rows that was lost together
+STUCK = 10  # times the longest reply, after which no server is expected to answer
+
+
+class Pool:
+    def __init__(self, servers: Sequence[Server], timeouts: ServerTimeouts, emit: Emit) -> None:
+        self._servers = servers
+        self._timeouts = timeouts
+        self._emit = emit  # later replaced by that of the latest job
+        self._waiting = deque[PoolJob]()
+        self._suspects = deque[PoolJob]()  # which were lost twice
+        self._notices = set[NoticeEvent]()  # which are given once
+        self._longest_s = 0.0  # of all replies
+        self._alive_at = monotonic()  # when a reply last arrived, or there was nothing to do
+        self._has_started = asyncio.Event()  # a server can be used, or the start has failed
+        self._error: BaseException | None = None  # of the start
+        self._is_connected = self._is_closed = False
+
+    async def connect(self) -> None:
+        """Return soon after a server is usable. Raises NoServerError if none answers, EndpointError if one is unfit."""
+        self._ticking = asyncio.create_task(self._tick())
+        await asyncio.wait([self._reach(server) for server in self._servers], timeout=self._timeouts.join)
+        await self._has_started.wait()
+        if self._error:
+            raise self._error
+        for server in self._servers:
+            if not server.is_known:
+                self._note(server, "retrying")
+        self._is_connected = True
+        self._schedule()
+
+    @property
+    def known(self) -> list[Server]:
+        """The servers that have answered so far; for any thread, as the window."""
+        return [server for server in self._servers if server.is_known]
+
+    @property
+    def window(self) -> int:
+        return sum(server.window for server in self._servers)
+
+    def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
+        for job in jobs:
+            self._emit = job.pooled.emit
+            self._waiting.append(job)
+            if scope.is_set():
+                job.cancel()
+        self._schedule()
+
+    def cancel(self, should_cancel: Callable[[PoolJob], bool]) -> None:
+        """Stop jobs; each sample that has not finished does, as `cancelled`."""
+        for job in list(self._jobs):
+            if should_cancel(job):
+                job.cancel()
+        self._schedule()
+
+    async def close(self) -> None:
+        self._is_closed = True
+        self.cancel(lambda _: True)
+        tasks = [job.task for job in self._jobs]
+        tasks += [server.reaching for server in self._servers]
+        running = [self._ticking, *filter(None, tasks)]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for server in self._servers:
+            await server.client.aclose()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._timeouts.tick)
+            self._schedule()
+
+    @property
+    def _jobs(self) -> Iterator[PoolJob]:
+        """All jobs that have not finished."""
+        yield from self._waiting
+        yield from self._suspects
+        for server in self._servers:
+            yield from server.running
+
+    # Jobs that wait.
+
+    def _schedule(self) -> None:
+        """Start all that can be started now; called after every change, and every `tick` seconds."""
+        if self._is_closed:
+            return
+        for server in self._servers:
+            if server.is_due:
+                self._reach(server)
+        for queue in (self._suspects, self._waiting):
+            self._start_from(queue)
+        if not self._waiting:
+            self._start_copies()
+        if error := self._stuck():
+            self._fail(error)
+        else:
+            self._note_servers()
+
+    def _start_from(self, queue: deque[PoolJob]) -> None:
+        while queue:
+            job = queue[0]
+            server = self._choose(job, self._servers)
+            if job.unfinished and server is None:
+                return
+            queue.popleft()
+            if job.unfinished and server:
+                self._start(job, server)
+
+    def _start_copies(self) -> None:
+        """Also ask servers with free slots for the rows that have waited longest on other servers."""
+        late = monotonic() - max(self._timeouts.hedge, LATE * self._longest_s)
+        for server in self._servers:
+            for job in list(server.running):
+                silence_s = server.silence(job)
+                if job.start >= late and silence_s < self._timeouts.silent_row:  # so do later ones
+                    break
+                racers = job.racers
+                if job.request.stream or any(racer.start > job.start for racer in racers):
+                    continue
+                others = [
+                    other
+                    for other in self._servers
+                    if other not in (server, *racers.values()) and (job.start < late or 0 < other.reply_s < silence_s)
+                ]
+                if other := self._choose(job, others):
+                    self._start(replace(job), other)
+                elif not racers:  # nor is there one for later jobs
+                    break
+
+    def _choose(self, job: PoolJob, servers: Sequence[Server]) -> Server | None:
+        """The server to give a job now: the one that has its prompt, or one that works; the idlest."""
+        needs_proof = bool(job.group and self._waiting)  # that the server answers other rows
+        fitting = [server for server in servers if server.has_room(job) and not (needs_proof and server.failures)]
+
+        def preference(server: Server) -> tuple[bool, int, float]:
+            return server is not job.pooled.server, server.failures, server.outstanding / server.window
+
+        return min(fitting, key=preference, default=None)
+
+    def _start(self, job: PoolJob, server: Server) -> None:
+        if rest := job.split(server.info.max_samples):
+            self._waiting.appendleft(rest)
+        job.pooled.server = server
+        job.pooled.jobs[job] = server
+        kind = server.info.kind
+        if ignored := kind.ignored(job.request, server.info):
+            self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
+        if job.request.params.has_penalties and not kind.counts_last_tokens:
+            problem = f"{kind.name}'s penalties count the whole text or reply, not the last 64 tokens"
+            self._note_once(NoticeEvent(problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+        server.start(job).add_done_callback(lambda task: self._end(task, job, server))
+
+    # Jobs that end.
+
+    def _end(self, task: AsyncioTask, job: PoolJob, server: Server) -> None:
+        server.remove(job)
+        del job.pooled.jobs[job]
+        error = LostServerError(str(server.problem)) if task.cancelled() else task.exception()
+        if error is None or isinstance(error, RefusedRequestError):
+            self._end_answered(job, server, error)
+        elif not job.unfinished:
+            pass  # it was cancelled
+        elif isinstance(error, BusyServerError) and not job.has_output:
+            server.rest(error)
+            self._requeue(job)
+        elif isinstance(error, (ExchangeError, EndpointError)):
+            self._lose(job, server, error)
+        else:  # a bug
+            self._waiting.append(job)
+            self._fail(error)
+        self._schedule()
+
+    def _end_answered(self, job: PoolJob, server: Server, refusal: RefusedRequestError | None) -> None:
+        self._alive_at = monotonic()
+        self._longest_s = max(self._longest_s, self._alive_at - job.start)
+        if refusal:
+            job.refuse(refusal.error)
+        server.note_answer(job, is_reply=refusal is None)
+        for late, other in job.pooled.jobs.items():
+            if not late.unfinished:
+                late.cancel()
+                other.note_loss(late, server)
+
+    def _lose(self, job: PoolJob, server: Server, error: ExchangeError | EndpointError) -> None:
+        """Ask for a job again, unless part of its reply was shown, or it is to blame."""
+        lost = error if isinstance(error, LostServerError) else LostServerError(str(error))
+        if not lost.server_works:
+            server.lose(error)
+        others = [other for other in self._servers if other is not server and other.is_reached and not other.failures]
+        if job.has_output or (job.request.stream and not others):
+            job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
+            return
+        together = 1 if lost.server_works else server.lost_together
+        job.losses += lost.was_sent
+        if job.losses >= ATTEMPTS - 1:
+            job.group = max(1, together // SPLIT)
+        attempts = ATTEMPTS if server.failures <= 1 else 2 * ATTEMPTS
+        if together == 1 and job.losses >= attempts:
+            problem = f"this request failed {job.losses} times, last on {server.alias}: {lost}"
+            job.refuse(EndpointError(problem, "check the log of the server"))
+        else:
+            self._requeue(job)
+
+    def _requeue(self, job: PoolJob) -> None:
+        job.pooled.server = None
+        racing = {sample.id for racer in job.racers for sample in racer.samples}  # which may still be answered
+        job.samples = tuple(sample for sample in job.unfinished if sample.id not in racing)
+        if not job.samples:
+            return
+        if job.group:
+            self._suspects.appendleft(job)
+        else:
+            self._waiting.append(job)
+
+    # When to give up.
+
+    def _stuck(self) -> CerebrumError | None:
+        """The error if no server fits, or none has answered for too long.
+
+        At the start, one server that does not fit is enough, and those that do not answer may not be waited for at all.
+        """
+        problems = [server.problem for server in self._servers]
+        misfits = [problem for problem in problems if isinstance(problem, EndpointError)]
+        if misfits and (not self._is_connected or len(misfits) == len(problems)):
+            return misfits[0]
+        if not any(self._jobs) and self._is_connected:
+            self._alive_at = monotonic()
+        is_busy = any(isinstance(problem, BusyServerError) for problem in problems)
+        may_wait = self._is_connected or self._timeouts.waits_at_start or is_busy or None in problems
+        if may_wait and self._left_s > 0:
+            return None
+        if None in problems:
+            hint = "check their logs; batch and eval wait longer with --set patience=SECONDS"
+            return NoServerError(f"no reply of any server within {self._patience:.3g} s", hint)
+        reasons = "; ".join(f"{server.name}: {server.problem}" for server in self._servers)
+        hint = "start one or correct the URL, then run the same command again"
+        return NoServerError(f"no server answers ({reasons})", hint)
+
+    @property
+    def _patience(self) -> float:
+        return max(self._timeouts.patience, self._timeouts.row_timeout or 0.0, STUCK * self._longest_s)
+
+    @property
+    def _left_s(self) -> float:
+        """Seconds of the patience that are left."""
+        alive_at = max(self._alive_at, *(server.heard_at for server in self._servers))
+        return alive_at + self._patience - monotonic()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = error
+        self._has_started.set()
+        for job in self._jobs:
+            job.pooled.emit(error)
+        self._waiting.clear()
+        self._suspects.clear()
+
+    # Servers.
+
+    def _reach(self, server: Server) -> AsyncioTask:
+        server.reaching = asyncio.create_task(server.open())
+        server.reaching.add_done_callback(lambda task: self._end_reach(task, server))
+        return server.reaching
+
+    def _end_reach(self, task: AsyncioTask, server: Server) -> None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, (ExchangeError, EndpointError)):  # it is busy while it loads its model
+            server.lose(error)
+            server.stop_all()
+        elif error:  # a bug
+            self._fail(error)
+        elif server.is_reached:
+            self._note_reached()
+        server.reaching = None
+        self._schedule()
+
+    def _note_reached(self) -> None:
+        self._has_started.set()
+        if any(server.info.kind.takes_messages for server in self.known):
+            self._note_once(NO_EXACT_PROMPTS)
+        variants = {f"{origin(server.info.recorded)} {server.info.build}" for server in self.known}
+        if len(variants) > 1:
+            problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
+            self._note_once(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
+        if self._is_connected:
+            self._emit(ServersEvent())  # so that it is recorded before its first reply
+
+    # Notices.
+
+    def _note_servers(self) -> None:
+        """Note problems of servers, and their ends."""
+        is_usable = any(server.problem is None for server in self._servers)
+        hint = "retrying" if is_usable else f"giving up in {self._left_s:.0f} s"
+        for server in self._servers:
+            is_first = not (is_usable or self._is_connected or server.problem is NOT_ASKED)
+            if server.is_noteworthy or is_first:
+                self._note(server, hint)
+            elif server.is_noted and server.problem is None and self._is_read:
+                server.is_noted = False
+                self._emit(NoticeEvent(f"{server.name} is available again"))
+
+    def _note(self, server: Server, hint: str) -> None:
+        """Note why a server is not usable, once until it is, and once within `notices` seconds."""
+        now = monotonic()
+        problem = server.problem
+        if server.is_noted or now - server.noted_at < self._timeouts.notices or not self._is_read:
+            return
+        server.is_noted = True
+        server.noted_at = now
+        if isinstance(problem, EndpointError):
+            self._emit(NoticeEvent(problem.message, problem.hint))
+        else:
+            self._emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
+
+    def _note_once(self, notice: NoticeEvent) -> None:
+        if notice not in self._notices and self._is_read:
+            self._notices.add(notice)
+            self._emit(notice)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether someone reads notices."""
+        return any(self._jobs) or not self._is_connected

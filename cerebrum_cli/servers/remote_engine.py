@@ -1,0 +1,208 @@
+"""Completions of servers: one thread runs an event loop with all connections, others read events from queues."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+
+from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.events import Event, SequenceId
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.engine.backend import OpenBackend, Vocabulary
+from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
+from cerebrum_cli.engine.machine import raise_open_files
+from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.description import ExpectedModel
+from cerebrum_cli.servers.kind import file_name
+from cerebrum_cli.servers.pool import Pool
+from cerebrum_cli.servers.replies import RemoteSample
+from cerebrum_cli.servers.server import AsyncioTask, PooledRequest, PoolJob, Server
+from cerebrum_cli.servers.timeouts import ServerTimeouts
+
+OTHER_FILES = 128  # that are open besides connections
+AHEAD = 2  # requests submitted for each sample that the servers run at a time
+READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
+
+
+class RemoteCompletions(Completions):
+    """Completions of servers; the caller reads the source."""
+
+    def __init__(self, engine: RemoteEngine, requests: Iterable[Request], scope: CancelScope) -> None:
+        super().__init__(scope)
+        self._pool, self._call, self._vocabulary = engine.pool, engine.call, engine.vocabulary
+        self._source: Iterator[tuple[int, Request]] = enumerate(requests)
+        self._submitted: dict[int, PooledRequest] = {}
+        self._read_source()
+
+    def abort(self, index: int) -> None:
+        if pooled := self._submitted.pop(index, None):
+            self._call(lambda: self._pool.cancel(lambda job: job.pooled is pooled))
+
+    def __next__(self) -> Event:
+        if len(self._live) < READ_AT * self._pool.window:
+            self._read_source()
+        return super().__next__()
+
+    def close(self) -> None:
+        self._source = iter(())
+        self._call(lambda: self._pool.cancel(lambda job: job.pooled.emit == self._outbox.put))
+        self._live.clear()
+
+    def _read_source(self) -> None:
+        jobs = []
+        for index, request in self._source:
+            if self._scope.is_set():
+                break
+            self._submitted[index] = PooledRequest(request, first_seed(request), self._outbox.put)
+            jobs += self._create_jobs(index, request.n)
+            if len(self._live) >= AHEAD * self._pool.window:
+                break
+        if jobs:
+            self._call(lambda: self._pool.submit(jobs, self._scope))
+
+    def add_samples(self, index: int, count: int) -> None:
+        jobs = self._create_jobs(index, count)
+        self._call(lambda: self._pool.submit(jobs, self._scope))
+
+    def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
+        pooled = self._submitted[index]
+        samples = tuple(
+            RemoteSample(SequenceId(index, number), pooled.request, (pooled.seed + number) % SEEDS, self._vocabulary)
+            for number in range(pooled.samples, pooled.samples + count)
+        )
+        pooled.samples += count
+        pooled.running |= {sample.id for sample in samples}
+        self._live.update((sample.id, sample) for sample in samples)
+        if pooled.request.stream:
+            return [PoolJob(pooled, (sample,)) for sample in samples]
+        return [PoolJob(pooled, samples)]
+
+    def _end_sample(self, index: int) -> None:
+        pooled = self._submitted.get(index)
+        if pooled and not pooled.running and pooled.samples >= pooled.request.max_n:
+            del self._submitted[index]
+
+
+class RemoteEngine(Engine):
+    """Servers of one model, to which it starts to connect immediately; for the options, see `Servers`."""
+
+    def __init__(
+        self,
+        open_vocabulary: OpenBackend,
+        endpoints: Sequence[Endpoint],
+        window: int | None,
+        timeouts: ServerTimeouts,
+        expected: Callable[[Vocabulary], ExpectedModel],
+    ) -> None:
+        self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
+        self._timeouts, self._expected = timeouts, expected
+        self._stop = StopFlag()
+        self._loop = asyncio.new_event_loop()
+        self._serving: AsyncioTask | None = None
+        self._pool: Pool | None = None  # once it is connected
+        threading.Thread(target=import_module, args=["aiohttp"], daemon=True).start()  # while the vocabulary is loaded
+        super().__init__("servers")
+
+    # For callers, on any thread.
+
+    @property
+    def larger_context(self) -> str:
+        if self._pool is None:
+            return super().larger_context
+        return f"restart the server with a larger {self._pool.known[0].info.kind.context_option}"
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._pool is not None
+
+    @property
+    def context_size(self) -> int:
+        return min(server.info.context_size for server in self.pool.known)
+
+    @property
+    def pool(self) -> Pool:
+        """The servers in use; EngineError before `load` and after `close`."""
+        if self._pool is None:
+            raise EngineError("no server is connected")
+        return self._pool
+
+    @property
+    def builds(self) -> list[dict[str, str]]:
+        records = [server.info.recorded for server in self.pool.known]
+        return [record for at, record in enumerate(records) if record not in records[:at]]
+
+    @property
+    def served_models(self) -> list[str]:
+        ids = [server.info.model for server in self.pool.known]
+        return [*ids, *map(file_name, ids)]
+
+    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> RemoteCompletions:
+        return RemoteCompletions(self, requests, scope or self.cancel_scope)
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._stop.set()
+        self.call(lambda: self._pool.cancel(lambda _: True) if self._pool else self._stop_serving())
+
+    def close(self) -> None:
+        self._stop.set()
+        self.call(self._stop_serving)
+        self._thread.join()
+        atexit.unregister(self.close)
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Call a function on the event loop of the pool, unless that has ended; without waiting for it."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function)
+
+    # On the event loop's thread.
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                self._backend = self._open_vocabulary(self._loading.put, self._stop)
+                runner.run(self._serve())
+        except BaseException as error:
+            self.has_failed = True
+            self._loading.put(error)
+        finally:
+            self._pool = None
+            if self._backend:
+                backend = self._backend
+                self._backend = None
+                backend.close()
+
+    async def _serve(self) -> None:
+        """Connect, and keep the event loop running until the engine is closed."""
+        if self._stop:
+            raise EngineError("loading interrupted")
+        self._serving = asyncio.current_task()
+        expected = self._expected(self.vocabulary)
+        most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
+        servers = []
+        for number, endpoint in enumerate(self._endpoints, 1):
+            alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
+            servers.append(Server(endpoint, alias, self._window, most, expected, self._timeouts))
+        pool = Pool(servers, self._timeouts, self._loading.put)
+        try:
+            await pool.connect()
+            self._pool = pool
+            self._loading.put(None)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            if self._pool is None:
+                raise EngineError("loading interrupted") from error
+        finally:
+            self._serving = None  # nothing may interrupt the closing of connections
+            await pool.close()
+
+    def _stop_serving(self) -> None:
+        if self._serving:
+            self._serving.cancel()
+            self._serving = None  # a second time would interrupt the closing of connections

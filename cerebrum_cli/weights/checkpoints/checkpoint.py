@@ -1,0 +1,174 @@
+"""Read a checkpoint as llama.cpp's converter would write it: metadata and tensors, whose bytes stay in the shards."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.parser import Tensor, Value, Values, quoted
+from cerebrum_cli.gguf.table import ARCHITECTURE, EMBEDDING, HEAD, Table
+from cerebrum_cli.gguf.tensor_names import hugging_face_names, stored_offset
+from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
+from cerebrum_cli.weights.checkpoints.families import USE_GGUF, Configuration, configuration
+from cerebrum_cli.weights.checkpoints.safetensors import (
+    FLOATS,
+    PULL_AGAIN,
+    StoredTensor,
+    StoredTensors,
+    read_json,
+    read_shards,
+)
+from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+
+CONFIG = "config.json"
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EXPERTS = ".experts."  # in the names of their tensors, before the number
+_PERMUTED = ("attn_q", "attn_k")
+_ROUTER = ".ffn_gate_inp."  # a matrix, which llama.cpp needs in single precision
+_UNTIED = "olmo2"  # in GGUF its embeddings and its output matrix are two tensors
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
+# Parts of names: tensors of other media, and buffers that follow from the configuration.
+_UNUSED = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
+_SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
+
+Stored = Mapping[str, StoredTensor]
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """The configuration of a checkpoint. Raises ModelFileError for one that cannot be converted."""
+    path = folder / CONFIG
+    content = read_json(path)
+    try:
+        return configuration(path, content)
+    except _DAMAGED as error:
+        raise ModelFileError(path, f"invalid: {error!r}", PULL_AGAIN) from error
+
+
+def read_checkpoint(folder: Path, name: str) -> Table:
+    """Read a checkpoint under a name. Raises ModelFileError if it is damaged or cannot be converted."""
+    config = read_configuration(folder)
+    architecture = config.family.architecture
+    shards = _of_language(read_shards(folder))
+    try:
+        hyperparameters = config.metadata()
+        tensors = {tensor.name: tensor for tensor in _tensors(config, shards)}
+    except _DAMAGED as error:
+        raise ModelFileError(config.path, f"invalid: {error!r}", PULL_AGAIN) from error
+    vocabulary = read_vocabulary(folder, config.content, architecture, tensors[EMBEDDING].shape[1])
+    metadata = {
+        ARCHITECTURE: Value("STRING", architecture),
+        "general.type": Value("STRING", "model"),
+        "general.name": Value("STRING", general_name(folder, name)),
+        "general.quantization_version": Value("UINT32", 2),
+        **hyperparameters,
+        **_sampling(folder),
+        **vocabulary,
+    }
+    return Table(name, metadata, tensors)
+
+
+def _of_language(shards: Stored) -> dict[str, StoredTensor]:
+    """Tensors of the language model, by their names in a text-only checkpoint."""
+    tensors = {}
+    for name, tensor in shards.items():
+        if not any(part in name for part in _UNUSED):
+            name = name.replace("language_model.", "")
+            tensors[name.replace("model.lm_head.", "lm_head.")] = tensor
+    return tensors
+
+
+def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
+    """Yield the tensors. Raises ModelFileError if one is missing or left over."""
+    folder = config.path.parent
+    is_tied = config.is_tied(_HEAD in stored)
+    unused = dict(stored)
+    if is_tied:
+        unused.pop(_HEAD, None)
+        if config.family.architecture == _UNTIED:
+            unused[_HEAD] = stored[_EMBEDDING]
+    for name in _names(config):
+        parts = _taken(name, config, unused)
+        if parts:
+            yield _tensor(name, parts, config)
+        elif not (name.endswith(".bias") or (name == HEAD and is_tied)):
+            missing = hugging_face_names(name, config.family.architecture)[0]
+            raise ModelFileError(folder, f"has no tensor {missing}", PULL_AGAIN)
+    for name, factors in config.rope_factors().items():
+        if len(factors) != config.rotated // 2:
+            raise config.invalid("long_factor")
+        data = struct.pack(f"<{len(factors)}f", *factors)
+        yield Tensor(name, (len(factors),), TYPE_NUMBERS["F32"], config.path, 0, Constant(data))
+    if unused:
+        raise ModelFileError(folder, f"cannot convert the tensor {quoted(min(unused))}", USE_GGUF)
+
+
+def _names(config: Configuration) -> Iterator[str]:
+    """Yield the GGUF names of all tensors, including biases that most models lack."""
+    yield EMBEDDING
+    for layer in range(config.n_layers):
+        for part in config.family.parts:
+            yield f"blk.{layer}.{part}"
+    yield "output_norm.weight"
+    yield HEAD
+
+
+def _taken(name: str, config: Configuration, unused: dict[str, StoredTensor]) -> StoredTensors:
+    """Remove and return the stored tensors that make up a tensor: one, or one per expert; empty if missing."""
+    for candidate in hugging_face_names(name, config.family.architecture):
+        names = [candidate]
+        if _EXPERTS in candidate:
+            count = config.integer("num_local_experts")
+            names = [candidate.replace(_EXPERTS, f"{_EXPERTS}{number}.") for number in range(count)]
+        if unused.keys() >= {*names}:
+            return tuple(map(unused.pop, names))
+    return ()
+
+
+def _tensor(name: str, parts: StoredTensors, config: Configuration) -> Tensor:
+    _require_fit(name, parts, config)
+    first = parts[0]
+    head_rows = 0
+    if config.family.permutes and name.split(".")[-2] in _PERMUTED:
+        head_rows = config.integer("head_dim")
+        if head_rows % 2 or first.shape[0] % head_rows:
+            raise config.invalid("head_dim")
+    assembly = Assembly(parts, first.size // first.shape[0], head_rows)
+    shape = tuple(reversed(first.shape))
+    if len(parts) > 1:
+        shape = (*shape, len(parts))
+    if len(shape) > 1 and _ROUTER not in name:
+        return Tensor(name, shape, TYPE_NUMBERS[first.type], first.path, 0, assembly)
+    offset = stored_offset(name, config.family.architecture)
+    return Tensor(name, shape, TYPE_NUMBERS["F32"], first.path, 0, Converted(assembly, first.type, offset))
+
+
+def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None:
+    """Raise ModelFileError if the parts of a tensor fit neither each other nor the configuration."""
+    first = parts[0]
+    if first.type not in FLOATS:
+        hint = "convert a copy in F32, F16 or BF16, or use a GGUF: cerebrum search NAME"
+        raise ModelFileError(first.path, f"cannot convert {first.type} weights", hint)
+    if any((part.shape, part.type) != (first.shape, first.type) for part in parts) or not first.shape:
+        raise ModelFileError(first.path, f"damaged: the parts of {name} differ, or have no shape", PULL_AGAIN)
+    part, kind = name.split(".")[-2:]
+    shape = tuple(reversed(first.shape))
+    expected = config.shape_of(part) if kind == "weight" else None
+    if expected and shape != expected:
+        problem = f"{name} has rows and columns {shape[::-1]}, but {expected[::-1]} by {CONFIG}"
+        raise ModelFileError(first.path, problem, "use the configuration of these weights")
+
+
+def _sampling(folder: Path) -> Values:
+    """Settings that the model's makers recommend."""
+    content = read_json(folder / "generation_config.json")
+    values = {}
+    for key, name in _SAMPLING.items():
+        if isinstance(content.get(name), int | float):
+            values[f"general.sampling.{key}"] = Value("FLOAT32", float(content[name]))
+    top_k = content.get("top_k")
+    if isinstance(top_k, int) and 0 <= top_k < 1 << 31:
+        values["general.sampling.top_k"] = Value("INT32", top_k)
+    return values

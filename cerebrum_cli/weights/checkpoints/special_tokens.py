@@ -1,0 +1,79 @@
+"""Special tokens of a checkpoint: BOS, EOS and the like, ends of a turn, and what is added to a text. Pure.
+
+Damaged files raise ValueError, LookupError, TypeError or AttributeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import index
+
+from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.weights.checkpoints.bpe import Unsupported, steps
+
+_NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # here, and in GGUF
+_ADDITIONAL_ENDS = ("eot", "eom")  # names in GGUF
+# Tokens that end a generation in llama.cpp, whatever the metadata.
+_KNOWN_ENDS = """
+<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT>
+_<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~[
+"""
+
+
+def special_tokens(
+    ids: Mapping[str, int], size: int, settings: JsonObject, tokenizer: JsonObject, configs: Sequence[JsonObject]
+) -> dict[str, Value]:
+    """The metadata, from tokenizer_config.json, tokenizer.json, generation_config.json and config.json."""
+    stated = {name: _stated(name, ids, size, settings, configs) for name in _NAMES}
+    numbers = {_NAMES[name]: found[0] for name, found in stated.items() if found}
+    adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
+    if tokenizer:  # transformers then ignores these settings
+        adds = dict.fromkeys(adds, False)
+    for name, text in _template_tokens(tokenizer):
+        if adds[name] or numbers.setdefault(name, ids[text]) != ids[text]:
+            raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
+        adds[name] = True
+    known = {numbers.get("eos"), *(ids.get(text) for text in _KNOWN_ENDS.split())}
+    numbers |= _additional_ends(end for end in stated["eos"] if end not in known)
+    values = {f"{name}_token_id": Value("UINT32", number) for name, number in numbers.items()}
+    return values | {f"add_{name}_token": Value("BOOL", added and name in numbers) for name, added in adds.items()}
+
+
+def _stated(
+    name: str, ids: Mapping[str, int], size: int, settings: JsonObject, configs: Sequence[JsonObject]
+) -> Sequence[int]:
+    """Ids of a special token that are in the vocabulary, in order of precedence."""
+    text = settings.get(f"{name}_token")
+    if isinstance(text, dict):
+        text = text["content"]
+    numbers = [ids.get(text or "")]
+    for config in configs:
+        number = config.get(f"{name}_token_id")
+        if number is not None:
+            numbers += number if isinstance(number, list) else [number]
+            break
+    return [number for number in numbers if number is not None and 0 <= index(number) < size]
+
+
+def _additional_ends(ends: Iterable[int]) -> dict[str, int]:
+    """GGUF names for end-of-turn tokens that llama.cpp does not know. Raises Unsupported for more than two."""
+    additional = list(dict.fromkeys(ends))
+    if len(additional) > len(_ADDITIONAL_ENDS):
+        raise Unsupported("more than two additional end-of-turn tokens:", additional)
+    return dict(zip(_ADDITIONAL_ENDS, additional, strict=False))
+
+
+def _template_tokens(tokenizer: JsonObject) -> Iterator[tuple[str, str]]:
+    """Yield the tokens that the post-processor puts around a text: "bos" or "eos" by their place, and their text."""
+    templates = [step for step in steps(tokenizer, "post_processor") if step["type"] != "ByteLevel"]
+    if [template["type"] for template in templates] not in ([], ["TemplateProcessing"]):
+        raise Unsupported("the post-processor", tokenizer["post_processor"])
+    for template in templates:
+        place = "bos"
+        for piece in template["single"]:
+            if "Sequence" in piece:
+                place = "eos"
+                continue
+            for text in template["special_tokens"][piece["SpecialToken"]["id"]]["tokens"]:
+                yield place, text

@@ -1,0 +1,321 @@
+"""Compute a planned merge and write its file in chunks, copied, or computed by several threads.
+
+An error or interruption leaves no file. Only a few chunks are in memory at a time: reading waits until earlier chunks
+are written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property, partial
+from math import prod, sqrt
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cerebrum_cli.core.errors import EngineError, MergeError, ModelFileError
+from cerebrum_cli.core.files import commit_file, reading_model, translate_os_errors, unfinished_file, write_all
+from cerebrum_cli.gguf.parser import Shape, Tensor, aligned
+from cerebrum_cli.library.registry import OnProgress
+from cerebrum_cli.weights.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
+from cerebrum_cli.weights.plan import OutputTensor, Plan
+
+if TYPE_CHECKING:
+    from cerebrum_cli.weights.codec import LlamaCodec as Codec  # converts weights, in several threads
+
+
+T = TypeVar("T")
+Floats = npt.NDArray[np.float32]
+
+EXPERTS = "_exps."  # in the names of tensors that hold all experts of a layer
+COPY_BYTES = 1 << 20  # size of a copied chunk
+PENDING_PER_THREAD = 3  # chunks computed or queued per thread
+CHUNK_WEIGHTS = 1 << 18  # weights in a computed chunk: 1 MB as floats
+# Byte offsets of the half-precision scales in a type's blocks (structs of ggml-common.h, llama.cpp 0c1e57098). All
+# weights of a block are multiples of them, so multiplying the scales multiplies the tensor.
+_OFFSETS = {
+    "Q4_0 Q5_0 Q8_0 IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS": (0,),
+    "Q4_1 Q5_1 Q4_K Q5_K": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
+SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name in names.split()}
+
+CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
+Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
+
+
+def llama_codec() -> Codec:
+    from cerebrum_cli.weights.codec import LlamaCodec
+
+    return LlamaCodec()
+
+
+class TensorEvaluator(ExitStack):
+    """Compute tensors with a thread pool; the end of its context ends the threads and closes the source files."""
+
+    def __init__(self, open_codec: CodecFactory, threads: int) -> None:
+        super().__init__()
+        self._open_codec, self._threads = open_codec, threads
+        self._pool = self.enter_context(ThreadPoolExecutor(threads))
+        self._files: dict[Path, int] = {}
+
+    def chunks(self, output: OutputTensor) -> Iterator[bytes]:
+        """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
+        for tensor in input_tensors(output.op):
+            for path in tensor.source.paths if tensor.source else (tensor.path,):
+                self._open_file(path)  # here, before threads read it
+        if isinstance(output.op, Sum):
+            yield from self._summed(output, output.op)
+        elif len(output.shape) > 2 and EXPERTS in output.name:
+            for number in range(prod(output.shape[2:])):
+                first, second = expert_tensor(output.op.first, number), expert_tensor(output.op.second, number)
+                expert = output.op._replace(first=first, second=second)
+                yield from self._summed(output, self._slerp_as_sum(expert), output.shape[:2])
+        else:
+            yield from self._summed(output, self._slerp_as_sum(output.op))
+
+    def _summed(self, output: OutputTensor, op: Sum, shape: Shape | None = None) -> Iterator[bytes]:
+        if keeps_blocks(op, output):
+            return self._scaled(op.terms[0])
+        task = partial(self._sum, self._codec, op, output)
+        return self._run_in_order(partial(task, rows) for rows in row_ranges(shape or output.shape))
+
+    def _scaled(self, term: Term) -> Iterator[bytes]:
+        tensor, factor = term
+        step = COPY_BYTES // tensor.kind.block_bytes * tensor.kind.block_bytes
+        for begin in range(0, tensor.size, step):
+            data = self._read(tensor, begin, min(step, tensor.size - begin))
+            yield data if factor == 1 else scale_blocks(data, term)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        return self._open_codec()
+
+    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
+        total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for tensor, coefficient in op.terms:
+                total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
+        if not np.isfinite(total).all():
+            raise MergeError(
+                f"{output.name} would have infinite or NaN weights",
+                "check the numbers in the recipe, and the source models",
+            )
+        try:
+            return codec.quantize(total, output.type)
+        except EngineError as error:
+            raise MergeError(f"{output.name}: {error.message}", error.hint) from error
+
+    def _slerp_as_sum(self, op: Slerp) -> Sum:
+        """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
+        task = partial(self._dot_products, self._codec, op)
+        measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
+        first, second, product = np.sum(list(measured), axis=0).tolist()
+        of_first, of_second = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
+        return offset_sum((Term(op.first, of_first), Term(op.second, of_second)), op.offset)
+
+    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, ...]:
+        first = self._dequantize(codec, op.first, rows).ravel().astype(np.float64) - op.offset
+        second = self._dequantize(codec, op.second, rows).ravel().astype(np.float64) - op.offset
+        with np.errstate(over="ignore", invalid="ignore"):
+            pairs = (first, first), (second, second), (first, second)
+            return tuple(float(np.einsum("i,i", *pair)) for pair in pairs)
+
+    def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
+        first, length = rows
+        row_length = tensor.shape[0]
+        out = np.empty((length, row_length), np.float32)
+        begin, size = tensor.kind.bytes_of(first * row_length), tensor.kind.bytes_of(out.size)
+        codec.dequantize(self._read(tensor, begin, size), tensor.type, out)
+        return out
+
+    def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
+        begin += tensor.offset
+        if tensor.source:
+            return tensor.source.read(self._read_file, begin, size)
+        return self._read_file(tensor.path, begin, size)
+
+    def _read_file(self, path: Path, begin: int, size: int) -> bytes:
+        with reading_model(path):
+            data = os.pread(self._files[path], size, begin)
+        if len(data) != size:
+            raise ModelFileError(path, "the file was truncated while being read")
+        return data
+
+    def _open_file(self, path: Path) -> None:
+        if path not in self._files:
+            with reading_model(path):
+                self._files[path] = os.open(path, os.O_RDONLY)
+            self.callback(os.close, self._files[path])
+
+    def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+        running: deque[Future[T]] = deque()
+        try:
+            for task in tasks:
+                running.append(self._pool.submit(task))
+                if len(running) >= PENDING_PER_THREAD * self._threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def row_ranges(shape: Shape) -> Iterator[Rows]:
+    rows = prod(shape[1:])
+    step = max(1, CHUNK_WEIGHTS // shape[0])
+    for first in range(0, rows, step):
+        yield first, min(step, rows - first)
+
+
+def expert_tensor(tensor: Tensor, number: int) -> Tensor:
+    size = tensor.kind.bytes_of(prod(tensor.shape[:2]))
+    return tensor._replace(shape=tensor.shape[:2], offset=tensor.offset + number * size)
+
+
+def keeps_blocks(op: TensorOp, output: OutputTensor) -> bool:
+    """Whether a tensor has the blocks of its only source, copied or with other scales."""
+    if not isinstance(op, Sum) or len(op.terms) > 1 or op.constant:
+        return False
+    [(tensor, factor)] = op.terms
+    return tensor.type == output.type and (factor == 1 or output.kind.name in SCALE_OFFSETS)
+
+
+def scale_blocks(data: bytes, term: Term) -> bytes:
+    """Multiply the scales of blocks. Raises MergeError on overflow."""
+    tensor, factor = term
+    blocks = np.frombuffer(bytearray(data), np.uint8).reshape(-1, tensor.kind.block_bytes)
+    for offset in SCALE_OFFSETS[tensor.kind.name]:
+        scales = blocks[:, offset : offset + 2].copy().view("<f2").astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            scales = (scales * np.float32(factor)).astype("<f2")
+        if not np.isfinite(scales).all():
+            raise MergeError(
+                f"{tensor.name} times {factor:g} overflows its type",
+                "use a smaller scale, or another type with --type",
+            )
+        blocks[:, offset : offset + 2] = scales.view(np.uint8)
+    return blocks.tobytes()
+
+
+PROGRESS_INTERVAL_S = 0.02  # between two progress reports
+
+
+def execute(plan: Plan, path: Path, codec: CodecFactory, threads: int, on_progress: OnProgress) -> str:
+    """Write a plan to a file, report bytes done and total, and return the file's SHA-256.
+
+    Raises MergeError if it cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
+    A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
+    and never while a lock is taken or the file is renamed.
+    """
+    writer = MergeWriter(plan, path, codec, threads)
+    try:
+        Thread(target=writer.run, name="merge", daemon=True).start()
+        while not writer.is_finished:
+            time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
+            on_progress(writer.done, plan.size)
+        if writer.sha256:
+            on_progress(plan.size, plan.size)
+    except BaseException:
+        writer.is_cancelled = True
+        while writer.is_started and not writer.is_finished:
+            time.sleep(PROGRESS_INTERVAL_S)
+        if not writer.sha256:  # otherwise the file has been renamed already
+            raise
+    if writer.error:
+        raise writer.error
+    assert writer.sha256, "the writer is finished"
+    return writer.sha256
+
+
+class Cancelled(Exception):
+    """The merge was cancelled."""
+
+
+@dataclass(slots=True)
+class MergeWriter:
+    """A merge being written by a thread: its progress, cancellation flag and result."""
+
+    plan: Plan
+    path: Path
+    codec: CodecFactory
+    threads: int
+    done: int = 0
+    is_cancelled: bool = False
+    is_started: bool = False
+    is_finished: bool = False
+    sha256: str | None = None
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        self.is_started = True
+        try:
+            self.sha256 = self._write()
+        except BaseException as error:  # raised by the waiting thread
+            self.error = error
+        finally:
+            self.is_finished = True
+
+    def _write(self) -> str:
+        self._raise_if_cancelled()
+        digest = hashlib.sha256()
+        with (
+            translate_os_errors(MergeError, self.path, ", or write elsewhere", "write to another disk"),
+            unfinished_file(self.path, 0o666, is_required=True) as part,
+            ThreadPoolExecutor(1) as pool,
+            TensorEvaluator(self.codec, self.threads) as evaluator,
+        ):
+            hashing = pool.submit(digest.update, b"")
+            for chunk in chunks(self.plan, evaluator):
+                hashing.result()
+                hashing = pool.submit(digest.update, chunk)
+                write_all(part.file.fileno(), chunk)
+                self.done += len(chunk)
+                self._raise_if_cancelled()
+            hashing.result()
+            os.fsync(part.file.fileno())
+            commit_file(part, self.path)
+            return digest.hexdigest()
+
+    def _raise_if_cancelled(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled
+
+
+def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
+    yield plan.header
+    for tensor in plan.tensors:
+        yield from evaluator.chunks(tensor)
+        yield bytes(aligned(tensor.size) - tensor.size)
+
+
+def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
+    """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
+    computed = [tensor for tensor in plan.tensors if not keeps_blocks(tensor.op, tensor)]
+    if not computed:
+        return
+    instance = codec()
+    for tensor in computed:
+        for source in input_tensors(tensor.op):
+            if not instance.readable(source.type):
+                raise MergeError(
+                    f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
+                )
+        if not instance.writable(tensor.type):
+            raise MergeError(
+                f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix",
+                "choose another type with --type, such as Q4_K",
+            )

@@ -1,0 +1,191 @@
+"""From a recipe to a merged model: find the recipe and its models, plan and write the merge, and register it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerebrum_cli.attachments.prompt_sources import read_text
+from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space, translate_os_errors
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.formats.plain import EMBEDDED
+from cerebrum_cli.gguf.header import read_header, require_loadable
+from cerebrum_cli.gguf.table import read_table
+from cerebrum_cli.library.catalogue import ModelSpec
+from cerebrum_cli.library.download import DATA_ELSEWHERE
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
+from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.registry import OnProgress, RegistryEntry, Source
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.execute import (
+    CHUNK_WEIGHTS,
+    PENDING_PER_THREAD,
+    execute,
+    llama_codec,
+    require_supported_types,
+)
+from cerebrum_cli.weights.methods import input_tensors
+from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
+from cerebrum_cli.weights.recipe import Recipe, parse_recipe
+
+# Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
+BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
+MAX_RECIPE_BYTES = 1 << 20
+
+Models = Mapping[str, InstalledModel]  # by their names in the recipe
+
+
+def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, str | None]:
+    """Read a recipe file, or that of a catalog model with its row and the requested quantization. Raises UsageError."""
+    path = as_path(text)
+    name, _, quantization = text.partition(":")
+    spec = library.spec_named(name)
+    if spec and spec.recipe:
+        return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), spec, quantization or None
+    if not is_missing(path):
+        return parse_recipe(read_text(path, MAX_RECIPE_BYTES), path.name), None, None
+    known = ", ".join(spec.name for spec in library.specs if spec.recipe)
+    raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
+
+
+def source_references(
+    library: Library, names: Sequence[str], quantization: str | None, sources: Iterable[str] = ()
+) -> dict[str, str]:
+    """Map the names in a recipe to model references, some given as NAME=MODEL. Raises UsageError for other names.
+
+    The quantization is added to names of the catalog without one.
+    """
+    references = {name: name for name in names}
+    for name in names if quantization else ():
+        reference = library.parse(name)
+        if isinstance(reference, ModelReference) and not reference.quantization and library.spec_of(reference):
+            references[name] = f"{name}:{quantization}"
+    for text in sources:
+        name, _, model = text.partition("=")
+        hint = f"use NAME=MODEL, where NAME is {' or '.join(names)}"
+        if name not in names:
+            raise UsageError(f"--source {text}: the recipe does not name this model", hint)
+        if not model:
+            raise UsageError(f"--source {text}: no model after the =", hint)
+        references[name] = model
+    return references
+
+
+def local_source(path: Path) -> InstalledModel | None:
+    """The weights in a folder; None if it is a file."""
+    if not is_directory(path):
+        return None
+    path = path.resolve()
+    return InstalledModel(path.name, (path,), is_weights=True)
+
+
+def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
+    models = {}
+    for name, reference in references.items():
+        try:
+            models[name] = local_source(as_path(reference)) or find(reference)
+        except (ModelNotFound, PullError) as error:  # most names are of repositories without GGUF files
+            hint = f"pull it first, or name another model: --source {name}=MODEL"
+            raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error
+    return models
+
+
+@frozen
+class MergeOptions:
+    """Output path and name of a merge.
+
+    `type` is the type of all weights, None to leave each tensor's type. `title` is the model name in the file unless
+    the recipe has one. `quantization` is that of the sources, for files that do not state it.
+    """
+
+    output: Path
+    name: str
+    type: str | None = None
+    title: str | None = None
+    quantization: str | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge ready to be written; `array_items` counts the items of all metadata arrays of its sources."""
+
+    recipe: Recipe
+    models: Models
+    options: MergeOptions
+    plan: Plan
+    array_items: int
+
+    @property
+    def memory(self) -> int:
+        inputs = max(len(input_tensors(tensor.op)) for tensor in self.plan.tensors)
+        chunks = thread_count() * PENDING_PER_THREAD * (inputs + 1)
+        return BASE_MEMORY + self.array_items * MEMORY_PER_ITEM + chunks * CHUNK_WEIGHTS * 4
+
+
+def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
+    """Plan a merge of models by their names in the recipe. Raises MergeError if they do not fit, ModelFileError."""
+    tables = {}
+    array_items = 0
+    for name, model in models.items():
+        if model.is_weights:
+            tables[name] = read_checkpoint(model.path, model.name)
+        else:
+            require_loadable(model.path, read_header(model.path))
+            tables[name] = read_table(public_name(model), model.paths)
+        array_items += tables[name].array_items
+    dtype = recipe.dtype
+    if recipe.method == "passthrough":
+        dtype = None
+    texts = {
+        MERGE_RECIPE: recipe.text,
+        MERGE_SOURCES: "\n".join(dict.fromkeys(table.name for table in tables.values())),
+    }
+    tokenizer = models[recipe.tokenizer_model]
+    if tokenizer.known_format and tokenizer.known_format != EMBEDDED:
+        texts[MERGE_FORMAT] = tokenizer.known_format
+    title = recipe.name or options.title or options.name
+    plan = MergePlanner(recipe, tables, Target(options.type, dtype, options.quantization)).plan(title, texts)
+    require_supported_types(plan, llama_codec)
+    return Merge(recipe, models, options, plan, array_items)
+
+
+def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledModel:
+    """Write a merge, report bytes done and total, and register it.
+
+    Raises UsageError if the file is one of the sources, MergeError if it cannot be written, which leaves no file, and
+    ConfigError if it cannot be registered, which keeps the file: writing it may have taken an hour.
+    """
+    require_not_source(merge.models, merge.options.output)
+    return write_plan(library, merge.plan, merge.options.output, merge.options.name, "merge", on_progress)
+
+
+def write_plan(
+    library: Library, plan: Plan, path: Path, name: str, source: Source, on_progress: OnProgress
+) -> InstalledModel:
+    """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
+    with translate_os_errors(MergeError, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, f".{path.name}.")
+    elsewhere = DATA_ELSEWHERE if source == "converted" else "write elsewhere"
+    require_space(path.parent.resolve(), plan.size, MergeError, elsewhere)
+    sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
+    entry = RegistryEntry.of_file(path.resolve(), sha256, name, source)
+    library.registry.add(entry)
+    return library.model_from_entry(entry)
+
+
+def require_not_source(models: Models, path: Path) -> None:
+    for model in models.values():
+        if path.resolve() in map(Path.resolve, model.paths):
+            raise UsageError(f"{path} is a source of this merge", "choose another output file")
+
+
+def public_name(model: InstalledModel) -> str:
+    """Name of a source for a file that may be shared: without local directories."""
+    if model.is_unnamed:
+        return model.path.name
+    return model.reference

@@ -1,0 +1,218 @@
+"""Files of a prompt: named ones, and those that directories and patterns lead to."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from cerebrum_cli.attachments.prompt_sources import read_prompt_files
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.events import NoticeEvent
+
+TREE = {
+    "README.md": "# Title\n",
+    "src/b.py": "b",
+    "src/a.py": "a",
+    "src/sub/c.py": "c",
+    "src/sub/deep/d.txt": "d",
+    "src/.hidden.py": "hidden",
+    ".config/e.py": "e",
+    ".git/config": "git",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_tree(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def names(*paths: str) -> list[str]:
+    """Names of the files read; there may be no notice."""
+    files, notices = read(*paths)
+    assert notices == []
+    return [name for name, _ in files]
+
+
+def read(*paths: str) -> tuple[list[tuple[str, str]], list[NoticeEvent]]:
+    notices: list[NoticeEvent] = []
+    return read_prompt_files([Path(path) for path in paths], notices.append), notices
+
+
+def test_prompt_files_of_a_directory_are_sorted_and_not_hidden(folder: Path) -> None:
+    write_tree(folder, TREE)
+    assert read("src") == (
+        [("src/a.py", "a"), ("src/b.py", "b"), ("src/sub/c.py", "c"), ("src/sub/deep/d.txt", "d")],
+        [],
+    )
+    assert names(".") == ["README.md", *names("src")]
+    assert names(str(folder / "src")) == names("src")
+    assert names("src/sub/..", "src/../src/sub") == [
+        "src/sub/../a.py",
+        "src/sub/../b.py",
+        "src/sub/../sub/c.py",
+        "src/sub/../sub/deep/d.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        *((pattern, ["src/a.py", "src/b.py"]) for pattern in ("src/*.py", "s?c/[ab].py")),
+        *((pattern, ["src/a.py", "src/b.py", "src/sub/c.py"]) for pattern in ("src/**/*.py", "**/*.py")),
+        *((pattern, ["src/sub/deep/d.txt"]) for pattern in ("**/sub/**/*.txt", "**/**/deep/**")),
+        *(("src/[!a].py", ["src/b.py"]), ("*.md", ["README.md"]), ("src/.*.py", ["src/.hidden.py"])),
+        *((pattern, [".config/e.py"]) for pattern in (".conf*/*", ".config/*.py")),
+        ("src/s*", ["src/sub/c.py", "src/sub/deep/d.txt"]),  # as after the shell has expanded it
+        ("src/**", ["src/a.py", "src/b.py", "src/sub/c.py", "src/sub/deep/d.txt"]),
+    ],
+)
+def test_prompt_files_of_a_pattern(folder: Path, pattern: str, found: list[str]) -> None:
+    write_tree(folder, TREE)
+    assert names(pattern) == found
+    assert names(str(folder / pattern)) == found
+
+
+def test_prompt_files_have_a_pattern_in_a_name_that_exists(folder: Path) -> None:
+    write_tree(folder, {"a[1].txt": "1", "a1.txt": "2"})
+    assert read("a[1].txt") == ([("a[1].txt", "1")], [])
+
+
+def test_prompt_files_are_read_once_and_named_ones_last(folder: Path) -> None:
+    write_tree(folder, TREE)
+    assert names("src", "src/sub/*", "src/a.py") == ["src/b.py", "src/sub/c.py", "src/sub/deep/d.txt", "src/a.py"]
+
+
+def test_prompt_files_do_not_follow_links(folder: Path) -> None:
+    write_tree(folder, {"in/a": "a", "out/secret": "x"})
+    (folder / "in/loop").symlink_to(folder / "in")
+    (folder / "in/file").symlink_to(folder / "out/secret")
+    (folder / "in/broken").symlink_to(folder / "nowhere")
+    (folder / "named").symlink_to(folder / "in")
+    os.mkfifo(folder / "in/pipe")
+    assert names("in/**") == ["in/a"]
+    assert read("named") == ([("named/a", "a")], [])
+    assert read("in/file") == ([("in/file", "x")], [])
+
+
+def test_prompt_files_in_a_very_deep_directory(folder: Path) -> None:
+    path = folder
+    for _ in range(400):
+        path /= "d" * 5
+    path.mkdir(parents=True)
+    (path / "a").write_text("deep")
+    assert [text for _, text in read("ddddd")[0]] == ["deep"]
+    assert [text for _, text in read("**/ddddd/**/a")[0]] == ["deep"]
+
+
+# What is ignored.
+
+IGNORED: list[Mapping[str, str]] = [
+    {
+        ".gitignore": "*.log\n!keep.log\n/build/\n# note\n\n",
+        "a.log": "",
+        "keep.log": "",
+        "build/x": "",
+        "s/build/y": "",
+    },
+    {".gitignore": "*.log\n", "s/.gitignore": "!keep.log\n", "s/keep.log": "", "s/t/keep.log": "", "keep.log": ""},
+    {".gitignore": "out\n!out/keep\n", "out/keep": "", "s/out": "", "s/outer": ""},
+    {".gitignore": "/*\n!/s/\n", "s/a": "", "s/t/b": "", "c": ""},
+    {".gitignore": "s/*\n!s/keep\n", "s/a": "", "s/keep": "", "s/t/b": ""},
+    {".gitignore": "**/gen/**\ndoc/**/*.pdf\n", "a/gen/b/c": "", "doc/x/y.pdf": "", "doc/y.pdf": "", "doc/z": ""},
+    {".gitignore": "*a*b?c*\n", "xaybzc": "", "abc": "", "ab": "", "s/aabbcc": "", "acb": ""},
+    {".gitignore": "*s*e*c*r*e*t*.*k*e*y\n", "secret.key": "", "secret.kez": ""},
+    {".gitignore": "a/**/b/**/c\n", "a/b/c": "", "a/x/b/y/z/c": "", "a/b/x/b/c": "", "a/bb/c": "", "x/a/b/c": ""},
+    {".gitignore": "a b\ntrailing \nesc\\ \n\\#hash\n\\!bang\n", "a b": "", "trailing": "", "#hash": "", "!bang": ""},
+    {".gitignore": "!\n\\\n[z-a]\n[\n//\nx\n", "x": "", "y": ""},
+    {".gitignore": "\ufeffx\r\ny\r\n", "x": "", "y": "", "z": ""},
+    {".gitignore": "s\n", "s/.gitignore": "!*\n", "s/a": "", "t": ""},
+    {"s/.gitignore": "/a\nt/\n", "s/a": "", "s/t/b": "", "s/u/a": "", "a": "", "t/b": ""},
+]
+
+
+@pytest.mark.parametrize("tree", IGNORED)
+def test_prompt_files_are_those_that_git_does_not_ignore(folder: Path, tree: Mapping[str, str]) -> None:
+    write_tree(folder, {**tree, "end": ""})
+    outside = names(".")
+    git("init", "-q")
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    assert outside == names(".") == names("**") == sorted(name for name in listed if name and "gitignore" not in name)
+
+
+def git(*arguments: str) -> str:
+    options = ("-c", "core.excludesFile=/dev/null")
+    return subprocess.run(["git", *options, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def test_prompt_files_follow_the_rules_above_their_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tree(
+        folder, {".gitignore": "a\n", "p/.git/HEAD": "", "p/.gitignore": "*.log\n/s/b\n", "p/s/a": "", "p/s/b": ""}
+    )
+    write_tree(folder, {"p/s/c.log": "", "q/.gitignore": "b\n", "q/s/a": "", "q/s/b": ""})
+    assert names("p/s") == ["p/s/a"]  # up to the repository
+    with pytest.raises(UsageError):
+        names("q/s/*")  # up to the working directory
+    monkeypatch.chdir(folder / "q")
+    assert names("s") == ["s/a"]
+    monkeypatch.chdir(folder / "q/s")
+    assert names("..") == ["../s/a"]
+
+
+def test_prompt_files_of_an_ignored_directory_are_read_if_it_is_named(folder: Path) -> None:
+    write_tree(folder, {".gitignore": "build\n", "build/a": "", "build/.gitignore": "b\n", "build/b": "", "c": ""})
+    assert (names("."), names("build"), names("build/*")) == (["c"], ["build/a"], ["build/a"])
+    assert names("build/b") == ["build/b"]
+
+
+def test_prompt_files_skip_what_is_not_text_with_one_notice(folder: Path) -> None:
+    write_tree(folder, {"in/a.txt": "\ufeffa", "in/b.bin": b"a\0b", "in/c.png": b"\x89PNG", "in/d.txt": b"caf\xe9"})
+    write_tree(folder, {"in/e.txt": "e" * 1_000_000, "in/f.txt": "f" * 1_000_001, "in/g": bytes(1_000_001)})
+    files, notices = read("in", "in/*.txt")
+    assert [name for name, _ in files] == ["in/a.txt", "in/e.txt"]
+    assert files[0][1] == "a"
+    assert notices == [
+        NoticeEvent(
+            "5 files skipped: in/b.bin (binary), in/c.png (binary), in/d.txt (binary), and 2 more",
+            "to include a large file, name it",
+        )
+    ]
+    [skipped] = read("in/[abg]*")[1]
+    assert skipped == NoticeEvent(
+        "2 files skipped: in/b.bin (binary), in/g (over 1 MB)", "to include a large file, name it"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_prompt_files_skip_what_cannot_be_read(folder: Path) -> None:
+    write_tree(folder, {"in/a": "a", "in/b": "b", "in/c/d": "d"})
+    (folder / "in/b").chmod(0)
+    (folder / "in/c").chmod(0)
+    try:
+        assert read("in")[1][0].message == "2 files skipped: in/c (Permission denied), in/b (Permission denied)"
+        with pytest.raises(UsageError, match="in/c: Permission denied"):
+            read("in/c")
+    finally:
+        (folder / "in/c").chmod(0o700)
+
+
+def test_prompt_files_have_a_limit_in_total(folder: Path) -> None:
+    write_tree(folder, {f"in/{number:02}": b"a" * 1_000_000 for number in range(65)})
+    with pytest.raises(PromptTooLong, match="the files in in exceed 64 MB in total"):
+        read("in")
+
+
+def test_prompt_file_names_are_well_formed(folder: Path) -> None:
+    (folder / "in").mkdir()
+    Path(os.fsdecode(b"in/caf\xe9")).write_text("a")
+    assert names("in") == ["in/caf\ufffd"]
+    assert names(os.fsdecode(b"in/caf\xe9")) == ["in/caf\ufffd"]

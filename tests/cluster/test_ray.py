@@ -1,0 +1,292 @@
+"""`--ray`: what the head does with answers of workers, and runs on real nodes."""
+
+import itertools
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import pytest
+import ray_machines
+from batch_files import stored_lines
+from command_line import COMMAND, CommandLine, assert_error
+
+from cerebrum_cli.batch.readers import open_input, read_rows
+from cerebrum_cli.batch.rows import output_object, result_rows
+from cerebrum_cli.cluster import ray_adapter as ray_cluster
+from cerebrum_cli.cluster.distribution import Distribution, NodeJob, find_file
+from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NoServerError
+from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.fit import Capacity
+from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
+from cerebrum_cli.replies.installation import Servers
+from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.results.stored_results import open_results
+from cerebrum_cli.servers.client import Endpoint
+
+ROWS = 40
+CLUSTER_ROWS = 80
+READY = WorkerReport("1", "here", "", "", ({"kind": "vllm", "model": "m"},))
+Messages = Iterator[Message]
+
+
+def answered(block: bytes) -> bytes:
+    rows = {position: output_object(row, text=row.prompt) for position, row in pickle.loads(block).items()}
+    return pickle.dumps((rows, 10 * len(rows), [NoticeEvent("slow", "")]))
+
+
+@dataclass
+class ScriptedCluster:
+    """Two workers that answer the blocks of each pass as scripted, and after that all of them.
+
+    `asked` are the sizes of the blocks of each pass.
+    """
+
+    passes: Sequence[Callable[[list[bytes]], Messages]] = ()
+    asked: list[list[int]] = field(default_factory=list)
+
+    def __call__(self, plan: Plan) -> Generator[Message, None, None]:
+        blocks = list(plan(2)[0])
+        script = self.passes[len(self.asked)] if len(self.asked) < len(self.passes) else None
+        self.asked.append([len(pickle.loads(block)) for block in blocks])
+        yield READY
+        yield from script(blocks) if script else map(answered, blocks)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"question {number}\n" for number in range(ROWS)))
+    return path
+
+
+def node_job(identity: str, path: Path, reference: str) -> NodeJob:
+    source = ModelSource(cast("Any", None), cast("Any", None), Settings())
+    return NodeJob(identity, path, reference, source, cast("Any", None))
+
+
+def on_servers(job: NodeJob, servers: Servers) -> NodeJob:
+    return replace(job, source=replace(job.source, servers=servers))
+
+
+def answer_all(
+    source: Path, cluster: ScriptedCluster, may_differ: bool = False, **options: Any
+) -> tuple[list[Event], list[str]]:
+    """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
+    job = on_servers(node_job("", source, ""), Servers((), may_differ=may_differ))
+    output = source.with_name("out.jsonl")
+    with closing(open_input(source)) as file:
+        rows = read_rows(file, "txt")
+        with closing(open_results(output, {"model": "a"}, result_rows(rows))) as results:
+            events = list(Distribution(cluster, job, results, rows, 64, **options).answer())
+            results.complete()
+            assert results.notes["servers"][0] == READY.records[0]
+    return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
+
+
+EXPECTED = [f"question {number}" for number in range(ROWS)]
+
+
+def test_ray_rows_of_lost_workers_are_answered_again(source: Path) -> None:
+    cluster = ScriptedCluster([lambda blocks: map(answered, blocks[::2])])
+    events, texts = answer_all(source, cluster)
+    assert texts == EXPECTED
+    assert cluster.asked == [[5] * 8, [3] * 6 + [2]]
+    assert [event for event in events if isinstance(event, NoticeEvent)] == [NoticeEvent("slow", "")]
+    assert [event.tokens for event in events if isinstance(event, ServersEvent)][-1] == 10 * ROWS
+
+
+def test_ray_answers_a_row_once_and_reports_a_node_with_a_problem_once(source: Path) -> None:
+    bad = WorkerReport("2", "there", "no model", "pull it", ())
+    cluster = ScriptedCluster([lambda blocks: iter([bad, *map(answered, [*blocks[:3], *blocks]), bad])])
+    events, texts = answer_all(source, cluster)
+    assert texts == EXPECTED and len(cluster.asked) == 1
+    assert NoticeEvent("there is not used: no model", "pull it") in events
+    assert len([event for event in events if isinstance(event, NoticeEvent)]) == 2
+
+
+def test_ray_refuses_servers_with_different_models(source: Path) -> None:
+    other = WorkerReport("2", "there", "", "", ({"kind": "vllm", "model": "n"},))
+
+    def script(blocks: list[bytes]) -> Messages:
+        yield answered(blocks[0])
+        yield other
+        yield from map(answered, blocks)
+
+    with pytest.raises(EndpointError, match="the servers differ: there has n, here has m"):
+        answer_all(source, ScriptedCluster([script]))
+    assert answer_all(source, ScriptedCluster([script]), may_differ=True)[1] == EXPECTED
+
+
+SILENT = "no worker is running"
+BUSY = WorkerReport("1", "here", "busy", "", ())
+BAD = [WorkerReport(worker, worker, "no model", "pull it", ()) for worker in ("1", "2")]
+
+
+def silent(*messages: Message) -> Messages:
+    yield from messages
+    while True:
+        yield None
+
+
+@pytest.mark.parametrize(
+    ("passes", "patience", "error", "asked"),
+    [
+        ([lambda blocks: iter([answered(blocks[0]), *BAD])], 1.0, r"no worker could start \(2: no model\)", []),
+        ([lambda _: silent(BUSY)], 0.01, SILENT, []),
+        ([lambda blocks: silent(*[b""] * 20, answered(blocks[0]))], 0.02, SILENT, []),
+        ([lambda _: iter(())] * 3, 1.0, "workers fail on 40 rows, beginning with line 1", [ROWS, 8, 8]),
+        ([lambda _: iter(itertools.repeat(READY))], 0.02, SILENT, []),
+    ],
+)
+def test_ray_ends_where_nothing_is_answered_and_resumes(
+    source: Path, passes: Sequence[Callable[[list[bytes]], Messages]], patience: float, error: str, asked: list[int]
+) -> None:
+    cluster = ScriptedCluster(passes)
+    with pytest.raises(EndpointError, match=error):
+        answer_all(source, cluster, patience=patience)
+    assert not asked or [sum(sizes) for sizes in cluster.asked] == asked  # one by one, only a few
+    assert answer_all(source, ScriptedCluster())[1] == EXPECTED
+
+
+def test_ray_node_finds_the_model_by_its_digest(tmp_path: Path, chatml_model: Path, mistral_model: Path) -> None:
+    library = Library((), Registry(tmp_path / "models"), lambda: Capacity(2**34))
+    library.cache = Cache(tmp_path / "hub")
+    here = tmp_path / "chatml.gguf"
+    shutil.copyfile(chatml_model, here)
+    digest = hash_file(here)
+    file = node_job(f"{digest.sha256} {digest.size}", here, "chatml")
+    assert find_file(library, file).path == here
+    elsewhere = tmp_path / "elsewhere.gguf"
+    here.rename(elsewhere)
+    shutil.copyfile(mistral_model, here)  # another model at the same path
+    with pytest.raises(ModelNotFound, match=f"chatml is not installed .* SHA-256 {digest.sha256[:12]}"):
+        find_file(library, file)
+    moved = hash_file(elsewhere)
+    library.registry.add(RegistryEntry("mine", elsewhere, moved.size, moved.sha256, moved.mtime_ns, "local"))
+    assert find_file(library, file).path == elsewhere
+
+
+def test_ray_node_sends_notices_while_it_waits_for_a_server(
+    tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    for variable in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    digest = hash_file(chatml_model)
+    endpoint = Endpoint("there", "http://127.0.0.1:9")
+    servers = Servers([endpoint], timeouts={"waits_at_start": True, "patience": 0.05, "busy_notice": 0.1})
+    job = node_job(f"{digest.sha256} {digest.size}", chatml_model, "chatml")
+    opening = on_servers(job, servers)(1)
+    [notice] = pickle.loads(next(opening))[-1]
+    assert notice.message.startswith("there is unavailable")
+    with pytest.raises(NoServerError, match="no server answers"):
+        list(opening)
+
+
+@pytest.mark.slow
+def test_ray_that_ends_within_a_message_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, sys; pipe = int(sys.argv[1]); os.read(pipe, 1000); os.write(pipe, bytes([0, 0, 0, 9, 1]))"
+    monkeypatch.setattr(ray_cluster, "PROGRAM", program)
+    with pytest.raises(EndpointError, match="Ray ended unexpectedly"):
+        list(ray_cluster.answer_blocks("", None, False, lambda _: (iter(()), cast("Any", None), 1)))
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory: pytest.TempPathFactory) -> CommandLine:
+    home = tmp_path_factory.mktemp("ray")
+    (home / "in.txt").write_text("".join(f"question {number}\n" for number in range(CLUSTER_ROWS)))
+    (home / "own.jinja").write_text("{{ messages[0].content }}")
+    for module in ("pickle", "ray", "cerebrum_cli", "jinja2", "numpy"):  # nothing imports them
+        (home / f"{module}.py").write_text("raise SystemExit")
+    return CommandLine(home)
+
+
+@pytest.fixture(scope="module")
+def address(user: CommandLine) -> Iterator[str]:
+    """The address of a cluster with a bad node and a good one."""
+    with subprocess.Popen(
+        [sys.executable, ray_machines.__file__, user.home],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=user.environment({"RAY_USAGE_STATS_ENABLED": "0"}),
+    ) as process:
+        assert process.stdout
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+def arguments(model: Path, output: str, *more: str) -> list[str]:
+    settings = ["-m", str(model), "--parallel", "4", "-n", "200", "--seed", "1", "--ignore-eos"]
+    settings += ["--set", "batch_invariant=on"]  # of a model of floats, texts depend on the rows beside them
+    settings += ["--set", "chat_template=own.jinja"]
+    return ["batch", "in.txt", "-o", output, *settings, *more]
+
+
+@pytest.mark.slow
+def test_ray_cluster_that_refuses_connections_is_an_error(user: CommandLine, chatml_model: Path) -> None:
+    refused = user.run(*arguments(chatml_model, "refused", "--ray", "127.0.0.1:9"))
+    assert_error(refused, 1, "no Ray cluster at 127.0.0.1:9: Connection refused")
+
+
+@pytest.mark.slow
+def test_ray_local_leaves_no_processes_or_files(user: CommandLine, chatml_model: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # Ray's sockets need a short path
+        local = user.run(*arguments(chatml_model, "node"), "--ray", "local:2", env={"RAY_TMPDIR": directory})
+        assert (local.code, local.out) == (0, "")
+        assert len((user.home / "node").read_text().splitlines()) == CLUSTER_ROWS
+        commands = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        assert not [command for command in commands if directory in command]
+        assert not list(Path(directory, "ray").glob("session_2*"))
+
+
+def busy_workers() -> list[psutil.Process]:
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    titles = {process: process.info["cmdline"] or [""] for process in psutil.process_iter(["cmdline"])}
+    return [each for each, (title, *_) in titles.items() if each.pid in own and title.startswith("ray::Worker.answer")]
+
+
+@pytest.mark.slow
+def test_ray_batch_survives_a_lost_worker_and_a_bad_node(user: CommandLine, chatml_model: Path, address: str) -> None:
+    def texts(name: str) -> list[tuple[int, int, str]]:
+        lines = (user.home / name).read_text().splitlines()
+        return [(row["id"], row["seed"], row["text"]) for row in map(json.loads, lines)]
+
+    batch = subprocess.Popen(
+        [COMMAND, *arguments(chatml_model, "out"), "--ray", address],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=user.environment(),
+        cwd=user.home,
+    )
+    while len(stored_lines(user.home / "out.partial")) < 20 or not (workers := busy_workers()):
+        assert batch.poll() is None, batch.communicate()
+        time.sleep(0.1)
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        workers[0].kill()
+    local = user.run(*arguments(chatml_model, "local"))
+    out, err = batch.communicate()
+    assert (batch.returncode, out, local.code) == (0, "", 0)
+    assert "is not used: it has version 99 of cerebrum, not" in err and "aylet" not in err
+    assert texts("out") == texts("local")
+    rows = [json.loads(line) for line in (user.home / "out").read_text().splitlines()]
+    assert all(row["server"] for row in rows)
+    [record] = json.loads((user.home / "out.meta.json").read_text())["notes"]["servers"]
+    assert record["kind"] == "ray"

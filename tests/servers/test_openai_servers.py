@@ -1,0 +1,329 @@
+"""`--endpoint` on servers of chat completions, such as Ollama and LM Studio, without any local model."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CommandLine, Finished, assert_error
+from remote_engines import QUICK
+from scripted_command import batch_backend, run_here
+from server_kinds import LlamaServer, LmStudioServer, OllamaServer
+
+MODEL = "gemma3:4b"
+REASONING = "<think>\n2 and 2\n</think>\n\n"
+SCHEMA = """{"type": "object", "required": ["name", "age"], "additionalProperties": false, "properties": {
+  "name": {"type": "string", "minLength": 2}, "age": {"type": "integer", "minimum": 0},
+  "day": {"type": "string", "format": "date"}, "kind": {"enum": ["ü", "b"]}}}"""
+IGNORING = {
+    "Sure: it is 1.": "Expecting value",
+    '```json\n{"name": "Jo", "age": 1}\n```': "Expecting value",
+    '{"name": "Jo", "age": 1, "foo": 1}': "Additional properties are not allowed",
+    '{"name": "Jo"}': "'age' is a required property",
+    '{"name": "Jo", "age": "1"}': "'1' is not of type 'integer'",
+    '{"name": "Jo", "age": -1}': "-1 is less than the minimum",
+    '{"name": "J", "age": 1}': "'J' is too short",
+    '{"name": "Jo", "age": 1, "day": "today"}': "'today' does not match the format 'date'",
+    '{"name": "Jo", "age": 1, "kind": "u"}': "'u' is not one of",
+    '{"name": "Jo", "age": NaN}': "NaN is not JSON",
+    '{"name": "Jo", "age": 1} Done.': "Extra data",
+}
+SCRIPT: dict[str, Any] = {
+    "rows": {
+        "+ 3?": f"{REASONING}The answer is 4.",
+        "line?": "<think>2 and 2</think>The answer is 4.",
+        "json?": '{"a": 1}',
+        "blank?": '<think>{"a": 1}</think>',
+        **{f"ignored {at}?": text for at, text in enumerate(IGNORING)},
+    },
+    "seeds": [f"{REASONING}The answer is 4.", "Perhaps 5. The answer is 5.", f"{REASONING}Four. The answer is 4."],
+}
+Ask = Callable[..., Finished]
+
+
+@pytest.fixture(params=[OllamaServer, LmStudioServer])
+def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
+    with request.param(batch_backend(dict(SCRIPT), 1).model, context_size=5000) as server:
+        server.models = (MODEL,)
+        yield server
+
+
+@pytest.fixture
+def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """Run a command on the server, with seed 0."""
+    monkeypatch.setattr("cerebrum_cli.servers.timeouts.ServerTimeouts", lambda: QUICK)
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
+        options = ("--endpoint", server.url, "--seed", "0")
+        return run_here(dict(SCRIPT), tmp_path, command, *options, *arguments, piped=piped)
+
+    return run
+
+
+def questions(count: int) -> Path:
+    path = Path("questions.txt")
+    path.write_text("".join(f"{number} + 3?\n" for number in range(count)))
+    return path
+
+
+def schema() -> Path:
+    path = Path("schema.json")
+    path.write_text('{"type": "object"}')
+    return path
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_served_model_answers_through_chat_completions(server: OllamaServer, ask: Ask, is_plain: bool) -> None:
+    server.is_plain = is_plain
+    done = ask("ask", "What is 2 + 2?", "-s", "Be brief.", "--json", "-n", "99", "--stop", "###", "--think", "low")
+    [notice, _] = done.err.splitlines()
+    assert done.code == 0 and "this server builds the prompt itself" in notice
+    found = done.object
+    assert (found["text"], found["reasoning"], found["final_answer"]) == ("The answer is 4.", "2 and 2", "4")
+    assert (found["model"], found["file"], found["format"]) == (MODEL, None, "server")
+    [asked] = server.completions()
+    assert asked.body == {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2 + 2?"}],
+        "temperature": 0.0,
+        "top_p": 0.95,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": 0,
+        "max_tokens": 99,
+        "stop": ["###"],
+        "reasoning_effort": "low",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert (found["finish_reason"], found["completion_tokens"]) == ("stop", len(SCRIPT["seeds"][0]) + 1)
+    assert found["prompt_tokens"] > 40 and found["cached_tokens"] is None
+
+
+def test_served_model_continues_a_session(server: OllamaServer, ask: Ask) -> None:
+    assert ask("ask", "One?").code == 0
+    done = ask("ask", "-c", "Two?", "--think", "off")
+    assert (done.code, done.out) == (0, "The answer is 4.\n"), done.err
+    body = server.completions()[1].body
+    assert [each["content"] for each in body["messages"]] == ["One?", "The answer is 4.", "Two?"]
+    assert body["reasoning_effort"] == "none"
+    assert_error(run_here(dict(SCRIPT), Path.cwd(), "ask", "-c", "Three?"), 3, f"unknown model '{MODEL}'", "--endpoint")
+
+
+def test_served_model_counts_are_unknown_without_usage(server: OllamaServer, ask: Ask) -> None:
+    server.has_usage, server.finish_reason = False, "length"
+    found = ask("ask", "2 + 2?", "--json", "-n", "9999").object
+    counts = found["prompt_tokens"], found["completion_tokens"], found["finish_reason"]
+    assert counts == (None, 6, "length")  # parts of five characters, apart for reasoning and answer
+    assert "| prompt of unknown tokens | generated 6 tokens" in ask("ask", "2 + 2?", "--stats").err
+
+
+def test_served_model_votes_with_a_request_for_each_sample(server: OllamaServer, ask: Ask) -> None:
+    done = ask("ask", "2 + 2?", "--votes", "3", "--final", "--set", "dry_multiplier=1")
+    assert (done.code, done.out) == (0, "4\n"), done.err
+    assert "OpenAI-compatible server ignores dry_multiplier" in done.err
+    bodies = [asked.body for asked in server.completions()]
+    assert sorted(body["seed"] for body in bodies) == [0, 1, 2] and not any("n" in body for body in bodies)
+
+
+@pytest.mark.slow
+def test_served_model_answers_a_batch_and_resumes_it(server: OllamaServer, ask: Ask) -> None:
+    command = ("batch", questions(3), "-q", "-o", "out.jsonl")
+    assert ask(*command).code == 0
+    assert json.loads(Path("out.jsonl.meta.json").read_text())["fingerprint"]["model file"] == MODEL
+    Path("questions.txt").write_text("1 + 3?\n4 + 3?\n")
+    done = ask(*command)
+    assert (done.code, len(server.completions())) == (0, 4), done.err
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [(row["prompt"], row["reasoning"], row["final_answer"], row["served_model"]) for row in rows] == [
+        (f"{number} + 3?", "2 and 2", "4", MODEL) for number in (1, 4)
+    ]
+
+
+def test_served_model_follows_a_schema(server: OllamaServer, ask: Ask) -> None:
+    done = ask("ask", "json?", "--schema", schema())
+    assert (done.code, done.out) == (0, '{"a": 1}\n'), done.err
+    schemas = [asked.body["response_format"] for asked in server.completions()]
+    named = {"name": "answer", "strict": True, "schema": {"type": "object"}}
+    assert schemas == [{"type": "json_schema", "json_schema": named}]
+    assert_error(ask("ask", "blank?", "--schema", schema()), 5, "the reply ended while reasoning, before an answer")
+    assert "use --think off or a larger context of the server" in ask("ask", "blank?").err
+    assert_error(ask("ask", "-c"), 1, "nothing to continue", "without token ids")
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        *dict.fromkeys(
+            ["STOP", "eos_token", "end_turn", "stop_sequence", "stop_str", "COMPLETE", "FINISH_REASON_STOP"], "stop"
+        ).items(),
+        *dict.fromkeys(["MAX_TOKENS", "max_tokens", "model_length"], "length").items(),
+        *dict.fromkeys(["", "unfiltered", "fail-safe stop"], "stop").items(),  # not known
+    ],
+)
+def test_served_model_reply_is_kept_whatever_its_end_is_called(
+    server: OllamaServer, ask: Ask, finish: str, reason: str
+) -> None:
+    server.finish_reason = finish
+    for command in ("ask", "2 + 2?", "--json"), ("batch", questions(1), "-o", "-"):
+        done = ask(*command, "-n", "9999")
+        found = json.loads(done.out)
+        assert (done.code, found["final_answer"], found["finish_reason"]) == (0, "4", reason), done.err
+        assert ("gave no known reason for ending a reply" in done.err) == (
+            finish in ("", "unfiltered", "fail-safe stop")
+        )
+    assert ask("ask", "2 + 2?").code == 0  # a stream
+
+
+def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaServer, ask: Ask) -> None:
+    Path("questions.txt").write_text("".join(f"ignored {at}?\n" for at in range(len(IGNORING))))
+    assert ask("batch", "questions.txt", "-o", "out.jsonl", "--schema", SCHEMA).code == 6
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    for row, (text, problem) in zip(rows, IGNORING.items(), strict=True):
+        assert problem in row["error"]["message"], (text, row["error"])
+    done = ask("ask", "ignored 2?", "--schema", SCHEMA)
+    assert_error(done, 5, "the reply does not match the schema: Additional", "the answer so far is saved; ask again")
+
+
+def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}
+    forms: list[dict[str, Any]] = [{"response_format": form}, {"guided_regex": "a"}, {}]
+    rows = [{"messages": [{"role": "user", "content": "json?"}], **form} for form in forms]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = ask("batch", "in.jsonl", "-o", "-")
+    first, second, third = map(json.loads, done.out.splitlines())
+    assert (done.code, first["text"], third["text"]) == (6, '{"a": 1}', '{"a": 1}')
+    assert second["error"]["message"].startswith("chat completions do not support grammars")
+    sent = [asked.body.get("response_format", {}).get("type") for asked in server.completions()]
+    assert sorted(sent, key=str) == [None, "json_schema"]  # the requests run at the same time
+
+
+NOTHING_LISTED = {"path": "/v1/models", "body": b'{"object":"list","data":null}'}
+
+
+@pytest.mark.parametrize(
+    ("fault", "finish", "code", "part"),
+    [
+        ({}, "content_filter", 1, "the server ended the reply: content_filter"),
+        ({}, "SAFETY", 1, "the server ended the reply: SAFETY"),
+        (NOTHING_LISTED, None, 1, "has no model"),
+        ({"status": 500, "message": "the maximum context length is 2048 tokens"}, None, 4, "shorten the prompt"),
+        ({"status": 500, "message": "1 validation error: 'text'"}, None, 1, "check the settings of the request"),
+    ],
+)
+def test_served_model_that_refuses_is_an_error_and_not_asked_again(
+    server: OllamaServer, ask: Ask, fault: dict[str, Any], finish: str | None, code: int, part: str
+) -> None:
+    server.finish_reason = finish
+    if fault:
+        server.arm(times=None, **fault)
+    for options in ((), ("--votes", "2")):
+        assert_error(ask("ask", "2 + 2?", *options), code, part)
+    assert len(server.completions()) == (0 if fault is NOTHING_LISTED else 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--raw",), "--raw needs the exact prompt, which the server builds"),
+        (("--dry-run",), "--dry-run needs the exact prompt"),
+        (("--grammar", "schema.json"), "chat completions do not support grammars"),
+        (("--think", "100"), "think=100 does not work through chat completions"),
+        (("--format", "cerebrum"), "format does not work"),
+        (("--chat-template", "schema.json"), "chat_template does not work"),
+        (("--set", "logit_bias=42=-1"), "logit_bias does not work"),
+        (("-m", "nano"), "does not serve the model 'nano'"),
+    ],
+)
+def test_served_model_refuses_what_needs_token_ids(
+    server: OllamaServer, ask: Ask, options: tuple[str, ...], part: str
+) -> None:
+    schema()
+    done = ask("ask", "2 + 2?", *options)
+    assert_error(done, 1 if "-m" in options else 2, part)
+    assert not server.completions()
+
+
+def test_served_model_is_chosen_if_there_are_several(server: OllamaServer, ask: Ask) -> None:
+    server.models = (MODEL, "qwen3:8b")
+    assert_error(ask("ask", "2 + 2?"), 1, "serves several models", f"choose one with -m NAME: {MODEL}, qwen3:8b")
+    for option in (("--set", "served_model_name=qwen3:8b"), ("-m", "qwen3:8b"), ("-c",)):
+        assert ask("ask", "2 + 2?", *option, "--json").object["model"] == "qwen3:8b", option
+    assert {asked.body["model"] for asked in server.completions()} == {"qwen3:8b"}
+    assert_error(ask("ask", "2 + 2?", "-m", "gpt-oss"), 1, "does not serve the model 'gpt-oss'", f"it serves {MODEL}")
+
+
+@pytest.mark.parametrize("options", [(), ("--votes", "2")])
+def test_served_model_that_dropped_messages_is_noticed(
+    server: OllamaServer, ask: Ask, options: tuple[str, ...]
+) -> None:
+    def shorten(_: int, reply: Any) -> Any:
+        if isinstance(reply, dict) and "usage" in reply:
+            reply["usage"]["prompt_tokens"] = 20
+        return reply
+
+    server.arm(edit=shorten, times=None)
+    Path("notes.txt").write_text("The cat sleeps. " * 20)
+    for file in (), ("-f", "notes.txt"):
+        done = ask("ask", "2 + 2?", *file, *options)
+        assert done.code == 0, done.err
+        assert done.err.count("read 20 tokens of a prompt") == bool(file), done.err
+
+
+def test_served_model_that_freezes_in_a_stream_is_an_error(
+    server: OllamaServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts = replace(QUICK, silence=0.3, health=0.2)
+    monkeypatch.setattr("cerebrum_cli.servers.timeouts.ServerTimeouts", lambda: timeouts)
+    server.arm(hang_after=0, times=None)
+    server.arm(path="/v1/models", hang_after=0, let_through=2, times=None)  # it still answers what it is
+    assert_error(ask("ask", "What is 2 + 2?"), 1, "no sign of life for ", "check the server")
+
+
+def test_served_model_is_not_used_with_ray(ask: Ask) -> None:
+    done = ask("batch", questions(2), "-o", "out.jsonl", "--ray", "auto", "-m", MODEL)
+    assert_error(done, 3, f"unknown model '{MODEL}'")
+
+
+def test_served_model_answers_behind_a_gateway_that_passes_only_v1(server: OllamaServer, ask: Ask) -> None:
+    server.owner = "llamacpp"
+    assert ask("ask", "2 + 2?", "--json").object["model"] == MODEL
+
+
+def test_served_model_has_a_default_tag(server: OllamaServer, ask: Ask) -> None:
+    server.models = ("llama3.2:latest", *(f"qwen3:{size}b" for size in range(30)))
+    assert ask("ask", "2 + 2?", "-m", "llama3.2", "--json").object["model"] == "llama3.2:latest"
+    assert_error(ask("ask", "2 + 2?"), 1, "qwen3:18b, and 11 more")
+
+
+def test_served_model_needs_servers_of_one_kind_that_answer(server: OllamaServer, ask: Ask) -> None:
+    with type(server)(server.model, context_size=5000) as other:
+        other.models = server.models
+        done = ask("batch", questions(9), "-o", "out.jsonl", "--endpoint", other.url)
+        assert (done.code, done.err.count("builds the prompt itself")) == (0, 1), done.err
+        assert server.completions() and other.completions()
+    with LlamaServer(server.model) as other:
+        assert_error(ask("ask", "2 + 2?", "--endpoint", other.url), 1, f"{other.url} takes token ids", "one kind")
+    server.kill()
+    assert_error(ask("ask", "2 + 2?"), 1, "Connection refused", "start the server there")
+
+
+def test_served_model_is_checked_by_doctor(server: OllamaServer, tmp_path: Path) -> None:
+    done = run_here(dict(SCRIPT), tmp_path, "doctor", "--endpoint", server.url, "--json")
+    names = [result["name"] for result in done.object]
+    assert names == ["server", "served_model", "vocabulary", "reply", "speed", "token_ids"]
+    assert done.object[0]["detail"] == "OpenAI-compatible server, through chat completions"
+
+
+@pytest.mark.slow
+def test_served_model_text_survives_the_stand_in_vocabulary(new_user: CommandLine) -> None:
+    text = "  Zwölf 🙂\n\n\tif x:  日本語</s> [INST] end."
+    script = {"rows": {}, "seeds": [f"A{text}"]}
+    with OllamaServer(batch_backend(script, 1).model, context_size=5000) as server:
+        server.models = (MODEL,)
+        for stream in ((), ("--votes", "1")):
+            done = new_user.run("ask", "Say it", "--endpoint", server.url, "--seed", "0", "--json", *stream)
+            assert done.object["text"] == f"A{text}", done.err

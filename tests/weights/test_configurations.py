@@ -1,0 +1,163 @@
+"""Configurations of checkpoints: what llama.cpp cannot compute like transformers is refused, by key and value."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_models import read_model, write_checkpoint, write_weights
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.table import Table
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+
+read_model = cache(read_model)
+ROPE = {"rope_theta": 1e4}
+YARN = {**ROPE, "rope_type": "yarn", "factor": 4.0}
+HEAD = "lm_head.weight"
+
+
+def converted(name: str, changes: dict[str, Any], folder: Path, omitted: str = "") -> Table:
+    """A model with changes to its configuration, and without one of its keys."""
+    model = read_model(name)
+    config = {**model.config, **changes}
+    config.pop(omitted, None)
+    return read_checkpoint(write_checkpoint(folder, model, config=config), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "shown"),
+    [
+        ("llama2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("llama2", {"rope_parameters": {**YARN, "rope_type": "dynamic"}}, "rope_type 'dynamic'"),
+        ("llama2", {"rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ("qwen2", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ("qwen3", {"rope_parameters": {**YARN, "truncate": False}}, "truncate False"),
+        ("qwen3", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}}, "mscale 0.7"),
+        ("qwen3", {"rope_parameters": {**YARN, "rope_type": "llama3"}}, "rope_type 'llama3'"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window True"),
+        ("qwen3-moe", {"norm_topk_prob": False}, "norm_topk_prob False"),
+        ("qwen3-moe", {"norm_topk_prob": None}, "norm_topk_prob None"),
+        ("qwen3-moe", {"mlp_only_layers": [1]}, r"mlp_only_layers \[1\]"),
+        ("mixtral", {"num_experts_per_tok": None}, "num_experts_per_tok None"),
+        ("granite", {"attention_multiplier": 0}, "attention_multiplier 0"),
+        ("granite", {"logits_scaling": None}, "logits_scaling None"),
+        ("gemma2", {"query_pre_attn_scalar": 16}, "query_pre_attn_scalar 16"),
+        ("gemma2", {"hidden_activation": "silu"}, "hidden_activation 'silu'"),
+        ("gemma2", {"tie_word_embeddings": False}, "tie_word_embeddings False"),
+        ("gemma3", {"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma3", {"sliding_window": None}, "sliding_window None"),
+        ("gemma3", {"rope_parameters": {"sliding_attention": YARN, "full_attention": ROPE}}, "rope_parameters {"),
+        ("olmo3", {"layer_types": ["full_attention"] * 4}, "layer_types .'full_attention'"),
+        (
+            "olmo3",
+            {"rope_parameters": {"sliding_attention": ROPE, "full_attention": {"rope_theta": 5e5}}},
+            "rope_local",
+        ),
+        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping None"),
+        ("smollm3", {"no_rope_layers": [1] * 5}, "no_rope_layers "),
+        ("smollm3", {"no_rope_layer_interval": 2}, "no_rope_layer_interval 2"),
+        ("llama2", {"rms_norm_eps": None}, "rms_norm_eps None"),
+    ],
+)
+def test_configuration_that_llama_cpp_cannot_follow_is_refused(
+    name: str, changes: dict[str, Any], shown: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=f"cannot convert a model with {shown}"):
+        converted(name, changes, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
+        ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
+        ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
+        ("llama2", {"architectures": None}, "config.json: has no `architectures`"),
+    ],
+)
+def test_configuration_that_does_not_fit_the_weights_is_refused(
+    name: str, changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError) as caught:
+        converted(name, changes, tmp_path)
+    assert message in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "omitted", "key", "value"),
+    [
+        ("llama2", "max_position_embeddings", "context_length", 2048),
+        ("llama2", "rms_norm_eps", "attention.layer_norm_rms_epsilon", 1e-6),
+        ("mixtral", "num_experts_per_tok", "expert_used_count", 2),
+        ("mixtral", "rope_parameters", "rope.freq_base", 1e6),
+        ("granite", "attention_multiplier", "attention.scale", 1),
+        ("gemma2", "attn_logit_softcapping", "attn_logit_softcapping", 50),
+        ("gemma3", "sliding_window", "attention.sliding_window", 4096),
+        ("gemma3", "rope_parameters", "rope.freq_base_swa", 1e4),
+        ("olmo3", "rope_parameters", "rope.freq_base", 5e5),
+    ],
+)
+def test_keys_that_are_omitted_have_the_defaults_of_transformers(
+    name: str, omitted: str, key: str, value: float, tmp_path: Path
+) -> None:
+    found = converted(name, {}, tmp_path, omitted)
+    assert found.metadata[f"{found.architecture}.{key}"].content == value
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("qwen3", {"rope_parameters": {**YARN, "mscale": 1.0}}),  # which transformers ignores alone
+        ("qwen3", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0, "attention_factor": 1.1}}),
+        ("qwen3-moe", {"mlp_only_layers": None}),
+        ("gemma3", {"use_bidirectional_attention": None}),
+    ],
+)
+def test_keys_that_change_nothing_are_accepted(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    converted(name, changes, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "smollm3"])
+def test_biases_that_llama_cpp_does_not_know_are_refused(name: str, tmp_path: Path) -> None:
+    model = read_model(name)
+    folder = write_checkpoint(tmp_path, model)
+    bias = "model.layers.0.self_attn.o_proj.bias"
+    write_weights(folder, {**dict(model.weights()), bias: np.ones(model.config["hidden_size"], np.float32)})
+    with pytest.raises(ModelFileError, match=f"cannot convert the tensor '{bias}'"):
+        read_checkpoint(folder, "tiny")
+
+
+@pytest.mark.parametrize(("name", "is_kept"), [("llama32", True), ("gemma2", False)])
+def test_output_matrix_that_is_stored_is_kept_where_llama_cpp_has_one(name: str, is_kept: bool, tmp_path: Path) -> None:
+    model = read_model(name)
+    folder = write_checkpoint(tmp_path, model)
+    weights = {key: values for key, values in model.weights() if key != HEAD}
+    for stored in ({}, {HEAD: weights["model.embed_tokens.weight"]}):
+        write_weights(folder, weights | stored)
+        assert ("output.weight" in read_checkpoint(folder, "tiny").tensors) == (bool(stored) and is_kept)
+
+
+def test_weights_of_other_types_are_refused_by_their_name(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    for kind in ("F64", "F8_E4M3"):
+        changed = {name: {**entry, "dtype": kind} for name, entry in header.items() if name != "__metadata__"}
+        text = json.dumps(changed).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+        with pytest.raises(ModelFileError, match=f"cannot convert {kind} weights"):
+            read_checkpoint(folder, "tiny")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"))
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ModelFileError, match=f"{name}: a Git LFS pointer, not the file"):
+        read_checkpoint(folder, "tiny")

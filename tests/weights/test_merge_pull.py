@@ -1,0 +1,238 @@
+"""Pulling catalog models that are merged: the source models that are chosen and downloaded, and the 12B."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hub_user import CATALOGUED, HubUser, named
+from merges import FOUR_LAYERS, LAYERS_12B, TWICE, TWO_TIMES, Home, assert_layers_copied, metadata_bytes, stack
+from mistral_shape import metadata, model_tensors
+from tiny_models import write_quantized
+
+from cerebrum_cli.core.files import DISK_MARGIN
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = "someone/Tiny-GGUF"
+SIZES = {"Q4_K_M": 1_400_000, "Q8_0": 2_700_000}  # of the source, in the catalog
+KNOWN = "{Q4_K_M = 2700000, Q8_0 = 5300000}"  # of the merge
+TINY = f"""
+[models.tiny]
+title = "Tiny-1.0"
+repo_id = "{REPOSITORY}"
+file = "Tiny-{{quant}}.gguf"
+quantizations = {{Q4_K_M = {SIZES["Q4_K_M"]}, Q8_0 = {SIZES["Q8_0"]}}}
+"""
+
+
+def row(name: str, recipe: str, quantizations: str = KNOWN) -> str:
+    known = f"quantizations = {quantizations}\n" if quantizations else ""
+    title = name.capitalize()
+    file = f"{title}-{{quant}}.gguf"
+    return f'[models.{name}]\ntitle = "{title}-1.0"\nrecipe = "{recipe}"\nfile = "{file}"\n{known}\n'
+
+
+@pytest.fixture(scope="module")
+def tinies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("tinies")
+    return {
+        each: write_quantized(folder / f"Tiny-{each}.gguf", shape=FOUR_LAYERS, encoding=each, seed=seed)
+        for seed, each in enumerate(SIZES)
+    }
+
+
+@pytest.fixture
+def home(tmp_path: Path, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.chdir(tmp_path)
+    home = Home(tmp_path, tinies["Q4_K_M"])
+    home.model.unlink()
+    write_catalogue(home, row("own", "own.yaml"))
+    (home.command.config / "own.yaml").write_text(TWICE)
+    return home
+
+
+def write_catalogue(home: Home, rows: str) -> None:
+    (home.command.config / "models.toml").write_text(TINY + rows)
+
+
+def install(home: Home, source: Path) -> Path:
+    path = Path(shutil.copy(source, home.path))
+    assert home.run("pull", path, "--offline").code == 0
+    return path
+
+
+def pull(home: Home, *arguments: str) -> str:
+    done = home.run("pull", "--offline", *arguments)
+    assert (done.code, done.out) == (0, ""), done.err
+    return done.err.splitlines()[-1]
+
+
+def merged_path(home: Home, file: str) -> Path:
+    return home.path / "data/cerebrum/models/merged" / file
+
+
+@pytest.fixture
+def tiny_user(hub_user: HubUser, tinies: dict[str, Path]) -> HubUser:
+    (hub_user.command.config / "models.toml").write_text(TINY + row("own", "own.yaml"))
+    (hub_user.command.config / "own.yaml").write_text(TWICE)
+    hub_user.hub.repository(REPOSITORY, {path.name: path for path in tinies.values()})
+    return hub_user
+
+
+def test_merge_pull_downloads_the_sources_of_a_quantization(tiny_user: HubUser) -> None:
+    recommended = tiny_user.run("pull", "--dry-run", "--json", "own").object["chosen"]
+    path = tiny_user.command.home / f"data/cerebrum/models/merged/Own-{recommended}.gguf"
+    named = tiny_user.pull(f"own:{recommended.lower()}")
+    assert named.err.splitlines()[-1] == f"installed own:{recommended}: {path}"
+    assert_layers_copied([path], [tiny_user.path(f"Tiny-{recommended}.gguf", REPOSITORY)], TWO_TIMES)
+    [merged] = [each for each in tiny_user.listed() if each["source"] == "merge"]
+    assert merged["merged_from"] == [f"tiny:{recommended}"]
+
+
+def test_merge_pull_of_unknown_quantizations_has_that_of_its_source(home: Home, tinies: dict[str, Path]) -> None:
+    write_catalogue(home, row("own", "own.yaml", ""))
+    install(home, tinies["Q8_0"])
+    path = merged_path(home, "Own-Q8_0.gguf")
+    assert pull(home, "own") == f"installed own:Q8_0: {path}"
+    [made] = [each for each in home.rows if each["source"] == "merge"]
+    assert (made["quantization"], made["error"]) == ("Q8_0", None)
+
+
+@pytest.mark.parametrize(("rows", "quantizations"), [(["own"], KNOWN), (["own", "other"], "")])
+def test_merge_pull_reports_circular_recipes(rows: list[str], quantizations: str, home: Home) -> None:
+    write_catalogue(home, "".join(row(each, f"{each}.yaml", quantizations) for each in rows))
+    for each, used in zip(rows, [*rows[1:], rows[0]], strict=True):
+        (home.command.config / f"{each}.yaml").write_text(stack((used, 0, 4)))
+    done = home.run("pull", "--offline", "-y", "own")
+    error = "error: own: circular recipe\n hint: correct its row in models.toml\n"
+    assert (done.code, done.out, done.err) == (2, "", error)
+    assert not list((home.path / "data").rglob("*.gguf*"))
+
+
+def test_merge_pull_uses_a_path_without_listing_it(home: Home, tinies: dict[str, Path]) -> None:
+    source = Path(shutil.copy(tinies["Q8_0"], home.path / "elsewhere.gguf"))
+    (home.command.config / "own.yaml").write_text(stack((str(source), 0, 4)))
+    pull(home, "own:Q8_0")
+    [made] = home.rows
+    assert (made["reference"], made["merged_from"]) == ("own:Q8_0", ["elsewhere.gguf"])
+    assert_layers_copied([Path(made["path"])], [source], range(4))
+
+
+def test_merge_pull_checks_the_disk_before_it_downloads(
+    home: Home, tinies: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problem(free: int) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, free=free))
+        return home.run("pull", "--offline", "own:Q4_K_M").err
+
+    need = 2_700_000 + DISK_MARGIN
+    assert "not enough disk space" in problem(need - 1)
+    assert "tiny:Q4_K_M is not downloaded" in problem(need)
+
+
+def test_merge_pull_sets_a_missing_file_type(tiny_user: HubUser, tmp_path: Path) -> None:
+    silent = write_quantized(tmp_path / "silent.gguf", shape=FOUR_LAYERS)
+    silent.write_bytes(silent.read_bytes().replace(b"general.file_type", b"general.file_tipo"))
+    tiny_user.hub.repositories[REPOSITORY].commit({"Tiny-Q4_K_M.gguf": silent})
+    path = tiny_user.command.home / "data/cerebrum/models/merged/Own-Q4_K_M.gguf"
+    installed = f"installed own:Q4_K_M: {path}"
+    assert tiny_user.pull("own:Q4_K_M").err.splitlines()[-1] == installed
+    assert metadata_bytes(path)["general.file_type"].endswith((15).to_bytes(4, "little"))
+    before = path.stat().st_mtime_ns
+    assert tiny_user.pull("own:Q4_K_M", "--offline").err == f"{installed}\n"
+    assert path.stat().st_mtime_ns == before
+    [made] = [each for each in tiny_user.listed() if each["source"] == "merge"]
+    assert (made["reference"], made["quantization"]) == ("own:Q4_K_M", "Q4_K_M")
+
+
+DRY_RUN = """\
+layers  model  source layers
+0-7     seven  0-7
+8-15    seven  4-11
+16-23   seven  8-15
+24-31   seven  12-19
+32-39   seven  16-23
+40-47   seven  20-27
+48-55   seven  24-31
+
+parameters  12,476,420,096
+tensors     507 (Q4_K 345, F32 113, Q6_K 49)
+size        7.44 GB (7442684928 bytes), 100% copied unchanged
+KV cache    229,376 bytes per token
+memory      93 MB to merge, 9.92 GB to run with a context of 8192 tokens
+disk        7.44 GB needed, 12.35 GB free
+"""
+
+
+def test_merge_12b_dry_run_shows_its_layers_and_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.weights.merge.thread_count", lambda: 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=12_345_678_901))
+    (tmp_path / "unused.gguf").touch()
+    home = Home(tmp_path, tmp_path / "unused.gguf")
+    write_sparse_7b(tmp_path / "seven.gguf")  # a copy would not be sparse
+    monkeypatch.chdir(tmp_path)
+    done = home.run("merge", "Cerebrum-1.0-12.25b", "--source", "cerebrum-7b=seven.gguf", "--dry-run")
+    assert (done.code, done.err, done.out) == (0, "", DRY_RUN)
+
+
+def write_sparse_7b(path: Path) -> None:
+    """Write a file with the exact shape of the 7B and sparse weights that use no disk space."""
+    from gguf import GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(path, "llama")
+    for key, value in metadata().items():
+        kind = GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
+    tensors = list(model_tensors())
+    for each in tensors:
+        floats = np.dtype(np.float32)
+        writer.add_tensor_info(each.name, each.dimensions, floats, each.size, raw_dtype=each.encoding.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    os.truncate(path, -(-path.stat().st_size // 32) * 32 + sum(tensor.size for tensor in tensors))
+
+
+SMALL_12B = "[models.cerebrum-12b]\nquantizations = {Q4_K_M = 19000000}\n"
+TWELVE = "Cerebrum-1.0-12.25B-Q4_K_M.gguf"
+
+
+@pytest.fixture
+def seven_user(hub_user: HubUser, tmp_path: Path) -> HubUser:
+    (hub_user.command.config / "models.toml").write_text(SMALL_12B)
+    hub_user.hub.repository(CATALOGUED, {named("Q4_K_M"): write_quantized(tmp_path / "seven.gguf")})
+    return hub_user
+
+
+def test_merge_12b_pull_downloads_the_7b_and_merges_it(seven_user: HubUser) -> None:
+    done = seven_user.pull("cerebrum-12b:Q4_K_M", "-y")
+    path = seven_user.command.home / "data/cerebrum/models/merged" / TWELVE
+    stages = [*dict.fromkeys(line.split(":")[0] for line in done.err.splitlines())]
+    assert (stages, done.err.splitlines()[-1]) == (
+        ["download", "merge", "installed cerebrum-12b"],
+        f"installed cerebrum-12b:Q4_K_M: {path}",
+    )
+    assert_layers_copied([path], [seven_user.path(named("Q4_K_M"))], LAYERS_12B)
+    twelve, seven = seven_user.listed()
+    assert (twelve["reference"], twelve["path"], twelve["default"]) == ("cerebrum-12b:Q4_K_M", str(path), True)
+    assert (twelve["merged_from"], twelve["format"], twelve["error"]) == (["cerebrum-7b:Q4_K_M"], "cerebrum", None)
+    assert (seven["reference"], seven["default"]) == ("cerebrum-7b:Q4_K_M", False)
+    shown = seven_user.run("show", "cerebrum-12b", "--json").object
+    assert (shown["layers"], shown["sha256"]) == (56, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert shown["metadata"]["general.name"] == "Cerebrum-1.0-12.25B"
+    assert seven_user.ask("-m", "cerebrum-12b") == seven_user.ask() == seven_user.ask("-m", path)
+
+    seven_user.hub.log.clear()
+    before = path.stat()
+    assert seven_user.pull("cerebrum-12b:q4_k_m").err == f"installed cerebrum-12b:Q4_K_M: {path}\n"
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    removed = seven_user.run("rm", "-y", "cerebrum-12b:Q4_K_M")
+    assert removed.err == ("deleted cerebrum-12b:Q4_K_M, freed 19 MB; no default model is set now\n")
+    assert (path.parent.exists(), path.exists()) == (True, False)
+    assert [row["reference"] for row in seven_user.listed()] == ["cerebrum-7b:Q4_K_M"]
+    assert not seven_user.hub.log.requests()

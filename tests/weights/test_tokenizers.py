@@ -1,0 +1,396 @@
+"""Vocabularies of checkpoints: llama.cpp gives the ids of the checkpoint's own tokenizer, or the folder is refused."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from vocabularies import open_vocabulary
+
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.table import encode_header
+from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+
+FOLDER = Path(__file__).parents[1] / "data" / "checkpoints" / "tokenizers"
+TEXTS = json.loads((FOLDER / "texts.json").read_text("utf-8"))
+IDS = json.loads((FOLDER / "ids.json").read_text("utf-8"))
+PRE_TOKENIZERS = json.loads((FOLDER / "pre_tokenizers.json").read_text("utf-8"))
+SIZE = 700
+LLAMA, GEMMA, MISTRAL, BYTES = "sentencepiece-llama", "sentencepiece-gemma", "merges-mistral", "byte-level"
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+SPACES = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        {"type": "Replace", "pattern": {"Regex": r"\A▁"}, "content": "▁▁"},
+    ],
+}
+START, END = "<|endoftext|>", "<|im_end|>"
+
+
+def template(*single: str, **special: list[str]) -> dict[str, Any]:
+    """A post-processor that puts tokens around a text, which is `$`; a name may stand for several."""
+    pieces = [{"Sequence": {"id": "A"}} if text == "$" else {"SpecialToken": {"id": text}} for text in single]
+    tokens = {text: {"id": text, "tokens": special.get(text, [text])} for text in single}
+    return {"type": "TemplateProcessing", "single": pieces, "special_tokens": tokens}
+
+
+def sequence(*processors: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "processors": processors}
+
+
+CLS = {"type": "RobertaProcessing", "cls": [START, 600], "sep": [END, 602]}
+
+
+def copied(name: str, target: Path, changes: Mapping[str, Any] = {}) -> Path:
+    """Copy a folder, and set values in its JSON files by `file/key/key`; the key "+" appends to a list."""
+    folder = shutil.copytree(FOLDER / name, target / name, dirs_exist_ok=True)
+    for place, value in changes.items():
+        file, *keys, last = place.split("/")
+        path = folder / f"{file}.json"
+        content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        part: Any = content
+        for key in keys:
+            part = part[int(key) if isinstance(part, list) else key]
+        if last == "+":
+            part.append(value)
+        else:
+            part[int(last) if isinstance(part, list) else last] = value
+        path.write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def with_pre_tokenizer(name: str, target: Path) -> Path:
+    pre_tokenizer, ignore_merges = PRE_TOKENIZERS[name].values()
+    changes = {"tokenizer/pre_tokenizer": pre_tokenizer, "tokenizer/model/ignore_merges": ignore_merges}
+    return copied(BYTES, target, changes)
+
+
+def contents(folder: Path, config: Mapping[str, Any] = {}, architecture: str = "llama", size: int = SIZE) -> Any:
+    values = read_vocabulary(folder, config, architecture, size)
+    return {key.removeprefix("tokenizer.").removeprefix("ggml."): value.content for key, value in values.items()}
+
+
+def llama_ids(folder: Path, target: Path, texts: list[str], trusted: bool = False) -> list[list[int]]:
+    """The ids of texts in llama.cpp, without BOS."""
+    values = dict(read_vocabulary(folder, {"eos_token_id": 2}, "llama", SIZE))
+    values |= {"general.architecture": Value("STRING", "llama"), "tokenizer.ggml.add_bos_token": Value("BOOL", False)}
+    target.write_bytes(encode_header(values, []))
+    with open_vocabulary(target) as backend:
+        return [list(backend.tokenize([Text(text, trusted)])) for text in texts]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_llama_gives_the_ids_of_the_tokenizer(name: str, tmp_path: Path) -> None:
+    folder = with_pre_tokenizer(name, tmp_path) if name in PRE_TOKENIZERS else copied(name, tmp_path)
+    if name in PRE_TOKENIZERS:
+        assert contents(folder)["pre"] == name.split()[0]
+    found = llama_ids(folder, tmp_path / "vocabulary.gguf", TEXTS)
+    different = {text: (ids, own) for text, ids, own in zip(TEXTS, found, IDS[name], strict=True) if ids != own}
+    assert different == {}
+
+
+def test_a_space_in_front_as_transformers_5_saves_it(tmp_path: Path) -> None:
+    changes = {"tokenizer/normalizer": SPACES, "tokenizer/pre_tokenizer": {**METASPACE, "prepend_scheme": "always"}}
+    found = llama_ids(copied(MISTRAL, tmp_path, changes), tmp_path / "vocabulary.gguf", TEXTS)
+    assert found == IDS[MISTRAL]
+
+
+def test_added_tokens_are_found_in_trusted_text(tmp_path: Path) -> None:
+    ids = llama_ids(copied(BYTES, tmp_path), tmp_path / "vocabulary.gguf", ["<|im_start|>", "<think>a</think>"], True)
+    assert ids == [[601], [603, *ids[1][1:2], 604]]
+
+
+def test_rows_have_types_and_unused_ones_fill_the_embedding(tmp_path: Path) -> None:
+    changes = {
+        "added_tokens/<|im_end|>": 602,
+        "added_tokens/▁<tool>": 610,
+        "tokenizer_config/added_tokens_decoder/620": {"content": "[INST]", "special": True},
+    }
+    found = contents(copied(LLAMA, tmp_path, changes))
+    rows = list(zip(found["tokens"], found["token_type"], found["scores"], strict=True))
+    assert len(rows) == SIZE
+    assert rows[602][:2] == (b"<|im_end|>", 3)
+    assert rows[610][:2] == (b" <tool>", 4)
+    assert rows[620][:2] == (b"[INST]", 3)
+    assert rows[615] == (b"[PAD615]", 5, -10_000)
+    assert rows[3][1] == 6
+    assert rows[300][1] == 1
+
+
+def test_tokenizer_json_wins_over_the_tokenizer_model_of_another_model(tmp_path: Path) -> None:
+    folder = copied(MISTRAL, tmp_path)
+    scores = contents(folder)["scores"]
+    shutil.copy(FOLDER / LLAMA / "tokenizer.model", folder)
+    assert contents(folder)["scores"] != scores
+    shutil.copy(FOLDER / GEMMA / "tokenizer.model", folder)
+    assert contents(folder)["scores"] == scores
+
+
+@pytest.mark.parametrize("text", ["<image_soft_token>", "[PAD]"])
+def test_tokens_that_no_text_needs_may_have_no_row(text: str, tmp_path: Path) -> None:
+    folder = copied(GEMMA, tmp_path, {f"added_tokens/{text}": SIZE, "tokenizer_config/pad_token": text})
+    found = contents(folder, {"eos_token_id": 1})
+    assert (len(found["tokens"]), text.encode() in found["tokens"]) == (SIZE, False)
+    assert "padding_token_id" not in found
+
+
+METASPACE_ONLY = {"tokenizer/normalizer": None, "tokenizer/pre_tokenizer": METASPACE}
+IM_END = {"content": "<|im_end|>"}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "config", "expected"),
+    [
+        (BYTES, {}, {}, {"bos_token_id": 600, "eos_token_id": 602, "add_bos_token": True, "add_eos_token": False}),
+        # transformers 5 follows the post-processor, whatever these settings are
+        (BYTES, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": True}),
+        (MISTRAL, {"tokenizer_config/add_eos_token": True}, {}, {"add_bos_token": True, "add_eos_token": False}),
+        (BYTES, {"tokenizer_config/bos_token": None}, {}, {"bos_token_id": 600, "add_bos_token": True}),
+        (BYTES, {"tokenizer/post_processor": None}, {}, {"add_bos_token": False, "add_eos_token": False}),
+        (BYTES, {"tokenizer/post_processor": template("$", END)}, {}, {"add_bos_token": False, "add_eos_token": True}),
+        (
+            BYTES,
+            {"tokenizer/post_processor": sequence(BYTE_LEVEL, template(START, "$", END))},
+            {},
+            {"add_bos_token": True, "add_eos_token": True},
+        ),
+        (BYTES, {"tokenizer_config/eos_token": None}, {"eos_token_id": [601, 600]}, {"eos_token_id": 601}),
+        (BYTES, {"tokenizer_config/eos_token": IM_END}, {"eos_token_id": 5}, {"eos_token_id": 602, "eot_token_id": 5}),
+        (BYTES, {"generation_config/eos_token_id": [602, 600, 7, 8]}, {}, {"eot_token_id": 7, "eom_token_id": 8}),
+        (
+            BYTES,
+            {"generation_config/eos_token_id": 602},
+            {"eos_token_id": 5},
+            {"eos_token_id": 602, "eot_token_id": None},
+        ),
+        (BYTES, {}, {"pad_token_id": 9, "unk_token_id": -1}, {"padding_token_id": 9, "unknown_token_id": None}),
+        (BYTES, {}, {"pad_token_id": SIZE}, {"padding_token_id": None}),
+        (BYTES, {}, {}, {"chat_template": "{{ messages }}", "model": "gpt2", "add_space_prefix": None}),
+        (LLAMA, {}, {}, {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0, "add_space_prefix": True}),
+        (LLAMA, {"tokenizer_config/add_prefix_space": False}, {}, {"add_space_prefix": False}),
+        (LLAMA, {"tokenizer_config/add_bos_token": None}, {}, {"add_bos_token": True, "chat_template": None}),
+        (LLAMA, {"tokenizer_config/add_bos_token": False}, {}, {"add_bos_token": False}),
+        (
+            GEMMA,
+            {},
+            {"eos_token_id": 1},
+            {"bos_token_id": 2, "add_space_prefix": False, "pre": "default", "model": "llama"},
+        ),
+        (MISTRAL, METASPACE_ONLY, {}, {"add_space_prefix": True}),
+        (
+            MISTRAL,
+            {**METASPACE_ONLY, "tokenizer/pre_tokenizer/prepend_scheme": "never"},
+            {},
+            {"add_space_prefix": False},
+        ),
+        (MISTRAL, {}, {}, {"add_bos_token": True, "add_space_prefix": True, "merges": None}),
+        ("merges-gemma", {}, {"eos_token_id": 1}, {"add_bos_token": False, "eos_token_id": 1}),
+    ],
+)
+def test_special_tokens(
+    name: str, changes: Mapping[str, Any], config: Mapping[str, Any], expected: Mapping[str, Any], tmp_path: Path
+) -> None:
+    found = contents(copied(name, tmp_path, changes), config)
+    assert {key: found.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "expected"),
+    [
+        ({}, "", "{{ messages }}"),
+        ({}, "of the file", "of the file"),
+        ({"tokenizer_config/chat_template": None, "chat_template/chat_template": "json"}, "", "json"),
+        ({"tokenizer_config/chat_template": [{"name": "default", "template": "a"}]}, "", "a"),
+    ],
+)
+def test_chat_template(changes: Mapping[str, Any], text: str, expected: str, tmp_path: Path) -> None:
+    folder = copied(BYTES, tmp_path, changes)
+    if text:
+        (folder / "chat_template.jinja").write_text(text)
+    assert contents(folder).get("chat_template") == expected
+
+
+def test_names_of_one_pre_tokenizer_depend_on_the_architecture(tmp_path: Path) -> None:
+    folder = with_pre_tokenizer("smollm", tmp_path)
+    assert [contents(folder, {}, name)["pre"] for name in ("llama", "granite")] == ["smollm", "refact"]
+
+
+def phi3_tokens(drops_space: bool = True) -> Mapping[str, Any]:
+    """Changes to LLAMA that give it special tokens like Phi-3's."""
+    decoder = {}
+    for number, text in {0: "<unk>", 1: "<s>", 2: "</s>", 610: "<|endoftext|>", 611: "<|user|>"}.items():
+        flag = drops_space and text in ("</s>", "<|user|>")
+        decoder[f"{number}"] = {"content": text, "special": True, "rstrip": flag}
+    return {"tokenizer_config/added_tokens_decoder": decoder}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("x", phi3_tokens(), "x (phi-3)"),
+        ("Phi-3.5-mini", phi3_tokens(), "Phi-3.5-mini"),
+        ("my-Phi3", phi3_tokens(False), "my-Phi 3"),
+        ("my-phi-3-merge", {}, "my-Phi 3-merge"),
+        ("x", {}, "x"),
+    ],
+)
+def test_the_general_name_decides_about_spaces_behind_special_tokens(
+    name: str, changes: Mapping[str, Any], expected: str, tmp_path: Path
+) -> None:
+    folder = copied(LLAMA, tmp_path, changes)
+    assert general_name(folder, name) == expected
+    values = dict(read_vocabulary(folder, {}, "llama", SIZE))
+    values |= {"general.architecture": Value("STRING", "llama"), "general.name": Value("STRING", expected)}
+    (tmp_path / "vocabulary.gguf").write_bytes(encode_header(values, []))
+    with open_vocabulary(tmp_path / "vocabulary.gguf") as backend:
+        ids = [backend.tokenize([Text(text, True)]) for text in ("<|user|>a", "<|user|>\na")]
+    assert (ids[0] == ids[1]) == ("phi-3" in expected.lower())
+
+
+def test_merges_of_texts_and_with_spaces(tmp_path: Path) -> None:
+    folder = copied(BYTES, tmp_path)
+    merges = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]["merges"]
+    texts = [" ".join(pair) for pair in merges]
+    copied(BYTES, tmp_path, {"tokenizer/model/vocab/a b": 650, "tokenizer/model/merges/+": ["a", " b"]})
+    assert contents(folder)["merges"] == tuple(text.encode() for text in texts)
+    copied(BYTES, tmp_path, {"tokenizer/model/merges": texts})
+    assert contents(folder)["merges"] == tuple(text.encode() for text in texts)
+
+
+def test_merges_that_make_all_tokens_are_the_same_with_and_without_whole_pieces(tmp_path: Path) -> None:
+    folder = copied(BYTES, tmp_path, {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/<|im_end|>": 602})
+    assert contents(folder)["pre"] == "qwen2"
+
+
+def split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq": 650}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problem"),
+    [
+        (BYTES, {"tokenizer/pre_tokenizer/pretokenizers/0": split(r"\w+")}, r"not support the pre-tokenizer '\\\\w\+'"),
+        (BYTES, {"tokenizer/pre_tokenizer/pretokenizers/0": split("a", "Removed")}, "the pre-tokenizer .*Removed"),
+        (BYTES, {"tokenizer/pre_tokenizer": BYTE_LEVEL}, r"the pre-tokenizer '\(none\)'"),
+        (BYTES, {"tokenizer/pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "add_prefix_space"),
+        (BYTES, {"tokenizer/normalizer": {"type": "Lowercase"}}, "the normalizer .*Lowercase"),
+        (BYTES, {"tokenizer/model/type": "Unigram"}, "of the type 'Unigram'"),
+        (BYTES, {"tokenizer/model/dropout": 0.1}, "dropout '0.1'"),
+        (BYTES, UNREACHABLE, "this ignore_merges with the pre-tokenizer qwen2: no merges make 'qqq'"),
+        (BYTES, {"generation_config/eos_token_id": [5, 6, 7]}, r"more than two additional .*5, 6, 7"),
+        (MISTRAL, {"tokenizer/normalizer": {"type": "NFKC"}}, "normalizer or pre-tokenizer .*NFKC"),
+        (MISTRAL, {"tokenizer/normalizer": None}, "the pre-tokenizer 'null'"),
+        (MISTRAL, {"tokenizer/model/vocab/▁t▁t": 650}, "no merge makes from its two parts: .*"),
+        (MISTRAL, {"tokenizer/pre_tokenizer": {**METASPACE, "split": True}}, "normalizer or pre-tokenizer .*Metaspace"),
+        (BYTES, {"tokenizer/model/merges/+": ["x", "qq"]}, "damaged: .*makes no token"),
+        (BYTES, {"tokenizer/model/merges/+": "a b c"}, "damaged: 'too many values"),
+        (BYTES, {"tokenizer/model/vocab/qq": 5}, "damaged: 'two tokens have the same id'"),
+        (BYTES, {"tokenizer/model/vocab/qq": "5"}, "damaged"),
+        (BYTES, {"tokenizer/model/vocab/qq": SIZE}, "token 700, 'qq', has no row in the embedding of 700"),
+        (BYTES, {"added_tokens/<x>": -1}, "token -1, '<x>', has no row"),
+        (BYTES, {"added_tokens/[PAD651]": 650}, r"token 651, '\[PAD651\]', is also token 650"),
+        (BYTES, {"added_tokens/<think>": 650}, "token 603, '<think>', is also token 650"),
+        (BYTES, {"tokenizer_config/chat_template": 5}, "damaged: 'chat_template is 5'"),
+        (LLAMA, {"added_tokens/<x>": 20}, "without byte tokens, such as '<0x"),
+        (BYTES, {"tokenizer/post_processor": CLS}, "the post-processor .*RobertaProcessing"),
+        (BYTES, {"tokenizer/post_processor": template(START, START, "$")}, "another token than bos_token: .*endoftext"),
+        (BYTES, {"tokenizer/post_processor": template("x", "$", x=[START, END])}, "another token than bos_token"),
+        (
+            BYTES,
+            {"tokenizer/post_processor": sequence(template(START, "$"), template("$", END))},
+            "the post-processor .*Sequence",
+        ),
+        (BYTES, {"tokenizer/post_processor": template(END, "$")}, "another token than bos_token: .*im_end"),
+        (BYTES, {"tokenizer/post_processor": template("$", START)}, "another token than eos_token"),
+        (BYTES, {"tokenizer_config/eos_token": None}, "has no EOS token"),
+        (BYTES, {"tokenizer_config/chat_template": [{"name": "tools", "template": "a"}]}, "without a default: .*tools"),
+    ],
+)
+def test_unsupported_and_damaged_tokenizers_are_refused(
+    name: str, changes: Mapping[str, Any], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFileError, match=problem) as caught:
+        contents(copied(name, tmp_path, changes))
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+# fields of a SentencePiece model: the algorithm, how long runs of spaces are normalized
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (b"\x18\x02", b"\x18\x01", "of the type 'unigram'"),
+        (b"\x18\x02", b"\x18\x09", "damaged"),
+        (b"\x20\x00", b"\x20\x01", "the normalizer in"),
+        (b"<0x41>", b"<0x4_>", "without byte tokens, such as '<0x41>'"),
+    ],
+)
+def test_other_sentencepiece_models_are_refused(old: bytes, new: bytes, problem: str, tmp_path: Path) -> None:
+    path = copied(LLAMA, tmp_path) / "tokenizer.model"
+    head, tail = path.read_bytes().rsplit(old, 1)
+    path.write_bytes(head + new + tail)
+    with pytest.raises(ModelFileError, match=problem):
+        contents(path.parent)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"neither tokenizer.json nor tokenizer.model"):
+        contents(tmp_path)
+    for name in ("tokenizer.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes(b"\xff{")
+        with pytest.raises(ModelFileError, match=r"not JSON|damaged|cannot be read"):
+            contents(tmp_path)
+
+
+def require_values_or_refusal(folder: Path) -> None:
+    """A damaged tokenizer either raises ModelFileError, or its values can be written."""
+    try:
+        values = read_vocabulary(folder, {}, "llama", SIZE)
+    except ModelFileError:
+        return
+    encode_header({"general.architecture": Value("STRING", "llama"), **values}, [])
+
+
+@pytest.mark.slow
+@given(st.integers(0, 9000), st.binary(max_size=3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_sentencepiece_model_raises_one_error(tmp_path: Path, at: int, data: bytes) -> None:
+    path = copied(LLAMA, tmp_path) / "tokenizer.model"
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + data + content[at + len(data) :] if data else content[:at])
+    require_values_or_refusal(path.parent)
+
+
+def with_other_values(value: Any, depth: int = 3) -> Iterator[Any]:
+    """A JSON value with one of its parts replaced by one of another type; of long ones only the last parts."""
+    yield from (None, 1.5, "x", {"x": 1})
+    if not depth or not isinstance(value, dict | list):
+        return
+    for key, item in list(value.items() if isinstance(value, dict) else enumerate(value))[-4:]:
+        for other in with_other_values(item, depth - 1):
+            changed = value.copy()
+            changed[key] = other
+            yield changed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [LLAMA, MISTRAL, BYTES])
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_values_of_other_types_raise_one_error(name: str, file: str, tmp_path: Path) -> None:
+    path = copied(name, tmp_path) / file
+    if not path.exists():
+        pytest.skip("no such file")
+    for content in with_other_values(json.loads(path.read_text("utf-8"))):
+        path.write_text(json.dumps(content), "utf-8")
+        require_values_or_refusal(path.parent)
