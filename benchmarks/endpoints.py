@@ -62,8 +62,8 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, TokenEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import fold
+from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine.memory import CPU_UBATCH
-from cerebrum_cli.engine.scheduler import common_prefix
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.servers.client import Endpoint

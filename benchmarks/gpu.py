@@ -43,9 +43,8 @@ from same_text import QUESTIONS
 from server import time_server
 
 from cerebrum_cli.batch.rows import InputRow, prompt_row
-from cerebrum_cli.core.events import TokenEvent
+from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.devices import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama

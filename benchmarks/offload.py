@@ -21,16 +21,15 @@ from harness import argument_parser, machine, record_lines
 from same_text import QUESTIONS
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.events import AlternativesEvent, TokenEvent
+from cerebrum_cli.core.events import AlternativesEvent, TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import Request, inspection
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16
@@ -101,7 +100,7 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
         for number, expected, given in differ:
             same = next(at for at, pair in enumerate(zip(expected, given, strict=True)) if pair[0] != pair[1])
             prompt = prompt_tokens(engine, number)
-            request = inspection(prompt, tuple(expected[: same + 1]), likeliest=2)
+            request = Request.inspection(prompt, tuple(expected[: same + 1]), likeliest=2)
             *_, last = (
                 event for event in raise_refusals(engine.complete([request])) if isinstance(event, AlternativesEvent)
             )

@@ -12,9 +12,8 @@ from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation, Message, Text
-from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent
+from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions

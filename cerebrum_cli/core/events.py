@@ -6,8 +6,8 @@ to import.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
@@ -15,6 +15,7 @@ from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 if TYPE_CHECKING:
     from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 
+T = TypeVar("T")
 Channel = Literal["answer", "thinking"]
 Logprobs = Sequence[float | None]  # one per token; None if unknown
 FinishReason = Literal["stop", "length", "cancelled", "context", "repetition"]
@@ -244,3 +245,10 @@ Event: TypeAlias = """(
 )"""
 Events: TypeAlias = "Generator[Event, None, None]"
 Emit: TypeAlias = "Callable[[Event], None]"
+
+
+def raise_refusals(events: Iterable[T]) -> Generator[T, None, None]:
+    for event in events:
+        if isinstance(event, RefusedEvent):
+            raise event.error
+        yield event

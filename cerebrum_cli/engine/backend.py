@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cerebrum_cli.core.conversation import PromptPart
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import Emit, TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
 
@@ -28,33 +27,6 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Free the native samplers."""
-
-
-class Vocabulary(Protocol):
-    """The vocabulary of a model; for any thread."""
-
-    def tokenize(self, parts: Iterable[PromptPart]) -> TokenIds:
-        """Tokenize a prompt; untrusted text never becomes a special token."""
-
-    @property
-    def size(self) -> int:
-        """Number of tokens."""
-
-    @property
-    def longest_token(self) -> int:
-        """Bytes of text that one token can stand for, at most. The first access takes a tenth of a second."""
-
-    def piece(self, token: int, special: bool = False) -> bytes:
-        """Convert a token to its bytes; empty for a control token unless `special`."""
-
-    def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation (EOS, EOT and similar)."""
-
-    def special_token_ids(self, texts: Iterable[str]) -> frozenset[int]:
-        """Ids of all control and user-defined tokens spelled out in the texts."""
-
-    def special_token_text(self, name: str) -> str:
-        """Text of the vocabulary's `bos` or `eos` token; empty if it has none."""
 
 
 class Context(Protocol):

@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefix, common_prefixes
+from cerebrum_cli.core.token_ids import TokenIds, common_prefix
+from cerebrum_cli.engine.scheduler import Scheduler, Slot, common_prefixes
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import State, StateStore
 

@@ -11,14 +11,13 @@ from typing import NamedTuple, Protocol, TypeAlias
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishReason
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds
 from cerebrum_cli.formats.reply_text import ReplyText
 
 MAX_PERIOD = 256  # tokens
 MIN_REPEATS = 4
 MIN_TOKENS = 128  # of all repeats together
 PROBE = 32  # tokens at the end whose earlier occurrences give the periods to try; at most MIN_TOKENS / MIN_REPEATS
-TOKEN_BYTES = 4
 
 
 class Force(NamedTuple):

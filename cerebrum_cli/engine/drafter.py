@@ -12,8 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from math import inf
 
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.control import TOKEN_BYTES
+from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds
 
 # Duration of a decode step by its number of rows, in steps of one row: of Qwen2.5-Coder 0.5B in Q4_K_M on a CPU with
 # AVX2, and no less with AVX-512 or 7B parameters. Between these numbers, kernels compute rows in vain. With more cores

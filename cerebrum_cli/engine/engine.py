@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import atexit
 import os
-import secrets
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from cerebrum_cli.core.errors import EngineError, UsageError
+from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.sequence import ReplySample, Request
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend, Vocabulary
+    from cerebrum_cli.core.vocabulary import Vocabulary
+    from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.context_checkpoints import PromptCache
     from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
 
@@ -200,17 +199,3 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Cancel everything and free what the engine holds; it cannot be used again."""
-
-
-def raise_refusals(events: Iterable[T]) -> Generator[T, None, None]:
-    for event in events:
-        if isinstance(event, RefusedEvent):
-            raise event.error
-        yield event
-
-
-def first_seed(request: Request) -> int:
-    """Seed of a request's first sample: that requested, or a random one. Raises UsageError if its prompt is empty."""
-    if not request.prompt_tokens:
-        raise UsageError("the prompt is empty", "write a prompt")
-    return secrets.randbelow(SEEDS) if request.params.seed is None else request.params.seed

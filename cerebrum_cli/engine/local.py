@@ -30,10 +30,9 @@ from cerebrum_cli.engine.engine import (
     Completions,
     Engine,
     EventQueue,
-    first_seed,
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
-from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
+from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
@@ -136,7 +135,7 @@ class LocalCompletions(Completions):
         super().__init__(scope)
         self._commands = commands
         self._requests = list(requests)
-        self._seeds = list(map(first_seed, self._requests))
+        self._seeds = [request.first_seed() for request in self._requests]
         self._counts = [0] * len(self._requests)  # of samples
         new = []
         for index, request in enumerate(self._requests):
@@ -151,7 +150,7 @@ class LocalCompletions(Completions):
         prompt = self._requests[index].prompt_tokens
         new = []
         for sample, tokens in replies.items():
-            new += create_sequences(index, inspection(prompt, tokens), self._outbox.put, [sample], 0)
+            new += create_sequences(index, Request.inspection(prompt, tokens), self._outbox.put, [sample], 0)
         self._submit(new, first=True)
         return True
 

@@ -48,7 +48,6 @@ REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 # Flags that a kernel before Linux 5.19 may not list although the CPU has the feature.
 RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
 LISTED_BY = [5, 19]
-MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
 DEVICES = Path("/sys/devices")
@@ -223,18 +222,6 @@ def available_memory() -> int:
     import psutil
 
     return int(max(0, min(psutil.virtual_memory().available, *map(cgroup_memory, own_cgroups()))))
-
-
-def raise_open_files() -> int:
-    """Raise the limit of this process's open files, connections included, as far as it may be; return it."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
-    if soft < highest:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def total_memory() -> int:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import TokenIds, Tokens, common_tokens, pack_tokens
 from cerebrum_cli.engine.drafter import Drafter
-from cerebrum_cli.engine.sequence import Sequence, Tokens, common_tokens, pack_tokens
+from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import Checkpoint, TokenRow
 
 if TYPE_CHECKING:
@@ -305,7 +305,3 @@ def common_prefixes(
     packed = pack_tokens(tokens)
     lengths = [common_tokens(pack_tokens(slot.tokens), packed) for slot in slots]
     return [reusable(slot, length) if length else 0 for slot, length in zip(slots, lengths, strict=True)]
-
-
-def common_prefix(a: Many[int], b: Many[int]) -> int:
-    return common_tokens(pack_tokens(a), pack_tokens(b))

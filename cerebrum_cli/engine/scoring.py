@@ -17,9 +17,8 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import CerebrumError, EngineError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent, SequenceId, StageEvent
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.token_ids import Tokens, common_prefix
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.engine.step import TokenRow
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
-from cerebrum_cli.core.conversation import Tokens as PromptTokens
+from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import TokenBias
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     Event,
@@ -29,22 +30,18 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.control import TOKEN_BYTES, Constraint, ControlFactory, Force, ReplyControl
+from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
+from cerebrum_cli.engine.control import Constraint, ControlFactory, Force, ReplyControl
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend, Sampler, Vocabulary
+    from cerebrum_cli.engine.backend import Backend, Sampler
     from cerebrum_cli.engine.drafter import Drafter
 
-# Token ids; an array takes a tenth of a tuple's memory.
-Tokens: TypeAlias = "TokenIds | array[int]"
 OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
 
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-TokenPredicate = Callable[[int], bool]  # of a token id
-NONE_VISIBLE: TokenPredicate = frozenset[int]().__contains__
 
 
 @frozen
@@ -70,7 +67,7 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     grammar: Grammar | None = None
     n: int = 1
-    is_visible: TokenPredicate = NONE_VISIBLE
+    is_visible: TokenPredicate = NO_TOKEN
     logprobs: bool = False
     ignore_eos: bool = False
     speculative: bool = False
@@ -83,6 +80,18 @@ class Request:
     conversation: Conversation | None = None
     inspected: TokenIds = ()
     likeliest: int = 0
+
+    @classmethod
+    def inspection(cls, prompt: Iterable[int], reply: TokenIds, likeliest: int = 0) -> Self:
+        """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
+        params = SamplingParams(max_tokens=1)
+        return cls((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
+
+    def first_seed(self) -> int:
+        """Seed of the first sample: that requested, or a random one. Raises UsageError if the prompt is empty."""
+        if not self.prompt_tokens:
+            raise UsageError("the prompt is empty", "write a prompt")
+        return secrets.randbelow(SEEDS) if self.params.seed is None else self.params.seed
 
     @property
     def stop_anywhere(self) -> Texts:
@@ -119,12 +128,6 @@ class Request:
     def expected_length(self, context_size: int, generated: int = 0) -> int:
         """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
-
-
-def inspection(prompt: Iterable[int], reply: TokenIds, likeliest: int = 0) -> Request:
-    """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
-    params = SamplingParams(max_tokens=1)
-    return Request((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
 
 
 @dataclass(eq=False)
@@ -362,32 +365,3 @@ def create_sequences(
 ) -> list[Sequence]:
     """Create samples of a request; sample `i` has seed `seed + i`."""
     return [Sequence(SequenceId(index, sample), request, (seed + sample) % SEEDS, emit) for sample in samples]
-
-
-def common_tokens(a: bytes, b: bytes) -> int:
-    """Length of the common prefix of two packed token sequences, by bisection."""
-    same = 0
-    different = min(len(a), len(b))
-    if a[:different] == b[:different]:
-        return different // TOKEN_BYTES
-    while different - same > 1:
-        middle = (same + different) // 2
-        if a[same:middle] == b[same:middle]:
-            same = middle
-        else:
-            different = middle
-    return same // TOKEN_BYTES
-
-
-def pack_tokens(tokens: Many[int]) -> bytes:
-    """Pack token ids in native byte order, as llama.cpp does."""
-    if not isinstance(tokens, array):
-        tokens = array("i", tuple(tokens))
-    return tokens.tobytes()
-
-
-def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> TokenIds:
-    """Tokenize text that continues other text: without BOS, and without the space that a vocabulary may put first."""
-    anchor = vocabulary.tokenize((Text("a"),))[-1]
-    tokens = vocabulary.tokenize((PromptTokens((anchor,)), *parts))
-    return tokens[tokens.index(anchor) + 1 :]

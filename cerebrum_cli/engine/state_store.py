@@ -24,9 +24,7 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import remove, remove_abandoned, unfinished_file
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.control import TOKEN_BYTES
-from cerebrum_cli.engine.sequence import common_tokens, pack_tokens
+from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds, common_tokens, pack_tokens
 
 STATE = ".state"
 HEAD = struct.Struct("=4sII")  # of llama.cpp: a magic number, a version, and the number of tokens, which follow

@@ -29,10 +29,10 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.sequence import NONE_VISIBLE, Request
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Ask, Reply
@@ -328,7 +328,7 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
         array("i", text.tokens),
         settings.sampling(()),
         n=text.n,
-        is_visible=model.is_visible if markups else NONE_VISIBLE,
+        is_visible=model.is_visible if markups else NO_TOKEN,
         controls=controls,
         rules=rules,
     )

@@ -17,7 +17,7 @@ from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, Pr
 from cerebrum_cli.replies.text_tokens import special_tokens
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Vocabulary
+    from cerebrum_cli.core.vocabulary import Vocabulary
 
 FormatBuilder = Callable[["Vocabulary", int], PromptFormat]
 """Builds the prompt format from a vocabulary and the context size. Raises FormatError."""

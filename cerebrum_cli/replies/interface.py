@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import RefusedEvent
+from cerebrum_cli.core.events import RefusedEvent, raise_refusals
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.replies.installation import (
     Installation,

@@ -20,16 +20,16 @@ from cerebrum_cli.core.events import (
     SequenceId,
     Timings,
     TokenEvent,
+    raise_refusals,
 )
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import TokenIds, Tokenize
-from cerebrum_cli.engine.engine import Engine, raise_refusals
+from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
+from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.memory import pad_length
-from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import NONE_VISIBLE, OPENING_TOKENS, Request, TokenPredicate, inspection
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
 from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -41,7 +41,7 @@ from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.text_tokens import detokenize, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Vocabulary
+    from cerebrum_cli.core.vocabulary import Vocabulary
     from cerebrum_cli.replies.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
@@ -212,7 +212,7 @@ class LoadedModel:
         self.require_inspection()
         yield from self.load()
         if reply.tokens:
-            request = inspection(self.tokenize(reply.conversation), reply.tokens, likeliest + 1)
+            request = Request.inspection(self.tokenize(reply.conversation), reply.tokens, likeliest + 1)
             self._require_room(len(request.prompt_tokens))
             with closing(self.engine.complete([request])) as events:
                 yield from raise_refusals(events)
@@ -316,7 +316,7 @@ class LoadedModel:
     def is_visible(self) -> TokenPredicate:
         """Predicate of the special tokens that are visible in a reply."""
         if not self.format.markups:
-            return NONE_VISIBLE
+            return NO_TOKEN
         return markup_predicate(self.engine.vocabulary, self.format.markups)
 
     @cached_property

@@ -27,9 +27,8 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.core.tools import Round, ToolCalls
-from cerebrum_cli.engine.sequence import Tokens
 from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
+from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
-from cerebrum_cli.engine.sequence import continuation
 from cerebrum_cli.formats.markers import find_markers
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
@@ -25,7 +25,7 @@ from cerebrum_cli.formats.thinking import Markups, ReasoningMarkup, closing_sent
 from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Vocabulary
+    from cerebrum_cli.core.vocabulary import Vocabulary
 
 SENTENCE_TOKENS = 16  # to wait for the end of a sentence
 SOFT_END = 0.8  # of a limit, from where the end of the reasoning becomes likelier

@@ -10,10 +10,10 @@ from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.sequence import continuation
+from cerebrum_cli.core.vocabulary import continuation
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Vocabulary
+    from cerebrum_cli.core.vocabulary import Vocabulary
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
 POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.servers.client import Client, Endpoint, LostServerError, RequestError, server_text
 from cerebrum_cli.servers.kind import ServerInfo, ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer

@@ -12,9 +12,9 @@ from importlib import import_module
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.backend import OpenBackend, Vocabulary
-from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, first_seed
-from cerebrum_cli.engine.machine import raise_open_files
+from cerebrum_cli.core.vocabulary import Vocabulary
+from cerebrum_cli.engine.backend import OpenBackend
+from cerebrum_cli.engine.engine import CancelScope, Completions, Engine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.servers.client import Endpoint
@@ -25,6 +25,7 @@ from cerebrum_cli.servers.replies import RemoteSample
 from cerebrum_cli.servers.server import AsyncioTask, PooledRequest, PoolJob, Server
 from cerebrum_cli.servers.timeouts import ServerTimeouts
 
+MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 OTHER_FILES = 128  # that are open besides connections
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
@@ -59,7 +60,7 @@ class RemoteCompletions(Completions):
         for index, request in self._source:
             if self._scope.is_set():
                 break
-            self._submitted[index] = PooledRequest(request, first_seed(request), self._outbox.put)
+            self._submitted[index] = PooledRequest(request, request.first_seed(), self._outbox.put)
             jobs += self._create_jobs(index, request.n)
             if len(self._live) >= AHEAD * self._pool.window:
                 break
@@ -206,3 +207,15 @@ class RemoteEngine(Engine):
         if self._serving:
             self._serving.cancel()
             self._serving = None  # a second time would interrupt the closing of connections
+
+
+def raise_open_files() -> int:
+    """Raise the limit of this process's open files, connections included, as far as it may be; return it."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft < highest:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

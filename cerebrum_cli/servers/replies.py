@@ -25,9 +25,9 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.core.vocabulary import Vocabulary, continuation
 from cerebrum_cli.engine.control import Force, LoopCheck, cycle_end
-from cerebrum_cli.engine.sequence import ReplySample, Request, continuation
+from cerebrum_cli.engine.sequence import ReplySample, Request
 from cerebrum_cli.formats.reply_text import ReplyRules, SplitText
 from cerebrum_cli.servers.client import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason

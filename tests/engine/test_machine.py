@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -172,13 +171,3 @@ def test_build_fingerprint_changes_with_the_libraries(tmp_path: Path, monkeypatc
         change()
         seen.append(machine.build_fingerprint())
     assert seen[0] == "none" and re.fullmatch("[0-9a-f]{16}", seen[1]) and len({*seen}) == len(seen)
-
-
-def test_open_files_are_limited_by_the_hard_limit_alone() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
-    try:
-        assert machine.raise_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        assert machine.raise_open_files() in (hard, 10_240)  # where that is unlimited
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

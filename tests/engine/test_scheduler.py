@@ -13,14 +13,15 @@ from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_m
 
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine import context_checkpoints as checkpoints
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
-from cerebrum_cli.engine.scheduler import Scheduler, common_prefix
-from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences, inspection
+from cerebrum_cli.engine.scheduler import Scheduler
+from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences
 from cerebrum_cli.engine.step import StopFlag
 
 
@@ -143,7 +144,7 @@ class AnyTraffic(RuleBasedStateMachine):
 
     @rule(prompt=prompts(6), reply=prompts(8))
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:
-        self.submit(replace(inspection(prompt, reply, 2), opening=3), first=True)
+        self.submit(replace(Request.inspection(prompt, reply, 2), opening=3), first=True)
 
     @precondition(lambda self: any(sample.finish is None for sample in self.samples))
     @rule(data=st.data(), closes=st.booleans())

@@ -18,10 +18,10 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.token_ids import common_prefix, pack_tokens
 from cerebrum_cli.engine.context_checkpoints import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.scheduler import common_prefix
-from cerebrum_cli.engine.sequence import Request, pack_tokens
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import DAMAGED, HEAD, State, StateStore
 
 # State files.

@@ -11,7 +11,7 @@ from llama_engines import TALE, greedy_reply, open_engine
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.sequence import pack_tokens
+from cerebrum_cli.core.token_ids import pack_tokens
 from cerebrum_cli.engine.state_store import FOOTER, HEAD, StateStore
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request

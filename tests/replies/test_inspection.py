@@ -29,7 +29,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request, inspection
+from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
 from cerebrum_cli.replies.inspection import MAX_ROWS, GivenReply, LeastCertain
 from cerebrum_cli.servers.client import Endpoint
 
@@ -38,7 +38,7 @@ BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of
 
 
 def inspect(engine: LocalEngine, prompt: Sequence[int], reply: Sequence[int], likeliest: int = 2) -> list[Event]:
-    request = inspection(prompt, tuple(reply), likeliest)
+    request = Request.inspection(prompt, tuple(reply), likeliest)
     return list(generate(engine, [request]))
 
 
@@ -65,7 +65,7 @@ def test_inspection_evaluates_only_the_reply_again() -> None:
 
 def test_inspection_that_is_cancelled_reports_what_was_evaluated() -> None:
     backend = ScriptedBackend(endless({}), max_outputs=2, holds={1: 1})
-    request = inspection(tokens("a"), tokens("bcde"), 1)
+    request = Request.inspection(tokens("a"), tokens("bcde"), 1)
     with running_engine(backend) as engine:
         completions = engine.complete([request])
         assert backend.is_held.wait(10)

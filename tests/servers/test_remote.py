@@ -1,6 +1,7 @@
 """Generation on llama-servers: the same events as from a model on this machine, and what happens when servers fail."""
 
 import re
+import resource
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -41,6 +42,7 @@ from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.servers import client
+from cerebrum_cli.servers.remote_engine import raise_open_files
 from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
@@ -348,3 +350,13 @@ def test_remote_close_leaves_nothing_behind(moment: str) -> None:
         with pytest.raises(EngineError):
             engine.complete([request_of("Q")])
         engine.close()
+
+
+def test_open_files_are_limited_by_the_hard_limit_alone() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+    try:
+        assert raise_open_files() == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert raise_open_files() in (hard, 10_240)  # where that is unlimited
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -8,11 +8,18 @@ from dataclasses import dataclass, field
 from scripted_backend import ScriptedBackend
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.events import Event, FinishEvent, PromptEvent, SequenceId, ServersEvent, TokenEvent
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    PromptEvent,
+    SequenceId,
+    ServersEvent,
+    TokenEvent,
+    raise_refusals,
+)
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.state_store import StateStore

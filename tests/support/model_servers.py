@@ -18,7 +18,7 @@ from scripted_backend import Model, ScriptedBackend
 from waiting import TIMEOUT_S
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.engine.backend import Vocabulary
+from cerebrum_cli.core.vocabulary import Vocabulary
 
 PING = b":\n\n"
 

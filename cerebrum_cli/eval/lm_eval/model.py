@@ -19,7 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent
+from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent, raise_refusals
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.sampling import SEEDS
@@ -27,7 +27,6 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
-from cerebrum_cli.engine.engine import raise_refusals
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
 from cerebrum_cli.formats.plain import RAW
