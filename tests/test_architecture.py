@@ -67,7 +67,7 @@ PURE = (
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
-    *("gguf.architectures", "gguf.sizes", "gguf.types", "replies.inspection", "replies.reply_controls"),
+    *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.inspection", "replies.reply_controls"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
     *("programs.code", "replies.tally", "replies.voting", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
@@ -75,7 +75,7 @@ PURE = (
         "weights.mixtures",
         "weights.convert",
         "weights.checkpoints.families",
-        "gguf.tensor_names",
+        "weights.tensor_names",
         "library.fit",
     ),
     *("core.row_events", "programs.function_schema"),
@@ -98,8 +98,8 @@ class Door(NamedTuple):
 # All other modules of these packages are private to them; `core` is all public, `cli` is for optional packages.
 DOORS: Mapping[str, Door] = {
     "gguf": Door(
-        43,
-        ("architectures", "header", "parser", "sizes", "table", "tensor_names", "types"),
+        37,
+        ("contents", "header", "sizes"),
     ),
     "formats": Door(
         23,
@@ -221,8 +221,8 @@ DOORS: Mapping[str, Door] = {
         ("presets", "stored_runs", "tasks"),
     ),
     "weights": Door(
-        7,
-        ("building", "checkpoints.checkpoint", "checkpoints.safetensors"),
+        8,
+        ("building", "checkpoints.checkpoint", "checkpoints.safetensors", "table"),
     ),
     "cluster": Door(
         2,

@@ -1,1 +1,4 @@
-"""Contents of a GGUF file: its header, its metadata and tensors, and their types and sizes."""
+"""Contents of a GGUF file: its header, its metadata and tensors, and what the model needs in memory.
+
+Public modules: `header`, `contents` and `sizes`.
+"""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.architectures import unknown_part
-from cerebrum_cli.gguf.kinds import Kind, kind_of
-from cerebrum_cli.gguf.parser import Metadata, Tables, checked_integer, read_tables
-from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
-from cerebrum_cli.gguf.types import FILE_TYPES
+from cerebrum_cli.gguf.contents import ALIGNMENT, FILE_TYPES, MAX_TENSORS, Metadata, Tables, aligned
+from cerebrum_cli.gguf.cursor import Cursor
+from cerebrum_cli.gguf.kinds import Kind, kind_of, unknown_part
+from cerebrum_cli.gguf.layers import Hyperparameters, checked_integer, model_sizes
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 # Layout of Mixtral files before April 2024, one tensor per expert, which llama.cpp no longer loads.
 _EXPERT_TENSOR = re.compile(r"blk\.\d+\.ffn_(?:gate|down|up)\.\d+\.weight")
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_HEADER_BYTES = 128 << 20  # far above known models: large vocabularies take about 20 MB
+_METADATA_COUNT = 4096
+_NAME_A_FILE = "name a .gguf file; cerebrum pull converts a folder with safetensors"
 UNKNOWN_FILE_TYPE = 2**32 - 1
 
 
@@ -138,3 +143,61 @@ def _require_part_name(path: Path, metadata: Metadata) -> None:
 
 def _damaged(path: Path, problem: str) -> ModelFileError:
     return ModelFileError(path, f"damaged: {problem}", "pull it again, or pull another conversion of this model")
+
+
+def read_tables(path: Path, whole: bool = False) -> Tables:
+    """Read the header of a GGUF file, `whole` with all metadata as it is stored.
+
+    Raises ModelFileError for a path or file that cannot be opened, or is damaged.
+    """
+    with reading_model(path):
+        if not path.is_file():
+            raise ModelFileError(path, "is not a file" if path.exists() else "file not found", _NAME_A_FILE)
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            with mmap.mmap(file.fileno(), min(size, _HEADER_BYTES), access=mmap.ACCESS_READ) as data:
+                return parse_tables(path, data, size, whole)
+
+
+def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = False) -> Tables:
+    """Parse the header of a GGUF file of `size` bytes from its first bytes; `path` is for error messages.
+
+    Raises HeaderTruncated if `data` ends before the header, ModelFileError for other failures.
+    """
+    cursor = Cursor(path, data, 4, whole)
+    n_tensors, n_values = _read_counts(cursor)
+    values, vocabulary = cursor.values(n_values)
+    metadata = {key: value.content for key, value in values.items()}
+    alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
+    if alignment.bit_count() != 1:
+        raise cursor.damaged(f"its general.alignment {alignment:,} is not a power of two")
+    tensors = [cursor.tensor() for _ in range(n_tensors)]
+    data_start = aligned(cursor.position, alignment)
+    end = data_start + max((tensor.offset + tensor.size for tensor in tensors), default=0)
+    if tensors and end > size:
+        problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"
+        raise ModelFileError(path, problem, "pull it again, or copy it again")
+    return Tables(metadata, values, vocabulary, tensors, cursor.position, data_start)
+
+
+def _read_counts(cursor: Cursor) -> tuple[int, int]:
+    """The numbers of tensors and metadata values, behind the magic bytes and the version."""
+    path, magic = cursor.path, bytes(cursor.data[:40])
+    if not magic.startswith(b"GGUF"):
+        hint = "llama.cpp reads GGUF: pull a GGUF of this model, or convert it"
+        if path.suffix == ".safetensors":
+            hint = f"convert its folder: cerebrum pull {path.parent}"
+        raise not_a_model(path, magic, f"not a GGUF file: it begins with {magic!r}", hint)
+    version, n_tensors, n_values = cursor.unpack("IQQ")
+    if version not in (2, 3):  # that of a big-endian file is very large
+        raise ModelFileError(path, f"GGUF version {version:,}, not 2 or 3", "pull another file of this model")
+    if n_tensors > MAX_TENSORS or n_values > _METADATA_COUNT:
+        raise cursor.damaged(f"{n_tensors:,} tensors and {n_values:,} metadata values")
+    return n_tensors, n_values
+
+
+def not_a_model(path: Path, beginning: bytes, problem: str, hint: str) -> ModelFileError:
+    """The error for a file that does not hold what its name promises; Git may hold it elsewhere."""
+    if beginning.startswith(b"version https://git-lfs"):
+        return ModelFileError(path, "a Git LFS pointer, not the file", "download the file: git lfs pull")
+    return ModelFileError(path, problem, hint)

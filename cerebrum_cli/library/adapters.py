@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.parser import Shape, Tables, Tensor, Value, quoted, read_tables
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Tensors
+from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, Shape, Tables, Tensor, Tensors, Value, quoted
+from cerebrum_cli.gguf.header import read_tables
 
 ALPHA = "adapter.lora.alpha"
 ACTIVATION = "adapter.alora.invocation_tokens"  # of an adapter that applies only after these tokens

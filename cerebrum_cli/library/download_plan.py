@@ -12,8 +12,8 @@ from threading import Thread
 from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError
 from cerebrum_cli.core.files import atomic_write, exists, is_directory, translate_os_errors, work_directory
 from cerebrum_cli.core.text import did_you_mean, well_formed
-from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, require_generative
-from cerebrum_cli.gguf.parser import HeaderTruncated, parse_tables
+from cerebrum_cli.gguf.contents import HeaderTruncated
+from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
 from cerebrum_cli.library.fit import (

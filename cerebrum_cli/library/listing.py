@@ -11,8 +11,8 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header, require_generative
-from cerebrum_cli.gguf.parser import Array, Scalar
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import Capacity, DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
 from cerebrum_cli.library.hub import FoundRepository

@@ -19,7 +19,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.gguf.parser import read_tables
+from cerebrum_cli.gguf.header import read_tables
 from cerebrum_cli.library.reference import (
     DEFAULT_TAG,
     STORES,

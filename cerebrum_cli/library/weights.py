@@ -9,12 +9,12 @@ from pathlib import Path
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.reference import name_from_stem
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint
 from cerebrum_cli.weights.checkpoints.safetensors import is_shard, shards_among
+from cerebrum_cli.weights.table import Table
 
 # Names of the files of a checkpoint besides its shards.
 SMALL_FILES = re.compile(

@@ -28,8 +28,8 @@ from cerebrum_cli.engine.model_options import (
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.gguf.architectures import facts_of
 from cerebrum_cli.gguf.header import Header, require_generative
+from cerebrum_cli.gguf.sizes import facts_of
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import (

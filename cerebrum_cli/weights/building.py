@@ -14,10 +14,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, on_same_disk, require_space
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.machine import thread_count
-from cerebrum_cli.gguf.header import header_from_tables, require_generative
-from cerebrum_cli.gguf.parser import parse_tables
-from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import TYPE_NUMBERS
+from cerebrum_cli.gguf.header import header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, DownloadPlan, PlanRequest
@@ -27,6 +25,7 @@ from cerebrum_cli.library.pull import Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.weights import Weights
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.table import Table
 
 if TYPE_CHECKING:
     from cerebrum_cli.weights.recipe import Recipe

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.devices import bind
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.contents import TENSOR_TYPES
 
 # Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all
 # (`tensor_requires_imatrix` in llama-quant.cpp), since the result would be unusable.

@@ -11,8 +11,9 @@ from typing import Any
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.text import truncate
-from cerebrum_cli.gguf.architectures import facts_of
-from cerebrum_cli.gguf.table import HEAD, Table
+from cerebrum_cli.gguf.contents import HEAD
+from cerebrum_cli.gguf.sizes import facts_of
+from cerebrum_cli.weights.table import Table
 
 TablesByName = Mapping[str, Table]  # by the names of the models in the recipe
 LayerSources = tuple[tuple[str, int], ...]  # of a layer of the merge: the model and layer number of each source

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table
+from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, Value
 from cerebrum_cli.library.model import CONVERTED
 from cerebrum_cli.weights.methods import copy_of
 from cerebrum_cli.weights.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
+from cerebrum_cli.weights.table import Table
 
 TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # those without a better mixture
 

@@ -13,7 +13,6 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.machine import thread_count
 from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.gguf.header import read_header, require_loadable
-from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE
 from cerebrum_cli.library.installed import Library
@@ -31,6 +30,7 @@ from cerebrum_cli.weights.execute import (
 from cerebrum_cli.weights.methods import input_tensors
 from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
+from cerebrum_cli.weights.table import read_table
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200

@@ -130,8 +130,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     import shutil
     from collections import Counter
 
-    from cerebrum_cli.gguf.header import header_from_tables
-    from cerebrum_cli.gguf.parser import parse_tables
+    from cerebrum_cli.gguf.header import header_from_tables, parse_tables
     from cerebrum_cli.library.fit import Capacity, fit_memory, planned_context
 
     plan = merge.plan

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.parser import Tensor
-from cerebrum_cli.gguf.tensor_names import CONSTANTS, hugging_face_names, stored_offset
+from cerebrum_cli.gguf.contents import Tensor
 from cerebrum_cli.weights.recipe import Recipe, Slice, SliceSource
+from cerebrum_cli.weights.tensor_names import CONSTANTS, hugging_face_names, stored_offset
 
 COEFFICIENT_TOLERANCE = 1e-9  # rounding errors of a sum of coefficients stay below this
 DOT_THRESHOLD = 0.9995  # cosine above which mergekit interpolates linearly

@@ -14,11 +14,20 @@ from typing import Any, NamedTuple
 from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.gguf.contents import (
+    EMBEDDING,
+    FILE_TYPES,
+    HEAD,
+    TENSOR_TYPES,
+    TYPE_NUMBERS,
+    Shape,
+    Tensor,
+    Tensors,
+    TensorType,
+    Value,
+    aligned,
+)
 from cerebrum_cli.gguf.header import MAX_LAYERS
-from cerebrum_cli.gguf.parser import Shape, Tensor, Value, aligned
-from cerebrum_cli.gguf.table import EMBEDDING, HEAD, Table, Tensors, encode_header, is_phi3, phi3_name
-from cerebrum_cli.gguf.tensor_names import hugging_face_names
-from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from cerebrum_cli.weights.compatibility import (
     SAME_SHAPE_HINT,
     LayerSources,
@@ -29,6 +38,8 @@ from cerebrum_cli.weights.compatibility import (
 from cerebrum_cli.weights.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
 from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, mixed_type
 from cerebrum_cli.weights.recipe import Recipe, Slice, SliceSource
+from cerebrum_cli.weights.table import Table, encode_header, is_phi3, phi3_name
+from cerebrum_cli.weights.tensor_names import hugging_face_names
 
 Metadata = dict[str, Value]
 Origins = Sequence[tuple[str, int]]  # a model and the number of a layer in it, for each layer

@@ -22,8 +22,8 @@ from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, plan_repacking
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import TokenRow
+from cerebrum_cli.gguf.contents import FILE_TYPES
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.gguf.types import FILE_TYPES
 
 # Types whose rows are multiplied alike in any number, on x86-64; the documentation names them.
 INVARIANT_TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0")

@@ -14,8 +14,7 @@ from cerebrum_cli.engine.memory import ContextOptions, Device, fits, memory_need
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.gguf.parser import read_tables
+from cerebrum_cli.gguf.header import read_header, read_tables
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 MIB = 1 << 20

@@ -21,7 +21,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import ContextOptions
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
-from cerebrum_cli.gguf.architectures import facts_of
+from cerebrum_cli.gguf.sizes import facts_of
 
 LENGTH = 80  # tokens of a reply
 Compare = Callable[[Path, float, bool], None]  # of a model, a temperature, and whether its KV cache is unified

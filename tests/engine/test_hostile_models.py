@@ -19,8 +19,8 @@ from command_line import CommandLine, Finished, start_python
 from tiny_models import write_chatml, write_mistral, write_recurrent, write_sliding_window
 
 from cerebrum_cli.engine.llama.first_load import file_key
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import ARCHITECTURE, encode_header, read_table
+from cerebrum_cli.gguf.contents import Value
+from cerebrum_cli.weights.table import ARCHITECTURE, encode_header, read_table
 
 pytestmark = pytest.mark.slow
 

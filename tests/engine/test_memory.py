@@ -28,9 +28,10 @@ from cerebrum_cli.engine.memory import (
 from cerebrum_cli.engine.memory_plan import LoadPlan, group_lengths, plan_layers
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.gguf.contents import Array
 from cerebrum_cli.gguf.header import parts_sizes, read_header
-from cerebrum_cli.gguf.parser import Array
-from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, layer_windows, model_sizes
+from cerebrum_cli.gguf.layers import Hyperparameters, layer_windows, model_sizes
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 MIB, GIB = 2**20, 2**30
 GPUS = accelerators()

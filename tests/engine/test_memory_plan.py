@@ -12,7 +12,8 @@ from cerebrum_cli.engine import memory
 from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, fits, host_bytes, memory_needs, weight_needs
 from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_length, plan_load, plan_slots
 from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.gguf.sizes import Hyperparameters, ModelSizes, model_sizes
+from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 GB, GIB, MIB = 10**9, 2**30, 2**20
 

@@ -9,8 +9,9 @@ from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine import speed_file
 from cerebrum_cli.engine.machine import instruction_set, thread_count
 from cerebrum_cli.engine.speed import Forecast, Speed, expected, forecast
-from cerebrum_cli.gguf.parser import Metadata
-from cerebrum_cli.gguf.sizes import Hyperparameters, LayerSizes, ModelSizes, model_sizes
+from cerebrum_cli.gguf.contents import Metadata
+from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
+from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 MB = 1_000_000
 DENSE: Metadata = {"general.architecture": "llama", "llama.block_count": 1}

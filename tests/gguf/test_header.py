@@ -20,11 +20,10 @@ from tiny_models import write_vocabulary
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.gguf.contents import FILE_TYPES, TENSOR_TYPES, Array, Value
 from cerebrum_cli.gguf.header import Header, read_header, require_generative
-from cerebrum_cli.gguf.parser import Array, Value
-from cerebrum_cli.gguf.table import encode_header, read_table
-from cerebrum_cli.gguf.types import FILE_TYPES, TENSOR_TYPES
 from cerebrum_cli.library.model import recommended_sampling
+from cerebrum_cli.weights.table import encode_header, read_table
 
 
 def problem_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from hub_user import HubUser, cleaned
 from person import OpenTerminal
 
 from cerebrum_cli.engine.machine import REQUIREMENT
-from cerebrum_cli.gguf.architectures import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS, KNOWN_TOKENIZERS
+from cerebrum_cli.gguf.kinds import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS, KNOWN_TOKENIZERS
 
 REPO = "owner/gpt-oss-120b-GGUF"
 DRAFT = "a draft head for speculative decoding, not a whole model"

@@ -9,7 +9,7 @@ from hub_user import OFFLINE, HubUser, cleaned
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.gguf.parser import parse_tables
+from cerebrum_cli.gguf.header import parse_tables
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 REFERENCE = f"{REPO}:Q4_K_M"

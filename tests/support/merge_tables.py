@@ -10,11 +10,10 @@ import pytest
 from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.parser import Tensor, Value
-from cerebrum_cli.gguf.table import Table
-from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor, Value
 from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
 from cerebrum_cli.weights.recipe import parse_recipe
+from cerebrum_cli.weights.table import Table
 
 
 class Shape(NamedTuple):

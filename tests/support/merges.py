@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scripted_command import app_for
 from tiny_models import Shape
 
-from cerebrum_cli.gguf.table import read_table
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import RECIPES
 from cerebrum_cli.library.reference import parts_of
@@ -25,6 +24,7 @@ from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.execute import execute, require_supported_types
 from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
 from cerebrum_cli.weights.recipe import parse_recipe
+from cerebrum_cli.weights.table import read_table
 
 Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.devices import bind
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.contents import TENSOR_TYPES
 from cerebrum_cli.weights.codec import MAX_WEIGHTS, LlamaCodec
 
 Floats = NDArray[np.float32]

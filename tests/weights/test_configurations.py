@@ -10,8 +10,8 @@ import pytest
 from checkpoint_models import read_model, write_checkpoint, write_weights
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.table import Table
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+from cerebrum_cli.weights.table import Table
 
 read_model = cache(read_model)
 ROPE = {"rope_theta": 1e4}

@@ -13,10 +13,10 @@ from gguf_files import write_file
 from merges import Weights, slerp, write_merge, write_weights
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.gguf.tensor_names import hugging_face_names
-from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.weights import execute as working
 from cerebrum_cli.weights.codec import LlamaCodec
+from cerebrum_cli.weights.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,7 @@ from merges import slerp
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
-from cerebrum_cli.gguf.parser import Tensor, Value
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS, Tensor, Value
 from cerebrum_cli.weights import execute as weights_module
 from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.execute import (

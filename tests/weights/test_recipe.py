@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.gguf.parser import Tensor
+from cerebrum_cli.gguf.contents import Tensor
 from cerebrum_cli.weights.methods import TensorPosition
 from cerebrum_cli.weights.recipe import ConditionalValue, Parameters, Recipe, Slice, SliceSource, parse_recipe
 

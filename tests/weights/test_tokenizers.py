@@ -13,9 +13,9 @@ from vocabularies import open_vocabulary
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.parser import Value
-from cerebrum_cli.gguf.table import encode_header
+from cerebrum_cli.gguf.contents import Value
 from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+from cerebrum_cli.weights.table import encode_header
 
 FOLDER = Path(__file__).parents[1] / "data" / "checkpoints" / "tokenizers"
 TEXTS = json.loads((FOLDER / "texts.json").read_text("utf-8"))

@@ -22,7 +22,7 @@ from cerebrum_cli.engine.memory import ContextOptions, Device, FreeMemory, host_
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions, option_notices
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.gguf.architectures import facts_of
+from cerebrum_cli.gguf.sizes import facts_of
 
 
 def open_llama(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.gguf.parser import ReadBytes
+from cerebrum_cli.gguf.contents import ReadBytes
 from cerebrum_cli.weights.checkpoints.safetensors import StoredTensors
 
 

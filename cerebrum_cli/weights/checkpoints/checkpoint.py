@@ -7,10 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.gguf.parser import Tensor, Value, Values, quoted
-from cerebrum_cli.gguf.table import ARCHITECTURE, EMBEDDING, HEAD, Table
-from cerebrum_cli.gguf.tensor_names import hugging_face_names, stored_offset
-from cerebrum_cli.gguf.types import TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.weights.checkpoints.families import USE_GGUF, Configuration, configuration
 from cerebrum_cli.weights.checkpoints.safetensors import (
@@ -22,6 +19,8 @@ from cerebrum_cli.weights.checkpoints.safetensors import (
     read_shards,
 )
 from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+from cerebrum_cli.weights.table import ARCHITECTURE, Table
+from cerebrum_cli.weights.tensor_names import hugging_face_names, stored_offset
 
 CONFIG = "config.json"
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"

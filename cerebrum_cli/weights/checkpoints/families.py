@@ -15,7 +15,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts, truncate
-from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.contents import Value
 
 # By the first of `architectures` in config.json, without its ending: the architecture in GGUF, and the tensors of a
 # layer, of which biases may be missing. If "permuted", the rows of queries and keys are in another order in GGUF.

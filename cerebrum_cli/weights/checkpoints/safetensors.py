@@ -14,8 +14,8 @@ from typing import NamedTuple
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.gguf.parser import Shape, not_a_model, quoted
-from cerebrum_cli.gguf.types import TENSOR_TYPES, TYPE_NUMBERS
+from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS, Shape, quoted
+from cerebrum_cli.gguf.header import not_a_model
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"

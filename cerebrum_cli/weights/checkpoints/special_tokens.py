@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from operator import index
 
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.gguf.parser import Value
+from cerebrum_cli.gguf.contents import Value
 from cerebrum_cli.weights.checkpoints.bpe import Unsupported, steps
 
 _NAMES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}  # here, and in GGUF

@@ -15,8 +15,7 @@ from pathlib import Path
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.gguf.parser import VOCABULARY, Value, Values, quoted
-from cerebrum_cli.gguf.table import phi3_name
+from cerebrum_cli.gguf.contents import VOCABULARY, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.bpe import (
     SPACE,
     Token,
@@ -30,6 +29,7 @@ from cerebrum_cli.weights.checkpoints.bpe import (
 from cerebrum_cli.weights.checkpoints.safetensors import read_json
 from cerebrum_cli.weights.checkpoints.sentencepiece import parse_sentencepiece
 from cerebrum_cli.weights.checkpoints.special_tokens import special_tokens
+from cerebrum_cli.weights.table import phi3_name
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # token types of GGUF
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10_000.0

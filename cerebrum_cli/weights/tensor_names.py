@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.gguf.table import split_layer
+from cerebrum_cli.weights.table import split_layer
 
 # Names in GGUF and in Hugging Face files, without the suffix `.weight` or `.bias` where it is the same in both.
 _GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
-from cerebrum_cli.gguf.parser import LAYOUTS, STRING, VALUE_TYPES, Shape, Tensor, Value, Values, aligned, read_tables
-from cerebrum_cli.gguf.types import TENSOR_TYPES
+from cerebrum_cli.gguf.contents import (
+    LAYOUTS,
+    STRING,
+    TENSOR_TYPES,
+    VALUE_TYPES,
+    Shape,
+    Tensor,
+    Tensors,
+    Value,
+    Values,
+    aligned,
+)
+from cerebrum_cli.gguf.header import read_tables
 
 ARCHITECTURE = "general.architecture"
-HEAD, EMBEDDING = "output.weight", "token_embd.weight"
 DAMAGED_HINT = "the file is damaged: download it again"
 VERSION = 3  # of the files written
 # Arrays that are not per layer, though their length may equal the number of layers.
 _NOT_PER_LAYER = ("rope.dimension_sections", "rope.scaling.")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _PHI3 = re.compile("phi-?3", re.IGNORECASE)
-
-Tensors = Mapping[str, Tensor]
 
 
 def is_phi3(name: str) -> bool:
