@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.commands import Commands
     from cerebrum_cli.core.events import NoticeEvent
+    from cerebrum_cli.core.extensions import Command
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 CORE = {command.name: command for command in COMMANDS}
@@ -44,12 +45,10 @@ OTHER_COMMANDS = {  # of other programs, and what does the same here
     "run": "did you mean cerebrum chat MODEL?",
     "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
 }
-OTHER_OPTIONS = {  # of other commands or llama.cpp's programs, and what does the same in this one, or in any
-    ("eval", "--votes"): "use --samples K: maj@K is the accuracy of votes",
-    ("chat", "--votes"): "type /votes K in the chat",
-    ("", "--system-prompt"): "did you mean --system?",
-    ("", "--n-predict"): "did you mean --max-tokens?",
-    ("", "--ctx-size"): "did you mean --ctx?",
+OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
+    "--system-prompt": "did you mean --system?",
+    "--n-predict": "did you mean --max-tokens?",
+    "--ctx-size": "did you mean --ctx?",
 }
 
 
@@ -108,7 +107,7 @@ def options(
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     words = sys.argv[1:] if arguments is None else arguments
-    names: list[str] = []
+    command: Command | None = None
     try:
         if environment(COMPLETION) is not None:
             from cerebrum_cli.cli.completion import complete, completed_command
@@ -116,14 +115,15 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
             commands, _ = every_command()
             complete(assembled(commands, {completed_command()}))
         commands = commands_for(words, app)
-        names = named_commands(words, commands)
+        command = named_command(words, commands)
+        names = [command.name] if command else []
         return assembled(commands, names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except typer.TyperException as error:
         context: typer.Context | None = getattr(error, "ctx", None)
         if context and error.message == context.get_help():  # of a command without arguments
             typer.echo(error.message, err=True)
         else:
-            print_error(app, usage_error(error, context, names))
+            print_error(app, usage_error(error, context, command))
         return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
@@ -139,20 +139,20 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         return error.exit_code
 
 
-def named_commands(words: Sequence[str], commands: Commands) -> list[str]:
+def named_command(words: Sequence[str], commands: Commands) -> Command | None:
     """The command on a command line, also behind `--`."""
-    first = [word for word in words[:2] if not word.startswith("-")][:1]
-    return [word for word in first if word in commands]
+    first = next((word for word in words[:2] if not word.startswith("-")), "")
+    return commands.get(first)
 
 
 def commands_for(words: Sequence[str], app: App | None) -> Commands:
     """The commands of the core, and the others if the words name no command of it."""
-    if named_commands(words, CORE):
+    if named_command(words, CORE):
         return CORE
     from cerebrum_cli.cli.commands import own_commands
 
     commands = own_commands()
-    if named_commands(words, commands):
+    if named_command(words, commands):
         return commands
     commands, warnings = every_command()
     for warning in warnings:
@@ -183,14 +183,18 @@ def file_error(error: OSError) -> CerebrumError:
     return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
 
 
-def usage_error(error: typer.TyperException, context: typer.Context | None, names: list[str]) -> UsageError:
+def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:
     problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
-    path = context.command_path if context else " ".join(["cerebrum", *names])
+    hints = {**OTHER_OPTIONS, **(command.hints if command else {})}
+    path = "cerebrum"
+    if context:
+        path = context.command_path
+    elif command:
+        path = f"cerebrum {command.name}"
     hint = f"did you mean {near}?" if near else f"see {path} --help"
     if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
         option = unknown[1]
-        same = OTHER_OPTIONS.get((context.info_name or "", option)) or OTHER_OPTIONS.get(("", option))
-        hint = same or similar_options(option, context) or hint
+        hint = hints.get(option) or similar_options(option, context) or hint
         if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
             hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
     elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
 # To be removed: imports of optional packages.
-EXCEPTIONS = {("cli", "eval"), ("cli", "weights"), ("cli", "cluster"), ("library", "weights")}
+EXCEPTIONS = {("cli", "weights"), ("cli", "cluster"), ("library", "weights")}
 
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -216,10 +216,7 @@ DOORS: Mapping[str, Door] = {
             "tables",
         ),
     ),
-    "eval": Door(
-        4,
-        ("presets", "stored_runs", "tasks"),
-    ),
+    "eval": Door(1, ("extension",)),
     "weights": Door(
         8,
         ("building", "checkpoints.checkpoint", "checkpoints.safetensors", "table"),

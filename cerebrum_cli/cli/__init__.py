@@ -6,7 +6,7 @@ from cerebrum_cli.core.extensions import Command
 
 COMMANDS = (
     Command("ask", "cerebrum_cli.cli.ask", "ask", "Answer one question"),
-    Command("chat", "cerebrum_cli.cli.chat", "chat", "Chat interactively"),
+    Command("chat", "cerebrum_cli.cli.chat", "chat", "Chat interactively", {"--votes": "type /votes K in the chat"}),
     Command("batch", "cerebrum_cli.cli.batch", "batch", "Answer many questions from a file"),
     Command("search", "cerebrum_cli.cli.models", "search", "Search the Hugging Face Hub for models"),
     Command("pull", "cerebrum_cli.cli.models", "pull", "Download a model, or register a local file"),

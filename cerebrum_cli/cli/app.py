@@ -17,7 +17,6 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.engine.machine import Build
-    from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.weights.building import BuildingPuller
@@ -54,12 +53,6 @@ class App(Installation):
     def read_history(self) -> History:
         """Sessions of this user for a command that creates none; their disk may be read-only."""
         return self.open_history(self.sessions_path.exists())
-
-    @property
-    def runs(self) -> RunStore:
-        from cerebrum_cli.eval.stored_runs import RunStore
-
-        return RunStore(self.data_directory / "runs")
 
     @contextmanager
     def puller(

@@ -1,4 +1,4 @@
-"""Values that a shell completes: models, formats, sessions, saved prompts, tasks."""
+"""Values that a shell completes: models, formats, sessions, saved prompts."""
 
 from __future__ import annotations
 
@@ -31,10 +31,6 @@ def sessions(app: App) -> Candidates:
     return app.read_history().store.names()
 
 
-def run_names(app: App) -> Candidates:
-    return (run.name for run in app.runs)
-
-
 def saved_prompts(app: App) -> Candidates:
     return app.prompts.names()
 
@@ -45,23 +41,10 @@ def formats(_: App) -> Candidates:
     return FORMAT_NAMES
 
 
-def tasks(_: App) -> Candidates:
-    from cerebrum_cli.eval.tasks import TASK_NAMES
-
-    return TASK_NAMES
-
-
-def presets(_: App) -> Candidates:
-    from cerebrum_cli.eval.presets import PRESETS
-
-    return (preset.name for preset in PRESETS)
-
-
 COMPLETIONS: Mapping[str, Values] = {  # values of an option, by its name
     "model": installed_models,
     "format": formats,
     "session": sessions,
-    "preset": presets,
     "saved_prompt": saved_prompts,
 }
 
@@ -70,7 +53,7 @@ def completion_of(declared: Option) -> Values | None:
     """Where the values of an option come from; None if any text may follow, or none."""
     if declared.choices:
         return lambda _: declared.choices
-    return COMPLETIONS.get(declared.name)
+    return declared.values or COMPLETIONS.get(declared.name)
 
 
 def completing(values: Values) -> Callable[[str], list[str]]:

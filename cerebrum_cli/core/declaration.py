@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
@@ -61,7 +61,7 @@ class Option(NamedTuple):
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
     concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds
     one value; if it `splits`, it holds several, separated by spaces, or paths separated by colons. `name` and `kind`
-    are the name and the type of its field, without None.
+    are the name and the type of its field, without None. `values` gives completions, from the app.
     """
 
     help: str
@@ -75,6 +75,7 @@ class Option(NamedTuple):
     splits: bool = False
     name: str = ""
     kind: str = ""
+    values: Callable[[Any], Iterable[str]] | None = None
 
     @property
     def is_list(self) -> bool:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
-from cerebrum_cli.cli.completion_values import tasks
 from cerebrum_cli.cli.options import RowOptions, json_option
 from cerebrum_cli.cli.signature import composed, positional, settings_options
 from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of, switch
@@ -21,6 +20,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 from cerebrum_cli.core.text import format_count, format_duration, format_utc
+from cerebrum_cli.eval.completions import presets, tasks
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES, Match, select
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ ALIKE = ("model", "task", "check", "set of functions")  # in the fingerprints of
 
 @option_group
 class EvalOptions(RowOptions):
-    preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME")
+    preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME", values=presets)
     limit: int | None = option(
         "Number of questions, a fixed random subset [default: all]", "Input", metavar="N", least=1
     )
@@ -99,6 +99,7 @@ def evaluate_model(
       cerebrum eval exam.jsonl -m cerebrum-7b:Q8_0 --samples 8
     """
     from cerebrum_cli.eval.runs_command import print_run
+    from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
     from cerebrum_cli.results.output_files import output_paths
     from cerebrum_cli.results.schema import DELIMITERS
@@ -113,7 +114,7 @@ def evaluate_model(
         run_in_harness(app, source, overrides, options, output)
         return
     prepared = prepare(app, source, overrides, options)
-    path, why_new = (output, "") if output else app.runs.path_for(prepared.fingerprint)
+    path, why_new = (output, "") if output else RunStore.of(app).path_for(prepared.fingerprint)
     if why_new:
         app.streams.note(why_new)
     if options.dry_run:
@@ -133,8 +134,8 @@ def evaluate_model(
 
 def run_in_harness(app: App, source: str, overrides: Layer, options: EvalOptions, output: Path | None) -> None:
     """Evaluate a task that lm-eval scores. Raises UsageError for options that do not apply to it."""
-    from cerebrum_cli.cli.generation import given_options
     from cerebrum_cli.eval.lm_eval_command import KEYS, LmEvalOptions, evaluate_harness_tasks
+    from cerebrum_cli.eval.reproduction import given_options
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
 
     kept = options_of(LmEvalOptions).keys() - {"preset"}
@@ -158,9 +159,10 @@ class PreparedEvaluation(NamedTuple):
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    from cerebrum_cli.cli.generation import CONDITION_KEYS, PRESET, read_grammar
+    from cerebrum_cli.cli.generation import read_grammar
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.presets import find_preset
+    from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET
 
     _ = options.window  # an invalid one is refused before questions are downloaded
     tools = options.find_tools()
@@ -198,7 +200,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
 
 def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: EvalOptions) -> LoadedTask:
     """The task with a remark on what differs from the preset, if anything does."""
-    from cerebrum_cli.cli.generation import given_options, no_reproduction
+    from cerebrum_cli.eval.reproduction import given_options, no_reproduction
 
     condition = task.condition
     deviations = []
@@ -351,7 +353,9 @@ def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
     """Estimated seconds of a sample, by the latest run like this one; None if there is none."""
-    for run in reversed([*app.runs]):
+    from cerebrum_cli.eval.stored_runs import RunStore
+
+    for run in reversed([*RunStore.of(app)]):
         notes = run.record.notes
         is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
         if is_alike and notes.get("timed_samples"):

@@ -20,6 +20,7 @@ from cerebrum_cli.core.events import Event, LoadEvent, StageEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import LOAD_KEYS, Layer
 from cerebrum_cli.core.text import pip_install
+from cerebrum_cli.eval.completions import presets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,9 @@ class LmEvalOptions(ConcurrencyOptions):
     """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
 
     without: ClassVar = NEEDLESS.split()
-    preset: str | None = option("Compare with a model card, under its conditions", "Output", metavar="NAME")
+    preset: str | None = option(
+        "Compare with a model card, under its conditions", "Output", metavar="NAME", values=presets
+    )
     limit: int | None = option("The first N documents of each task [default: all]", "Input", metavar="N", least=1)
     num_fewshot: int | None = option(
         "Few-shot examples per prompt [default: the task's]", "Input", metavar="N", least=0
@@ -73,9 +76,9 @@ def evaluate_harness_tasks(
     Examples:
       cerebrum lm-eval arc_easy piqa -m cerebrum-7b --limit 200
     """
-    from cerebrum_cli.cli.generation import CONDITION_KEYS
     from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
+    from cerebrum_cli.eval.reproduction import CONDITION_KEYS
     from cerebrum_cli.replies.source import format_of
     from cerebrum_cli.terminal.interrupts import interruptible
 
@@ -205,9 +208,9 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 def print_results(
     app: App, source: ModelSource, results: JsonObject, preset: Preset | None, options: LmEvalOptions
 ) -> None:
-    from cerebrum_cli.cli.generation import given_options, no_reproduction
     from cerebrum_cli.eval.lm_eval.tasks import remarks, results_table
     from cerebrum_cli.eval.report_tables import print_published
+    from cerebrum_cli.eval.reproduction import given_options, no_reproduction
 
     streams = app.streams
     if options.json:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.completion_values import run_names
 from cerebrum_cli.cli.options import QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.eval.completions import run_names
 from cerebrum_cli.eval.report_tables import print_comparison, print_report, print_runs
 from cerebrum_cli.terminal.streams import strip_controls
 from cerebrum_cli.terminal.tables import print_rows
@@ -49,10 +49,11 @@ class RunOptions(QuietOptions):
 def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List stored runs, latest last."""
     from cerebrum_cli.eval.report import group_by_question, mean_accuracy
+    from cerebrum_cli.eval.stored_runs import RunStore
 
     rows = []
     outdated = []
-    for run in app.runs:
+    for run in RunStore.of(app):
         try:
             samples = [sample for sample in run.samples() if not sample.is_skipped]
         except UsageError as error:  # the others can be listed
@@ -84,11 +85,12 @@ def show(app: App, name: Name, options: RunOptions) -> None:
     """Show accuracy, majority votes and unanswered samples, with intervals."""
     from cerebrum_cli.eval.rescoring import rescored, save_scores
     from cerebrum_cli.eval.scorers import rules_of
+    from cerebrum_cli.eval.stored_runs import RunStore
 
     for needless in ("save", "run_code"):
         if getattr(options, needless) and not options.rescore:
             raise UsageError(f"{flag(needless)} requires --rescore", "add --rescore")
-    run = app.runs.find(name)
+    run = RunStore.of(app).find(name)
     samples = run.samples()
     if options.rescore:
         samples, changed = (save_scores if options.save else rescored)(run, options.run_code)
@@ -160,8 +162,10 @@ def compare(
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import conclusion
     from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
+    from cerebrum_cli.eval.stored_runs import RunStore
 
-    runs = app.runs.find(before), app.runs.find(after)
+    store = RunStore.of(app)
+    runs = store.find(before), store.find(after)
     require_same_rules(runs, (before, after))
     comparison, notes = compare_runs(*runs)
     differing = differences(*runs)
@@ -189,7 +193,10 @@ def require_same_rules(runs: Sequence[Run], names: Sequence[str]) -> None:
 @subcommand(group, short_help="Delete a stored run.")
 def rm(app: App, run: Name, _: QuietOptions, yes: Yes = False) -> None:
     """Delete a run and its files."""
-    stored = app.runs.find(run)
+    from cerebrum_cli.eval.stored_runs import RunStore
+
+    store = RunStore.of(app)
+    stored = store.find(run)
     require_agreement(app, f"Delete the run {stored.name}?", stored.name, yes)
-    app.runs.delete(stored)
+    store.delete(stored)
     app.streams.report(f"deleted {stored.name}")

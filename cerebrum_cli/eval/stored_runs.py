@@ -38,6 +38,7 @@ from cerebrum_cli.results.output_files import (
 from cerebrum_cli.results.row_store import RowStore, has_rows, read_objects
 
 if TYPE_CHECKING:
+    from cerebrum_cli.replies.installation import Installation
     from cerebrum_cli.replies.source import ModelSource
 
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
@@ -121,6 +122,10 @@ class Run:
 @frozen
 class RunStore:
     directory: Path
+
+    @classmethod
+    def of(cls, installation: Installation) -> RunStore:
+        return cls(installation.data_directory / "runs")
 
     def __iter__(self) -> Iterator[Run]:
         """Yield the runs with a readable record, oldest first."""

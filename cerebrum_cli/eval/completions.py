@@ -1,0 +1,27 @@
+"""Values that a shell completes in commands of evaluations: tasks, presets, names of stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+
+
+def tasks(_: App) -> Iterable[str]:
+    from cerebrum_cli.eval.tasks import TASK_NAMES
+
+    return TASK_NAMES
+
+
+def presets(_: App) -> Iterable[str]:
+    from cerebrum_cli.eval.presets import PRESETS
+
+    return (preset.name for preset in PRESETS)
+
+
+def run_names(app: App) -> Iterable[str]:
+    from cerebrum_cli.eval.stored_runs import RunStore
+
+    return (run.name for run in RunStore.of(app))
