@@ -35,6 +35,7 @@ from typing import NamedTuple
 from harness import argument_parser, read_sections, record_section
 
 from cerebrum_cli.core.text import format_count
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.comparison import paired_interval, question_results
 from cerebrum_cli.eval.estimates import QuestionVotes, majorities
 from cerebrum_cli.eval.questions import Sample
@@ -43,7 +44,7 @@ from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.checking import run_program
-from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally, Votes
+from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally
 
 GREEDY = "greedy"
 HEADING = "Votes on programs"

@@ -27,11 +27,11 @@ from answering import benchmark_settings, conversation_of, gsm8k, loaded_model
 from harness import Row, argument_parser, in_subprocess, medians, record
 
 from cerebrum_cli.batch.rows import InputRow as Question
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
 from cerebrum_cli.engine.memory import SINGLE, ContextOptions
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Ask
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
 SEED = 1

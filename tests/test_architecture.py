@@ -67,7 +67,8 @@ PURE = (
     *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
-    *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.inspection", "replies.reply_controls"),
+    *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
+    *("core.ask", "core.inspection", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
     *("programs.code", "replies.tally", "replies.voting", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
@@ -78,6 +79,7 @@ PURE = (
         "weights.tensor_names",
         "library.fit",
     ),
+    *("core.ask", "core.inspection", "core.votes"),
     *("core.row_events", "programs.function_schema"),
 )
 IMPURE = {  # the first names of modules that touch them; a Path is a value, too

@@ -17,6 +17,7 @@ from vocabularies import open_vocabulary
 
 import cerebrum_cli
 from cerebrum_cli import Conversation, Model, Reply, open_model
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
@@ -28,7 +29,6 @@ from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.interface import Question
-from cerebrum_cli.replies.reply import Ask
 
 PAGE = (ROOT / "docs/how-to/use-from-python.md").read_text(encoding="utf-8")
 OPENING, *EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
 
-from cerebrum_cli.batch.rows import (
-    REASONING_CLOSED_AT,
-    InputRow,
-    RowError,
-    RowId,
-    Rows,
-    output_object,
-)
+from cerebrum_cli.batch.rows import REASONING_CLOSED_AT, InputRow, RowError, RowId, Rows, output_object
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
@@ -23,20 +16,18 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import Tools
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.source import generation_fingerprint
-from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.vote_objects import votes_object
-
-if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tools
 
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"

@@ -21,23 +21,16 @@ from cerebrum_cli.chat.history import (
     with_thinking,
     without_last,
 )
-from cerebrum_cli.chat.session import (
-    ReplyMetadata,
-    Session,
-    StoredMessage,
-    printable_name,
-    suggest_name,
-    without_files,
-)
+from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, printable_name, suggest_name, without_files
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.files import atomic_write, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages, wire_message
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Match, format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
-from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.history import (
     KEPT,
@@ -31,18 +30,16 @@ from cerebrum_cli.chat.session import Messages, Session, StoredMessage, validate
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
+from cerebrum_cli.core.inspection import GivenReply
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
-from cerebrum_cli.replies.inspection import GivenReply
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.loaded_model import MIN_CACHED_TOKENS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
-
-if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tools
 
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 

@@ -16,18 +16,9 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import Forced, ForcedTokens
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import (
-    CONFIG,
-    RECOMMENDED,
-    SAMPLING_KEYS,
-    SESSION,
-    Layer,
-    Settings,
-    SourcedLayer,
-)
+from cerebrum_cli.core.settings import CONFIG, RECOMMENDED, SAMPLING_KEYS, SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.library.model import InstalledModel, absolute_reference
-from cerebrum_cli.replies.format_choice import template_file
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.text_tokens import drop_partial_character
@@ -206,7 +197,7 @@ def session_params(settings: Settings, model: InstalledModel) -> JsonDict:
     for key in PARAMS:
         value = getattr(settings, key)
         params[key] = list(map(str, value)) if isinstance(value, tuple) else value
-    path = template_file(settings)
+    path = settings.template_file
     if settings.chat_template and path is None:
         params[CHAT_TEMPLATE] = NONE
     elif path and settings.origin(CHAT_TEMPLATE) not in (*RECOMMENDED, CONFIG):

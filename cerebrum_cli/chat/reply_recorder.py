@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.chat.history import (
     begin_with,
@@ -19,18 +18,17 @@ from cerebrum_cli.chat.history import (
 )
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, Events, FinishEvent, NoticeEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
-
-if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tools
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more

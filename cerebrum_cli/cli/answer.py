@@ -11,16 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli.generation import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
 from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.replies.reply import (
-    LONG_PROMPT,
-    Ask,
-    Reply,
-    reply_notice,
-)
+from cerebrum_cli.replies.reply import LONG_PROMPT, Reply, reply_notice
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
@@ -28,9 +24,10 @@ from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.chat.session import Session, StoredMessage
-    from cerebrum_cli.replies.inspection import UncertainToken
+    from cerebrum_cli.core.inspection import UncertainToken
+    from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.tally import Tally, Votes
+    from cerebrum_cli.replies.tally import Tally
     from cerebrum_cli.replies.voting import MajorityVote
     from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.streams import Streams
@@ -302,7 +299,7 @@ class AnswerPrinter:
         count = self.options.top_logprobs
         if count is None or not reply.is_finished:
             return
-        from cerebrum_cli.replies.inspection import GivenReply, LeastCertain
+        from cerebrum_cli.core.inspection import GivenReply, LeastCertain
 
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)

@@ -13,8 +13,8 @@ from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.replies.tally import Votes
 
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 OVERRIDES["threads"] = OPTIONS["threads"]._replace(heading=None)  # one question seldom needs a flag for it
@@ -90,7 +90,7 @@ def answer(
         continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
     with open_source(source) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
-        from cerebrum_cli.replies.reply import Ask
+        from cerebrum_cli.core.ask import Ask
 
         if not continued:
             system = overrides.get("system")

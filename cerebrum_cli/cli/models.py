@@ -15,14 +15,7 @@ from cerebrum_cli.core.declaration import Option, flag, option, option_group, sw
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import (
-    MODES,
-    REPLY_KEYS,
-    SAMPLING_KEYS,
-    Settings,
-    SourcedLayer,
-    environment_layer,
-)
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer, environment_layer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.interrupts import interruptible
 from cerebrum_cli.terminal.progress import FileProgress
@@ -353,11 +346,10 @@ def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = N
 
 def ask_settings(app: App, model: InstalledModel) -> Settings:
     """The settings of a question without options."""
-    from cerebrum_cli.formats.plain import EMBEDDED
-    from cerebrum_cli.replies.format_choice import template_file
+    from cerebrum_cli.core.settings import EMBEDDED
 
     settings = app.readable_settings(environment_layer(*REPLY_KEYS), model)
-    return replace(settings, format=EMBEDDED) if template_file(settings) else settings
+    return replace(settings, format=EMBEDDED) if settings.template_file else settings
 
 
 def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, Settings]:

@@ -10,17 +10,17 @@ from cerebrum_cli.core.declaration import SWITCH_WORDS, flag, option, option_gro
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
+from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.installation import Installation, Servers
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.replies.tally import Votes
     from cerebrum_cli.servers.client import Endpoint
 
 Names = frozenset[str]  # of the options on a command line
@@ -136,7 +136,7 @@ class GenerationOptions(ConstrainedOptions):
                         "add --votes K, the number of samples",
                     )
             return None
-        from cerebrum_cli.replies.tally import parse_votes
+        from cerebrum_cli.core.votes import parse_votes
 
         votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked or 0)
         if votes.checks:
@@ -257,7 +257,7 @@ class AskOptions(QuestionOptions, GenerationOptions):
             if is_conflict:
                 raise UsageError.conflict(first, second, hint)
         if self.top_logprobs is not None:
-            from cerebrum_cli.replies.inspection import parse_likeliest
+            from cerebrum_cli.core.inspection import parse_likeliest
 
             parse_likeliest("--top-logprobs", str(self.top_logprobs))
 

@@ -29,6 +29,7 @@ COMMAND_LINE, SLASH_SET = "command line", "/set"
 CHOSEN = (COMMAND_LINE, SLASH_SET)  # for this command
 ENVIRONMENT = variable("")  # how its origins begin
 RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
+EMBEDDED = "embedded"  # the format that the chat template in a model's file writes
 PATIENCE_S = 600.0  # without a usable server or worker
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
@@ -150,6 +151,21 @@ class Settings(SamplingParams):
 
     def applied_to(self, conversation: Conversation) -> Conversation:
         return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_reasoning=self.keep_reasoning)
+
+    @property
+    def template_file(self) -> Path | None:
+        """The file of the chosen chat template; None without one, and for a format from a higher layer.
+
+        It takes precedence over the format that a session used. Raises UsageError for a format from the same layer.
+        """
+        if self.chat_template in (None, NONE):
+            return None
+        if self.format not in (None, EMBEDDED) and self.origin("format") != SESSION:
+            if self.outranks("format", "chat_template"):
+                return None
+            if not self.outranks("chat_template", "format"):
+                raise UsageError(f"chat_template cannot be used with --format {self.format}", "omit one of them")
+        return Path(expand_user(self.chat_template))
 
     @property
     def thinks(self) -> bool | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 
 from cerebrum_cli.core.frozen import frozen
@@ -27,6 +28,19 @@ class ToolSpec:
 
 
 ToolSpecs = tuple[ToolSpec, ...]
+ToolFunction = Callable[..., object]
+
+
+@frozen
+class Tool:
+    """A function that a model may call; whoever runs it asks the user first, if it `asks`."""
+
+    spec: ToolSpec
+    function: ToolFunction
+    asks: bool = False
+
+
+Tools = tuple[Tool, ...]
 
 
 @frozen

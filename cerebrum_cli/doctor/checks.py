@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
@@ -35,7 +36,6 @@ from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.source import ModelSource
 
 QUESTION = "What is 17 plus 25?"

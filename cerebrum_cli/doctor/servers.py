@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import Timer
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent
@@ -17,7 +18,7 @@ from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.servers.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.servers.description import probe

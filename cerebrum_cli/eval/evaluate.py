@@ -7,8 +7,9 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
@@ -16,6 +17,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.eval.questions import (
     QUESTIONS,
     SAMPLES,
@@ -32,14 +34,11 @@ from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.results.results import Results
 from cerebrum_cli.results.schema import FAILED, FINISHED, ResultRows
 from cerebrum_cli.results.stored_results import all_finished
 from cerebrum_cli.results.vote_objects import program_object
-
-if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tools
 
 POLL_S = 0.2  # a signal does not end a wait
 

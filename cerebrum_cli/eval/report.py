@@ -12,9 +12,10 @@ from cerebrum_cli.answers.canonical import equals_reference
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_events import EvalProgress
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
-from cerebrum_cli.replies.tally import Program, Tally, Votes, comes_to
+from cerebrum_cli.replies.tally import Program, Tally, comes_to
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 Samples = Sequence[Sample]  # of a run, or of one question

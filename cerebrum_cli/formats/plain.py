@@ -124,4 +124,3 @@ COLLECTIVE_COGNITION = PlainFormat(
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
 RAW = RawFormat(name="raw", verbatim=True)
 SERVERS = PromptFormat(name="server", markups=REASONING_MARKUPS, is_servers=True)
-EMBEDDED = "embedded"

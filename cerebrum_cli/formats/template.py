@@ -31,11 +31,12 @@ from cerebrum_cli.core.conversation import (
 )
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Pattern, Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
-from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,

@@ -16,10 +16,9 @@ from traceback import TracebackException
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, well_formed
-from cerebrum_cli.core.tools import ToolSpec
+from cerebrum_cli.core.tools import Tool, ToolFunction, Tools
 from cerebrum_cli.programs.code import interactive_program
 from cerebrum_cli.programs.function_schema import function_spec
 from cerebrum_cli.programs.guest import cut as cut
@@ -29,50 +28,39 @@ TIMEOUT_S = 5.0  # for a program
 NO_RESULT = "(no result)"
 WORDS = {"True": "true", "False": "false"}  # what booleans become in some templates
 
-ToolFunction = Callable[..., object]
+
+def run_tool(tool: Tool, arguments: JsonObject) -> str:
+    """Call a function: what it prints and returns, as text, or a line about wrong arguments or an exception.
+
+    What any thread prints meanwhile is in the result, and not on standard output. Strings are returned as they are,
+    other values as JSON.
+    """
+    printed = StringIO()
+    schema = tool.spec.parameters
+    try:
+        values = _converted(arguments, schema)
+        if problem := _problem(values, schema):
+            return f"invalid arguments: {problem}"
+        with _output_apart(printed):
+            result = _text(tool.function(**values))
+    except Interrupted:
+        raise
+    except (Exception, SystemExit) as error:
+        result = _describe(error)
+    return well_formed(printed.getvalue() + result) or NO_RESULT
 
 
-@frozen
-class Tool:
-    """A function that a model may call; whoever runs it asks the user first, if it `asks`."""
-
-    spec: ToolSpec
-    function: ToolFunction
-    asks: bool = False
-
-    def run(self, arguments: JsonObject) -> str:
-        """Call the function: what it prints and returns, as text, or a line about wrong arguments or an exception.
-
-        What any thread prints meanwhile is in the result, and not on standard output. Strings are returned as they are,
-        other values as JSON.
-        """
-        printed = StringIO()
-        try:
-            values = self._converted(arguments)
-            if problem := _problem(values, self.spec.parameters):
-                return f"invalid arguments: {problem}"
-            with _output_apart(printed):
-                result = _text(self.function(**values))
-        except Interrupted:
-            raise
-        except (Exception, SystemExit) as error:
-            result = _describe(error)
-        return well_formed(printed.getvalue() + result) or NO_RESULT
-
-    def _converted(self, arguments: JsonObject) -> JsonDict:
-        """Arguments of the declared types: some formats write all values as text, some models null to omit one."""
-        converted = {}
-        for name, value in deepcopy(arguments).items():  # a function may change its own
-            if _problem(value, self.spec.parameters["properties"].get(name, {})):
-                if value is None:
-                    continue
-                if isinstance(value, str):
-                    value = _parsed(value)
-            converted[name] = value
-        return converted
-
-
-Tools = tuple[Tool, ...]
+def _converted(arguments: JsonObject, schema: JsonObject) -> JsonDict:
+    """Arguments of the declared types: some formats write all values as text, some models null to omit one."""
+    converted = {}
+    for name, value in deepcopy(arguments).items():  # a function may change its own
+        if _problem(value, schema["properties"].get(name, {})):
+            if value is None:
+                continue
+            if isinstance(value, str):
+                value = _parsed(value)
+        converted[name] = value
+    return converted
 
 
 def _parsed(text: str) -> Any:

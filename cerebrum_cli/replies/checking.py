@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from threading import Event
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.programs.code import first_program
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.tally import Program
 
 QUESTION = (

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import FormatError, UsageError
-from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.settings import SESSION, Settings
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
-from cerebrum_cli.formats.plain import EMBEDDED, PLAIN_FORMATS, RAW, SERVERS, PromptFormat
+from cerebrum_cli.formats.plain import PLAIN_FORMATS, RAW, SERVERS, PromptFormat
 from cerebrum_cli.replies.text_tokens import special_tokens
 
 if TYPE_CHECKING:
@@ -77,21 +75,6 @@ def format_builder(name: str, embedded: str | None, options: JsonObject, origin:
         )
 
     return build
-
-
-def template_file(settings: Settings) -> Path | None:
-    """The file whose chat template the settings choose; None without one, and for a format from a higher layer.
-
-    It takes precedence over the format that a session used. Raises UsageError for a format from the same layer.
-    """
-    if settings.chat_template in (None, NONE):
-        return None
-    if settings.format not in (None, EMBEDDED) and settings.origin("format") != SESSION:
-        if settings.outranks("format", "chat_template"):
-            return None
-        if not settings.outranks("chat_template", "format"):
-            raise UsageError(f"chat_template cannot be used with --format {settings.format}", "omit one of them")
-    return Path(expand_user(settings.chat_template))
 
 
 def require_valid(path: Path, template: str) -> None:

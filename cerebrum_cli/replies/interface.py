@@ -7,26 +7,22 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent, raise_refusals
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
+from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.replies.installation import (
-    Installation,
-    Servers,
-    find_endpoints,
-    find_installed,
-)
+from cerebrum_cli.replies.installation import Installation, Servers, find_endpoints, find_installed
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_source, slots_of
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.scoring import Score
-    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -102,8 +98,8 @@ class Model(LoadedModel):
         `index` of each is the position of its question. Replies may call the `tools`. Raises the error of a question
         that cannot be answered when all others are done.
         """
+        from cerebrum_cli.core.votes import parse_votes
         from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-        from cerebrum_cli.replies.tally import parse_votes
         from cerebrum_cli.replies.voting import MajorityVote
 
         if samples is not None:

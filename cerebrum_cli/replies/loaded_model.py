@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
@@ -24,25 +25,25 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import EMBEDDED, Settings
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.memory import pad_length
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
 from cerebrum_cli.formats.markers import MARKERS, is_markup
-from cerebrum_cli.formats.plain import EMBEDDED, RAW, PromptFormat
+from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.format_choice import FormatBuilder
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.text_tokens import detokenize, least_tokens, resolve_biases
 
 if TYPE_CHECKING:
+    from cerebrum_cli.core.inspection import GivenReply
     from cerebrum_cli.core.vocabulary import Vocabulary
-    from cerebrum_cli.replies.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer

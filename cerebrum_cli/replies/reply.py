@@ -24,15 +24,12 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     answer_text,
 )
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.core.tools import Round, ToolCalls
 from cerebrum_cli.formats.reply_text import SplitText
 
 if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tools
     from cerebrum_cli.replies.tally import Program
 
 PROBABILITY_DIGITS = 5  # further digits depend on what else ran; samples with the same text must be equal
@@ -40,33 +37,6 @@ WINDOW = 16  # tokens; DeepConf (arXiv:2508.15260) takes 2,048, of replies of up
 SLOW_PREFILL_S = 0.25  # shared prefixes that take longer to evaluate are cached on disk
 UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
 LONG_PROMPT = 256  # tokens; longer prompts are cached on disk
-
-
-@frozen
-class Ask:
-    """What is asked, whoever asks: a conversation, and how to sample `n` replies to it, or up to `max_n` in the end.
-
-    `prefix_tokens` are the tokens of a reply to continue. With `logprobs`, each token event has its log probability.
-    With `ignore_eos`, neither the model's end-of-text token nor the format's stop strings end a reply. With `stream`, a
-    server sends tokens as they are sampled, not the whole reply at the end. The reply may call the `tools`.
-    """
-
-    conversation: Conversation
-    settings: Settings
-    grammar: Grammar | None = None
-    n: int = 1
-    prefix_tokens: TokenIds = ()
-    logprobs: bool = False
-    ignore_eos: bool = False
-    max_n: int = 1
-    stream: bool = False
-    tools: Tools = ()
-
-    def __post_init__(self) -> None:
-        conversation = self.settings.applied_to(self.conversation)
-        if self.tools:
-            conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
-        object.__setattr__(self, "conversation", conversation)
 
 
 class Reply:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
@@ -22,7 +23,6 @@ from cerebrum_cli.formats.markers import find_markers
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import Markups, ReasoningMarkup, closing_sentence, open_markup
-from cerebrum_cli.replies.reply import Ask
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary

@@ -13,20 +13,15 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-from cerebrum_cli.core.settings import DEFAULT, GENERATION_KEYS, Layer, Settings, fold
+from cerebrum_cli.core.settings import DEFAULT, EMBEDDED, GENERATION_KEYS, Layer, Settings, fold
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
-from cerebrum_cli.engine.model_options import (
-    AdapterFile,
-    GgufFile,
-    LoadOptions,
-    plan_repacking,
-)
+from cerebrum_cli.engine.model_options import AdapterFile, GgufFile, LoadOptions, plan_repacking
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
-from cerebrum_cli.formats.plain import CEREBRUM, EMBEDDED, RAW, SERVERS
+from cerebrum_cli.formats.plain import CEREBRUM, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.gguf.sizes import facts_of
@@ -38,7 +33,6 @@ from cerebrum_cli.replies.format_choice import (
     choose_format,
     format_builder,
     require_valid,
-    template_file,
 )
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 
@@ -82,7 +76,7 @@ class ModelSource:
 
     def choose_format(self) -> tuple[str, FormatBuilder]:
         name, template = format_of(self.settings, self.model, self.raw)
-        path = template_file(self.settings)
+        path = self.settings.template_file
         if template is not None and path:
             self.installation.try_template(path)
             require_valid(path, template)
@@ -207,7 +201,7 @@ def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -
     if is_raw:
         return RAW.name, None
     requested, template = settings.format, model.header.chat_template
-    if path := template_file(settings):
+    if path := settings.template_file:
         requested, template = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
     name = choose_format(requested, model.known_format, template)
     return name, NAMED_TEMPLATES.get(name, template)
@@ -262,7 +256,7 @@ def generation_fingerprint(
         "model file": library.hashed_identity(model),
         "adapter": model.adapter_identity,
         "format": name,
-        **({"chat template": text_digest(template or "")} if template_file(settings) else {}),
+        **({"chat template": text_digest(template or "")} if settings.template_file else {}),
         **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
         "grammar": grammar and text_digest(grammar.text),
     }

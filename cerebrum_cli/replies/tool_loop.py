@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Message, Text
 from cerebrum_cli.core.events import (
     CallEvent,
@@ -19,9 +20,9 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 from cerebrum_cli.formats.tool_calls import CallFilter
-from cerebrum_cli.programs.functions import cut
+from cerebrum_cli.programs.functions import cut, run_tool
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 
 RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
 MAX_CHARS_PER_TOKEN = 8
@@ -112,7 +113,7 @@ class ToolLoop:
         tool = self._tools.get(call.name)
         if tool is None:
             return f"there is no function {call.name}; known: {', '.join(self._tools)}"
-        return tool.run(call.arguments)
+        return run_tool(tool, call.arguments)
 
     def _shortened(self, result: str, limit: int) -> str:
         """A result truncated to about this many tokens."""

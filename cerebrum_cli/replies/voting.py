@@ -13,9 +13,10 @@ from cerebrum_cli.core.events import (
     TallyEvent,
     TokenEvent,
 )
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.engine.engine import Completions
 from cerebrum_cli.replies.reply import Reply, mean_probability
-from cerebrum_cli.replies.tally import Tally, Votes
+from cerebrum_cli.replies.tally import Tally
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 NOT_CHECKED = "no reply and program agree on an answer"

@@ -6,17 +6,13 @@ import sys
 import termios
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
 from cerebrum_cli.core.text import one_line, truncate
-from cerebrum_cli.core.tools import ToolCall
+from cerebrum_cli.core.tools import Tool, ToolCall, Tools
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import DIM, Streams
-
-if TYPE_CHECKING:
-    from cerebrum_cli.programs.functions import Tool, Tools
 
 REFUSED = "the user refused this call"
 MAX_SHOWN = 78  # characters of a call, and of its result

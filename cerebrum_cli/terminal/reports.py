@@ -8,12 +8,12 @@ from functools import partial
 from math import exp
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.replies.inspection import CERTAIN
+from cerebrum_cli.core.inspection import CERTAIN
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import Row, excerpt, model_name, print_columns, print_table, speed_text, updated
 
 if TYPE_CHECKING:
-    from cerebrum_cli.replies import inspection
+    from cerebrum_cli.core import inspection
 
 UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
 MAX_TOKEN_TEXT = 16  # characters

@@ -25,6 +25,7 @@ from cerebrum_cli.cli.chat import ChatOptions, open_chat
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.llama.context import LlamaContext
 from cerebrum_cli.engine.llama.devices import accelerators
@@ -34,7 +35,6 @@ from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
 from cerebrum_cli.replies.installation import open_with_llama
 from cerebrum_cli.replies.source import has_stable_attention
-from cerebrum_cli.replies.tally import Votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 

@@ -12,6 +12,7 @@ import scipy  # which imports its parts when they are used
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import (
     Estimate,
     QuestionVotes,
@@ -22,7 +23,7 @@ from cerebrum_cli.eval.estimates import (
     standard_error,
     wilson,
 )
-from cerebrum_cli.replies.tally import SampleAnswer, Tally, Votes
+from cerebrum_cli.replies.tally import SampleAnswer, Tally
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.
 # The sizes are those of the splits lm-eval scores: TruthfulQA, ARC test, HellaSwag validation, AGIEval's AQuA-RAT.

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -16,10 +17,10 @@ import psutil
 import pytest
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
-from cerebrum_cli.core.tools import ToolSpec
+from cerebrum_cli.core.tools import Tool, ToolSpec
 from cerebrum_cli.programs import functions
 from cerebrum_cli.programs.call_filter import call_filter
-from cerebrum_cli.programs.functions import Tool, cut, tools_of
+from cerebrum_cli.programs.functions import cut, run_tool, tools_of
 from cerebrum_cli.programs.sandbox import Sandbox
 
 
@@ -77,7 +78,7 @@ def test_function_without_docstring_and_parameters_is_a_tool() -> None:
 
     tool = tool_of(now)
     assert tool.spec == ToolSpec("now", "", {"type": "object", "properties": {}, "required": []})
-    assert tool.run({}) == "noon"
+    assert run_tool(tool, {}) == "noon"
 
 
 def takes(annotation: Any) -> Callable[..., object]:
@@ -172,15 +173,15 @@ class Station:
 
 
 def test_methods_and_cached_functions_are_tools() -> None:
-    assert tool_of(Station().temperature).run({"city": "Oslo"}) == "2.5"
-    assert tool_of(successor).run({"number": 1}) == "2"
+    assert run_tool(tool_of(Station().temperature), {"city": "Oslo"}) == "2.5"
+    assert run_tool(tool_of(successor), {"number": 1}) == "2"
 
 
 # Calls.
 
 
 def test_wrong_arguments_are_one_line_for_the_model() -> None:
-    run = tool_of(weather).run
+    run = partial(run_tool, tool_of(weather))
     assert run({}) == "invalid arguments: $: 'city' is a required property"
     assert run({"city": 5}) == "invalid arguments: $.city: 5 is not of type 'string'"
     assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: $.units: 'K' is not one of ['C', 'F']"
@@ -189,9 +190,9 @@ def test_wrong_arguments_are_one_line_for_the_model() -> None:
 
 
 def test_null_omits_an_argument() -> None:
-    assert tool_of(weather).run({"city": "Oslo", "days": None, "units": None}) == "Oslo 1 None"
-    assert tool_of(weather).run({"city": None}) == "invalid arguments: $: 'city' is a required property"
-    assert tool_of(takes(Any)).run({"value": None}) == "None"
+    assert run_tool(tool_of(weather), {"city": "Oslo", "days": None, "units": None}) == "Oslo 1 None"
+    assert run_tool(tool_of(weather), {"city": None}) == "invalid arguments: $: 'city' is a required property"
+    assert run_tool(tool_of(takes(Any)), {"value": None}) == "None"
 
 
 @pytest.mark.parametrize(
@@ -212,13 +213,13 @@ def test_null_omits_an_argument() -> None:
 )
 def test_text_is_parsed_where_another_type_is_wanted(annotation: Any, text: str, value: object) -> None:
     arguments = {"value": text}
-    assert tool_of(takes(annotation)).run(arguments) == repr(value)
+    assert run_tool(tool_of(takes(annotation)), arguments) == repr(value)
     assert arguments == {"value": text}
 
 
 @pytest.mark.parametrize(("annotation", "text"), [(int, "seven"), (list, "[" * 100_000)])
 def test_text_of_another_type_is_a_wrong_argument(annotation: Any, text: str) -> None:
-    assert tool_of(takes(annotation)).run({"value": text}).startswith("invalid arguments: $.value: ")
+    assert run_tool(tool_of(takes(annotation)), {"value": text}).startswith("invalid arguments: $.value: ")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_results_are_text_or_json(value: object, text: str) -> None:
     def function() -> object:
         return value
 
-    assert tool_of(function).run({}) == text
+    assert run_tool(tool_of(function), {}) == text
 
 
 def test_programs_of_a_function_do_not_write_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +245,7 @@ def test_programs_of_a_function_do_not_write_to_standard_output(capfd: pytest.Ca
         subprocess.run(["echo", "from a program"], check=True)
 
     print("before")  # noqa: T201
-    assert tool_of(function).run({}) == "(no result)"
+    assert run_tool(tool_of(function), {}) == "(no result)"
     print("after")  # noqa: T201
     assert capfd.readouterr() == ("before\nafter\n", "from a program\n")
 
@@ -254,7 +255,7 @@ def test_prints_are_part_of_the_result(capsys: pytest.CaptureFixture[str]) -> No
         print("printed")  # noqa: T201
         return 3
 
-    assert tool_of(function).run({}) == "printed\n3"
+    assert run_tool(tool_of(function), {}) == "printed\n3"
     assert capsys.readouterr() == ("", "")
 
 
@@ -269,16 +270,16 @@ def test_an_exception_is_the_result() -> None:
     def ratio(a: int, b: int) -> float:
         return a / b
 
-    assert tool_of(ratio).run({"a": 1, "b": 0}) == "ZeroDivisionError: division by zero"
-    assert tool_of(raising(ValueError("a\nb"))).run({}) == "ValueError: a b"
-    assert tool_of(raising(SystemExit(2))).run({}) == "SystemExit: 2"
+    assert run_tool(tool_of(ratio), {"a": 1, "b": 0}) == "ZeroDivisionError: division by zero"
+    assert run_tool(tool_of(raising(ValueError("a\nb"))), {}) == "ValueError: a b"
+    assert run_tool(tool_of(raising(SystemExit(2))), {}) == "SystemExit: 2"
 
     def circular() -> object:
         values: list[object] = []
         values.append(values)
         return values
 
-    assert tool_of(circular).run({}) == "ValueError: Circular reference detected"
+    assert run_tool(tool_of(circular), {}) == "ValueError: Circular reference detected"
 
 
 def test_an_exception_without_text_is_the_result() -> None:
@@ -286,7 +287,7 @@ def test_an_exception_without_text_is_the_result() -> None:
         def __str__(self) -> str:
             raise RuntimeError
 
-    assert tool_of(raising(Silent())).run({}) == "Silent: <exception str() failed>"
+    assert run_tool(tool_of(raising(Silent())), {}) == "Silent: <exception str() failed>"
 
 
 def test_a_function_does_not_change_the_arguments_of_its_call() -> None:
@@ -294,7 +295,7 @@ def test_a_function_does_not_change_the_arguments_of_its_call() -> None:
         items.clear()
 
     arguments = {"items": ["a"]}
-    assert tool_of(clear).run(arguments) == "(no result)"
+    assert run_tool(tool_of(clear), arguments) == "(no result)"
     assert arguments == {"items": ["a"]}
 
 
@@ -302,13 +303,13 @@ def test_arguments_may_be_nested_too_deep() -> None:
     deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
-    assert tool_of(weather).run({"city": deep}).startswith("RecursionError: ")
+    assert run_tool(tool_of(weather), {"city": deep}).startswith("RecursionError: ")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted(signal.SIGTERM)])
 def test_interruptions_pass_through(error: BaseException) -> None:
     with pytest.raises(type(error)):
-        tool_of(raising(error)).run({})
+        run_tool(tool_of(raising(error)), {})
 
 
 @pytest.fixture
@@ -325,10 +326,10 @@ def test_ctrl_c_ends_a_function_that_sleeps(ctrl_c: Callable[[float], None]) -> 
         time.sleep(60)
 
     tool, stdout = tool_of(function), sys.stdout
-    assert tool.run({"wrong": 1}).startswith("TypeError")  # imports what it needs
+    assert run_tool(tool, {"wrong": 1}).startswith("TypeError")  # imports what it needs
     ctrl_c(0.05)
     with pytest.raises(KeyboardInterrupt):
-        tool.run({})
+        run_tool(tool, {})
     assert sys.stdout is stdout
 
 
@@ -379,8 +380,8 @@ def test_functions_of_a_file_are_tools_that_ask(
     (tmp_path / "mytools.py").write_text(FILE)
     greet, fail = tools_of([str(tmp_path / "mytools.py")])
     assert [tool.spec.name for tool in (greet, fail)] == ["greet", "fail"] and greet.asks and fail.asks
-    assert greet.run({"name": "you"}) == "HELLO YOU!cerebrum_tools_mytools"
-    assert fail.run({"code": -1}) == "ValueError: math domain error"
+    assert run_tool(greet, {"name": "you"}) == "HELLO YOU!cerebrum_tools_mytools"
+    assert run_tool(fail, {"code": -1}) == "ValueError: math domain error"
     assert capsys.readouterr() == ("", "loading\n")
 
 
@@ -388,7 +389,7 @@ def test_decorated_functions_of_a_file_are_tools(tmp_path: Path) -> None:
     source = "from functools import cache, reduce\n@cache\ndef double(x: int): return 2 * x\nclass A: pass\na = A()\n"
     (tmp_path / "mytools.py").write_text(source)
     [double] = tools_of([str(tmp_path / "mytools.py")])
-    assert (double.spec.name, double.run({"x": 2})) == ("double", "4")
+    assert (double.spec.name, run_tool(double, {"x": 2})) == ("double", "4")
 
 
 @pytest.mark.parametrize(
@@ -455,7 +456,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is
     ],
 )
 def test_python_gives_what_a_program_prints(python: Tool, code: str, result: str) -> None:
-    printed = python.run({"code": code})
+    printed = run_tool(python, {"code": code})
     assert printed == result or (len(result) > 20 and printed.startswith(result)), printed
 
 
@@ -463,7 +464,7 @@ def test_python_describes_its_parameter(python: Tool) -> None:
     assert not python.asks
     assert python.spec.name == "python" and python.spec.description.startswith("Run a Python program")
     assert json.dumps(python.spec.parameters).count("description") == 1
-    assert python.run({}) == "invalid arguments: $: 'code' is a required property"
+    assert run_tool(python, {}) == "invalid arguments: $: 'code' is a required property"
 
 
 def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,15 +476,15 @@ def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_linux
 @pytest.mark.slow
 def test_ctrl_c_ends_a_program(python: Tool, ctrl_c: Callable[[float], None]) -> None:
-    python.run({})
+    run_tool(python, {})
     ctrl_c(0.5)
     with pytest.raises(KeyboardInterrupt):
-        python.run({"code": "import time\ntime.sleep(60)"})
+        run_tool(python, {"code": "import time\ntime.sleep(60)"})
     assert psutil.Process().children() == []
 
 
 @pytest.mark.slow
 def test_python_runs_isolated(sandbox: Sandbox) -> None:
     [python] = tools_of(["python"])
-    assert python.run({"code": "import numpy\nint(numpy.arange(5).sum())"}) == "10\n"
-    assert "PermissionError" in python.run({"code": "import socket\nsocket.socket()"})
+    assert run_tool(python, {"code": "import numpy\nint(numpy.arange(5).sum())"}) == "10\n"
+    assert "PermissionError" in run_tool(python, {"code": "import socket\nsocket.socket()"})

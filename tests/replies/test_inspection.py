@@ -25,12 +25,12 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceId, TokenEvent, TokenLogprob
+from cerebrum_cli.core.inspection import MAX_ROWS, GivenReply, LeastCertain
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
-from cerebrum_cli.replies.inspection import MAX_ROWS, GivenReply, LeastCertain
 from cerebrum_cli.servers.client import Endpoint
 
 TOLERANCE = 0.01 if accelerators() else 1e-4  # of a log probability; a GPU rounds by the number of rows

@@ -8,6 +8,7 @@ from installations import model_on
 from scripted_backend import END, ScriptedBackend
 from templates import TEMPLATES
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.grammar import Grammar
@@ -16,7 +17,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.plain import SERVERS
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.reply import Ask, Reply
+from cerebrum_cli.replies.reply import Reply
 
 BEGUN, REST = b"It is", b" 4."
 MESSAGES = [

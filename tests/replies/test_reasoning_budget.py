@@ -15,17 +15,16 @@ from templates import TEMPLATES
 from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker, thinking
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import EMBEDDED, Settings
 from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.sequence import Request
-from cerebrum_cli.formats.plain import EMBEDDED
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
 from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.reply import Ask
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)

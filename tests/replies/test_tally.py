@@ -10,17 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.replies.tally import (
-    AUTO,
-    MAX_VOTES,
-    Count,
-    Program,
-    Tally,
-    Votes,
-    comes_to,
-    is_lead_certain,
-    parse_votes,
-)
+from cerebrum_cli.core.votes import AUTO, MAX_VOTES, Votes, parse_votes
+from cerebrum_cli.replies.tally import Count, Program, Tally, comes_to, is_lead_certain
 
 LETTERS = ("5", "7", "9", None)
 answers = st.sampled_from(("5", "5.0", "five", "7", "7 apples", "9", "yes", None))

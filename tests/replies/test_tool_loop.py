@@ -19,8 +19,9 @@ from tool_templates import TOOL_TEMPLATES
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.formats.plain import EMBEDDED, RAW, SERVERS
+from cerebrum_cli.formats.plain import RAW, SERVERS
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply

@@ -11,16 +11,16 @@ from installations import model_on
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
+from cerebrum_cli.core.votes import parse_votes
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Ask
-from cerebrum_cli.replies.tally import parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 
 VOTES_KEYS = ["sample_count", "winner", "tie", "tally", "agreement", "samples"]

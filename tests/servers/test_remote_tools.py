@@ -10,6 +10,7 @@ from remote_engines import connected, events_of, notices, serving_kind
 from scripted_backend import END
 from server_kinds import OllamaServer
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import EndpointError, UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent
@@ -22,7 +23,7 @@ from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Ask, Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
 WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "properties": {"city": {"type": "string"}}})

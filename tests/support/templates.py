@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
+from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import EMBEDDED, PromptFormat
+from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.replies.format_choice import format_builder
 
 TEMPLATES = {

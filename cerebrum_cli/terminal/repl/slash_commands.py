@@ -12,11 +12,11 @@ from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_tra
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
-from cerebrum_cli.replies.inspection import LeastCertain, parse_likeliest
-from cerebrum_cli.replies.tally import MAX_VOTES, parse_votes
+from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
