@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
@@ -103,7 +103,7 @@ class ReplyText:
         self._footer = ""
         self.was_reasoning = False
         self._spaces: dict[Channel, str] = {}  # white space that may be the last of a channel, once it has text
-        self._beginning = ""  # white space that may be the first of a channel
+        self._beginnings: dict[Channel, str] = {}  # white space that may be the first of a channel
         self._pieces: list[SplitText] = []
         self._stops = StopStrings(())
         self.feed_text(rules.prefix)
@@ -121,11 +121,19 @@ class ReplyText:
             self._has_special = bool(self._marker) and (self._has_special or any(map(self._is_special, tokens)))
         return pieces
 
-    def feed_text(self, text: str) -> list[SplitText]:
-        """Add text, and return what can be assigned to a channel."""
+    def feed_text(self, text: str, channel: Channel | None = None) -> list[SplitText]:
+        """Add text, and return what can be assigned to a channel.
+
+        Once a server has stated a channel, there is no markup: neither there nor in what follows, which is the answer.
+        """
         self._pieces = []
         self._answer_before = self._answer_length
         self.tail = (self.tail + text)[-TAIL:]
+        if channel:
+            self._end_markup()
+        if channel == "thinking":
+            self._emit("thinking", text)
+            return self._pieces
         if self.rules.stops_anywhere:
             text = self._stops.feed(text)
         self._read(text)
@@ -309,6 +317,14 @@ class ReplyText:
         self.stage = "thinking"
         self._has_reasoning = True
 
+    def _end_markup(self) -> None:
+        """From here on, text without a channel is the answer, and so is what may have been markup."""
+        self.rules = replace(self.rules, plain_answer=True)
+        self.open_markup = None
+        if self.stage != "answer":
+            self.begin_answer()
+        self._read("")
+
     def _start_block(self) -> None:
         """Start the answer, or continue it after an earlier block."""
         if "answer" in self._spaces:
@@ -318,14 +334,14 @@ class ReplyText:
     def begin_answer(self) -> None:
         """Begin the answer, with the text that may have been markup."""
         self._has_special = False
-        self._beginning = ""
+        self._beginnings = {}
         self.stage = "answer"
         self._held = self._up_to_stop(self._held)
 
     def _up_to_stop(self, text: str) -> str:
         """The text of an answer, without white space before it, up to a stop string that counts there."""
         if not self._has_answer:
-            text = self._first_text(text)
+            text = self._first_text("answer", text)
             self._has_answer = bool(text)
             self.overhang = text
         return text if self.rules.stops_anywhere else self._stops.feed(text)
@@ -416,7 +432,7 @@ class ReplyText:
             return
         space = self._spaces.get(channel)
         if space is None:
-            text = self._first_text(text)
+            text = self._first_text(channel, text)
             space = ""
         body = text.rstrip()
         if body:
@@ -425,11 +441,11 @@ class ReplyText:
         elif channel in self._spaces:
             self._spaces[channel] = space + text
 
-    def _first_text(self, text: str) -> str:
+    def _first_text(self, channel: Channel, text: str) -> str:
         """The first text of a channel: without blank lines and a single space before it, which models write there."""
-        text = self._beginning + text
+        text = self._beginnings.get(channel, "") + text
         body = text.lstrip()
-        self._beginning = "" if body else text
+        self._beginnings[channel] = "" if body else text
         space = text[: len(text) - len(body)].rpartition("\n")[2]
         if not body or len(space) == 1:
             return body

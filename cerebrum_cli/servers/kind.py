@@ -20,7 +20,6 @@ from cerebrum_cli.engine.sequence import Request
 MAX_WINDOW = 4096  # sequences to give a server at a time
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
-OPEN, CLOSE = "<think>\n", "\n</think>\n\n"  # around reasoning that a server sends apart from the answer
 
 StopReason = Literal["eos", "stop string", "limit", "unstated"]
 
@@ -30,16 +29,18 @@ class ReplyChunk:
     """A part of one sample's reply, or the whole: token ids, to be decoded here.
 
     With `total`, the number of tokens so far, ids may be missing: `text` is that of all tokens since the last text.
-    Without it, a `text` has no ids. `progress` is that of the prompt: tokens evaluated, and all. The last part has an
-    `end`, where a "limit" is that of tokens or of the context, the `calls` of functions, the number of tokens in the
-    prompt, and times, if the server states them. One that is "unstated" counts as "eos" below the limit. With
-    `progress` or an `end`, `cached` prompt tokens came from the server's cache.
+    Without it, a `text` has no ids. The server sends `reasoning` apart from the text after it. `progress` is that of
+    the prompt: tokens evaluated, and all. The last part has an `end`, where a "limit" is that of tokens or of the
+    context, the `calls` of functions, the number of tokens in the prompt, and times, if the server states them. One
+    that is "unstated" counts as "eos" below the limit. With `progress` or an `end`, `cached` prompt tokens came from
+    the server's cache.
     """
 
     tokens: Sequence[int] = ()
     logprobs: Logprobs = ()
     total: int | None = None
     text: str = ""
+    reasoning: str = ""
     progress: tuple[int, int] | None = None
     end: StopReason | None = None
     calls: ToolCalls = ()

@@ -19,9 +19,7 @@ from cerebrum_cli.servers.call_messages import chat_messages, read_calls
 from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.servers.kind import (
     ANY_CONTEXT,
-    CLOSE,
     MAX_WINDOW,
-    OPEN,
     ReplyChunk,
     ServerInfo,
     ServerKind,
@@ -187,7 +185,7 @@ class Sglang(_SharedFields):
 
 
 class OpenAIServer(ServerKind):
-    """Any other server of chat completions, such as Ollama; each sample is a request, with its reasoning in markup."""
+    """Any other server of chat completions, such as Ollama; each sample is a request."""
 
     name = "OpenAI-compatible server"
     samplers = _SHARED_PARAMS
@@ -225,14 +223,12 @@ class OpenAIServer(ServerKind):
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
         [choice] = answer["choices"]
         message = choice["message"]
-        reasoning, text = _texts(message)
-        if reasoning:
-            text = f"{OPEN}{reasoning}{CLOSE}{text}"
         calls = read_calls(message.get("tool_calls") or ())
-        return [_chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls, text)]
+        end = _chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls)
+        return [replace(end, reasoning=_reasoning(message), text=_content(message))]
 
     async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        finish, usage, is_reasoning, parts = None, JsonDict(), False, 0
+        finish, usage, parts = None, JsonDict(), 0
         pieces: list[JsonObject] = []
         async for event in events:
             if event == DONE and parts:
@@ -241,20 +237,12 @@ class OpenAIServer(ServerKind):
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
                 delta = choice.get("delta") or {}
-                reasoning, text = _texts(delta)
+                reasoning, text = _reasoning(delta), _content(delta)
                 called = delta.get("tool_calls") or ()
                 pieces += called
-                if reasoning and not is_reasoning:
-                    reasoning = OPEN + reasoning
-                    is_reasoning = True
-                if text and is_reasoning:
-                    text = CLOSE + text
-                    is_reasoning = False
                 if reasoning or text or called:
                     parts += 1
-                    yield ReplyChunk(total=parts, text=reasoning + text)
-        if is_reasoning:
-            yield ReplyChunk(text=CLOSE)
+                    yield ReplyChunk(total=parts, text=text, reasoning=reasoning)
         if finish:  # without usage, a part is taken for a token
             yield _chat_end(finish, {"completion_tokens": parts, **usage}, read_calls(pieces))
         elif not parts:
@@ -318,13 +306,16 @@ def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cach
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
 
 
-def _texts(message: JsonObject) -> tuple[str, str]:
-    """The reasoning, by either of its names, and the answer in a message or a part of one."""
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return well_formed(reasoning or ""), well_formed(message.get("content") or "")
+def _reasoning(message: JsonObject) -> str:
+    """The reasoning in a message or a part of one, by either of its names."""
+    return well_formed(message.get("reasoning_content") or message.get("reasoning") or "")
 
 
-def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls, text: str = "") -> ReplyChunk:
+def _content(message: JsonObject) -> str:
+    return well_formed(message.get("content") or "")
+
+
+def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls) -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
     if FAILURES.search(reason):
@@ -332,7 +323,6 @@ def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls, text: str = "") 
         raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
     return ReplyChunk(
         total=stated_count(usage.get("completion_tokens")),
-        text=text,
         end=ENDS.get(reason, "unstated"),
         calls=calls,
         prompt_tokens=stated_count(usage.get("prompt_tokens")),

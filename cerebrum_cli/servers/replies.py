@@ -118,7 +118,7 @@ class RemoteSample(ReplySample):
                 self._cached = chunk.cached
                 yield PromptEvent(self.id, *chunk.progress)
             return
-        if chunk.tokens or chunk.text or chunk.total:
+        if chunk.tokens or chunk.text or chunk.reasoning or chunk.total:
             self._first_at = self._first_at or perf_counter()
         if self._takes_messages:
             yield from self._add_text(chunk)
@@ -132,11 +132,13 @@ class RemoteSample(ReplySample):
     def _add_text(self, chunk: ReplyChunk) -> SampleEvents:
         """Add text whose ids are not known."""
         self.has_all_tokens = False
-        if chunk.text:
+        pieces = self.text.feed_text(chunk.reasoning, "thinking") if chunk.reasoning else []
+        pieces += self.text.feed_text(chunk.text)
+        if text := chunk.reasoning + chunk.text:
             self.tokens += 1
-            yield from self._emit(self.text.feed_text(chunk.text))
+            yield from self._emit(pieces)
             checked = len(self._characters)
-            self._characters.extend(map(ord, chunk.text))
+            self._characters.extend(map(ord, text))
             self._check_loop(self._characters, checked)
         if chunk.total is not None:
             self.tokens = chunk.total
