@@ -55,7 +55,7 @@ sys.exit(max(codes))
 
 
 def test_command_ends_after_the_threads_that_it_started() -> None:
-    thread = "threading.Thread(target=lambda: time.sleep(0.2) or print('written'))"
+    thread = "threading.Thread(target=lambda: time.sleep(2) or print('written'))"
     start = f"{thread}.start(); sys.argv[1:] = ['--version']"
     script = f"import sys, threading, time; from cerebrum_cli.__main__ import main; {start}; main()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
