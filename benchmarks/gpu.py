@@ -43,6 +43,7 @@ from same_text import QUESTIONS
 from server import time_server
 
 from cerebrum_cli.batch.rows import InputRow, prompt_row
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators, free_memory
@@ -141,7 +142,7 @@ def stream_rates(path: Path, runs: int) -> dict[int, float]:
 
 def timed(engine: LocalEngine, prompt: int, tokens: int) -> tuple[float, float]:
     """Seconds to the first token of a reply to a random prompt, and from it to the last."""
-    request = Request(random_tokens(prompt), SamplingParams(max_tokens=tokens, temperature=0), ignore_eos=True)
+    request = Request(random_tokens(prompt), SamplingParams(max_tokens=tokens, temperature=0), Ask(ignore_eos=True))
     start = time.perf_counter()
     events = raise_refusals(engine.complete([request]))
     times = [time.perf_counter() for event in events if isinstance(event, TokenEvent) and event.tokens]
@@ -223,7 +224,7 @@ def planned_and_used(path: Path, layers: str, experts: str, context: ContextOpti
     with opened(path, context, layers, experts) as (engine, (backend,)):
         params = SamplingParams(max_tokens=8, temperature=0)
         length = max(64, min(context.length - 16, 2048) // context.slots)
-        requests = [Request(random_tokens(length), params, ignore_eos=True) for _ in range(context.slots)]
+        requests = [Request(random_tokens(length), params, Ask(ignore_eos=True)) for _ in range(context.slots)]
         list(raise_refusals(engine.complete(requests)))
         used = before - free_memory().devices[0].free
         needs = memory_needs(backend._sizes, backend._made_with, backend._offloaded)

@@ -20,6 +20,7 @@ from answering import THREADS
 from harness import argument_parser, machine, record_lines
 from same_text import QUESTIONS
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import AlternativesEvent, TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
@@ -87,7 +88,7 @@ def replies(path: Path, layers: int, slots: int, options: Namespace, drafts: boo
     with opened(path, layers, slots, drafts) as engine:
         params = SamplingParams(max_tokens=options.tokens)
         prompts = [prompt_tokens(engine, number) for number in range(len(said))]
-        requests = [Request(prompt, params, ignore_eos=True, speculative=drafts) for prompt in prompts]
+        requests = [Request(prompt, params, Ask(ignore_eos=True), speculative=drafts) for prompt in prompts]
         for event in raise_refusals(engine.complete(requests)):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += event.tokens

@@ -30,6 +30,7 @@ from answering import THREADS, benchmark_settings, loaded_model, model_path
 from harness import RESULTS, Row, in_subprocess, machine, medians, record
 from server import batched_bench
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
@@ -146,7 +147,7 @@ def generate(loaded: LoadedModel, length: int, settings: Settings, count: int = 
     lines = (LINE.format(length + index, index, index % 97) for index in range(length))
     ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))
     end = ids[-length:]  # so that prompts share no prefix
-    request = Request(end, settings.sampling(()), n=count, ignore_eos=True)
+    request = Request(end, settings.sampling(()), Ask(n=count, ignore_eos=True))
     with closing(loaded.engine.complete([request])) as events:
         return [event for event in events if isinstance(event, FinishEvent)]
 

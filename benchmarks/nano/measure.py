@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.answers.extract import final_answer
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
@@ -72,7 +73,9 @@ def generate(
     prompts = [engine.vocabulary.tokenize(prompt_format.render(conversation)) for conversation in conversations]
     token_events: dict[SequenceId, list[TokenEvent]] = {}
     ended: dict[SequenceId, bool] = {}
-    requests = [Request(prompt, replace(params, seed=seed), n=n) for prompt, seed in zip(prompts, seeds, strict=True)]
+    requests = [
+        Request(prompt, replace(params, seed=seed), Ask(n=n)) for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     for event in raise_refusals(engine.complete(requests)):
         if isinstance(event, TokenEvent):
             token_events.setdefault(event.sequence, []).append(event)

@@ -85,7 +85,7 @@ class Checkpoints:
                 self._take(slot)
             sequence.checkpoint_at = end
         else:
-            is_sampled_later = max(sequence.request.n, sequence.request.max_n) > len(self._scheduler.slots)
+            is_sampled_later = max(sequence.request.ask.n, sequence.request.ask.max_n) > len(self._scheduler.slots)
             shared = self._backend.reusable_prefix(end if is_sampled_later else self._shared)
             if shared - sequence.evaluated >= MIN_SNAPSHOT_TOKENS:
                 sequence.checkpoint_at = shared

@@ -139,7 +139,7 @@ class LocalCompletions(Completions):
         self._counts = [0] * len(self._requests)  # of samples
         new = []
         for index, request in enumerate(self._requests):
-            new += self._create(index, request.n)
+            new += self._create(index, request.ask.n)
         self._submit(new)
 
     def add_samples(self, index: int, count: int) -> None:

@@ -320,12 +320,12 @@ class Loop:
                 sequence.emit(RefusedEvent(sequence.id, error))
                 return False
             sequence.sampled_at.append(perf_counter())
-            if backend.is_eog(token) and not (request.ignore_eos or is_forced):
+            if backend.is_eog(token) and not (request.ask.ignore_eos or is_forced):
                 if sequence.close_reasoning():
                     continue
                 return self._finish(sequence, "stop")
             logprobs: tuple[float, ...] = ()
-            if request.logprobs and not is_forced:
+            if request.ask.logprobs and not is_forced:
                 logprobs = (backend.logprob(row, token),)
             reason = sequence.add(token, backend.piece(token, special=request.is_visible(token)), logprobs)
             if reason is None and sequence.length >= backend.context_size:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
@@ -27,7 +27,6 @@ from cerebrum_cli.core.events import (
     TokenLogprob,
 )
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
@@ -46,38 +45,31 @@ EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared ou
 
 @frozen
 class Request:
-    """A prompt with its sampling parameters and number of samples.
+    """A prompt with its sampling parameters, for what is asked.
 
-    The grammar and the stop strings apply where the text is the answer by the `rules`. `max_n`, if larger, limits
-    the number of samples including those added later. The text includes a control token only if it `is_visible`.
-    `logprobs` adds its log probability to each token. `ignore_eos` treats end-of-generation tokens as ordinary ones. If
-    `speculative`, tokens may be drafted and verified in one step. With `stream`, a server is to send tokens as they are
-    sampled, even if some of their ids are lost that way. `controls` may end a sample or force tokens into it, but not
-    where a grammar other than a schema applies.
+    The grammar and the stop strings apply where the text is the answer by the `rules`. The text includes a control
+    token only if it `is_visible`. If `speculative`, tokens may be drafted and verified in one step. `controls` may end
+    a sample or force tokens into it, but not where a grammar other than a schema applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
 
-    With a `conversation`, a server applies its own chat template: the tokens of the prompt only estimate its length,
-    and `grammar` is of a JSON Schema. With `inspected` tokens, nothing is generated: each of them, which followed the
-    prompt, is reported with the `likeliest` tokens in its place. All but the last end `prompt_tokens`.
+    `as_messages`, a server gets the conversation and applies its own chat template: the tokens of the prompt only
+    estimate its length, and the grammar is of a JSON Schema. With `inspected` tokens, nothing is generated: each of
+    them, which followed the prompt, is reported with the `likeliest` tokens in its place. All but the last end
+    `prompt_tokens`.
     """
 
     prompt_tokens: Tokens
     params: SamplingParams = field(default_factory=SamplingParams)
-    grammar: Grammar | None = None
-    n: int = 1
+    ask: Ask = field(default_factory=Ask)
     is_visible: TokenPredicate = NO_TOKEN
-    logprobs: bool = False
-    ignore_eos: bool = False
     speculative: bool = False
-    max_n: int = 1
-    stream: bool = False
     controls: tuple[ControlFactory, ...] = ()
     rules: ReplyRules = field(default_factory=ReplyRules)
     opening: int = OPENING_TOKENS
     follow_up: Request | None = None
-    conversation: Conversation | None = None
+    as_messages: bool = False
     inspected: TokenIds = ()
     likeliest: int = 0
 
@@ -103,14 +95,14 @@ class Request:
     @property
     def stop(self) -> Texts:
         """The stop strings to find in a reply; a server of conversations has found them, reasoning apart."""
-        if self.conversation:
+        if self.as_messages:
             return ()
         return self.params.stop
 
     @property
     def has_grammar(self) -> bool:
         """Whether the answer has to match a grammar here; a server of conversations has its schema."""
-        return self.grammar is not None and self.conversation is None
+        return self.ask.grammar is not None and not self.as_messages
 
     @property
     def beginning(self) -> tuple[Tokens, list[SplitText]]:
@@ -226,10 +218,10 @@ class Sequence(ReplySample):
 
     @property
     def constraint(self) -> Constraint | None:
-        if self.request.grammar is None:
+        if self.request.ask.grammar is None:
             return None
-        forced = None if self.request.logprobs else self.pending
-        return Constraint(self.request.grammar, self.text, forced)
+        forced = None if self.request.ask.logprobs else self.pending
+        return Constraint(self.request.ask.grammar, self.text, forced)
 
     @property
     def is_prefilling(self) -> bool:
@@ -262,7 +254,7 @@ class Sequence(ReplySample):
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        grammar = self.request.grammar
+        grammar = self.request.ask.grammar
         may_repeat = self.is_constrained and not (grammar and grammar.is_schema)
         if not may_repeat and (reason := self._control()):
             return reason

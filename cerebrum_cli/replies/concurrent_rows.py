@@ -16,7 +16,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
 from cerebrum_cli.core.events import (
     AlternativesEvent,
@@ -209,7 +208,7 @@ def group_by_length(rows: Sequence[PendingRow], backend: Backend) -> list[list[P
     lengths = [row.request.expected_length(backend.context_size) for row in rows]
     samples = []
     for row, length in zip(rows, lengths, strict=True):
-        samples += [length] * row.request.n
+        samples += [length] * row.request.ask.n
     limits = group_lengths(samples, backend.slots_for)
     groups: list[list[PendingRow]] = [[] for _ in limits]
     for row, length in zip(rows, lengths, strict=True):
@@ -245,7 +244,7 @@ class _Run:
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
             self._refused.append(Outcome(row, row.sample, refused, is_whole_row=True))
             return None
-        return PendingRow(row, request, request.n, self._check)
+        return PendingRow(row, request, request.ask.n, self._check)
 
     def _request_of(self, row: Row) -> Request:
         asked = row.request
@@ -324,11 +323,12 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
     markups = model.controls.own_markups(settings.system)
     raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
-    rules, controls = raw.create(Ask(Conversation(), settings), text.text, "", model.answer_now)
+    asked = Ask(settings=settings, n=text.n)
+    rules, controls = raw.create(asked, text.text, "", model.answer_now)
     return Request(
         array("i", text.tokens),
         settings.sampling(()),
-        n=text.n,
+        asked,
         is_visible=model.is_visible if markups else NO_TOKEN,
         controls=controls,
         rules=rules,

@@ -139,18 +139,13 @@ class LoadedModel:
         return Request(
             array("i", tokens),
             self._sampling(asked),
-            asked.grammar,
-            asked.n,
+            asked,
             self.is_visible_in_calls if conversation.tools else self.is_visible,
-            asked.logprobs,
-            asked.ignore_eos,
             speculative=asked.stream and settings.speculative is not False,
-            max_n=asked.max_n,
-            stream=asked.stream,
             controls=controls,
             rules=rules,
             opening=self._opening_length(prompt, tokens) + len(prefix),
-            conversation=conversation if self.format.is_servers else None,
+            as_messages=self.format.is_servers,
         )
 
     def _continuing(self, asked: Ask, tokens: TokenIds) -> tuple[Ask, str]:

@@ -108,7 +108,7 @@ class ServerKind(ABC):
         for name, value in params.samplers.items():
             if name not in self.samplers and value and value != getattr(DEFAULTS, name):
                 ignored.append(name)
-        if request.ignore_eos and self.takes_messages:
+        if request.ask.ignore_eos and self.takes_messages:
             ignored.append("ignore_eos")
         if params.temperature > 0 and not info.has_seeds:
             ignored.append("seed")

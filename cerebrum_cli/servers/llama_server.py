@@ -81,8 +81,8 @@ class LlamaServer(ServerKind):
         if not params.temperature:  # it might drop the likeliest token
             typical_p = 1.0
         constraint = {"grammar": ""}
-        if request.grammar:
-            constraint = {_CONSTRAINTS[request.grammar.kind]: request.grammar.value}
+        if request.ask.grammar:
+            constraint = {_CONSTRAINTS[request.ask.grammar.kind]: request.ask.grammar.value}
         return {
             **_OFF,
             **{name: getattr(params, name) for name in _PARAMS},
@@ -99,12 +99,12 @@ class LlamaServer(ServerKind):
             "logit_bias": params.logit_bias,
             "stop": request.stop_anywhere,
             **constraint,
-            "ignore_eos": request.ignore_eos,
+            "ignore_eos": request.ask.ignore_eos,
             "cache_prompt": True,
-            "n_probs": int(request.logprobs),
+            "n_probs": int(request.ask.logprobs),
             "post_sampling_probs": False,
             "return_tokens": True,
-            "stream": request.stream,
+            "stream": request.ask.stream,
             "return_progress": True,
             "sse_ping_interval": PING_S,
             "response_fields": _REPLY_FIELDS,

@@ -62,10 +62,10 @@ class _SharedFields(ServerKind):
             "repetition_penalty": params.repeat_penalty,
             "stop": request.stop_anywhere,
             "stop_token_ids": info.end_tokens,
-            "ignore_eos": request.ignore_eos,
+            "ignore_eos": request.ask.ignore_eos,
             "skip_special_tokens": False,
         }
-        if request.ignore_eos:
+        if request.ask.ignore_eos:
             fields["stop_token_ids"] = []
         if params.logit_bias:
             fields["logit_bias"] = {str(token): bias for token, bias in params.logit_bias}
@@ -103,15 +103,15 @@ class Vllm(_SharedFields):
             "seed": seed,
             "top_k": request.params.top_k,
             "return_token_ids": True,
-            "stream": request.stream,
+            "stream": request.ask.stream,
         }
-        if request.stream:
+        if request.ask.stream:
             body["stream_options"] = {"include_usage": True}
-        if request.logprobs:
+        if request.ask.logprobs:
             body["logprobs"] = 0
-        if request.grammar:
-            name = "json" if request.grammar.is_schema else "grammar"
-            body["structured_outputs"] = {name: request.grammar.value}
+        if request.ask.grammar:
+            name = "json" if request.ask.grammar.is_schema else "grammar"
+            body["structured_outputs"] = {name: request.ask.grammar.value}
         return body
 
     def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
@@ -164,10 +164,10 @@ class Sglang(_SharedFields):
             params["max_new_tokens"] = None
         if info.has_seeds:
             params["sampling_seed"] = seed
-        if request.grammar:
-            params["json_schema" if request.grammar.is_schema else "ebnf"] = request.grammar.text
+        if request.ask.grammar:
+            params["json_schema" if request.ask.grammar.is_schema else "ebnf"] = request.ask.grammar.text
         body: JsonDict = {"input_ids": list(request.prompt_tokens), "sampling_params": params}
-        body |= {"stream": request.stream, "return_logprob": request.logprobs}
+        body |= {"stream": request.ask.stream, "return_logprob": request.ask.logprobs}
         if info.is_adapter:
             body["lora_path"] = info.model
         return body
@@ -198,7 +198,7 @@ class OpenAIServer(ServerKind):
         return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
-        conversation = request.conversation
+        conversation = request.ask.conversation
         params = request.params
         assert conversation, "prompts of token ids are refused before"
         optional: JsonDict = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
@@ -206,17 +206,17 @@ class OpenAIServer(ServerKind):
         optional["reasoning_effort"] = conversation.effort
         if conversation.thinks is False:
             optional["reasoning_effort"] = "none"
-        if request.grammar:
-            schema = {"name": "answer", "strict": True, "schema": request.grammar.value}
+        if request.ask.grammar:
+            schema = {"name": "answer", "strict": True, "schema": request.ask.grammar.value}
             optional["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if request.stream:
+        if request.ask.stream:
             optional["stream_options"] = {"include_usage": True}
         return {
             "model": info.model,
             "messages": chat_messages(conversation),
             **{name: getattr(params, name) for name in _SHARED_PARAMS},
             "seed": seed,
-            "stream": request.stream,
+            "stream": request.ask.stream,
             **{name: value for name, value in optional.items() if value},
         }
 

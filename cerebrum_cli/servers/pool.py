@@ -147,7 +147,7 @@ class Pool:
                 if job.start >= late and silence_s < self._timeouts.silent_row:  # so do later ones
                     break
                 racers = job.racers
-                if job.request.stream or any(racer.start > job.start for racer in racers):
+                if job.request.ask.stream or any(racer.start > job.start for racer in racers):
                     continue
                 others = [
                     other
@@ -219,7 +219,7 @@ class Pool:
         if not lost.server_works:
             server.lose(error)
         others = [other for other in self._servers if other is not server and other.is_reached and not other.failures]
-        if job.has_output or (job.request.stream and not others):
+        if job.has_output or (job.request.ask.stream and not others):
             job.pooled.emit(EndpointError(f"{server.name}: {lost}", "check the server, then ask again"))
             return
         together = 1 if lost.server_works else server.lost_together

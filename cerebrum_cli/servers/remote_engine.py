@@ -61,7 +61,7 @@ class RemoteCompletions(Completions):
             if self._scope.is_set():
                 break
             self._submitted[index] = PooledRequest(request, request.first_seed(), self._outbox.put)
-            jobs += self._create_jobs(index, request.n)
+            jobs += self._create_jobs(index, request.ask.n)
             if len(self._live) >= AHEAD * self._pool.window:
                 break
         if jobs:
@@ -80,13 +80,13 @@ class RemoteCompletions(Completions):
         pooled.samples += count
         pooled.running |= {sample.id for sample in samples}
         self._live.update((sample.id, sample) for sample in samples)
-        if pooled.request.stream:
+        if pooled.request.ask.stream:
             return [PoolJob(pooled, (sample,)) for sample in samples]
         return [PoolJob(pooled, samples)]
 
     def _end_sample(self, index: int) -> None:
         pooled = self._submitted.get(index)
-        if pooled and not pooled.running and pooled.samples >= pooled.request.max_n:
+        if pooled and not pooled.running and pooled.samples >= pooled.request.ask.max_n:
             del self._submitted[index]
 
 

@@ -57,7 +57,7 @@ class RemoteSample(ReplySample):
         request = self.request
         self.tokens = 0
         self.has_all_tokens = True
-        self._takes_messages = request.conversation is not None
+        self._takes_messages = request.as_messages
         self._started_at = perf_counter()
         self._first_at: float | None = None
         self._prompt_tokens = self._cached = 0
@@ -82,7 +82,7 @@ class RemoteSample(ReplySample):
         is_first = self._turn is request
         limit = params.max_tokens
         rules = request.rules
-        if rules.reasoning_end and is_first and not request.stream:
+        if rules.reasoning_end and is_first and not request.ask.stream:
             limit = min(limit or rules.reasoning_end, rules.reasoning_end)
         if limit is not None:
             params = replace(params, max_tokens=limit - self.tokens)
@@ -90,11 +90,11 @@ class RemoteSample(ReplySample):
         if self._ids:
             turn = replace(turn, prompt_tokens=array("i", (*request.prompt_tokens, *self._ids)))
         if self.awaits_answer:
-            turn = replace(turn, grammar=None)
-            if not request.stream:  # it ends with the reasoning
+            turn = replace(turn, ask=replace(request.ask, grammar=None))
+            if not request.ask.stream:  # it ends with the reasoning
                 closings = tuple(markup.close for markup in rules.markups)
                 turn = replace(turn, params=replace(params, stop=closings), rules=ReplyRules())
-        elif request.grammar and not self._takes_messages:  # all of it is the answer
+        elif request.ask.grammar and not self._takes_messages:  # all of it is the answer
             turn = replace(turn, rules=ReplyRules())
         self._begin_turn(turn)
         return turn
@@ -168,7 +168,7 @@ class RemoteSample(ReplySample):
         for at, token in enumerate(tokens):
             if self._is_over or self._intervention or self._starts_answer(token):
                 return
-            if self.vocabulary.is_eog(token) and not self.request.ignore_eos:
+            if self.vocabulary.is_eog(token) and not self.request.ask.ignore_eos:
                 self._end_token = (token,)
                 return
             is_constrained = self.is_constrained
@@ -182,7 +182,7 @@ class RemoteSample(ReplySample):
         request = self.request
         has_late_stop = request.params.stop and not request.rules.stops_anywhere
         has_controls = any(control is not LoopCheck for control in request.controls)
-        return bool(request.stream or has_controls or has_late_stop or self.awaits_answer)
+        return bool(request.ask.stream or has_controls or has_late_stop or self.awaits_answer)
 
     @property
     def _is_over(self) -> bool:
@@ -194,7 +194,7 @@ class RemoteSample(ReplySample):
 
     def _read_whole(self, tokens: Sequence[int], logprobs: Logprobs) -> SampleEvents:
         """Add all of a turn that nothing but its own end, or a loop, can end."""
-        if not self.request.ignore_eos:
+        if not self.request.ask.ignore_eos:
             ends = compress(count(), map(self.vocabulary.is_eog, tokens))  # a reply may have thousands of tokens
             if (end := next(ends, None)) is not None:
                 self._end_token = (tokens[end],)
@@ -217,17 +217,17 @@ class RemoteSample(ReplySample):
         self._markup = self.text.open_markup or self._markup
         self.tokens += len(tokens)
         self._ids.extend(tokens)
-        if self.request.logprobs and not self.request.stream:
+        if self.request.ask.logprobs and not self.request.ask.stream:
             self._logprobs += logprobs or [None] * len(tokens)
         yield from self._emit(pieces, tokens, logprobs)
 
     def _emit(self, pieces: list[SplitText], tokens: Sequence[int] = (), logprobs: Logprobs = ()) -> SampleEvents:
         if self.text.was_reasoning:
             self._texts = {"thinking": [*chain.from_iterable(self._texts.values())]}
-            self.text.was_reasoning = self.request.stream  # else all is sent at the end
+            self.text.was_reasoning = self.request.ask.stream  # else all is sent at the end
         for channel, text in pieces:
             self._texts.setdefault(channel, []).append(text)
-        if self.request.stream:
+        if self.request.ask.stream:
             yield from self.token_events(pieces, tokens, logprobs)
 
     # Where the reply is left, to be continued by another request.
@@ -327,7 +327,7 @@ class RemoteSample(ReplySample):
             if self._is_over or self._is_full:
                 return
             yield from self._add((token,))
-        if self.request.grammar:
+        if self.request.ask.grammar:
             self.text.begin_answer()
 
     def _finish_reply(self, end: StopReason) -> SampleEvents:
@@ -335,7 +335,7 @@ class RemoteSample(ReplySample):
         last = self.text.finish(is_truncated=not is_stopped)
         if last or self.text.was_reasoning:
             yield from self._emit(last)
-        if not self.request.stream:
+        if not self.request.ask.stream:
             pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]
             yield from self.token_events(pieces, self._ids, self._logprobs)
         if is_stopped:
@@ -362,7 +362,7 @@ class RemoteSample(ReplySample):
 
     def _require_grammar(self) -> None:
         """Raise RefusedRequestError if the grammar rejects the text of this turn: some servers ignore it."""
-        grammar = self._turn.grammar
+        grammar = self._turn.ask.grammar
         if grammar is None or grammar.is_schema:
             return
         from cerebrum_cli.engine.guidance import is_allowed
@@ -374,7 +374,7 @@ class RemoteSample(ReplySample):
 
     def _require_schema(self) -> None:
         """Raise RefusedRequestError if the whole answer, unless there is none, does not match the schema."""
-        grammar = self.request.grammar
+        grammar = self.request.ask.grammar
         answer = "".join(self._texts.get("answer", ()))
         if grammar is None or not grammar.is_schema or not answer.strip():
             return
@@ -390,7 +390,7 @@ class RemoteSample(ReplySample):
         """The server's times, or those measured here where it states none, and with several turns."""
         now = perf_counter()
         ttft_s = 0.0
-        if self.request.stream:
+        if self.request.ask.stream:
             ttft_s = (self._first_at or now) - self._started_at
         steps = max(0, self.tokens - 1)
         if self._timings.decode_s:

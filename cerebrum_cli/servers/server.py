@@ -183,7 +183,7 @@ class Server:
             return monotonic() >= self._retry_at
         if monotonic() - max(self.heard_at, self._asked_at) < self._timeouts.silence:
             return False
-        return any(job.request.stream for job in self.running)
+        return any(job.request.ask.stream for job in self.running)
 
     @property
     def is_noteworthy(self) -> bool:
@@ -271,13 +271,13 @@ class Server:
         """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
         request = job.request
         total = len(request.prompt_tokens)
-        evaluated = 0 if request.stream else total  # whole replies show no progress
+        evaluated = 0 if request.ask.stream else total  # whole replies show no progress
         for sample in job.samples:
             job.report(PromptEvent(sample.id, evaluated, total))
         limit = self._timeouts.row_timeout
         try:
             async with asyncio.timeout(limit) as deadline:
-                if request.stream:
+                if request.ask.stream:
                     await self._receive_stream(job, self.info, deadline)
                 else:
                     await self._receive_replies(job, self.info)
@@ -362,9 +362,9 @@ class Server:
 
     def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
         """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        if job.request.conversation is None:
+        if not job.request.as_messages:
             return
-        characters = sum(len(message["content"]) for message in chat_messages(job.request.conversation))
+        characters = sum(len(message["content"]) for message in chat_messages(job.request.ask.conversation))
         if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
             problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
             self._notice(job, problem, DROPPED_HINT)
@@ -379,6 +379,6 @@ class Server:
 def _explain(error: RequestError, request: Request, name: str) -> CerebrumError:
     if any(sign in error.reason for sign in TOO_LONG):
         return PromptTooLong(f"{name}: {error}", "shorten the prompt, or give the server a larger context")
-    if request.grammar and "grammar" in error.reason.lower():
+    if request.ask.grammar and "grammar" in error.reason.lower():
         return GrammarError(error.reason, "simplify the schema or grammar")
     return EndpointError(f"{name}: {error}", REFUSED_HINT)

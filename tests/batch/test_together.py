@@ -8,6 +8,7 @@ import pytest
 from asking import Reply, collect_replies, generate, loaded
 
 import cerebrum_cli
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
@@ -57,7 +58,7 @@ def answers(engine: LocalEngine, questions: list[str], limit: int | None = 60) -
 
 def samples_of(engine: LocalEngine, count: int, limit: int | None = 60) -> list[Reply]:
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=limit)
-    said = collect_replies(generate(engine, [Request(prompt_of(engine, SUMS[0]), params, n=count)]))
+    said = collect_replies(generate(engine, [Request(prompt_of(engine, SUMS[0]), params, Ask(n=count))]))
     return [said[SequenceId(0, sample)] for sample in range(count)]
 
 

@@ -11,6 +11,7 @@ from command_line import CommandLine
 from quantized import quantize
 from tiny_models import Shape, write_quantized, write_sliding_window
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
@@ -86,7 +87,9 @@ def replies(
     said: Replies = [[] for _ in requests]
     params = SamplingParams(max_tokens=limit)
     with loaded(LocalEngine(lambda tell, stop: open_llama(options, tell, stop))) as engine:
-        for event in generate(engine, [Request(each, params, logprobs=True, ignore_eos=True) for each in requests]):
+        for event in generate(
+            engine, [Request(each, params, Ask(logprobs=True, ignore_eos=True)) for each in requests]
+        ):
             if isinstance(event, TokenEvent):
                 said[event.sequence.request] += zip(event.tokens, event.logprobs, strict=True)
     return said

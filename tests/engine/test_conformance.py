@@ -14,6 +14,7 @@ from remote_engines import connected, replies_of, serving_kind
 from scripted_backend import ScriptedBackend
 from server_kinds import LlamaServer, SglangServer, VllmServer
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
@@ -51,10 +52,11 @@ def stream(request: pytest.FixtureRequest) -> bool:
 
 def request_to(engine: Engine, text: str = "12+30=", **more: Any) -> Request:
     """A request for 12 tokens after a text."""
-    own = {name: more.pop(name) for name in ("n", "max_n", "stream", "logprobs", "controls") if name in more}
+    asked = {name: more.pop(name) for name in ("n", "max_n", "stream", "logprobs") if name in more}
+    controls = more.pop("controls", ())
     values: dict[str, Any] = {"max_tokens": 12, "temperature": 0.0, "seed": 7, **more}
     prompt = tuple(engine.vocabulary.tokenize((Text(text),)))
-    return Request(prompt, SamplingParams(**values), ignore_eos=True, **own)
+    return Request(prompt, SamplingParams(**values), Ask(ignore_eos=True, **asked), controls=controls)
 
 
 def reply_to(engine: Engine, request: Request) -> Reply:
@@ -85,7 +87,10 @@ def test_conformance_samples_have_seeds_that_continue(engine: Engine, stream: bo
     assert [samples[SequenceId(0, number)].seed for number in range(4)] == [7, 8, 9, 10]
     for number in range(4):
         params = replace(request.params, seed=7 + number)
-        assert reply_to(engine, replace(request, n=1, max_n=1, params=params)).ids == samples[SequenceId(0, number)].ids
+        assert (
+            reply_to(engine, replace(request, ask=Ask(ignore_eos=True), params=params)).ids
+            == samples[SequenceId(0, number)].ids
+        )
 
 
 def test_conformance_continues_a_reply_with_the_same_tokens(engine: Engine, stream: bool) -> None:

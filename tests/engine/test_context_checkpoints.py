@@ -10,6 +10,7 @@ from asking import ask, collect_replies, generate, loaded, running_engine
 from llama_engines import TALE, in_f32, options
 from scripted_backend import ScriptedBackend, endless, replies, tokens
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
@@ -133,6 +134,6 @@ def test_llama_replies_continue_in_longer_slots(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(Request, "max_length", lambda self, size: size)
         with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
             prompt = engine.vocabulary.tokenize([Text(TALE)])[:60]
-            found = collect_replies(generate(engine, [Request(prompt, params, n=3, ignore_eos=True)]))
+            found = collect_replies(generate(engine, [Request(prompt, params, Ask(n=3, ignore_eos=True))]))
             said.append([reply.ids for reply in found.values()])
     assert said[0] == said[1]

@@ -11,6 +11,7 @@ from asking import Guesser, Reply, collect_replies, generate, loaded
 from installations import source_of
 from llama_engines import options
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import scheduler
@@ -43,7 +44,7 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
     def compare(path: Path, temperature: float, kv_unified: bool) -> None:
         context, prompt = replace(EXACT, slots=3, kv_unified=kv_unified), tuple(range(5, 90))
         params = SamplingParams(max_tokens=LENGTH, temperature=temperature, seed=5)
-        request = Request(prompt, params, ignore_eos=True)
+        request = Request(prompt, params, Ask(ignore_eos=True))
         [plain] = generate_all(path, context, [request])
         monkeypatch.setattr(Guesser, "known", [plain.ids])
         monkeypatch.setattr(scheduler, "Drafter", Guesser)

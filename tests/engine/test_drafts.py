@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llama_engines import STORY, assert_matches_single_run, open_engine
 from scripted_backend import DEAD_END, DEAD_END_TOKENS, ScriptedBackend, expected_reply, random_model, replies, tokens
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.grammar import Grammar
@@ -138,7 +139,7 @@ def test_engine_drafts_and_interrupted_steps_change_no_reply(
     )
     params = SamplingParams(seed=7, max_tokens=limit)
     with running_engine(backend) as engine:
-        requests = [Request(tokens(text), params, n=n, speculative=True) for text in prompts]
+        requests = [Request(tokens(text), params, Ask(n=n), speculative=True) for text in prompts]
         said = collect_replies(generate(engine, requests))
     for index, text in enumerate(prompts):
         for sample in range(n):
@@ -150,7 +151,7 @@ def test_engine_refuses_a_sample_whose_grammar_ends_inside_a_draft() -> None:
     backend = ScriptedBackend(COPY, context_size=300, batch_size=64)
     with running_engine(backend) as engine:
         prompt = tokens("copy: " + REPEATED)
-        events = list(engine.complete([Request(prompt, grammar=Grammar("gbnf", DEAD_END), speculative=True)]))
+        events = list(engine.complete([Request(prompt, ask=Ask(grammar=Grammar("gbnf", DEAD_END)), speculative=True)]))
         held = bytes(backend.memory[0]).decode()
     generated = "".join(event.text for event in events if isinstance(event, TokenEvent))
     assert isinstance(events[-1], RefusedEvent)

@@ -8,6 +8,7 @@ import pytest
 from asking import ask, generate, running_engine
 from scripted_backend import ScriptedBackend, replies, tokens
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
@@ -28,7 +29,7 @@ def texts(events: Iterable[Event]) -> dict[tuple[int, ...], str]:
 
 def requests(*prompts: str, n: int = 1, max_tokens: int | None = None) -> list[Request]:
     params = SamplingParams(max_tokens=max_tokens)
-    return [Request(tokens(prompt), params, n=n, follow_up=ASKED) for prompt in prompts]
+    return [Request(tokens(prompt), params, Ask(n=n), follow_up=ASKED) for prompt in prompts]
 
 
 def generated(engine: LocalEngine, asked: list[Request]) -> tuple[list[Event], dict[tuple[int, ...], FinishEvent]]:

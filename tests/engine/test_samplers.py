@@ -17,6 +17,7 @@ from gguf_files import rewritten
 from llama_engines import STORY, in_f32, open_engine, options
 from thinkers import CountingControl
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
@@ -69,7 +70,7 @@ def test_bias_of_a_control_applies_in_its_place(chatml_model: Path, slots: int, 
     bias = partial(CountingControl, lambda count: TokenBias(A, 100.0) if count % 3 == 0 else None)
     with open_engine(chatml_model, slots=slots) as engine:
         prompt = engine.vocabulary.tokenize((Text("bbbb"),))
-        request = Request(prompt, sampling, controls=(bias,), logprobs=True, ignore_eos=True)
+        request = Request(prompt, sampling, Ask(logprobs=True, ignore_eos=True), controls=(bias,))
         events = [event for event in generate(engine, [request]) if isinstance(event, TokenEvent) and event.tokens]
     ids = [token for event in events for token in event.tokens]
     assert all(token == A for token in ids[3::3]) and any(token != A for token in ids)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
@@ -125,7 +126,7 @@ class AnyTraffic(RuleBasedStateMachine):
     def submit(self, *requests: Request, seed: int = 0, first: bool = False) -> None:
         sequences = []
         for index, request in enumerate(requests):
-            for sequence in create_sequences(index, request, lambda event: None, range(request.n), seed):
+            for sequence in create_sequences(index, request, lambda event: None, range(request.ask.n), seed):
                 sample = Sample(sequence)
                 sequence.emit = sample.on_event
                 self.samples.append(sample)
@@ -140,7 +141,7 @@ class AnyTraffic(RuleBasedStateMachine):
     )
     def ask(self, prompts: list[tuple[int, ...]], limit: int, n: int, seed: int) -> None:
         params = SamplingParams(seed=seed, max_tokens=limit)
-        self.submit(*(Request(prompt, params, n=n, opening=3) for prompt in prompts), seed=seed)
+        self.submit(*(Request(prompt, params, Ask(n=n), opening=3) for prompt in prompts), seed=seed)
 
     @rule(prompt=prompts(6), reply=prompts(8))
     def inspect(self, prompt: tuple[int, ...], reply: tuple[int, ...]) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_backend import END, ScriptedBackend, expected_reply, random_model, replies, tokens
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, NoticeEvent, SequenceId
 from cerebrum_cli.core.files import PART
@@ -160,7 +161,7 @@ def ask_once(
     engine: LocalEngine, prompt: str, *, n: int = 1, limit: int | None = None
 ) -> tuple[Reply, list[NoticeEvent]]:
     """The first reply to a prompt, and the notices."""
-    events: list[Event] = list(generate(engine, [Request(tokens(prompt), SamplingParams(max_tokens=limit), n=n)]))
+    events: list[Event] = list(generate(engine, [Request(tokens(prompt), SamplingParams(max_tokens=limit), Ask(n=n))]))
     said = collect_replies(event for event in events if not isinstance(event, NoticeEvent))
     return said[SequenceId(0)], [event for event in events if isinstance(event, NoticeEvent)]
 
@@ -252,7 +253,7 @@ def test_cache_never_changes_replies(
             with caching_engine(backend, Path(folder), limit) as engine:
                 for blocks, seed in prompts:
                     prompt = tuple(token for block in blocks for token in block)
-                    events = generate(engine, [Request(prompt, SamplingParams(seed=seed, max_tokens=80), n=2)])
+                    events = generate(engine, [Request(prompt, SamplingParams(seed=seed, max_tokens=80), Ask(n=2))])
                     for sample in collect_replies(events).values():
                         assert sample.ids == expected_reply(prompt, sample.seed, 80, 250)[0]
                     engine.use_prompt_cache(lambda cache: cache.save(1))
@@ -296,7 +297,8 @@ def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
         one = SamplingParams(max_tokens=1)
         list(generate(engine, [Request(tokens("x" * 100), one), Request(tokens(SECOND), one)]))
         assert [bytes(held) for held in backend.memory] == [b"x" * 100, SECOND.encode()]
-        list(generate(engine, [Request(tokens(SECOND), one, n=2)]))  # the second sample's copy is in the lower slot
+        # the second sample's copy is in the lower slot
+        list(generate(engine, [Request(tokens(SECOND), one, Ask(n=2))]))
         assert backend.pending_copies == {0, 1}
         engine.use_prompt_cache(lambda cache: cache.save(1))
         engine.use_prompt_cache(lambda cache: cache.save_prefix(tokens(SECOND)))
@@ -311,6 +313,6 @@ def test_restoring_spares_slots_of_pending_copies(tmp_path: Path) -> None:
     backend = ScriptedBackend(end_at_once, slots=2, context_size=300)
     with caching_engine(backend, tmp_path) as engine:
         params = SamplingParams(max_tokens=20, seed=0)
-        requests = [Request(tokens(SECOND), params, n=2), Request(tokens(GOES_ON), params)]
+        requests = [Request(tokens(SECOND), params, Ask(n=2)), Request(tokens(GOES_ON), params)]
         said = collect_replies(generate(engine, requests))
     assert [reply.text for reply in said.values()] == ["", "x" * 20, "x" * 20]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scripted_backend import END, FIRST_WORD, ScriptedBackend
 from thinkers import reasoning_end
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.grammar import Grammar
@@ -66,8 +67,8 @@ class Served:
         given = len(turn.prompt_tokens) - len(request.prompt_tokens)
         limit = min(CONTEXT - len(turn.prompt_tokens), turn.params.max_tokens or CONTEXT)
         tokens = tuple(self._script[given : given + limit])
-        logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.logprobs else ()
-        is_over = bool(tokens) and self.vocabulary.is_eog(tokens[-1]) and not turn.ignore_eos
+        logprobs = tuple(-(token % 7) / 10 if token % 3 else None for token in tokens) if turn.ask.logprobs else ()
+        is_over = bool(tokens) and self.vocabulary.is_eog(tokens[-1]) and not turn.ask.ignore_eos
         end: StopReason = "eos" if is_over else "limit"
         if is_whole:
             return [ReplyChunk(tokens, logprobs=logprobs, end=end)]
@@ -108,11 +109,10 @@ def thinking_request(
     return Request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
-        Grammar("gbnf", grammar) if grammar else None,
+        Ask(grammar=Grammar("gbnf", grammar) if grammar else None, **more),
         controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget, AnswerNow())),
         rules=rules,
         is_visible=vocabulary.special_token_ids(["<think>", "</think>"]).__contains__,
-        **more,
     )
 
 
@@ -128,7 +128,9 @@ OPTIONS = {
 
 def require_equal(vocabulary: Vocabulary, script: Sequence[int], request: Request) -> None:
     server = Served(vocabulary, script)
-    assert server.reply(request, is_whole=True) == server.reply(replace(request, stream=True), is_whole=False)
+    assert server.reply(request, is_whole=True) == server.reply(
+        replace(request, ask=replace(request.ask, stream=True)), is_whole=False
+    )
 
 
 WORDS = (b"<think>\nI", b" see</th", b"ink>\n", b"ST", b"OPand", b". It is 3.", b"\xf0\x9f\x99", b"\x82.\n\n")

@@ -14,6 +14,7 @@ from command_line import SOUND_MODELS, CommandLine, Finished, assert_error
 from llama_engines import open_engine
 from tiny_models import CHATML_TEMPLATE, write_bigrams
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
@@ -208,7 +209,7 @@ def test_answer_matches_its_grammar(
 def test_answer_that_begins_in_the_last_token_of_its_reasoning(chatml_model: Path, held: str, text: str | None) -> None:
     rules = ReplyRules(QWEN, QWEN[0], f"H</think>{held}", stops_anywhere=False)
     with open_engine(chatml_model) as engine:
-        request = Request((97,), SamplingParams(), Grammar("gbnf", 'root ::= "abc"'), rules=rules)
+        request = Request((97,), SamplingParams(), Ask(grammar=Grammar("gbnf", 'root ::= "abc"')), rules=rules)
         with pytest.raises(GrammarError, match=r"rejects 'z'") if text is None else nullcontext():
             [reply] = collect_replies(generate(engine, [request])).values()
             assert reply.text == text

@@ -22,6 +22,7 @@ from tiny_models import write_chatml
 
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import AlternativesEvent, Event, Forced, SequenceId, TokenEvent, TokenLogprob
@@ -80,7 +81,7 @@ def test_inspection_gives_the_probabilities_of_decoding(precise_model: Path) -> 
     load_options = in_f32(options(precise_model, context_size=512))
     prompt, params = tuple(range(5, 70)), SamplingParams(max_tokens=60, temperature=1.0, seed=1)
     with loaded(LocalEngine(lambda emit, stop: open_llama(load_options, emit, stop))) as engine:
-        events = list(generate(engine, [Request(prompt, params, logprobs=True, ignore_eos=True)]))
+        events = list(generate(engine, [Request(prompt, params, Ask(logprobs=True, ignore_eos=True))]))
         sampled = [event for event in events if isinstance(event, TokenEvent) and event.tokens]
         decoded = [TokenLogprob(event.tokens[0], event.logprobs[0] or 0.0) for event in sampled]
         evaluated = inspect(engine, prompt, [each.token for each in decoded], 5)

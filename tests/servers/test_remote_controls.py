@@ -169,7 +169,7 @@ def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chat
     assert sample.needs_turn
     turn = sample.take_turn()
     assert tuple(turn.prompt_tokens) == (*request.prompt_tokens, think, *reasoning, close)
-    assert (turn.grammar, turn.rules) == (request.grammar, ReplyRules())
+    assert (turn.ask.grammar, turn.rules) == (request.ask.grammar, ReplyRules())
 
 
 # Stop strings, which count only once the answer starts.

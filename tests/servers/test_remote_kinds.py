@@ -227,7 +227,9 @@ def test_kinds_reply_that_ignores_the_grammar_is_refused(stream: bool) -> None:
     requests = [request_of(f"Q{at}", grammar=DEAD_END, stream=stream) for at in range(6)]
     with serving_kind(VllmServer, random_model) as [server], connected(server) as engine:
         events = events_of(engine, *requests)
-    local = local_replies(random_model, *(replace(request, grammar=None) for request in requests))
+    local = local_replies(
+        random_model, *(replace(request, ask=replace(request.ask, grammar=None)) for request in requests)
+    )
     refused = {event.sequence: event.error for event in events if isinstance(event, RefusedEvent)}
     assert list(refused) and sorted(refused) == [id for id, reply in sorted(local.items()) if len(reply.ids) > 12]
     assert all("does not match the grammar" in error.message and error.hint for error in refused.values())

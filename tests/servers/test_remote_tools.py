@@ -50,7 +50,7 @@ def model(engine: RemoteEngine) -> Model:
 
 def streamed(engine: RemoteEngine, server: OllamaServer, *deltas: Piece, finish: str = "tool_calls") -> FinishEvent:
     server.arm(body=stream_of(*deltas, finish=finish))
-    last = events_of(engine, Request((81,), stream=True, conversation=ASKED))[-1]
+    last = events_of(engine, Request((81,), ask=Ask(stream=True, conversation=ASKED), as_messages=True))[-1]
     assert isinstance(last, FinishEvent)
     return last
 
@@ -164,7 +164,7 @@ def test_remote_reply_of_calls_alone_is_not_blank(model: Model, server: OllamaSe
 @pytest.mark.parametrize("finish", ["tool_calls", "function_call", "tool_use", "stop"])
 def test_remote_reply_with_calls_has_ended_by_itself(engine: RemoteEngine, server: OllamaServer, finish: str) -> None:
     server.arm(body=stream_of({"content": "See."}, {"tool_calls": [piece("", "weather", index=0)]}, finish=finish))
-    *_, last = events = events_of(engine, Request((81,), stream=True, conversation=ASKED))
+    *_, last = events = events_of(engine, Request((81,), ask=Ask(stream=True, conversation=ASKED), as_messages=True))
     assert isinstance(last, FinishEvent) and (last.reason, last.calls) == ("stop", (ToolCall("weather", {}),))
     assert not notices(events)
 
@@ -191,7 +191,7 @@ def test_remote_calls_of_another_form_are_a_damaged_reply(
 ) -> None:
     server.arm(body=stream_of({"tool_calls": [call]}), times=None)
     with pytest.raises(EndpointError, match="damaged reply"):
-        events_of(engine, Request((81,), stream=True, conversation=ASKED))
+        events_of(engine, Request((81,), ask=Ask(stream=True, conversation=ASKED), as_messages=True))
 
 
 # Requests.
@@ -276,7 +276,7 @@ def test_remote_server_that_rejects_tools_is_an_error_with_its_reason(
     engine: RemoteEngine, server: OllamaServer, status: int, message: str, stream: bool
 ) -> None:
     server.arm(status=status, message=message, times=None)
-    [refused] = events_of(engine, Request((81,), stream=stream, conversation=ASKED))[-1:]
+    [refused] = events_of(engine, Request((81,), ask=Ask(stream=stream, conversation=ASKED), as_messages=True))[-1:]
     assert isinstance(refused, RefusedEvent)
     assert refused.error.message == f"server 1: {message}"
     assert len(server.completions()) == 1  # it is not asked again

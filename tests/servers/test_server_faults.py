@@ -67,7 +67,7 @@ def transcript(
     if replies and not error:
         lines.append(f"{replies} replies")
     if error:
-        shown = requests[0].stream and tokens_of(events, SequenceId(0))
+        shown = requests[0].ask.stream and tokens_of(events, SequenceId(0))
         assert error.hint and (not shown or shown == local[SequenceId(0)].ids[: len(shown)])
         lines.append(f"{'text, then ' if shown else ''}error: {error.message}")
     return [named(line, servers) for line in dict.fromkeys(lines)]
@@ -184,7 +184,7 @@ def test_server_reply_without_a_stated_end_is_kept() -> None:
     with serving_kind(VllmServer, STORY) as servers, connected(*servers) as engine:
         servers[0].arm(times=2, **vllm_choice(token_ids=list(b"once"), finish_reason=None))
         for _ in range(2):  # with one notice
-            events = list(engine.complete([replace(STREAM, stream=False)]))
+            events = list(engine.complete([replace(STREAM, ask=replace(STREAM.ask, stream=False))]))
             [finish] = [event for event in events if isinstance(event, FinishEvent)]
             assert (finish.reason, tokens_of(events, SequenceId(0))) == ("stop", list(b"once"))
             notices = [event.message for event in events if isinstance(event, NoticeEvent)]
@@ -392,7 +392,7 @@ ONLY = {
 @pytest.mark.parametrize("name", ONLY)
 def test_server_fault_of_the_only_one(name: str) -> None:
     expected, faults, requests, timeouts = ONLY[name]
-    model = STORY if requests[0].stream else random_model
+    model = STORY if requests[0].ask.stream else random_model
     with (
         serving_kind(LlamaServer, model) as servers,
         connected(*servers, timeouts=replace(QUICK, **timeouts)) as engine,
@@ -429,7 +429,7 @@ def test_server_refuses_a_request_and_answers_the_others(
     with serving_kind(kind, STORY) as servers, connected(*servers) as engine:
         servers[0].arm(status=400, times=2, body=json.dumps(body).encode())
         for stream in (False, True):
-            assert transcript(engine, servers, [replace(STREAM, stream=stream)]) == [refused]
+            assert transcript(engine, servers, [replace(STREAM, ask=replace(STREAM.ask, stream=stream))]) == [refused]
         assert transcript(engine, servers, [STREAM]) == ["1 replies"]
 
 

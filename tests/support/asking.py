@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from scripted_backend import ScriptedBackend
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import (
     Event,
@@ -120,6 +121,6 @@ def ask(
     tokens = engine.vocabulary.tokenize([Text(prompt)])
     if isinstance(grammar, str):
         grammar = Grammar("gbnf", grammar)
-    request = Request(tokens, SamplingParams(**params), grammar, n, speculative=speculative)  # type: ignore[arg-type]
+    request = Request(tokens, SamplingParams(**params), Ask(grammar=grammar, n=n), speculative=speculative)  # type: ignore[arg-type]
     said = collect_replies(generate(engine, [request]))
     return [said[SequenceId(0, sample)] for sample in range(n)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from asking import Reply, collect_replies, generate, loaded
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
@@ -63,6 +64,6 @@ def assert_matches_single_run(path: Path, prompt: tuple[int, ...], said: list[in
 def greedy_reply(
     engine: LocalEngine, prompt: tuple[int, ...], limit: int | None = 30, n: int = 1
 ) -> tuple[Reply, list[object]]:
-    events = list(generate(engine, [Request(prompt, SamplingParams(max_tokens=limit), n=n)]))
+    events = list(generate(engine, [Request(prompt, SamplingParams(max_tokens=limit), Ask(n=n))]))
     notices: list[object] = [event for event in events if isinstance(event, NoticeEvent)]
     return list(collect_replies(event for event in events if event not in notices).values())[-1], notices

@@ -12,6 +12,7 @@ from model_servers import ModelServer
 from scripted_backend import END, Model, ScriptedBackend
 from server_kinds import LlamaServer
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
@@ -117,11 +118,12 @@ def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, .
 def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
-    names = ("logprobs", "ignore_eos", "is_visible", "controls", "rules")
-    own = {name: values.pop(name) for name in names if name in values}
+    own = {name: values.pop(name) for name in ("is_visible", "controls", "rules") if name in values}
+    asked = {name: values.pop(name) for name in ("logprobs", "ignore_eos") if name in values}
     text = values.pop("grammar", None)
     grammar = Grammar("gbnf", text) if text else None
-    return Request(tuple(prompt.encode()), SamplingParams(**values), grammar, n, max_n=max_n, stream=stream, **own)
+    ask = Ask(grammar=grammar, n=n, max_n=max_n, stream=stream, **asked)
+    return Request(tuple(prompt.encode()), SamplingParams(**values), ask, **own)
 
 
 def events_of(engine: Engine, *requests: Request) -> list[Event]:
