@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package in layer}
 # To be removed: imports of optional packages.
-EXCEPTIONS = {("cli", "weights"), ("cli", "cluster"), ("library", "weights")}
+EXCEPTIONS = {("cli", "weights"), ("library", "weights")}
 
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -223,10 +223,7 @@ DOORS: Mapping[str, Door] = {
         8,
         ("building", "checkpoints.checkpoint", "checkpoints.safetensors", "table"),
     ),
-    "cluster": Door(
-        2,
-        ("distribution",),
-    ),
+    "cluster": Door(1, ("extension",)),
     "doctor": Door(
         0,
         (),

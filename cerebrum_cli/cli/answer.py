@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli.generation import name_grammar_in_errors
+from cerebrum_cli.cli.constraints import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError

@@ -70,7 +70,7 @@ def answer(
     app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None, continues: bool
 ) -> None:
     """Load the model, read the question meanwhile, and print the answer."""
-    from cerebrum_cli.cli.generation import read_grammar
+    from cerebrum_cli.cli.constraints import read_grammar
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.calls import CallSink
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from cerebrum_cli.cli.options import GenerationOptions, Names, RowOptions, SavedPromptOptions
+from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
+from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options, source_fingerprint
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, option, option_group, switch
+from cerebrum_cli.core.declaration import Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
+    from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.results import Results
     from cerebrum_cli.results.schema import Table
 
@@ -28,7 +30,7 @@ STANDARD = Path("-")  # standard input or output
 TAB_NAMES = {"tab": "\t", r"\t": "\t"}
 
 
-@option_group
+@row_options
 class BatchCommandOptions(SavedPromptOptions, RowOptions, GenerationOptions):
     template: str | None = option("Build the prompt from a row's fields: 'Sum up: {text}'", "Input", metavar="TEXT")
     input_format: str | None = option("Format of INPUT [default: from its name]", "Input", metavar="txt|jsonl|csv|tsv")
@@ -119,13 +121,7 @@ def answer_input(
     Raises Interrupted with how to resume.
     """
     from cerebrum_cli.batch.answering import BatchOptions, answer_rows, batch_fingerprint
-    from cerebrum_cli.cli.generation import (
-        answer_missing,
-        read_grammar,
-        resumable,
-        settings_by_mode,
-        source_fingerprint,
-    )
+    from cerebrum_cli.cli.constraints import read_grammar
     from cerebrum_cli.terminal.progress import BatchProgress
 
     tools = options.find_tools()
@@ -154,11 +150,23 @@ def answer_input(
         if results.missing_count:
             answer_block = partial(answer_rows, options=row_options)
             answer = partial(answer_block, rows=rows, results=results)
-            answer_missing(app, source, options, results, answer, (rows, row_options.samples, answer_block))
+            answer_missing(app, source, options, results, Work(rows, row_options.samples, answer, answer_block))
         else:
             with closing(BatchProgress(app.streams, draws=False)) as summary:
                 summary.emit(results.progress)
     return results.counts.failed + results.counts.undecided
+
+
+def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
+    """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
+    by_mode = {}
+    for is_on, mode in MODES.items():
+        settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model)
+        if samples_by:
+            settings = settings.for_samples(samples_by)
+        sampling = {key: getattr(settings, key) for key in SAMPLING_KEYS}
+        by_mode[mode] = replace(source.settings, **sampling)
+    return by_mode
 
 
 def results_of(
@@ -186,8 +194,8 @@ def results_of(
     described = result_rows(rows, rows.sha256, rows.form.unit, table)
     if output != STANDARD:
         return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
-    if options.ray is not None:
-        raise UsageError("--ray cannot stream to standard output", "name a file with -o OUTPUT")
+    if options.place_flag:
+        raise UsageError(f"{options.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
     if options.retry_failed:
         raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
     return StreamedResults(described, app.streams.answer)

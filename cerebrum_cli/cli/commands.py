@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.events import NoticeEvent
@@ -25,6 +26,12 @@ def optional_packages() -> tuple[Extension, ...]:
     """The optional packages that are there."""
     found = sorted(Path(__file__).parents[1].glob("*/extension.py"))
     return tuple(import_module(f"cerebrum_cli.{path.parent.name}.extension").EXTENSION for path in found)
+
+
+def loaded(reference: str) -> Any:
+    """What "MODULE:NAME" refers to."""
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
 
 
 def own_commands() -> Commands:

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.declaration import SWITCH_WORDS, flag, option, option_group, options_of, switch
+from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
-from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -265,8 +264,6 @@ class AskOptions(QuestionOptions, GenerationOptions):
 @option_group
 class ConcurrencyOptions(ConstrainedOptions):
     parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    ray: str | None = option("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = option("Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
     allow_different_models: bool = switch("Allow servers with different models", "Server")
     patience: float | None = option(f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
     row_timeout: float | None = option("Seconds per row on a server [default: no limit]", least=0.1)
@@ -300,42 +297,3 @@ class ConcurrencyOptions(ConstrainedOptions):
         if self.patience is not None:
             timeouts["patience"] = self.patience
         return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}
-
-    def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
-        """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
-        from cerebrum_cli.replies.installation import require_no_adapters
-
-        if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
-            raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")
-        if self.ray is None:
-            return super().find_model(app, requested, servers)
-        if servers is None:
-            require_no_adapters(requested, "--ray")
-        return app.library.resolve_vocabulary(requested.model)
-
-
-@option_group
-class RowOptions(ToolOptions, ConcurrencyOptions):
-    def find_tools(self) -> Tools:
-        """The functions that the model may call without confirmation. Raises UsageError."""
-        if not self.tool:
-            return ()
-        from cerebrum_cli.programs.functions import tools_of
-
-        for name in ("votes", "check", "raw", "ray"):
-            if getattr(self, name, None):
-                raise UsageError.conflict("--tool", flag(name))
-        tools = tools_of(self.tool)
-        for tool in tools:
-            if tool.asks and not self.yes:
-                problem = f"this command cannot ask before calls of {tool.spec.name}"
-                raise UsageError(problem, "add -y to run functions in a file without asking")
-        return tools
-
-    def tool_record(self, tools: Tools) -> JsonDict:
-        """Names of functions and digests of the files that they are from, for a fingerprint; nothing without any."""
-        from cerebrum_cli.results.output_files import identify
-
-        parts = [tool.spec.name for tool in tools]
-        parts += filter(None, (identify(Path(source)) for source in self.tool))
-        return {"set of functions": ", ".join(parts)} if parts else {}

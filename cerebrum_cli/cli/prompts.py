@@ -160,7 +160,7 @@ def typed_prompt(app: App, prompt: str | None) -> str | None:
 
 def typed_schema(options: AskOptions, on_command_line: Names) -> str | None:
     """The schema, or the path of its file, which can be read. Raises UsageError."""
-    from cerebrum_cli.cli.generation import schema_text
+    from cerebrum_cli.cli.constraints import schema_text
 
     if options.schema is None or "schema" not in on_command_line:
         return None

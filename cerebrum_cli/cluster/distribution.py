@@ -15,6 +15,7 @@ from threading import Event
 from time import monotonic
 from typing import Any, cast
 
+from cerebrum_cli.cli.row_commands import Work
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, Records, WorkerReport, answer_blocks
 from cerebrum_cli.core import events
 from cerebrum_cli.core.errors import EndpointError, ModelFileError, ModelNotFound, NoServerError, UsageError
@@ -41,11 +42,6 @@ MAX_FRUITLESS = 3  # attempts at blocks none of which is answered
 START_S = 120.0  # besides the patience, in which Ray and a worker start
 
 
-# Rows by position, the number of samples of each, and what answers some of them on a node: a model, a mapping of rows
-# and a BlockResult give events.
-Work = tuple[Any, int, Callable[..., Events]]
-
-
 def distribute(
     source: ModelSource, work: Work, run: Results, address: str, workers: int | None, patience: float | None
 ) -> Distribution:
@@ -53,7 +49,6 @@ def distribute(
 
     Raises UsageError.
     """
-    rows, samples, answer_block = work
     model = source.model
     slots = slots_of(source)
     servers = source.servers
@@ -71,10 +66,10 @@ def distribute(
         settings=replace(settings, **in_directory(paths, Path.cwd())),
         servers=servers,
     )
-    job = NodeJob(identity, model.path, model.reference, portable, answer_block)
+    job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
     patience = START_S + (PATIENCE_S if patience is None else patience)
-    return Distribution(cluster, job, run, rows, slots // samples, patience)
+    return Distribution(cluster, job, run, work.rows, slots // work.samples, patience)
 
 
 def parse_cluster(text: str) -> str | int:

@@ -21,6 +21,11 @@ class Command(NamedTuple):
 
 
 class Extension(NamedTuple):
-    """The commands of a package, which its module `extension` describes without importing more."""
+    """What a package adds, which its module `extension` describes without importing more.
+
+    `row_options` is a subclass of `cli.row_commands.RowOptions`, as "MODULE:NAME": further options of commands that
+    answer rows, and where it answers them.
+    """
 
     commands: tuple[Command, ...] = ()
+    row_options: str = ""

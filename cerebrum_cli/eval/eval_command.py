@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
-from cerebrum_cli.cli.options import RowOptions, json_option
+from cerebrum_cli.cli.options import json_option
+from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options, source_fingerprint
 from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, flag, option, option_group, options_of, switch
+from cerebrum_cli.core.declaration import Option, flag, option, options_of, switch
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
@@ -46,7 +47,7 @@ LIMITED = "decide --limit beforehand: raising it until a result looks significan
 ALIKE = ("model", "task", "check", "set of functions")  # in the fingerprints of runs that take equally long
 
 
-@option_group
+@row_options
 class EvalOptions(RowOptions):
     preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME", values=presets)
     limit: int | None = option(
@@ -159,7 +160,7 @@ class PreparedEvaluation(NamedTuple):
 
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
-    from cerebrum_cli.cli.generation import read_grammar
+    from cerebrum_cli.cli.constraints import read_grammar
     from cerebrum_cli.eval.evaluate import Evaluation
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET
@@ -216,7 +217,6 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
 def fingerprint_of(
     app: App, task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions
 ) -> JsonDict:
-    from cerebrum_cli.cli.generation import source_fingerprint
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
     from cerebrum_cli.replies.source import generation_fingerprint
 
@@ -270,7 +270,6 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
     Its notes are for the report.
     """
-    from cerebrum_cli.cli.generation import resumable
     from cerebrum_cli.eval.stored_runs import require_run
     from cerebrum_cli.results.stored_results import open_results
 
@@ -294,16 +293,15 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
 
 def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options: EvalOptions) -> None:
     """Take the missing samples, and note how long they took, for the estimates of later runs."""
-    from cerebrum_cli.cli.generation import answer_missing
     from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
 
     evaluation = prepared.evaluation
     before = len(run.finished)
     start = time.monotonic()
     here = partial(evaluate, evaluation=evaluation, run=run)
-    block = range(evaluation.rows.size), 1, partial(evaluate_block, evaluation)
+    work = Work(range(evaluation.rows.size), 1, here, partial(evaluate_block, evaluation))
     try:
-        answer_missing(app, prepared.source, options, run, here, block)
+        answer_missing(app, prepared.source, options, run, work)
     finally:
         if samples := len(run.finished) - before:
             seconds = run.notes.get("seconds", 0.0) + time.monotonic() - start

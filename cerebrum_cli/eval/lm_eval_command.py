@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 BOS = "add_bos_token"
 KEYS = (*LOAD_KEYS, "think", "seed")  # settings that apply
-# Options of servers, clusters and grammars.
+# Options of servers and grammars.
 NEEDLESS = """
-endpoint served_model_name allow_http_key allow_different_models patience row_timeout ray ray_workers schema grammar
+endpoint served_model_name allow_http_key allow_different_models patience row_timeout schema grammar
 """
 ANSWER_RULES = 1  # by which reasoning is removed from replies: results in the cache depend on them
 
 
 @option_group
 class LmEvalOptions(ConcurrencyOptions):
-    """Options of `cerebrum lm-eval`, which scores given texts: no server and no cluster can."""
+    """Options of `cerebrum lm-eval`, which scores given texts: no server can."""
 
     without: ClassVar = NEEDLESS.split()
     preset: str | None = option(

@@ -40,7 +40,7 @@ from waiting import wait_until
 
 from cerebrum_cli.batch.parquet import parquet_table
 from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
-from cerebrum_cli.cli.generation import resumable
+from cerebrum_cli.cli.row_commands import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
 from cerebrum_cli.results.output_files import OutputPaths, output_paths
 from cerebrum_cli.results.results import StreamedResults

@@ -1,0 +1,5 @@
+"""The options with which commands answer rows on a Ray cluster."""
+
+from cerebrum_cli.core.extensions import Extension
+
+EXTENSION = Extension(row_options="cerebrum_cli.cluster.ray_options:RayOptions")
