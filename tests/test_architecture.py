@@ -108,7 +108,7 @@ DOORS: Mapping[str, Door] = {
         ("markers", "named_templates", "plain", "reply_text", "template", "template_sandbox", "thinking", "tool_calls"),
     ),
     "engine": Door(
-        65,
+        60,
         (
             "backend",
             "drafter",
