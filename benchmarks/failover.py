@@ -25,7 +25,7 @@ from typing import Any, Literal
 from harness import SCRIPT, Row, time_limit
 from server import HOST, LlamaServer, completion, send
 
-from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.row_store import read_objects
 
 TOKENS, SLOTS, CONTEXT = 8, 4, 256

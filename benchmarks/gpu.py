@@ -42,7 +42,7 @@ from mistral_shape import SHAPES, write_model
 from same_text import QUESTIONS
 from server import time_server
 
-from cerebrum_cli.batch.rows import InputRow, prompt_row
+from cerebrum_cli.batch.input_row import InputRow, prompt_row
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
@@ -50,8 +50,9 @@ from cerebrum_cli.engine.llama.devices import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import memory_needs
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
+from cerebrum_cli.engine.memory import ContextOptions, memory_needs
+from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.sequence import Request
 from cerebrum_cli.gguf.header import read_header
 
 PARTS = ("stream", "batch", "share", "memory")

@@ -36,7 +36,7 @@ from harness import SCRIPT, Row, argument_parser, in_subprocess, isolated_enviro
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.results.output_files import output_paths
+from cerebrum_cli.results.results import output_paths
 from cerebrum_cli.results.row_store import MAX_WAIT_S, read_objects
 from cerebrum_cli.servers.description import PROBE
 

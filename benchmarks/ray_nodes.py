@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from harness import SCRIPT, Row, alternate, argument_parser, record, run
 
-from cerebrum_cli.batch.rows import output_object
+from cerebrum_cli.batch.input_row import output_object
 from cerebrum_cli.cluster import distribution as ray_nodes
 from cerebrum_cli.results.row_store import read_objects
 

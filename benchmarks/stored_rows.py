@@ -22,9 +22,10 @@ from typing import Any
 from harness import Row, argument_parser, in_subprocess, record
 from large_batch import REPLY, row_ids, write_input
 
+from cerebrum_cli.batch.input_row import InputRow, output_object, result_rows
 from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
-from cerebrum_cli.batch.rows import InputRow, output_object, result_rows
-from cerebrum_cli.results.stored_results import StoredResults, open_results
+from cerebrum_cli.results.results import open_results
+from cerebrum_cli.results.stored_results import StoredResults
 
 ROWS = 1_000_000
 WINDOW = 4096  # rows that are answered together, and finish in any order

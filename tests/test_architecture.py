@@ -62,9 +62,9 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 }
 # Modules, or packages with all below them, that compute values: they touch no files, clocks or processes.
 PURE = (
-    *("answers", "batch.rows", "results.schema", "eval.comparison", "eval.estimates"),
+    *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
-    *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
+    *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
@@ -108,9 +108,10 @@ DOORS: Mapping[str, Door] = {
         ("markers", "named_templates", "plain", "reply_text", "template", "template_sandbox", "thinking", "tool_calls"),
     ),
     "engine": Door(
-        60,
+        75,
         (
             "backend",
+            "control",
             "drafter",
             "engine",
             "guidance",
@@ -122,7 +123,10 @@ DOORS: Mapping[str, Door] = {
             "machine",
             "memory",
             "memory_plan",
-            "requests",
+            "model_options",
+            "scheduler",
+            "scoring",
+            "sequence",
             "speed",
             "speed_file",
             "state_store",
@@ -184,7 +188,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "results": Door(
         42,
-        ("output_files", "results", "row_store", "schema", "stored_results", "vote_objects"),
+        ("results", "rows"),
     ),
     "chat": Door(
         15,
@@ -192,7 +196,7 @@ DOORS: Mapping[str, Door] = {
     ),
     "batch": Door(
         17,
-        ("answering", "json_rows", "parquet", "readers", "rows"),
+        ("answering", "readers"),
     ),
     "terminal": Door(
         60,

@@ -1,1 +1,4 @@
-"""Rows in files: the readers of input formats, and the objects of an answer file."""
+"""Batches: questions in files, how they are answered, and the objects and tables of their answers.
+
+Public modules: `answering` and `readers`.
+"""

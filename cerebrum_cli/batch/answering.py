@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.batch.rows import REASONING_CLOSED_AT, InputRow, RowError, RowId, Rows, output_object
+from cerebrum_cli.batch.input_row import REFUSED, InputRow, Rows, row_object
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
-from cerebrum_cli.core.events import Events, NoticeEvent, RefusedEvent
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.row_fields import RowError, RowId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
@@ -22,18 +23,14 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import generation_fingerprint
 from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
-from cerebrum_cli.results.results import Results
-from cerebrum_cli.results.vote_objects import votes_object
+from cerebrum_cli.results.rows import Results
 
-TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
-REFUSED = "invalid_request"
 MAX_IDS = 100_000  # to compare with those of later rows
 MAX_NOTICE = 400  # characters
-INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 
 
 @frozen
@@ -185,62 +182,6 @@ def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) ->
     if request.settings.reasoning_limit is None and request.settings.seed is None:
         position, _ = row.key
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
-
-
-def row_object(event: Outcome, larger_context: str) -> JsonDict:
-    """The output object of a row that is finished."""
-    _, row = event.row.key
-    outcome, request = event.result, event.row.request
-    if isinstance(outcome, MajorityVote):
-        reply = outcome.reply or outcome.refusals[0]
-    else:
-        reply = outcome
-    if isinstance(reply, RefusedEvent):
-        return refused_object(row, reply)
-    assert isinstance(request, Ask)
-    values = {**reply_values(reply, request), "final_answer": reply.final_answer}
-    if isinstance(outcome, MajorityVote):
-        values["final_answer"] = outcome.final_answer
-        values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
-        values["votes"] = votes_object(outcome)
-    elif request.grammar and request.grammar.is_schema:
-        values["final_answer"] = None
-    if request.grammar:
-        values["error"] = incomplete_error(reply, larger_context, request.grammar)
-    if request.tools or reply.calls:
-        values["calls"] = [asdict(call) for call in reply.calls]
-    return output_object(row, reply.finish.origin, **values)
-
-
-def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
-    error = refused.error
-    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
-    message = f"{error.message}: {error.hint}" if error.hint else error.message
-    return output_object(row, refused.origin, error=asdict(row.error or RowError(kind, message)))
-
-
-def reply_values(reply: Reply, request: Ask) -> JsonDict:
-    """The values of a reply, whose first tokens may be of an earlier run."""
-    continued = len(request.prefix_tokens)
-    values = {
-        "text": reply.text,
-        "finish_reason": reply.finish.reason,
-        "prompt_tokens": reply.finish.prompt_tokens - continued or None,
-        "completion_tokens": continued + reply.total_tokens,
-        "seed": None if continued else reply.finish.seed,
-        "reasoning": reply.reasoning,
-    }
-    if request.settings.reasoning_limit is not None:
-        values[REASONING_CLOSED_AT] = reply.reasoning_closed_at
-    return values
-
-
-def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
-    """Why a reply does not match the grammar, if it does not."""
-    notice = reply_notice(reply, larger_context, grammar)
-    if notice is None:
-        return None
-    return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))
 
 
 def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> JsonDict:

@@ -8,23 +8,21 @@ field has no other meaning.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from math import isfinite, isnan
 from typing import Any
 
-from cerebrum_cli.batch.rows import InputRow, InvalidRow, RowId, Template, invalid_row, require_prompt
+from cerebrum_cli.batch.input_row import InputRow, invalid_row, require_prompt
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import InvalidValue
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.row_fields import ID_KEYS, InvalidRow, RowId, Template, own_id, parse_line
 from cerebrum_cli.core.settings import GENERATION_KEYS, OPTIONS, SourcedLayer
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.results.schema import to_json
 
-ID_KEYS = ("custom_id", "id")  # the first with a value is the row's id
 PROMPT_KEYS = ("prompt", "messages", "body")  # one of them is in a row, unless a template names others
 _OBJECTS = ("chat_template_kwargs", "response_format", "structured_outputs")  # their keys count as those of the request
 # Names of settings, those of other programs among them; later ones win.
@@ -134,51 +132,12 @@ def read_json_row(number: int, line: str, template: Template | None) -> InputRow
         return invalid_row(number, id, prompt, InvalidRow("nested too deeply", "invalid_json"), line)
 
 
-def parse_line(line: str) -> Any:
-    """The value of a line. NaN, a missing value, is null; a number that is not finite is text. Raises InvalidRow."""
-    try:
-        return json.loads(line, parse_float=_number, parse_int=_integer, parse_constant=_number)
-    except json.JSONDecodeError as error:
-        raise InvalidRow(f"not JSON: {error.msg} (character {error.pos + 1})", "invalid_json") from error
-    except RecursionError as error:
-        raise InvalidRow(f"not JSON: {error}", "invalid_json") from error
-
-
-def _number(text: str) -> float | str | None:
-    value = float(text)
-    if isnan(value):
-        return None
-    return value if isfinite(value) else text
-
-
-def _integer(digits: str) -> int | str:
-    try:
-        return int(digits)
-    except ValueError:  # Python converts up to 4,300 digits
-        return digits
-
-
 def _object(item: Any, line: str) -> JsonDict:
     if "\\u" in line:  # which may be half of a surrogate pair
         item = json.loads(well_formed(json.dumps(item, ensure_ascii=False)))
     if not isinstance(item, dict):
         raise InvalidRow('a row must be an object like {"prompt": "..."}')
     return item
-
-
-def own_id(item: JsonObject, number: int, keys: Sequence[str] = ID_KEYS) -> RowId:
-    """A row's own id, or else its number: text, or an integer, which pandas may write as 5.0. Raises InvalidRow."""
-    for key in keys:
-        value = item.get(key)
-        if value in (None, ""):
-            continue
-        if isinstance(value, str):
-            return well_formed(value)
-        if type(value) in (int, float) and value % 1 == 0:
-            return int(value)
-        problem = f"invalid `{key}`: {value!r}; it must be text or an integer"
-        raise InvalidRow(problem, id=to_json(value))
-    return number
 
 
 def _request(item: JsonDict) -> JsonDict:

@@ -10,12 +10,12 @@ from os import SEEK_END
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+from cerebrum_cli.batch.input_row import INPUT, OUTPUT_KEYS
 from cerebrum_cli.batch.json_rows import KNOWN
-from cerebrum_cli.batch.rows import INPUT, OUTPUT_KEYS
-from cerebrum_cli.core.errors import DAMAGE, CerebrumError, UsageError
-from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.errors import DAMAGE, UsageError
+from cerebrum_cli.core.json_types import JsonObject, to_json
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.results.schema import Table, to_json
+from cerebrum_cli.results.rows import Table
 
 ROWS = 4096  # of a row group that is written
 READ_ROWS = 16  # in memory at a time: a repeated value takes only a few bits in the file
@@ -37,15 +37,14 @@ def json_lines(
     file: BinaryIO,
     name: str,
     fields: Collection[str] = (),
-    error_type: type[CerebrumError] = UsageError,
-    hint: str = "check the file, or write its values as text",
+    hint: str = "",
 ) -> Iterator[bytes]:
     """Yield the rows of an open file as lines of JSON, without missing values.
 
     If a column is named in `fields`, only such columns and those in KNOWN are read. A text that is not UTF-8 makes its
-    line invalid. Raises the type of errors, with the hint, for a damaged or huge file.
+    line invalid. Raises UsageError, with the hint for a damaged or huge file.
     """
-    pyarrow, parquet = _import_pyarrow(error_type)
+    pyarrow, parquet = _import_pyarrow()
     left = max(MAX_BYTES, EXPANSION * file.seek(0, SEEK_END))
     try:
         source = parquet.ParquetFile(file, pre_buffer=False, buffer_size=1 << 16)
@@ -64,7 +63,7 @@ def json_lines(
                 yield line
     except (pyarrow.ArrowException, OSError, *DAMAGE) as error:
         reason = str(error).partition("\n")[0]
-        raise error_type(f"cannot read {name}: {reason}", hint) from error
+        raise UsageError(f"cannot read {name}: {reason}", hint) from error
 
 
 def _chosen(names: Sequence[str], fields: Collection[str]) -> Sequence[str]:
@@ -93,7 +92,7 @@ def _line(columns: Sequence[str], cells: Iterable[Any]) -> bytes:
 
 def parquet_table() -> Table:
     """Encoder of the objects of rows: numbers of tokens and seeds are integers, all else is text, or JSON as text."""
-    pyarrow, parquet = _import_pyarrow(UsageError)
+    pyarrow, parquet = _import_pyarrow()
 
     def encode(objects: Iterable[JsonObject]) -> Iterator[bytes]:
         keys = (*OUTPUT_KEYS, INPUT)
@@ -114,10 +113,10 @@ def _cell(key: str, value: Any) -> Any:
     return value if value is None or key in INTEGERS or isinstance(value, str) else to_json(value)
 
 
-def _import_pyarrow(error_type: type[CerebrumError]) -> tuple[Any, Any]:
+def _import_pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise error_type(f"Parquet files need pyarrow: {error}", pip_install('"cerebrum-cli[eval]"')) from error
+        raise UsageError(f"Parquet files need pyarrow: {error}", pip_install('"cerebrum-cli[eval]"')) from error
     return pyarrow, parquet

@@ -232,7 +232,7 @@ class AnswerPrinter:
             self._require_winner(vote.tally, reply)
 
     def _print_vote(self, vote: MajorityVote, reply: Reply) -> None:
-        from cerebrum_cli.results.vote_objects import votes_object
+        from cerebrum_cli.results.rows import votes_object
 
         options, streams = self.options, self.streams
         if options.streams_answer:

@@ -23,11 +23,9 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.results import Results
-    from cerebrum_cli.results.schema import Table
+    from cerebrum_cli.results.rows import Results
 
 STANDARD = Path("-")  # standard input or output
-TAB_NAMES = {"tab": "\t", r"\t": "\t"}
 
 
 @row_options
@@ -77,9 +75,8 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import chunks, detect_shape, open_input, read_rows, spool_input
-    from cerebrum_cli.results.output_files import output_paths, table_type
-    from cerebrum_cli.results.schema import DELIMITERS
+    from cerebrum_cli.batch.readers import open_rows
+    from cerebrum_cli.results.results import output_paths
 
     if output is None:
         raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
@@ -88,21 +85,17 @@ def batch(
     source = Path(input_file)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    is_delimited = table_type(output) in DELIMITERS
-    if source != STANDARD:
-        opened = open_input(source, options.template, options.include_input)
-    elif app.streams.piped is not None:
-        opened = spool_input(chunks(app.streams.piped), "standard input")
-    else:
-        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    with closing(opened) as file:
-        shape = detect_shape(source, options.input_format, file.head)
-        includes_input = options.include_input or (is_delimited and shape in DELIMITERS)
-        options = replace(options, input_format=shape, include_input=includes_input)
-        delimiter = TAB_NAMES.get(options.delimiter or "", options.delimiter)
-        if delimiter is not None and len(delimiter) != 1:
-            raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
-        rows = read_rows(file, shape, options.template, options.include_input, saved, delimiter)
+    rows = open_rows(
+        source,
+        app.streams.piped,
+        output,
+        template=options.template,
+        input_format=options.input_format,
+        delimiter=options.delimiter,
+        include_input=options.include_input,
+        saved=saved,
+    )
+    with closing(rows):
         without_answer = answer_input(app, rows, output, overrides, options, saved)
     if without_answer:
         raise typer.Exit(SOME_FAILED)
@@ -138,8 +131,8 @@ def answer_input(
         modes=modes,
         tools=tools,
     )
-    record: JsonDict = {"input format": options.input_format, "template": options.template}
-    if options.include_input:
+    record: JsonDict = {"input format": rows.form.shape, "template": options.template}
+    if rows.includes_input:
         record["include input"] = True
     if saved and saved.prompt:
         record["prompt"] = saved.prompt
@@ -177,21 +170,10 @@ def results_of(
     rows: IndexedRows,
     options: BatchCommandOptions,
 ) -> Results:
-    from cerebrum_cli.batch.rows import result_rows
-    from cerebrum_cli.results.output_files import PARQUET, table_type
-    from cerebrum_cli.results.results import StreamedResults
-    from cerebrum_cli.results.schema import DELIMITERS, table_lines
-    from cerebrum_cli.results.stored_results import open_results
+    from cerebrum_cli.results.results import open_results
+    from cerebrum_cli.results.rows import StreamedResults
 
-    table: Table | None = None
-    name = table_type(output)
-    if name == PARQUET:
-        from cerebrum_cli.batch.parquet import parquet_table
-
-        table = parquet_table()
-    elif name:
-        table = partial(table_lines, DELIMITERS[name][0], rows.form.header)
-    described = result_rows(rows, rows.sha256, rows.form.unit, table)
+    described = rows.for_output(output)
     if output != STANDARD:
         return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
     if options.place_flag:

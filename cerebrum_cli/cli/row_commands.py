@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.json_types import JsonDict
     from cerebrum_cli.replies.loaded_model import LoadedModel
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.results import Results
+    from cerebrum_cli.results.rows import Results
 
 T = TypeVar("T", bound="RowOptions")
 Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels them
@@ -54,11 +54,10 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
         """What answers the rows that are missing in the results: here or on servers."""
         from cerebrum_cli.replies.interface import open_many
-        from cerebrum_cli.results.results import noting_origins
 
         loaded = open_many(source, results.missing_count * work.samples, results.servers)
         with loaded, name_grammar_in_errors(self):
-            yield noting_origins(work.answer(loaded), results, loaded), loaded.cancel
+            yield results.noting_origins(work.answer(loaded), loaded), loaded.cancel
 
     def find_tools(self) -> Tools:
         """The functions that the model may call without confirmation. Raises UsageError."""
@@ -78,10 +77,10 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
 
     def tool_record(self, tools: Tools) -> JsonDict:
         """Names of functions and digests of the files that they are from, for a fingerprint; nothing without any."""
-        from cerebrum_cli.results.output_files import identify
+        from cerebrum_cli.core.files import file_sha256
 
         parts = [tool.spec.name for tool in tools]
-        parts += filter(None, (identify(Path(source)) for source in self.tool))
+        parts += filter(None, (file_sha256(Path(source)) for source in self.tool))
         return {"set of functions": ", ".join(parts)} if parts else {}
 
 

@@ -29,8 +29,7 @@ from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_many
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
-from cerebrum_cli.results.results import SERVERS, Results
-from cerebrum_cli.results.schema import FinishedRows
+from cerebrum_cli.results.rows import SERVERS, FinishedRows, Results
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")

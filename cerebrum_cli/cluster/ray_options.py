@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.installation import Servers
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.results import Results
+    from cerebrum_cli.results.rows import Results
 
 
 @option_group

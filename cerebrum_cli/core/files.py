@@ -61,6 +61,17 @@ def cache_json(path: Path, value: Any) -> None:
         atomic_write(path, json.dumps(value).encode())
 
 
+def file_sha256(path: Path) -> str | None:
+    """The SHA-256 of a file; None if it does not exist."""
+    from hashlib import file_digest
+
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
 def read_beginning(path: Path, limit: int) -> bytes:
     """Read a file, or one byte more than the limit of a larger one."""
     with path.open("rb") as file:

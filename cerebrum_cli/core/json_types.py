@@ -1,11 +1,14 @@
-"""Types of JSON objects and TOML tables, writable or read-only, and dataclasses built from them."""
+"""Types of JSON objects and TOML tables, writable or read-only, their texts, and dataclasses built from them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from cerebrum_cli.core.text import well_formed
 
 JsonDict: TypeAlias = dict[str, Any]
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -14,6 +17,12 @@ T = TypeVar("T")
 MAX_NUMBER = 2**63
 
 _hints_of: Callable[[type], JsonDict] = cache(get_type_hints)  # types by the names of fields
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Encode a value as JSON that is valid UTF-8."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return text if text.isascii() else well_formed(text)
 
 
 def from_json(kind: type[T], values: JsonObject) -> T:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.sources import LoadedTask
     from cerebrum_cli.eval.stored_runs import Run
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.results.stored_results import StoredResults
+    from cerebrum_cli.results.rows import Results
     from cerebrum_cli.terminal.streams import Streams
 
 SETTINGS = settings_options(
@@ -102,14 +102,13 @@ def evaluate_model(
     from cerebrum_cli.eval.runs_command import print_run
     from cerebrum_cli.eval.stored_runs import RunStore
     from cerebrum_cli.eval.tasks import HARNESS_TASKS
-    from cerebrum_cli.results.output_files import output_paths
-    from cerebrum_cli.results.schema import DELIMITERS
+    from cerebrum_cli.results.results import output_paths
 
     if output:
         if output == Path("-"):
             raise UsageError("a run cannot be written to standard output", "omit -o; use --json to print the report")
         output_paths(output, Path(source))
-        if output.suffix.lower().removeprefix(".") in DELIMITERS:
+        if output.suffix.lower() in (".csv", ".tsv"):
             raise UsageError(f"{output}: a run is not a table, but JSON Lines", "name it .jsonl")
     if source in HARNESS_TASKS:
         run_in_harness(app, source, overrides, options, output)
@@ -271,7 +270,7 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     Its notes are for the report.
     """
     from cerebrum_cli.eval.stored_runs import require_run
-    from cerebrum_cli.results.stored_results import open_results
+    from cerebrum_cli.results.results import open_results
 
     task, evaluation, source, fingerprint = prepared
     rows = evaluation.rows
@@ -291,15 +290,16 @@ def take_samples(app: App, prepared: PreparedEvaluation, path: Path, options: Ev
     return require_run(path)
 
 
-def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options: EvalOptions) -> None:
+def generate(app: App, prepared: PreparedEvaluation, run: Results, options: EvalOptions) -> None:
     """Take the missing samples, and note how long they took, for the estimates of later runs."""
-    from cerebrum_cli.eval.evaluate import evaluate, evaluate_block
+    from cerebrum_cli.eval.evaluate import evaluate
 
     evaluation = prepared.evaluation
     before = len(run.finished)
     start = time.monotonic()
-    here = partial(evaluate, evaluation=evaluation, run=run)
-    work = Work(range(evaluation.rows.size), 1, here, partial(evaluate_block, evaluation))
+    answer_block = partial(evaluate, evaluation)
+    here = partial(answer_block, missing=run.missing, results=run)
+    work = Work(range(evaluation.rows.size), 1, here, answer_block)
     try:
         answer_missing(app, prepared.source, options, run, work)
     finally:
@@ -313,13 +313,13 @@ def generate(app: App, prepared: PreparedEvaluation, run: StoredResults, options
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
-    from cerebrum_cli.engine.requests import ContextOptions
+    from cerebrum_cli.engine.memory import SINGLE
     from cerebrum_cli.eval.stored_runs import samples_to_keep
     from cerebrum_cli.replies.interface import open_source
 
     evaluation = prepared.evaluation
     first = evaluation.questions[0]
-    with open_source(replace(prepared.source, context=ContextOptions(), vocabulary_only=True)) as loaded:
+    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
         asked = evaluation.ask(first, evaluation.settings)
         prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
     samples = missing = evaluation.rows.size
@@ -354,8 +354,8 @@ def seconds_per_sample(app: App, prepared: PreparedEvaluation) -> float | None:
     from cerebrum_cli.eval.stored_runs import RunStore
 
     for run in reversed([*RunStore.of(app)]):
-        notes = run.record.notes
-        is_alike = all(run.record.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
+        notes = run.notes
+        is_alike = all(run.fingerprint.get(key) == prepared.fingerprint.get(key) for key in ALIKE)
         if is_alike and notes.get("timed_samples"):
             seconds: float = notes["seconds"] / notes["timed_samples"]
             return seconds

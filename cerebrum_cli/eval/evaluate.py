@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,10 +35,7 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.results import Results
-from cerebrum_cli.results.schema import FAILED, FINISHED, ResultRows
-from cerebrum_cli.results.stored_results import all_finished
-from cerebrum_cli.results.vote_objects import program_object
+from cerebrum_cli.results.rows import FAILED, FINISHED, ResultRows, Results, program_object
 
 POLL_S = 0.2  # a signal does not end a wait
 
@@ -100,12 +97,11 @@ class Evaluation:
         """The seed of a sample, the same for every model; that of the next sample follows it."""
         return sample_seed(self.settings.seed or 0, question.index, sample)
 
-    def missing_rows(self, finished: Collection[int]) -> Iterator[Row]:
+    def rows_to_ask(self, missing: Iterable[int]) -> Iterator[Row]:
         """The rows to ask for missing samples, each by a question's position and the first of samples without a gap."""
-        for position, question in enumerate(self.questions):
-            start = position * self.samples
-            missing = [sample for sample in range(self.samples) if start + sample not in finished]
-            for first, count in neighbors(missing):
+        for position, of_question in groupby(missing, lambda sample: sample // self.samples):
+            question = self.questions[position]
+            for first, count in neighbors([sample % self.samples for sample in of_question]):
                 settings = replace(self.settings, seed=self.seed(question, first))
                 yield Row((position, first), self.ask(question, settings, count), checks=self.checks)
 
@@ -200,8 +196,8 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Events:
-    """Take the missing samples; yield all events, and an EvalProgress whenever a sample is finished.
+def evaluate(evaluation: Evaluation, model: LoadedModel, missing: Iterable[int], results: Results) -> Events:
+    """Take missing samples, by their positions; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
@@ -209,9 +205,9 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Events
     scope = model.engine.cancel_scope
     yield from model.load()
     model.check_settings(evaluation.settings)
-    rows = list(evaluation.missing_rows(run.finished))
+    rows = list(evaluation.rows_to_ask(missing))
     with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
-        writer = SampleWriter(evaluation, run, scorer)
+        writer = SampleWriter(evaluation, results, scorer)
         yield writer.score.event
         for event in run_rows(model, rows, scope, sorts=False):  # the score so far is that of a random sample
             if isinstance(event, Outcome):
@@ -221,10 +217,3 @@ def evaluate(model: LoadedModel, evaluation: Evaluation, run: Results) -> Events
             yield from writer.write_scored()
         while scorer.is_running and not scope.is_set():
             yield from writer.write_scored(POLL_S)
-
-
-def evaluate_block(evaluation: Evaluation, model: LoadedModel, block: Iterable[int], results: Results) -> Events:
-    results.finished = all_finished(evaluation.rows)
-    for position in block:
-        results.finished[position] = 0
-    return evaluate(model, evaluation, results)

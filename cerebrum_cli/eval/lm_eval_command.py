@@ -119,7 +119,7 @@ lm_eval = composed(evaluate_harness_tasks)  # the command; `cerebrum eval` calls
 
 
 def require_usable(overrides: Layer, options: LmEvalOptions) -> None:
-    from cerebrum_cli.results.output_files import output_paths
+    from cerebrum_cli.results.results import output_paths
 
     output = options.output
     if find_spec("lm_eval") is None:
@@ -191,7 +191,7 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
     With `scores_raw`, texts to score have no prompt format.
     """
-    from cerebrum_cli.engine.requests import ContextOptions
+    from cerebrum_cli.engine.memory import ContextOptions
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.replies.source import AUTO_PARALLEL
 

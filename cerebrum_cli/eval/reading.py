@@ -15,11 +15,10 @@ from math import isfinite
 from string import ascii_uppercase as LETTERS
 from typing import Any, NamedTuple
 
-from cerebrum_cli.batch.json_rows import own_id, parse_line
-from cerebrum_cli.batch.rows import InvalidRow, Template
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.row_fields import InvalidRow, Template, own_id, parse_line
 from cerebrum_cli.core.text import Texts, truncate, well_formed
 from cerebrum_cli.eval.questions import Question, QuestionId, Questions
 

@@ -47,12 +47,12 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     questions = format_count(report.n, "question")
     samples = format_count(report.samples, "sample")
     title = f"{report.task}: {report.model}, {questions}, {samples} each, {sampling_text(run.sampling)}"
-    if not run.is_complete:
+    if not run.saved.is_complete:
         title += "; the run is not complete"
     print_title(streams, title)
     rows = [(label, f"{found.value:.3f}", bounds(found.interval)) for label, found in labeled_estimates(report)]
     rows += [(label, value, "") for label, value in labeled_values(report)]
-    if bad_rows := run.record.notes.get("bad_rows"):
+    if bad_rows := run.notes.get("bad_rows"):
         rows.append(("invalid rows", str(bad_rows), ""))
     if skipped:
         rows.append(("samples skipped", str(skipped), ""))
@@ -65,7 +65,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
 
 def facts_of(run: Run) -> Fields:
     """What the record of a run has of FACTS, on a line each."""
-    record = {**run.record.fingerprint, **run.record.notes}
+    record = {**run.fingerprint, **run.notes}
     return {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
 
 

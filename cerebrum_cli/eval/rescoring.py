@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
+from cerebrum_cli.core.differences import Differences, describe_differences, differing_values
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.files import commit_file, unfinished_file
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
 from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
 from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
-from cerebrum_cli.eval.stored_runs import AGAIN, Run, require_run, writing
-from cerebrum_cli.results.output_files import (
-    MADE_BY,
-    Differences,
-    differing_values,
-    record_differences,
-    shown_values,
-    write_record,
-    write_result,
-)
-from cerebrum_cli.results.schema import to_json_line
+from cerebrum_cli.eval.stored_runs import Run, require_run
 
+MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs
 # What is not named as a difference: keys of the versions and of the questions.
 NOT_NAMED = (*MADE_BY, SCORING_RULES, "task", "dataset")
 QUESTION_FILE = "question file"
@@ -60,35 +50,13 @@ def rescored(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
 def save_scores(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
     """Score the samples of a run again, and store the scores. Raises BatchError if it is being written.
 
-    The record names no rules until its file is replaced: a process that dies in between leaves all the old scores or
-    all the new ones, and a run that must be scored again before it is extended.
+    Until all are stored, the record names no rules, and the run must be scored again before it is extended.
     """
-    with writing(run) as store:
+    with run.saved.locked() as store:
         run = require_run(run.path)
         new, changed = rescored(run, run_code)
-        objects = map(sample_object, new)
-        result = run.record.result
-        write_rules(run, None, result)
-        if run.is_complete:
-            result = replace_output(run.paths.output, objects)
-        else:
-            store.update(objects)
-        write_rules(run, rules_of(run.match), result)
+        run.saved.rewrite(store, map(sample_object, new), SCORING_RULES, rules_of(run.match))
         return new, changed
-
-
-def write_rules(run: Run, rules: str | None, result: str | None) -> None:
-    """Record the rules that scored a run, and the new identity of its file."""
-    fingerprint = {**run.record.fingerprint, SCORING_RULES: rules}
-    record = replace(run.record, fingerprint=fingerprint, result=result)
-    write_record(run.paths, record, AGAIN)
-
-
-def replace_output(path: Path, objects: Iterable[JsonObject]) -> str:
-    with unfinished_file(path, 0o666) as part:
-        result = write_result(part.file, (f"{to_json_line(object)}\n".encode() for object in objects))
-        commit_file(part, path)
-    return result
 
 
 def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:
@@ -96,7 +64,7 @@ def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:
 
     Raises UsageError if they ask different questions, or none is finished in both.
     """
-    if before.record.fingerprint.get(QUESTION_FILE) != after.record.fingerprint.get(QUESTION_FILE):
+    if before.fingerprint.get(QUESTION_FILE) != after.fingerprint.get(QUESTION_FILE):
         raise UsageError(
             f"{before.name} and {after.name} cannot be compared: their questions differ",
             "evaluate the same task or the same file",
@@ -120,19 +88,15 @@ def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionRe
 
 def differences(before: Run, after: Run) -> Differences:
     """Differences of two runs besides models and versions: names and both values."""
-    found = record_differences(before.record, after.record)
-    found |= differing_values(before.sizes, after.sizes)
+    found = before.saved.differences(after.saved)
     left_out = {*NOT_NAMED}
     if "model" in found:
         left_out |= {"model", "model file"}
-    for key in left_out:
-        found.pop(key, None)
-    return found
+    return {key: values for key, values in found.items() if key not in left_out}
 
 
-def describe_differences(differing: Differences) -> str:
-    clauses = [f"{key}{shown_values(first, ' and', second)}" for key, (first, second) in differing.items()]
-    return enumeration(clauses)
+def list_differences(differing: Differences) -> str:
+    return enumeration(describe_differences(differing, " and"))
 
 
 def version_differences(before: Run, after: Run) -> Differences:
@@ -140,8 +104,8 @@ def version_differences(before: Run, after: Run) -> Differences:
 
 
 def _versions(run: Run) -> JsonDict:
-    versions = {key: run.record.fingerprint.get(key) for key in MADE_BY}
-    servers = run.record.notes.get("servers")
+    versions = {key: run.fingerprint.get(key) for key in MADE_BY}
+    servers = run.notes.get("servers")
     if servers:
         versions["llama.cpp"] = ", ".join(f"{server['kind']} {server['build']}" for server in servers)
     return versions

@@ -70,8 +70,8 @@ def list_runs(app: App, _: QuietOptions, json: JsonArray = False) -> None:
                 "samples": run.samples_per_question,
                 "accuracy": accuracy and accuracy.value,
                 "interval": accuracy and list(accuracy.interval),
-                "complete": run.is_complete,
-                "updated": format_utc(run.changed_at),
+                "complete": run.saved.is_complete,
+                "updated": format_utc(run.saved.changed_at),
             }
         )
         outdated += [run.name] if run.outdated else []
@@ -105,14 +105,14 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.stored_runs import report_of
-    from cerebrum_cli.results.results import CONDITIONS
+    from cerebrum_cli.results.rows import CONDITIONS
 
     streams = app.streams
     skipped = sum(sample.is_skipped for sample in samples)
     if skipped == len(samples):
         reason = samples[0].text if samples else "none has finished"
         raise UsageError(f"no sample of {run.name} counts: {reason}", "run cerebrum eval again with other settings")
-    notes = run.record.notes
+    notes = run.notes
     report = report_of(run, samples)
     if plot:  # first: a report is not followed by an error
         from cerebrum_cli.eval.plot import plot_report
@@ -122,14 +122,14 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     if json:
         more = {
             "skipped": skipped,
-            "complete": run.is_complete,
+            "complete": run.saved.is_complete,
             "bad_rows": notes.get("bad_rows", 0),
             "sampling": run.sampling,
             "scoring": run.scored_by,
             "quantization": notes.get("quantization"),
             "all_questions": notes.get("all questions"),
             "date": notes.get("date"),
-            "fingerprint": run.record.fingerprint,
+            "fingerprint": run.fingerprint,
             CONDITIONS: notes.get(CONDITIONS, []),
         }
         streams.answer_object({**report_object(report), **more})
@@ -143,10 +143,10 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
 
 def run_remarks(run: Run) -> Iterator[str]:
     from cerebrum_cli.eval.scorers import comparison_of
-    from cerebrum_cli.results.results import CONDITIONS
+    from cerebrum_cli.results.rows import CONDITIONS
 
-    yield from run.record.notes.get("remarks", ())
-    for record in run.record.notes.get(CONDITIONS, ()):
+    yield from run.notes.get("remarks", ())
+    for record in run.notes.get(CONDITIONS, ()):
         yield ", ".join(f"{key} {value}" for key, value in record.items())
     if run.match == "math":
         yield comparison_of(run.scored_by)
@@ -161,7 +161,7 @@ def compare(
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""
     from cerebrum_cli.eval.comparison import conclusion
-    from cerebrum_cli.eval.rescoring import compare_runs, describe_differences, differences, version_differences
+    from cerebrum_cli.eval.rescoring import compare_runs, differences, list_differences, version_differences
     from cerebrum_cli.eval.stored_runs import RunStore
 
     store = RunStore.of(app)
@@ -169,14 +169,14 @@ def compare(
     require_same_rules(runs, (before, after))
     comparison, notes = compare_runs(*runs)
     differing = differences(*runs)
-    if versions := describe_differences(version_differences(*runs)):
+    if versions := list_differences(version_differences(*runs)):
         notes.insert(0, f"the runs were made with different versions: {versions}")
     for note in notes:
         app.streams.note(note)
     if json:
         app.streams.answer_object({**asdict(comparison), "differences": differing})
         return
-    print_comparison(app.streams, comparison, *runs, describe_differences(differing))
+    print_comparison(app.streams, comparison, *runs, list_differences(differing))
     text = strip_controls(conclusion(comparison, *(run.name for run in runs)))
     app.streams.answer(f"\n{app.streams.wrapped(text)}\n")
 
@@ -195,8 +195,7 @@ def rm(app: App, run: Name, _: QuietOptions, yes: Yes = False) -> None:
     """Delete a run and its files."""
     from cerebrum_cli.eval.stored_runs import RunStore
 
-    store = RunStore.of(app)
-    stored = store.find(run)
+    stored = RunStore.of(app).find(run)
     require_agreement(app, f"Delete the run {stored.name}?", stored.name, yes)
-    store.delete(stored)
+    stored.saved.delete()
     app.streams.report(f"deleted {stored.name}")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 from cerebrum_cli.batch.readers import open_input
-from cerebrum_cli.batch.rows import Template, parse_template
 from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.core.text import Texts, did_you_mean, format_count
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Questions
@@ -188,7 +187,7 @@ def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, 
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
     digest = sha256(b"".join(files.values())).hexdigest()
-    return b"".join(_json_lines(task, files)), digest, origin
+    return b"\n".join(_json_lines(task, files)), digest, origin
 
 
 def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
@@ -202,16 +201,15 @@ def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
     return contents
 
 
-def _json_lines(task: Task, files: Mapping[CachedFile, bytes]) -> Iterator[bytes]:
-    """Yield the contents of files, which may be Parquet, as lines of JSON."""
-    if not task.file.endswith(".parquet"):
-        yield from files.values()
-        return
-    from cerebrum_cli.batch.parquet import json_lines
-
-    for file, data in files.items():
+def _json_lines(task: Task, files: Iterable[CachedFile]) -> Iterator[bytes]:
+    """Yield the rows of files, which may be Parquet, as lines of JSON."""
+    for file in files:
         name = f"{task.repo_id}/{file.name}"
-        yield from json_lines(BytesIO(data), name, (), PullError, "report it to the dataset's owner")
+        try:
+            with closing(open_input(file.path, name=name, hint="report it to the dataset's owner")) as rows:
+                yield from rows.lines(0)
+        except UsageError as error:
+            raise PullError(error.message, error.hint) from error
 
 
 def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import DAMAGE, BatchError, UsageError
-from cerebrum_cli.core.files import exists, remove, remove_abandoned, translate_os_errors
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
@@ -24,18 +23,7 @@ from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, pars
 from cerebrum_cli.eval.report import Report, Samples, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.results.output_files import (
-    BatchRecord,
-    OutputPaths,
-    decide,
-    describe_difference,
-    identify,
-    normalize,
-    output_paths,
-    paths_of,
-    read_record,
-)
-from cerebrum_cli.results.row_store import RowStore, has_rows, read_objects
+from cerebrum_cli.results.results import SavedResult, keeps_rows, paths_of, read_saved
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.installation import Installation
@@ -43,7 +31,6 @@ if TYPE_CHECKING:
 
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
 SUFFIX = ".jsonl"
-AGAIN = ", then run it again"
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
 _MAX_NAME = 200  # bytes; file systems have 255, of which suffixes take some
 _REQUIRED = {"task", "model", "match"}  # keys of a run's fingerprint
@@ -55,8 +42,7 @@ class Run:
 
     name: str
     path: Path
-    paths: OutputPaths
-    record: BatchRecord
+    saved: SavedResult
     task: str
     model: str
     match: Match
@@ -76,42 +62,31 @@ class Run:
         return f"score it again: cerebrum runs show {quote(reference)} --rescore --save{code}"
 
     @property
-    def sizes(self) -> JsonDict:
-        return {f"number of {key}": value for key, value in self.record.extent.items()}
+    def fingerprint(self) -> JsonObject:
+        return self.saved.record.fingerprint
+
+    @property
+    def notes(self) -> JsonObject:
+        return self.saved.record.notes
 
     @property
     def sampling(self) -> JsonDict:
         recorded = {}
         for key in SAMPLERS:
-            value = self.record.fingerprint.get(key.replace("_", " "))
+            value = self.fingerprint.get(key.replace("_", " "))
             if value is not None:
                 recorded[key] = value
         sampling = samplers_in_effect(recorded)
-        think = self.record.fingerprint.get("think")
+        think = self.fingerprint.get("think")
         if think:
             sampling["think"] = think
         return sampling
 
-    @property
-    def changed_at(self) -> float:
-        files = (self.paths.output, self.paths.partial)
-        return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the file is the whole run: a new one takes its place only after the record is written."""
-        if self.record.result is None or not self.paths.output.exists():
-            return False
-        return not has_rows(self.paths.partial) or identify(self.paths.output) == self.record.result
-
     def samples(self) -> list[Sample]:
         try:
-            if not self.is_complete:
-                return [parse_sample(object) for object in read_objects(self.paths.partial)]
-            with self.paths.output.open("rb") as lines:
-                return [parse_sample(json.loads(line)) for line in lines]
+            return list(map(parse_sample, self.saved.objects()))
         except (BatchError, *DAMAGE) as error:
-            raise _not_a_run(self.paths.output) from error
+            raise _not_a_run(self.saved.paths.output) from error
 
     def finished_questions(self) -> dict[QuestionId, list[Sample]]:
         """The questions all of whose samples count."""
@@ -134,7 +109,7 @@ class RunStore:
             run = _readable_run(meta.with_name(meta.name.removesuffix(".meta.json")))
             if run is not None:
                 runs.append(run)
-        yield from sorted(runs, key=lambda run: (run.changed_at, run.name))
+        yield from sorted(runs, key=lambda run: (run.saved.changed_at, run.name))
 
     def find(self, reference: str) -> Run:
         paths = [Path(reference)]
@@ -153,72 +128,44 @@ class RunStore:
 
         With it, in words, why a new run does not extend the one whose name is numbered before it.
         """
-        new = BatchRecord(normalize(fingerprint), 0)
         base = _name_of(fingerprint)
         why_new = ""
         for number in count(1):
             name = base if number == 1 else f"{base}-{number}"
             path = self.directory / f"{name}{SUFFIX}"
-            if not any(file.exists() for file in OutputPaths(path).all):
+            if not any(file.exists() for file in paths_of(path).all):
                 break
             why_new = ""
             previous = _readable_run(path)
             if previous is None:
                 continue
-            difference = describe_difference(previous.record, new)
+            difference = previous.saved.how_differs(fingerprint)
             if not difference:
                 return path, ""
             why_new = f"{previous.name} was made with {difference}; this is a new run, "
         return path, why_new and why_new + path.stem
 
-    def delete(self, run: Run) -> None:
-        """Delete the files of a run. Raises BatchError if a process is writing it, or they cannot be deleted."""
-        with writing(run):
-            for path in run.paths.all:
-                path.unlink(missing_ok=True)
-            remove_abandoned(run.path.parent, f".{run.path.name}.")
-
-
-@contextmanager
-def writing(run: Run) -> Iterator[RowStore]:
-    """Lock the files of a run. Raises BatchError if a process is writing them, and in place of an OSError."""
-    paths = run.paths
-    with (
-        translate_os_errors(BatchError, paths.output, AGAIN),
-        closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
-    ):
-        try:
-            yield store
-        finally:
-            if store.is_empty:
-                remove(paths.partial)
-
 
 def read_run(path: Path) -> Run | None:
     """The run at a path; None without a record of one that this version knows. Raises UsageError, BatchError."""
-    if not path.parent.is_dir():
+    saved = read_saved(path) if path.parent.is_dir() else None
+    if saved is None:
         return None
-    paths = paths_of(path)
-    with translate_os_errors(BatchError, paths.meta):
-        record = read_record(paths.meta)
-    if record is None or SAMPLES not in record.extent or not record.fingerprint.keys() >= _REQUIRED:
+    fingerprint, extent = saved.record.fingerprint, saved.record.extent
+    if SAMPLES not in extent or not fingerprint.keys() >= _REQUIRED:
         return None
-    fingerprint = record.fingerprint
     values = {
         "name": path.name.removesuffix(SUFFIX),
         "path": path,
-        "paths": paths,
-        "record": record,
-        "task": fingerprint["task"],
-        "model": fingerprint["model"],
-        "match": fingerprint["match"],
+        "saved": saved,
         "scored_by": fingerprint.get(SCORING_RULES),
-        "samples_per_question": record.extent[SAMPLES],
+        "samples_per_question": extent[SAMPLES],
+        **{key: fingerprint[key] for key in _REQUIRED},
     }
     try:
         return from_json(Run, values)
     except TypeError as error:
-        raise BatchError(f"{paths.meta} is damaged: {error}", "move it elsewhere") from error
+        raise BatchError(f"{saved.paths.meta} is damaged: {error}", "move it elsewhere") from error
 
 
 def _name_of(fingerprint: JsonObject) -> str:
@@ -268,22 +215,17 @@ def provenance(source: ModelSource) -> JsonDict:
 
 def samples_to_keep(path: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> list[Sample]:
     """The samples of a run that resumes or extends the one at a path. Raises BatchError where that is refused."""
-    if not path.parent.is_dir():
-        return []
-    paths = output_paths(path)
-    new = BatchRecord(normalize(fingerprint), 0, extent=extent)
-    step = decide(read_record(paths.meta), has_rows(paths.partial), identify(paths.output), new, paths)
-    return [] if step == "begin" else require_run(path).samples()
+    return require_run(path).samples() if keeps_rows(path, fingerprint, extent) else []
 
 
 def report_of(run: Run, samples: Samples) -> Report:
     """The report of a run, of which at least one sample counts. Skipped ones take no time."""
-    notes = run.record.notes
+    notes = run.notes
     seconds = None
     if notes.get("timed_samples"):
         seconds = notes["seconds"] * len(samples) / notes["timed_samples"]
     counted = [sample for sample in samples if not sample.is_skipped]
-    report = summarize(run.task, counted, run.samples_per_question, seconds, CHECK in run.record.fingerprint)
+    report = summarize(run.task, counted, run.samples_per_question, seconds, CHECK in run.fingerprint)
     if len(counted) < len(samples):
         report = replace(report, with_skipped=mean_accuracy([*group_by_question(samples).values()]))
     if run.match == "code":

@@ -1,1 +1,4 @@
-"""The way through many rows: a store that survives kills, and the result that it completes."""
+"""Many rows and their results: a store that survives kills, and the result file that appears once it has all rows.
+
+Public modules: `results` and `rows`.
+"""

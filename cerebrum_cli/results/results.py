@@ -1,153 +1,247 @@
-"""Results of many rows: what every kind of them does, the notes on their origin, and those that are streamed."""
+"""Results on disk: finished rows are in a store, and the result file appears complete, in one step.
+
+If the process is killed, the same command resumes: rows that were still running, or finished within the last second,
+are answered again. After Ctrl-C, the store has the tokens of unfinished replies. Memory holds a byte for each row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from typing import ClassVar
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
 
-from cerebrum_cli.core.events import Events, NoticeEvent, ServersEvent
+from cerebrum_cli.core.differences import Differences, differing_values
+from cerebrum_cli.core.errors import BatchError, UsageError
+from cerebrum_cli.core.files import (
+    commit_file,
+    file_sha256,
+    remove,
+    remove_abandoned,
+    translate_os_errors,
+    unfinished_file,
+)
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.results.schema import FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.results.record import (
+    REPLACE,
+    OutputPaths,
+    Record,
+    decide,
+    output_errors,
+    read_record,
+    write_record,
+)
+from cerebrum_cli.results.row_store import RowStore, discard_store, has_rows, read_objects
+from cerebrum_cli.results.rows import FINISHED, FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.results.stored_results import StoredResults, write_lines
 
-Records = Sequence[JsonObject]
-# Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
-SERVERS, CONDITIONS = "servers", "conditions"
+AGAIN = ", then run it again"
 
 
-class Results:
-    """Receives the objects of rows in any order, for subclasses to save; positions count the rows of the input from 0.
+def paths_of(output: Path) -> OutputPaths:
+    """The paths for an output; for a symbolic link, of its target. Raises UsageError if it cannot be a file."""
+    try:
+        mode = output.stat().st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG
+    except OSError as error:
+        raise UsageError(f"{output}: {error.strerror}", "choose another -o") from error
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{output} is a directory", "name a file in it")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{output} is not a regular file", "use `-o -` to stream to standard output")
+    return OutputPaths(output.resolve() if output.is_symlink() else output)
 
-    `unfinished` are the tokens of replies that were interrupted, by position.
+
+def output_paths(output: Path, source: Path | None = None) -> OutputPaths:
+    """Like `paths_of`. Raises UsageError if it cannot be written, or would overwrite `source`, the input."""
+    paths = paths_of(output)
+    folder = paths.output.parent
+    if not folder.is_dir():
+        raise UsageError(f"directory {folder} does not exist", "create it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"directory {folder} is not writable", "choose another -o")
+    for path in paths.all:
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise UsageError(f"the output would overwrite the input {source}", "choose another -o")
+    return paths
+
+
+def open_results(
+    output: Path,
+    fingerprint: JsonObject,
+    rows: ResultRows,
+    restart: bool = False,
+    retry_failed: bool = False,
+    extent: Mapping[str, int] | None = None,
+    notes: JsonObject | None = None,
+) -> StoredResults:
+    """Open the results of an output: new, resumed, or already complete.
+
+    `retry_failed` resumes also complete ones, for their rows with an error or an undecided vote.
+
+    With a larger `extent` than before, or another input, complete ones are resumed for their new rows, and incomplete
+    ones get these rows: answers stay with the rows that they are for.
+
+    `fingerprint` holds everything the answers depend on, as JSON values by readable names; only results with the same
+    fingerprint are resumed. `notes` are those of new ones. `restart` discards finished rows, and replaces an existing
+    output on completion. Raises UsageError for an unusable output path, BatchError if another process writes it or data
+    would be lost.
     """
+    paths = output_paths(output)
+    new = Record(dict(fingerprint), rows.size, rows.sha256, extent=extent or {}, notes=notes or {})
+    if restart:
+        discard_store(paths.partial)
+    store = RowStore(paths.partial)
+    try:
+        with output_errors(output):
+            return _open(paths, store, new, rows, restart, retry_failed)
+    except BaseException:
+        with closing(store):
+            if store.is_empty:
+                remove(paths.partial)
+        raise
 
-    in_order: ClassVar[bool] = False
-    """Whether a reader waits for the rows in the order of the input."""
 
-    def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
-        self.rows = rows
-        self.finished = finished
-        self.unfinished: dict[int, TokenIds] = {}
-        self.notes: JsonObject = {}
+def _open(
+    paths: OutputPaths, store: RowStore, new: Record, rows: ResultRows, restart: bool, retry_failed: bool
+) -> StoredResults:
+    output = file_sha256(paths.output)
+    record = None if restart else read_record(paths.meta)
+    step = "begin" if restart else decide(record, not store.is_empty, output, new, paths)
+    if record is None or step == "begin":
+        store.input = new.identity
+        record = replace(new, replaces=output)
+        write_record(paths, record)
+    elif step == "resume":
+        _move_rows(store, rows, new)
+        resumed = replace(record, rows=new.rows, input=new.input, extent=new.extent, replaces=output)
+        if resumed != record:
+            write_record(paths, resumed)
+        record = resumed
+    elif step == "extend" or (retry_failed and (record.failed or record.undecided)):
+        _take_result(store, rows, new, paths)
+        record = replace(new, replaces=output, notes=record.notes)
+        write_record(paths, record)  # after the rows, so that no answer is lost
+    else:
+        all_finished = FinishedRows(bytearray([FINISHED]) * rows.size)
+        return StoredResults(paths, store, rows, record, all_finished, is_complete=True)
+    finished, unfinished = store.load(rows.size)
+    if retry_failed:
+        finished.forget_failed()  # new answers replace them
+    results = StoredResults(paths, store, rows, record, finished)
+    results.unfinished = unfinished
+    return results
+
+
+def _take_result(store: RowStore, rows: ResultRows, new: Record, paths: OutputPaths) -> None:
+    """Store the rows of a complete result again, as those of the new one."""
+    if not store.is_empty:
+        _move_rows(store, rows, new)
+    elif rows.table:
+        raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
+    else:
+        with paths.output.open("rb") as lines:
+            store.move(rows, new.identity, paths.output, lines)
+
+
+def _move_rows(store: RowStore, rows: ResultRows, new: Record) -> None:
+    if store.input != new.identity:
+        store.move(rows, new.identity, store.path)
+
+
+@frozen
+class SavedResult:
+    """The files of a result, complete or not, which another process may be writing."""
+
+    paths: OutputPaths
+    record: Record
 
     @property
-    def counts(self) -> RowCounts:
-        return self.finished.counts
+    def changed_at(self) -> float:
+        files = (self.paths.output, self.paths.partial)
+        return max((path.stat().st_mtime for path in files if path.exists()), default=0.0)
 
     @property
-    def progress(self) -> RowEvent:
-        return RowEvent(len(self.finished), self.finished.total, self.counts)
-
-    @property
-    def missing(self) -> Iterator[int]:
-        """The positions of unfinished rows."""
-        return (position for position in range(self.rows.size) if position not in self.finished)
-
-    @property
-    def missing_count(self) -> int:
-        return self.rows.size - len(self.finished)
-
-    @property
-    def servers(self) -> Records:
-        """Kind, build and model of the servers, or nodes, that answered rows; their addresses are not recorded."""
-        records: Records = self.notes.get(SERVERS, ())
-        return records
-
-    def write(self, position: int, object: JsonObject) -> None:
-        """Write the object of a row, once."""
-        flags = self.rows.flags(object)
-        self._save(position, to_json_line(object), flags)
-        self.finished[position] = flags
-        error = object.get("error")
-        if error and len(self.finished.errors) < SHOWN_ERRORS:
-            self.finished.errors += (f"{self.rows.name(object)}: {error['message']}",)
-        self.unfinished.pop(position, None)
+    def is_complete(self) -> bool:
+        """Whether the output is the whole result: a new one takes its place only after the record is written."""
+        if self.record.result is None or not self.paths.output.exists():
+            return False
+        return not has_rows(self.paths.partial) or file_sha256(self.paths.output) == self.record.result
 
     def objects(self) -> Iterator[JsonDict]:
-        """Yield the objects of the finished rows that were saved, in the order of the rows."""
-        return iter(())
+        """Yield the objects of the finished rows, in order. Raises BatchError, and one of DAMAGE for a damaged file."""
+        if not self.is_complete:
+            yield from read_objects(self.paths.partial)
+            return
+        with self.paths.output.open("rb") as lines:
+            yield from map(json.loads, lines)
 
-    def note(self, key: str, records: Records) -> None:
-        """Add records to a list of the notes, those that are not in it."""
+    def how_differs(self, fingerprint: JsonObject) -> str:
+        """Describe how another fingerprint differs, like "another model (a, now b)"; empty if it is equal."""
+        return self.record.how_other_differs(Record(fingerprint, 0))
 
-    def complete(self) -> None:
-        """Complete the result once all rows are written. Raises ValueError while rows are missing."""
-        if self.missing_count:
-            raise ValueError(f"{self.missing_count} rows are not finished")
+    def differences(self, other: SavedResult) -> Differences:
+        """Differences between what two results depend on, and between their extents."""
+        sizes = ({f"number of {key}": value for key, value in saved.record.extent.items()} for saved in (self, other))
+        return self.record.differences(other.record) | differing_values(*sizes)
 
-    def how_to_resume(self, unit: str, again: str) -> str:  # noqa: ARG002
-        """The hint after an interrupt, with the number of finished rows; empty if the result cannot be resumed."""
-        return ""
+    @contextmanager
+    def locked(self) -> Iterator[RowStore]:
+        """Lock the files. Raises BatchError if a process is writing them, and in place of an OSError."""
+        paths = self.paths
+        with (
+            translate_os_errors(BatchError, paths.output, AGAIN),
+            closing(RowStore(paths.partial, AGAIN, "wait until it has ended")) as store,
+        ):
+            try:
+                yield store
+            finally:
+                if store.is_empty:
+                    remove(paths.partial)
 
-    def what_is_saved(self, unit: str) -> str:  # noqa: ARG002
-        """The number of finished rows and the file that has them; empty if nothing is saved."""
-        return ""
+    def rewrite(self, store: RowStore, objects: Iterable[JsonObject], rules: str, value: str) -> None:
+        """Replace the objects of all rows, and a `value` of the fingerprint, named `rules`, by which they are made.
 
-    def close(self) -> None:
-        """Free what the result holds."""
+        It is None until they are replaced: a process that dies in between leaves all old objects or all new ones.
+        """
+        record = replace(self.record, fingerprint={**self.record.fingerprint, rules: None})
+        is_complete = self.is_complete
+        write_record(self.paths, record, AGAIN)
+        if is_complete:
+            lines = (f"{to_json_line(object)}\n".encode() for object in objects)
+            with unfinished_file(self.paths.output, 0o666) as part:
+                record = replace(record, result=write_lines(part.file, lines))
+                commit_file(part, self.paths.output)
+        else:
+            store.update(objects)
+        write_record(self.paths, replace(record, fingerprint={**record.fingerprint, rules: value}), AGAIN)
 
-    def _save(self, position: int, text: str, flags: int) -> None:
-        """Save the JSON of a row; subclasses do."""
-
-
-class StreamedResults(Results):
-    """Writes each row as a line as soon as all rows before it are written; nothing is saved on disk."""
-
-    in_order = True
-
-    def __init__(self, rows: ResultRows, write: Callable[[str], None]) -> None:
-        super().__init__(rows, FinishedRows(bytearray(rows.size)))
-        self._write_line = write
-        self._waiting: dict[int, str] = {}
-        self._next = 0
-
-    def close(self) -> None:
-        """Write the lines that wait for unfinished rows, in order but with gaps."""
-        for position in sorted(self._waiting):
-            self._emit(position)
-
-    def _save(self, position: int, text: str, flags: int) -> None:  # noqa: ARG002
-        self._waiting[position] = text
-        while self._next in self._waiting:
-            self._next += 1
-            self._emit(self._next - 1)
-
-    def _emit(self, position: int) -> None:
-        try:
-            self._write_line(f"{self._waiting.pop(position)}\n")
-        except Exception:
-            self._waiting.clear()  # the reader is gone: `close` must not write
-            raise
-
-
-def noting_origins(events: Events, results: Results, model: LoadedModel) -> Events:
-    """Yield events, and note what generates the rows once there are some, since the process may be killed.
-
-    These are the servers, also as they change, or the hardware and the options of this machine.
-    """
-    is_noted = False
-    with closing(events):
-        for event in events:
-            is_first_row = not is_noted and isinstance(event, (RowEvent, EvalProgress))
-            if is_first_row or isinstance(event, ServersEvent):
-                if model.is_remote:
-                    is_noted = True
-                    results.note(SERVERS, model.engine.builds)
-                elif conditions := model.conditions:
-                    is_noted = True
-                    yield from note_conditions(results, conditions)
-            yield event
+    def delete(self) -> None:
+        """Delete the files. Raises BatchError if a process is writing them, or they cannot be deleted."""
+        with self.locked():
+            for path in self.paths.all:
+                path.unlink(missing_ok=True)
+            remove_abandoned(self.paths.output.parent, f".{self.paths.output.name}.")
 
 
-def note_conditions(results: Results, conditions: JsonObject) -> Iterator[NoticeEvent]:
-    """Note the hardware and options; yield a notice if other rows were made on other hardware."""
-    hardware = conditions["hardware"]
-    others = {str(record["hardware"]) for record in results.notes.get(CONDITIONS, ())}
-    others.discard(hardware)
-    results.note(CONDITIONS, (conditions,))
-    if others:
-        problem = f"other rows were made on {' and '.join(sorted(others))}, not {hardware}"
-        yield NoticeEvent(problem, "near ties may be decided differently")
+def read_saved(output: Path) -> SavedResult | None:
+    """The result at a path; None if there is no record of one. Raises UsageError, BatchError."""
+    paths = paths_of(output)
+    with translate_os_errors(BatchError, paths.meta):
+        record = read_record(paths.meta)
+    return SavedResult(paths, record) if record else None
+
+
+def keeps_rows(output: Path, fingerprint: JsonObject, extent: Mapping[str, int]) -> bool:
+    """Whether `open_results` would keep the rows of an earlier run. Raises UsageError, BatchError where it does."""
+    if not output.parent.is_dir():
+        return False
+    paths = output_paths(output)
+    new = Record(fingerprint, 0, extent=extent)
+    step = decide(read_record(paths.meta), has_rows(paths.partial), file_sha256(paths.output), new, paths)
+    return step != "begin"

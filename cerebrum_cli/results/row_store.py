@@ -23,8 +23,8 @@ from cerebrum_cli.core.errors import DAMAGE, BatchError
 from cerebrum_cli.core.files import lock_file, translate_os_errors
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.results.output_files import REPLACE, RESUME, output_errors
-from cerebrum_cli.results.schema import FinishedRows, ResultRows, Table, is_answer, to_json_line
+from cerebrum_cli.results.record import REPLACE, RESUME, output_errors
+from cerebrum_cli.results.rows import FinishedRows, ResultRows, Table, is_answer, to_json_line
 
 COMMIT_SHARE = 0.1  # of the time is spent in commits, at most, unless a row would wait longer than this:
 MAX_WAIT_S = 1.0

@@ -1,124 +1,24 @@
-"""Results on disk: finished rows are in a store, and the result file appears complete, in one step.
-
-If the process is killed, the same command resumes: rows that were still running, or finished within the last second,
-are answered again. After Ctrl-C, the store has the tokens of unfinished replies. Memory holds a byte for each row.
-"""
+"""A result on disk while it is written: its rows go to the store, and once all are there, to the result file."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from io import FileIO
+from itertools import islice
 
 from cerebrum_cli.core.errors import BatchError
-from cerebrum_cli.core.files import commit_file, fsync_directory, remove, unfinished_file
+from cerebrum_cli.core.files import commit_file, file_sha256, fsync_directory, remove, unfinished_file, write_all
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import RowCounts
-from cerebrum_cli.results.output_files import (
-    REPLACE,
-    RESUME,
-    BatchRecord,
-    OutputPaths,
-    decide,
-    identify,
-    normalize,
-    output_errors,
-    output_paths,
-    read_record,
-    write_record,
-    write_result,
-)
-from cerebrum_cli.results.results import Records, Results
-from cerebrum_cli.results.row_store import TOKENS, RowStore, discard_store
-from cerebrum_cli.results.schema import FINISHED, FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.results.record import RESUME, OutputPaths, Record, output_errors, write_record
+from cerebrum_cli.results.row_store import TOKENS, RowStore
+from cerebrum_cli.results.rows import FinishedRows, ResultRows, Results, to_json_line
 
-
-def open_results(
-    output: Path,
-    fingerprint: JsonObject,
-    rows: ResultRows,
-    restart: bool = False,
-    retry_failed: bool = False,
-    extent: Mapping[str, int] | None = None,
-    notes: JsonObject | None = None,
-) -> StoredResults:
-    """Open the results of an output: new, resumed, or already complete.
-
-    `retry_failed` resumes also complete ones, for their rows with an error or an undecided vote.
-
-    With a larger `extent` than before, or another input, complete ones are resumed for their new rows, and incomplete
-    ones get these rows: answers stay with the rows that they are for.
-
-    `fingerprint` holds everything the answers depend on, as JSON values by readable names; only results with the same
-    fingerprint are resumed. `notes` are those of new ones. `restart` discards finished rows, and replaces an existing
-    output on completion. Raises UsageError for an unusable output path, BatchError if another process writes it or data
-    would be lost.
-    """
-    paths = output_paths(output)
-    new = BatchRecord(normalize(fingerprint), rows.size, rows.sha256, extent=extent or {}, notes=notes or {})
-    if restart:
-        discard_store(paths.partial)
-    store = RowStore(paths.partial)
-    try:
-        with output_errors(output):
-            return _open(paths, store, new, rows, restart, retry_failed)
-    except BaseException:
-        with closing(store):
-            if store.is_empty:
-                remove(paths.partial)
-        raise
-
-
-def _open(
-    paths: OutputPaths, store: RowStore, new: BatchRecord, rows: ResultRows, restart: bool, retry_failed: bool
-) -> StoredResults:
-    output = identify(paths.output)
-    record = None if restart else read_record(paths.meta)
-    step = "begin" if restart else decide(record, not store.is_empty, output, new, paths)
-    if record is None or step == "begin":
-        store.input = new.identity
-        record = replace(new, replaces=output)
-        write_record(paths, record)
-    elif step == "resume":
-        _move_rows(store, rows, new)
-        resumed = replace(record, rows=new.rows, input=new.input, extent=new.extent, replaces=output)
-        if resumed != record:
-            write_record(paths, resumed)
-        record = resumed
-    elif step == "extend" or (retry_failed and record.has_failed):
-        _take_result(store, rows, new, paths)
-        record = replace(new, replaces=output, notes=record.notes)
-        write_record(paths, record)  # after the rows, so that no answer is lost
-    else:
-        return StoredResults(paths, store, rows, record, all_finished(rows), is_complete=True)
-    finished, unfinished = store.load(rows.size)
-    if retry_failed:
-        finished.forget_failed()  # new answers replace them
-    results = StoredResults(paths, store, rows, record, finished)
-    results.unfinished = unfinished
-    return results
-
-
-def _take_result(store: RowStore, rows: ResultRows, new: BatchRecord, paths: OutputPaths) -> None:
-    """Store the rows of a complete result again, as those of the new one."""
-    if not store.is_empty:
-        _move_rows(store, rows, new)
-    elif rows.table:
-        raise BatchError(f"{paths.partial} is missing: it has the answers for {paths.output.name}", REPLACE)
-    else:
-        with paths.output.open("rb") as lines:
-            store.move(rows, new.identity, paths.output, lines)
-
-
-def _move_rows(store: RowStore, rows: ResultRows, new: BatchRecord) -> None:
-    if store.input != new.identity:
-        store.move(rows, new.identity, store.path)
-
-
-def all_finished(rows: ResultRows) -> FinishedRows:
-    return FinishedRows(bytearray([FINISHED]) * rows.size)
+_WRITTEN_TOGETHER = 64  # lines of a result
 
 
 class StoredResults(Results):
@@ -129,7 +29,7 @@ class StoredResults(Results):
         paths: OutputPaths,
         store: RowStore,
         rows: ResultRows,
-        record: BatchRecord,
+        record: Record,
         finished: FinishedRows,
         is_complete: bool = False,
     ) -> None:
@@ -161,13 +61,6 @@ class StoredResults(Results):
         self._record = record
         self.notes = notes
 
-    def note(self, key: str, records: Records) -> None:
-        known = self.notes.get(key, ())
-        new = [record for record in records if record not in known]
-        if new:
-            with suppress(BatchError):  # of a full disk: what went wrong before it matters more
-                self.write_notes({**self.notes, key: [*known, *new]})
-
     def complete(self) -> None:
         """Write the result file atomically, in the order of the input; nothing if it is complete.
 
@@ -182,7 +75,7 @@ class StoredResults(Results):
         paths, counts = self._paths, self.counts
         then = f"{RESUME}; all rows are saved in {paths.partial}"
         with output_errors(paths.output, then), unfinished_file(paths.output, 0o666) as part:
-            result = write_result(part.file, self._store.lines(self.rows.table))
+            result = write_lines(part.file, self._store.lines(self.rows.table))
             record = replace(
                 self._record,
                 result=result,
@@ -191,7 +84,7 @@ class StoredResults(Results):
                 undecided=counts.undecided,
             )
             write_record(paths, record, then)
-            if identify(paths.output) != record.replaces:
+            if file_sha256(paths.output) != record.replaces:
                 raise BatchError(
                     f"{paths.output} was changed while the batch ran",
                     "move it elsewhere, then run it again without --restart to write the result",
@@ -239,3 +132,13 @@ class StoredResults(Results):
 
     def _save(self, position: int, text: str, flags: int) -> None:
         self._store.append(position, text, flags)
+
+
+def write_lines(file: FileIO, lines: Iterable[bytes]) -> str:
+    """Write and sync the lines of a result; their SHA-256."""
+    digest, lines = hashlib.sha256(), iter(lines)
+    for chunk in iter(lambda: b"".join(islice(lines, _WRITTEN_TOGETHER)), b""):
+        write_all(file.fileno(), chunk)
+        digest.update(chunk)
+    os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from remote_engines import remote_engine, serving
 from scripted_backend import END, ScriptedBackend
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.rows import result_rows
+from cerebrum_cli.batch.input_row import result_rows
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RefusedEvent
@@ -20,7 +20,7 @@ from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.results.results import StreamedResults
+from cerebrum_cli.results.rows import StreamedResults
 
 TOO_LONG = "q" * 500  # of a context of 100 tokens
 

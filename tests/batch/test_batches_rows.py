@@ -17,14 +17,16 @@ from batch_files import rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch import readers
+from cerebrum_cli.batch import input_file, table_rows
 from cerebrum_cli.batch.answering import RowNotices
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows, spool_input
-from cerebrum_cli.batch.rows import InputRow, RowError, output_object
+from cerebrum_cli.batch.input_file import spool_input
+from cerebrum_cli.batch.input_row import InputRow, output_object
+from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
+from cerebrum_cli.core.row_fields import RowError
 
 WHY = Conversation().user("Why?")
 USER = {"role": "user", "content": "Why?"}
@@ -209,7 +211,7 @@ CITY = {"type": "object", "properties": {"city": {"enum": ["Köln"]}}}
 def test_json_row_has_a_grammar_of_its_own(body: dict[str, Any], grammar: Grammar | None) -> None:
     row = json_row({"custom_id": "a", "body": {"messages": [USER], **body}})
     assert (row.grammar, row.unused, row.error) == (grammar, (), None)
-    assert (row.request is None) == (grammar is None)
+    assert (row.request_digest is None) == (grammar is None)
     assert json_row({"prompt": "a", **body}).grammar == grammar
     field, *_ = body
     rendered = json_row({"id": "a", **body}, template=f"{{{field}}}")
@@ -463,7 +465,7 @@ def test_rows_take_8_bytes_each() -> None:
 
 @pytest.mark.slow
 def test_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 16_000_000)
+    monkeypatch.setattr(table_rows, "MAX_LINE_BYTES", 16_000_000)
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):
         rows_in(b'prompt\n"' + record * 20_000, "csv")
@@ -511,8 +513,8 @@ def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path
 
 
 def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 3_000_000)
-    line = b"a" * readers.MAX_LINE_BYTES
+    monkeypatch.setattr(input_file, "MAX_LINE_BYTES", 3_000_000)
+    line = b"a" * 3_000_000
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
     for longer in (data + b"a", data.replace(b"\n\ny", b"a\n\ny"), b"a" + line):

@@ -12,9 +12,9 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from cerebrum_cli.batch.input_row import InputRow
 from cerebrum_cli.batch.parquet import json_lines
 from cerebrum_cli.batch.readers import open_input, read_rows
-from cerebrum_cli.batch.rows import InputRow
 from cerebrum_cli.core.errors import UsageError
 
 PROMPTS = ["What is 1 plus 2?", "What is 3 plus 4?"]

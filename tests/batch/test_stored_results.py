@@ -38,15 +38,16 @@ from batch_files import (
 from disks import full_disk
 from waiting import wait_until
 
+from cerebrum_cli.batch.input_row import OUTPUT_KEYS, result_rows
+from cerebrum_cli.batch.output_tables import table_lines
 from cerebrum_cli.batch.parquet import parquet_table
-from cerebrum_cli.batch.rows import OUTPUT_KEYS, result_rows
 from cerebrum_cli.cli.row_commands import resumable
 from cerebrum_cli.core.errors import BatchError, NoServerError, UsageError
-from cerebrum_cli.results.output_files import OutputPaths, output_paths
-from cerebrum_cli.results.results import StreamedResults
+from cerebrum_cli.results.record import OutputPaths
+from cerebrum_cli.results.results import open_results, output_paths
 from cerebrum_cli.results.row_store import read_objects
-from cerebrum_cli.results.schema import ResultRows, table_lines
-from cerebrum_cli.results.stored_results import StoredResults, open_results
+from cerebrum_cli.results.rows import ResultRows, StreamedResults
+from cerebrum_cli.results.stored_results import StoredResults
 
 
 def batch_error(action: Callable[[], object]) -> tuple[str, str]:
@@ -272,7 +273,7 @@ def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
         ),
     ]
     rows = rows_in("\n".join(map(json.dumps, asked)), "jsonl")
-    requests = [row.request for row in rows]
+    requests = [row.request_digest for row in rows]
     assert (requests[0], len(set(requests))) == (None, len(rows))
     assert {len(request) for request in requests if request} == {12}
     with contextlib.closing(open_batch(output, rows=rows)) as results:

@@ -37,7 +37,7 @@ UNUSED_BY_ASK = {
     "answers.final",
     "library.fit",
     "replies.voting",
-    "results.stored_results",
+    "results.results",
     "weights.plan",
     "cli.prompts",
     "servers",

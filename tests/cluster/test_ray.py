@@ -20,8 +20,8 @@ import ray_machines
 from batch_files import stored_lines
 from command_line import COMMAND, CommandLine, assert_error
 
+from cerebrum_cli.batch.input_row import output_object, result_rows
 from cerebrum_cli.batch.readers import open_input, read_rows
-from cerebrum_cli.batch.rows import output_object, result_rows
 from cerebrum_cli.cluster import ray_adapter as ray_cluster
 from cerebrum_cli.cluster.distribution import Distribution, NodeJob, find_file
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
@@ -34,7 +34,7 @@ from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.results.stored_results import open_results
+from cerebrum_cli.results.results import open_results
 from cerebrum_cli.servers.client import Endpoint
 
 ROWS = 40

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cerebrum_cli.batch.rows import parse_template
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.row_fields import parse_template
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.eval.presets import PRESETS, find_condition, find_preset
 from cerebrum_cli.eval.questions import MAX_SAMPLES, Question, sample_seed, select

@@ -14,13 +14,12 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli.core.errors import BatchError, UsageError
-from cerebrum_cli.eval import rescoring
 from cerebrum_cli.eval.evaluate import sample_rows
 from cerebrum_cli.eval.questions import SKIPPED, Sample, sample_object
 from cerebrum_cli.eval.rescoring import (
     compare_runs,
-    describe_differences,
     differences,
+    list_differences,
     rescored,
     save_scores,
     version_differences,
@@ -28,9 +27,10 @@ from cerebrum_cli.eval.rescoring import (
 from cerebrum_cli.eval.runs_command import require_same_rules
 from cerebrum_cli.eval.scorers import SCORING_VERSION
 from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run, samples_to_keep
-from cerebrum_cli.results import output_files
-from cerebrum_cli.results.output_files import output_paths
-from cerebrum_cli.results.stored_results import StoredResults, open_results
+from cerebrum_cli.results import record
+from cerebrum_cli.results import results as results_on_disk
+from cerebrum_cli.results.results import open_results, output_paths
+from cerebrum_cli.results.stored_results import StoredResults
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "scoring": NOW}
@@ -160,7 +160,7 @@ def test_damaged_record_hides_no_other_run(store: RunStore) -> None:
 def test_incomplete_run_has_its_finished_samples(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run.jsonl", [sample(2)], 2)
     unfinished = output_paths(run.path).partial
-    assert (run.is_complete, run.samples()) == (False, [sample(2)])
+    assert (run.saved.is_complete, run.samples()) == (False, [sample(2)])
     extent = {"questions": 2, "samples": 1}
     assert samples_to_keep(run.path, CONDITION, extent) == [sample(2)]
     with pytest.raises(BatchError, match=r"was started with another model \(tiny, now other\)"):
@@ -173,9 +173,9 @@ def test_run_that_is_being_extended_has_old_and_new_samples(tmp_path: Path) -> N
     path = tmp_path / "run.jsonl"
     write_run(path, [sample(1), sample(2)], 2)
     run = write_run(path, [sample(3)], 4)
-    assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2), sample(3)])
+    assert (run.saved.is_complete, run.samples()) == (False, [sample(1), sample(2), sample(3)])
     run = write_run(path, [sample(4)], 4)
-    assert (run.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
+    assert (run.saved.is_complete, [each.id for each in run.samples()]) == (True, [1, 2, 3, 4])
 
 
 def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) 
     # the record of the whole run is written, and its file is not
     assert is_killed_at_rename(3, lambda: write_run(path, [sample(2)], 2))
     run = require_run(path)
-    assert run.record.result is not None
-    assert (run.is_complete, run.samples()) == (False, [sample(1), sample(2)])
+    assert run.saved.record.result is not None
+    assert (run.saved.is_complete, run.samples()) == (False, [sample(1), sample(2)])
 
 
 def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
@@ -195,11 +195,11 @@ def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
     list(results.objects())  # which stores them
     run = store.find("sums-tiny")
     with pytest.raises(BatchError, match=r"another process is writing sums-tiny\.jsonl") as error:
-        store.delete(run)
+        run.saved.delete()
     assert error.value.hint == "wait until it has ended"
     assert run.samples() == [sample(1)]
     results.close()
-    store.delete(run)
+    run.saved.delete()
     assert list(path.parent.iterdir()) == []
 
 
@@ -234,7 +234,7 @@ def test_runs_of_other_settings_are_compared_and_the_difference_named(tmp_path: 
         condition = {**CONDITION, "format": "chatml", **changed}
         other = write_run(path, samples, len(samples) // k, k, notes=notes, condition=condition)
         assert compare_runs(first, other)[0].n == 1
-        return describe_differences(differences(first, other))
+        return list_differences(differences(first, other))
 
     system = "You are a mathematician who checks every step."
     assert named({"system": system}) == "system (none and You are a mathematician who checks ever…)"
@@ -323,7 +323,7 @@ def test_saved_scores_are_those_of_this_version(tmp_path: Path, questions: int) 
     before = run.samples()
     assert save_scores(run) == ([sample(1), *before[1:]], 1)
     saved = require_run(run.path)
-    assert (saved.scored_by, saved.is_complete, saved.record.notes) == (NOW, questions == 4, {"seconds": 1.0})
+    assert (saved.scored_by, saved.saved.is_complete, saved.notes) == (NOW, questions == 4, {"seconds": 1.0})
     assert saved.samples() == [sample(1), *before[1:]]
     assert samples_to_keep(run.path, CONDITION, {"questions": 5, "samples": 1}) == saved.samples()
     extended = write_run(run.path, [sample(5)], 5)
@@ -336,7 +336,7 @@ def test_saved_scores_need_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run = write_run(tmp_path / "run.jsonl", [sample(1)], 1)
-    for module, name in ((rescoring, "commit_file"), (output_files, "atomic_write")):
+    for module, name in ((results_on_disk, "commit_file"), (record, "atomic_write")):
         monkeypatch.setattr(module, name, fail)
         with pytest.raises(BatchError, match="No space left on device") as error:
             save_scores(run)

@@ -13,9 +13,12 @@ from typing import Any, TypeVar
 
 import pytest
 
-from cerebrum_cli.batch.readers import Shape, read_rows, spool_input
-from cerebrum_cli.batch.rows import InputRow, RowError, output_object, result_rows
-from cerebrum_cli.results.stored_results import StoredResults, open_results
+from cerebrum_cli.batch.input_file import spool_input
+from cerebrum_cli.batch.input_row import InputRow, output_object, result_rows
+from cerebrum_cli.batch.readers import Shape, read_rows
+from cerebrum_cli.core.row_fields import RowError
+from cerebrum_cli.results.results import open_results
+from cerebrum_cli.results.stored_results import StoredResults
 
 T = TypeVar("T")
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}

@@ -1,4 +1,4 @@
-"""One row of a batch: its prompt and settings, or its error; the template of prompts; and the object written for it.
+"""One row of a batch: its prompt and settings, or its error; and the object that is written for it.
 
 Errors of a row by `type`; errors while generating have other types:
 
@@ -14,21 +14,24 @@ Errors of a row by `type`; errors while generating have other types:
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Protocol
 
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.events import TRUNCATED as TRUNCATED_REASONS
-from cerebrum_cli.core.events import Origin
+from cerebrum_cli.core.events import Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import Match, Texts, text_digest, truncate, well_formed
-from cerebrum_cli.results.schema import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, to_json
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
+from cerebrum_cli.core.row_fields import InvalidRow, RowError, RowId
+from cerebrum_cli.core.text import Texts, text_digest, well_formed
+from cerebrum_cli.replies.concurrent_rows import Outcome
+from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.results.rows import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, votes_object
 
 OUTPUT_KEYS = (
     "id",
@@ -47,19 +50,9 @@ REASONING_CLOSED_AT = "reasoning_closed_at"  # a key of replies whose reasoning 
 LINE, REQUEST = "line", "request"  # keys of rows that failed, and of those that ask for more than their prompt
 INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12
-_MAX_MESSAGE = 400  # characters: the value it quotes may be a megabyte
-
-_PIECE = re.compile(r"\{\{|\}\}|\{(?P<field>[^{}]*)\}|[{}]")
-
-RowId = str | int
-
-
-@frozen
-class RowError:
-    """Why a row has no answer: a `type` for programs and a message for people."""
-
-    type: str
-    message: str
+TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
+REFUSED = "invalid_request"
+INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
 
 
 @frozen
@@ -86,7 +79,7 @@ class InputRow:
     grammar: Grammar | None = None
 
     @property
-    def request(self) -> str | None:
+    def request_digest(self) -> str | None:
         """Digest of everything that the row requests besides its prompt, or of its error; None if there is nothing."""
         if self.conversation is None:
             asked = {"error": self.error and asdict(self.error)}
@@ -107,7 +100,13 @@ class InputRow:
 
     @property
     def fields(self) -> JsonDict:
-        return {"id": self.id, "prompt": self.prompt, LINE: self.number, REQUEST: self.request, INPUT: self.input}
+        return {
+            "id": self.id,
+            "prompt": self.prompt,
+            LINE: self.number,
+            REQUEST: self.request_digest,
+            INPUT: self.input,
+        }
 
 
 class Rows(Protocol):
@@ -116,15 +115,6 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, position: int, /) -> InputRow: ...
-
-
-class InvalidRow(Exception):
-    """A row that cannot be answered, with its `id` if that is the reason; caught where its row is created."""
-
-    def __init__(self, message: str, type: str = "invalid_request", id: RowId | None = None) -> None:
-        super().__init__(message)
-        self.id = id
-        self.error = RowError(type, truncate(well_formed(message), _MAX_MESSAGE))
 
 
 def require_prompt(text: str) -> str:
@@ -140,49 +130,6 @@ def prompt_row(number: int, id: RowId, prompt: str, input: Any = None) -> InputR
 
 def invalid_row(number: int, id: RowId, prompt: str | None, invalid: InvalidRow, input: Any = None) -> InputRow:
     return InputRow(number, id, prompt, None, {}, invalid.error, input)
-
-
-@frozen
-class Template:
-    """A text with the names of its `fields` in braces; `{{` and `}}` are literal braces."""
-
-    text: str
-    fields: Texts
-
-    def render(self, fields: JsonObject) -> str:
-        """Render the prompt of a row; values that are not text are written as JSON.
-
-        Field values are never parsed as templates. Raises InvalidRow if a field is missing.
-        """
-        for name in self.fields:
-            if name not in fields:
-                raise InvalidRow(f"no field `{name}`; the fields are: {', '.join(fields) or 'none'}", "unknown_field")
-        return _PIECE.sub(lambda piece: _rendered(piece, fields), self.text)
-
-
-def _rendered(piece: Match, fields: JsonObject) -> str:
-    if piece["field"] is None:
-        return piece[0][0]
-    value = fields[piece["field"].strip()]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def parse_template(text: str) -> Template:
-    """Parse a template. Raises UsageError for an unmatched brace, and without any field."""
-    fields = []
-    for piece in _PIECE.finditer(text):
-        field = piece["field"]
-        place = f"in the template, at character {piece.start() + 1}"
-        if len(piece[0]) == 1:
-            raise UsageError(f"unmatched {piece[0]} {place}", "{name} is a field; write {{ and }} for literal braces")
-        if field is None:
-            continue
-        if not field.strip():
-            raise UsageError(f"field without a name {place}", "write {NAME}")
-        fields.append(field.strip())
-    if not fields:
-        raise UsageError("the template has no field, so all prompts would be the same", "add one, like {text}")
-    return Template(text, tuple(dict.fromkeys(fields)))
 
 
 def name_row(unit: str, object: JsonObject) -> str:
@@ -221,3 +168,59 @@ def output_object(row: InputRow, origin: Origin | None = None, **values: Any) ->
     more |= {**(origin.keys if origin else {}), INPUT: row.input}
     object = {**dict.fromkeys(OUTPUT_KEYS), "id": row.id, "prompt": row.prompt, **values}
     return object | {key: value for key, value in more.items() if value is not None}
+
+
+def row_object(event: Outcome, larger_context: str) -> JsonDict:
+    """The output object of a row that is finished."""
+    _, row = event.row.key
+    outcome, request = event.result, event.row.request
+    if isinstance(outcome, MajorityVote):
+        reply = outcome.reply or outcome.refusals[0]
+    else:
+        reply = outcome
+    if isinstance(reply, RefusedEvent):
+        return refused_object(row, reply)
+    assert isinstance(request, Ask)
+    values = {**reply_values(reply, request), "final_answer": reply.final_answer}
+    if isinstance(outcome, MajorityVote):
+        values["final_answer"] = outcome.final_answer
+        values["completion_tokens"] = sum(sample.total_tokens for sample in outcome.replies.values())
+        values["votes"] = votes_object(outcome)
+    elif request.grammar and request.grammar.is_schema:
+        values["final_answer"] = None
+    if request.grammar:
+        values["error"] = incomplete_error(reply, larger_context, request.grammar)
+    if request.tools or reply.calls:
+        values["calls"] = [asdict(call) for call in reply.calls]
+    return output_object(row, reply.finish.origin, **values)
+
+
+def refused_object(row: InputRow, refused: RefusedEvent) -> JsonDict:
+    error = refused.error
+    kind = TOO_LONG if isinstance(error, PromptTooLong) else REFUSED
+    message = f"{error.message}: {error.hint}" if error.hint else error.message
+    return output_object(row, refused.origin, error=asdict(row.error or RowError(kind, message)))
+
+
+def reply_values(reply: Reply, request: Ask) -> JsonDict:
+    """The values of a reply, whose first tokens may be of an earlier run."""
+    continued = len(request.prefix_tokens)
+    values = {
+        "text": reply.text,
+        "finish_reason": reply.finish.reason,
+        "prompt_tokens": reply.finish.prompt_tokens - continued or None,
+        "completion_tokens": continued + reply.total_tokens,
+        "seed": None if continued else reply.finish.seed,
+        "reasoning": reply.reasoning,
+    }
+    if request.settings.reasoning_limit is not None:
+        values[REASONING_CLOSED_AT] = reply.reasoning_closed_at
+    return values
+
+
+def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
+    """Why a reply does not match the grammar, if it does not."""
+    notice = reply_notice(reply, larger_context, grammar)
+    if notice is None:
+        return None
+    return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))

@@ -1,0 +1,103 @@
+"""Tables with a header as inputs: CSV (RFC 4180), or the same with another delimiter."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from cerebrum_cli.batch.input_file import MAX_LINE_BYTES, InputFile
+from cerebrum_cli.batch.input_row import InputRow, invalid_row, prompt_row
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.row_fields import InvalidRow, Template, own_id
+from cerebrum_cli.core.text import Texts, format_count
+
+_PROMPT_COLUMN = Template("{prompt}", ("prompt",))
+
+
+@frozen
+class TableRows:
+    """The rows of a table with a header: CSV (RFC 4180), or the same with another delimiter.
+
+    The prompt is rendered from the record by `template`. A record with too many or too few fields is an error of its
+    row.
+    """
+
+    shape: str
+    delimiter: str
+    header: Texts
+    template: Template
+
+    unit = "record"
+
+    def find(self, lines: Iterable[bytes], start: int) -> Iterator[int]:
+        """Yield the offsets of the rows as `LineRows.find` does. Raises UsageError for bad quoting."""
+        for offset, _ in islice(_records(lines, self.delimiter, start), 1, None):  # without the header
+            yield offset
+
+    def read(self, number: int, lines: Iterable[bytes]) -> InputRow:
+        _, record = next(_records(lines, self.delimiter))
+        fields = dict(zip(self.header, record, strict=False))
+        id = own_id(fields, number)
+        try:
+            if len(record) != len(self.header):
+                raise InvalidRow(
+                    f"it has {format_count(len(record), 'field')}, but the header has {len(self.header)}",
+                    "invalid_record",
+                )
+            return prompt_row(number, id, self.template.render(fields), fields)
+        except InvalidRow as invalid:
+            return invalid_row(number, id, None, invalid, fields)
+
+
+def open_table(source: InputFile, shape: str, delimiters: Sequence[str], template: Template | None) -> TableRows:
+    """Open a table with the delimiter that separates the columns with prompts from others. Raises UsageError."""
+    first_line = source.head.partition(b"\n")[0].decode(errors="replace")
+    problems = []
+    for delimiter in sorted(delimiters, key=first_line.count, reverse=True):
+        try:
+            return _open_table(source.lines(source.start), shape, delimiter, template)
+        except UsageError as problem:
+            problems.append(problem)
+    raise problems[0]
+
+
+def _open_table(lines: Iterable[bytes], shape: str, delimiter: str, given: Template | None) -> TableRows:
+    template = given or _PROMPT_COLUMN
+    _, record = next(_records(lines, delimiter), (0, []))
+    header = tuple(name.strip() for name in record)
+    for name in template.fields:
+        if header and header.count(name) != 1:
+            problem = "no column" if name not in header else "more than one column"
+            hint = 'use --template "{NAME}"; ' if given is None else ""
+            raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
+    return TableRows(shape, delimiter, header, template)
+
+
+def _records(lines: Iterable[bytes], delimiter: str, start: int = 0) -> Iterator[tuple[int, list[str]]]:
+    """Yield the records that are not blank, each with the offset at which it begins."""
+    csv.field_size_limit(MAX_LINE_BYTES)  # of an unclosed quote, the rest of the input would be a field
+    end = start  # offset behind the lines that the reader has taken
+
+    def taken() -> Iterator[str]:
+        nonlocal end
+        for number, line in enumerate(lines, 1):
+            end += len(line) + 1
+            try:
+                yield line.decode() + "\n"
+            except UnicodeDecodeError as error:
+                raise UsageError(f"the input is not UTF-8 text (line {number})", "convert it to UTF-8") from error
+
+    offset, line = start, 1  # of the record that is read
+    reader = csv.reader(taken(), delimiter=delimiter, strict=True)
+    try:
+        for record in reader:
+            if record:
+                yield offset, record
+            offset, line = end, reader.line_num + 1
+    except csv.Error as error:
+        raise UsageError(
+            f"invalid quoting in the input: {error} (row at line {line})",
+            'double the quotes in a quoted field: "like ""this"""',
+        ) from error

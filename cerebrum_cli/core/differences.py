@@ -1,0 +1,36 @@
+"""Differences between two JSON objects, and how messages show them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from cerebrum_cli.core.json_types import JsonObject, to_json
+from cerebrum_cli.core.text import one_line, truncate
+
+Differences = dict[str, tuple[Any, Any]]  # both values of each key for which they differ
+
+_MAX_VALUE = 40  # characters
+_DIGEST = re.compile(rf"[0-9a-f]{{{_MAX_VALUE - 1}}}")
+
+
+def differing_values(first: JsonObject, second: JsonObject) -> Differences:
+    pairs = {key: (first.get(key), second.get(key)) for key in {**second, **first}}
+    return {key: (before, after) for key, (before, after) in pairs.items() if to_json(before) != to_json(after)}
+
+
+def describe_differences(found: Differences, between: str) -> list[str]:
+    """Each difference with both values in parentheses, unless they look alike or are digests of files."""
+    described = []
+    for name, values in found.items():
+        before, after = map(_short_value, values)
+        if before == after or (_DIGEST.match(before) and _DIGEST.match(after)):
+            described.append(name)
+        else:
+            described.append(f"{name} ({before}{between} {after})")
+    return described
+
+
+def _short_value(value: Any) -> str:
+    text = value if isinstance(value, str) else to_json(value)
+    return truncate(one_line("none" if value is None else text), _MAX_VALUE)
