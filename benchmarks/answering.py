@@ -19,8 +19,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.replies.installation import OpenFile, Servers
@@ -31,6 +30,7 @@ from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2
+ONE_SEQUENCE = ContextOptions()
 GSM8K = "gsm8k-200.jsonl"
 
 Observer = Callable[[Generator[Event, None, None]], Generator[Event, None, None]]
@@ -79,7 +79,7 @@ def benchmark_settings(overrides: Mapping[str, Any]) -> Settings:
 
 
 def loaded_model(
-    model: str, settings: Settings, context: ContextOptions = SINGLE, evaluate_all: bool = False
+    model: str, settings: Settings, context: ContextOptions = ONE_SEQUENCE, evaluate_all: bool = False
 ) -> AbstractContextManager[Model]:
     """Load a model as the commands do; with `evaluate_all`, every prompt is evaluated from its first token."""
     app = App.of_user()

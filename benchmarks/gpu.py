@@ -50,9 +50,8 @@ from cerebrum_cli.engine.llama.devices import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions, memory_needs
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.memory import memory_needs
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 PARTS = ("stream", "batch", "share", "memory")

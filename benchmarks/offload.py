@@ -28,9 +28,7 @@ from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
 CONTEXT, SLOTS = 1024, 16

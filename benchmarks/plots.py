@@ -35,8 +35,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import ContextOptions, Request
 from cerebrum_cli.replies.loaded_model import LoadedModel
 
 PARTS = ("throughput", "prompt")
@@ -174,7 +173,7 @@ def prompt_points(model: Path, lengths: Sequence[int], runs: int) -> list[Point]
 def prefill_time(model: Path, length: int) -> float:
     """Seconds of prefill for a prompt; to be called in a subprocess."""
     settings = benchmark_settings({"max_tokens": 1, "temperature": 0.0})
-    with loaded_model(str(model), settings, SINGLE) as loaded:
+    with loaded_model(str(model), settings, ContextOptions()) as loaded:
         generate(loaded, WARM_UP, settings)
         (finish,) = generate(loaded, length, settings)
     if finish.timings.prefill_tokens != length:

@@ -29,8 +29,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import Candidates, ChainSampler
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.gguf.header import read_header
 

@@ -30,7 +30,7 @@ from cerebrum_cli.batch.input_row import InputRow as Question
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
+from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.replies.interface import Model
 
 VOTES, TOKENS, SHAPE_TOKENS = 8, 128, 32
@@ -104,14 +104,14 @@ def time_vote(model: str, question: Question, tokens: int) -> float:
 
 def time_without_reuse(model: str, question: Question, tokens: int) -> float:
     """Seconds of single answers that each evaluate the prompt; to be called in a subprocess."""
-    with loaded_model(model, make_request(question, tokens).settings, SINGLE, evaluate_all=True) as loaded:
+    with loaded_model(model, make_request(question, tokens).settings, ContextOptions(), evaluate_all=True) as loaded:
         timing = measure_events(lambda: generate_sequentially(loaded, question, tokens))
     return checked_seconds(timing, tokens, [0] * VOTES)
 
 
 def time_with_reuse(model: str, question: Question, tokens: int) -> float:
     """Seconds of single answers that reuse the prompt; to be called in a subprocess."""
-    with loaded_model(model, make_request(question, tokens).settings, SINGLE) as loaded:
+    with loaded_model(model, make_request(question, tokens).settings, ContextOptions()) as loaded:
         timing = measure_events(lambda: generate_sequentially(loaded, question, tokens))
     return checked_seconds(timing, tokens, [0] + [timing.finishes[0].prompt_tokens - 1] * (VOTES - 1))
 

@@ -64,7 +64,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
 PURE = (
     *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
-    *("engine.control", "engine.drafter", "engine.llama.batch_invariance", "engine.model_options", "engine.memory"),
+    *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
     *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
@@ -108,10 +108,9 @@ DOORS: Mapping[str, Door] = {
         ("markers", "named_templates", "plain", "reply_text", "template", "template_sandbox", "thinking", "tool_calls"),
     ),
     "engine": Door(
-        75,
+        60,
         (
             "backend",
-            "control",
             "drafter",
             "engine",
             "guidance",
@@ -123,10 +122,7 @@ DOORS: Mapping[str, Door] = {
             "machine",
             "memory",
             "memory_plan",
-            "model_options",
-            "scheduler",
-            "scoring",
-            "sequence",
+            "requests",
             "speed",
             "speed_file",
             "state_store",

@@ -108,7 +108,7 @@ def answer(
 
 def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:
     """The model; a dry run needs only its vocabulary."""
-    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.engine.requests import ContextOptions
 
     use: JsonDict = {"raw": options.raw, "vocabulary_only": options.dry_run, "caches_prompts": True}
     if votes:

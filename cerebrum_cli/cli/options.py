@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.votes import Votes
-    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.replies.installation import Installation, Servers
     from cerebrum_cli.replies.source import ModelSource
@@ -64,9 +64,9 @@ class AnswerOptions(ServerOptions, PullOptions):
 
     @property
     def context(self) -> ContextOptions:
-        from cerebrum_cli.engine.memory import SINGLE
+        from cerebrum_cli.engine.requests import ContextOptions
 
-        return SINGLE
+        return ContextOptions()
 
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True, **use: Any) -> ModelSource:
         """The model that settings name, and where it runs; one that is not installed may be downloaded (`may_pull`).
@@ -287,7 +287,7 @@ class ConcurrencyOptions(ConstrainedOptions):
 
     @property
     def context(self) -> ContextOptions:
-        from cerebrum_cli.engine.memory import ContextOptions
+        from cerebrum_cli.engine.requests import ContextOptions
 
         return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
 

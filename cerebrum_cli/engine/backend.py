@@ -12,8 +12,7 @@ from cerebrum_cli.core.events import Emit, TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.engine.control import Constraint
-from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.step import Checkpoint, Constraint, StopFlag, TokenRow, TokenScore
 
 
 class Sampler(Protocol):

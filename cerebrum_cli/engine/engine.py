@@ -6,20 +6,34 @@ import atexit
 import os
 import threading
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.sequence import ReplySample, Request
+from cerebrum_cli.core.events import (
+    Event,
+    FinishEvent,
+    FinishReason,
+    Forced,
+    RefusedEvent,
+    SequenceId,
+    StageEvent,
+    TokenEvent,
+)
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.token_ids import TokenIds, Tokens
+from cerebrum_cli.engine.repetition import LoopCheck, cycle_end
+from cerebrum_cli.engine.requests import ReplyControl, Request
+from cerebrum_cli.formats.reply_text import ReplyText, SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.context_checkpoints import PromptCache
-    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.requests import ScoreRequest
 
 T = TypeVar("T")
 
@@ -27,6 +41,101 @@ SIGNAL_CHECK_S = 0.5
 
 # What `Engine.cancel_scope` is when some work starts: set once everything is cancelled, also while nothing runs.
 CancelScope: TypeAlias = threading.Event
+
+
+OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
+
+
+@dataclass(eq=False)
+class ReplySample:
+    """One sample of a request, on this machine or on a server: its text, its controls, and where tokens were forced."""
+
+    id: SequenceId
+    request: Request
+    seed: int
+    prompt: Tokens = field(init=False)
+    text: ReplyText = field(init=False)
+    controls: list[ReplyControl] = field(init=False)
+    forced: list[Forced] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt_tokens
+        self.text = ReplyText(self.request.rules, self.request.stop)
+        self.controls = [create() for create in self.request.controls]
+        if self.request.loop_check:
+            self.controls.insert(0, LoopCheck())
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the next token has to match the grammar; controls do not intervene then."""
+        return self.request.has_grammar and self.text.stage == "answer"
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether there is a grammar that does not apply yet."""
+        return self.request.has_grammar and self.text.stage != "answer"
+
+    def token_events(
+        self, pieces: list[SplitText], tokens: Sequence[int], logprobs: Sequence[float | None]
+    ) -> Iterator[TokenEvent]:
+        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
+        yield from self._reclassification()
+        for channel, text in pieces[:-1]:
+            yield TokenEvent(self.id, text, channel)
+        channel = self.text.channel
+        text = ""
+        if pieces:
+            channel, text = pieces[-1]
+        yield TokenEvent(self.id, text, channel, tokens, logprobs)
+
+    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
+        """The events of the text that was held back until the end."""
+        pieces = self.text.finish(is_truncated)
+        yield from self._reclassification()
+        for channel, text in pieces:
+            yield TokenEvent(self.id, text, channel)
+
+    def _reclassification(self) -> Iterator[TokenEvent]:
+        if self.text.was_reasoning:
+            self.text.was_reasoning = False
+            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
+
+    def cycle_end(self, tokens: array[int], checked: int) -> int | None:
+        """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
+        return cycle_end(tokens, checked) if self.request.loop_check else None
+
+    def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
+        """The last event, with what is `known` of counts and times."""
+        return FinishEvent(
+            self.id,
+            reason,
+            seed=self.seed,
+            forced=tuple(self.forced),
+            in_reasoning=self.text.stage == "thinking",
+            **known,
+        )
+
+
+class Score(NamedTuple):
+    """Log-probability of a continuation after its context, summed over `tokens`.
+
+    It `is_greedy` if each of the tokens is the most likely one at its place.
+    """
+
+    logprob_sum: float
+    is_greedy: bool
+    tokens: int
+
+
+@frozen
+class LogprobScores:
+    """The index of a finished request, and a score for each of its continuations, in order."""
+
+    request: int
+    scores: tuple[Score, ...]
+
+
+ScoringEvent = LogprobScores | RefusedEvent | StageEvent  # a StageEvent counts scored tokens
 
 
 class EventQueue(SimpleQueue[T | BaseException | None], Iterator[T]):
@@ -147,21 +256,29 @@ class Engine(ABC):
         """Whether the model is ready; false while it loads, after a failure and after `close`."""
 
     @property
-    def backend(self) -> Backend:
-        """The model, or its vocabulary alone, as it is loaded here; EngineError before `load` and after `close`."""
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary; EngineError before `load` and after `close`."""
         if self._backend is None:
             raise EngineError("the model is not loaded")
         return self._backend
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's vocabulary; EngineError before `load` and after `close`."""
-        return self.backend
-
-    @property
     @abstractmethod
     def context_size(self) -> int:
         """Maximum length of a sequence, in tokens; EngineError before `load` and after `close`."""
+
+    def grow(self, length: int) -> None:  # noqa: B027
+        """Enlarge the context for the next request, as far as memory allows."""
+
+    @property
+    def repacks(self) -> bool | None:
+        """Whether weights were repacked for speed; None if they are on a server."""
+        return None
+
+    @property
+    def conditions(self) -> JsonDict:
+        """The hardware and the options that replies depend on, by readable names; none before there is a context."""
+        return {}
 
     @property
     def builds(self) -> Sequence[Mapping[str, str]]:
@@ -193,8 +310,20 @@ class Engine(ABC):
         self.cancel_scope = CancelScope()
         scope.set()  # it holds a lock meanwhile, and a signal handler may cancel again
 
-    def use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:  # noqa: B027
-        """Call a function with the prompt cache if there is one. Running sequences wait meanwhile; raise its error."""
+    def save_prompts(  # noqa: B027
+        self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False
+    ) -> None:
+        """Save evaluated tokens, if there is a prompt cache; for its options, see `PromptCache.save`."""
+
+    def save_prefix(self, tokens: TokenIds) -> None:  # noqa: B027
+        """Save a common prefix of prompts that has been evaluated, if there is a prompt cache."""
+
+    def group_by_length(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Divide requests, by index, into groups to complete one after the other, the shortest first.
+
+        Memory is allocated for the longest sequence of those submitted together. Call it while nothing runs.
+        """
+        return [list(range(len(requests)))]
 
     @abstractmethod
     def close(self) -> None:

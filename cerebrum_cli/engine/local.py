@@ -15,7 +15,9 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from time import perf_counter
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.context_checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
@@ -32,13 +35,16 @@ from cerebrum_cli.engine.engine import (
     EventQueue,
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
-from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences
+from cerebrum_cli.engine.memory_plan import group_lengths
+from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.engine.sequence import Sequence, create_sequences
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import OpenBackend
-    from cerebrum_cli.engine.scoring import ScoreRequest, ScoringEvent
+    from cerebrum_cli.engine.backend import Backend, OpenBackend
+    from cerebrum_cli.engine.engine import ScoringEvent
+    from cerebrum_cli.engine.requests import ScoreRequest
 
 
 class EngineCommand(NamedTuple):
@@ -194,8 +200,36 @@ class LocalEngine(Engine):
         return self._backend is not None
 
     @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            raise EngineError("the model is not loaded")
+        return self._backend
+
+    @property
     def context_size(self) -> int:
         return self.backend.context_size
+
+    def grow(self, length: int) -> None:
+        self.backend.grow(length)
+
+    @property
+    def repacks(self) -> bool:
+        return self.backend.repacks
+
+    @property
+    def conditions(self) -> JsonDict:
+        return self.backend.conditions if self.backend.capacity else {}
+
+    def group_by_length(self, requests: Many[Request]) -> list[list[int]]:
+        lengths = [request.expected_length(self.context_size) for request in requests]
+        samples = []
+        for request, length in zip(requests, lengths, strict=True):
+            samples += [length] * request.ask.n
+        limits = group_lengths(samples, self.backend.slots_for)
+        groups: list[list[int]] = [[] for _ in limits]
+        for index, length in enumerate(lengths):
+            groups[bisect_left(limits, length)].append(index)
+        return groups
 
     def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
@@ -215,7 +249,15 @@ class LocalEngine(Engine):
         super().cancel()
         self._commands.cancel(None)
 
-    def use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
+    def save_prompts(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
+        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
+
+    def save_prefix(self, tokens: TokenIds) -> None:
+        self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))
+
+    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
+        """Call a function with the prompt cache if there is one. Running sequences wait meanwhile; raise its error."""
+
         def use(loop: Loop) -> None:
             if loop.prompt_cache:
                 function(loop.prompt_cache)

@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
 
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
@@ -52,66 +53,6 @@ class FreeMemory(NamedTuple):
     devices: Devices = ()
 
 
-@frozen
-class ContextOptions:
-    """Options of a context; until it is made, 0 is chosen for this machine.
-
-    - `length`: maximum length of a sequence, which llama.cpp pads to 256
-    - `slots`: maximum number of concurrent sequences, if memory allows
-    - `n_threads`: of each step
-    - `n_ubatch`: maximum number of rows in one decode, and so of prompt tokens in one step
-    - `kv_unified`: all sequences share one KV cache of that length, in which copies take no space
-    - `batch_invariant`: on the CPU, attention to a token is the same whatever runs beside it; costs a row per single
-      sequence
-    - `pad_steps`: with `batch_invariant`, so are matrix multiplications with any type of weights; costs several rows
-    - `flash_attention`: None leaves it to llama.cpp
-    - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
-    - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
-    - `n_rs_seq`: number of draft tokens that can be removed from a recurrent state, each by a copy of the state
-    """
-
-    length: int = 0
-    slots: int = 1
-    n_threads: int = 0
-    n_ubatch: int = 0
-    kv_unified: bool = False
-    batch_invariant: bool = False
-    pad_steps: bool = False
-    flash_attention: bool | None = None
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    swa_full: bool = False
-    n_rs_seq: int = 0
-
-    @property
-    def n_streams(self) -> int:
-        """Number of KV caches of that length."""
-        return 1 if self.kv_unified else self.slots
-
-    def cells(self, layer: LayerSizes) -> int:
-        """Number of tokens that each KV cache holds of a layer: with a sliding window, no more than a step reads."""
-        length = pad_length(self.length)
-        if not layer.window or self.swa_full:
-            return length
-        windows = self.slots if self.kv_unified else 1
-        return min(length, pad_length(layer.window * windows + self.n_ubatch))
-
-    def n_outputs_max(self, vocabulary_size: int) -> int:
-        """Maximum number of rows with logits in one decode; llama.cpp aborts the process for more."""
-        if self.pad_steps:  # marks rows of padding too
-            return max(self.slots, self.n_ubatch)
-        scored = OUTPUT_BYTES // (4 * max(1, vocabulary_size))
-        return max(self.slots, min(self.n_ubatch, max(MIN_OUTPUTS, scored)))
-
-    def token_bytes(self, layer: LayerSizes) -> float:
-        keys = CACHE_ELEMENT_SIZE[self.cache_type_k]
-        values = CACHE_ELEMENT_SIZE[self.cache_type_v]
-        return layer.key_length * keys + layer.value_length * values
-
-
-SINGLE = ContextOptions()  # one sequence
-
-
 class MemoryNeeds(NamedTuple):
     """Bytes needed on the host, and on each GPU."""
 
@@ -126,6 +67,29 @@ class MemoryNeeds(NamedTuple):
 def pad_length(length: int) -> int:
     """Round a length up as llama.cpp does."""
     return -(-length // PADDING) * PADDING
+
+
+def cells(layer: LayerSizes, context: ContextOptions) -> int:
+    """Number of tokens that each KV cache holds of a layer: with a sliding window, no more than a step reads."""
+    length = pad_length(context.length)
+    if not layer.window or context.swa_full:
+        return length
+    windows = context.slots if context.kv_unified else 1
+    return min(length, pad_length(layer.window * windows + context.n_ubatch))
+
+
+def n_outputs_max(context: ContextOptions, vocabulary_size: int) -> int:
+    """Maximum number of rows with logits in one decode; llama.cpp aborts the process for more."""
+    if context.pad_steps:  # marks rows of padding too
+        return max(context.slots, context.n_ubatch)
+    scored = OUTPUT_BYTES // (4 * max(1, vocabulary_size))
+    return max(context.slots, min(context.n_ubatch, max(MIN_OUTPUTS, scored)))
+
+
+def token_bytes(layer: LayerSizes, context: ContextOptions) -> float:
+    keys = CACHE_ELEMENT_SIZE[context.cache_type_k]
+    values = CACHE_ELEMENT_SIZE[context.cache_type_v]
+    return layer.key_length * keys + layer.value_length * values
 
 
 def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts = ()) -> MemoryNeeds:
@@ -167,7 +131,7 @@ def compute_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of the compute buffer, measured on several architectures: the largest of a layer's phases or the logits."""
     embedding = sizes.embedding_length
     state = max((layer.state_bytes for layer in sizes.layers), default=0)
-    outputs = min(context.n_ubatch, context.n_outputs_max(sizes.vocabulary_size))
+    outputs = min(context.n_ubatch, n_outputs_max(context, sizes.vocabulary_size))
     logits = 4 * (outputs * sizes.vocabulary_size + 2 * context.n_ubatch * embedding)
     feed_forward = 4 * context.n_ubatch * (4 * embedding + sizes.activation_length) + _mask_bytes(sizes, context)
     attention = 0
@@ -182,8 +146,8 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     if context.n_streams != 1:
         return 0
     length = pad_length(context.length)
-    windows = [layer for layer in sizes.layers if context.cells(layer) < length]
-    checkpoint = sizes.state_bytes + sum(int(context.token_bytes(layer) * layer.window) for layer in windows)
+    windows = [layer for layer in sizes.layers if cells(layer, context) < length]
+    checkpoint = sizes.state_bytes + sum(int(token_bytes(layer, context) * layer.window) for layer in windows)
     return max(MIN_CHECKPOINTS * checkpoint, min(CHECKPOINTS * checkpoint, CHECKPOINT_BYTES))
 
 
@@ -207,8 +171,8 @@ def _divide(sizes: Sequence[int], offloaded: LayerCounts) -> tuple[int, tuple[in
 
 
 def cache_bytes(layer: LayerSizes, context: ContextOptions) -> int:
-    cells = context.cells(layer) * context.n_streams
-    return int(context.token_bytes(layer) * cells) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
+    stored = cells(layer, context) * context.n_streams
+    return int(token_bytes(layer, context) * stored) + layer.state_bytes * (1 + context.n_rs_seq) * context.slots
 
 
 def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_devices: int) -> int:
@@ -223,7 +187,7 @@ def device_buffers(sizes: ModelSizes, context: ContextOptions, offloaded: int, n
     if is_partial or sizes.host_expert_bytes:
         buffer += max((layer.largest_tensor for layer in sizes.layers), default=0) + rows
     if is_partial:
-        caches = max((context.token_bytes(layer) * context.cells(layer) for layer in sizes.layers), default=0)
+        caches = max((token_bytes(layer, context) * cells(layer, context) for layer in sizes.layers), default=0)
         copied = int(caches * context.n_streams * (2.5 if context.slots >= OFFLOADED_ROWS else 1))
         buffer = max(buffer, copied + _mask_bytes(sizes, context) + 5 * rows)
     if sizes.has_experts and not sizes.host_expert_bytes:
@@ -241,5 +205,5 @@ def _input_copies(sizes: ModelSizes, context: ContextOptions, offloaded: int, n_
 def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     """Size of the attention masks, one for each kind of layers."""
     element = 4 if context.flash_attention is False else 2
-    masked = {layer.window: context.cells(layer) for layer in sizes.layers if layer.key_length}
+    masked = {layer.window: cells(layer, context) for layer in sizes.layers if layer.key_length}
     return element * context.n_ubatch * sum(masked.values())

@@ -22,7 +22,6 @@ from cerebrum_cli.engine.memory import (
     GPU_UBATCH,
     HEADROOM,
     PADDING,
-    ContextOptions,
     Devices,
     FreeMemory,
     LayerCounts,
@@ -36,13 +35,14 @@ from cerebrum_cli.engine.memory import (
     pad_length,
     weight_needs,
 )
-from cerebrum_cli.engine.model_options import MAX_SLOTS, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.sequence import Request
+    from cerebrum_cli.engine.requests import Request
 
 DEFAULT_CONTEXT = 8192
+MAX_SLOTS = 256
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
 MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
@@ -108,7 +108,7 @@ def plan_load(options: LoadOptions, free: FreeMemory, emit: Emit) -> LoadPlan:
     return replace(
         plan,
         context=resolve(context, plan.sizes, plan.offloaded),
-        repack=options.repack and fits_memory and not plan.host_experts,
+        repack=bool(options.repack) and fits_memory and not plan.host_experts,
     )
 
 

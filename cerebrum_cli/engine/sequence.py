@@ -1,189 +1,34 @@
-"""A request, and one sample of it: its prompt, its text, its generated tokens, its place, and its times."""
+"""A sample on this machine: its prompt, its text, its generated tokens, its place, and its times."""
 
 from __future__ import annotations
 
-import secrets
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import (
     AlternativesEvent,
-    Event,
     FinishEvent,
     FinishReason,
     Forced,
     PromptEvent,
     SequenceId,
     Timings,
-    TokenEvent,
     TokenLogprob,
 )
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
-from cerebrum_cli.core.text import Texts
-from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
-from cerebrum_cli.engine.control import Constraint, ControlFactory, Force, ReplyControl
-from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
+from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.token_ids import TokenIds, Tokens
+from cerebrum_cli.engine.engine import OnSampleEvent, ReplySample
+from cerebrum_cli.engine.requests import Force, Request
+from cerebrum_cli.engine.step import Constraint
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Sampler
     from cerebrum_cli.engine.drafter import Drafter
-
-OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
-
-OPENING_TOKENS = 16  # more than most formats begin a reply with
-EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
-
-
-@frozen
-class Request:
-    """A prompt with its sampling parameters, for what is asked.
-
-    The grammar and the stop strings apply where the text is the answer by the `rules`. The text includes a control
-    token only if it `is_visible`. If `speculative`, tokens may be drafted and verified in one step. `controls` may end
-    a sample or force tokens into it, but not where a grammar other than a schema applies.
-
-    The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
-    A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
-
-    `as_messages`, a server gets the conversation and applies its own chat template: the tokens of the prompt only
-    estimate its length, and the grammar is of a JSON Schema. With `inspected` tokens, nothing is generated: each of
-    them, which followed the prompt, is reported with the `likeliest` tokens in its place. All but the last end
-    `prompt_tokens`.
-    """
-
-    prompt_tokens: Tokens
-    params: SamplingParams = field(default_factory=SamplingParams)
-    ask: Ask = field(default_factory=Ask)
-    is_visible: TokenPredicate = NO_TOKEN
-    speculative: bool = False
-    controls: tuple[ControlFactory, ...] = ()
-    rules: ReplyRules = field(default_factory=ReplyRules)
-    opening: int = OPENING_TOKENS
-    follow_up: Request | None = None
-    as_messages: bool = False
-    inspected: TokenIds = ()
-    likeliest: int = 0
-
-    @classmethod
-    def inspection(cls, prompt: Iterable[int], reply: TokenIds, likeliest: int = 0) -> Self:
-        """A request to report the tokens of a given reply, each with the `likeliest` tokens in its place."""
-        params = SamplingParams(max_tokens=1)
-        return cls((*prompt, *reply[:-1]), params, inspected=reply, likeliest=likeliest)
-
-    def first_seed(self) -> int:
-        """Seed of the first sample: that requested, or a random one. Raises UsageError if the prompt is empty."""
-        if not self.prompt_tokens:
-            raise UsageError("the prompt is empty", "write a prompt")
-        return secrets.randbelow(SEEDS) if self.params.seed is None else self.params.seed
-
-    @property
-    def stop_anywhere(self) -> Texts:
-        """The stop strings that a server may look for, which knows no reasoning."""
-        if self.rules.stops_anywhere:
-            return self.params.stop
-        return ()
-
-    @property
-    def stop(self) -> Texts:
-        """The stop strings to find in a reply; a server of conversations has found them, reasoning apart."""
-        if self.as_messages:
-            return ()
-        return self.params.stop
-
-    @property
-    def has_grammar(self) -> bool:
-        """Whether the answer has to match a grammar here; a server of conversations has its schema."""
-        return self.ask.grammar is not None and not self.as_messages
-
-    @property
-    def beginning(self) -> tuple[Tokens, list[SplitText]]:
-        """The tokens and texts of the reply that the request continues."""
-        at = len(self.prompt_tokens) - self.rules.prefix_tokens
-        return self.prompt_tokens[at:], ReplyText(replace(self.rules, prefix="")).feed_text(self.rules.prefix)
-
-    def max_length(self, context_size: int) -> int:
-        """Maximum length of a sample, in tokens of prompt and reply."""
-        limit = self.params.max_tokens
-        if limit is None:
-            return context_size
-        return min(context_size, len(self.prompt_tokens) + limit)
-
-    def expected_length(self, context_size: int, generated: int = 0) -> int:
-        """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
-        return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
-
-
-@dataclass(eq=False)
-class ReplySample:
-    """One sample of a request, on this machine or on a server: its text, its controls, and where tokens were forced."""
-
-    id: SequenceId
-    request: Request
-    seed: int
-    prompt: Tokens = field(init=False)
-    text: ReplyText = field(init=False)
-    controls: list[ReplyControl] = field(init=False)
-    forced: list[Forced] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.prompt = self.request.prompt_tokens
-        self.text = ReplyText(self.request.rules, self.request.stop)
-        self.controls = [create() for create in self.request.controls]
-
-    @property
-    def is_constrained(self) -> bool:
-        """Whether the next token has to match the grammar; controls do not intervene then."""
-        return self.request.has_grammar and self.text.stage == "answer"
-
-    @property
-    def awaits_answer(self) -> bool:
-        """Whether there is a grammar that does not apply yet."""
-        return self.request.has_grammar and self.text.stage != "answer"
-
-    def token_events(
-        self, pieces: list[SplitText], tokens: Many[int], logprobs: Many[float | None]
-    ) -> Iterator[TokenEvent]:
-        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
-        yield from self._reclassification()
-        for channel, text in pieces[:-1]:
-            yield TokenEvent(self.id, text, channel)
-        channel = self.text.channel
-        text = ""
-        if pieces:
-            channel, text = pieces[-1]
-        yield TokenEvent(self.id, text, channel, tokens, logprobs)
-
-    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
-        """The events of the text that was held back until the end."""
-        pieces = self.text.finish(is_truncated)
-        yield from self._reclassification()
-        for channel, text in pieces:
-            yield TokenEvent(self.id, text, channel)
-
-    def _reclassification(self) -> Iterator[TokenEvent]:
-        if self.text.was_reasoning:
-            self.text.was_reasoning = False
-            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
-
-    def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
-        """The last event, with what is `known` of counts and times."""
-        return FinishEvent(
-            self.id,
-            reason,
-            seed=self.seed,
-            forced=tuple(self.forced),
-            in_reasoning=self.text.stage == "thinking",
-            **known,
-        )
 
 
 @dataclass(eq=False)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.formats.reply_text import ReplyText
 
 
 class TokenRow(NamedTuple):
@@ -29,6 +33,17 @@ class Checkpoint(NamedTuple):
     length: int
     state: ctypes.Array[ctypes.c_uint8]
     flags: int
+
+
+class Constraint(NamedTuple):
+    """The grammar of one reply, which applies from where the answer starts in its text.
+
+    `forced` gets the tokens that follow because the grammar allows no others; None to sample them, too.
+    """
+
+    grammar: Grammar
+    text: ReplyText
+    forced: deque[int] | None
 
 
 class TokenScore(NamedTuple):

@@ -313,13 +313,13 @@ def generate(app: App, prepared: PreparedEvaluation, run: Results, options: Eval
 
 def show_preview(app: App, prepared: PreparedEvaluation, path: Path, options: EvalOptions) -> None:
     """Print the exact prompt of the first question on standard output, and a summary of the run on standard error."""
-    from cerebrum_cli.engine.memory import SINGLE
+    from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.eval.stored_runs import samples_to_keep
     from cerebrum_cli.replies.interface import open_source
 
     evaluation = prepared.evaluation
     first = evaluation.questions[0]
-    with open_source(replace(prepared.source, context=SINGLE, vocabulary_only=True)) as loaded:
+    with open_source(replace(prepared.source, context=ContextOptions(), vocabulary_only=True)) as loaded:
         asked = evaluation.ask(first, evaluation.settings)
         prompt, token_ids = loaded.preview(asked.conversation, evaluation.settings)
     samples = missing = evaluation.rows.size

@@ -191,7 +191,7 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
 
     With `scores_raw`, texts to score have no prompt format.
     """
-    from cerebrum_cli.engine.memory import ContextOptions
+    from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.replies.source import AUTO_PARALLEL
 

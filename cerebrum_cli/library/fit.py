@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_names, format_size
-from cerebrum_cli.engine.memory import HEADROOM, ContextOptions, Devices, host_bytes
+from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.speed import PROMPT_TOKENS, Forecast, Speed, forecast
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec

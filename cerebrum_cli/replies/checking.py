@@ -10,7 +10,7 @@ from threading import Event
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.programs.code import first_program
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel

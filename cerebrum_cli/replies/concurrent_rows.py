@@ -8,8 +8,7 @@ the answers are needed in order.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -31,8 +30,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds
 from cerebrum_cli.engine.engine import CancelScope, Completions
-from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
@@ -41,7 +39,6 @@ from cerebrum_cli.replies.tally import Program
 from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.replies.tool_loop import ToolLoop
 
 Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a reply; None if it is cancelled
@@ -193,27 +190,12 @@ def run_rows(
         if in_order or model.is_remote:
             yield from run.answer(pending)
             continue
-        for group in group_by_length(pending, model.engine.backend):
+        for indices in model.engine.group_by_length([row.request for row in pending]):
+            group = [pending[index] for index in indices]
             if sorts:
                 group.sort(key=lambda row: row.request.prompt_tokens)
             if not run.scope.is_set():
                 yield from run.answer(group)
-
-
-def group_by_length(rows: Sequence[PendingRow], backend: Backend) -> list[list[PendingRow]]:
-    """Divide rows into groups to answer one after the other, the shortest first; call it while nothing runs.
-
-    Memory is allocated for the longest sequence of those submitted together.
-    """
-    lengths = [row.request.expected_length(backend.context_size) for row in rows]
-    samples = []
-    for row, length in zip(rows, lengths, strict=True):
-        samples += [length] * row.request.ask.n
-    limits = group_lengths(samples, backend.slots_for)
-    groups: list[list[PendingRow]] = [[] for _ in limits]
-    for row, length in zip(rows, lengths, strict=True):
-        groups[bisect_left(limits, length)].append(row)
-    return groups
 
 
 class _Run:

@@ -23,7 +23,7 @@ from cerebrum_cli.library.registry import Registry
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.documents import DocumentReader
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.model_options import LoadOptions
+    from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.engine.state_store import StateStore
     from cerebrum_cli.engine.step import StopFlag
     from cerebrum_cli.library.catalogue import ModelSpec

@@ -15,14 +15,14 @@ from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.core.tools import Tools
-from cerebrum_cli.engine.memory import ContextOptions
+from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.replies.installation import Installation, Servers, find_endpoints, find_installed
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_source, slots_of
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.scoring import Score
+    from cerebrum_cli.engine.engine import Score
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -138,7 +138,8 @@ class Model(LoadedModel):
 
     def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
         """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""
-        from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
+        from cerebrum_cli.engine.engine import LogprobScores
+        from cerebrum_cli.engine.requests import ScoreRequest
 
         for _ in self.load():
             pass

@@ -29,8 +29,7 @@ from cerebrum_cli.core.settings import EMBEDDED, Settings
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.memory import pad_length
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
+from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.formats.markers import MARKERS, is_markup
 from cerebrum_cli.formats.plain import RAW, PromptFormat
 from cerebrum_cli.formats.thinking import ReasoningMarkup
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
+GROWTH_STEP = 256  # tokens that llama.cpp rounds contexts up to
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
 NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put before the first question instead")
@@ -91,12 +91,12 @@ class LoadedModel:
     @property
     def repacks(self) -> bool | None:
         """Whether weights were repacked for speed; None behind a server."""
-        return None if self.is_remote else self.engine.backend.repacks
+        return self.engine.repacks
 
     @property
     def conditions(self) -> JsonDict:
         """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
-        return self.engine.backend.conditions if not self.is_remote and self.engine.backend.capacity else {}
+        return self.engine.conditions
 
     def respond(self, request: Ask) -> Reply:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
@@ -136,12 +136,14 @@ class LoadedModel:
         self._make_room(len(tokens), settings)
         prefix = asked.prefix_tokens
         rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
+        may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         return Request(
             array("i", tokens),
             self._sampling(asked),
             asked,
             self.is_visible_in_calls if conversation.tools else self.is_visible,
             speculative=asked.stream and settings.speculative is not False,
+            loop_check=settings.loop_check and not may_repeat,
             controls=controls,
             rules=rules,
             opening=self._opening_length(prompt, tokens) + len(prefix),
@@ -341,11 +343,11 @@ class LoadedModel:
         try:
             if min_tokens is not None:
                 prompt = self.tokenize(conversation) if conversation else None
-                self.engine.use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
+                self.engine.save_prompts(min_tokens, prompt, empties)
             if is_slow and conversation:
                 prefix = self.shared_prefix(conversation)
                 if prefix and is_slow(len(prefix)):
-                    self.engine.use_prompt_cache(lambda cache: cache.save_prefix(prefix))
+                    self.engine.save_prefix(prefix)
         except FormatError:  # the conversation was never evaluated
             return None
         except EngineError as error:
@@ -373,14 +375,15 @@ class LoadedModel:
         room = min(settings.max_tokens or size, size // REPLY_FRACTION)
         may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
         if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
-            self.grow(min(pad_length(2 * tokens), trained))
+            doubled = 2 * tokens
+            self.grow(min(doubled + -doubled % GROWTH_STEP, trained))
         self._require_room(tokens)
 
     def grow(self, length: int) -> None:
         """Enlarge the context for the next prompt, as far as memory allows, with a notice."""
         size = self.engine.context_size
         self.save_prompt_cache(MIN_CACHED_TOKENS)
-        self.engine.backend.grow(length)
+        self.engine.grow(length)
         if self.engine.context_size > size:
             problem = f"increasing the context from {size} to {self.engine.context_size} tokens"
             self._notices[NoticeEvent(problem, "use --ctx N, or /set ctx N in a chat, for another size")] = False

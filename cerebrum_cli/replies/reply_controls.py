@@ -18,7 +18,7 @@ from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.vocabulary import continuation
-from cerebrum_cli.engine.control import ControlFactory, Force, LoopCheck
+from cerebrum_cli.engine.requests import ControlFactory, Force
 from cerebrum_cli.formats.markers import find_markers
 from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
@@ -62,28 +62,20 @@ class ReplyControls:
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
         settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
-        has_grammar = asked.grammar is not None and not asked.grammar.is_schema
-        applies_at_once = rules.plain_answer and rules.stops_anywhere  # to the first token
-        if has_grammar and applies_at_once:
+        if rules.plain_answer and rules.stops_anywhere:  # the grammar applies from the first token
             return rules, ()
-        controls: list[ControlFactory] = []
-        may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
-        if settings.loop_check and not may_repeat:
-            controls.append(LoopCheck)
-        if applies_at_once:
-            return rules, tuple(controls)
         limit = settings.reasoning_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
         may_reason = self.format.has_switch or bool(self.own_markups(asked.conversation.system_prompt))
         if not (asked.stream and may_reason):
             if limit is None:
-                return rules, tuple(controls)
+                return rules, ()
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
-        controls.append(partial(ReasoningBudget, limit, answer_now, closing_sentence(self.architecture)))
+        budget = partial(ReasoningBudget, limit, answer_now, closing_sentence(self.architecture))
         reasoning_end = None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
-        return replace(rules, endings=self._endings, reasoning_end=reasoning_end), tuple(controls)
+        return replace(rules, endings=self._endings, reasoning_end=reasoning_end), (budget,)
 
     def rules(self, asked: Ask, prompt_end: str, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.

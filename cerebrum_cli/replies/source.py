@@ -18,8 +18,8 @@ from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES, SINGLE, ContextOptions
-from cerebrum_cli.engine.model_options import AdapterFile, GgufFile, LoadOptions, plan_repacking
+from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
 from cerebrum_cli.formats.plain import CEREBRUM, RAW, SERVERS
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
@@ -59,7 +59,7 @@ class ModelSource:
     model: InstalledModel
     settings: Settings
     servers: Servers | None = None
-    context: ContextOptions = SINGLE
+    context: ContextOptions = ContextOptions()
     raw: bool = False
     template_options: JsonObject = field(default_factory=dict)
     vocabulary_only: bool = False
@@ -91,7 +91,7 @@ class ModelSource:
         model, settings, context = self.model, self.settings, self.context
         require_attention(model, settings, context.pad_steps)
         applied = () if self.vocabulary_only else model.adapters
-        adapters = tuple(AdapterFile(adapter.path, adapter.scale) for adapter in applied)
+        adapters = tuple((adapter.path, adapter.scale) for adapter in applied)
         if settings.speculative and facts_of(model.header.architecture).rolls_back:
             context = replace(context, n_rs_seq=MAX_ROLLBACK)
         context = replace(
@@ -103,14 +103,22 @@ class ModelSource:
             cache_type_v=settings.cache_type_v or context.cache_type_v,
         )
         thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
+        file = GgufFile(
+            model.path,
+            model.trained_context,
+            model.sizes,
+            adapters,
+            model.is_verified,
+            thinks,
+            model.quantization,
+        )
         return LoadOptions(
-            GgufFile(model.path, model.trained_context, model.sizes, adapters, model.is_verified, thinks),
+            file,
             context,
             settings.gpu_layers,
-            plan_repacking(model.quantization, is_chat=self.is_chat, is_batch=context.slots > 1 or context.pad_steps),
-            self.vocabulary_only,
-            self.is_chat,
-            settings.cpu_moe,
+            vocabulary_only=self.vocabulary_only,
+            whole_context=self.is_chat,
+            cpu_moe=settings.cpu_moe,
         )
 
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
@@ -153,7 +161,7 @@ class ModelSource:
         from cerebrum_cli.servers.remote_engine import RemoteEngine
         from cerebrum_cli.servers.timeouts import ServerTimeouts
 
-        options = replace(self, context=SINGLE, vocabulary_only=True, is_chat=False).options()
+        options = replace(self, context=ContextOptions(), vocabulary_only=True, is_chat=False).options()
         expected = partial(
             ExpectedModel, earlier=servers.earlier, may_differ=servers.may_differ, messages=self.model.is_served
         )

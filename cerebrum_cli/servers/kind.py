@@ -15,7 +15,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 
 MAX_WINDOW = 4096  # sequences to give a server at a time
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context

@@ -9,7 +9,7 @@ from typing import Any
 from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.client import server_text
 from cerebrum_cli.servers.kind import (
     ReplyChunk,

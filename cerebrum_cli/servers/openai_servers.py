@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.core.tools import ToolCalls
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.call_messages import chat_messages, read_calls
 from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure, server_text
 from cerebrum_cli.servers.kind import (

@@ -15,7 +15,7 @@ from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.backend import OpenBackend
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.servers.description import ExpectedModel

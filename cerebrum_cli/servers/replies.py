@@ -26,8 +26,8 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.core.vocabulary import Vocabulary, continuation
-from cerebrum_cli.engine.control import Force, LoopCheck, cycle_end
-from cerebrum_cli.engine.sequence import ReplySample, Request
+from cerebrum_cli.engine.engine import ReplySample
+from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.formats.reply_text import ReplyRules, SplitText
 from cerebrum_cli.servers.client import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
@@ -181,8 +181,7 @@ class RemoteSample(ReplySample):
         """Whether the reply may end, or continue otherwise, after any of its tokens."""
         request = self.request
         has_late_stop = request.params.stop and not request.rules.stops_anywhere
-        has_controls = any(control is not LoopCheck for control in request.controls)
-        return bool(request.ask.stream or has_controls or has_late_stop or self.awaits_answer)
+        return bool(request.ask.stream or request.controls or has_late_stop or self.awaits_answer)
 
     @property
     def _is_over(self) -> bool:
@@ -205,7 +204,7 @@ class RemoteSample(ReplySample):
 
     def _check_loop(self, tokens: array[int], checked: int = 0) -> int:
         """The number of tokens after which they repeat themselves, or of all; the first `checked` do not."""
-        end = cycle_end(tokens, checked) if LoopCheck in self.request.controls else None
+        end = self.cycle_end(tokens, checked)
         if end is None:
             return len(tokens)
         self._intervention = "repetition"

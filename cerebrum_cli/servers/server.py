@@ -18,7 +18,8 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
 )
-from cerebrum_cli.engine.sequence import OnSampleEvent, Request
+from cerebrum_cli.engine.engine import OnSampleEvent
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.call_messages import chat_messages
 from cerebrum_cli.servers.client import (
     BusyServerError,

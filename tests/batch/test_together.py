@@ -16,9 +16,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, ContextOptions, FreeMemory, memory_needs
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, memory_needs
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
@@ -120,7 +119,7 @@ def test_saving_with_a_prompt_saves_only_the_best_match(tmp_path: Path) -> None:
     store = StateStore(tmp_path, 10**9, "nano", "cerebrum")
     with open_engine(4, kv_unified=True, states=store) as engine:
         answers(engine, SUMS)
-        engine.use_prompt_cache(lambda cache: cache.save(1, prompt_of(engine, SUMS[2])))
+        engine.save_prompts(1, prompt_of(engine, SUMS[2]))
     assert len(list(tmp_path.glob("*.state"))) == 1
 
 

@@ -17,11 +17,9 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.devices import build
-from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.llama.load import open_llama, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, plan_repacking
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.contents import FILE_TYPES
 from cerebrum_cli.gguf.header import read_header

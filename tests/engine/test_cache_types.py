@@ -16,12 +16,13 @@ from tiny_models import Shape, write_chatml
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.memory import SINGLE, ContextOptions
-from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.source import ModelSource
+
+SINGLE = ContextOptions()
 
 
 @pytest.fixture(scope="module")

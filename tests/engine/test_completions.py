@@ -17,7 +17,7 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag
 
 

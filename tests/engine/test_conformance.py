@@ -19,9 +19,8 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishEvent, NoticeEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import Force, Intervention
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Force, Intervention, Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.library.installed import NANO
 

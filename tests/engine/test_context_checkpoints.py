@@ -13,14 +13,14 @@ from scripted_backend import ScriptedBackend, endless, replies, tokens
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence
+from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 
 BUDGET = 10_000
-END = sequence.OPENING_TOKENS
+END = OPENING_TOKENS
 FIRST = "a question of more than sixteen tokens, asked first? "
 SCRIPT = {FIRST: "An answer. ", f"{FIRST}An answer. Another? ": "So. ", f"{FIRST}An answer. A third? ": "Or so. "}
 
@@ -95,7 +95,7 @@ def growing(slots: int, **options: Any) -> tuple[ScriptedBackend, list[Request]]
 def test_sequences_are_evaluated_again_in_longer_slots(
     monkeypatch: pytest.MonkeyPatch, cells: int, limit: int | None, reserved: list[tuple[int, int]]
 ) -> None:
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 30)
+    monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", 30)
     backend, requests = growing(4, fitting_cells=cells)
     limited = [replace(request, params=SamplingParams(max_tokens=limit)) for request in requests]
     with running_engine(backend) as engine:
@@ -130,7 +130,7 @@ def test_llama_replies_continue_in_longer_slots(monkeypatch: pytest.MonkeyPatch,
     params = SamplingParams(max_tokens=400, temperature=1.0, seed=1)
     said = []
     for expected in (30, 1024):
-        monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", expected)
+        monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", expected)
         monkeypatch.setattr(Request, "max_length", lambda self, size: size)
         with loaded(LocalEngine(lambda tell, stop: open_llama(load_options, tell, stop))) as engine:
             prompt = engine.vocabulary.tokenize([Text(TALE)])[:60]

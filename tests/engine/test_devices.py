@@ -10,9 +10,9 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.engine.llama import devices
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.load import load_model
-from cerebrum_cli.engine.memory import ContextOptions, Device, fits, memory_needs
+from cerebrum_cli.engine.memory import Device, fits, memory_needs
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header, read_tables
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes

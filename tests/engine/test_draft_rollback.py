@@ -19,8 +19,7 @@ from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import ContextOptions, Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.gguf.sizes import facts_of
 

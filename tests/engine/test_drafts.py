@@ -16,7 +16,7 @@ from cerebrum_cli.core.events import RefusedEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import MAX_DRAFT, Drafter
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 
 REPEATED = "the cat sat on the mat. "
 COPY = replies({"copy: " + REPEATED: REPEATED * 10})
@@ -167,7 +167,7 @@ def test_llama_drafts_after_a_restored_sliding_window(sliding_window_model: Path
     with open_engine(sliding_window_model, tmp_path) as engine:
         start = engine.vocabulary.tokenize([Text((STORY + "The hen, the fox and the hare were there. ") * 2)])[:204]
         [before] = collect_replies(generate(engine, [Request(start, SamplingParams(max_tokens=20))])).values()
-        engine.use_prompt_cache(lambda cache: cache.save(1))
+        engine.save_prompts(1)
     prompt = (*start, *before.ids)
     with open_engine(sliding_window_model, tmp_path) as engine:
         [reply] = collect_replies(

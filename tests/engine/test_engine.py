@@ -7,7 +7,7 @@ from scripted_backend import MARK, ScriptedBackend, replies, tokens
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import PromptEvent
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 
 GREETING = replies({"hello ": "world", "hello world, ": "who are you?"})
 

@@ -12,7 +12,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 
 SCRIPT = {"a: ": "first", "a: first> ": "program", "b: ": "second", "b: second> ": "other"}
 ASKED = Request(tokens("> "), SamplingParams(max_tokens=20))

@@ -20,7 +20,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 
 

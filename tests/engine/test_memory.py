@@ -17,16 +17,17 @@ from cerebrum_cli.engine.llama.context import context_params
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import load_model
 from cerebrum_cli.engine.memory import (
-    ContextOptions,
     Device,
     LayerCounts,
     MemoryNeeds,
+    cells,
     checkpoint_budget,
     compute_bytes,
     memory_needs,
+    n_outputs_max,
 )
 from cerebrum_cli.engine.memory_plan import LoadPlan, group_lengths, plan_layers
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array
 from cerebrum_cli.gguf.header import parts_sizes, read_header
@@ -182,10 +183,10 @@ GEMMA = replace(MISTRAL, layers=(*(LayerSizes(128 * MIB, 1024, 1024, window=1024
 def test_windows_hold_what_a_step_reads() -> None:
     window, dense = GEMMA.layers[4:6]
     chat = replace(CHAT, n_ubatch=128)
-    assert (chat.cells(window), chat.cells(dense)) == (1280, 8192), "1,024 and 128 rows, padded to 256"
-    assert replace(chat, length=1024).cells(window) == 1024
+    assert (cells(window, chat), cells(dense, chat)) == (1280, 8192), "1,024 and 128 rows, padded to 256"
+    assert cells(window, replace(chat, length=1024)) == 1024
     batch = replace(chat, slots=16)
-    assert (batch.cells(window), replace(batch, kv_unified=True).cells(window)) == (1280, 8192)
+    assert (cells(window, batch), cells(window, replace(batch, kv_unified=True))) == (1280, 8192)
     cache = memory_needs(GEMMA, batch).host - memory_needs(GEMMA, chat).host + checkpoint_budget(GEMMA, chat)
     assert cache == 15 * (4096 * (4 * 8192 + 20 * 1280) + 4 * 32000)
 
@@ -210,9 +211,9 @@ def test_outputs_are_limited_to_what_steps_need() -> None:
         (200, 512, 248_320, 200),
         (16, 8, 248_320, 16),  # llama.cpp requires one for each slot
     ):
-        assert ContextOptions(8192, slots, 1, n_ubatch).n_outputs_max(vocabulary) == outputs
+        assert n_outputs_max(ContextOptions(8192, slots, 1, n_ubatch), vocabulary) == outputs
     assert MAX_DRAFT < memory.MIN_OUTPUTS, "steps with draft tokens"
-    assert ContextOptions(8192, 16, 1, 256, pad_steps=True).n_outputs_max(248_320) == 256
+    assert n_outputs_max(ContextOptions(8192, 16, 1, 256, pad_steps=True), 248_320) == 256
     large = replace(MISTRAL, vocabulary_size=248_320)
     assert compute_bytes(large, CHAT) == COMPUTE, "logits of 64 rows are smaller than a layer's activations"
 

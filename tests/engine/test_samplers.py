@@ -31,7 +31,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.replies.text_tokens import resolve_biases
 
 A = ord("a") - ord("!")

@@ -16,13 +16,14 @@ from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, Prom
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine import context_checkpoints as checkpoints
+from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine import scheduler as scheduling
-from cerebrum_cli.engine import sequence as sequencing
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.local import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.scheduler import Scheduler
-from cerebrum_cli.engine.sequence import Request, Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Sequence, create_sequences
 from cerebrum_cli.engine.step import StopFlag
 
 
@@ -115,7 +116,7 @@ class AnyTraffic(RuleBasedStateMachine):
             backend.checkpoint_budget = 0
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(checkpoints, "MIN_SNAPSHOT_TOKENS", 2)
-        self.patch.setattr(sequencing, "EXPECTED_REPLY_TOKENS", room)
+        self.patch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", room)
         self.patch.setattr(scheduling, "MAX_PREFILL_BETWEEN_DECODES", backend.max_outputs)
         self.patch.setattr(scheduling, "MIN_FREE_CELLS", room)
         self.backend, self.stop = backend, StopFlag()

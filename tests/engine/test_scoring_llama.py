@@ -11,9 +11,10 @@ from asking import loaded
 from installations import model_on
 from llama_engines import greedy, in_f32, options
 
+from cerebrum_cli.engine.engine import LogprobScores, Score
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.scoring import LogprobScores, Score, ScoreRequest
+from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.replies.format_choice import format_builder
 
 VOCABULARY = 270  # tokens that all tiny models have

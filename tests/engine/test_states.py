@@ -22,7 +22,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix, pack_tokens
 from cerebrum_cli.engine.context_checkpoints import MIN_SAVED_TOKENS
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.state_store import DAMAGED, HEAD, State, StateStore
 
 # State files.
@@ -170,7 +170,7 @@ def fill_cache(directory: Path, prompt: str = FIRST, least: int = 1, limit: int 
     """Save a prompt and its reply with one engine."""
     with caching_engine(scripted(**fields), directory, limit) as engine:
         ask_once(engine, prompt)
-        engine.use_prompt_cache(lambda cache: cache.save(least))
+        engine.save_prompts(least)
 
 
 def file_count(directory: Path) -> int:
@@ -256,7 +256,7 @@ def test_cache_never_changes_replies(
                     events = generate(engine, [Request(prompt, SamplingParams(seed=seed, max_tokens=80), Ask(n=2))])
                     for sample in collect_replies(events).values():
                         assert sample.ids == expected_reply(prompt, sample.seed, 80, 250)[0]
-                    engine.use_prompt_cache(lambda cache: cache.save(1))
+                    engine.save_prompts(1)
 
 
 def test_saving_skips_what_is_saved_already_too_short_or_too_large(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_saving_failure_is_an_error_and_the_engine_continues(tmp_path: Path, unw
     with caching_engine(scripted(unwritable=unwritable), folder) as engine:
         ask_once(engine, SECOND)
         with pytest.raises(EngineError) as caught:
-            engine.use_prompt_cache(lambda cache: cache.save(1))
+            engine.save_prompts(1)
         assert ask_once(engine, GOES_ON)[0].text == "three. "
     if unwritable:
         assert file_count(folder) == 1
@@ -300,11 +300,11 @@ def test_saving_skips_copies_that_no_decode_has_made(tmp_path: Path) -> None:
         # the second sample's copy is in the lower slot
         list(generate(engine, [Request(tokens(SECOND), one, Ask(n=2))]))
         assert backend.pending_copies == {0, 1}
-        engine.use_prompt_cache(lambda cache: cache.save(1))
-        engine.use_prompt_cache(lambda cache: cache.save_prefix(tokens(SECOND)))
+        engine.save_prompts(1)
+        engine.save_prefix(tokens(SECOND))
         assert file_count(tmp_path) == 0
         list(generate(engine, [Request(tokens(SECOND), one)]))  # decodes
-        engine.use_prompt_cache(lambda cache: cache.save(1))
+        engine.save_prompts(1)
         assert file_count(tmp_path) == 1
 
 

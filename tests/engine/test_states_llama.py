@@ -23,7 +23,7 @@ def test_states_for_different_slot_counts_coexist(tmp_path: Path, chatml_model: 
         with open_engine(chatml_model, folder, slots=slots) as engine:
             prompt = engine.vocabulary.tokenize([Text(TALE)])
             reply, told = greedy_reply(engine, prompt)
-            engine.use_prompt_cache(lambda cache: cache.save(64))
+            engine.save_prompts(64)
         assert (reply.cached, told) == (cached * (len(prompt) - 1), [])
     assert len(list(folder.iterdir())) == 2
 
@@ -47,14 +47,14 @@ def test_full_disk_is_an_error_and_leaves_no_state(tmp_path: Path, chatml_model:
     with open_engine(chatml_model, tmp_path) as engine:
         prompt = engine.vocabulary.tokenize([Text(TALE)])
         greedy_reply(engine, prompt)
-        engine.use_prompt_cache(lambda cache: cache.save(64))
+        engine.save_prompts(64)
         [state] = tmp_path.iterdir()
         size = state.stat().st_size
         state.unlink()
         body = size - FOOTER.size
         for room in (body // 2, body - 1, body, size - 1):
             with full_disk(room), pytest.raises(EngineError) as caught:
-                engine.use_prompt_cache(lambda cache: cache.save(64))
+                engine.save_prompts(64)
             is_noticed = room != body - 1  # llama.cpp ignores errors of fclose
             problem = "File too large" if is_noticed else "incomplete write"
             assert (caught.value.message, list(tmp_path.iterdir())) == (f"{tmp_path}: {problem}", [])
@@ -71,5 +71,5 @@ def test_long_rope_models_save_no_states(tmp_path: Path) -> None:
         tiny_models._write(path, replace(tiny_models.LLAMA, keys=keys), sizes, metadata, 0)
         with open_engine(path, tmp_path / "states") as engine:
             greedy_reply(engine, engine.vocabulary.tokenize([Text(TALE)]))
-            engine.use_prompt_cache(lambda cache: cache.save(64))
+            engine.save_prompts(64)
         assert len(list((tmp_path / "states").glob("*"))) == files

@@ -17,9 +17,8 @@ from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
@@ -110,7 +109,8 @@ def thinking_request(
         (1, 2),
         SamplingParams(max_tokens=limit, stop=stop),
         Ask(grammar=Grammar("gbnf", grammar) if grammar else None, **more),
-        controls=(LoopCheck,) if budget is None else (LoopCheck, partial(ReasoningBudget, budget, AnswerNow())),
+        loop_check=True,
+        controls=() if budget is None else (partial(ReasoningBudget, budget, AnswerNow()),),
         rules=rules,
         is_visible=vocabulary.special_token_ids(["<think>", "</think>"]).__contains__,
     )

@@ -31,8 +31,7 @@ from cerebrum_cli.core.events import (  # noqa: E402
 from cerebrum_cli.core.settings import fold  # noqa: E402
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
-from cerebrum_cli.engine.memory import ContextOptions  # noqa: E402
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions  # noqa: E402
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
 from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval  # noqa: E402

@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import ModelFileError, UsageError
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.model_options import AdapterFile, LoadOptions
+from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library import adapters
 from cerebrum_cli.library.adapters import adapter_size
@@ -48,13 +48,12 @@ def write_merged(path: Path, model: Path, *changes: tuple[Factors, float]) -> Pa
     return rewritten(model, path, change=merge)
 
 
-def with_files(plain: LoadOptions, adapters: tuple[AdapterFile, ...]) -> LoadOptions:
+def with_files(plain: LoadOptions, adapters: tuple[tuple[Path, float], ...]) -> LoadOptions:
     return replace(plain, file=replace(plain.file, adapters=adapters))
 
 
 def logits(model: Path, *adapters: tuple[Path, float]) -> npt.NDArray[np.float32]:
-    files = tuple(AdapterFile(path, scale) for path, scale in adapters)
-    backend = open_llama(with_files(options(model), files), lambda _: None, StopFlag())
+    backend = open_llama(with_files(options(model), adapters), lambda _: None, StopFlag())
     try:
         backend.reserve(64)
         backend.decode([TokenRow(0, index, token, index == len(TOKENS) - 1) for index, token in enumerate(TOKENS)])

@@ -18,7 +18,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import MAX_BLANKS, ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
 

@@ -31,7 +31,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import OPENING_TOKENS, Request
+from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.servers.client import Endpoint
 
 TOLERANCE = 0.01 if accelerators() else 1e-4  # of a log probability; a GPU rounds by the number of rows

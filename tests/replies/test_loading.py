@@ -13,21 +13,14 @@ import pytest
 
 from cerebrum_cli.core.errors import EngineError, ModelFileError
 from cerebrum_cli.core.events import Event, LoadEvent
-from cerebrum_cli.engine import machine, model_options
+from cerebrum_cli.engine import machine
+from cerebrum_cli.engine.llama import load as loading
 from cerebrum_cli.engine.llama.bindings import Log
-from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.engine.llama.load import open_llama, option_notices, plan_repacking
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
-from cerebrum_cli.engine.memory import (
-    GPU_UBATCH,
-    HEADROOM,
-    ContextOptions,
-    Device,
-    FreeMemory,
-    context_needs,
-    memory_needs,
-)
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions, option_notices, plan_repacking
+from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, context_needs, memory_needs
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.header import read_header
 from cerebrum_cli.gguf.sizes import uniform_sizes
@@ -223,10 +216,10 @@ def test_load_notes_options_without_effect(changes: dict[str, Any], devices: tup
 def test_plan_repacking_leaves_k_quants_on_x86_as_they_are_unless_repacking_pays(
     instructions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_options, "instruction_set", lambda: instructions)
+    monkeypatch.setattr(loading, "instruction_set", lambda: instructions)
     assert plan_repacking("Q4_K_M", is_chat=True)
     assert not plan_repacking("Q6_K")
     assert plan_repacking("Q4_0") and plan_repacking(None)
     assert plan_repacking("Q4_K_M", is_batch=True) is (instructions == "x86")
-    monkeypatch.setattr(model_options, "instruction_set", lambda: "arm64")
+    monkeypatch.setattr(loading, "instruction_set", lambda: "arm64")
     assert plan_repacking("Q4_K_M")

@@ -17,8 +17,8 @@ from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.control import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, LoopCheck, cycle_end
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, LoopCheck, cycle_end
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_loop_check_passes_real_texts() -> None:
 @pytest.mark.parametrize("speculative", [False, True])
 def test_engine_ends_a_reply_that_repeats_itself(speculative: bool) -> None:
     backend = ScriptedBackend(endless({"go": "over and over "}), slots=2, context_size=2000)
-    request = Request(tokens("go"), SamplingParams(), speculative=speculative, controls=(LoopCheck,))
+    request = Request(tokens("go"), SamplingParams(), speculative=speculative, loop_check=True)
     with running_engine(backend) as engine:
         [reply] = collect_replies(generate(engine, [request])).values()
         [plain] = ask(engine, "go", max_tokens=300)

@@ -20,9 +20,9 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import EMBEDDED, Settings
-from cerebrum_cli.engine.control import MIN_TOKENS, Force, LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.repetition import MIN_TOKENS
+from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
 from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, endings
@@ -191,7 +191,7 @@ def test_engine_lets_several_controls_intervene() -> None:
     backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=400)
     with running_engine(backend) as engine:
         interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
-        request = Request(tokens("go"), SamplingParams(), controls=(LoopCheck, interrupt))
+        request = Request(tokens("go"), SamplingParams(), loop_check=True, controls=(interrupt,))
         [reply] = collect_replies(generate(engine, [request])).values()
     assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
     assert reply.reason == "repetition"

@@ -38,8 +38,8 @@ from cerebrum_cli.core.events import (
     SequenceId,
     TokenEvent,
 )
-from cerebrum_cli.engine.control import LoopCheck
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.repetition import LoopCheck
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.servers import client
 from cerebrum_cli.servers.remote_engine import raise_open_files

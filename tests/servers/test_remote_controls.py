@@ -18,9 +18,8 @@ from thinkers import ENDING, LIMIT, answering_late, budget, reply_around, speake
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import SequenceId
-from cerebrum_cli.engine.control import LoopCheck
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 from cerebrum_cli.servers.client import RefusedRequestError
@@ -47,7 +46,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def requests(limit: int = LIMIT, **more: Any) -> list[Request]:
-    values = {**UNLIMITED, "controls": (LoopCheck, budget(limit)), "rules": thinking(limit), **more}
+    values = {**UNLIMITED, "loop_check": True, "controls": (budget(limit),), "rules": thinking(limit), **more}
     limited = {**values, "max_tokens": 33}
     if values.get("stream"):
         return [request_of("go", seed=3, **values), request_of("go", seed=3, **limited)]
@@ -103,8 +102,8 @@ EVERY_KIND = [(LlamaServer, False), (LlamaServer, True), (VllmServer, False), (V
 
 def answering(stream: bool = False, limit: int | None = None, **more: Any) -> Request:
     """A request with something that applies once the answer starts, after reasoning that may have a limit."""
-    controls = (LoopCheck,) if limit is None else (LoopCheck, budget(limit))
-    values = {"rules": answering_late(limit), "controls": controls, **UNLIMITED, **more}
+    controls = () if limit is None else (budget(limit),)
+    values = {"rules": answering_late(limit), "loop_check": True, "controls": controls, **UNLIMITED, **more}
     return request_of("go", seed=3, stream=stream, **values, **({} if stream else {"n": 3, "max_n": 3}))
 
 

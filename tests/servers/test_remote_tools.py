@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import FinishEvent, NoticeEvent, RefusedEvent
 from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.plain import SERVERS
 from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows

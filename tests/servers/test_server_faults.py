@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import Event, FinishEvent, NoticeEvent, RefusedEvent, SequenceId, TokenEvent
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers import client
 from cerebrum_cli.servers.description import KINDS as SERVER_KINDS
 from cerebrum_cli.servers.remote_engine import RemoteEngine

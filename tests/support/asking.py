@@ -22,7 +22,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.state_store import StateStore
 
 

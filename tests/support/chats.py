@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.model_options import LoadOptions
+from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.model import InstalledModel

@@ -11,9 +11,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.gguf.header import read_header
 

@@ -18,7 +18,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.sequence import Request
+from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.servers.description import ExpectedModel
 from cerebrum_cli.servers.remote_engine import RemoteEngine
@@ -118,7 +118,7 @@ def summaries(replies: dict[SequenceId, Reply]) -> dict[SequenceId, tuple[Any, .
 def request_of(prompt: str, *, n: int = 1, stream: bool = False, max_n: int = 1, **params: Any) -> Request:
     """A request for replies to a text, of at most 40 tokens."""
     values = {"max_tokens": 40, "seed": 1, **params}
-    own = {name: values.pop(name) for name in ("is_visible", "controls", "rules") if name in values}
+    own = {name: values.pop(name) for name in ("is_visible", "loop_check", "controls", "rules") if name in values}
     asked = {name: values.pop(name) for name in ("logprobs", "ignore_eos") if name in values}
     text = values.pop("grammar", None)
     grammar = Grammar("gbnf", text) if text else None

@@ -24,10 +24,9 @@ from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Sampler
-from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.state_store import HEAD
-from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.step import Checkpoint, Constraint, StopFlag, TokenRow, TokenScore
 
 END = 256
 MARK = 257  # a control token

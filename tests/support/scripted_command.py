@@ -25,9 +25,8 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, LoadEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.backend import Backend
-from cerebrum_cli.engine.control import Constraint
-from cerebrum_cli.engine.model_options import LoadOptions
-from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.engine.requests import LoadOptions
+from cerebrum_cli.engine.step import Constraint, StopFlag
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal import status_line
 from cerebrum_cli.terminal.streams import Streams, standard_streams

@@ -11,8 +11,7 @@ from tiny_models import SPECIAL_TOKENS, USER_DEFINED
 from cerebrum_cli.core.conversation import PromptPart, Text
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import uniform_sizes
 

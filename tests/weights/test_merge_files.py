@@ -23,8 +23,7 @@ from tiny_models import Shape, write_quantized
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import ContextOptions
-from cerebrum_cli.engine.model_options import GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.gguf.header import read_header
 
 BLOCK_TENSORS = {

@@ -14,7 +14,8 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log
-from cerebrum_cli.engine.memory import ContextOptions, pad_length
+from cerebrum_cli.engine.memory import n_outputs_max, pad_length
+from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.engine.state_store import write_error
 from cerebrum_cli.engine.step import Checkpoint, StopFlag, TokenRow
 
@@ -47,7 +48,7 @@ def context_params(options: ContextOptions, vocabulary_size: int) -> Any:
     params.n_ctx = pad_length(options.length) * options.n_streams
     params.n_seq_max = options.slots
     params.n_batch = params.n_ubatch = options.n_ubatch
-    params.n_outputs_max = options.n_outputs_max(vocabulary_size)
+    params.n_outputs_max = n_outputs_max(options, vocabulary_size)
     params.n_threads = params.n_threads_batch = options.n_threads
     params.type_k = CACHE_TYPES[options.cache_type_k]
     params.type_v = CACHE_TYPES[options.cache_type_v]

@@ -17,7 +17,6 @@ from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.engine.control import Constraint
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.bindings import llama
@@ -25,9 +24,10 @@ from cerebrum_cli.engine.llama.context import LlamaContext, has_recurrent_state,
 from cerebrum_cli.engine.llama.devices import free_memory, hardware, library_text
 from cerebrum_cli.engine.llama.sampler import LlamaSampler, Prototype, create_chain
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.engine.memory import ContextOptions, FreeMemory, checkpoint_budget
+from cerebrum_cli.engine.memory import FreeMemory, checkpoint_budget, n_outputs_max
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_length, plan_slots
-from cerebrum_cli.engine.step import StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.requests import ContextOptions
+from cerebrum_cli.engine.step import Constraint, StopFlag, TokenRow, TokenScore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Sampler
@@ -138,7 +138,7 @@ class LlamaBackend(LlamaVocabulary):
             return max(1, n_slots // 2)  # memory was allocated meanwhile
         self.capacity = self.context.capacity - self._room
         self._made_with = options
-        self.max_outputs = options.n_outputs_max(self.size)
+        self.max_outputs = n_outputs_max(options, self.size)
         self.checkpoint_budget = checkpoint_budget(self._sizes, options)
         self.max_draft = MAX_DRAFT if self.trimmable_length else self.context.max_rollback
         if self._batch_invariant:  # kernels differ by rows

@@ -27,8 +27,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
+from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.devices import version
-from cerebrum_cli.engine.scoring import LogprobScores, ScoreRequest
+from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.formats.thinking import Markups
 from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows

@@ -1,53 +1,18 @@
-"""Controls, which may intervene after each token of a reply."""
+"""Find that a reply repeats itself."""
 
 from __future__ import annotations
 
 from array import array
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeAlias
 
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishReason
-from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds
+from cerebrum_cli.core.token_ids import TOKEN_BYTES
 from cerebrum_cli.formats.reply_text import ReplyText
 
 MAX_PERIOD = 256  # tokens
 MIN_REPEATS = 4
 MIN_TOKENS = 128  # of all repeats together
 PROBE = 32  # tokens at the end whose earlier occurrences give the periods to try; at most MIN_TOKENS / MIN_REPEATS
-
-
-class Force(NamedTuple):
-    tokens: TokenIds
-
-
-# Why the reply ends, tokens to force, or a bias of the logit of the next token, which servers ignore.
-Intervention: TypeAlias = FinishReason | Force | TokenBias
-
-
-class ReplyControl(Protocol):
-    """State of one reply, which decides after each of its tokens whether to intervene."""
-
-    def intervene(self, text: ReplyText, tokens: array[int]) -> Intervention | None:
-        """Return the action after the tokens so far; not called while forced tokens are pending."""
-
-
-# Creates the control of one reply.
-ControlFactory: TypeAlias = Callable[[], ReplyControl]
-
-
-class Constraint(NamedTuple):
-    """The grammar of one reply, which applies from where the answer starts in its text.
-
-    `forced` gets the tokens that follow because the grammar allows no others; None to sample them, too.
-    """
-
-    grammar: Grammar
-    text: ReplyText
-    forced: deque[int] | None
 
 
 @dataclass(eq=False)
