@@ -161,8 +161,8 @@ DOORS: Mapping[str, Door] = {
         ),
     ),
     "attachments": Door(
-        11,
-        ("documents", "prompt_sources"),
+        4,
+        ("prompt_sources",),
     ),
     "replies": Door(
         54,

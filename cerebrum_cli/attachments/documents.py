@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import field
 from pathlib import Path
 
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.files import decode_text, readable
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts, pip_install, truncate
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
@@ -25,59 +23,46 @@ MARKITDOWN = (*IN_MEMORY, sys.executable, "-P", "-X", "utf8", "-m", "markitdown"
 CONVERTED = ("pdf", "docx", "pptx", "xlsx", "html", "htm")  # by markitdown
 INSTALL = pip_install('"cerebrum-cli[documents]"')
 
-
-@frozen
-class DocumentReader:
-    """Reads documents and web pages; `commands` are the user's, as words, by the ending of a file's name."""
-
-    commands: Mapping[str, Texts] = field(default_factory=dict)
-    is_offline: bool = False
-
-    def converts(self, source: Path | str) -> bool:
-        """Whether a source is a web address, or a file that is not read as it is."""
-        return isinstance(source, str) or ending_of(source) in (*CONVERTED, *self.commands)
-
-    def read(self, source: Path | str) -> str:
-        """The text of a document or a page. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
-        if isinstance(source, str):
-            return self._read_page(source)
-        with readable(source):
-            source.open("rb").close()
-        return self._convert(source, str(source))
-
-    def _read_page(self, address: str) -> str:
-        from tempfile import NamedTemporaryFile
-
-        from cerebrum_cli.attachments.web_page import fetch
-        from cerebrum_cli.library.hub import is_offline
-
-        if self.is_offline or is_offline():
-            problem = f"{address} cannot be read: the network is disabled"
-            raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
-        page = fetch(address)
-        if not self.converts(Path(f"page{page.suffix}")):
-            return decode_text(page.data, address, MAX_PROMPT_BYTES, PromptTooLong)
-        with NamedTemporaryFile(suffix=page.suffix) as file:
-            file.write(page.data)
-            file.flush()
-            return self._convert(Path(file.name), address)
-
-    def _convert(self, path: Path, name: str) -> str:
-        from importlib.util import find_spec
-
-        ending = ending_of(path)
-        command = self.commands.get(ending, MARKITDOWN)
-        if command is MARKITDOWN and find_spec("markitdown") is None:
-            hint = f"{INSTALL}; or set a command for {ending} in config.toml, below [documents]"
-            raise UsageError(f"{name}: reading .{ending} needs markitdown", hint)
-        output = output_of([word.replace(PLACE, str(path.absolute())) for word in command], name)
-        text = decode_text(output, f"the text of {name}", MAX_PROMPT_BYTES, PromptTooLong)
-        if not text.strip():
-            raise UsageError(f"{name}: no text found", "if its pages are images, recognize their text first (OCR)")
-        return text
+Commands = Mapping[str, Texts]
+"""Programs of the user that convert documents, as words, by the ending of a file's name."""
 
 
-NO_COMMANDS = DocumentReader()
+def converts(source: Path | str, commands: Commands) -> bool:
+    """Whether a source is a web address, or a file that is not read as it is."""
+    return isinstance(source, str) or ending_of(source) in (*CONVERTED, *commands)
+
+
+def read_page(address: str, commands: Commands) -> str:
+    """The text of a web page. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
+    from tempfile import NamedTemporaryFile
+
+    from cerebrum_cli.attachments.web_page import fetch
+
+    page = fetch(address)
+    if not converts(Path(f"page{page.suffix}"), commands):
+        return decode_text(page.data, address, MAX_PROMPT_BYTES, PromptTooLong)
+    with NamedTemporaryFile(suffix=page.suffix) as file:
+        file.write(page.data)
+        file.flush()
+        return convert(Path(file.name), address, commands)
+
+
+def convert(path: Path, name: str, commands: Commands) -> str:
+    """The text of a document. Raises UsageError, and PromptTooLong for more than a prompt can hold."""
+    from importlib.util import find_spec
+
+    with readable(path):
+        path.open("rb").close()
+    ending = ending_of(path)
+    command = commands.get(ending, MARKITDOWN)
+    if command is MARKITDOWN and find_spec("markitdown") is None:
+        hint = f"{INSTALL}; or set a command for {ending} in config.toml, below [documents]"
+        raise UsageError(f"{name}: reading .{ending} needs markitdown", hint)
+    output = output_of([word.replace(PLACE, str(path.absolute())) for word in command], name)
+    text = decode_text(output, f"the text of {name}", MAX_PROMPT_BYTES, PromptTooLong)
+    if not text.strip():
+        raise UsageError(f"{name}: no text found", "if its pages are images, recognize their text first (OCR)")
+    return text
 
 
 def ending_of(path: Path) -> str:

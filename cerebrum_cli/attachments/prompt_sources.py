@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.documents import CONVERTED, MAX_PROMPT_BYTES, NO_COMMANDS, DocumentReader, ending_of
+from cerebrum_cli.attachments.documents import (
+    CONVERTED,
+    MAX_PROMPT_BYTES,
+    Commands,
+    convert,
+    converts,
+    ending_of,
+    read_page,
+)
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
-from cerebrum_cli.core.errors import CerebrumError, PromptTooLong, UsageError
+from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
-from cerebrum_cli.core.files import decode_text, read_beginning, readable
+from cerebrum_cli.core.files import decode_text, read_beginning, read_text, readable
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import format_count, format_names, format_size, well_formed
+from cerebrum_cli.core.text import code_block, format_count, format_names, format_size, well_formed
 
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
@@ -33,6 +39,93 @@ MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones 
 PromptFile = tuple[str, str]  # the name of a file, and its text
 BYTES_PER_TOKEN = 4  # about, in many languages
 TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
+
+
+@frozen
+class AttachmentReader:
+    """Reads files, folders, patterns of files, documents and web pages; `commands` convert documents."""
+
+    commands: Commands = field(default_factory=dict)
+    is_offline: bool = False
+
+    def read(self, sources: Sequence[Path | str], on_notice: OnNotice) -> list[PromptFile]:
+        """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
+
+        A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` adds documents;
+        a notice counts the others. Raises UsageError if a named file cannot be read, or a directory or pattern leads to
+        no text file; PromptTooLong for more than a prompt can hold.
+        """
+        from cerebrum_cli.attachments.file_search import search_of
+
+        searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
+        seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
+        files = []
+        skipped: list[Skipped] = []
+        for source, search in searches.items():
+            if source == STANDARD_INPUT:
+                raise UsageError("- is not a file", "piped text is added to the prompt without -f")
+            if search:
+                files += self._read_found(Path(source), search, seen, skipped, on_notice)
+            else:
+                files.append(self._read_named(source, on_notice))
+        if skipped:
+            on_notice(skipped_notice(skipped))
+        return files
+
+    def _read_named(self, source: Path | str, on_notice: OnNotice) -> PromptFile:
+        """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
+        name = well_formed(str(source))
+        if isinstance(source, str):
+            text = self._read_page(source)
+        elif converts(source, self.commands):
+            text = convert(source, str(source), self.commands)
+        else:
+            return name, read_text(source, MAX_PROMPT_BYTES, PromptTooLong)
+        tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
+        on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
+        return name, text
+
+    def _read_page(self, address: str) -> str:
+        from cerebrum_cli.library.hub import is_offline
+
+        if self.is_offline or is_offline():
+            problem = f"{address} cannot be read: the network is disabled"
+            raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
+        return read_page(address, self.commands)
+
+    def _read_found(
+        self, path: Path, search: FileSearch, seen: set[str], skipped: list[Skipped], on_notice: OnNotice
+    ) -> list[PromptFile]:
+        """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
+
+        Raises UsageError if it leads to no text file, and PromptTooLong.
+        """
+        with readable(path):
+            matches = search.find(skipped)
+        new = [match for match in matches if os.path.realpath(match) not in seen]
+        seen.update(map(os.path.realpath, new))
+        texts = []
+        size = 0
+        for match in new:
+            shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
+            if match.suffix == path.suffix and converts(match, self.commands):
+                texts.append(self._read_named(shown, on_notice))
+            else:
+                text, reason = found_text(match)
+                if reason:
+                    skipped.append((shown, reason))
+                    continue
+                texts.append((well_formed(str(shown)), text))
+            size += len(texts[-1][1])
+            if size > MAX_PROMPT_BYTES:
+                problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
+                raise PromptTooLong(problem, "name fewer files")
+        if not texts and len(new) == len(matches):
+            raise UsageError(
+                f"{path}: no text files found",
+                "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents",
+            )
+        return texts
 
 
 @frozen
@@ -49,7 +142,7 @@ class PromptSources:
     raw: bool
     on_notice: OnNotice
     saved: SavedPrompt | None = None
-    documents: DocumentReader = NO_COMMANDS
+    reader: AttachmentReader = AttachmentReader()
 
     def validate(self, piped: SupportsRead[bytes] | None) -> None:
         """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
@@ -87,7 +180,7 @@ class PromptSources:
             return conversation if system is None else replace(conversation, system_prompt=system)
         appended = read_piped(piped) if piped else None
         prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
-        files = read_prompt_files(self.files, self.on_notice, self.documents) if self.files else []
+        files = self.reader.read(self.files, self.on_notice) if self.files else []
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", appended or ""]
             return Conversation().user(fill(self.saved, "".join(texts)))
@@ -122,12 +215,6 @@ def fence_file(name: str, text: str) -> str:
     return f"{name}:\n{code_block(text, language)}"
 
 
-def code_block(text: str, language: str = "") -> str:
-    """Text as a code block of Markdown, with a fence that is longer than any run of backticks in it."""
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
 def parse_messages(text: str, name: str) -> Conversation:
     try:
         items = json.loads(text)
@@ -138,111 +225,6 @@ def parse_messages(text: str, name: str) -> Conversation:
     if isinstance(items, dict):
         items = items.get("messages")
     return conversation_from_messages(items, name)
-
-
-def template_options(pairs: Sequence[str]) -> JsonDict:
-    """Parse KEY=VALUE pairs; a value that is not JSON is text."""
-    options = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UsageError.invalid("template_arg", pair, "KEY=VALUE")
-        if key == "messages":
-            raise UsageError("template_arg messages would replace the conversation", "use --messages FILE")
-        try:
-            options[key] = json.loads(value)
-        except (ValueError, RecursionError):
-            options[key] = value
-    return options
-
-
-def read_prompt_files(
-    sources: Sequence[Path | str],
-    on_notice: OnNotice,
-    documents: DocumentReader = NO_COMMANDS,
-) -> list[PromptFile]:
-    """Read files and pages as names and texts, in the given order; those of a directory or a pattern are sorted.
-
-    A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` adds documents; a
-    notice counts the others. Raises UsageError if a named file cannot be read, or a directory or pattern leads to no
-    text file; PromptTooLong for more than a prompt can hold.
-    """
-    from cerebrum_cli.attachments.file_search import search_of
-
-    searches = {source: search_of(source) if isinstance(source, Path) else None for source in sources}
-    seen = {os.path.realpath(source) for source, search in searches.items() if search is None}
-    files = []
-    skipped: list[Skipped] = []
-    for source, search in searches.items():
-        if source == STANDARD_INPUT:
-            raise UsageError("- is not a file", "piped text is added to the prompt without -f")
-        if search:
-            files += read_found(Path(source), search, seen, skipped, documents, on_notice)
-        else:
-            files.append(read_named(source, documents, on_notice))
-    if skipped:
-        on_notice(skipped_notice(skipped))
-    return files
-
-
-def read_named(source: Path | str, documents: DocumentReader, on_notice: OnNotice) -> PromptFile:
-    """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
-    name = well_formed(str(source))
-    if isinstance(source, Path) and not documents.converts(source):
-        return name, read_text(source, MAX_PROMPT_BYTES, PromptTooLong)
-    text = documents.read(source)
-    tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
-    on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
-    return name, text
-
-
-def names_of(files: Iterable[PromptFile]) -> str:
-    """The names of files that were read, shortened to a few."""
-    return format_names([name for name, _ in files])
-
-
-def read_found(
-    path: Path,
-    search: FileSearch,
-    seen: set[str],
-    skipped: list[Skipped],
-    documents: DocumentReader,
-    on_notice: OnNotice,
-) -> list[PromptFile]:
-    """The texts that a directory or pattern leads to, other than those already `seen`; adds to both collections.
-
-    Raises UsageError if it leads to no text file, and PromptTooLong.
-    """
-    with readable(path):
-        matches = search.find(skipped)
-    texts = []
-    size = 0
-    is_known = False
-    for match in matches:
-        real = os.path.realpath(match)
-        if real in seen:
-            is_known = True
-            continue
-        seen.add(real)
-        shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
-        if match.suffix == path.suffix and documents.converts(match):
-            texts.append(read_named(shown, documents, on_notice))
-        else:
-            text, reason = found_text(match)
-            if reason:
-                skipped.append((shown, reason))
-                continue
-            texts.append((well_formed(str(shown)), text))
-        size += len(texts[-1][1])
-        if size > MAX_PROMPT_BYTES:
-            problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
-            raise PromptTooLong(problem, "name fewer files")
-    if not texts and not is_known:
-        raise UsageError(
-            f"{path}: no text files found",
-            "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents",
-        )
-    return texts
 
 
 def found_text(path: Path) -> tuple[str, str]:
@@ -267,10 +249,3 @@ def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
     return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)
-
-
-def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
-    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
-    with readable(path):
-        data = read_beginning(path, limit)
-    return decode_text(data, str(path), limit, error_type)

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from cerebrum_cli.attachments.prompt_sources import code_block, read_text
 from cerebrum_cli.chat.history import (
     CHAT_TEMPLATE,
     History,
@@ -25,11 +24,11 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, pri
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import atomic_write, remove
+from cerebrum_cli.core.files import atomic_write, read_text, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages, wire_message
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.core.text import Match, format_utc, one_line
+from cerebrum_cli.core.text import Match, code_block, format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.interface import open_source

@@ -44,12 +44,12 @@ def ask(
 
         save(app, options.save_prompt, text, overrides, options, on_command_line)
         return
-    from cerebrum_cli.attachments.prompt_sources import PromptSources
+    from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
 
     saved, applied, options = options.apply_prompt(app, on_command_line)
     overrides = SourcedLayer(overrides, applied)
-    documents = app.document_reader(options.offline)
-    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, documents)
+    reader = AttachmentReader(app.config.documents, options.offline)
+    question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
     votes = options.vote_bounds
     continues = continues_reply(app, options, question)
     if not continues:

@@ -58,7 +58,7 @@ def chat(
       cerebrum chat -c
       git diff | cerebrum chat "Review this"
     """
-    from cerebrum_cli.attachments.prompt_sources import read_prompt_files
+    from cerebrum_cli.attachments.prompt_sources import AttachmentReader
     from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.interrupts import Signals, ignore
     from cerebrum_cli.terminal.repl.repl import Repl
@@ -72,8 +72,8 @@ def chat(
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
     saved, applied, options = options.apply_prompt(app, on_command_line)
-    documents = app.document_reader(options.offline)
-    files = read_prompt_files(options.file, app.streams.report, documents)
+    reader = AttachmentReader(app.config.documents, options.offline)
+    files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)
     calls = CallSink(app.streams, options.yes)
     tools = calls.tools_of(options.tool)
@@ -91,7 +91,7 @@ def chat(
                 min_votes=options.min_votes,
                 pending_prompt=saved if saved and saved.prompt else None,
                 pending_files=files,
-                documents=documents,
+                reader=reader,
             )
             repl.run(input_lines(app, repl), question)
         finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.attachments.prompt_sources import read_text
 from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_object, schema_file, schema_grammar, unusable
 
 if TYPE_CHECKING:

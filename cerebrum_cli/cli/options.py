@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -74,7 +76,6 @@ class AnswerOptions(ServerOptions, PullOptions):
         The context of commands with `--parallel` has 0 slots without it. Raises UsageError, ConfigError, ModelNotFound,
         EndpointError, ModelFileError.
         """
-        from cerebrum_cli.attachments.prompt_sources import template_options
         from cerebrum_cli.replies.installation import find_installed
         from cerebrum_cli.replies.source import complete_source
 
@@ -297,3 +298,19 @@ class ConcurrencyOptions(ConstrainedOptions):
         if self.patience is not None:
             timeouts["patience"] = self.patience
         return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}
+
+
+def template_options(pairs: Sequence[str]) -> JsonDict:
+    """Parse KEY=VALUE pairs; a value that is not JSON is text."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError.invalid("template_arg", pair, "KEY=VALUE")
+        if key == "messages":
+            raise UsageError("template_arg messages would replace the conversation", "use --messages FILE")
+        try:
+            options[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            options[key] = value
+    return options

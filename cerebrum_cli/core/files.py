@@ -88,6 +88,13 @@ def decode_text(data: bytes, name: str, limit: int, error_type: type[CerebrumErr
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})", "convert it to UTF-8, or omit it") from error
 
 
+def read_text(path: Path, limit: int, error_type: type[CerebrumError] = UsageError) -> str:
+    """Read a text file. Raises UsageError if it cannot be read or is not UTF-8, and `error_type` if it is larger."""
+    with readable(path):
+        data = read_beginning(path, limit)
+    return decode_text(data, str(path), limit, error_type)
+
+
 @contextmanager
 def translate_os_errors(
     error_type: type[CerebrumError], path: Path, then: str = "", elsewhere: str = "use another directory"

@@ -95,3 +95,9 @@ def pip_install(arguments: str) -> str:
     from shlex import quote
 
     return f"{quote(sys.executable)} -m pip install {arguments}"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Text as a code block of Markdown, with a fence that is longer than any run of backticks in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -21,7 +21,6 @@ from cerebrum_cli.library.installed import CATALOGUE, Library, served_model
 from cerebrum_cli.library.registry import Registry
 
 if TYPE_CHECKING:
-    from cerebrum_cli.attachments.documents import DocumentReader
     from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.engine.state_store import StateStore
@@ -133,12 +132,6 @@ class Installation:
     @property
     def prompts(self) -> PromptDirectory:
         return PromptDirectory(self.config_directory / PROMPTS)
-
-    def document_reader(self, offline: bool) -> DocumentReader:
-        """What reads documents and web pages. Raises ConfigError."""
-        from cerebrum_cli.attachments.documents import DocumentReader
-
-        return DocumentReader(self.config.documents, offline)
 
     @cached_property
     def config(self) -> Config:

@@ -6,9 +6,9 @@ from dataclasses import asdict, field, replace
 from functools import partial
 from typing import Any
 
-from cerebrum_cli.attachments.prompt_sources import read_text
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject

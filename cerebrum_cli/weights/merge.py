@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerebrum_cli.attachments.prompt_sources import read_text
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import is_directory, remove_abandoned, require_space, translate_os_errors
+from cerebrum_cli.core.files import is_directory, read_text, remove_abandoned, require_space, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.machine import thread_count

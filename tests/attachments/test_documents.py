@@ -15,8 +15,7 @@ from documents import ENCRYPTED, pdf, write_docx
 from loopback import Loopback, LoopbackHandler
 
 from cerebrum_cli.attachments import documents, web_page
-from cerebrum_cli.attachments.documents import DocumentReader
-from cerebrum_cli.attachments.prompt_sources import compose_prompt, read_prompt_files
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 
 pytestmark = pytest.mark.slow
@@ -35,8 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def read(source: Path | str, **commands: str) -> str:
     """The text of a source; a notice states its size."""
     notices: list[str] = []
-    reader = DocumentReader({ending: tuple(shlex.split(command)) for ending, command in commands.items()})
-    [(name, text)] = read_prompt_files([source], lambda notice: notices.append(notice.message), reader)
+    reader = AttachmentReader({ending: tuple(shlex.split(command)) for ending, command in commands.items()})
+    [(name, text)] = reader.read([source], lambda notice: notices.append(notice.message))
     assert name == str(source)
     assert notices == [f"{source}: about {max(1, len(text.encode()) // 4):,} tokens"]
     return text
@@ -125,10 +124,10 @@ def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder
     Path("in").mkdir()
     Path("in/a.pdf").write_bytes(pdf("A pear.") + b"\xff")
     Path("in/b.txt").write_text("b")
-    files = read_prompt_files([Path("in/*.pdf")], lambda _: None)
+    files = AttachmentReader().read([Path("in/*.pdf")], lambda _: None)
     assert [(name, text.strip()) for name, text in files] == [("in/a.pdf", "A pear.")]
     notices: list[str] = []
-    assert read_prompt_files([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
+    assert AttachmentReader().read([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
     assert notices == ["1 file skipped: in/a.pdf (binary)"]
 
 
@@ -281,7 +280,7 @@ def test_web_page_has_limits_on_size_and_time(site: str, monkeypatch: pytest.Mon
 
 def test_web_page_is_not_requested_offline(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="the network is disabled"):
-        read_prompt_files([site], lambda _: None, DocumentReader(is_offline=True))
+        AttachmentReader(is_offline=True).read([site], lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert refusal(site) == f"{site} cannot be read: the network is disabled"
     assert Site.seen == []

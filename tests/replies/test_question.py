@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages, template_options
+from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages
+from cerebrum_cli.cli.options import template_options
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent

@@ -8,8 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from cerebrum_cli.attachments.documents import NO_COMMANDS, DocumentReader
-from cerebrum_cli.attachments.prompt_sources import PromptFile, compose_prompt, names_of
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
@@ -37,8 +36,8 @@ REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetitio
 class Repl:
     """A chat at a terminal.
 
-    `commands` are the slash commands, `prompts` the saved prompts. `is_done` ends the loop; `pending_files` go
-    before the next question, which is the input of `pending_prompt`.
+    `commands` are the slash commands, `prompts` the saved prompts. `is_done` ends the loop; `pending_files`, names and
+    texts, go before the next question, which is the input of `pending_prompt`.
     """
 
     chat: Chat
@@ -49,8 +48,8 @@ class Repl:
     calls: CallSink
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
-    pending_files: list[PromptFile] = field(default_factory=list)
-    documents: DocumentReader = NO_COMMANDS
+    pending_files: list[tuple[str, str]] = field(default_factory=list)
+    reader: AttachmentReader = field(default_factory=AttachmentReader)
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
@@ -177,7 +176,7 @@ class Repl:
 
     def detach_files(self) -> None:
         if self.pending_files:
-            self.streams.info(f"detached {names_of(self.pending_files)}")
+            self.streams.info(f"detached {format_names([name for name, _ in self.pending_files])}")
         self.pending_files = []
 
     def vote(self, question: str, settings: Settings, majority_vote: MajorityVote) -> None:

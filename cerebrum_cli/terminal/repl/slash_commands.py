@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.attachments.prompt_sources import names_of, read_prompt_files
 from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import UsageError
@@ -16,6 +15,7 @@ from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.core.sampling import SAMPLERS, samplers_in_effect
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
+from cerebrum_cli.core.text import format_names
 from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
@@ -294,10 +294,10 @@ def attach_file(repl: Repl, argument: str) -> str | None:
         repl.detach_files()
         return None
     paths, question = split_paths(argument)
-    files = read_prompt_files(paths, repl.streams.notice, repl.documents)
+    files = repl.reader.read(paths, repl.streams.notice)
     repl.pending_files += files
     if not question:
-        return f"{names_of(files)} will be prepended to your next question"
+        return f"{format_names([name for name, _ in files])} will be prepended to your next question"
     repl.ask(question)
     return None
 
