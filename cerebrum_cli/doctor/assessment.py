@@ -15,6 +15,7 @@ from cerebrum_cli.engine.memory import Device
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
+NEED_SPACE = "free some space, remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
 DATA = "data"  # the use of the directory of chats
 
 
@@ -25,7 +26,7 @@ Status = Literal["ok", "warning", "failure"]
 class CheckResult:
     """The result of one check. A warning means that something is slow, limited or not set up yet.
 
-    `name` is that of the check, which `run_table` adds. `endpoint` names the server that was checked; it is empty for
+    `name` is that of the check, which `run_checks` adds. `endpoint` names the server that was checked; it is empty for
     checks of this machine.
     """
 
@@ -121,20 +122,17 @@ def assess_memory(free: int, total: int) -> CheckResult:
 
 def assess_disk(directories: Sequence[DirectoryState]) -> CheckResult:
     """Assess free space by disk, and directories that are not writable."""
-    free = {}
     uses: dict[int, list[str]] = {}
     problems = []
     for directory in directories:
-        free[directory.disk] = directory.free
         uses.setdefault(directory.disk, []).append(directory.use)
         if not directory.writable:
-            hint = f"make it writable, or set {directory.variable}"
-            problems.append((f"{directory.path} is not writable", hint))
-    detail = "; ".join(f"{format_size(free[disk])} free for {enumeration(uses[disk])}" for disk in free)
+            problems.append((f"{directory.path} is not writable", f"make it writable, or set {directory.variable}"))
+    free = {directory.disk: directory.free for directory in directories}
+    detail = "; ".join(f"{format_size(free[disk])} free for {enumeration(uses[disk])}" for disk in uses)
     if min(free.values()) < MIN_DISK:
-        ways = "remove models with cerebrum rm, or set HF_HUB_CACHE to a directory on a larger disk"
         full = f"less than {format_size(MIN_DISK)} free: a model may not fit"
-        problems.append((full, f"free some space, {ways}"))
+        problems.append((full, NEED_SPACE))
     result = check_result(detail, *problems)
     if any(directory.use == DATA and not directory.writable for directory in directories):  # chats could not be saved
         return replace(result, status="failure")

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.chat.database import check_integrity
+from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import Settings
@@ -28,13 +28,13 @@ from cerebrum_cli.doctor.assessment import (
     assess_threads,
     check_result,
 )
+from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.machine import Build, rebuild_command
+from cerebrum_cli.engine.machine import rebuild_command
 from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.programs.sandbox import require_sandbox
-from cerebrum_cli.replies.installation import Installation
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
 
@@ -50,14 +50,11 @@ NOT_LOADED = "llama.cpp cannot be loaded"
 
 @frozen
 class DoctorContext:
-    """What the checks inspect: directories and models, settings, llama.cpp and the terminal."""
+    """What the checks inspect: directories and models, llama.cpp and the terminal; and settings."""
 
+    app: App
     settings: Settings
     offline: bool
-    build: Callable[[], Build]
-    installation: Installation
-    terminal: Callable[[], CheckResult]
-    session_counts: Callable[[Path], tuple[int, int, int] | None]  # sessions, messages and version of a database
 
 
 def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
@@ -76,7 +73,7 @@ def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
 
 def _check_devices(context: DoctorContext) -> CheckResult:
     try:
-        return assess_devices(context.build(), machine.likely_accelerator())
+        return assess_devices(context.app.build(), machine.likely_accelerator())
     except EngineError:
         return check_result("", (f"unknown: {NOT_LOADED}", FIX_LLAMA_CPP))
 
@@ -84,9 +81,9 @@ def _check_devices(context: DoctorContext) -> CheckResult:
 def _check_disk(context: DoctorContext) -> CheckResult:
     return assess_disk(
         [
-            inspect_directory("models", "HF_HUB_CACHE", context.installation.library.cache.directory),
-            inspect_directory("prompt cache", "XDG_CACHE_HOME", context.installation.cache_directory),
-            inspect_directory(DATA, "XDG_DATA_HOME", context.installation.data_directory),
+            inspect_directory("models", "HF_HUB_CACHE", context.app.library.cache.directory),
+            inspect_directory("prompt cache", "XDG_CACHE_HOME", context.app.cache_directory),
+            inspect_directory(DATA, "XDG_DATA_HOME", context.app.data_directory),
         ]
     )
 
@@ -101,9 +98,9 @@ def _check_sandbox(_context: DoctorContext) -> CheckResult:
 
 
 def _check_config(context: DoctorContext) -> CheckResult:
-    path = context.installation.config_directory / "config.toml"
+    path = context.app.config_directory / "config.toml"
     config = read_config(path)
-    saved = format_count(len(context.installation.prompts.read_all()), "saved prompt")
+    saved = format_count(len(context.app.prompts.read_all()), "saved prompt")
     if not path.exists():
         return check_result(f"{path} does not exist: using default settings; {saved}")
     endpoints = [f"endpoints.{name}" for name in config.endpoints]
@@ -112,7 +109,7 @@ def _check_config(context: DoctorContext) -> CheckResult:
 
 
 def _check_models(context: DoctorContext) -> CheckResult:
-    library = context.installation.library
+    library = context.app.library
     details = [f"{len(library.specs)} in the catalog"]
     problems = []
     n_readable = 0
@@ -156,8 +153,8 @@ def _check_network(context: DoctorContext) -> CheckResult:
 
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
-    path = context.installation.sessions_path
-    contents = context.session_counts(path)
+    path = context.app.sessions_path
+    contents = check_integrity(path)
     if contents is None:
         return check_result("none yet")
     if not os.access(path, os.W_OK):
@@ -170,7 +167,7 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "cerebrum": lambda _: check_result(f"cerebrum {__version__}, {PYTHON}, {platform.platform()}"),
-    "llama_cpp": lambda context: assess_build(context.build(), machine.processor_flags()),
+    "llama_cpp": lambda context: assess_build(context.app.build(), machine.processor_flags()),
     "devices": _check_devices,
     "threads": lambda context: assess_threads(machine.processors(), context.settings.threads),
     "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory()),
@@ -181,7 +178,7 @@ CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "network": _check_network,
     "sessions": _check_sessions,
     "sandbox": _check_sandbox,
-    "terminal": lambda context: context.terminal(),
+    "terminal": lambda context: check_terminal(context.app.streams),
     "self_test": lambda context: _run_self_test(context, on_gpu=False),
     "self_test_gpu": lambda context: _run_self_test(context, on_gpu=True),
 }
@@ -203,7 +200,7 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     With all layers on a GPU, only the final answer must match, since a GPU rounds differently.
     """
     try:
-        build = context.build()
+        build = context.app.build()
     except EngineError:
         return None if on_gpu else CheckResult("failure", f"skipped: {NOT_LOADED}", FIX_LLAMA_CPP)
     if on_gpu and not build.devices:
@@ -213,12 +210,11 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
         format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
     )
     nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
-    with open_source(ModelSource(context.installation, nano, settings)) as model:
-        reply = model.respond(Ask(Conversation().user(QUESTION), settings)).wait()
-    if reply.is_finished and (reply.final_answer == "42" if on_gpu else reply.text == ANSWER):
+    with open_source(ModelSource(context.app, nano, settings)) as model:
+        reply = model.reply(QUESTION).wait()
+    if reply.final_answer == "42" if on_gpu else reply.text == ANSWER:
         timings = reply.finish.timings
         speed = f"loaded in {timings.load_s:.2f} s, {timings.tokens_per_second:.0f} t/s"
         return check_result(f"{QUESTION} {reply.text} ({speed})")
-    text = reply.text if reply.is_finished else ""
-    problem = f"the bundled model answers {text!r} to {QUESTION!r} instead of {ANSWER!r}"
+    problem = f"the bundled model answers {reply.text!r} to {QUESTION!r} instead of {ANSWER!r}"
     return CheckResult("failure", problem, WITHOUT_GPU if on_gpu else REINSTALL)

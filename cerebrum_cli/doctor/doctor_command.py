@@ -11,7 +11,7 @@ from cerebrum_cli.cli.signature import composed, settings_options
 from cerebrum_cli.core.declaration import option, option_group, switch
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
-from cerebrum_cli.doctor.check_lines import check_terminal, print_check_result
+from cerebrum_cli.doctor.check_lines import print_check_result
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -38,7 +38,6 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
       cerebrum doctor
       cerebrum doctor --endpoint http://localhost:8080 -m starter
     """
-    from cerebrum_cli.chat.database import check_integrity
     from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
     from cerebrum_cli.terminal.interrupts import interruptible
@@ -51,14 +50,7 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
             settings = app.settings(layer)
         except ConfigError:  # which is one of the results
             settings = fold(layer)
-        context = DoctorContext(
-            settings=settings,
-            offline=options.offline,
-            build=app.build,
-            installation=app,
-            terminal=lambda: check_terminal(app.streams),
-            session_counts=check_integrity,
-        )
+        context = DoctorContext(app, settings, options.offline)
         checks = run_checks(context)
         if endpoints := options.find_endpoints(app, settings):
             checks = run_server_checks(context, endpoints)

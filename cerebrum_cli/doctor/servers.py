@@ -8,8 +8,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import Timer
 
-from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, ModelNotFound
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
@@ -65,12 +63,12 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
         if is_served:
             model = served_model(info.weights)
         else:
-            model = context.installation.library.resolve_vocabulary(context.settings.model)
+            model = context.app.library.resolve_vocabulary(context.settings.model)
     except ModelNotFound as error:
         yield check_result("", (f"skipped, along with all replies: {error.message}", error.hint))
         return
     settings = Settings(format=context.settings.format, max_tokens=REPLY_TOKENS)
-    with closing(open_source(ModelSource(context.installation, model, settings, Servers([endpoint])))) as loaded:
+    with closing(open_source(ModelSource(context.app, model, settings, Servers([endpoint])))) as loaded:
         with _time_limit(loaded):
             for _ in loaded.load():
                 pass
@@ -78,7 +76,7 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
             yield check_result("not needed: the server applies its own chat template")
         else:
             yield check_result(f"matches {model.label}: {loaded.engine.vocabulary.size} tokens")
-        yield from _check_replies(loaded, settings, info)
+        yield from _check_replies(loaded, info)
 
 
 def _describe(info: ServerInfo) -> Steps:
@@ -100,9 +98,9 @@ def _describe(info: ServerInfo) -> Steps:
     yield check_result(f"concurrent replies: {info.slots}")
 
 
-def _check_replies(model: Model, settings: Settings, info: ServerInfo) -> Steps:
+def _check_replies(model: Model, info: ServerInfo) -> Steps:
     yield "reply"
-    reply = model.respond(Ask(Conversation().user(QUESTION), settings))
+    reply = model.reply(QUESTION)
     with _time_limit(model):
         reply.wait()
     if not reply.is_finished:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.text import Texts, format_count, one_line
-from cerebrum_cli.terminal.streams import Streams, strip_controls
+from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import Fields, field_lines, print_columns, print_table, sampling_text, updated
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import typer
 
 from cerebrum_cli.cli.options import QuietOptions, json_option
 from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import run_names
 from cerebrum_cli.eval.report_tables import print_comparison, print_report, print_runs
-from cerebrum_cli.terminal.streams import strip_controls
 from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cerebrum_cli.core.controls import strip_complete, strip_controls
 from cerebrum_cli.core.events import (
     CallEvent,
     Event,
@@ -19,7 +20,7 @@ from cerebrum_cli.core.events import (
     answer_text,
 )
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
-from cerebrum_cli.terminal.streams import DIM, Streams, strip_complete, strip_controls
+from cerebrum_cli.terminal.streams import DIM, Streams
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
 
 if TYPE_CHECKING:

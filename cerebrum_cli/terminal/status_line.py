@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -20,7 +21,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.text import one_line
-from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal, strip_controls
+from cerebrum_cli.terminal.streams import Streams, columns, is_plain_terminal
 
 SHOW_AFTER_S = 1.0  # shorter waits show nothing
 LOG_EVERY_S = 60.0

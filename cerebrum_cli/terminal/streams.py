@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import stat
 import sys
 import termios
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
 from typing import BinaryIO, TextIO
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
 from cerebrum_cli.core.events import NoticeEvent
@@ -27,32 +27,6 @@ MIN_NOTE_WIDTH = 12  # columns
 BOLD, DIM = "1", "2"  # SGR codes; all others are colors
 RED, GREEN, MAGENTA, GRAY = "31", "32", "35", "90"
 DUMB_TERMINALS = ("dumb", "unknown")  # values of TERM for terminals without control sequences
-
-# Complete sequences first (CSI; OSC, DCS, SOS, PM and APC to their terminator), two-byte escapes, single controls, and
-# bidirectional overrides, embeddings and isolates, with which text can be shown in another order than it is stored.
-_SEQUENCE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[ -/]*[0-Z\\^-~]"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
-)
-_UNFINISHED = re.compile(
-    r"(?:(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*\x1b?|\x1b[ -/]*)\Z"
-)
-MAX_HELD = 4096  # characters held back for an incomplete sequence; a longer one is shown as text without its controls
-
-
-def strip_controls(text: str) -> str:
-    """Remove escape sequences, control characters other than tab and newline, and bidirectional controls."""
-    return _SEQUENCE.sub("", text)
-
-
-def strip_complete(text: str) -> tuple[str, str]:
-    """A text without its controls, and apart from it an incomplete sequence at its end, to go before the next text."""
-    unfinished = _UNFINISHED.search(text)
-    if unfinished and len(unfinished[0]) <= MAX_HELD:
-        return strip_controls(text[: unfinished.start()]), unfinished[0]
-    return strip_controls(text), ""
 
 
 @dataclass(slots=True)
@@ -108,6 +82,11 @@ class Streams:
         """Whether the output may have styles: on a terminal, and with FORCE_COLOR anywhere."""
         is_forced = environment("FORCE_COLOR") is not None
         return (self.out_is_terminal or is_forced) and not is_plain_terminal()
+
+    @property
+    def columns(self) -> int:
+        """The width of the terminal that shows the output."""
+        return columns(self.out)
 
     @property
     def on_stderr(self) -> Streams:
@@ -220,7 +199,7 @@ class Streams:
             return text
         from textwrap import wrap
 
-        width = max(MIN_NOTE_WIDTH, columns(self.out) - 1 - indent)
+        width = max(MIN_NOTE_WIDTH, self.columns - 1 - indent)
         return f"\n{' ' * indent}".join(wrap(text, width, break_long_words=False, break_on_hyphens=False))
 
     def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:

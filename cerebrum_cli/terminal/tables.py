@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_count, format_size, one_line
-from cerebrum_cli.terminal.streams import BOLD, Streams, strip_controls
+from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent

@@ -11,12 +11,13 @@ from command_line import COMMAND, CommandLine, Finished
 from person import OpenTerminal
 from scripted_command import app_for
 
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import shorten_question, split_questions
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.repl.slash_lines import help_text
-from cerebrum_cli.terminal.streams import Streams, strip_controls
+from cerebrum_cli.terminal.streams import Streams
 
 # Reading questions.
 

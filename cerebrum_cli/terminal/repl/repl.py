@@ -11,6 +11,7 @@ from typing import Any
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.chat.session import Session
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
@@ -24,7 +25,7 @@ from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, s
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
-from cerebrum_cli.terminal.streams import Streams, strip_controls
+from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import context_text, model_text, result_text
 
 NEARLY_FULL = 0.75

@@ -36,7 +36,6 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     split_paths,
 )
 from cerebrum_cli.terminal.reports import print_latest, print_uncertain
-from cerebrum_cli.terminal.streams import columns
 from cerebrum_cli.terminal.tables import (
     NO_PROMPTS,
     PIPE_WIDTH,
@@ -67,9 +66,7 @@ def show_help(repl: Repl, argument: str) -> None:
     rows += [("", ""), *KEYS]
     if slash := find_slash(argument.removeprefix("/"), SLASH_COMMANDS):
         rows = [(slash.usage, slash.help)]
-    width = PIPE_WIDTH
-    if repl.streams.out_is_terminal:
-        width = columns(repl.streams.out)
+    width = repl.streams.columns if repl.streams.out_is_terminal else PIPE_WIDTH
     repl.streams.answer(help_text(rows, width))
 
 
