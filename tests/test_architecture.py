@@ -65,7 +65,7 @@ PURE = (
     *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
-    *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.reply_text"),
+    *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.prompt_format", "formats.reply_text"),
     *("formats.markers", "formats.thinking"),
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),
@@ -104,8 +104,8 @@ DOORS: Mapping[str, Door] = {
         ("contents", "header", "sizes"),
     ),
     "formats": Door(
-        23,
-        ("markers", "named_templates", "plain", "reply_text", "template", "template_sandbox", "thinking", "tool_calls"),
+        13,
+        ("choice", "prompt_format", "reply_text"),
     ),
     "engine": Door(
         60,
@@ -169,7 +169,6 @@ DOORS: Mapping[str, Door] = {
         (
             "checking",
             "concurrent_rows",
-            "format_choice",
             "inspection",
             "installation",
             "interface",

@@ -4,7 +4,6 @@ import asyncio
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -13,6 +12,7 @@ from command_line import ROOT, environment_of, start_python
 from installations import model_on
 from scripted_backend import ScriptedBackend
 from server_kinds import LlamaServer
+from templates import chosen_format
 from vocabularies import open_vocabulary
 
 import cerebrum_cli
@@ -22,8 +22,6 @@ from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking
@@ -219,9 +217,8 @@ def test_library_cancelled_task_ends_a_reply_that_still_reasons() -> None:
         async for _ in reply:
             pass
 
-    prompt_format = replace(PLAIN_FORMATS["cerebrum"], markups=REASONING_MARKUPS)
     engine = LocalEngine(ScriptedBackend(next_token, context_size=LONG).open)
-    with model_on(engine, lambda vocabulary, name: prompt_format) as model:
+    with model_on(engine, chosen_format("chatml")) as model:
         reply = model.reply(SUM, loop_check=False)
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(read_in_part(reply))

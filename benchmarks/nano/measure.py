@@ -19,9 +19,10 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
-from cerebrum_cli.formats.plain import CEREBRUM, PromptFormat
+from cerebrum_cli.formats.choice import choose_format
+from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.replies.format_choice import format_builder
 from nano.questions import held_out, questions
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def measure_follow_ups(engine: LocalEngine) -> None:
 
 def measure_thinking(engine: LocalEngine, path: Path, temperature: float, seed: int) -> None:
     """Print thinker's accuracy on the held-out questions, with reasoning and without, and the reasoning's length."""
-    embedded = format_builder(EMBEDDED, read_header(path).chat_template, {})(engine.vocabulary, CONTEXT)
+    embedded = choose_format(EMBEDDED, None, read_header(path).chat_template).build(engine.vocabulary, CONTEXT)
     [close] = engine.vocabulary.tokenize([Text("</think>", trusted=True)])
     for thinks, label in ((True, "with reasoning"), (False, "without")):
         conversations = [Conversation(thinks=thinks).user(turns[0]) for turns, _ in held_out()]

@@ -30,7 +30,7 @@ from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_message
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Match, code_block, format_utc, one_line
 from cerebrum_cli.engine.state_store import STATE
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
+from cerebrum_cli.formats.prompt_format import THINK
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.source import ModelSource
@@ -142,7 +142,7 @@ def _sharegpt_turns(conversation: Conversation) -> list[JsonDict]:
     for message in _openai_turns(conversation):
         role, content = message.pop("role"), message.pop("content")
         if reasoning := message.pop("reasoning_content", None):
-            content = REASONING_MARKUPS[0].wrap(reasoning) + content
+            content = THINK.wrap(reasoning) + content
         turns.append({"from": _SHAREGPT_NAMES.get(role, role), "value": content, **message})
     return turns
 

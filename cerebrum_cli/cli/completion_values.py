@@ -36,7 +36,7 @@ def saved_prompts(app: App) -> Candidates:
 
 
 def formats(_: App) -> Candidates:
-    from cerebrum_cli.replies.format_choice import FORMAT_NAMES
+    from cerebrum_cli.formats.choice import FORMAT_NAMES
 
     return FORMAT_NAMES
 

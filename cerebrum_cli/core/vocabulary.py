@@ -1,4 +1,4 @@
-"""The vocabulary of a model."""
+"""The vocabulary of a model: texts as tokens, how many there are at least, and which are special."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
+from cerebrum_cli.core.errors import PromptTooLong
 from cerebrum_cli.core.token_ids import TokenIds
+
+POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
 
 
 class Vocabulary(Protocol):
@@ -41,3 +44,26 @@ def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> TokenId
     anchor = vocabulary.tokenize((Text("a"),))[-1]
     tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))
     return tokens[tokens.index(anchor) + 1 :]
+
+
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:
+    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
+    if least := least_tokens(vocabulary, context_size, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", context_size)
+    special = vocabulary.special_token_ids((text,))
+    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
+
+
+def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
+    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
+    text = "".join(part.value for part in prompt if isinstance(part, Text))
+    if len(text) <= POSSIBLE_CHARACTERS * context_size:
+        return None
+    least = len(text.encode(errors="surrogatepass")) // vocabulary.longest_token
+    if least <= context_size:
+        return None
+    return least
+
+
+def detokenize(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
+    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode(errors="replace")

@@ -22,7 +22,6 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.eval.questions import SAMPLES, Match, QuestionId, Sample, parse_sample
 from cerebrum_cli.eval.report import Report, Samples, group_by_question, mean_accuracy, summarize
 from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.results.results import SavedResult, keeps_rows, paths_of, read_saved
 
 if TYPE_CHECKING:
@@ -201,15 +200,15 @@ def provenance(source: ModelSource) -> JsonDict:
     """
     from cerebrum_cli.replies.source import format_of
 
-    name, template = format_of(source.settings, source.model, source.raw)
+    chosen = format_of(source.settings, source.model, source.raw)
     versions = {"cerebrum": __version__, "llama.cpp": None}
     if source.servers is None:
         from cerebrum_cli.engine.llama.devices import version
 
         versions["llama.cpp"] = version()
-    if name not in PLAIN_FORMATS:
-        return {**versions, "chat template": text_digest(template or "")}
-    parts = PLAIN_FORMATS[name].render(Conversation().user("{question}"))
+    if chosen.plain is None:
+        return {**versions, "chat template": text_digest(chosen.template or "")}
+    parts = chosen.plain.render(Conversation().user("{question}"))
     return {**versions, "prompt": "".join(part.value for part in parts if isinstance(part, Text))}
 
 

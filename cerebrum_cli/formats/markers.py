@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.text import Match, Texts
+from cerebrum_cli.formats.prompt_format import ReasoningMarkup
 from cerebrum_cli.formats.thinking import (
     BEGIN_RESPONSE,
     GEMMA,
@@ -20,7 +21,6 @@ from cerebrum_cli.formats.thinking import (
     KIMI,
     MEDGEMMA,
     REASONING_MARKUPS,
-    ReasoningMarkup,
 )
 
 Effect = Literal["open", "close", "header", "end", "answer", "wrapper", "dropped"]

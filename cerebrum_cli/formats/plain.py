@@ -1,4 +1,4 @@
-"""The interface of prompt formats, and the built-in ones: a system line, then turns that start with a name.
+"""The built-in formats: a system line, then turns that start with a name.
 
 Sources: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
 CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined
@@ -10,58 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens, join_parts
-from cerebrum_cli.core.text import Texts
 from cerebrum_cli.formats.plain_tools import with_plain_tools
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup
-from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptFormat:
-    """A conversation as the exact prompt the model was trained on; `name` is the value of `--format`.
-
-    - `stop`: stop strings, in addition to the model's end-of-text token
-    - `default_system`: the system prompt of a conversation that has none
-    - `markups`: the reasoning markup a reply may start with
-    - `verbatim`: replies are passed on unchanged, with surrounding white space and reasoning markup
-    - `is_servers`: a server applies its own template to the messages, so that the prompt is not known here
-    """
-
-    name: str
-    stop: Texts = ()
-    default_system: str | None = None
-    markups: Markups = ()
-    verbatim: bool = False
-    is_servers: bool = False
-
-    def mentions(self, markup: ReasoningMarkup) -> bool:
-        return markup in self.markups
-
-    @property
-    def has_switch(self) -> bool:
-        return False
-
-    @property
-    def efforts(self) -> Texts:
-        return ()
-
-    def render(self, conversation: Conversation) -> PromptParts:
-        """Render the prompt of the next reply, without BOS unless the format itself writes it.
-
-        It ends with the text of the conversation's `prefill`, unless that has no text, or none that the format shows.
-        If a server does that, render the messages: text of nearly the same length.
-        """
-        return tuple(Text(message["content"]) for message in conversation.openai_messages)
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """How the model calls functions."""
-        return PLAIN_TOOLS
-
-    @property
-    def has_system(self) -> bool:
-        """Whether a system prompt has its place; otherwise, it begins the first question."""
-        return True
+from cerebrum_cli.formats.prompt_format import PromptFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,14 +46,6 @@ class PlainFormat(PromptFormat):
         return join_parts(tuple(parts))
 
 
-class RawFormat(PromptFormat):
-    """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
-
-    def render(self, conversation: Conversation) -> PromptParts:
-        last = conversation.prefill or conversation.messages[-1]
-        return (Text(last.content, True),)
-
-
 CEREBRUM = PlainFormat(
     name="cerebrum",
     user="User:",
@@ -122,5 +64,3 @@ COLLECTIVE_COGNITION = PlainFormat(
 )
 
 PLAIN_FORMATS = {plain.name: plain for plain in (CEREBRUM, COLLECTIVE_COGNITION)}
-RAW = RawFormat(name="raw", verbatim=True)
-SERVERS = PromptFormat(name="server", markups=REASONING_MARKUPS, is_servers=True)

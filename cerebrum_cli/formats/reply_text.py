@@ -11,12 +11,14 @@ import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
+from functools import cache
 from typing import Literal
 
 from cerebrum_cli.core.events import Channel
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import partial_marker_length
-from cerebrum_cli.core.token_ids import TokenIds, Tokenize
+from cerebrum_cli.core.text import Texts, partial_marker_length
+from cerebrum_cli.core.token_ids import TokenIds, Tokenize, TokenPredicate
+from cerebrum_cli.core.vocabulary import Vocabulary, detokenize
 from cerebrum_cli.formats.markers import (
     MARKER_START,
     MARKERS,
@@ -24,12 +26,14 @@ from cerebrum_cli.formats.markers import (
     Marker,
     end_pattern,
     find_markers,
+    is_markup,
     marker_at_start,
     markup_after,
     may_start_marker,
     read_header,
 )
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, ReasoningMarkup
+from cerebrum_cli.formats.prompt_format import ReasoningMarkup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
 MAX_LINE = 500  # characters of a line in which markup may be quoted
@@ -56,7 +60,7 @@ class ReplyRules:
     - `endings`: tokens of each text that ends reasoning
     - `reasoning_end`: tokens within which the controls of a reply have ended its reasoning; None for any number
     - `plain_answer`: an answer has no markup, since it matches a grammar
-    - `mentioned`: markers that the question has, and that an answer may have, too
+    - `questions`: an answer may have the markers that they have
     """
 
     markups: tuple[ReasoningMarkup, ...] = ()
@@ -69,7 +73,10 @@ class ReplyRules:
     endings: Tokenize | None = field(default=None, hash=False)
     reasoning_end: int | None = None
     plain_answer: bool = False
-    mentioned: frozenset[str] = frozenset()
+    questions: Texts = ()
+
+    def is_mentioned(self, marker: str) -> bool:
+        return any(marker in question for question in self.questions)
 
 
 class ReplyText:
@@ -291,7 +298,7 @@ class ReplyText:
             return True
         if marker.effect == "open" and marker.markup in REASONING_MARKUPS:
             return True
-        is_mentioned = text[: marker.end] in self.rules.mentioned
+        is_mentioned = self.rules.is_mentioned(text[: marker.end])
         return not is_mentioned and (marker.effect == "open" or self._has_reasoning)
 
     def _read_header(self, marker: Marker, text: str) -> bool:
@@ -368,7 +375,7 @@ class ReplyText:
         """Whether a marker in the answer is markup, not a part of its text."""
         spelling = self._held[marker.start : marker.end]
         line, is_fenced = self._last_line(before)
-        is_quoted = is_fenced or line.count("`") % 2 == 1 or line.endswith(QUOTES) or spelling in self.rules.mentioned
+        is_quoted = is_fenced or line.count("`") % 2 == 1 or line.endswith(QUOTES) or self.rules.is_mentioned(spelling)
         if marker.effect == "open":
             is_apart = (not line[:4].strip(" ") and len(line) < 4) or line.rstrip().endswith(SENTENCE_ENDS)
             is_early = self._answer_length + marker.start <= MAX_PREAMBLE and is_apart and not self._has_reasoning
@@ -450,6 +457,12 @@ class ReplyText:
         if not body or len(space) == 1:
             return body
         return space + body
+
+
+def markup_tokens(vocabulary: Vocabulary, texts: Texts) -> TokenPredicate:
+    """A predicate of tokens that are markup in a reply: one of the texts, or of any known kind."""
+    tokens = vocabulary.special_token_ids((*texts, *MARKERS))
+    return cache(lambda token: token in tokens or is_markup(detokenize(vocabulary, [token])))
 
 
 class StopStrings:

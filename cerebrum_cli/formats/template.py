@@ -36,8 +36,8 @@ from cerebrum_cli.core.text import Pattern, Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
-from cerebrum_cli.formats.plain import PromptFormat
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
+from cerebrum_cli.formats.prompt_format import Markups, PromptFormat
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,
@@ -50,7 +50,7 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, Markups, ReasoningMarkup, open_markup
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 from cerebrum_cli.gguf.header import read_header
@@ -136,10 +136,6 @@ class EmbeddedFormat(PromptFormat):
     markups: Markups = REASONING_MARKUPS
     origin: str = EMBEDDED
 
-    def mentions(self, markup: ReasoningMarkup) -> bool:
-        is_tag = markup.own_lines  # what else ends reasoning may also end turns, as <|end|> does
-        return markup.open in self.source or (is_tag and markup.close in self.source)
-
     @property
     def has_switch(self) -> bool:
         return self.is_fixed or self.switch is not None
@@ -209,7 +205,7 @@ class EmbeddedFormat(PromptFormat):
         return any(marker in text for markup in self.markups for marker in markup.texts)
 
     def closed(self, prompt_end: str) -> str:
-        markup = open_markup(prompt_end, self.markups)
+        markup = self.open_markup(prompt_end)
         return prompt_end + markup.ending(prompt_end) if markup else prompt_end
 
     def reasoning_history(self, conversation: Conversation, values: Variables) -> ReasoningHistory:

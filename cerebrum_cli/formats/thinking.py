@@ -2,63 +2,12 @@
 
 from __future__ import annotations
 
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import Texts
-
-
-@frozen
-class ReasoningMarkup:
-    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
-
-    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the
-    answer's header after this reasoning, if it differs from `header`.
-    """
-
-    open: str
-    close: str
-    header: str = ""
-    own_lines: bool = False
-    final: str = ""
-
-    @property
-    def texts(self) -> Texts:
-        """All texts of the markup."""
-        return tuple(filter(None, (self.open, self.close, self.header, self.final)))
-
-    def wrap(self, reasoning: str) -> str:
-        """The reasoning with its markup, as it precedes an answer."""
-        text = self.open + reasoning
-        if self.own_lines:
-            text = f"{self.open}\n{reasoning}"
-        return text + self.ending(text)
-
-    def ending(self, text: str = "", sentence: str = "") -> str:
-        """Markup that ends the reasoning after a text, which may include `open`, and begins the answer.
-
-        A closing `sentence` is a paragraph of its own before it.
-        """
-        if sentence:
-            return missing_breaks(text, 2) + sentence + self.ending(sentence)
-        if not self.own_lines:
-            return self.close + (self.final or self.header)
-        if text.rstrip("\n").endswith(self.open):  # no reasoning leaves a blank line
-            return missing_breaks(text, 2) + self.close + "\n\n"
-        return missing_breaks(text, 1) + self.close + "\n\n"
-
-
-Markups = tuple[ReasoningMarkup, ...]
-
-
-def missing_breaks(text: str, wanted: int) -> str:
-    """The line breaks to add to a text that is to end with this many."""
-    breaks = len(text) - len(text.rstrip("\n"))
-    return "\n" * (wanted - breaks)
-
+from cerebrum_cli.formats.prompt_format import THINK, ReasoningMarkup
 
 HARMONY_FINAL = "<|start|>assistant<|channel|>final<|message|>"
 SOLAR_FINAL = "<|begin|>assistant<|content|>"
 BEGIN_RESPONSE = "[BEGIN FINAL RESPONSE]"
-TAGS = ("think", "thinking", "seed:think", "mm:think", "think:opensource", "thought", "thoughts", "reasoning")
+TAGS = ("thinking", "seed:think", "mm:think", "think:opensource", "thought", "thoughts", "reasoning")
 HARMONY = ReasoningMarkup(
     "<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>", final=HARMONY_FINAL
 )
@@ -67,6 +16,7 @@ MEDGEMMA = ReasoningMarkup("<unused94>thought", "<unused95>")
 KIMI = ReasoningMarkup("<|open|>think<|sep|>", "<|close|>think<|sep|>", "<|open|>response<|sep|>")
 MUSE = ReasoningMarkup("to=self<|message|>", "<|eom|>", "<|start|>assistant to=user<|message|>")
 REASONING_MARKUPS = (
+    THINK,
     *(ReasoningMarkup(f"<{name}>", f"</{name}>", own_lines=True) for name in TAGS),
     *(ReasoningMarkup(f"[{name}]", f"[/{name}]") for name in ("THINK", "THINKING", "REASONING")),
     ReasoningMarkup("◁think▷", "◁/think▷"),
@@ -99,10 +49,6 @@ def closing_sentence(architecture: str) -> str:
     return ""
 
 
-def open_markup(prompt_end: str, markups: Markups) -> ReasoningMarkup | None:
-    """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
-    end = prompt_end.rstrip()
-    for markup in markups:
-        if end.endswith(markup.open):
-            return markup
-    return None
+def mentions_markup(template: str, markup: ReasoningMarkup) -> bool:
+    """Whether a chat template has the markup; the end alone suffices for tags: others may also end turns."""
+    return markup.open in template or (markup.own_lines and markup.close in template)

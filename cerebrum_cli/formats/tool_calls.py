@@ -68,6 +68,10 @@ class ToolFormat:
         calls = own or tuple(bare_calls(text, tools))
         return tuple(read_call(call.name, call.arguments) for call in calls), bool(own)
 
+    def filter(self, tools: ToolSpecs) -> CallFilter:
+        """What passes on an answer without calls."""
+        return CallFilter(self.opening, tools)
+
 
 PLAIN_TOOLS = ToolFormat()  # of formats that do not support functions
 
@@ -218,8 +222,8 @@ def _python_call(node: ast.expr) -> ToolCall:
 class CallFilter:
     """Passes on an answer that arrives in pieces, up to text that may be a function call."""
 
-    def __init__(self, tool_format: ToolFormat, tools: ToolSpecs) -> None:
-        self._opening = tool_format.opening
+    def __init__(self, opening: str, tools: ToolSpecs) -> None:
+        self._opening = opening
         self._tools = tools
         self.held = ""
         self.shown = ""

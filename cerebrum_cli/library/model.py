@@ -14,8 +14,7 @@ from cerebrum_cli.core.declaration import LORA, InvalidValue
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import Paths, expand_user
 from cerebrum_cli.core.settings import EMBEDDED, MODEL_FILE, OPTIONS, Layer, SourcedLayer
-from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.library.reference import STORES, ModelReference, looks_like_path, parts_of
@@ -208,7 +207,7 @@ class InstalledModel:
         if self.is_weights:
             return None
         merged = self.text_of(MERGE_FORMAT)
-        if merged in {**PLAIN_FORMATS, **NAMED_TEMPLATES}:
+        if merged != EMBEDDED and merged in FORMAT_NAMES:
             return merged
         return None
 

@@ -31,7 +31,6 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.plain import RAW
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
@@ -303,15 +302,14 @@ def prepare_text(model: LoadedModel, text: Continuation) -> Request:
     """The request to continue a text. Raises UsageError as `check_settings` does."""
     settings = text.settings
     model.check_settings(replace(settings, stop=()))  # those of a task are for any model
-    markups = model.controls.own_markups(settings.system)
-    raw = ReplyControls(model.engine.vocabulary, replace(RAW, markups=markups))
+    raw = ReplyControls(model.engine.vocabulary, model.format.without_format(settings.system))
     asked = Ask(settings=settings, n=text.n)
     rules, controls = raw.create(asked, text.text, "", model.answer_now)
     return Request(
         array("i", text.tokens),
         settings.sampling(()),
         asked,
-        is_visible=model.is_visible if markups else NO_TOKEN,
+        is_visible=model.is_visible if raw.format.markups else NO_TOKEN,
         controls=controls,
         rules=rules,
     )

@@ -189,9 +189,8 @@ def open_source(source: ModelSource) -> Model:
     if model.is_served and (source.raw or source.vocabulary_only):
         option = "--raw" if source.raw else "--dry-run"
         raise UsageError(f"{option} needs the exact prompt, which the server builds", "omit it, or use llama-server")
-    format_name, build_format = source.choose_format()
-    engine = source.start_engine(format_name)
-    return Model(source, engine, format_name, build_format)
+    chosen = source.choose_format()
+    return Model(source, source.start_engine(chosen.name), chosen)
 
 
 def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
 from cerebrum_cli.core.ask import Ask
@@ -25,24 +25,22 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.settings import EMBEDDED, Settings
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
+from cerebrum_cli.core.vocabulary import detokenize, least_tokens
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
-from cerebrum_cli.formats.markers import MARKERS, is_markup
-from cerebrum_cli.formats.plain import RAW, PromptFormat
-from cerebrum_cli.formats.thinking import ReasoningMarkup
+from cerebrum_cli.formats.choice import ChosenFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat
+from cerebrum_cli.formats.reply_text import markup_tokens
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.text_tokens import detokenize, least_tokens, resolve_biases
+from cerebrum_cli.replies.text_tokens import resolve_biases
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import GivenReply
-    from cerebrum_cli.core.vocabulary import Vocabulary
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
 REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
@@ -62,8 +60,7 @@ class LoadedModel:
 
     source: ModelSource
     engine: Engine
-    format_name: str
-    build_format: FormatBuilder
+    chosen_format: ChosenFormat
     answer_now: AnswerNow = field(default_factory=AnswerNow, init=False)
     _notices: dict[NoticeEvent, bool] = field(default_factory=dict, init=False)  # whether it was taken
     _timings: list[Timings] = field(default_factory=list, init=False)  # of single replies
@@ -83,6 +80,10 @@ class LoadedModel:
     @property
     def model(self) -> InstalledModel:
         return self.source.model
+
+    @property
+    def format_name(self) -> str:
+        return self.chosen_format.name
 
     @property
     def is_remote(self) -> bool:
@@ -231,8 +232,8 @@ class LoadedModel:
     def load(self) -> Iterator[Event]:
         """Load the model and yield the events of loading. Raises what made it fail, and FormatError."""
         for event in self.engine.load():
-            if isinstance(event, LoadEvent) and self.format_name == EMBEDDED:
-                import cerebrum_cli.formats.template  # noqa: F401  # while native code loads: it takes long to import
+            if isinstance(event, LoadEvent):
+                self.chosen_format.preload()  # while native code loads
             yield event
         _ = self.format
 
@@ -303,7 +304,7 @@ class LoadedModel:
 
     @cached_property
     def format(self) -> PromptFormat:
-        chosen = self.build_format(self.engine.vocabulary, self._largest_context)
+        chosen = self.chosen_format.build(self.engine.vocabulary, self._largest_context)
         try:  # a template that rejects both, or leaves out the question, is one error of a whole run
             chosen.render(TRIAL)
         except FormatError:
@@ -315,16 +316,17 @@ class LoadedModel:
         """Predicate of the special tokens that are visible in a reply."""
         if not self.format.markups:
             return NO_TOKEN
-        return markup_predicate(self.engine.vocabulary, self.format.markups)
+        return markup_tokens(self.engine.vocabulary, self.format.markup_texts)
 
     @cached_property
     def is_visible_in_calls(self) -> TokenPredicate:
         """Predicate of the special tokens that are visible in a reply that may call functions."""
-        return markup_predicate(self.engine.vocabulary, self.format.markups, self.format.tool_format.markers)
+        texts = self.format.markup_texts + self.format.tool_format.markers
+        return markup_tokens(self.engine.vocabulary, texts)
 
     @cached_property
     def controls(self) -> ReplyControls:
-        return ReplyControls(self.engine.vocabulary, self.format, self.model.header.architecture)
+        return ReplyControls(self.engine.vocabulary, self.format)
 
     def save_prompt_cache(
         self,
@@ -358,7 +360,7 @@ class LoadedModel:
         self.engine.cancel()
 
     def _render(self, conversation: Conversation) -> PromptParts:
-        if conversation.tools and self.format_name == RAW.name:
+        if conversation.tools and self.format.verbatim:
             raise UsageError("functions need a prompt format", "omit --raw")
         prompt = self.format.render(conversation)
         if conversation.system_prompt and not self.format.has_system:
@@ -399,13 +401,6 @@ class LoadedModel:
         if tokens < trained:
             advice = f" or {self.engine.larger_context}{advice}"
         return PromptTooLong.for_context(f"{least}{tokens}", size, advice)
-
-
-def markup_predicate(vocabulary: Vocabulary, markups: Iterable[ReasoningMarkup], others: Texts = ()) -> TokenPredicate:
-    """Create a predicate of tokens that are markup: of a format, among `others`, or of any known kind."""
-    texts = [*others, *(text for markup in markups for text in markup.texts)]
-    tokens = vocabulary.special_token_ids((*texts, *MARKERS))
-    return cache(lambda token: token in tokens or is_markup(detokenize(vocabulary, [token])))
 
 
 def final_markup(prompt: PromptParts) -> str:

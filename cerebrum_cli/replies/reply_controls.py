@@ -10,7 +10,7 @@ from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.conversation import Conversation, Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -19,10 +19,8 @@ from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.requests import ControlFactory, Force
-from cerebrum_cli.formats.markers import find_markers
-from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.prompt_format import Markups, PromptFormat
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.formats.thinking import Markups, ReasoningMarkup, closing_sentence, open_markup
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary
@@ -48,14 +46,10 @@ class AnswerNow:
 
 @dataclass(eq=False)
 class ReplyControls:
-    """Creates the controls of replies in a format.
-
-    Architectures have a sentence before the end of reasoning that is ended early.
-    """
+    """Creates the controls of replies in a format."""
 
     vocabulary: Vocabulary
     format: PromptFormat
-    architecture: str = ""
 
     def create(
         self, asked: Ask, prompt_end: str, prefix: str, answer_now: AnswerNow
@@ -67,13 +61,13 @@ class ReplyControls:
         limit = settings.reasoning_limit
         if limit == 0 and (self.format.has_switch or self.format.is_servers):
             limit = None
-        may_reason = self.format.has_switch or bool(self.own_markups(asked.conversation.system_prompt))
+        may_reason = self.format.has_switch or bool(self.format.own_markups(asked.conversation.system_prompt))
         if not (asked.stream and may_reason):
             if limit is None:
                 return rules, ()
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
-        budget = partial(ReasoningBudget, limit, answer_now, closing_sentence(self.architecture))
+        budget = partial(ReasoningBudget, limit, answer_now, self.format.closing_sentence)
         reasoning_end = None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
         return replace(rules, endings=self._endings, reasoning_end=reasoning_end), (budget,)
 
@@ -83,8 +77,8 @@ class ReplyControls:
         Without a grammar, markup that the model is not known to have is recognized, too.
         """
         markups = self.format.markups
-        opened = open_markup(prompt_end, markups)
-        own = self.own_markups(asked.conversation.system_prompt)
+        opened = self.format.open_markup(prompt_end)
+        own = self.format.own_markups(asked.conversation.system_prompt)
         if opened is None and asked.settings.thinks is False and self.format.has_switch:
             own = ()
         has_grammar = asked.grammar is not None
@@ -97,7 +91,7 @@ class ReplyControls:
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,
             plain_answer=has_grammar,
-            mentioned=mentioned_markers(asked.conversation),
+            questions=tuple(message.content for message in asked.conversation.messages if message.role == "user"),
         )
         may_reason = opened or own
         if not (may_reason and (has_grammar or asked.settings.stop)):
@@ -117,7 +111,7 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return None
-        own = self.own_markups(system_prompt)
+        own = self.format.own_markups(system_prompt)
         if settings.thinks is not False:
             require_stop_in_answer(settings.stop, own)
         if settings.origin("think") in RECOMMENDED:
@@ -145,27 +139,9 @@ class ReplyControls:
         hint = "a limit still applies to any reasoning that the reply marks"
         return NoticeEvent(f"think={settings.think}: this model has no thinking switch", hint)
 
-    def own_markups(self, system_prompt: str | None) -> Markups:
-        """The markup that this model may use: its format's, its vocabulary's, and what the system prompt asks for."""
-        if self.format.is_servers:  # it knows itself where they are
-            return ()
-        asked = system_prompt or ""
-        return tuple(markup for markup in self.format.markups if markup in self._known_markups or markup.open in asked)
-
-    @cached_property
-    def _known_markups(self) -> Markups:
-        tokens, mentions = self.vocabulary.special_token_ids, self.format.mentions
-        return tuple(markup for markup in self.format.markups if mentions(markup) or tokens([markup.open]))
-
     @cached_property
     def _endings(self) -> Tokenize:
         return endings(self.vocabulary)
-
-
-def mentioned_markers(conversation: Conversation) -> frozenset[str]:
-    """The markup in questions: an answer may have it, too."""
-    questions = [message.content for message in conversation.messages if message.role == "user"]
-    return frozenset(text[marker.start : marker.end] for text in questions for marker in find_markers(text))
 
 
 class ReasoningBudget:
@@ -219,7 +195,7 @@ def require_servable(settings: Settings) -> None:
         )
 
 
-def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:
+def require_stop_in_answer(stop: Sequence[str], markups: Markups) -> None:
     for text in stop:
         if any(text.strip() in (markup.open, markup.close) for markup in markups):
             raise UsageError(

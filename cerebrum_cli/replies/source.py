@@ -20,23 +20,16 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
-from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES
-from cerebrum_cli.formats.plain import CEREBRUM, RAW, SERVERS
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format, mentions_reasoning
+from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.gguf.sizes import facts_of
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.format_choice import (
-    MAX_TEMPLATE_BYTES,
-    FormatBuilder,
-    choose_format,
-    format_builder,
-    require_valid,
-)
 from cerebrum_cli.replies.installation import Installation, Servers, without_local
 
 FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
+MAX_TEMPLATE_BYTES = 2**20
 FLASH_ATTENTION = {"on": True, "off": False}
 MAX_PARALLEL = 256  # sequences llama.cpp supports
 AUTO_PARALLEL = 64  # more than this was nowhere faster
@@ -69,19 +62,18 @@ class ModelSource:
     def for_chat(self) -> ModelSource:
         """This for a chat, which is greedy only if that is recommended or set, as the cards of Cerebrum do."""
         settings = self.settings
-        is_cerebrum = CEREBRUM.name in (settings.format, self.model.known_format)
+        is_cerebrum = "cerebrum" in (settings.format, self.model.known_format)
         if settings.origin("temperature") == DEFAULT and not is_cerebrum:
             settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
         return replace(self, settings=settings, context=CHAT_CONTEXT, is_chat=True, caches_prompts=True)
 
-    def choose_format(self) -> tuple[str, FormatBuilder]:
-        name, template = format_of(self.settings, self.model, self.raw)
+    def choose_format(self) -> ChosenFormat:
+        chosen = replace(format_of(self.settings, self.model, self.raw), options=self.template_options)
         path = self.settings.template_file
-        if template is not None and path:
+        if chosen.template is not None and path:
             self.installation.try_template(path)
-            require_valid(path, template)
-        origin = path or f"embedded in {self.model.path.name}"
-        return name, format_builder(name, template, self.template_options, str(origin))
+        chosen.check(path)
+        return chosen
 
     def options(self) -> LoadOptions:
         """How to load the model. Raises UsageError for attention that is rejected.
@@ -102,7 +94,7 @@ class ModelSource:
             cache_type_k=settings.cache_type_k or context.cache_type_k,
             cache_type_v=settings.cache_type_v or context.cache_type_v,
         )
-        thinks = any(markup.open in (model.header.chat_template or "") for markup in REASONING_MARKUPS)
+        thinks = mentions_reasoning(model.header.chat_template)
         file = GgufFile(
             model.path,
             model.trained_context,
@@ -203,16 +195,17 @@ def slots_of(source: ModelSource) -> int:
     return source.context.slots or AUTO_PARALLEL
 
 
-def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -> tuple[str, str | None]:
+def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -> ChosenFormat:
     if model.is_served:
-        return SERVERS.name, None
+        return ChosenFormat(SERVER)
     if is_raw:
-        return RAW.name, None
-    requested, template = settings.format, model.header.chat_template
+        return ChosenFormat(RAW)
+    requested, template, origin = settings.format, model.header.chat_template, f"embedded in {model.path.name}"
     if path := settings.template_file:
-        requested, template = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
-    name = choose_format(requested, model.known_format, template)
-    return name, NAMED_TEMPLATES.get(name, template)
+        requested, origin = EMBEDDED, str(path)
+        template = read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
+    chosen = choose_format(requested, model.known_format, template)
+    return replace(chosen, origin=origin, architecture=model.header.architecture)
 
 
 def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool) -> None:
@@ -258,13 +251,13 @@ def has_mla(header: Header) -> bool:
 def generation_fingerprint(
     settings: Settings, grammar: Grammar | None, model: InstalledModel, library: Library, is_raw: bool = False
 ) -> JsonDict:
-    values, (name, template) = asdict(settings), format_of(settings, model, is_raw)
+    values, chosen = asdict(settings), format_of(settings, model, is_raw)
     return {
         "model": model.label,
         "model file": library.hashed_identity(model),
         "adapter": model.adapter_identity,
-        "format": name,
-        **({"chat template": text_digest(template or "")} if settings.template_file else {}),
+        "format": chosen.name,
+        **({"chat template": text_digest(chosen.template or "")} if settings.template_file else {}),
         **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
         "grammar": grammar and text_digest(grammar.text),
     }

@@ -1,4 +1,4 @@
-"""Texts as tokens of a vocabulary: how many at least, which special ones, which one for a bias, which are whole."""
+"""Texts as tokens of a vocabulary: which one for a bias, and which hold whole characters."""
 
 from __future__ import annotations
 
@@ -6,40 +6,16 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.conversation import PromptPart, Text
+from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.core.vocabulary import continuation
+from cerebrum_cli.core.vocabulary import continuation, detokenize
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
-POSSIBLE_CHARACTERS = 8  # for each token of the context, which are tokenized without asking whether they can fit
-
-
-def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:
-    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
-    if least := least_tokens(vocabulary, context_size, (Text(text),)):
-        raise PromptTooLong.for_context(f"at least {least}", context_size)
-    special = vocabulary.special_token_ids((text,))
-    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
-
-
-def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:
-    """Least possible number of tokens of a prompt that cannot fit, whatever its tokens are; None for any other."""
-    text = "".join(part.value for part in prompt if isinstance(part, Text))
-    if len(text) <= POSSIBLE_CHARACTERS * context_size:
-        return None
-    least = len(text.encode(errors="surrogatepass")) // vocabulary.longest_token
-    if least <= context_size:
-        return None
-    return least
-
-
-def detokenize(vocabulary: Vocabulary, ids: Iterable[int]) -> str:
-    return b"".join(vocabulary.piece(token, special=True) for token in ids).decode(errors="replace")
 
 
 def drop_partial_character(vocabulary: Vocabulary, ids: TokenIds) -> TokenIds:

@@ -19,7 +19,6 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
-from cerebrum_cli.formats.tool_calls import CallFilter
 from cerebrum_cli.programs.functions import cut, run_tool
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
@@ -41,6 +40,7 @@ class ToolLoop:
         self.asked = replace(asked, tools=())
         self.is_last = self.is_over = False
         self.completion_tokens = 0
+        self.text = model.format.tool_format.filter(asked.conversation.tools)  # of the round that is generated
 
     @property
     def next(self) -> Ask:
@@ -63,7 +63,7 @@ class ToolLoop:
             self.is_last = True
             self.is_over = self.asked.grammar is None
             return
-        text = CallFilter(self._model.format.tool_format, self.asked.conversation.tools)
+        text = self._model.format.tool_format.filter(self.asked.conversation.tools)
         text.feed(reply.text)
         preamble = text.shown.strip()
         if preamble and self.asked.grammar is None:
@@ -144,9 +144,9 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
         reply = Reply()
         if loop.asked.prefix_tokens:  # the reply may have been cut off in a call
             reply.begin(*model.prepare_reply(loop.asked).beginning)
-        text = CallFilter(model.format.tool_format, asked.conversation.tools)
+        loop.text = model.format.tool_format.filter(asked.conversation.tools)
         with closing(model.respond(loop.next).events()) as events:
-            yield from _passed_on(events, reply, text, is_silent=asked.grammar is not None)
+            yield from _passed_on(events, reply, loop, is_silent=asked.grammar is not None)
         yield from loop.follow(reply)
     if not loop.is_over:
         reply = model.respond(loop.next)
@@ -155,12 +155,12 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
                 yield event
         yield from loop.follow(reply)
     else:
-        yield TokenEvent(REPLY, text.held)
+        yield TokenEvent(REPLY, loop.text.held)
     has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
     yield reply.finish._replace(completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 
 
-def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) -> Iterator[Event]:
+def _passed_on(events: Events, reply: Reply, loop: ToolLoop, is_silent: bool) -> Iterator[Event]:
     """Feed a round with its events, and pass them on without calls."""
     for event in events:
         reply.emit(event)
@@ -171,6 +171,6 @@ def _passed_on(events: Events, reply: Reply, text: CallFilter, is_silent: bool) 
                 continue
             case TokenEvent(channel="answer"):
                 if event.ends_reasoning:
-                    text.held = text.shown = ""
-                event = event._replace(text=text.feed(event.text))
+                    loop.text.held = loop.text.shown = ""
+                event = event._replace(text=loop.text.feed(event.text))
         yield event

@@ -7,6 +7,7 @@ from batch_files import rows_in
 from installations import model_on
 from remote_engines import remote_engine, serving
 from scripted_backend import END, ScriptedBackend
+from templates import chosen_format
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
 from cerebrum_cli.batch.input_row import result_rows
@@ -18,7 +19,6 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.results.rows import StreamedResults
 
@@ -36,7 +36,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 @pytest.fixture
 def model(engine: Engine) -> Iterator[Model]:
-    with model_on(engine, format_builder("raw", None, {})) as model:
+    with model_on(engine, chosen_format("raw")) as model:
         yield model
 
 

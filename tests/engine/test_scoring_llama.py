@@ -10,12 +10,12 @@ import pytest
 from asking import loaded
 from installations import model_on
 from llama_engines import greedy, in_f32, options
+from templates import chosen_format
 
 from cerebrum_cli.engine.engine import LogprobScores, Score
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.replies.format_choice import format_builder
 
 VOCABULARY = 270  # tokens that all tiny models have
 
@@ -67,7 +67,7 @@ def test_scores_are_identical_in_any_order(precise_model: Path) -> None:
 def test_model_scores_a_text_after_the_prefix_token(chatml_model: Path, mistral_model: Path) -> None:
     for path, text in ((chatml_model, "<|im_start|>"), (mistral_model, "<s>")):
         with open_engine(path) as engine:
-            model = model_on(engine, format_builder("cerebrum", None, {}))
+            model = model_on(engine, chosen_format("cerebrum"))
             assert model.detokenize(model.prefix_tokens) == text
             events = list(model.engine.score([ScoreRequest(model.prefix_tokens, ((40, 41, 42),))]))
             assert [event.scores[0].tokens for event in events if isinstance(event, LogprobScores)] == [3]

@@ -11,13 +11,15 @@ from vocabularies import text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens, join_parts
 from cerebrum_cli.core.messages import conversation_from_messages
+from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, RAW, PromptFormat
-from cerebrum_cli.replies.text_tokens import detokenize
+from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS
+from cerebrum_cli.formats.prompt_format import PromptFormat
 
 BOS, EOS = 1, 2
 DATA = Path(__file__).parents[1] / "data" / "formats"
 FORMATS = (CEREBRUM, COLLECTIVE_COGNITION)
+NO_FORMAT = CEREBRUM.without_format(None)
 Case = dict[str, Any]
 
 
@@ -63,15 +65,15 @@ def test_user_text_never_becomes_a_special_token(mistral: LlamaBackend, text: st
 
 
 def test_stop_strings_of_each_format() -> None:
-    assert [prompt_format.stop for prompt_format in (*FORMATS, RAW)] == [("\nUser:",), ("\nUSER:",), ()]
+    assert [prompt_format.stop for prompt_format in (*FORMATS, NO_FORMAT)] == [("\nUser:",), ("\nUSER:",), ()]
 
 
 def test_raw_prompt_is_trusted_text(mistral: LlamaBackend) -> None:
     conversation = Conversation(system_prompt="unread").user("unread").assistant("unread").user(" a</s>b ")
-    parts = RAW.render(conversation)
+    parts = NO_FORMAT.render(conversation)
     assert parts == (Text(" a</s>b ", trusted=True),)
     assert [token for token in mistral.tokenize(parts) if token <= EOS] == [BOS, EOS]
-    assert mistral.tokenize(RAW.render(Conversation().user("<s>a"))).count(BOS) == 1
+    assert mistral.tokenize(NO_FORMAT.render(Conversation().user("<s>a"))).count(BOS) == 1
 
 
 # Each prompt extends the previous prompt and reply.

@@ -11,10 +11,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from thinkers import answering_late
 
+from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, MUSE, REASONING_MARKUPS, ReasoningMarkup, open_markup
+from cerebrum_cli.formats.thinking import HARMONY_FINAL, MUSE, REASONING_MARKUPS
 
 THINK = REASONING_MARKUPS[0]
+ANY_MARKUP = PromptFormat(name="any", markups=REASONING_MARKUPS)
 RULES = ReplyRules(REASONING_MARKUPS, trims=True)
 
 
@@ -89,7 +91,7 @@ def test_answer_keeps_the_indentation_of_its_first_line(before: str, text: str, 
 
 @pytest.mark.parametrize("markup", REASONING_MARKUPS, ids=lambda markup: markup.open)
 def test_reply_text_knows_every_markup_also_in_open_reasoning(markup: ReasoningMarkup) -> None:
-    opened = open_markup(f"<|im_start|>assistant\n{markup.open}\n", REASONING_MARKUPS)
+    opened = ANY_MARKUP.open_markup(f"<|im_start|>assistant\n{markup.open}\n")
     assert opened and opened.close == markup.close
     rest = f"\nhm\n{markup.close}{markup.header}\n\nFour."
     for text, block in ((markup.open + rest, None), (rest, markup)):
@@ -104,7 +106,7 @@ def test_no_marker_is_a_prefix_of_another() -> None:
 
 @pytest.mark.parametrize("end", ["", "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<think>x", "think>"])
 def test_prompt_without_an_open_tag_opens_no_reasoning(end: str) -> None:
-    assert open_markup(end, REASONING_MARKUPS) is None
+    assert ANY_MARKUP.open_markup(end) is None
 
 
 def test_reply_text_without_markup_or_without_its_end() -> None:

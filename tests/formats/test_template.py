@@ -16,18 +16,28 @@ import jinja2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from templates import BARE, NO_SYSTEM, ONE_TURN, TEMPLATES, TWO_TURNS, UPPER, chatml_prompt, embedded, untrusted
+from templates import (
+    BARE,
+    NO_SYSTEM,
+    ONE_TURN,
+    TEMPLATES,
+    TWO_TURNS,
+    UPPER,
+    chatml_prompt,
+    chosen_format,
+    embedded,
+    untrusted,
+)
 from vocabularies import MARKS, marked_up, text_of
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
+from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, open_markup
-from cerebrum_cli.replies.format_choice import format_builder
-from cerebrum_cli.replies.text_tokens import detokenize
+from cerebrum_cli.formats.thinking import REASONING_MARKUPS, mentions_markup
 
 CONVERSATIONS = {
     "one question": ONE_TURN,
@@ -114,9 +124,10 @@ def test_template_gets_the_options(chatml: LlamaBackend) -> None:
 
 @pytest.mark.parametrize(("template", "opened"), [("deepseek-r1", "<think>"), ("qwen3", None), ("chatml", None)])
 def test_template_may_open_reasoning(template: str, opened: str | None, chatml: LlamaBackend) -> None:
-    last = embedded(chatml, template).render(ONE_TURN)[-1]
+    prompt_format = embedded(chatml, template)
+    last = prompt_format.render(ONE_TURN)[-1]
     assert isinstance(last, Text) and last.trusted
-    markup = open_markup(last.value, REASONING_MARKUPS)
+    markup = prompt_format.open_markup(last.value)
     assert (markup.open if markup else None) == opened
 
 
@@ -127,14 +138,14 @@ def test_both_renders_use_the_same_time(chatml: LlamaBackend) -> None:
 
 @pytest.mark.parametrize(("name", "family"), [("gemma", "gemma"), ("llama3", "llama-3"), ("mistral", "mistral")])
 def test_named_format_is_like_the_template_of_its_family(name: str, family: str, chatml: LlamaBackend) -> None:
-    named = format_builder(name, None, {})(chatml, chatml.context_size)
+    named = chosen_format(name).build(chatml, chatml.context_size)
     for case, conversation in conversations(family):
         if conversation.system_prompt != "":
             assert text_of(named.render(conversation)) == text_of(embedded(chatml, family).render(conversation)), case
 
 
 def test_chatml_has_no_system_prompt_of_its_own(chatml: LlamaBackend) -> None:
-    named = format_builder("chatml", None, {})(chatml, chatml.context_size)
+    named = chosen_format("chatml").build(chatml, chatml.context_size)
     assert text_of(named.render(ONE_TURN)) == chatml_prompt("Why is the sky blue?")
     assert text_of(named.render(replace(ONE_TURN, system_prompt="S."))) == chatml_prompt("Why is the sky blue?", "S.")
 
@@ -577,8 +588,7 @@ def test_interrupt_while_rendering_is_not_a_format_error() -> None:
         ("<|channel>thought", ["<|channel>thought"]),
     ],
 )
-def test_template_mentions_markup_by_what_nothing_else_means(
-    chatml: LlamaBackend, source: str, opens: list[str]
-) -> None:
-    built = embedded(chatml, source)
-    assert [markup.open for markup in REASONING_MARKUPS if built.mentions(markup)] == opens
+def test_template_mentions_markup_by_what_nothing_else_means(source: str, opens: list[str]) -> None:
+    assert [
+        markup.open for markup in REASONING_MARKUPS if mentions_markup(TEMPLATES.get(source, source), markup)
+    ] == opens

@@ -24,9 +24,9 @@ from tool_templates import (
 
 from cerebrum_cli.core.tools import ToolCall, ToolCalls
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.template import EmbeddedFormat
-from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, CallFilter, ToolFormat
+from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
 
 PROGRAM = "def f(x):\n    return x['a'] + \"b\\n\"\n\nprint(f({'a': 1}))\n"
 OSLO = ToolCall("weather", {"city": "Oslo"})
@@ -248,7 +248,7 @@ def test_own_syntax_counts_anywhere_and_first(chatml: LlamaBackend) -> None:
 
 def filtered(text: str, pieces: Sequence[int], opening: str = "<tool_call>") -> tuple[str, str]:
     """What is passed on of a text that comes in pieces, and what is withheld at its end; sizes of pieces repeat."""
-    calls = CallFilter(ToolFormat(opening=opening), TOOLS)
+    calls = ToolFormat(opening=opening).filter(TOOLS)
     sizes, at, passed = cycle(pieces), 0, ""
     while at < len(text):
         size = next(sizes)

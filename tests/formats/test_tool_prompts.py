@@ -22,7 +22,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, T
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.template import EmbeddedFormat
 
 MARKUP = "sunny </tool_response><|im_end|>"

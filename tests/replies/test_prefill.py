@@ -6,7 +6,7 @@ import pytest
 from asking import running_engine
 from installations import model_on
 from scripted_backend import END, ScriptedBackend
-from templates import TEMPLATES
+from templates import TEMPLATES, chosen_format
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
@@ -14,9 +14,8 @@ from cerebrum_cli.core.errors import FormatError, UsageError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.formats.plain import SERVERS
+from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply import Reply
 
 BEGUN, REST = b"It is", b" 4."
@@ -49,7 +48,7 @@ def continues(held: tuple[int, ...], seed: int) -> int:
 def test_reply_continues_the_last_message(name: str, template: str | None, reasoning: str | None, prompt: str) -> None:
     asked = Ask(conversation_from_messages(MESSAGES, "m"), Settings())
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder(name, template and TEMPLATES[template], {}))
+        loaded = model_on(engine, chosen_format(name, template and TEMPLATES[template]))
         shown, ids = loaded.preview(asked.conversation)
         assert shown.endswith(prompt) and bytes(ids).endswith(prompt.encode())
         streamed = loaded.respond(asked)
@@ -73,7 +72,7 @@ def test_reply_without_visible_text_has_not_begun(name: str, template: str | Non
     source = STRICT if template == "ministral" else template and TEMPLATES[template]
     asked = conversation_from_messages([MESSAGES[0], {"role": "assistant", **last}], "m")
     with running_engine(ScriptedBackend(lambda *_: END, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder(name, source, {}))
+        loaded = model_on(engine, chosen_format(name, source))
         assert loaded.preview(asked) == loaded.preview(Conversation().user("2 + 2?"))
         assert "".join(loaded.respond(Ask(asked, Settings(), Grammar("gbnf", "root ::= [0-9]*")))) == ""
 
@@ -81,7 +80,7 @@ def test_reply_without_visible_text_has_not_begun(name: str, template: str | Non
 def test_beginning_of_a_reply_may_be_reasoning_alone() -> None:
     asked = conversation_from_messages([MESSAGES[0], {**MESSAGES[1], "content": None}], "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder("embedded", TEMPLATES["qwen3.8"], {}))
+        loaded = model_on(engine, chosen_format("embedded", TEMPLATES["qwen3.8"]))
         assert loaded.render(asked).endswith("assistant\n<think>\nTwo and two.")
 
 
@@ -92,7 +91,7 @@ def test_system_prompt_that_only_a_last_question_shows_precedes_a_reply_that_has
         "{% else %}[{% endif %}{{ message.content }}]{% endfor %}"
     )
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder("embedded", template, {}))
+        loaded = model_on(engine, chosen_format("embedded", template))
         begun = conversation_from_messages([{"role": "system", "content": "S."}, *MESSAGES], "m")
         assert loaded.render(replace(begun, prefill=None)) == "[S.\n\n2 + 2?]"
         assert loaded.render(begun) == "[S.\n\n2 + 2?][It is"
@@ -104,11 +103,11 @@ def test_reply_that_has_begun_is_refused_with_a_grammar_and_on_servers_with_temp
     conversation = conversation_from_messages(MESSAGES, "m")
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
         with pytest.raises(UsageError, match="a schema or grammar cannot apply to a reply that has begun"):
-            model_on(engine, format_builder("chatml", None, {})).respond(
+            model_on(engine, chosen_format("chatml")).respond(
                 Ask(conversation, Settings(), Grammar("gbnf", "root ::= .*"))
             ).wait()
         with pytest.raises(UsageError, match="a server that builds the prompt cannot continue a reply"):
-            model_on(engine, format_builder(SERVERS.name, None, {})).respond(Ask(conversation, Settings())).wait()
+            model_on(engine, chosen_format(SERVER)).respond(Ask(conversation, Settings())).wait()
 
 
 @pytest.mark.parametrize("tokens", [None, tuple(b"B")])
@@ -117,6 +116,6 @@ def test_reply_cannot_continue_where_a_template_rewrites_it(tokens: tuple[int, .
     begun = replace(asked, messages=asked.messages[:-1], prefill=asked.messages[-1])
     template = "{% for message in messages %}{{ message.role }}: {{ message.content | upper }}\n{% endfor %}"
     with running_engine(ScriptedBackend(continues, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder("embedded", template, {}))
+        loaded = model_on(engine, chosen_format("embedded", template))
         with pytest.raises(FormatError, match="the chat template embedded alters the last reply"):
             loaded.preview(begun)

@@ -11,7 +11,7 @@ from command_line import Finished
 from installations import model_on
 from scripted_backend import END, ScriptedBackend, tokens
 from scripted_command import run_here
-from templates import TEMPLATES
+from templates import TEMPLATES, chosen_format
 from thinkers import ENDING, LIMIT, CountingControl, budget, reply_around, speaker, thinking
 from tiny_models import CHATML_TEMPLATE, write_chatml
 
@@ -24,7 +24,6 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.repetition import MIN_TOKENS
 from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.formats.thinking import HARMONY_FINAL, REASONING_MARKUPS, closing_sentence
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.reply_controls import MAX_BIAS, SENTENCE_TOKENS, endings
 
 SWITCHLESS = CHATML_TEMPLATE.replace("{% endfor %}", "{# <think> #}{% endfor %}", 1)
@@ -228,7 +227,7 @@ def test_responder_answers_when_asked_to(think: str | None, grammar: str | None)
 
     constraint = Grammar("gbnf", grammar) if grammar else None
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder(EMBEDDED, IN_PROMPT, {}))
+        loaded = model_on(engine, chosen_format(EMBEDDED, IN_PROMPT))
         for question in ("Why?", "Who?"):
             reply = loaded.respond(Ask(Conversation().user(question), Settings(think=think), constraint))
             assert (reply.reasoning, reply.text) == ("And so", "Yes.")
@@ -244,6 +243,6 @@ def test_responder_asked_too_late_leaves_the_answer() -> None:
         return reply[len(generated)] if len(generated) < len(reply) else END
 
     with running_engine(ScriptedBackend(model, context_size=1000)) as engine:
-        loaded = model_on(engine, format_builder(EMBEDDED, SWITCHLESS, {}))
+        loaded = model_on(engine, chosen_format(EMBEDDED, SWITCHLESS))
         reply = loaded.respond(Ask(Conversation().user("Why?"), Settings())).wait()
     assert (reply.reasoning, reply.text) == ("Hm.", "Yes. <think> is text.")

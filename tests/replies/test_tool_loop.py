@@ -14,6 +14,7 @@ from installations import model_on
 from remote_engines import connected, serving_kind
 from scripted_backend import END, ScriptedBackend
 from server_kinds import OllamaServer
+from templates import chosen_format
 from tool_templates import TOOL_TEMPLATES
 
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -21,8 +22,8 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event, NoticeEvent, RoundEvent
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.formats.plain import RAW, SERVERS
-from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.formats.choice import SERVER
+from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
@@ -74,7 +75,7 @@ def opened(
     script = Script(*replies)
     backend = ScriptedBackend(script, context_size=context, batch_size=1000)
     with running_engine(backend) as engine:
-        yield model_on(engine, format_builder(name, TOOL_TEMPLATES.get(template), {})), script
+        yield model_on(engine, chosen_format(name, TOOL_TEMPLATES.get(template))), script
 
 
 def events_of(reply: Reply) -> list[Event]:
@@ -282,17 +283,15 @@ def test_functions_of_a_model_without_a_place_for_them_are_in_the_system_prompt(
 
 
 def test_functions_need_a_prompt_format() -> None:
-    with opened("", name=RAW.name) as (model, _):
-        model.format_name = RAW.name
-        with pytest.raises(UsageError, match="functions need a prompt format"):
-            model.reply(QUESTION, tools=[weather]).wait()
+    with opened("", name=RAW) as (model, _), pytest.raises(UsageError, match="functions need a prompt format"):
+        model.reply(QUESTION, tools=[weather]).wait()
 
 
 def test_reasoning_before_calls_is_of_their_round() -> None:
     source = TOOL_TEMPLATES["JSON in a tag"] + "{# <think> </think> #}"
     script = Script(f"<think>\nA coat?\n</think>\n\n{tagged(OSLO)}", "<think>\nDry.\n</think>\n\nNone.")
     with running_engine(ScriptedBackend(script, context_size=10_000, batch_size=1000)) as engine:
-        model = model_on(engine, format_builder(EMBEDDED, source, {}))
+        model = model_on(engine, chosen_format(EMBEDDED, source))
         reply = model.reply(QUESTION, tools=[weather]).wait()
     assert (reply.message.rounds[0].reasoning, reply.message.reasoning) == ("A coat?", "Dry.")
     assert (reply.text, reply.message.content) == ("None.", "None.")
@@ -343,7 +342,7 @@ def test_reply_continues_from_pending_rounds() -> None:
 def test_calls_that_a_server_streams_in_pieces_are_run() -> None:
     with serving_kind(OllamaServer, lambda held, seed: END, context_size=5000) as [server]:
         with connected(server, messages=True) as engine:
-            model = model_on(engine, format_builder(SERVERS.name, None, {}))
+            model = model_on(engine, chosen_format(SERVER))
             server.arm(
                 body=stream_of(
                     {"content": "I "},

@@ -8,8 +8,8 @@ from vocabularies import marks_in
 
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.errors import FormatError
+from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.replies.text_tokens import detokenize
 
 BOS, EOS = 1, 2  # of Mistral's vocabulary
 

@@ -10,6 +10,7 @@ from command_line import CommandLine, Finished
 from installations import model_on
 from scripted_backend import ScriptedSampler
 from scripted_command import RecordingBackend, batch_backend, run_here
+from templates import chosen_format
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
@@ -19,7 +20,6 @@ from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.votes import parse_votes
 from cerebrum_cli.engine.local import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.voting import MajorityVote
 
@@ -309,7 +309,7 @@ def events_of(
     backend = batch_backend(script, vote.tally.votes.maximum)
     engine = LocalEngine(backend.open)
     try:
-        model = model_on(engine, format_builder("cerebrum", None, {}))
+        model = model_on(engine, chosen_format("cerebrum"))
         request = Ask(Conversation().user("q"), fold({"seed": 0, "temperature": 0.7, "system": "S"}))
         for event in vote_events(model, request, vote):
             seen.append(event)

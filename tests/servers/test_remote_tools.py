@@ -9,6 +9,7 @@ from installations import model_on
 from remote_engines import connected, events_of, notices, serving_kind
 from scripted_backend import END
 from server_kinds import OllamaServer
+from templates import chosen_format
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -18,10 +19,9 @@ from cerebrum_cli.core.grammar import schema_grammar
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.plain import SERVERS
+from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply, reply_notice
 from cerebrum_cli.servers.remote_engine import RemoteEngine
@@ -45,7 +45,7 @@ def engine(server: OllamaServer) -> Iterator[RemoteEngine]:
 
 @pytest.fixture
 def model(engine: RemoteEngine) -> Model:
-    return model_on(engine, format_builder(SERVERS.name, None, {}))
+    return model_on(engine, chosen_format(SERVER))
 
 
 def streamed(engine: RemoteEngine, server: OllamaServer, *deltas: Piece, finish: str = "tool_calls") -> FinishEvent:

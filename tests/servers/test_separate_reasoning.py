@@ -16,15 +16,15 @@ from remote_engines import connected, events_of, request_of, serving_kind
 from scripted_backend import END
 from scripted_command import run_here
 from server_kinds import LlamaServer, LmStudioServer, OllamaServer, SglangDeltas, SglangServer, VllmServer
+from templates import chosen_format
 from thinkers import speaker, thinking
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.formats.plain import SERVERS
+from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.format_choice import format_builder
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
@@ -60,7 +60,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
 @pytest.fixture
 def model(server: OllamaServer) -> Iterator[Model]:
     with connected(server, messages=True) as engine:
-        yield model_on(engine, format_builder(SERVERS.name, None, {}))
+        yield model_on(engine, chosen_format(SERVER))
 
 
 def deltas(server: OllamaServer, reasoning: str, answer: str, places: Sequence[int] = ()) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from typing import Any
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
+from cerebrum_cli.formats.choice import ChosenFormat
 from cerebrum_cli.library import model as installed
 from cerebrum_cli.library.installed import NANO
-from cerebrum_cli.replies.format_choice import FormatBuilder
 from cerebrum_cli.replies.installation import Installation, OpenFile
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.source import ModelSource
@@ -26,5 +26,5 @@ def source_of(path: Path, settings: Settings | None = None, name: str = "tiny", 
     return ModelSource(installation(), installed.InstalledModel(name, (path,)), settings or Settings(cache_gb=0), **use)
 
 
-def model_on(engine: Engine, build_format: FormatBuilder) -> Model:
-    return Model(source_of(NANO), engine, "test", build_format)
+def model_on(engine: Engine, chosen: ChosenFormat) -> Model:
+    return Model(source_of(NANO), engine, chosen)

@@ -1,13 +1,15 @@
 """Chat templates for tests, most of them like those of a model family, and a format built from one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation, PromptPart, Text
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import PromptFormat
-from cerebrum_cli.replies.format_choice import format_builder
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
+from cerebrum_cli.formats.prompt_format import RAW, PromptFormat
 
 TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")
@@ -23,9 +25,15 @@ ONE_TURN = Conversation().user("Why is the sky blue?")
 TWO_TURNS = ONE_TURN.assistant("Because of Rayleigh.").user("Who?")
 
 
+def chosen_format(name: str, template: str | None = None, options: JsonObject | None = None) -> ChosenFormat:
+    """The format of a name, which is also that of no format, or of a server."""
+    chosen = ChosenFormat(name) if name in (RAW, SERVER) else choose_format(name, None, template)
+    return replace(chosen, options=options or {})
+
+
 def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:
     """Build the format of a template, given as its source or the name of a family, for a vocabulary."""
-    return format_builder(EMBEDDED, TEMPLATES.get(template, template), options)(backend, backend.context_size)
+    return ChosenFormat(EMBEDDED, TEMPLATES.get(template, template), options).build(backend, backend.context_size)
 
 
 def untrusted(parts: tuple[PromptPart, ...]) -> list[str]:

@@ -7,7 +7,7 @@ from command_line import ROOT
 
 from cerebrum_cli.core.conversation import Conversation, Message, PromptPart, Text, Tokens
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
-from cerebrum_cli.formats.plain import PromptFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat
 
 PLACE = "{%- for tool in tools or [] %}{{ '<|im_start|>system\n' + tool | tojson + '<|im_end|>\n' }}{% endfor %}"
 TURNS = """

@@ -30,8 +30,7 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.devices import version
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.formats.plain import RAW
-from cerebrum_cli.formats.thinking import Markups
+from cerebrum_cli.formats.prompt_format import RAW, Markups
 from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
@@ -104,7 +103,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     @property
     def _format_name(self) -> str:
-        return self._model.format_name if self._chat else RAW.name
+        return self._model.format_name if self._chat else RAW
 
     def get_model_info(self) -> JsonDict:
         return {
@@ -138,7 +137,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
         Without `add_generation_prompt` the last message is the beginning of the answer, and there is no reasoning.
         """
-        if self._model.format_name == RAW.name:
+        if self._model.format_name == RAW:
             raise UsageError("the model has no prompt format", "choose one with --format, or omit the chat template")
         conversation = conversation_from_messages(chat_history, "a prompt of lm-eval", is_request=False)
         self._chat = conversation = self._model.source.settings.applied_to(conversation)
@@ -203,7 +202,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         if isinstance(event.result, RefusedEvent):
             raise event.result.error
         assert isinstance(event.result, Reply)
-        return answer_of(event.result, self._model.controls.own_markups(prompt.settings.system))
+        return answer_of(event.result, self._model.format.own_markups(prompt.settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
         """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.

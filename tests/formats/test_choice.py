@@ -1,15 +1,16 @@
 """Choosing the prompt format of a model: requested, known or embedded, and never guessed."""
 
 import pytest
+from templates import chosen_format
 from tiny_models import CHATML_TEMPLATE
 from vocabularies import MARKS, text_of
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
+from cerebrum_cli.core.vocabulary import special_tokens
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, RAW
-from cerebrum_cli.replies.format_choice import choose_format, format_builder
-from cerebrum_cli.replies.text_tokens import special_tokens
+from cerebrum_cli.formats.choice import choose_format
+from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION
 
 CONTEXT_SIZE = 512
 
@@ -31,7 +32,7 @@ CONTEXT_SIZE = 512
 def test_requested_format_precedes_known_precedes_template(
     requested: str | None, known: str | None, template: str | None, chosen: str
 ) -> None:
-    assert choose_format(requested, known, template) == chosen
+    assert choose_format(requested, known, template).name == chosen
 
 
 @pytest.mark.parametrize(
@@ -54,18 +55,18 @@ def test_missing_or_unknown_format_is_an_error(
 
 
 def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> None:
-    for plain in (CEREBRUM, COLLECTIVE_COGNITION, RAW):
-        assert format_builder(plain.name, CHATML_TEMPLATE, {})(chatml, CONTEXT_SIZE) is plain
+    for plain in (CEREBRUM, COLLECTIVE_COGNITION):
+        assert chosen_format(plain.name, CHATML_TEMPLATE).build(chatml, CONTEXT_SIZE) is plain
 
 
 def test_template_options_of_a_built_in_format_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"template_arg needs the format embedded.* uses cerebrum$"):
-        format_builder("cerebrum", CHATML_TEMPLATE, {"enable_thinking": False})
+        chosen_format("cerebrum", CHATML_TEMPLATE, {"enable_thinking": False}).check(None)
 
 
 def test_template_gets_special_tokens_of_its_vocabulary(chatml: LlamaBackend) -> None:
     source = "{{ bos_token }}{{ eos_token }}{{ name }}{{ messages[0].content }}"
-    prompt_format = format_builder("embedded", source, {"name": "x"})(chatml, CONTEXT_SIZE)
+    prompt_format = chosen_format("embedded", source, {"name": "x"}).build(chatml, CONTEXT_SIZE)
     assert text_of(prompt_format.render(Conversation().user("a"))) == "<|im_start|><|im_end|>xa"
 
 

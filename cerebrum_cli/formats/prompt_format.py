@@ -1,0 +1,138 @@
+"""The interface of prompt formats, and the markup of a model's reasoning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cerebrum_cli.core.conversation import Conversation, PromptParts, Text
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import Texts
+from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
+
+
+@frozen
+class ReasoningMarkup:
+    """The markup of a model's reasoning: `open` before it, `close` after it, `header` before the answer, if any.
+
+    With `own_lines`, the reasoning is on lines of its own, and a blank line precedes the answer. `final` is the
+    answer's header after this reasoning, if it differs from `header`.
+    """
+
+    open: str
+    close: str
+    header: str = ""
+    own_lines: bool = False
+    final: str = ""
+
+    @property
+    def texts(self) -> Texts:
+        """All texts of the markup."""
+        return tuple(filter(None, (self.open, self.close, self.header, self.final)))
+
+    def wrap(self, reasoning: str) -> str:
+        """The reasoning with its markup, as it precedes an answer."""
+        text = self.open + reasoning
+        if self.own_lines:
+            text = f"{self.open}\n{reasoning}"
+        return text + self.ending(text)
+
+    def ending(self, text: str = "", sentence: str = "") -> str:
+        """Markup that ends the reasoning after a text, which may include `open`, and begins the answer.
+
+        A closing `sentence` is a paragraph of its own before it.
+        """
+        if sentence:
+            return missing_breaks(text, 2) + sentence + self.ending(sentence)
+        if not self.own_lines:
+            return self.close + (self.final or self.header)
+        if text.rstrip("\n").endswith(self.open):  # no reasoning leaves a blank line
+            return missing_breaks(text, 2) + self.close + "\n\n"
+        return missing_breaks(text, 1) + self.close + "\n\n"
+
+
+Markups = tuple[ReasoningMarkup, ...]
+RAW = "raw"  # the name of having no format
+THINK = ReasoningMarkup("<think>", "</think>", own_lines=True)
+
+
+def missing_breaks(text: str, wanted: int) -> str:
+    """The line breaks to add to a text that is to end with this many."""
+    breaks = len(text) - len(text.rstrip("\n"))
+    return "\n" * (wanted - breaks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptFormat:
+    """A conversation as the exact prompt the model was trained on; `name` is the value of `--format`.
+
+    - `stop`: stop strings, in addition to the model's end-of-text token
+    - `default_system`: the system prompt of a conversation that has none
+    - `markups`: the reasoning markup a reply may start with, and which of it the model is known to have
+    - `closing_sentence`: the last sentence of reasoning that is ended early
+    - `verbatim`: replies are passed on unchanged, with surrounding white space and reasoning markup
+    - `is_servers`: a server applies its own template to the messages, so that the prompt is not known here
+    """
+
+    name: str
+    stop: Texts = ()
+    default_system: str | None = None
+    markups: Markups = ()
+    known_markups: Markups = ()
+    closing_sentence: str = ""
+    verbatim: bool = False
+    is_servers: bool = False
+
+    @property
+    def markup_texts(self) -> Texts:
+        return tuple(text for markup in self.markups for text in markup.texts)
+
+    def own_markups(self, system_prompt: str | None) -> Markups:
+        """The markup that this model may use: what it is known to have, and what the system prompt asks for."""
+        if self.is_servers:  # it knows itself where they are
+            return ()
+        asked = system_prompt or ""
+        return tuple(markup for markup in self.markups if markup in self.known_markups or markup.open in asked)
+
+    def open_markup(self, prompt_end: str) -> ReasoningMarkup | None:
+        """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
+        end = prompt_end.rstrip()
+        return next((markup for markup in self.markups if end.endswith(markup.open)), None)
+
+    def without_format(self, system_prompt: str | None) -> PromptFormat:
+        """No format, but the markup that this model may use."""
+        own = self.own_markups(system_prompt)
+        return RawFormat(name=RAW, verbatim=True, markups=own, known_markups=own)
+
+    @property
+    def has_switch(self) -> bool:
+        return False
+
+    @property
+    def efforts(self) -> Texts:
+        return ()
+
+    def render(self, conversation: Conversation) -> PromptParts:
+        """Render the prompt of the next reply, without BOS unless the format itself writes it.
+
+        It ends with the text of the conversation's `prefill`, unless that has no text, or none that the format shows.
+        If a server does that, render the messages: text of nearly the same length.
+        """
+        return tuple(Text(message["content"]) for message in conversation.openai_messages)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model calls functions."""
+        return PLAIN_TOOLS
+
+    @property
+    def has_system(self) -> bool:
+        """Whether a system prompt has its place; otherwise, it begins the first question."""
+        return True
+
+
+class RawFormat(PromptFormat):
+    """No format: the last message is the prompt, and special tokens spelled in it are recognized."""
+
+    def render(self, conversation: Conversation) -> PromptParts:
+        last = conversation.prefill or conversation.messages[-1]
+        return (Text(last.content, True),)
