@@ -20,9 +20,10 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.core.version import __version__
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.commands import Commands
-    from cerebrum_cli.core.events import NoticeEvent
     from cerebrum_cli.core.extensions import Command
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
@@ -72,7 +73,7 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
             continue
         from cerebrum_cli.cli.signature import SectionedCommand
 
-        module = import_module(command.module)
+        module = module_of(command)
         function = getattr(module, command.attribute)
         is_group = isinstance(function, typer.Typer)
         details, _, examples = cleandoc((module if is_group else function).__doc__ or "").partition("\n\nExamples:\n")
@@ -81,13 +82,25 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
             app.add_typer(function, name=command.name, help=f"{command.summary}.", **shown)
         else:
             help = f"{command.summary}.\n\n{details}"
-            app.command(command.name, cls=SectionedCommand, help=help, **shown)(function)
+            kind = SectionedCommand if hasattr(function, "__signature__") else None
+            app.command(command.name, cls=kind, help=help, **shown)(function)
     group: Any = get_command(app)
     for command in commands.values():
         if command.name not in names:
             group.add_command(TyperCommand(command.name, help=command.summary, short_help=command.summary))
     group.commands = {name: group.commands[name] for name in commands}
     return group
+
+
+def module_of(command: Command) -> ModuleType:
+    """The module of a command. Raises CerebrumError for one from outside that cannot be imported."""
+    try:
+        return import_module(command.module)
+    except Exception as error:
+        if command.module.startswith(f"{__package__}."):
+            raise
+        problem = f"the command {command.name} cannot be used: {type(error).__name__}: {error}"
+        raise CerebrumError(problem, "update or uninstall its package") from error
 
 
 def show_version(wanted: bool) -> None:
@@ -110,6 +123,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     command: Command | None = None
     try:
         if environment(COMPLETION) is not None:
+            from cerebrum_cli.cli.commands import every_command
             from cerebrum_cli.cli.completion import complete, completed_command
 
             commands, _ = every_command()
@@ -146,27 +160,18 @@ def named_command(words: Sequence[str], commands: Commands) -> Command | None:
 
 
 def commands_for(words: Sequence[str], app: App | None) -> Commands:
-    """The commands of the core, and the others if the words name no command of it."""
+    """The commands of the core, and the others if the words name no command of it, with a warning of broken ones."""
     if named_command(words, CORE):
         return CORE
-    from cerebrum_cli.cli.commands import own_commands
+    from cerebrum_cli.cli.commands import every_command, own_commands
 
     commands = own_commands()
     if named_command(words, commands):
         return commands
     commands, warnings = every_command()
-    for warning in warnings:
-        print_notice(app, warning)
+    for problem, hint in warnings:
+        print_notice(app, problem, hint)
     return commands
-
-
-def every_command() -> tuple[Commands, list[NoticeEvent]]:
-    """The commands of this package and of others, and warnings of those that cannot be used."""
-    from cerebrum_cli.cli.commands import outside_commands, own_commands
-
-    commands = own_commands()
-    outside, warnings = outside_commands(commands)
-    return commands | outside, warnings
 
 
 def file_error(error: OSError) -> CerebrumError:
@@ -225,7 +230,7 @@ def print_error(app: App | None, error: CerebrumError) -> None:
     (app.streams if app else standard_streams()).error(error)
 
 
-def print_notice(app: App | None, notice: NoticeEvent) -> None:
+def print_notice(app: App | None, problem: str, hint: str) -> None:
     from cerebrum_cli.terminal.streams import standard_streams
 
-    (app.streams if app else standard_streams()).notice(notice)
+    (app.streams if app else standard_streams()).note(problem, hint)

@@ -7,18 +7,24 @@ completion and a word that is no other command, so that no other start waits for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.cli import COMMANDS
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.extensions import Command, Extension
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "cerebrum.commands"
 Commands = dict[str, Command]  # by name, in the order of help
+Warnings = list[tuple[str, str]]  # problems, each with a hint
 
 
 @cache
@@ -40,33 +46,50 @@ def own_commands() -> Commands:
     return {command.name: command for command in commands}
 
 
-def outside_commands(taken: Commands) -> tuple[Commands, list[NoticeEvent]]:
-    """Commands from outside whose names are not taken, and a warning for each package that cannot be used."""
-    commands: Commands = {}
-    warnings = []
-    for name, extension in outside_extensions():
-        if not isinstance(extension, Extension):
-            warnings.append(NoticeEvent(f"the commands of {name} are left out: {extension}", "update or uninstall it"))
+def every_command() -> tuple[Commands, Warnings]:
+    """The commands of this package and of others, and warnings of those that cannot be used."""
+    commands = own_commands()
+    warnings: Warnings = []
+    for entry_point in entry_points():
+        package = entry_point.dist.name if entry_point.dist else entry_point.value
+        try:
+            added = commands_of(entry_point)
+        except (Exception, SystemExit) as error:  # code of others, which may raise anything
+            problem = f"the commands of {package} are left out: {type(error).__name__}: {error}"
+            warnings.append((problem, "update or uninstall it"))
             continue
-        for command in extension.commands:
-            if command.name in taken or command.name in commands:
-                problem = f"{name}: there is another command {command.name}"
-                warnings.append(NoticeEvent(problem, "rename the command, or uninstall the package"))
+        for command in added:
+            if command.name in commands:
+                problem = f"{package}: there is another command {command.name}"
+                warnings.append((problem, "rename the command, or uninstall the package"))
             else:
                 commands[command.name] = command
     return commands, warnings
 
 
-def outside_extensions() -> Iterator[tuple[str, Extension | str]]:
-    """Each package with an entry point, and its extension, or why there is none."""
-    from importlib.metadata import entry_points
+def commands_of(entry_point: EntryPoint) -> tuple[Command, ...]:
+    extension = entry_point.load()
+    if not isinstance(extension, Extension):
+        raise TypeError(f"{entry_point.value} is not an Extension")
+    return extension.commands
 
-    for entry_point in entry_points(group=ENTRY_POINTS):
-        name = entry_point.dist.name if entry_point.dist else entry_point.value
-        try:
-            extension = entry_point.load()
-        except Exception as error:  # code of others, which may raise anything
-            yield name, f"{type(error).__name__}: {error}"
-            continue
-        is_extension = isinstance(extension, Extension)
-        yield name, extension if is_extension else f"{entry_point.value} is not an Extension"
+
+def entry_points() -> Iterable[EntryPoint]:
+    """The entry points of packages from outside. Mostly there are none: looking takes less than the import."""
+    if not any(map(has_entry_points, sys.path)):
+        return ()
+    from importlib import metadata
+
+    return sorted(metadata.entry_points(group=ENTRY_POINTS))
+
+
+def has_entry_points(directory: str) -> bool:
+    """Whether a distribution in a directory of the path mentions the group."""
+    section = f"[{ENTRY_POINTS}]".encode()
+    with suppress(OSError), os.scandir(directory or ".") as entries:
+        for entry in entries:
+            if entry.name.endswith((".dist-info", ".egg-info")):
+                with suppress(OSError):
+                    if section in Path(entry.path, "entry_points.txt").read_bytes():
+                        return True
+    return False

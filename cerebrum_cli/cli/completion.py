@@ -33,7 +33,7 @@ def complete(command_line: Any) -> None:
 def shorten_help(command: Any) -> None:
     """Omit defaults, which rich would take for markup."""
     for parameter in command.params:
-        parameter.help = parameter.help.partition(" [")[0]
+        parameter.help = (parameter.help or "").partition(" [")[0]
     for subcommand in getattr(command, "commands", {}).values():
         shorten_help(subcommand)
 
