@@ -22,7 +22,7 @@ from harness import SCRIPT, argument_parser, isolated_environment, kernels, mach
 from cerebrum_cli.engine.speed import PROMPT_TOKENS, forecast
 from cerebrum_cli.engine.speed_file import load_speed
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.replies.installation import SPEED
+from cerebrum_cli.replies.source import SPEED
 
 PROMPT = """Once upon a time there was a miller who lived with his three sons in a small house beside a wide river. The
 eldest was strong, the second was clever, and the youngest was kind, but none of them had ever left the valley. One

@@ -79,17 +79,17 @@ def wrap(
 
 def trace_command() -> None:
     """Trace where a command gets its app, and where that opens a model."""
-    import cerebrum_cli.replies.installation as installation
+    import cerebrum_cli.replies.loading as loading
     from cerebrum_cli.cli import signature
 
-    original: Any = getattr(installation, "open_with_llama")  # noqa: B009
+    original: Any = getattr(loading, "open_with_llama")  # noqa: B009
 
     def open_with_llama(*arguments: Any) -> Any:
         end_phase(RESOLVED)
         trace_engine()
         return original(*arguments)
 
-    setattr(installation, "open_with_llama", open_with_llama)  # noqa: B010
+    setattr(loading, "open_with_llama", open_with_llama)  # noqa: B010
     wrap(signature, "app_of", end_on_call=USE_CASE, on_return=trace_answer)
 
 

@@ -53,7 +53,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "markitdown": (),  # a process of its own
     "pathspec": ("attachments.file_search",),
     "psutil": ("cluster.ray_adapter", "engine.machine"),
-    "platformdirs": ("replies.installation",),
+    "platformdirs": ("replies.source",),
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),
     "pyarrow": ("batch.parquet", "eval.sources"),

@@ -19,12 +19,10 @@ from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.core.votes import Votes
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.source import generation_fingerprint
+from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.rows import Results
@@ -184,9 +182,9 @@ def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) ->
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
 
 
-def batch_fingerprint(options: BatchOptions, model: InstalledModel, library: Library) -> JsonDict:
+def batch_fingerprint(options: BatchOptions, source: ModelSource) -> JsonDict:
     """Everything the answers depend on besides the prompts, by readable names."""
-    fingerprint = generation_fingerprint(options.settings, options.grammar, model, library)
+    fingerprint = source.fingerprint(options.grammar)
     fingerprint["votes"] = str(options.votes) if options.votes else None
     fingerprint["ignore eos"] = options.ignore_eos
     for mode, settings in options.modes.items():

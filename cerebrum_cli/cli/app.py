@@ -11,7 +11,7 @@ from cerebrum_cli.core.config import Config
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import Layer, Settings
-from cerebrum_cli.replies.installation import Installation
+from cerebrum_cli.replies.source import Installation
 from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.options import AskOptions, Names
 from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
-from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | 
     """The model; a dry run needs only its vocabulary."""
     from cerebrum_cli.engine.requests import ContextOptions
 
-    use: JsonDict = {"raw": options.raw, "vocabulary_only": options.dry_run, "caches_prompts": True}
-    if votes:
-        use["context"] = ContextOptions(slots=votes.maximum)
-        use["samples_by"] = "--votes"
-    return options.find_source(app, overrides, **use)
+    source = options.find_source(app, overrides)
+    source = replace(source, raw=options.raw, vocabulary_only=options.dry_run, caches_prompts=True)
+    if votes is None:
+        return source
+    return replace(source.for_samples("--votes"), context=ContextOptions(slots=votes.maximum))

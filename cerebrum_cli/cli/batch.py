@@ -120,7 +120,9 @@ def answer_input(
     tools = options.find_tools()
     votes = options.vote_bounds
     samples_by = "--votes" if votes else None
-    source = options.find_source(app, overrides, samples_by=samples_by)
+    source = options.find_source(app, overrides)
+    if votes:
+        source = source.for_samples("--votes")
     modes = settings_by_mode(app, source, overrides, samples_by)
     row_options = BatchOptions(
         source.settings,
@@ -136,7 +138,7 @@ def answer_input(
         record["include input"] = True
     if saved and saved.prompt:
         record["prompt"] = saved.prompt
-    record |= source_fingerprint(source) | batch_fingerprint(row_options, source.model, app.library)
+    record |= source_fingerprint(source) | batch_fingerprint(row_options, source)
     record |= options.tool_record(tools)
     results = results_of(app, output, record, source.model.adapter_params, rows, options)
     with resumable(results, "rows", options.restart):

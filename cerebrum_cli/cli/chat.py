@@ -165,7 +165,6 @@ def chat_source(source: ModelSource) -> ModelSource:
 
 def input_lines(app: App, repl: Repl) -> InputSource:
     from cerebrum_cli.attachments.prompt_sources import read_piped
-    from cerebrum_cli.replies.installation import HISTORY
     from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
     from cerebrum_cli.terminal.streams import is_plain_terminal
 
@@ -191,5 +190,5 @@ def input_lines(app: App, repl: Repl) -> InputSource:
         "think": think_values,
         "prompt": repl.prompts.names,
     }
-    history = None if repl.chat.settings.no_log else app.data_directory / HISTORY
+    history = None if repl.chat.settings.no_log else app.history_path
     return InteractivePrompt(repl, history, SlashCompleter(candidates))

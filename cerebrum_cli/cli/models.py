@@ -154,13 +154,13 @@ def report_next_step(app: App, model: InstalledModel) -> None:
     """Report how fast an installed model should be, and the command that tries it."""
     from cerebrum_cli.library.fit import FORECAST
     from cerebrum_cli.library.listing import row
-    from cerebrum_cli.replies.source import format_of
+    from cerebrum_cli.replies.source import ModelSource
 
     app.record_bandwidth()
     if speed := speed_text(row(app.library, model, app.capacity())):
         app.streams.report(f"expected {FORECAST}: {speed}")
     try:
-        format_of(app.settings({}, model), model)
+        _ = ModelSource(app, model, app.settings({}, model)).chosen_format
     except FormatError:
         command = f'cerebrum ask --raw -m {model.reference} "Once upon a time"'
         app.streams.report(f"its file has no chat template; next: {command}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import PATIENCE_S, Layer, without_keys
+from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S, Layer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.replies.installation import Installation, Servers
-    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.replies.source import Installation, ModelSource, Servers
     from cerebrum_cli.servers.client import Endpoint
 
 Names = frozenset[str]  # of the options on a command line
@@ -54,9 +53,8 @@ class ServerOptions(QuietOptions):
 
     def find_endpoints(self, installation: Installation, requested: Settings) -> tuple[Endpoint, ...]:
         """The servers, by their URLs or the names of their tables. Raises UsageError, ConfigError."""
-        from cerebrum_cli.replies.installation import find_endpoints
-
-        return find_endpoints(installation, self.endpoint, requested, self.served_model_name, self.allow_http_key)
+        name, allow_http_key = self.served_model_name, self.allow_http_key
+        return installation.find_endpoints(self.endpoint, requested, name, allow_http_key)
 
 
 @option_group
@@ -70,25 +68,23 @@ class AnswerOptions(ServerOptions, PullOptions):
 
         return ContextOptions()
 
-    def find_source(self, app: App, overrides: Layer, may_pull: bool = True, **use: Any) -> ModelSource:
+    def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
         """The model that settings name, and where it runs; one that is not installed may be downloaded (`may_pull`).
 
         The context of commands with `--parallel` has 0 slots without it. Raises UsageError, ConfigError, ModelNotFound,
         EndpointError, ModelFileError.
         """
-        from cerebrum_cli.replies.installation import find_installed
-        from cerebrum_cli.replies.source import complete_source
 
-        use = {"template_options": template_options(self.template_arg), "context": self.context, **use}
+        variables = template_options(self.template_arg)
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
-        find_model = self.find_model if may_pull else find_installed
-        model = find_model(app, requested, servers)
-        return complete_source(app, model, servers, overrides, configured=app.config.settings, **use)
+        model = self.find_model(app, requested, servers) if may_pull else app.find_model(requested, servers)
+        source = app.source(model, servers, app.settings(overrides, model))
+        return replace(source, template_options=variables, context=self.context)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""
-        from cerebrum_cli.replies.installation import Servers
+        from cerebrum_cli.replies.source import Servers
 
         endpoints = self.find_endpoints(app, requested)
         return Servers(endpoints, **self.server_options) if endpoints else None
@@ -101,10 +97,9 @@ class AnswerOptions(ServerOptions, PullOptions):
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
         """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
         from cerebrum_cli.cli.model_choice import find_model
-        from cerebrum_cli.replies.installation import find_remote_model
 
         if servers:
-            return find_remote_model(app, requested, servers.endpoints)
+            return app.find_model(requested, servers)
         return find_model(app, requested, yes=self.yes, offline=self.offline)
 
 
@@ -273,8 +268,6 @@ class ConcurrencyOptions(ConstrainedOptions):
     @property
     def window(self) -> int:
         """What `--parallel` gives each server or this machine; 0 if that is chosen automatically. Raises UsageError."""
-        from cerebrum_cli.replies.source import MAX_PARALLEL
-
         if self.parallel in (None, "auto"):
             return 0
         most = MAX_PARALLEL

@@ -53,9 +53,9 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
     @contextmanager
     def answering(self, source: ModelSource, results: Results, work: Work) -> Iterator[Answering]:
         """What answers the rows that are missing in the results: here or on servers."""
-        from cerebrum_cli.replies.interface import open_many
+        from cerebrum_cli.replies.interface import open_source
 
-        loaded = open_many(source, results.missing_count * work.samples, results.servers)
+        loaded = open_source(source.for_rows(results.missing_count * work.samples, results.servers))
         with loaded, name_grammar_in_errors(self):
             yield results.noting_origins(work.answer(loaded), loaded), loaded.cancel
 

@@ -100,8 +100,6 @@ def rm(
     ] = None,
 ) -> None:
     """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
-    from cerebrum_cli.replies.installation import HISTORY, STATES
-
     history = app.read_history()
     chosen = {name: history.get(name) for name in names or ()}
     if older_than:
@@ -119,7 +117,7 @@ def rm(
     if len(chosen) > 1:
         what = f"{len(chosen)} sessions ({listed})"
     require_agreement(app, f"Delete {what}?", listed, yes)
-    states, typed = app.cache_directory / STATES, app.data_directory / HISTORY
+    states, typed = app.prompt_cache_directory, app.history_path
     for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
         app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
 

@@ -25,10 +25,9 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S, in_directory
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.installation import Installation
-from cerebrum_cli.replies.interface import open_many
+from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, slots_of
+from cerebrum_cli.replies.source import Installation, ModelSource
 from cerebrum_cli.results.rows import SERVERS, FinishedRows, Results
 
 INPUT = "input"  # the last key of an object that has it
@@ -49,7 +48,7 @@ def distribute(
     Raises UsageError.
     """
     model = source.model
-    slots = slots_of(source)
+    slots = source.slots
     servers = source.servers
     if servers:
         slots = servers.window or SERVER_SAMPLES
@@ -214,7 +213,7 @@ class NodeJob:
             settings = replace(settings, threads=threads)
         model = find_file(installation.library, self)
         source = replace(self.source, installation=installation, model=model, settings=settings)
-        loaded = open_many(source, MAX_PARALLEL)
+        loaded = open_source(source.for_rows())
         for event in loaded.load():
             if isinstance(event, NoticeEvent):
                 yield pickle.dumps(({}, 0, [event]))

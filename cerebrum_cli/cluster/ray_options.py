@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.replies.installation import Servers
-    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.replies.source import ModelSource, Servers
     from cerebrum_cli.results.rows import Results
 
 
@@ -30,14 +29,12 @@ class RayOptions(RowOptions):
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
         """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
-        from cerebrum_cli.replies.installation import require_no_adapters
-
         if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")
         if self.ray is None:
             return super().find_model(app, requested, servers)
         if servers is None:
-            require_no_adapters(requested, "--ray")
+            requested.require_no_adapters("--ray")
         return app.library.resolve_vocabulary(requested.model)
 
     @contextmanager

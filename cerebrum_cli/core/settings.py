@@ -30,6 +30,7 @@ CHOSEN = (COMMAND_LINE, SLASH_SET)  # for this command
 ENVIRONMENT = variable("")  # how its origins begin
 RANKED = (*RECOMMENDED, CONFIG, SESSION, ENVIRONMENT, SAVED_PROMPT, COMMAND_LINE, SLASH_SET)
 EMBEDDED = "embedded"  # the format that the chat template in a model's file writes
+MAX_PARALLEL = 256  # sequences llama.cpp supports
 PATIENCE_S = 600.0  # without a usable server or worker
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # of the KV cache, for its keys and its values
 
@@ -151,6 +152,13 @@ class Settings(SamplingParams):
 
     def applied_to(self, conversation: Conversation) -> Conversation:
         return replace(conversation, thinks=self.thinks, effort=self.effort, keeps_reasoning=self.keep_reasoning)
+
+    def require_no_adapters(self, option: str) -> None:
+        """Raise UsageError for adapters, with an option that cannot apply them."""
+        if self.lora:
+            problem = f"{option} cannot apply the adapter {self.lora[0]}: adapters apply to local models"
+            hint = "load it in the server, and use --lora none" if option == "--endpoint" else "use --lora none"
+            raise UsageError(problem, hint)
 
     @property
     def template_file(self) -> Path | None:

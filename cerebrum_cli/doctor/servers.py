@@ -14,10 +14,9 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
 from cerebrum_cli.library.installed import served_model
-from cerebrum_cli.replies.installation import Servers
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply, reply_notice
-from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.replies.source import ModelSource, Servers
 from cerebrum_cli.servers.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.servers.description import probe
 from cerebrum_cli.servers.kind import ServerInfo

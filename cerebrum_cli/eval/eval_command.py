@@ -172,9 +172,10 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         app.ignore_settings(CONDITION_KEYS)
     samples = options.samples or task.condition.samples
     conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
-    samples_by = "--samples" if samples > 1 else None
     overrides = SourcedLayer(conditions, overrides)
-    model_source = options.find_source(app, overrides, samples_by=samples_by, raw=options.raw)
+    model_source = replace(options.find_source(app, overrides), raw=options.raw)
+    if samples > 1:
+        model_source = model_source.for_samples("--samples")
     settings = model_source.settings
     settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
     model_source = replace(model_source, settings=settings)
@@ -194,7 +195,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         is_raw=options.raw,
         tools=tools,
     )
-    fingerprint = fingerprint_of(app, task, evaluation, model_source, options)
+    fingerprint = fingerprint_of(task, evaluation, model_source, options)
     return PreparedEvaluation(task, evaluation, model_source, fingerprint)
 
 
@@ -213,17 +214,14 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
     return replace(task, remarks=(*task.remarks, remark))
 
 
-def fingerprint_of(
-    app: App, task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions
-) -> JsonDict:
+def fingerprint_of(task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions) -> JsonDict:
     from cerebrum_cli.eval.stored_runs import CHECK, provenance
-    from cerebrum_cli.replies.source import generation_fingerprint
 
     fingerprint: JsonDict = {
         **task.fingerprint,
         **provenance(source),
         **source_fingerprint(source),
-        **generation_fingerprint(evaluation.settings, evaluation.grammar, source.model, app.library, source.raw),
+        **source.fingerprint(evaluation.grammar),
         **options.tool_record(evaluation.tools),
     }
     if options.check:

@@ -79,7 +79,6 @@ def evaluate_harness_tasks(
     from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.reproduction import CONDITION_KEYS
-    from cerebrum_cli.replies.source import format_of
     from cerebrum_cli.terminal.interrupts import interruptible
 
     require_usable(overrides, options)
@@ -91,7 +90,7 @@ def evaluate_harness_tasks(
     source = options.find_source(app, overrides)
     if not options.apply_chat_template:
         try:
-            format_of(source.settings, source.model)  # if it is known, so is the markup of its reasoning
+            _ = source.chosen_format  # if it is known, so is the markup of its reasoning
         except FormatError:
             source = replace(source, raw=True)
     limit_network(app, options.offline)
@@ -193,11 +192,9 @@ def open_for_lm_eval(source: ModelSource, use: Use, scores_raw: bool = False) ->
     """
     from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.replies.interface import open_source
-    from cerebrum_cli.replies.source import AUTO_PARALLEL
 
     if use == "generation":
-        context = replace(source.context, slots=source.context.slots or AUTO_PARALLEL)
-        return open_source(replace(source, context=context))
+        return open_source(source.for_rows())
     settings = replace(source.settings, cache_type_k=None, cache_type_v=None, flash_attn=None)
     exact = ContextOptions(
         slots=16, kv_unified=True, flash_attention=False, cache_type_k="f32", cache_type_v="f32", swa_full=True

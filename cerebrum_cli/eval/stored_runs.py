@@ -25,8 +25,7 @@ from cerebrum_cli.eval.scorers import SCORING_RULES, describe_rules, rules_of
 from cerebrum_cli.results.results import SavedResult, keeps_rows, paths_of, read_saved
 
 if TYPE_CHECKING:
-    from cerebrum_cli.replies.installation import Installation
-    from cerebrum_cli.replies.source import ModelSource
+    from cerebrum_cli.replies.source import Installation, ModelSource
 
 CHECK = "check"  # key of a fingerprint: the language of programs that vote, too
 SUFFIX = ".jsonl"
@@ -198,9 +197,7 @@ def provenance(source: ModelSource) -> JsonDict:
     That is the text of a built-in format with its own system prompt, or the digest of a chat template. Builds of
     servers are notes of the run.
     """
-    from cerebrum_cli.replies.source import format_of
-
-    chosen = format_of(source.settings, source.model, source.raw)
+    chosen = source.chosen_format
     versions = {"cerebrum": __version__, "llama.cpp": None}
     if source.servers is None:
         from cerebrum_cli.engine.llama.devices import version

@@ -13,13 +13,12 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.core.events import RefusedEvent, raise_refusals
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.settings import LOAD_KEYS, OPTIONS, Layer, Settings, SourcedLayer, fold
+from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.requests import ContextOptions
-from cerebrum_cli.replies.installation import Installation, Servers, find_endpoints, find_installed
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.source import MAX_PARALLEL, ModelSource, complete_source, slots_of
+from cerebrum_cli.replies.source import Installation, ModelSource, Servers
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import Score
@@ -193,15 +192,6 @@ def open_source(source: ModelSource) -> Model:
     return Model(source, source.start_engine(chosen.name), chosen)
 
 
-def open_many(source: ModelSource, samples: int, earlier: Sequence[Mapping[str, str]] = ()) -> Model:
-    """Start to load the model for this number of samples, or to connect to servers like the `earlier` ones."""
-    if source.servers:
-        servers = replace(source.servers, earlier=earlier or source.servers.earlier)
-        return open_source(replace(source, servers=servers))
-    context = replace(source.context, slots=min(slots_of(source), samples))
-    return open_source(replace(source, context=context))
-
-
 def open_model(
     name: str | None = None,
     *,
@@ -226,10 +216,10 @@ def open_model(
     require_known(overrides)
 
     requested = fold(overrides)
-    endpoints = find_endpoints(installation, urls, requested)
+    endpoints = installation.find_endpoints(urls, requested)
     servers = Servers(endpoints, parallel) if endpoints else None
-    model = find_installed(installation, requested, servers)
-    source = complete_source(installation, model, servers, overrides, configured={}, raw=raw)
+    model = installation.find_model(requested, servers)
+    source = replace(installation.source(model, servers, fold(model.recommended, overrides)), raw=raw)
     if source.servers is None:
         source = source.for_chat()
         if parallel is not None:

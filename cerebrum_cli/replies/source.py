@@ -1,39 +1,224 @@
-"""Which model, how it is used and where it runs; and how it is loaded with these settings."""
+"""What a user has, which model of it is used where, and how that is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, field, replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.errors import GrammarError, UsageError
-from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.config import Config, read_config
+from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.events import Emit, NoticeEvent, Timings
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE
-from cerebrum_cli.core.settings import DEFAULT, EMBEDDED, GENERATION_KEYS, Layer, Settings, fold
+from cerebrum_cli.core.saved_prompts import PromptDirectory
+from cerebrum_cli.core.settings import (
+    DEFAULT,
+    EMBEDDED,
+    GENERATION_KEYS,
+    LOCAL_KEYS,
+    MAX_PARALLEL,
+    Layer,
+    Settings,
+    fold,
+    without_keys,
+)
 from cerebrum_cli.core.text import text_digest
-from cerebrum_cli.engine.drafter import MAX_ROLLBACK
-from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
-from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format, mentions_reasoning
+from cerebrum_cli.engine.requests import ContextOptions
+from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
 from cerebrum_cli.formats.prompt_format import RAW
-from cerebrum_cli.gguf.header import Header, require_generative
-from cerebrum_cli.gguf.sizes import facts_of
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.installation import Installation, Servers, without_local
+from cerebrum_cli.gguf.header import require_generative
+from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.registry import Registry
 
-FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.backend import Backend
+    from cerebrum_cli.engine.engine import Engine
+    from cerebrum_cli.engine.requests import LoadOptions
+    from cerebrum_cli.engine.state_store import StateStore
+    from cerebrum_cli.engine.step import StopFlag
+    from cerebrum_cli.library.catalogue import ModelSpec
+    from cerebrum_cli.library.fit import Capacity
+    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.servers.client import Endpoint
+
+PROMPTS = "prompts"  # in the configuration directory
+# In the data directory.
+DEVICES = "devices.json"
+SPEED = "speed.json"
+CHAT_SLOTS = 16  # one sequence, except for votes
+AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
-FLASH_ATTENTION = {"on": True, "off": False}
-MAX_PARALLEL = 256  # sequences llama.cpp supports
-AUTO_PARALLEL = 64  # more than this was nowhere faster
-CHAT_CONTEXT = ContextOptions(slots=16, kv_unified=True)  # one sequence, except for votes
+FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
+
+OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
+"""Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
+
+
+@dataclass
+class Installation:
+    """The directories of a user, the models and settings in them, and what opens a model file.
+
+    `try_template` raises ModelFileError for a file whose chat template takes too much time or memory.
+    """
+
+    config_directory: Path
+    data_directory: Path
+    cache_directory: Path
+    open_file: OpenFile
+    try_template: Callable[[Path], None] = lambda *_: None
+    library: Library = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.library = Library(
+            catalogue_paths=(CATALOGUE, self.config_directory / "models.toml"),
+            registry=Registry(self.data_directory / "models"),
+            capacity=self.capacity,
+        )
+
+    @classmethod
+    def of_user(cls, **others: Any) -> Self:
+        from platformdirs import PlatformDirs
+
+        from cerebrum_cli.replies.loading import open_with_llama, try_template_file
+
+        directories = PlatformDirs("cerebrum", appauthor=False)
+        data = directories.user_data_path
+        return cls(
+            directories.user_config_path,
+            data,
+            directories.user_cache_path,
+            partial(open_with_llama, data, DEVICES),
+            partial(try_template_file, data),
+            **others,
+        )
+
+    @property
+    def sessions_path(self) -> Path:
+        """The database of sessions."""
+        return self.data_directory / "sessions" / "sessions.db"
+
+    @property
+    def history_path(self) -> Path:
+        """The questions typed at the prompt of a chat."""
+        return self.data_directory / "history"
+
+    @property
+    def prompt_cache_directory(self) -> Path:
+        """The prompt cache, which holds tokens of conversations."""
+        return self.cache_directory / "states"
+
+    def capacity(self) -> Capacity:
+        """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
+        from cerebrum_cli.engine.machine import likely_accelerator, load_devices, total_memory
+        from cerebrum_cli.engine.speed_file import load_speed
+        from cerebrum_cli.library.fit import Capacity
+
+        devices = load_devices(self.data_directory / DEVICES)
+        if devices or (devices is None and likely_accelerator() in ("cuda", "metal")):
+            return Capacity(total_memory(), devices)
+        return Capacity(total_memory(), devices, load_speed(self.data_directory / SPEED))
+
+    def record_bandwidth(self) -> None:
+        """Measure how fast the memory is, once, for forecasts before the first reply."""
+        from cerebrum_cli.engine.speed_file import record_bandwidth
+
+        record_bandwidth(self.data_directory / SPEED)
+
+    def record_replies(self, model: InstalledModel, replies: Sequence[Timings]) -> None:
+        """Record how fast a model without GPUs has replied, for forecasts."""
+        from cerebrum_cli.engine.machine import load_devices
+        from cerebrum_cli.engine.speed_file import record_replies
+
+        if not load_devices(self.data_directory / DEVICES):
+            record_replies(self.data_directory / SPEED, model.sizes, replies)
+
+    def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
+        """The prompt cache on disk of a model and prompt format; None if caching is off."""
+        from cerebrum_cli.engine.state_store import StateStore
+
+        if not settings.cache_gb:
+            return None
+        return StateStore(
+            self.prompt_cache_directory, int(settings.cache_gb * 1e9), self.library.identity(model), format_name
+        )
+
+    def find_endpoints(
+        self,
+        texts: Sequence[str],
+        settings: Settings,
+        served_model_name: str | None = None,
+        allow_http_key: bool = False,
+    ) -> tuple[Endpoint, ...]:
+        """Servers, by their URLs or the names of their tables in config.toml. Raises UsageError, ConfigError."""
+        if not texts:
+            return ()
+        from cerebrum_cli.replies.endpoints import find_endpoints
+
+        tables = self.config.endpoints
+        return find_endpoints(self.library, tables, texts, settings, served_model_name, allow_http_key)
+
+    def find_model(self, settings: Settings, servers: Servers | None) -> InstalledModel:
+        """The model of the servers, or one that is installed.
+
+        Raises ModelNotFound, UsageError, and for servers ConfigError, EndpointError.
+        """
+        if servers is None:
+            return self.library.resolve(settings.model)
+        from cerebrum_cli.replies.endpoints import find_remote_model
+
+        return find_remote_model(self.library, settings, servers.endpoints)
+
+    def source(self, model: InstalledModel, servers: Servers | None, settings: Settings) -> ModelSource:
+        """A model with its settings, on servers or on this machine. Raises UsageError, ModelFileError.
+
+        Settings of a model on this machine, which config.toml may set, do not apply to servers.
+        """
+        require_generative(model.path, model.header)
+        if servers:
+            settings.require_no_adapters("--endpoint")
+            defaults = Settings()
+            settings = replace(settings, **{key: getattr(defaults, key) for key in LOCAL_KEYS})
+        model = self.library.with_adapters(model, settings.lora)
+        return ModelSource(self, model, settings, servers)
+
+    def settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
+        """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
+
+        Raises ConfigError, UsageError, and ModelFileError for the model's file.
+        """
+        return fold(model.recommended if model else {}, self.config.settings, overrides)
+
+    def ignore_settings(self, keys: Collection[str]) -> None:
+        self.config = replace(self.config, settings=without_keys(self.config.settings, keys))
+
+    @property
+    def prompts(self) -> PromptDirectory:
+        return PromptDirectory(self.config_directory / PROMPTS)
+
+    @cached_property
+    def config(self) -> Config:
+        """Contents of config.toml, read once. Raises ConfigError."""
+        return read_config(self.config_directory / "config.toml")
+
+
+@frozen
+class Servers:
+    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
+
+    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
+    """
+
+    endpoints: Sequence[Endpoint]
+    window: int | None = None
+    earlier: Sequence[Mapping[str, str]] = ()
+    timeouts: JsonObject = field(default_factory=dict)
+    may_differ: bool = False
 
 
 @frozen
@@ -65,53 +250,57 @@ class ModelSource:
         is_cerebrum = "cerebrum" in (settings.format, self.model.known_format)
         if settings.origin("temperature") == DEFAULT and not is_cerebrum:
             settings = replace(settings, temperature=SAMPLED_TEMPERATURE)
-        return replace(self, settings=settings, context=CHAT_CONTEXT, is_chat=True, caches_prompts=True)
+        return replace(
+            self,
+            settings=settings,
+            context=ContextOptions(slots=CHAT_SLOTS, kv_unified=True),
+            is_chat=True,
+            caches_prompts=True,
+        )
+
+    def for_samples(self, by: str) -> ModelSource:
+        """This for several samples of a prompt, which `by` asks for. Raises UsageError for a chosen temperature 0."""
+        return replace(self, settings=self.settings.for_samples(by))
+
+    def for_rows(self, samples: int = MAX_PARALLEL, earlier: Sequence[Mapping[str, str]] = ()) -> ModelSource:
+        """This for at most so many samples together, or for servers like the `earlier` ones."""
+        if self.servers:
+            return replace(self, servers=replace(self.servers, earlier=earlier or self.servers.earlier))
+        return replace(self, context=replace(self.context, slots=min(self.slots, samples)))
+
+    @property
+    def slots(self) -> int:
+        """The number of sequences that are generated together on this machine."""
+        return self.context.slots or AUTO_PARALLEL
+
+    @property
+    def chosen_format(self) -> ChosenFormat:
+        """The prompt format, whose template is not compiled: that may take any time. Raises FormatError, UsageError."""
+        if self.model.is_served:
+            return ChosenFormat(SERVER)
+        if self.raw:
+            return ChosenFormat(RAW)
+        header, requested = self.model.header, self.settings.format
+        template, origin = header.chat_template, f"embedded in {self.model.path.name}"
+        if path := self.settings.template_file:
+            requested, template, origin = EMBEDDED, read_text(path, MAX_TEMPLATE_BYTES), str(path)
+        chosen = choose_format(requested, self.model.known_format, template)
+        options = self.template_options
+        return replace(chosen, origin=origin, architecture=header.architecture, options=options)
 
     def choose_format(self) -> ChosenFormat:
-        chosen = replace(format_of(self.settings, self.model, self.raw), options=self.template_options)
-        path = self.settings.template_file
+        """The prompt format, checked. Raises FormatError, UsageError, ModelFileError."""
+        chosen, path = self.chosen_format, self.settings.template_file
         if chosen.template is not None and path:
             self.installation.try_template(path)
         chosen.check(path)
         return chosen
 
     def options(self) -> LoadOptions:
-        """How to load the model. Raises UsageError for attention that is rejected.
+        """How to load the model. Raises UsageError for attention that is rejected."""
+        from cerebrum_cli.replies.loading import load_options
 
-        Speculative decoding needs copies of recurrent states: only if it was asked for.
-        """
-        model, settings, context = self.model, self.settings, self.context
-        require_attention(model, settings, context.pad_steps)
-        applied = () if self.vocabulary_only else model.adapters
-        adapters = tuple((adapter.path, adapter.scale) for adapter in applied)
-        if settings.speculative and facts_of(model.header.architecture).rolls_back:
-            context = replace(context, n_rs_seq=MAX_ROLLBACK)
-        context = replace(
-            context,
-            length=settings.ctx or 0,
-            n_threads=settings.threads or 0,
-            flash_attention=FLASH_ATTENTION.get(settings.flash_attn or "", context.flash_attention),
-            cache_type_k=settings.cache_type_k or context.cache_type_k,
-            cache_type_v=settings.cache_type_v or context.cache_type_v,
-        )
-        thinks = mentions_reasoning(model.header.chat_template)
-        file = GgufFile(
-            model.path,
-            model.trained_context,
-            model.sizes,
-            adapters,
-            model.is_verified,
-            thinks,
-            model.quantization,
-        )
-        return LoadOptions(
-            file,
-            context,
-            settings.gpu_layers,
-            vocabulary_only=self.vocabulary_only,
-            whole_context=self.is_chat,
-            cpu_moe=settings.cpu_moe,
-        )
+        return load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
 
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
@@ -139,10 +328,25 @@ class ModelSource:
         served = self.model.name if self.model.is_served else None  # whose file is that of another
         return self.model.paths, served, settings.format, settings.chat_template, settings.cache_gb, self.options()
 
+    def fingerprint(self, grammar: Grammar | None) -> JsonDict:
+        """Everything that the model's answer to a prompt depends on, by readable names."""
+        model, values, chosen = self.model, asdict(self.settings), self.chosen_format
+        return {
+            "model": model.label,
+            "model file": self.installation.library.hashed_identity(model),
+            "adapter": model.adapter_identity,
+            "format": chosen.name,
+            **({"chat template": text_digest(chosen.template or "")} if self.settings.template_file else {}),
+            **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
+            "grammar": grammar and text_digest(grammar.text),
+        }
+
     def start_engine(self, format_name: str) -> Engine:
         """Start to load the model, or to connect to its servers, without waiting."""
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
+        from cerebrum_cli.engine.local import LocalEngine
+
         states = None
         if self.caches_prompts and not self.vocabulary_only:
             states = self.installation.prompt_cache(self.model, format_name, self.settings)
@@ -164,100 +368,3 @@ class ModelSource:
             replace(ServerTimeouts(), **servers.timeouts),
             expected,
         )
-
-
-def complete_source(
-    installation: Installation,
-    model: InstalledModel,
-    servers: Servers | None,
-    overrides: Layer,
-    *,
-    configured: Layer,
-    samples_by: str | None = None,
-    **use: Any,
-) -> ModelSource:
-    """A model with what is recommended for it, on servers or on this machine.
-
-    `overrides` are settings above those that are `configured`. `samples_by` is what asks for several samples, if there
-    are any; `use` are further fields. Raises UsageError, ModelFileError.
-    """
-    require_generative(model.path, model.header)
-    settings = fold(model.recommended, configured, overrides)
-    if samples_by:
-        settings = settings.for_samples(samples_by)
-    if servers:
-        settings = without_local(settings)
-    model = installation.library.with_adapters(model, settings.lora)
-    return ModelSource(installation, model, settings, servers, **use)
-
-
-def slots_of(source: ModelSource) -> int:
-    return source.context.slots or AUTO_PARALLEL
-
-
-def format_of(settings: Settings, model: InstalledModel, is_raw: bool = False) -> ChosenFormat:
-    if model.is_served:
-        return ChosenFormat(SERVER)
-    if is_raw:
-        return ChosenFormat(RAW)
-    requested, template, origin = settings.format, model.header.chat_template, f"embedded in {model.path.name}"
-    if path := settings.template_file:
-        requested, origin = EMBEDDED, str(path)
-        template = read_text(path, MAX_TEMPLATE_BYTES)  # not compiled: that may take any time
-    chosen = choose_format(requested, model.known_format, template)
-    return replace(chosen, origin=origin, architecture=model.header.architecture)
-
-
-def require_attention(model: InstalledModel, settings: Settings, pad_steps: bool) -> None:
-    """Raise UsageError for cache types, or a choice of flash attention, that cannot be used with this model."""
-    header = model.header
-    if pad_steps and settings.flash_attn == "off":
-        raise UsageError.conflict("batch_invariant", "flash_attn=off")
-    if pad_steps and not has_stable_attention(header):
-        name = header.architecture
-        problem = f"batch_invariant=on: attention of the architecture {name} depends on other rows in llama.cpp"
-        raise UsageError(problem, "omit batch_invariant=on")
-    require_block_sizes(model, "cache_type_k", settings.cache_type_k, 0)
-    require_block_sizes(model, "cache_type_v", settings.cache_type_v, 1)
-    facts = facts_of(header.architecture)
-    types = settings.cache_type_k or "f16", settings.cache_type_v or "f16"
-    if types[0] != types[1] and (has_mla(header) or facts.needs_equal_cache_types):
-        raise UsageError(
-            f"the architecture {header.architecture} needs the same type for keys and values",
-            "set both with --set cache_type=TYPE",
-        )
-
-
-def require_block_sizes(model: InstalledModel, key: str, cache_type: str | None, index: int) -> None:
-    """Raise UsageError for a quantized cache whose blocks do not fill heads; `index` is that of keys, or of values."""
-    if cache_type not in QUANTIZED_CACHE_TYPES:
-        return
-    for lengths in model.header.sizes.head_lengths:
-        if lengths[index] % BLOCK_SIZE:
-            needed = f"heads with a multiple of {BLOCK_SIZE} elements"
-            problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
-            raise UsageError(problem, f"omit {key}={cache_type}")
-
-
-def has_stable_attention(header: Header) -> bool:
-    """Whether attention with padded steps does not depend on other sequences: with MLA, it multiplies by slot."""
-    return facts_of(header.architecture).has_stable_attention and not has_mla(header)
-
-
-def has_mla(header: Header) -> bool:
-    return bool(header.metadata.get(f"{header.architecture}.attention.key_length_mla"))
-
-
-def generation_fingerprint(
-    settings: Settings, grammar: Grammar | None, model: InstalledModel, library: Library, is_raw: bool = False
-) -> JsonDict:
-    values, chosen = asdict(settings), format_of(settings, model, is_raw)
-    return {
-        "model": model.label,
-        "model file": library.hashed_identity(model),
-        "adapter": model.adapter_identity,
-        "format": chosen.name,
-        **({"chat template": text_digest(chosen.template or "")} if settings.template_file else {}),
-        **{key.replace("_", " "): values[key] for key in FINGERPRINTED},
-        "grammar": grammar and text_digest(grammar.text),
-    }

@@ -33,8 +33,9 @@ from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
-from cerebrum_cli.replies.installation import open_with_llama
-from cerebrum_cli.replies.source import has_stable_attention
+from cerebrum_cli.replies.attention import has_stable_attention
+from cerebrum_cli.replies.loading import open_with_llama
+from cerebrum_cli.replies.source import DEVICES
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
@@ -66,7 +67,8 @@ class Owner:
         app = app_for({}, self.home, Streams(out or StringIO(), err or StringIO(), source, False, False, False))
 
         def open_file(options: LoadOptions, emit: Any, stop: Any) -> Backend:
-            return open_with_llama(app.data_directory, in_f32(options) if self.is_exact else options, emit, stop)
+            chosen = in_f32(options) if self.is_exact else options
+            return open_with_llama(app.data_directory, DEVICES, chosen, emit, stop)
 
         app.open_file = open_file
         return app

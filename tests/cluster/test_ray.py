@@ -32,8 +32,7 @@ from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.fit import Capacity
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
-from cerebrum_cli.replies.installation import Servers
-from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.replies.source import ModelSource, Servers
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.servers.client import Endpoint
 

@@ -10,9 +10,8 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.formats.choice import ChosenFormat
 from cerebrum_cli.library import model as installed
 from cerebrum_cli.library.installed import NANO
-from cerebrum_cli.replies.installation import Installation, OpenFile
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.replies.source import Installation, ModelSource, OpenFile
 
 NOWHERE = Path(gettempdir()) / "cerebrum-tests-without-installation"
 

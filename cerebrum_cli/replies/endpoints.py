@@ -1,0 +1,88 @@
+"""Servers by their URLs, or by the names of their tables in config.toml, and the model that they have."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from cerebrum_cli.core.environment import environment
+from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
+from cerebrum_cli.library.installed import Library, served_model
+from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.servers.client import BusyServerError, Endpoint, parse_url
+from cerebrum_cli.servers.description import probe
+
+
+def find_endpoints(
+    library: Library,
+    tables: Mapping[str, JsonObject],
+    texts: Sequence[str],
+    settings: Settings,
+    served_model_name: str | None = None,
+    allow_http_key: bool = False,
+) -> tuple[Endpoint, ...]:
+    if not texts:
+        return ()
+    named = settings.model
+    if not is_chosen(settings) and find_vocabulary(library, named):  # it may be meant for commands without servers
+        named = None
+    endpoints = []
+    for text in texts:
+        endpoint = find_endpoint(tables, text)
+        served = served_model_name or endpoint.served_model
+        endpoints.append(replace(endpoint, served_model=served, allow_http_key=allow_http_key, named_model=named))
+        endpoints[-1].validate()
+    urls = [endpoint.url for endpoint in endpoints]
+    if repeated := next((url for url in urls if urls.count(url) > 1), None):
+        raise UsageError(f"the endpoint {repeated} is given twice", "omit one of them")
+    return tuple(endpoints)
+
+
+def find_endpoint(tables: Mapping[str, JsonObject], text: str) -> Endpoint:
+    """A server by its URL or the name of its table. Raises UsageError or ConfigError."""
+    if table := tables.get(text):
+        values: JsonDict = {**table, "name": text, "url": parse_url(table["url"])}
+        if variable := values.pop("key_env", ""):
+            if environment(variable) is None:
+                raise ConfigError(f"endpoint {text}: {variable} is not set", f"run export {variable}=KEY")
+            values["key_variable"] = variable
+        return Endpoint(**values)
+    if "://" in text:
+        url = parse_url(text)
+        return Endpoint(url.partition("?")[0], url)  # a query may hold a secret
+    known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
+    raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
+
+
+def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[Endpoint]) -> InstalledModel:
+    """The model whose vocabulary the servers have, or the one that they are asked for, if the first takes messages.
+
+    Raises ModelNotFound, UsageError, ConfigError, EndpointError.
+    """
+    model = find_vocabulary(library, settings.model)
+    if model and is_chosen(settings):
+        return model
+    try:
+        info = probe(endpoints[0])
+        if info.kind.takes_messages:
+            return served_model(info.weights)
+    except EndpointError:
+        if not model:
+            raise
+    except BusyServerError:
+        pass
+    return model or library.resolve_vocabulary(settings.model)
+
+
+def find_vocabulary(library: Library, name: str | None) -> InstalledModel | None:
+    with contextlib.suppress(ModelNotFound):
+        return library.resolve_vocabulary(name)
+    return None
+
+
+def is_chosen(settings: Settings) -> bool:
+    origin = settings.origin("model")
+    return origin in CHOSEN or origin.startswith(ENVIRONMENT)
