@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.machine import Build
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.weights.building import BuildingPuller
+    from cerebrum_cli.library.pull import Puller
 
 
 def llama_build() -> Build:
@@ -63,10 +63,11 @@ class App(Installation):
         type: str | None = None,
         from_weights: bool = False,
         discards: bool = False,
-    ) -> Iterator[BuildingPuller]:
+    ) -> Iterator[Puller]:
         """What plans downloads and pulls models, with progress and questions on the terminal."""
+        from cerebrum_cli.cli.commands import loaded, optional_packages
+        from cerebrum_cli.library.pull import Puller
         from cerebrum_cli.terminal.progress import FileProgress
-        from cerebrum_cli.weights.building import BuildingPuller
 
         def confirm(question: str, default: bool) -> bool | None:
             progress.close()
@@ -74,9 +75,18 @@ class App(Installation):
                 return yes or None
             return self.streams.confirm(question, default)
 
+        builders = [extension.model_builder for extension in optional_packages() if extension.model_builder]
         with FileProgress(self.streams) as progress:
-            yield BuildingPuller(
-                self.library, progress, offline, context, type, from_weights, discards, confirm=confirm
+            yield Puller(
+                library=self.library,
+                progress=progress,
+                confirm=confirm,
+                builder=loaded(builders[0]) if builders else None,
+                offline=offline,
+                context=context,
+                type=type,
+                from_weights=from_weights,
+                discards=discards,
             )
 
     def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:

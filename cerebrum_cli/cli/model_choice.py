@@ -79,7 +79,7 @@ def choose_file(app: App, error: SeveralModels) -> ModelReference:
 
 def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: Puller) -> bool:
     plan = puller.plan(reference)
-    if plan.weights:  # asked about when it is pulled
+    if plan.conversion:  # asked about when it is pulled
         return True
     size = f"{plan.chosen.quantization}, {format_size(plan.chosen.size)}"
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")

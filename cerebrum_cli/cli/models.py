@@ -62,7 +62,7 @@ def search(
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with app.puller(offline, ctx) as puller:
-        rows = [search_row(*repository) for repository in puller.search(text)]
+        rows = [search_row(*repository) for repository in puller.planner.search(text)]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
@@ -170,11 +170,16 @@ def report_next_step(app: App, model: InstalledModel) -> None:
 
 def with_type(reference: Reference, options: PullCommandOptions) -> Reference:
     """The reference in the quantization of --type. Raises UsageError for a file, or one with a quantization."""
+    from cerebrum_cli.library.reference import ModelReference, StoreReference
+
     if options.type is None or (isinstance(reference, Path) and not is_file(reference)):
         return reference
-    if isinstance(reference, Path) or reference.file or reference.quantization:
-        raise UsageError.conflict(str(reference), "--type")
-    return replace(reference, quantization=options.type)
+    match reference:
+        case StoreReference():
+            return replace(reference, name=f"{reference.name}:{options.type}")
+        case ModelReference(file=None, quantization=None):
+            return replace(reference, quantization=options.type)
+    raise UsageError.conflict(str(reference), "--type")
 
 
 def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_json: bool) -> None:
@@ -185,8 +190,8 @@ def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_js
         return
     print_candidates(app.streams, plan)
     what = f"download {plan.reference}"
-    if plan.weights:
-        what = f"convert {format_size(plan.weights.size)} of safetensors to {plan.reference}"
+    if plan.conversion:
+        what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
     elif plan.listing:
         _ = plan.download  # raises SeveralModels
     app.streams.report(f"cerebrum pull {reference} would {what}")
@@ -222,7 +227,7 @@ def list_models(app: App, options: ListOptions) -> None:
         listed = list(listing.found_rows(library))
     elif options.outdated:
         with app.puller(offline=False) as puller, interruptible("run it again"):
-            listed = [listing.row(library, model, library.capacity()) for model in puller.outdated()]
+            listed = [listing.row(library, model, library.capacity()) for model in puller.planner.outdated()]
     else:
         capacity = library.capacity()
         listed = [listing.row(library, model, capacity) for model in library.models()]
@@ -323,12 +328,13 @@ def describe_not_installed(
 ) -> tuple[JsonDict, DownloadPlan | None]:
     """Describe a model by its vocabulary or the catalog, and plan its download. Raises the error without either."""
     from cerebrum_cli.library import listing
+    from cerebrum_cli.library.reference import ModelReference
 
     description: JsonDict = {}
     plan = None
     spec = app.library.spec_of(reference)
     vocabulary = app.library.stored_vocabulary(reference)
-    if spec and not isinstance(reference, Path):
+    if spec and isinstance(reference, ModelReference):
         modes = settings_by_mode(app, spec)
         description, plan = listing.describe_available(app.library, spec, reference, modes, ctx)
     elif vocabulary is None:

@@ -24,8 +24,9 @@ class Extension(NamedTuple):
     """What a package adds, which its module `extension` describes without importing more.
 
     `row_options` is a subclass of `cli.row_commands.RowOptions`, as "MODULE:NAME": further options of commands that
-    answer rows, and where it answers them.
+    answer rows, and where it answers them. `model_builder` is a `library.pull.ModelBuilder`, as "MODULE:NAME".
     """
 
     commands: tuple[Command, ...] = ()
     row_options: str = ""
+    model_builder: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -22,8 +22,8 @@ from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, same_quantization
 
 if TYPE_CHECKING:
+    from cerebrum_cli.gguf.header import Header
     from cerebrum_cli.library.hub import Listing
-    from cerebrum_cli.library.weights import Weights
 
 Fit = Literal["fits", "tight", "too big"]
 
@@ -191,11 +191,29 @@ class SeveralModels(UsageError):
 
 
 @frozen
+class Conversion:
+    """Weights of `size` bytes in safetensors, and the files that they can be converted to.
+
+    `sizes` are the bytes of these files by type, `installed` the types that are installed, the newest last, and
+    `header` is that of any of them. `build` converts the weights as planned, under a name if one is chosen, and returns
+    the model's reference; `fetch` downloads the weights alone, and returns their folder.
+    """
+
+    name: str
+    size: int
+    header: Header
+    sizes: Mapping[str, int]
+    installed: Sequence[str]
+    build: Callable[[DownloadPlan, str | None], str]
+    fetch: Callable[[DownloadPlan], Path]
+
+
+@frozen
 class DownloadPlan:
     """A model's quantizations, assessed for this machine's memory and a context size, and the chosen one.
 
     They come from a `listing` of the Hub, with the models that were meant as `variants`, or from the catalog and
-    installed files; or `weights` can be converted to them. `is_requested` if the user has named the chosen one.
+    installed files; or weights have a `conversion` to them. `is_requested` if the user has named the chosen one.
     """
 
     name: str
@@ -206,7 +224,7 @@ class DownloadPlan:
     spec: ModelSpec | None
     listing: Listing | None = None
     variants: tuple[Variant, ...] = ()
-    weights: Weights | None = None
+    conversion: Conversion | None = None
     is_requested: bool = False
 
     @property
@@ -232,12 +250,12 @@ class DownloadPlan:
         return get_args(Fit).index(self.chosen.fit), doublings, is_large
 
     @property
-    def required_weights(self) -> Weights:
-        """The weights to convert. Raises PullError if none are known."""
-        if self.weights is None:
+    def required_conversion(self) -> Conversion:
+        """The conversion of its weights. Raises PullError if no weights are known."""
+        if self.conversion is None:
             hint = "name their repository or folder, or omit --from-weights"
             raise PullError(f"no safetensors of {self.name} are known", hint)
-        return self.weights
+        return self.conversion
 
     @property
     def download(self) -> tuple[Listing, Variant]:

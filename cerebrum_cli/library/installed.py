@@ -18,9 +18,9 @@ from cerebrum_cli.library.model import InstalledModel, absolute_path, as_path, i
 from cerebrum_cli.library.reference import (
     FILE_OF_REPO,
     HUB,
-    STORE_PREFIXES,
     ModelReference,
     Reference,
+    StoreReference,
     parse_reference,
     same_quantization,
 )
@@ -149,16 +149,16 @@ class Library:
             return registered
         if str(reference) == NANO_NAME:
             return InstalledModel(NANO_NAME, (NANO,), is_bundled=True)
+        if isinstance(reference, StoreReference):
+            from cerebrum_cli.library.stores import find_in_store
+
+            if entry := self.registry.find(find_in_store(reference).reference):
+                return self.model_from_entry(entry)
+            raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
         if model := self.best_match(reference, self.models()):
             return model
         if reference.is_on_hub:
             raise _not_installed(reference)
-        if reference.name.startswith(STORE_PREFIXES):
-            from cerebrum_cli.library.stores import find_in_store
-
-            if entry := self.registry.find(find_in_store(reference.name).reference):
-                return self.model_from_entry(entry)
-            raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
         if spec := self.spec_named(reference.name):
             raise _not_installed(reference, spec)
         raise self._unknown(str(reference))
@@ -188,9 +188,7 @@ class Library:
         return InstalledModel(entry.name, model_paths(entry.path), spec, entry, cached)
 
     def spec_of(self, reference: Reference) -> ModelSpec | None:
-        if isinstance(reference, Path):
-            return None
-        return self.spec_named(reference.name)
+        return self.spec_named(reference.name) if isinstance(reference, ModelReference) else None
 
     def spec_named(self, name: str) -> ModelSpec | None:
         matches = [spec for spec in self.specs if spec.has_name(name)]
@@ -308,7 +306,7 @@ class Library:
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
-        if isinstance(reference, Path):
+        if not isinstance(reference, ModelReference):
             return None
         matching = [model for model in models if self._matches(reference, model)]
         usable = [model for model in matching if model.is_usable] or matching[:1]

@@ -246,7 +246,7 @@ def download_plan_object(plan: DownloadPlan) -> JsonDict:
         "repo_id": plan.listing.repo_id if plan.listing else plan.spec and plan.spec.repo_id,
         "revision": plan.listing.commit if plan.listing else None,
         "chosen": plan.chosen.quantization,
-        "weights": plan.weights and plan.weights.size,
+        "weights": plan.conversion and plan.conversion.size,
         **candidates_object(plan),
     }
 

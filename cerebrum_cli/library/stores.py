@@ -23,6 +23,7 @@ from cerebrum_cli.gguf.header import read_tables
 from cerebrum_cli.library.reference import (
     DEFAULT_TAG,
     STORES,
+    StoreReference,
     name_from_stem,
     variants,
 )
@@ -109,8 +110,8 @@ def unreadable_stores() -> dict[str, ModelNotFound]:
     return errors
 
 
-def find_in_store(reference: str) -> FoundModel:
-    store, _, name = reference.partition(":")
+def find_in_store(reference: StoreReference) -> FoundModel:
+    store, name = reference.store, reference.name
     title = STORES[store]
     matches: dict[str, FoundModel] = {}
     for model in found_models():

@@ -1,7 +1,8 @@
-"""The command that merges models."""
+"""The command that merges models, and what merges and converts them for `cerebrum pull`."""
 
 from cerebrum_cli.core.extensions import Command, Extension
 
 EXTENSION = Extension(
-    commands=(Command("merge", "cerebrum_cli.weights.merge_command", "merge", "Merge models from a recipe"),)
+    commands=(Command("merge", "cerebrum_cli.weights.merge_command", "merge", "Merge models from a recipe"),),
+    model_builder="cerebrum_cli.weights.building:BUILDER",
 )

@@ -80,6 +80,7 @@ def merge(
 def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
     from cerebrum_cli.library.pull import require_free_name
+    from cerebrum_cli.weights.building import find_source
     from cerebrum_cli.weights.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
 
     library = app.library
@@ -96,7 +97,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     def find(reference: str) -> InstalledModel:
         if options.from_weights:
             with app.puller(options.offline, yes=options.yes, from_weights=True) as puller:
-                return puller.find_source(reference)
+                return find_source(puller, reference)
         return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
 
     models = resolve_models(references, find)

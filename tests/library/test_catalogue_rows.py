@@ -8,12 +8,13 @@ from hub_user import RecordedProgress
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
-from cerebrum_cli.library import download_plan
+from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.library.fit import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry
 
 SPECS = load_catalogue([CATALOGUE])
@@ -36,9 +37,9 @@ def test_catalogue_row_resolves_and_is_planned(
     is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
     library.cache, library.specs = Cache(tmp_path), SPECS
-    monkeypatch.setattr(download_plan, "list_repository", listed)
-    planner = download_plan.DownloadPlanner(library, RecordedProgress())
-    plan = planner.plan(library.parse(spec.name if is_first else source.repo_id))
+    monkeypatch.setattr(planning, "list_repository", listed)
+    puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None)
+    plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))
     assert (plan.spec, plan.context) == (spec, DEFAULT_CONTEXT)
     assert {fit.quantization: fit.size for fit in plan.candidates} == dict(source.quantizations)
     for fit in plan.candidates:

@@ -87,7 +87,7 @@ def pulled(
     offline: bool = False,
     progress: RecordedProgress | None = None,
 ) -> InstalledModel:
-    puller = Puller(library, progress or RecordedProgress(), offline, confirm=lambda *_: False)
+    puller = Puller(library=library, progress=progress or RecordedProgress(), confirm=lambda *_: False, offline=offline)
     return puller.pull(library.parse(text), name)
 
 

@@ -304,3 +304,24 @@ def test_weights_survive_kills_of_their_download(owner: HubUser) -> None:
         assert (owner.listed(), conversions(owner)) == ([], [])
     owner.pull(*arguments)
     assert [row["reference"] for row in owner.listed()] == [f"{REPOSITORY}:Q4_K_M"]
+
+
+def test_weights_need_the_optional_package(owner: HubUser, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cerebrum_cli.cli.commands.optional_packages", lambda: ())
+    needed = "safetensors need the optional package weights, which is not installed"
+    done = refused(owner, REPOSITORY)
+    assert done.err == f"error: {REPOSITORY}: {needed}\n hint: pull a repository with GGUF files instead\n"
+    assert done.code == 3
+    assert_error(refused(owner, folder, "--type", "Q8_0"), 3, f"{folder}: {needed}", "pull a .gguf file instead")
+    assert_error(refused(owner, REPOSITORY, "--dry-run", "--from-weights"), 3, needed)
+
+
+def test_weights_of_others_are_named_without_the_optional_package(
+    owner: HubUser, chatml_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerebrum_cli.cli.commands.optional_packages", lambda: ())
+    owner.hub.repository(GGUF, {"tiny-Q8_0.gguf": chatml_model}, quantized_from=REPOSITORY, downloads=1234)
+    owner.hub.repository("someone/nothing", {"README.md": b"x"})
+    assert_error(refused(owner, REPOSITORY), 3, "need the optional package", f"cerebrum pull {GGUF} (1,234 downloads)")
+    assert_error(refused(owner, "someone/nothing"), 3, "has no GGUF model")
+    owner.pull(GGUF)

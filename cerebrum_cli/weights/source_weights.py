@@ -1,4 +1,4 @@
-"""Find a model's safetensors in a folder or repository, and reject what cannot be converted."""
+"""The safetensors of a model, in a folder or a repository, and the refusal of those that cannot be converted."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
-from cerebrum_cli.core.files import reading_model
+from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError
+from cerebrum_cli.core.files import atomic_write, reading_model, translate_os_errors, work_directory
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.library.hub import HubFile, Listing
+from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.reference import name_from_stem
-from cerebrum_cli.library.registry import RegistryEntry
-from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint
+from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint, read_configuration
 from cerebrum_cli.weights.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.weights.table import Table
 
@@ -61,7 +61,7 @@ class Weights:
         return ", ".join(f"{self.digest_of(name)} {name}" for name in names)
 
 
-def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> Weights:
+def local_weights(puller: Puller, folder: Path) -> Weights:
     """Read the weights in a folder. Raises ModelFileError or ModelNotFound."""
     with reading_model(folder):
         names = [path.name for path in folder.iterdir()]
@@ -71,7 +71,43 @@ def local_weights(folder: Path, digest_of: Callable[[Path], RegistryEntry]) -> W
     table = read_checkpoint(folder, name)
     others = sorted(filter(SMALL_FILES.fullmatch, names))
     shards = shards_among(folder, names)
-    return Weights(name, folder, shards, others, table, lambda file: digest_of(whole / file).sha256)
+    return Weights(name, folder, shards, others, table, lambda file: puller.digest(whole / file).sha256)
+
+
+def repository_weights(puller: Puller, listing: Listing) -> Weights:
+    """The weights in a repository, of which only headers and small files are read.
+
+    The error for those that cannot be converted names GGUF repositories of the model.
+    """
+    repo_id = listing.repo_id
+    names = list(listing.files)
+    small = [file for file in listing.files.values() if SMALL_FILES.fullmatch(file.name)]
+    directory = puller.library.registry.directory
+    with translate_os_errors(PullError, directory), work_directory(directory, "weights") as folder:
+        try:
+            require_weights(Path(repo_id), names)
+            _write_headers(puller, listing, small, folder)
+            read_configuration(folder)
+            shards = shards_among(folder, names)
+            large = tuple(map(listing.file, shards))
+            _write_headers(puller, listing, large, folder)
+            table = read_checkpoint(folder, repo_id)
+        except ModelFileError as error:
+            error.message = error.message.replace(str(folder), repo_id)
+            if converted := puller.planner.other_conversions(repo_id):
+                error.hint += f"; others have converted it: {converted}"
+            raise
+    stored = listing.place(puller.library.cache, small[0]).pointer.parent
+    others = [file.name for file in small]
+    return Weights(
+        repo_id, stored, shards, others, table, lambda name: listing.file(name).digest, listing, (*small, *large)
+    )
+
+
+def _write_headers(puller: Puller, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
+    """Write files with a hole in place of the weights."""
+    for file in files:
+        atomic_write(folder / file.name, puller.planner.header_bytes(listing, file), file.size)
 
 
 def require_weights(path: Path, names: Collection[str]) -> None:

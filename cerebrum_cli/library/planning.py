@@ -1,22 +1,24 @@
-"""Plan downloads from the Hub's listings, or from the catalog when offline. Nothing is downloaded."""
+"""Plan downloads and conversions from the Hub's listings, or from the catalog when offline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from threading import Thread
 
-from cerebrum_cli.core.errors import CerebrumError, ModelFileError, ModelNotFound, PullError
-from cerebrum_cli.core.files import atomic_write, exists, is_directory, translate_os_errors, work_directory
+from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.files import exists, is_directory
 from cerebrum_cli.core.text import did_you_mean, well_formed
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import Progress, RetryPolicy
 from cerebrum_cli.library.fit import (
+    Conversion,
     DownloadPlan,
     PlanRequest,
     known_plan,
@@ -33,6 +35,7 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import quantization_plan
+from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -44,10 +47,6 @@ from cerebrum_cli.library.reference import (
     variant_of,
     variants,
 )
-from cerebrum_cli.library.registry import RegistryEntry
-from cerebrum_cli.library.weights import SMALL_FILES, Weights, local_weights, require_weights
-from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint, read_configuration
-from cerebrum_cli.weights.checkpoints.safetensors import header_end, is_shard, shards_among
 
 FIRST_BYTES, MOST_BYTES = 1 << 20, 1 << 26  # of a header: vocabularies take up to 20 MB
 MOST_FOUND = 10  # repositories of a search
@@ -55,41 +54,38 @@ MOST_OTHERS = 3  # GGUF repositories of a model
 
 
 @dataclass(slots=True)
-class DownloadPlanner:
-    """Plans downloads for a context size, if one is chosen.
+class Planner:
+    """Plans downloads and conversions for a context size, if one is chosen. Nothing is downloaded.
 
     Safetensors in a folder are converted to `type`; those of a repository `from_weights` even if it has GGUF files.
-    Their download is deleted afterwards if it `discards`.
+    `conversion` tells what weights in a folder or repository can be converted to.
     """
 
     library: Library
     progress: Progress
+    conversion: Callable[[Path | Listing], Conversion]
     offline: bool = False
     context: int | None = None
     type: str | None = None
     from_weights: bool = False
-    discards: bool = False
     _headers: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     @property
     def is_offline(self) -> bool:
         return self.offline or is_offline()
 
-    def digest(self, path: Path) -> RegistryEntry:
-        """Digest of a file, with progress while it is read."""
-        return self.library.registry.digest(path, partial(self.progress.update, "verify"))
-
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
         quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
         request = PlanRequest(self.context, quantization, self.library.capacity())
-        if isinstance(reference, Path) and is_directory(reference):
-            return self.plan_weights(local_weights(reference, self.digest), request, spec)
         if spec and spec.weights and (self.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
-        if isinstance(reference, ModelReference) and reference.is_on_hub and not self.is_offline:
-            return self._plan_repository(reference, request, spec)
+        match reference:
+            case Path() if is_directory(reference):
+                return self._plan_conversion(reference, request, spec)
+            case ModelReference(is_on_hub=True) if not self.is_offline:
+                return self._plan_repository(reference, request, spec)
         if spec is None:
             plan = quantization_plan(self.library, self.library.find(reference), self.context)
         elif spec.package or spec.is_built or self.is_offline:
@@ -156,7 +152,7 @@ class DownloadPlanner:
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         names = [name for name in listing.files if name.lower().endswith(".gguf")]
         if self.from_weights or not (names or reference.file):
-            return self.plan_weights(self._weights_in(listing), request, spec)
+            return self._plan_conversion(listing, request, spec)
         models = variants(listing.files)
         if reference.file:
             models = (variant_of(reference.file),)
@@ -222,37 +218,18 @@ class DownloadPlanner:
             chosen = [model for model in models if not is_labeled(model)]
         return replace(plan, listing=listing, variants=tuple(chosen))
 
-    def _weights_in(self, listing: Listing) -> Weights:
-        """The weights in a repository, of which only headers and small files are read.
-
-        The error for those that cannot be converted names GGUF repositories of the model.
-        """
-        repo_id = listing.repo_id
-        names = list(listing.files)
-        small = [file for file in listing.files.values() if SMALL_FILES.fullmatch(file.name)]
-        directory = self.library.registry.directory
-        with translate_os_errors(PullError, directory), work_directory(directory, "weights") as folder:
-            try:
-                require_weights(Path(repo_id), names)
-                self._write_headers(listing, small, folder)
-                read_configuration(folder)
-                shards = shards_among(folder, names)
-                files = (*small, *map(listing.file, shards))
-                self._write_headers(listing, files[len(small) :], folder)
-                table = read_checkpoint(folder, repo_id)
-            except ModelFileError as error:
-                error.message = error.message.replace(str(folder), repo_id)
-                if others := self.other_conversions(repo_id):
-                    error.hint += f"; others have converted it: {others}"
-                raise
-        stored = listing.place(self.library.cache, small[0]).pointer.parent
-        rest = [file.name for file in small]
-        return Weights(repo_id, stored, shards, rest, table, lambda name: listing.file(name).digest, listing, files)
-
-    def _write_headers(self, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
-        """Write files with a hole in place of the weights."""
-        for file in files:
-            atomic_write(folder / file.name, self.header_bytes(listing, file), file.size)
+    def _plan_conversion(self, source: Path | Listing, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
+        """Plan a conversion; without a requested type, prefer the one installed last."""
+        conversion = self.conversion(source)
+        if conversion.installed and request.quantization is None:
+            request = replace(request, quantization=conversion.installed[-1])
+        name = spec.name if spec and spec.is_built else conversion.name
+        header = conversion.header
+        plan = request.plan(
+            name, conversion.sizes.items(), conversion.installed, header.sizes, header.context_length, spec
+        )
+        listing = source if isinstance(source, Listing) else None
+        return replace(plan, listing=listing, conversion=conversion)
 
     def other_conversions(self, repo_id: str) -> str:
         """Commands that pull a GGUF of the same model; empty if none are found."""
@@ -261,10 +238,6 @@ class DownloadPlanner:
         except CerebrumError:
             return ""
         return " or ".join(f"cerebrum pull {each.repo_id} ({each.downloads:,} downloads)" for each in found)
-
-    def plan_weights(self, weights: Weights, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
-        """Plan a conversion; without a requested type, prefer the one installed last."""
-        raise NotImplementedError
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:
@@ -276,6 +249,34 @@ class DownloadPlanner:
         """Whether the files of these names in a listing are in the cache."""
         places = [listing.place(self.library.cache, listing.files[name]) for name in names if name in listing.files]
         return all(exists(place.stored) for place in places)
+
+    def outdated(self) -> list[InstalledModel]:
+        """Installed models with newer uploads on the Hub that are not installed. Raises HubError."""
+        list_once = cache(self._list_repository)
+        outdated = []
+        for model in self.library.models():
+            cached = model.cached
+            if model.is_converted and "commit" in model.converted_from:
+                listing = list_once(model.converted_from["source"], None)
+                files = f"{model.converted_from['sha256']}, {model.converted_from['configuration']}"
+                if listing and not {*files.split(", ")} <= {
+                    f"{file.digest} {file.name}" for file in listing.files.values()
+                }:
+                    outdated.append(model)
+            if cached is None or model.is_shadowed:
+                continue
+            revisions = {source.repo_id: source.revision for source in model.spec.sources} if model.spec else {}
+            listing = list_once(cached.repo_id, revisions.get(cached.repo_id))
+            if listing and not self.is_stored(listing, cached.names):
+                outdated.append(model)
+        return outdated
+
+    def _list_repository(self, repo_id: str, revision: str | None) -> Listing | None:
+        try:
+            return RetryPolicy(self.progress).run(list_repository, repo_id, revision)
+        except ModelNotFound as error:  # gone, or private
+            self.progress.notice(NoticeEvent(error.message, "its models are skipped"))
+            return None
 
 
 def _list_repositories(repo_ids: Sequence[str]) -> dict[str, Listing]:
@@ -316,7 +317,9 @@ def _header_length(path: Path, data: bytes, size: int) -> int:
     """Bytes up to the weights of a file that begins with `data`. Raises HeaderTruncated if these are too few."""
     if path.suffix.lower() == ".gguf":
         return parse_tables(path, data, size).length
-    end = header_end(data) if is_shard(path.name) else size
+    end = size
+    if path.suffix == ".safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
     if end > len(data):
         raise HeaderTruncated(path, f"its header is too large: {end:,} bytes", "use another model")
     return end
