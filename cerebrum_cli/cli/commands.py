@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "cerebrum.commands"
+MAX_BYTES = 1_000_000  # of a file with entry points
 Commands = dict[str, Command]  # by name, in the order of help
 Warnings = list[tuple[str, str]]  # problems, each with a hint
 
@@ -30,8 +31,9 @@ Warnings = list[tuple[str, str]]  # problems, each with a hint
 @cache
 def optional_packages() -> tuple[Extension, ...]:
     """The optional packages that are there."""
-    found = sorted(Path(__file__).parents[1].glob("*/extension.py"))
-    return tuple(import_module(f"cerebrum_cli.{path.parent.name}.extension").EXTENSION for path in found)
+    with os.scandir(Path(__file__).parents[1]) as entries:
+        found = sorted(entry.name for entry in entries if os.access(f"{entry.path}/extension.py", os.F_OK))
+    return tuple(import_module(f"cerebrum_cli.{name}.extension").EXTENSION for name in found)
 
 
 def loaded(reference: str) -> Any:
@@ -84,12 +86,20 @@ def entry_points() -> Iterable[EntryPoint]:
 
 
 def has_entry_points(directory: str) -> bool:
-    """Whether a distribution in a directory of the path mentions the group."""
-    section = f"[{ENTRY_POINTS}]".encode()
+    """Whether a distribution in a directory of the path has entry points of the group."""
     with suppress(OSError), os.scandir(directory or ".") as entries:
         for entry in entries:
-            if entry.name.endswith((".dist-info", ".egg-info")):
-                with suppress(OSError):
-                    if section in Path(entry.path, "entry_points.txt").read_bytes():
-                        return True
+            if entry.name.endswith("-info") and mentions_group(f"{entry.path}/entry_points.txt"):
+                return True
     return False
+
+
+def mentions_group(path: str) -> bool:
+    """Whether a file mentions the group. There may be hundreds, so `open`, which takes twice as long, is not used."""
+    if not os.access(path, os.R_OK):
+        return False
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return f"[{ENTRY_POINTS}]".encode() in os.read(file, MAX_BYTES)
+    finally:
+        os.close(file)
