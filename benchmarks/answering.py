@@ -19,11 +19,12 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Event
 from cerebrum_cli.core.settings import Settings, fold
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.local import OpenFile
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource, OpenFile, Servers
+from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource, Servers
 from cerebrum_cli.results.results import open_results
 from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.terminal.sinks import render

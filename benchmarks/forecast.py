@@ -19,10 +19,9 @@ from typing import NamedTuple
 from answering import THREADS, model_path
 from harness import SCRIPT, argument_parser, isolated_environment, kernels, machine, record_section, run
 
-from cerebrum_cli.engine.speed import PROMPT_TOKENS, forecast
-from cerebrum_cli.engine.speed_file import load_speed
+from cerebrum_cli.engine.local import PROMPT_TOKENS, Capacity
+from cerebrum_cli.engine.speed import load_speed
 from cerebrum_cli.gguf.header import read_header
-from cerebrum_cli.replies.source import SPEED
 
 PROMPT = """Once upon a time there was a miller who lived with his three sons in a small house beside a wide river. The
 eldest was strong, the second was clever, and the youngest was kind, but none of them had ever left the valley. One
@@ -85,8 +84,9 @@ def reply(model: Path, home: Path, threads: int) -> Measured:
 
 def row(model: Path, other: Path, home: Path, replies: list[Measured]) -> str:
     """Line of the table: a model, forecast from the replies of another one."""
-    speed = load_speed(home / "data" / "cerebrum" / SPEED)
-    found = forecast(read_header(model).sizes, speed, 0)
+    speed = load_speed(home / "data" / "cerebrum")
+    found = Capacity(0, (), speed).forecast(read_header(model).sizes)
+    assert found
     rate = max(reply.rate for reply in replies)
     first_token_s = min(reply.first_token_s for reply in replies)
     rates = f"{found.tokens_per_second:g} of {rate:.1f} ({found.tokens_per_second / rate - 1:+.0%})"

@@ -49,7 +49,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import memory_needs
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header

@@ -214,9 +214,9 @@ def kernels() -> str:
 
 def cpu_features() -> Sequence[str]:
     """Instruction sets that llama.cpp uses; to be called in a subprocess."""
-    from cerebrum_cli.engine.llama.devices import build
+    from cerebrum_cli.engine.local import installed_build
 
-    return build().cpu_features
+    return installed_build().cpu_features
 
 
 @cache

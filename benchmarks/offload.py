@@ -24,10 +24,9 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import AlternativesEvent, TokenEvent, raise_refusals
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.gguf.header import read_header
 
@@ -110,7 +109,7 @@ def gaps(path: Path, differ: Sequence[tuple[int, list[int], list[int]]]) -> Iter
 def opened(path: Path, layers: int, slots: int, drafts: bool = False) -> Iterator[LocalEngine]:
     """An engine with so many layers on GPUs and so many slots."""
     file = GgufFile(path, CONTEXT, read_header(path).sizes, is_verified=True)
-    context = ContextOptions(CONTEXT, slots, THREADS, n_rs_seq=MAX_ROLLBACK * (drafts and bool(file.sizes.state_bytes)))
+    context = ContextOptions(CONTEXT, slots, THREADS, rolls_back=drafts and bool(file.sizes.state_bytes))
     options = LoadOptions(file, context, gpu_layers=str(layers), repack=False)
     with closing(LocalEngine(lambda emit, stop: open_llama(options, emit, stop))) as engine:
         list(engine.load())

@@ -34,7 +34,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, Request
 from cerebrum_cli.replies.loaded_model import LoadedModel
 

@@ -21,7 +21,7 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking

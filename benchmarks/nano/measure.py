@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import FinishEvent, SequenceId, TokenEvent, raise_
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.formats.choice import choose_format
 from cerebrum_cli.formats.plain import CEREBRUM

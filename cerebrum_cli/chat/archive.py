@@ -24,12 +24,12 @@ from cerebrum_cli.chat.session import ReplyMetadata, Session, StoredMessage, pri
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.files import atomic_write, read_text, remove
+from cerebrum_cli.core.files import atomic_write, read_text
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import REASONING_KEYS, conversation_from_messages, wire_message
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Match, code_block, format_utc, one_line
-from cerebrum_cli.engine.state_store import STATE
+from cerebrum_cli.engine.local import clear_prompt_cache
 from cerebrum_cli.formats.prompt_format import THINK
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.loaded_model import LoadedModel
@@ -262,8 +262,7 @@ def delete_sessions(
             yield session, count
     finally:
         forget_questions(typed, before - history.store.questions())
-        for path in states.glob(f"*{STATE}"):
-            remove(path)
+        clear_prompt_cache(states)
         history.store.vacuum()
 
 

@@ -16,16 +16,16 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
-    from cerebrum_cli.engine.machine import Build
+    from cerebrum_cli.engine.local import Build
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
 
 def llama_build() -> Build:
-    from cerebrum_cli.engine.llama.devices import build
+    from cerebrum_cli.engine.local import installed_build
 
-    return build()
+    return installed_build()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from cerebrum_cli.terminal.progress import FileProgress
 from cerebrum_cli.terminal.reports import print_repositories
 from cerebrum_cli.terminal.streams import RED
 from cerebrum_cli.terminal.tables import (
-    capacity_text,
     is_url,
     print_candidates,
     print_catalogue,
@@ -111,7 +110,7 @@ def pull(
     reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
     opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
     if options.dry_run:
-        app.record_bandwidth()
+        app.machine.record_bandwidth()
         with opened as puller:
             plan = puller.plan(reference)
         show_download_plan(app, reference, plan, options.json)
@@ -130,14 +129,14 @@ def pull(
     if options.json:
         from cerebrum_cli.library.listing import row
 
-        app.streams.answer_object(row(app.library, installed, app.capacity()))
+        app.streams.answer_object(row(app.library, installed, app.library.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
     """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
     from cerebrum_cli.library.listing import suggestions
 
-    app.record_bandwidth()
+    app.machine.record_bandwidth()
     rows = suggestions(app.library, ctx)
     chosen = choose_model(app, "models that fit this machine, best first", rows)
     if chosen is None:
@@ -156,8 +155,8 @@ def report_next_step(app: App, model: InstalledModel) -> None:
     from cerebrum_cli.library.listing import row
     from cerebrum_cli.replies.source import ModelSource
 
-    app.record_bandwidth()
-    if speed := speed_text(row(app.library, model, app.capacity())):
+    app.machine.record_bandwidth()
+    if speed := speed_text(row(app.library, model, app.library.capacity())):
         app.streams.report(f"expected {FORECAST}: {speed}")
     try:
         _ = ModelSource(app, model, app.settings({}, model)).chosen_format
@@ -246,7 +245,7 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
     print_catalogue(app.streams, listed)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
-    app.streams.note(f"{planned}; {capacity_text(app.library.capacity())}")
+    app.streams.note(f"{planned}; {app.library.capacity().description}")
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:

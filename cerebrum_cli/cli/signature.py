@@ -363,9 +363,9 @@ def app_of(context: typer.Context, values: Iterable[object] = ()) -> App:
             continue
         app.streams = replace(app.streams, is_quiet=options.quiet)
         if options.verbose:
-            from cerebrum_cli.engine.llama.bindings import log
+            from cerebrum_cli.engine.local import show_log
 
-            log.forward = app.streams.info
+            show_log(app.streams.info)
     return app
 
 

@@ -204,8 +204,7 @@ class NodeJob:
 
     def __call__(self, threads: int) -> Generator[bytes, None, tuple[Callable[[bytes], bytes], Records]]:
         """Load the model, or connect to the node's server; yield notices meanwhile. Raises CerebrumError."""
-        from cerebrum_cli.engine.llama.devices import build, hardware
-        from cerebrum_cli.engine.machine import thread_count
+        from cerebrum_cli.engine.local import installed_build, thread_count
 
         installation = Installation.of_user()
         settings = self.source.settings
@@ -220,9 +219,9 @@ class NodeJob:
         answer = partial(self.answer, loaded)
         if loaded.is_remote:
             return answer, loaded.engine.builds
-        library = build()
+        library = installed_build()
         llama = f"{library.version} ({' '.join(library.cpu_features)})"
-        return answer, [{"kind": "ray", "build": llama, "processor": hardware()}]
+        return answer, [{"kind": "ray", "build": llama, "processor": library.hardware}]
 
     def answer(self, model: LoadedModel, block: bytes) -> bytes:
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()

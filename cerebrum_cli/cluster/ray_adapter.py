@@ -138,7 +138,7 @@ def start_node(workers: int) -> str:
     """Start a node on this machine with room for this many workers; return its session directory."""
     import ray
 
-    from cerebrum_cli.engine.machine import thread_count
+    from cerebrum_cli.engine.local import thread_count
 
     options = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False, "log_to_driver": False}
     context = ray.init("local", num_cpus=max(thread_count(), workers), **options)

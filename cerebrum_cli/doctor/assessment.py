@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.text import enumeration, format_count, format_size
-from cerebrum_cli.engine.machine import CPU_FLAGS, KEY_FEATURES, Build, Processors, rebuild_command
-from cerebrum_cli.engine.memory import Device
+from cerebrum_cli.engine.local import Build, MachineState
 
 MIN_MEMORY = 2 * 10**9  # bytes; a small model, its KV cache and other programs
 MIN_DISK = 5 * 10**9  # bytes; the default model takes 4.4 GB
@@ -74,7 +74,7 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
     offload = "offload" if build.offloads else "no offload"
     version = f"llama-cpp-python {build.version}, ggml {build.ggml}"
     detail = f"{version}; backends {backends}; {offload}; CPU: {features}"
-    unused = [name for name in KEY_FEATURES if CPU_FLAGS[name] in (flags or ()) and name not in build.cpu_features]
+    unused = build.unused_features(flags)
     if not unused:
         return check_result(detail)
     slow = f"slow: it does not use this CPU's {', '.join(unused)}"
@@ -83,7 +83,7 @@ def assess_build(build: Build, flags: frozenset[str] | None) -> CheckResult:
 
 def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
     if build.devices:
-        return check_result("; ".join(map(_device_text, build.devices)))
+        return check_result("; ".join(build.gpus))
     if build.offloads:
         problem = "llama.cpp was built for GPUs and finds none"
         return check_result("", (problem, "check the GPU's driver; for NVIDIA, run nvidia-smi"))
@@ -95,26 +95,21 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
     return check_result("", (problem, hint))
 
 
-def _device_text(device: Device) -> str:
-    memory = f"{format_size(device.free)} of {format_size(device.total)} free"
-    return f"{device.name} {device.description}: {memory}"
-
-
-def assess_threads(processors: Processors, requested: int | None) -> CheckResult:
-    threads = format_count(requested or processors.threads, "thread")
-    detail = f"{threads}; {format_count(processors.cores, 'core')} available"
-    if processors.quota < inf:
-        detail += f", cgroup quota {processors.quota:g}"
-    if not requested or requested <= processors.usable:
+def assess_threads(machine: MachineState, requested: int | None) -> CheckResult:
+    threads = format_count(requested or machine.threads, "thread")
+    detail = f"{threads}; {format_count(machine.cores, 'core')} available"
+    if machine.quota < inf:
+        detail += f", cgroup quota {machine.quota:g}"
+    if not requested or requested <= machine.usable_threads:
         return check_result(detail)
-    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
+    problem = f"{requested} requested, but only {machine.usable_threads} can run concurrently"
     return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
 
 
-def assess_memory(free: int, total: int) -> CheckResult:
-    """Assess the bytes of memory that this process's cgroups allow it."""
-    detail = f"{format_size(free)} of {format_size(total)} free"
-    if free >= MIN_MEMORY:
+def assess_memory(machine: MachineState) -> CheckResult:
+    """Assess the memory that this process's cgroups allow it."""
+    detail = f"{format_size(machine.free_memory)} of {format_size(machine.total_memory)} free"
+    if machine.free_memory >= MIN_MEMORY:
         return check_result(detail)
     problem = f"less than {format_size(MIN_MEMORY)} of memory is free"
     return check_result(detail, (problem, "close other programs, or choose a smaller quantization"))

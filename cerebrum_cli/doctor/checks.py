@@ -14,6 +14,7 @@ from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.llama_cpp import rebuild_command
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_count, format_size
 from cerebrum_cli.core.version import __version__
@@ -29,8 +30,7 @@ from cerebrum_cli.doctor.assessment import (
     check_result,
 )
 from cerebrum_cli.doctor.check_lines import check_terminal
-from cerebrum_cli.engine import machine
-from cerebrum_cli.engine.machine import rebuild_command
+from cerebrum_cli.engine.local import machine_state
 from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.library.model import InstalledModel
@@ -73,7 +73,7 @@ def run_checks(context: DoctorContext) -> Iterator[CheckResult]:
 
 def _check_devices(context: DoctorContext) -> CheckResult:
     try:
-        return assess_devices(context.app.build(), machine.likely_accelerator())
+        return assess_devices(context.app.build(), machine_state().likely_accelerator)
     except EngineError:
         return check_result("", (f"unknown: {NOT_LOADED}", FIX_LLAMA_CPP))
 
@@ -167,10 +167,10 @@ def _check_sessions(context: DoctorContext) -> CheckResult:
 
 CHECKS: dict[str, Callable[[DoctorContext], CheckResult | None]] = {
     "cerebrum": lambda _: check_result(f"cerebrum {__version__}, {PYTHON}, {platform.platform()}"),
-    "llama_cpp": lambda context: assess_build(context.app.build(), machine.processor_flags()),
+    "llama_cpp": lambda context: assess_build(context.app.build(), machine_state().cpu_flags),
     "devices": _check_devices,
-    "threads": lambda context: assess_threads(machine.processors(), context.settings.threads),
-    "memory": lambda _: assess_memory(machine.available_memory(), machine.total_memory()),
+    "threads": lambda context: assess_threads(machine_state(), context.settings.threads),
+    "memory": lambda _: assess_memory(machine_state()),
     "disk": _check_disk,
     "config": _check_config,
     "models": _check_models,

@@ -1,1 +1,4 @@
-"""Token sequences in, events out; conversations, prompt formats and terminals are not known here."""
+"""Token sequences in, events out; conversations, prompt formats and terminals are not known here.
+
+Public modules: `engine`, what all engines do; `requests`, what is asked of them; `local`, the one on this machine.
+"""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.events import Emit, TokenLogprob
+from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.engine.step import Checkpoint, Constraint, StopFlag, TokenRow, TokenScore
+from cerebrum_cli.engine.step import Checkpoint, Constraint, TokenRow, TokenScore
 
 
 class Sampler(Protocol):
@@ -163,7 +163,3 @@ class Backend(Vocabulary, Protocol):
 
     def close(self) -> None:
         """Free the model and its context."""
-
-
-# Load a model and report progress; the flag interrupts the load and all later decodes.
-OpenBackend = Callable[[Emit, StopFlag], Backend]

@@ -19,7 +19,6 @@ from cerebrum_cli.core.token_ids import TOKEN_BYTES, TokenIds
 # or a GPU, rows cost less, so what pays off by this table does so there.
 STEP_COSTS = {4: 3.1, 6: 4.0, 8: 5.4, 16: 8.8, 32: 15.5, 64: 25.0}
 MAX_DRAFT = max(STEP_COSTS) - 1
-MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 
 MIN_PROBABILITY = 0.75  # of a draft token to be worth a row
 MIN_GAIN = 1.1  # expected tokens per time, over a step without draft tokens

@@ -9,11 +9,13 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import (
+    Emit,
     Event,
     FinishEvent,
     FinishReason,
@@ -28,6 +30,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.engine.repetition import LoopCheck, cycle_end
 from cerebrum_cli.engine.requests import ReplyControl, Request
+from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.reply_text import ReplyText, SplitText
 
 if TYPE_CHECKING:
@@ -39,6 +42,8 @@ T = TypeVar("T")
 
 SIGNAL_CHECK_S = 0.5
 
+# Load a model and report progress; the flag interrupts the load and all later decodes.
+OpenBackend: TypeAlias = "Callable[[Emit, StopFlag], Backend]"
 # What `Engine.cancel_scope` is when some work starts: set once everything is cancelled, also while nothing runs.
 CancelScope: TypeAlias = threading.Event
 
@@ -232,6 +237,10 @@ class Engine(ABC):
         self._thread = threading.Thread(target=self._run, name=thread, daemon=True)
         self._thread.start()
         atexit.register(self.close)  # native code must not outlive the interpreter
+
+    @cached_property
+    def _stop(self) -> StopFlag:
+        return StopFlag()
 
     @abstractmethod
     def _run(self) -> None:

@@ -72,13 +72,6 @@ def byte_matcher(grammar: Grammar) -> LLMatcher:
     return compile_grammar(grammar, BYTES)
 
 
-def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
-    """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
-    matcher = byte_matcher(grammar).deep_copy()
-    count = matcher.try_consume_tokens(list(text))
-    return count == len(text) and (matcher.is_accepting() or not is_whole)
-
-
 def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
     schema = json.loads(text, object_hook=_with_quoted_reference)
     problem = ""

@@ -1,301 +1,294 @@
-"""Generate many completions concurrently, with a model on this machine.
-
-One thread owns the model: it loads it and then repeats three steps: schedule, decode, process the output. Callers on
-other threads read events from a queue, so signals are handled during a long prefill. Closing a stream of events frees
-its slots.
-
-The thread executes commands between its steps, in the order they were sent. There is one way to interrupt it, which is
-to cancel: all that is left of the work ends as `cancelled`. A step, or the load, that is running ends first, by a flag
-that llama.cpp reads, unless others would lose work by that and nobody waits. Whoever submits work more than once has a
-CancelScope, so that what comes after a cancel of everything ends as `cancelled`, too.
-"""
+"""The engine on this machine: how a model is opened, what memory and speed it can expect, and llama.cpp's build."""
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
-from bisect import bisect_left
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.core.events import SequenceId
-from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.token_ids import TokenIds
-from cerebrum_cli.engine.context_checkpoints import PromptCache
-from cerebrum_cli.engine.engine import (
-    CancelScope,
-    Completions,
-    Engine,
-    EventQueue,
-)
-from cerebrum_cli.engine.loop import Loop, Work, fail_work
-from cerebrum_cli.engine.memory_plan import group_lengths
-from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.sequence import Sequence, create_sequences
-from cerebrum_cli.engine.state_store import StateStore
-from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.core.events import Emit, NoticeEvent, Timings
+from cerebrum_cli.core.files import remove
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.text import Texts, format_size
+from cerebrum_cli.engine import machine, speed
+from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
+from cerebrum_cli.engine.memory_plan import place
+from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend, OpenBackend
-    from cerebrum_cli.engine.engine import ScoringEvent
-    from cerebrum_cli.engine.requests import ScoreRequest
+    from cerebrum_cli.engine.backend import Backend
+    from cerebrum_cli.engine.engine import Engine
+    from cerebrum_cli.engine.step import StopFlag
+
+SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
+PROMPT_TOKENS, ANSWER_TOKENS = 200, 100  # of the question and the answer that are forecast
+KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
+
+# Loads a model file and reports progress; the flag interrupts it.
+OpenFile: TypeAlias = "Callable[[LoadOptions, Emit, StopFlag], Backend]"
 
 
-class EngineCommand(NamedTuple):
-    """A function to call with the loop, or else one with the error that has ended it.
+class PromptCacheOptions(NamedTuple):
+    """The directory of prompts on disk, its bytes for all models, and the model and the prompt format to find."""
 
-    `interrupts`: the running step ends first. `is_last`: so does the thread, afterwards.
+    directory: Path
+    limit: int
+    model: str
+    format: str
+
+
+def open_engine(options: LoadOptions, open_file: OpenFile, cache: PromptCacheOptions | None = None) -> Engine:
+    """Start to load a model, without waiting."""
+    from cerebrum_cli.engine.local_engine import LocalEngine
+    from cerebrum_cli.engine.state_store import StateStore
+
+    return LocalEngine(partial(open_file, options), StateStore(*cache) if cache else None)
+
+
+def clear_prompt_cache(directory: Path) -> None:
+    """Remove the saved prompts of all models."""
+    from cerebrum_cli.engine.state_store import STATE
+
+    for path in directory.glob(f"*{STATE}"):
+        remove(path)
+
+
+@frozen
+class Forecast:
+    """Tokens generated per second, seconds until the first one after a prompt, and of reasoning before the answer."""
+
+    tokens_per_second: float
+    first_token_s: float
+    thinking_s: float
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds until a short answer is complete."""
+        return self.first_token_s + self.thinking_s + ANSWER_TOKENS / self.tokens_per_second
+
+
+class ModelNeeds(NamedTuple):
+    """Bytes that a model needs in all, and of the host's memory; whether GPUs with memory of their own hold all."""
+
+    total: int
+    host: int
+    is_on_gpus: bool
+
+
+@frozen
+class Capacity:
+    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that.
+
+    Without a `speed`, as with GPUs, none is forecast.
     """
 
-    execute: Callable[[Loop], object]
-    fail: Callable[[BaseException], object]
-    interrupts: bool = False
-    is_last: bool = False
+    memory: int
+    devices: Devices | None = None
+    speed: speed.Speed | None = None
 
+    @property
+    def description(self) -> str:
+        memory = f"this machine has {format_size(self.memory)} of memory"
+        if self.devices is None:
+            return f"{memory}; GPUs are detected when a model is first loaded"
+        if not self.devices:
+            return f"{memory} and no GPU supported by llama.cpp"
+        gpus = " and ".join(f"{format_size(device.free)} on {device.description}" for device in self.devices)
+        return f"{memory}, {gpus}"
 
-@dataclass(slots=True, eq=False)
-class Commands:
-    """Queue of commands to the engine's thread; nothing is accepted after the last one."""
+    @property
+    def host_memory(self) -> int:
+        return max(0, self.memory - SYSTEM_RESERVE)
 
-    _stop: StopFlag
-    _queue: SimpleQueue[EngineCommand] = field(default_factory=SimpleQueue)
-    _process: int = field(default_factory=os.getpid)
-    _lock: threading.RLock = field(default_factory=threading.RLock)  # reentrant: a signal handler may cancel
-    _is_closed: bool = False
+    @property
+    def usable_memory(self) -> int:
+        """Bytes available to a model on the host and on GPUs with memory of their own."""
+        memory = self.host_memory
+        for device in self.devices or ():
+            if not device.is_unified:
+                memory += max(0, device.free - HEADROOM)
+        return memory
 
-    def submit(self, work: Work, scope: CancelScope, first: bool = False) -> None:
-        """Run work, or end it if its scope is cancelled: only the engine's thread knows which came first.
+    def needs(self, sizes: ModelSizes, context_size: int) -> ModelNeeds:
+        """Memory for a model with one sequence, with as many layers on GPUs as these can hold."""
+        devices = self.devices or ()
+        plan = place(LoadOptions(GgufFile(Path(), context_size, sizes)), ContextOptions(context_size), devices)
+        needs = plan.needs
+        is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
+        is_on_gpus = is_offloaded and not any(device.is_unified for device in devices)
+        return ModelNeeds(needs.total + HEADROOM, host_bytes(needs, devices) + HEADROOM, is_on_gpus)
 
-        Sequences that go `first` are admitted before others that wait. Raises EngineError if the engine is closed.
-        """
-        command = EngineCommand(lambda loop: loop.submit(work, scope, first), lambda error: fail_work(work, error))
-        if not self.send(command):
-            raise EngineError("the engine is closed")
-
-    def cancel(self, work: Collection[object] | None, interrupts: bool = True) -> EventQueue[None]:
-        """Cancel work, or all; the queue ends when its slots are free. `interrupts`: the running step ends first."""
-        return self.call(lambda loop: loop.cancel(work), interrupts)
-
-    def call(self, function: Callable[[Loop], object], interrupts: bool = False) -> EventQueue[None]:
-        """Call a function with the loop; the queue ends when it has returned, or raises its error."""
-        done = EventQueue[None]()
-
-        def call(loop: Loop) -> None:
-            try:
-                function(loop)
-                done.put(None)
-            except Exception as error:
-                done.put(error)
-
-        if not self.send(EngineCommand(call, lambda _: done.put(None), interrupts)):
-            done.put(None)
-        return done
-
-    def send(self, command: EngineCommand) -> bool:
-        """Send a command; False if the engine is closed, or in a forked process."""
-        if os.getpid() != self._process:  # another thread may have held the lock
-            return False
-        with self._lock:
-            if self._is_closed:
-                return False
-            if command.interrupts:
-                self._stop.set()
-            self._is_closed = command.is_last
-            self._queue.put(command)
-            return True
-
-    def execute(self, loop: Loop) -> bool:
-        """Execute all queued commands, waiting for one if no work is left; False after the last one."""
-        while command := self.take(wait=loop.is_idle):
-            command.execute(loop)
-            if command.is_last:
-                return False
-        return True
-
-    def take(self, wait: bool) -> EngineCommand | None:
-        """Take the next command, or None if the queue is empty and `wait` is False.
-
-        The stop flag is cleared after its command left the queue, and never between another command's flag and that
-        command, so a caller that drains the queue before each step neither misses nor repeats an interruption.
-        """
-        try:
-            command = self._queue.get(block=wait)
-        except Empty:
+    def forecast(self, sizes: ModelSizes, thinking_tokens: int = 0) -> Forecast | None:
+        if self.speed is None or not sizes.active_bytes:
             return None
-        if command.interrupts:
-            with self._lock:
-                self._stop.clear()
-        return command
+        rate = self.speed.generation / speed.work(sizes, speed.LAYER)
+        prompt_s = PROMPT_TOKENS * speed.work(sizes, self.speed.prompt_layer) / self.speed.prompts
+        return Forecast(_rounded(rate), _rounded(prompt_s), _rounded(thinking_tokens / rate))
 
 
-class LocalCompletions(Completions):
-    """Completions of the model on this machine. Closing them frees the slots before returning."""
-
-    def __init__(self, commands: Commands, scope: CancelScope, requests: Iterable[Request]) -> None:
-        super().__init__(scope)
-        self._commands = commands
-        self._requests = list(requests)
-        self._seeds = [request.first_seed() for request in self._requests]
-        self._counts = [0] * len(self._requests)  # of samples
-        new = []
-        for index, request in enumerate(self._requests):
-            new += self._create(index, request.ask.n)
-        self._submit(new)
-
-    def add_samples(self, index: int, count: int) -> None:
-        """Add samples, before all that waits: they complete a vote, whose row should not wait for all others."""
-        self._submit(self._create(index, count), first=True)
-
-    def inspect(self, index: int, replies: Mapping[int, TokenIds]) -> bool:
-        prompt = self._requests[index].prompt_tokens
-        new = []
-        for sample, tokens in replies.items():
-            new += create_sequences(index, Request.inspection(prompt, tokens), self._outbox.put, [sample], 0)
-        self._submit(new, first=True)
-        return True
-
-    def abort(self, index: int) -> None:
-        """Cancel the running samples after the current step."""
-        ids = [SequenceId(index, sample) for sample in range(self._counts[index])]
-        self._commands.cancel([self._live[id] for id in ids if id in self._live], interrupts=False)
-
-    def close(self) -> None:
-        if self._live:
-            list(self._commands.cancel(self._live.values()))
-        self._live.clear()
-
-    def _create(self, index: int, count: int) -> list[Sequence]:
-        """The next samples of a request."""
-        start = self._counts[index]
-        self._counts[index] += count
-        samples = range(start, start + count)
-        return create_sequences(index, self._requests[index], self._outbox.put, samples, self._seeds[index])
-
-    def _submit(self, new: list[Sequence], first: bool = False) -> None:
-        """Submit samples. Raises EngineError if the engine is closed."""
-        self._commands.submit(new, self._scope, first)
-        self._live.update((sequence.id, sequence) for sequence in new)
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
 
 
-class LocalEngine(Engine):
-    """A model on its own thread, which starts loading it immediately; prompts are cached on disk in `state_store`."""
+@frozen
+class MachineRecords:
+    """What is recorded of this machine, in a directory: the GPUs, its speed, and the model files that were loaded."""
 
-    def __init__(self, open_backend: OpenBackend, state_store: StateStore | None = None) -> None:
-        self._open = open_backend
-        self._state_store = state_store
-        self._stop = StopFlag()
-        self._commands = Commands(self._stop)
-        super().__init__("engine")
+    directory: Path
 
-    # For callers, on any thread.
+    def open_file(self, options: LoadOptions, emit: Emit, stop: StopFlag) -> Backend:
+        """Load a model with llama.cpp. Raises ModelFileError if it rejects the file."""
+        from cerebrum_cli.engine.llama.load import open_llama
+
+        return open_llama(options, emit, stop, self.directory)
+
+    def try_template(self, path: Path) -> None:
+        """Raise ModelFileError for a file whose chat template takes too much time or memory in a limited process."""
+        from cerebrum_cli.engine.llama.first_load import require_loads
+        from cerebrum_cli.engine.step import StopFlag
+
+        require_loads(path, self.directory, StopFlag(), kind="template")
+
+    def capacity(self) -> Capacity:
+        """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
+        memory = machine.total_memory()
+        devices = machine.load_devices(self.directory)
+        if devices or (devices is None and machine.likely_accelerator() in ("cuda", "metal")):
+            return Capacity(memory, devices)
+        return Capacity(memory, devices, speed.load_speed(self.directory))
+
+    def record_bandwidth(self) -> None:
+        """Measure how fast the memory is, once, for forecasts before the first reply."""
+        speed.record_bandwidth(self.directory)
+
+    def record_replies(self, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
+        """Record how fast a model without GPUs has replied, for forecasts."""
+        if not machine.load_devices(self.directory):
+            speed.record_replies(self.directory, sizes, replies)
+
+
+def thread_count() -> int:
+    """Fastest number of threads for decoding."""
+    return machine.processors().threads
+
+
+@frozen
+class MachineState:
+    """What this process may use of the machine now: threads and cores, the quota of its cgroups in CPUs, and memory.
+
+    `threads` is the fastest number for decoding, of `usable_threads` that can run concurrently. The likely accelerator
+    is the GPU backend that llama.cpp could be built with.
+    """
+
+    threads: int
+    usable_threads: int
+    cores: int
+    quota: float
+    free_memory: int
+    total_memory: int
+    likely_accelerator: str | None
+    cpu_flags: frozenset[str] | None
+
+
+def machine_state() -> MachineState:
+    found = machine.processors()
+    return MachineState(
+        found.threads,
+        found.usable,
+        found.cores,
+        found.quota,
+        machine.available_memory(),
+        machine.total_memory(),
+        machine.likely_accelerator(),
+        machine.processor_flags(),
+    )
+
+
+@frozen
+class Build:
+    """An installed llama.cpp: versions, backends, the CPU features it was built with, and visible accelerators.
+
+    One that `offloads` was built for GPUs, even if it finds none.
+    """
+
+    version: str
+    ggml: str
+    backends: Texts
+    cpu_features: Texts
+    offloads: bool
+    devices: Devices
+
+    def unused_features(self, cpu_flags: frozenset[str] | None) -> list[str]:
+        """Features of the CPU that make it many times faster, and that this build does not use."""
+        flags = cpu_flags or frozenset()
+        present = [name for name in KEY_FEATURES if machine.CPU_FLAGS[name] in flags]
+        return [name for name in present if name not in self.cpu_features]
 
     @property
-    def is_loaded(self) -> bool:
-        return self._backend is not None
+    def hardware(self) -> str:
+        """Names of the processor and the GPUs."""
+        return ", ".join((machine.processor_name(), *(device.description for device in self.devices)))
 
     @property
-    def backend(self) -> Backend:
-        if self._backend is None:
-            raise EngineError("the model is not loaded")
-        return self._backend
+    def gpus(self) -> Texts:
+        """A line for each accelerator: its name and its memory."""
+        lines = []
+        for device in self.devices:
+            memory = f"{format_size(device.free)} of {format_size(device.total)} free"
+            lines.append(f"{device.name} {device.description}: {memory}")
+        return tuple(lines)
 
-    @property
-    def context_size(self) -> int:
-        return self.backend.context_size
 
-    def grow(self, length: int) -> None:
-        self.backend.grow(length)
+def installed_build() -> Build:
+    """Describe the installed llama.cpp; finding its GPUs initializes their drivers. Raises EngineError."""
+    from cerebrum_cli.engine.llama import devices
 
-    @property
-    def repacks(self) -> bool:
-        return self.backend.repacks
+    return Build(
+        version=devices.package_version(),
+        ggml=devices.library_text("ggml_version"),
+        backends=devices.backends(),
+        offloads=devices.offloads(),
+        cpu_features=devices.cpu_features(),
+        devices=devices.accelerators(),
+    )
 
-    @property
-    def conditions(self) -> JsonDict:
-        return self.backend.conditions if self.backend.capacity else {}
 
-    def group_by_length(self, requests: Many[Request]) -> list[list[int]]:
-        lengths = [request.expected_length(self.context_size) for request in requests]
-        samples = []
-        for request, length in zip(requests, lengths, strict=True):
-            samples += [length] * request.ask.n
-        limits = group_lengths(samples, self.backend.slots_for)
-        groups: list[list[int]] = [[] for _ in limits]
-        for index, length in enumerate(lengths):
-            groups[bisect_left(limits, length)].append(index)
-        return groups
+def build_version() -> str:
+    """The versions of llama.cpp and its bindings, like "0c1e570 with llama-cpp-python 0.3.36"."""
+    from cerebrum_cli.engine.llama.devices import library_text, package_version
 
-    def complete(self, requests: Iterable[Request], scope: CancelScope | None = None) -> LocalCompletions:
-        return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
+    return f"{library_text('ggml_commit')} with llama-cpp-python {package_version()}"
 
-    def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
-        from cerebrum_cli.engine.scoring import ScoreJob
 
-        events: EventQueue[ScoringEvent] = EventQueue()
-        job = ScoreJob(requests, self.context_size, events.put)
-        self._commands.submit([job], self.cancel_scope)
-        try:
-            yield from events
-        finally:
-            list(self._commands.cancel([job]))
+def native_function(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
+    """A function of llama.cpp's library, with the types of ctypes that its bindings omit."""
+    from cerebrum_cli.engine.llama.devices import bind
 
-    def cancel(self) -> None:
-        super().cancel()
-        self._commands.cancel(None)
+    return bind(symbol, result, arguments)
 
-    def save_prompts(self, min_tokens: int, prompt: TokenIds | None = None, empties: bool = False) -> None:
-        self._use_prompt_cache(lambda cache: cache.save(min_tokens, prompt, empties))
 
-    def save_prefix(self, tokens: TokenIds) -> None:
-        self._use_prompt_cache(lambda cache: cache.save_prefix(tokens))
+def show_log(write: Callable[[str], None]) -> None:
+    """Write each line of llama.cpp's log."""
+    from cerebrum_cli.engine.llama.bindings import log
 
-    def _use_prompt_cache(self, function: Callable[[PromptCache], None]) -> None:
-        """Call a function with the prompt cache if there is one. Running sequences wait meanwhile; raise its error."""
+    log.forward = write
 
-        def use(loop: Loop) -> None:
-            if loop.prompt_cache:
-                function(loop.prompt_cache)
 
-        if self.is_loaded:
-            list(self._commands.call(use))
+def check_grammar(grammar: Grammar) -> NoticeEvent | None:
+    """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
+    from cerebrum_cli.engine.guidance import byte_matcher, translate
 
-    def close(self) -> None:
-        cancel_all = EngineCommand(lambda loop: loop.cancel(None), lambda _: None, interrupts=True, is_last=True)
-        self._commands.send(cancel_all)
-        self._thread.join()
-        atexit.unregister(self.close)
+    byte_matcher(grammar)
+    return translate(grammar)[1]
 
-    # On the engine's thread.
 
-    def _run(self) -> None:
-        start = perf_counter()
-        try:
-            backend = self._open(self._loading.put, self._stop)
-        except BaseException as error:
-            self.has_failed = True
-            self._loading.put(error)
-            self._fail_commands(error)
-            return
-        self._backend = backend
-        self._loading.put(None)
-        loop = Loop(backend, perf_counter() - start, self._state_store)
-        try:
-            while self._commands.execute(loop):
-                loop.step()
-        except BaseException as error:  # a bug: all callers get it, now and later
-            loop.fail(error)
-            self._fail_commands(error)
-        finally:
-            self._backend = None  # from now on callers get an error, not freed memory
-            backend.close()
+def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
+    """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
+    from cerebrum_cli.engine.guidance import byte_matcher
 
-    def _fail_commands(self, error: BaseException) -> None:
-        """Answer all commands with the error that ended this thread."""
-        while (command := self._commands.take(wait=True)) and not command.is_last:
-            command.fail(error)
+    matcher = byte_matcher(grammar).deep_copy()
+    count = matcher.try_consume_tokens(list(text))
+    return count == len(text) and (matcher.is_accepting() or not is_whole)

@@ -1,4 +1,4 @@
-"""CPUs and memory available to this process, within its cgroups; the GPUs seen last; and llama.cpp's build."""
+"""CPUs and memory available to this process, within its cgroups, and the GPUs seen last."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterable, Set
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.util import find_spec
 from itertools import takewhile
 from math import ceil, inf
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Literal
 
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.text import Texts, pip_install, text_digest
 from cerebrum_cli.engine.memory import Device, Devices
 
 # CPU features as llama.cpp names them, and as Linux does in /proc/cpuinfo. An instruction that the CPU lacks kills the
@@ -42,14 +40,13 @@ CPU_FLAGS = {
     "SVE": "sve",
     "SME": "sme",
 }
-KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
-REQUIREMENT = "llama-cpp-python>=0.3.36,<0.3.37"  # as in pyproject.toml
 
 # Flags that a kernel before Linux 5.19 may not list although the CPU has the feature.
 RECENT_FLAGS = ("avx512_bf16", "i8mm", "avx_vnni", "amx_int8", "sme")
 LISTED_BY = [5, 19]
 MIN_CAPACITY = 0.6  # of the fastest core: Cortex-A55 in an RK3588 has 0.52, Cortex-A76 in a Tensor 0.61
 CPUINFO = Path("/proc/cpuinfo")
+DEVICES_FILE = "devices.json"
 DEVICES = Path("/sys/devices")
 MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes", "memory/memory.limit_in_bytes")  # of cgroup v2 and v1
 MEMORY_USED = ("memory.current", "memory.usage_in_bytes", "memory/memory.usage_in_bytes")
@@ -243,35 +240,6 @@ def cgroup_memory(root: Path) -> float:
     return limit - used + sum(map(int, reclaimable.values()))
 
 
-def save_devices(path: Path, devices: Devices) -> None:
-    """Cache the GPUs llama.cpp found, since finding them requires loading it; failures are ignored."""
-    if load_devices(path) != devices:
-        cache_json(path, [asdict(device) for device in devices])
-
-
-def load_devices(path: Path) -> Devices | None:
-    """Read the cached GPUs; None before the first model was loaded."""
-    try:
-        return tuple(Device(**device) for device in read_small_json(path))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-@frozen
-class Build:
-    """An installed llama.cpp: versions, backends, the CPU features it was built with, and visible accelerators.
-
-    One that `offloads` was built for GPUs, even if it finds none.
-    """
-
-    version: str
-    ggml: str
-    backends: Texts
-    cpu_features: Texts
-    offloads: bool
-    devices: Devices
-
-
 def lacking(features: Iterable[str]) -> list[str]:
     """Those of CPU_FLAGS' features that this CPU lacks; empty if its flags are unknown."""
     flags = processor_flags()
@@ -280,28 +248,15 @@ def lacking(features: Iterable[str]) -> list[str]:
     return [name for name in features if CPU_FLAGS[name] not in flags]
 
 
-def read_cpu_features(text: str) -> Texts:
-    """CPU features in llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 0 | CUDA : ARCHS = 900 | "."""
-    of_cpu = text.partition("CPU : ")[2].partition(" : ")[0]
-    return tuple(re.findall(r"(\w+) = [1-9]", of_cpu))
+def save_devices(records: Path, devices: Devices) -> None:
+    """Record the GPUs that llama.cpp found, since finding them requires loading it; failures are ignored."""
+    if load_devices(records) != devices:
+        cache_json(records / DEVICES_FILE, [asdict(device) for device in devices])
 
 
-def rebuild_command(option: str = "") -> str:
-    command = pip_install(f'--force-reinstall --no-cache-dir --no-deps "{REQUIREMENT}"')
-    if not option:
-        return command
-    return f'CMAKE_ARGS="{option}" {command}'
-
-
-def build_fingerprint() -> str:
-    """Digest that identifies a build of llama.cpp, of the names, sizes and times of its libraries."""
-    spec = find_spec("llama_cpp") or find_spec("cerebrum_llama")
-    files = []
-    for folder in (spec and spec.submodule_search_locations) or ():
-        for path in sorted(Path(folder, "lib").glob("*")):
-            with suppress(OSError):
-                status = path.stat()
-                files.append(f"{path.name} {status.st_size} {status.st_mtime_ns}")
-    if not files:
-        return "none"
-    return text_digest("\n".join(files))[:16]
+def load_devices(records: Path) -> Devices | None:
+    """Read the recorded GPUs; None before the first model was loaded."""
+    try:
+        return tuple(Device(**device) for device in read_small_json(records / DEVICES_FILE))
+    except (OSError, ValueError, TypeError):
+        return None

@@ -26,9 +26,7 @@ OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
 
 
-BLOCK_SIZE = 32  # elements of a key or value that a quantized cache stores with a common scale
-CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / BLOCK_SIZE, "q4_0": 18 / BLOCK_SIZE}
-QUANTIZED_CACHE_TYPES = ("q8_0", "q4_0")
+CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # with the scale of a block
 
 
 @frozen

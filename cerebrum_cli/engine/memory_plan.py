@@ -35,13 +35,12 @@ from cerebrum_cli.engine.memory import (
     pad_length,
     weight_needs,
 )
-from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.requests import Request
 
-DEFAULT_CONTEXT = 8192
 MAX_SLOTS = 256
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
 EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known

@@ -20,6 +20,8 @@ from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Toke
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
+DEFAULT_CONTEXT = 8192
+MAX_ROLLBACK = 7  # tokens that can be removed from a recurrent state: each takes as much memory as the state itself
 OPENING_TOKENS = 16  # more than most formats begin a reply with
 EXPECTED_REPLY_TOKENS = 1024  # for unlimited replies, where memory is shared out among several
 
@@ -39,7 +41,7 @@ class ContextOptions:
     - `flash_attention`: None leaves it to llama.cpp
     - `cache_type_k`, `cache_type_v`: types of keys and values in the KV cache
     - `swa_full`: layers with a sliding window store all tokens, so that many slots can share their cells
-    - `n_rs_seq`: number of draft tokens that can be removed from a recurrent state, each by a copy of the state
+    - `rolls_back`: MAX_ROLLBACK draft tokens can be removed from a recurrent state, each by a copy of the state
     """
 
     length: int = 0
@@ -53,7 +55,11 @@ class ContextOptions:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     swa_full: bool = False
-    n_rs_seq: int = 0
+    rolls_back: bool = False
+
+    @property
+    def n_rs_seq(self) -> int:
+        return MAX_ROLLBACK if self.rolls_back else 0
 
     @property
     def n_streams(self) -> int:

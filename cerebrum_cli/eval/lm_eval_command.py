@@ -235,7 +235,7 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
 
     It depends on the model, the settings, and the build of llama.cpp.
     """
-    from cerebrum_cli.engine.machine import build_fingerprint
+    from cerebrum_cli.core.llama_cpp import build_fingerprint
 
     settings = source.settings
     record = (

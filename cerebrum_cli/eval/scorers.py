@@ -14,7 +14,7 @@ from cerebrum_cli.answers.expected import Expected
 from cerebrum_cli.answers.extract import own_text
 from cerebrum_cli.answers.final import read_answers
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question, Questions
 from cerebrum_cli.programs.code import extract_program

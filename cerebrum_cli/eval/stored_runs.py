@@ -200,9 +200,9 @@ def provenance(source: ModelSource) -> JsonDict:
     chosen = source.chosen_format
     versions = {"cerebrum": __version__, "llama.cpp": None}
     if source.servers is None:
-        from cerebrum_cli.engine.llama.devices import version
+        from cerebrum_cli.engine.local import build_version
 
-        versions["llama.cpp"] = version()
+        versions["llama.cpp"] = build_version()
     if chosen.plain is None:
         return {**versions, "chat template": text_digest(chosen.template or "")}
     parts = chosen.plain.render(Conversation().user("{question}"))

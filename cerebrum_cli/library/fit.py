@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_names, format_size
-from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
-from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT, place
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
-from cerebrum_cli.engine.speed import PROMPT_TOKENS, Forecast, Speed, forecast
+from cerebrum_cli.engine.local import PROMPT_TOKENS, Capacity, Forecast
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.model import InstalledModel
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 Fit = Literal["fits", "tight", "too big"]
 
 PREFERRED_QUANTIZATION = "Q4_K_M"  # the common compromise of size and quality
-SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swapped out
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
@@ -40,37 +37,6 @@ CATALOG_LAYERS = 32  # as most models have
 ASSUMED_KV_BYTES = 131_072  # per token, where it is unknown: as in Mistral 7B
 _BITS = re.compile(r"(?:Q|FP)([1-8])", re.IGNORECASE)
 _UNQUANTIZED = re.compile(r"B?F(P?16|P?32)", re.IGNORECASE)
-
-
-@frozen
-class Capacity:
-    """Bytes of memory of this machine, and its GPUs as of the last loaded model; None before that.
-
-    Without a `speed`, as with GPUs, none is forecast.
-    """
-
-    memory: int
-    devices: Devices | None = None
-    speed: Speed | None = None
-
-    @property
-    def host_memory(self) -> int:
-        return max(0, self.memory - SYSTEM_RESERVE)
-
-    @property
-    def usable_memory(self) -> int:
-        """Bytes available to a model on the host and on GPUs with memory of their own."""
-        memory = self.host_memory
-        for device in self.devices or ():
-            if not device.is_unified:
-                memory += max(0, device.free - HEADROOM)
-        return memory
-
-    def forecast(self, sizes: ModelSizes, spec: ModelSpec | None) -> Forecast | None:
-        if self.speed is None or not sizes.active_bytes:
-            return None
-        thinking_tokens = spec and spec.thinking_tokens
-        return forecast(sizes, self.speed, thinking_tokens or 0)
 
 
 @frozen
@@ -100,16 +66,11 @@ class MemoryFit(NamedTuple):
 
 
 def fit_memory(sizes: ModelSizes, context: int, capacity: Capacity) -> MemoryFit:
-    """Plan the memory of a model with one sequence, with as many layers on GPUs as these can hold."""
-    devices = capacity.devices or ()
-    plan = place(LoadOptions(GgufFile(Path(), context, sizes)), ContextOptions(context), devices)
-    needs = plan.needs
-    needed = needs.total + HEADROOM
-    fit = _fit_on_host(host_bytes(needs, devices) + HEADROOM, capacity.host_memory)
-    is_offloaded = sum(plan.offloaded) > len(sizes.layers) and not plan.host_experts
-    if is_offloaded and not any(device.is_unified for device in devices):  # GPUs hold it
-        return MemoryFit(needed, fit, fit == "fits")
-    return MemoryFit(needed, fit, needed <= COMFORTABLE_FRACTION * capacity.host_memory)
+    needs = capacity.needs(sizes, context)
+    fit = _fit_on_host(needs.host, capacity.host_memory)
+    if needs.is_on_gpus:
+        return MemoryFit(needs.total, fit, fit == "fits")
+    return MemoryFit(needs.total, fit, needs.total <= COMFORTABLE_FRACTION * capacity.host_memory)
 
 
 def _fit_on_host(needed: int, available: int) -> Fit:
@@ -135,7 +96,7 @@ def assess_quantizations(
         scaled = sizes.with_weights(size)
         memory = fit_memory(scaled, context, capacity)
         is_installed = any(same_quantization(name, other) for other in installed)
-        speed = capacity.forecast(scaled, spec)
+        speed = capacity.forecast(scaled, thinking_tokens(spec))
         candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed, speed=speed)
         candidates.append(candidate)
         if memory.is_comfortable and (speed is None or speed.answer_s <= PATIENCE_S):
@@ -319,6 +280,11 @@ def installed_plan(models: Sequence[InstalledModel], request: PlanRequest) -> Do
     first = models[0]
     sizes = {model.display_name: model.size for model in models}
     return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
+
+
+def thinking_tokens(spec: ModelSpec | None) -> int:
+    """Tokens of reasoning before an answer; 0 if unknown."""
+    return (spec and spec.thinking_tokens) or 0
 
 
 def spec_sizes(spec: ModelSpec | None) -> ModelSizes:

@@ -27,9 +27,9 @@ from cerebrum_cli.library.reference import (
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.fit import Capacity
 
 
 _PACKAGE = Path(__file__).parents[1]

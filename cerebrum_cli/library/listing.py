@@ -11,10 +11,18 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import Capacity, DownloadPlan, PlanRequest, installed_plan, known_plan, planned_context
+from cerebrum_cli.library.fit import (
+    DownloadPlan,
+    PlanRequest,
+    installed_plan,
+    known_plan,
+    planned_context,
+    thinking_tokens,
+)
 from cerebrum_cli.library.hub import FoundRepository
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel, absolute_path
@@ -154,7 +162,7 @@ def row(library: Library, model: InstalledModel, capacity: Capacity) -> JsonDict
 
 def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
     try:
-        speed = capacity.forecast(model.sizes, model.spec)
+        speed = capacity.forecast(model.sizes, thinking_tokens(model.spec))
         return {
             "quantization": model.quantization,
             "size": model.size,

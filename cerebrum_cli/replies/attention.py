@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine.memory import BLOCK_SIZE, QUANTIZED_CACHE_TYPES
+from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS
 from cerebrum_cli.gguf.header import Header
 from cerebrum_cli.gguf.sizes import facts_of
 
@@ -30,11 +30,12 @@ def require_attention(header: Header, settings: Settings, pad_steps: bool) -> No
 
 def require_block_sizes(header: Header, key: str, cache_type: str | None, index: int) -> None:
     """Raise UsageError for a quantized cache whose blocks do not fill heads; `index` is that of keys, or of values."""
-    if cache_type not in QUANTIZED_CACHE_TYPES:
+    if cache_type is None:
         return
+    block_size = TENSOR_TYPES[TYPE_NUMBERS[cache_type.upper()]].block_size
     for lengths in header.sizes.head_lengths:
-        if lengths[index] % BLOCK_SIZE:
-            needed = f"heads with a multiple of {BLOCK_SIZE} elements"
+        if lengths[index] % block_size:
+            needed = f"heads with a multiple of {block_size} elements"
             problem = f"{key}={cache_type} needs {needed}; this model's have {lengths[index]}"
             raise UsageError(problem, f"omit {key}={cache_type}")
 

@@ -75,7 +75,7 @@ class LoadedModel:
         """Cancel what is running, free the model, and record how fast it was."""
         self.engine.close()
         if self._timings and not self.is_remote:
-            self.source.installation.record_replies(self.model, self._timings)
+            self.source.installation.machine.record_replies(self.model.sizes, self._timings)
 
     @property
     def model(self) -> InstalledModel:

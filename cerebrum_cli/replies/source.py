@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.events import Emit, NoticeEvent, Timings
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
@@ -29,6 +29,7 @@ from cerebrum_cli.core.settings import (
     without_keys,
 )
 from cerebrum_cli.core.text import text_digest
+from cerebrum_cli.engine.local import MachineRecords, PromptCacheOptions, check_grammar, open_engine
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
 from cerebrum_cli.formats.prompt_format import RAW
@@ -37,27 +38,18 @@ from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.registry import Registry
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.engine import Engine
+    from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
-    from cerebrum_cli.engine.state_store import StateStore
-    from cerebrum_cli.engine.step import StopFlag
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.fit import Capacity
     from cerebrum_cli.library.model import InstalledModel
     from cerebrum_cli.servers.client import Endpoint
 
 PROMPTS = "prompts"  # in the configuration directory
-# In the data directory.
-DEVICES = "devices.json"
-SPEED = "speed.json"
 CHAT_SLOTS = 16  # one sequence, except for votes
 AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
 FINGERPRINTED = ("system", *GENERATION_KEYS, "tool_rounds", "ctx", "cache_type_k", "cache_type_v")
-
-OpenFile = Callable[["LoadOptions", Emit, "StopFlag"], "Backend"]
-"""Loads a model file and reports progress; the flag interrupts it. llama.cpp, or something smaller in tests."""
 
 
 @dataclass
@@ -70,7 +62,7 @@ class Installation:
     config_directory: Path
     data_directory: Path
     cache_directory: Path
-    open_file: OpenFile
+    open_file: OpenFile  # loads a model file: llama.cpp, or something smaller in tests
     try_template: Callable[[Path], None] = lambda *_: None
     library: Library = field(init=False)
 
@@ -78,23 +70,22 @@ class Installation:
         self.library = Library(
             catalogue_paths=(CATALOGUE, self.config_directory / "models.toml"),
             registry=Registry(self.data_directory / "models"),
-            capacity=self.capacity,
+            capacity=self.machine.capacity,
         )
 
     @classmethod
     def of_user(cls, **others: Any) -> Self:
         from platformdirs import PlatformDirs
 
-        from cerebrum_cli.replies.loading import open_with_llama, try_template_file
-
         directories = PlatformDirs("cerebrum", appauthor=False)
         data = directories.user_data_path
+        records = MachineRecords(data)
         return cls(
             directories.user_config_path,
             data,
             directories.user_cache_path,
-            partial(open_with_llama, data, DEVICES),
-            partial(try_template_file, data),
+            records.open_file,
+            records.try_template,
             **others,
         )
 
@@ -113,40 +104,17 @@ class Installation:
         """The prompt cache, which holds tokens of conversations."""
         return self.cache_directory / "states"
 
-    def capacity(self) -> Capacity:
-        """Memory of this machine, the accelerators that the last loaded model found, and its speed without any."""
-        from cerebrum_cli.engine.machine import likely_accelerator, load_devices, total_memory
-        from cerebrum_cli.engine.speed_file import load_speed
-        from cerebrum_cli.library.fit import Capacity
+    @property
+    def machine(self) -> MachineRecords:
+        """What is recorded of this machine."""
+        return MachineRecords(self.data_directory)
 
-        devices = load_devices(self.data_directory / DEVICES)
-        if devices or (devices is None and likely_accelerator() in ("cuda", "metal")):
-            return Capacity(total_memory(), devices)
-        return Capacity(total_memory(), devices, load_speed(self.data_directory / SPEED))
-
-    def record_bandwidth(self) -> None:
-        """Measure how fast the memory is, once, for forecasts before the first reply."""
-        from cerebrum_cli.engine.speed_file import record_bandwidth
-
-        record_bandwidth(self.data_directory / SPEED)
-
-    def record_replies(self, model: InstalledModel, replies: Sequence[Timings]) -> None:
-        """Record how fast a model without GPUs has replied, for forecasts."""
-        from cerebrum_cli.engine.machine import load_devices
-        from cerebrum_cli.engine.speed_file import record_replies
-
-        if not load_devices(self.data_directory / DEVICES):
-            record_replies(self.data_directory / SPEED, model.sizes, replies)
-
-    def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
+    def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> PromptCacheOptions | None:
         """The prompt cache on disk of a model and prompt format; None if caching is off."""
-        from cerebrum_cli.engine.state_store import StateStore
-
         if not settings.cache_gb:
             return None
-        return StateStore(
-            self.prompt_cache_directory, int(settings.cache_gb * 1e9), self.library.identity(model), format_name
-        )
+        limit = int(settings.cache_gb * 1e9)
+        return PromptCacheOptions(self.prompt_cache_directory, limit, self.library.identity(model), format_name)
 
     def find_endpoints(
         self,
@@ -305,10 +273,7 @@ class ModelSource:
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
-            from cerebrum_cli.engine.guidance import byte_matcher, translate
-
-            byte_matcher(grammar)
-            return translate(grammar)[1]
+            return check_grammar(grammar)
         if grammar.is_schema:
             from cerebrum_cli.servers.json_schemas import schema_validator
 
@@ -345,12 +310,10 @@ class ModelSource:
         """Start to load the model, or to connect to its servers, without waiting."""
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
-        from cerebrum_cli.engine.local import LocalEngine
-
-        states = None
+        cache = None
         if self.caches_prompts and not self.vocabulary_only:
-            states = self.installation.prompt_cache(self.model, format_name, self.settings)
-        return LocalEngine(partial(self.installation.open_file, self.options()), states)
+            cache = self.installation.prompt_cache(self.model, format_name, self.settings)
+        return open_engine(self.options(), self.installation.open_file, cache)
 
     def _connect(self, servers: Servers) -> Engine:
         from cerebrum_cli.servers.description import ExpectedModel

@@ -13,10 +13,8 @@ from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.engine.backend import OpenBackend
-from cerebrum_cli.engine.engine import CancelScope, Completions, Engine
+from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, OpenBackend
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.servers.description import ExpectedModel
 from cerebrum_cli.servers.kind import file_name
@@ -103,7 +101,6 @@ class RemoteEngine(Engine):
     ) -> None:
         self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
         self._timeouts, self._expected = timeouts, expected
-        self._stop = StopFlag()
         self._loop = asyncio.new_event_loop()
         self._serving: AsyncioTask | None = None
         self._pool: Pool | None = None  # once it is connected

@@ -18,7 +18,7 @@ from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
-    from cerebrum_cli.library.fit import Capacity, DownloadPlan
+    from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.replies.interface import Model
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
@@ -180,7 +180,7 @@ def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
 
 
 def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
-    head = f"{plan.name} at a context of {plan.context} tokens; {capacity_text(plan.capacity)}"
+    head = f"{plan.name} at a context of {plan.context} tokens; {plan.capacity.description}"
     streams.answer(f"\n{streams.wrapped(head)}\n\n")
     rows = []
     for candidate in plan.candidates:
@@ -190,16 +190,6 @@ def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
         rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, speed, installed))
     print_table(streams, ("", "quant", "size", "memory", "fit", "speed", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
-
-
-def capacity_text(capacity: Capacity) -> str:
-    memory = f"this machine has {format_size(capacity.memory)} of memory"
-    if capacity.devices is None:
-        return f"{memory}; GPUs are detected when a model is first loaded"
-    if not capacity.devices:
-        return f"{memory} and no GPU supported by llama.cpp"
-    gpus = " and ".join(f"{format_size(device.free)} on {device.description}" for device in capacity.devices)
-    return f"{memory}, {gpus}"
 
 
 def print_description(streams: Streams, description: JsonObject) -> None:

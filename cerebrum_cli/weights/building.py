@@ -12,7 +12,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, on_same_disk, require_space
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
-from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.gguf.header import header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec

@@ -15,7 +15,7 @@ from numpy.ctypeslib import ndpointer
 from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import EngineError
-from cerebrum_cli.engine.llama.devices import bind
+from cerebrum_cli.engine.local import native_function
 from cerebrum_cli.gguf.contents import TENSOR_TYPES
 
 # Without an importance matrix ggml aborts the process for some of these, and llama.cpp rejects all
@@ -42,7 +42,7 @@ class LlamaCodec:
         }
         # The integers are the first weight, the number of rows, and the length of a row.
         chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
-        self._write = bind("ggml_quantize_chunk", ctypes.c_size_t, chunk)
+        self._write = native_function("ggml_quantize_chunk", ctypes.c_size_t, chunk)
 
     def readable(self, type: int) -> bool:
         return type in self._readers
@@ -92,5 +92,5 @@ def find_reader(name: str) -> Reader:
         return lambda data, out, _: np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))
     symbols = {"F16": "ggml_fp16_to_fp32_row", "BF16": "ggml_bf16_to_fp32_row"}
     symbol = symbols.get(name, f"dequantize_row_{name.lower().replace('_k', '_K')}")
-    dequantize: Reader = bind(symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
+    dequantize: Reader = native_function(symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
     return dequantize

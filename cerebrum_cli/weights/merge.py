@@ -10,7 +10,7 @@ from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, Usage
 from cerebrum_cli.core.files import is_directory, read_text, remove_abandoned, require_space, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE

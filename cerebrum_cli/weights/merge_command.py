@@ -131,8 +131,9 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     import shutil
     from collections import Counter
 
+    from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.gguf.header import header_from_tables, parse_tables
-    from cerebrum_cli.library.fit import Capacity, fit_memory, planned_context
+    from cerebrum_cli.library.fit import fit_memory, planned_context
 
     plan = merge.plan
     path = merge.options.output

@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.row_events import RowEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.results.rows import StreamedResults

@@ -15,7 +15,7 @@ from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama import batch_invariance
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, memory_needs
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore

@@ -34,8 +34,6 @@ from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
 from cerebrum_cli.replies.attention import has_stable_attention
-from cerebrum_cli.replies.loading import open_with_llama
-from cerebrum_cli.replies.source import DEVICES
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 
@@ -68,7 +66,7 @@ class Owner:
 
         def open_file(options: LoadOptions, emit: Any, stop: Any) -> Backend:
             chosen = in_f32(options) if self.is_exact else options
-            return open_with_llama(app.data_directory, DEVICES, chosen, emit, stop)
+            return app.machine.open_file(chosen, emit, stop)
 
         app.open_file = open_file
         return app

@@ -8,7 +8,7 @@ from hub_server import FORBIDDEN, RATE_LIMITED, Fault
 from hub_user import HubUser
 
 from cerebrum_cli.engine.memory import HEADROOM
-from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 
 GIB = 2**30
 CATALOGUED = "unsloth/Qwen3.5-4B-GGUF"

@@ -33,8 +33,8 @@ from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.doctor.checks import ANSWER, CHECKS, QUESTION
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama.devices import accelerators
-from cerebrum_cli.engine.llama.devices import build as installed_build
-from cerebrum_cli.engine.machine import CPU_FLAGS, Build, Processors, likely_accelerator, processor_flags
+from cerebrum_cli.engine.local import Build, MachineState, installed_build
+from cerebrum_cli.engine.machine import CPU_FLAGS, Processors, likely_accelerator, processor_flags
 from cerebrum_cli.engine.memory import Device
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.installed import NANO
@@ -293,6 +293,12 @@ PROCESSORS = Processors(allowed=16, cores=8, performance_cores=8, quota=math.inf
 LIMITED = replace(PROCESSORS, quota=1.5)
 HYBRID = replace(PROCESSORS, allowed=4, cores=3, performance_cores=1)
 WITHOUT_DRIVER = replace(WITH_GPU, devices=())
+
+
+def state(found: Processors = PROCESSORS, free: int = 0, total: int = 0) -> MachineState:
+    return MachineState(found.threads, found.usable, found.cores, found.quota, free, total, None, None)
+
+
 MODELS = DirectoryState("models", "HF_HUB_CACHE", Path("/m"), True, disk=1, free=9 * GB)
 CACHE, DATA = replace(MODELS, use="prompt cache"), replace(MODELS, use="data", disk=2, free=6 * GB)
 SEEMS = "this machine seems to have a GPU"
@@ -301,12 +307,12 @@ SEEMS = "this machine seems to have a GPU"
 @pytest.mark.parametrize(
     ("result", "status", "detail", "hint"),
     [
-        (assess_threads(PROCESSORS, None), "ok", "8 threads; 8 cores available", ""),
-        (assess_threads(PROCESSORS, 16), "ok", "16 threads; 8 cores available", ""),
-        (assess_threads(PROCESSORS, 17), "warning", "17 requested, but only 16 can run concurrently", ""),
-        (assess_threads(LIMITED, 3), "warning", "3 requested, but only 2 can run concurrently", ""),
-        (assess_threads(HYBRID, None), "ok", "1 thread; 3 cores available", ""),
-        (assess_threads(LIMITED, None), "ok", "2 threads; 8 cores available, cgroup quota 1.5", ""),
+        (assess_threads(state(PROCESSORS), None), "ok", "8 threads; 8 cores available", ""),
+        (assess_threads(state(PROCESSORS), 16), "ok", "16 threads; 8 cores available", ""),
+        (assess_threads(state(PROCESSORS), 17), "warning", "17 requested, but only 16 can run concurrently", ""),
+        (assess_threads(state(LIMITED), 3), "warning", "3 requested, but only 2 can run concurrently", ""),
+        (assess_threads(state(HYBRID), None), "ok", "1 thread; 3 cores available", ""),
+        (assess_threads(state(LIMITED), None), "ok", "2 threads; 8 cores available, cgroup quota 1.5", ""),
         (assess_devices(WITH_GPU, "cuda"), "ok", "CUDA0 NVIDIA H200: 140.00 GB of 150.00 GB free", ""),
         (assess_devices(WITHOUT_DRIVER, "cuda"), "warning", "was built for GPUs and finds none", "nvidia-smi"),
         (assess_devices(CPU, "cuda"), "warning", SEEMS, f'CMAKE_ARGS="-DGGML_CUDA=on" {sys.executable} -m pip install'),
@@ -315,8 +321,8 @@ SEEMS = "this machine seems to have a GPU"
         (assess_build(CPU, None), "ok", "backends CPU; no offload; CPU: AVX2, OPENMP", ""),
         (assess_build(CPU, frozenset({"avx2"})), "ok", "CPU: AVX2, OPENMP", ""),
         (assess_build(CPU, frozenset({"avx2", "fma"})), "warning", "slow: it does not use this CPU's FMA", ""),
-        (assess_memory(8 * GB, 16 * GB), "ok", "8.00 GB of 16.00 GB free", ""),
-        (assess_memory(GB, 2 * GB), "warning", "less than 2.00 GB of memory is free", ""),
+        (assess_memory(state(free=8 * GB, total=16 * GB)), "ok", "8.00 GB of 16.00 GB free", ""),
+        (assess_memory(state(free=GB, total=2 * GB)), "warning", "less than 2.00 GB of memory is free", ""),
         (assess_disk([MODELS, CACHE, DATA]), "ok", "9.00 GB free for models and prompt cache; 6.00 GB free for", ""),
         (assess_disk([replace(MODELS, free=4 * GB), DATA]), "warning", "", ""),
         (assess_disk([replace(MODELS, writable=False), DATA]), "warning", "/m is not writable", "HF_HUB_CACHE"),

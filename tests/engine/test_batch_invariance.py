@@ -16,9 +16,9 @@ from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
-from cerebrum_cli.engine.llama.devices import build
 from cerebrum_cli.engine.llama.load import open_llama, plan_repacking
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local import installed_build
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.contents import FILE_TYPES
@@ -30,7 +30,7 @@ VARIANT_TYPES = ("F32", "F16", "BF16", "Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ
 VARIANTS = [*product(VARIANT_TYPES, [None]), ("Q4_K_M", True), ("Q2_K", True), ("IQ4_NL", False)]
 SHAPE = Shape(layers=1, width=512, heads=8, kv_heads=2, ffn=512)
 # Only with llama.cpp's kernels for AVX2, with which those for AVX-512 share the properties that are tested here.
-needs_avx2 = pytest.mark.skipif("AVX2" not in build().cpu_features, reason="another processor's kernels")
+needs_avx2 = pytest.mark.skipif("AVX2" not in installed_build().cpu_features, reason="another processor's kernels")
 
 Replies = list[list[tuple[int | None, float | None]]]
 """Token and log probability of each generated token, by prompt."""

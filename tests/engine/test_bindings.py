@@ -6,8 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cerebrum_cli.core.llama_cpp import REQUIREMENT
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT
+from cerebrum_cli.engine.machine import CPU_FLAGS
 
 ROOT = Path(__file__).parents[2]
 CHECKED = ("0.3.36", "0.3.37")  # the version all of this was read in, and the first that may differ

@@ -16,7 +16,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent, PromptEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.step import StopFlag
 
@@ -205,7 +205,7 @@ def test_closed_engine_raises_and_its_streams_can_be_closed() -> None:
 def test_process_failing_with_an_open_stream_exits() -> None:
     script = (
         "from asking import generate\n"
-        "from cerebrum_cli.engine.local import LocalEngine\n"
+        "from cerebrum_cli.engine.local_engine import LocalEngine\n"
         "from scripted_backend import *\n"
         "from cerebrum_cli.engine.sequence import Request\n"
         "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"

@@ -15,7 +15,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 

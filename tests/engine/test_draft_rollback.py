@@ -15,11 +15,10 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine import scheduler
-from cerebrum_cli.engine.drafter import MAX_ROLLBACK
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
-from cerebrum_cli.engine.requests import ContextOptions, Request
+from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.requests import MAX_ROLLBACK, ContextOptions, Request
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.gguf.sizes import facts_of
 
@@ -47,7 +46,7 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
         [plain] = generate_all(path, context, [request])
         monkeypatch.setattr(Guesser, "known", [plain.ids])
         monkeypatch.setattr(scheduler, "Drafter", Guesser)
-        context = replace(context, n_rs_seq=MAX_ROLLBACK)
+        context = replace(context, rolls_back=True)
         next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
         [drafted, after] = generate_all(path, context, [replace(request, speculative=True), next_turn])
         assert drafted.ids == plain.ids
@@ -62,7 +61,7 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
 def test_llama_rolls_back_no_state_that_was_restored(tmp_path: Path) -> None:
     """The copies of a state belong to the tokens of the last decode, whatever was loaded since."""
     path, state = write_architecture(tmp_path / "model.gguf", "qwen35"), tmp_path / "state"
-    load_options = replace(options(path), context=replace(EXACT, n_rs_seq=MAX_ROLLBACK))
+    load_options = replace(options(path), context=replace(EXACT, rolls_back=True))
     backend = open_llama(load_options, lambda event: None, StopFlag())
     backend.reserve(256)
 
@@ -106,7 +105,7 @@ def test_fuzzed_architecture_rolls_back(
 @pytest.mark.parametrize("name", ["lfm2", "qwen35"])
 def test_llama_removes_rows_of_a_step_from_a_recurrent_state_once(name: str, kv_unified: bool, tmp_path: Path) -> None:
     path = write_architecture(tmp_path / "tiny.gguf", name)
-    context = replace(EXACT, slots=3, n_ubatch=64, kv_unified=kv_unified, n_rs_seq=MAX_ROLLBACK)
+    context = replace(EXACT, slots=3, n_ubatch=64, kv_unified=kv_unified, rolls_back=True)
     backend = open_llama(replace(options(path), context=context), lambda _: None, StopFlag())
     backend.reserve(1024)
     rounding = 0.01 if accelerators() else 1e-5  # a GPU's kernels depend on the number of rows: 0.0033 on an H100

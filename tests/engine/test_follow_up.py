@@ -11,7 +11,7 @@ from scripted_backend import ScriptedBackend, replies, tokens
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 
 SCRIPT = {"a: ": "first", "a: first> ": "program", "b: ": "second", "b: second> ": "other"}

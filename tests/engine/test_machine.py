@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cerebrum_cli.core import llama_cpp
 from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.memory import Device
 
@@ -21,16 +22,17 @@ STRANGE = Device("", 'größe "\udcff" \n', 0, 0)
 
 
 def test_devices_are_saved_if_changed_and_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "data" / "devices.json"
-    assert machine.load_devices(path) is None
+    records = tmp_path / "new" / "data"
+    path = records / "devices.json"
+    assert machine.load_devices(records) is None
     for devices in ((), (GPU,), (GPU, STRANGE)):
-        machine.save_devices(path, devices)
-        assert machine.load_devices(path) == devices
-    assert [each.name for each in path.parent.iterdir()] == ["devices.json"]
+        machine.save_devices(records, devices)
+        assert machine.load_devices(records) == devices
+    assert [each.name for each in records.iterdir()] == ["devices.json"]
     os.utime(path, (1, 1))
-    machine.save_devices(path, (GPU, STRANGE))
+    machine.save_devices(records, (GPU, STRANGE))
     assert path.stat().st_mtime == 1
-    unwritable = path / "devices.json"
+    unwritable = path
     machine.save_devices(unwritable, (GPU,))
     assert machine.load_devices(unwritable) is None
 
@@ -158,8 +160,8 @@ def test_instruction_set_names_what_kernels_depend_on(
 def test_build_fingerprint_changes_with_the_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModuleSpec("llama_cpp", None, is_package=True)
     spec.submodule_search_locations = [str(tmp_path)]
-    monkeypatch.setattr(machine, "find_spec", lambda name: spec)
-    seen, library = [machine.build_fingerprint()], tmp_path / "lib" / "libllama.so"
+    monkeypatch.setattr(llama_cpp, "find_spec", lambda name: spec)
+    seen, library = [llama_cpp.build_fingerprint()], tmp_path / "lib" / "libllama.so"
     library.parent.mkdir()
     changes: tuple[Callable[[], object], ...] = (
         partial(library.write_bytes, b"machine code"),
@@ -169,5 +171,5 @@ def test_build_fingerprint_changes_with_the_libraries(tmp_path: Path, monkeypatc
     )
     for change in changes:
         change()
-        seen.append(machine.build_fingerprint())
+        seen.append(llama_cpp.build_fingerprint())
     assert seen[0] == "none" and re.fullmatch("[0-9a-f]{16}", seen[1]) and len({*seen}) == len(seen)

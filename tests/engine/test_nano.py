@@ -12,7 +12,7 @@ from nano.questions import held_out
 
 from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from cerebrum_cli.engine import context_checkpoints as checkpoints
 from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine import scheduler as scheduling
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.local import Commands, EngineCommand
+from cerebrum_cli.engine.local_engine import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.scheduler import Scheduler

@@ -14,7 +14,7 @@ from templates import chosen_format
 
 from cerebrum_cli.engine.engine import LogprobScores, Score
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ScoreRequest
 
 VOCABULARY = 270  # tokens that all tiny models have

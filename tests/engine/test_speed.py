@@ -6,9 +6,10 @@ import pytest
 from command_line import CommandLine
 
 from cerebrum_cli.core.events import Timings
-from cerebrum_cli.engine import speed_file
+from cerebrum_cli.engine import speed as speeds
+from cerebrum_cli.engine.local import Capacity, Forecast
 from cerebrum_cli.engine.machine import instruction_set, thread_count
-from cerebrum_cli.engine.speed import Forecast, Speed, expected, forecast
+from cerebrum_cli.engine.speed import Speed, expected
 from cerebrum_cli.gguf.contents import Metadata
 from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
@@ -39,9 +40,11 @@ def test_sizes_count_the_weights_that_are_read_for_a_token(
 
 def test_forecast_is_in_proportion_to_bytes_and_layers() -> None:
     sizes = ModelSizes((LayerSizes(36 * MB),) * 24, output_bytes=40 * MB)  # 904 MB, and 96 or 288 MB for layers
-    assert forecast(sizes, Speed(28e9, 119.2e9, prompt_layer=12 * MB), 2000) == Forecast(28, 2, 71)
-    assert forecast(sizes, Speed(28e9, 100e9), 0).first_token_s == 2
-    assert forecast(sizes, Speed(28e9, 100e9), 0).answer_s == pytest.approx(2 + 100 / 28)
+    with_avx512 = Capacity(0, (), Speed(28e9, 119.2e9, prompt_layer=12 * MB))
+    assert with_avx512.forecast(sizes, 2000) == Forecast(28, 2, 71)
+    found = Capacity(0, (), Speed(28e9, 100e9)).forecast(sizes)
+    assert found and found.first_token_s == 2
+    assert found.answer_s == pytest.approx(2 + 100 / 28)
 
 
 def test_speed_is_that_of_the_fastest_reply_that_is_long_enough() -> None:
@@ -70,20 +73,20 @@ def test_speed_before_a_reply_is_that_of_the_processor_within_the_memory() -> No
 
 def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speed.json"
-    monkeypatch.setattr(speed_file, "READ_BYTES", 1000)
-    speed_file.record_bandwidth(path)
+    monkeypatch.setattr(speeds, "READ_BYTES", 1000)
+    speeds.record_bandwidth(tmp_path)
     recorded = path.read_bytes()
-    speed_file.record_bandwidth(path)
+    speeds.record_bandwidth(tmp_path)
     assert path.read_bytes() == recorded, "once"
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
-    speed_file.record_replies(path, LAYERS, [reply, reply])
-    measured = speed_file.load_speed(path)
+    speeds.record_replies(tmp_path, LAYERS, [reply, reply])
+    measured = speeds.load_speed(tmp_path)
     assert measured.bandwidth and measured.generation == pytest.approx(28e9, rel=0.01)
-    monkeypatch.setattr(speed_file, "processor_name", lambda: "another")
-    other = speed_file.load_speed(path)
+    monkeypatch.setattr(speeds, "processor_name", lambda: "another")
+    other = speeds.load_speed(tmp_path)
     assert other == expected(thread_count(), instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer))
     path.write_text("[]")
-    assert not speed_file.load_speed(path).bandwidth
+    assert not speeds.load_speed(tmp_path).bandwidth
 
 
 def test_list_forecasts_from_earlier_replies(

@@ -21,7 +21,7 @@ from cerebrum_cli.core.files import PART
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix, pack_tokens
 from cerebrum_cli.engine.context_checkpoints import MIN_SAVED_TOKENS
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.state_store import DAMAGED, HEAD, State, StateStore
 

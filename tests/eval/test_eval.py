@@ -21,7 +21,7 @@ from waiting import wait_until
 from cerebrum_cli.core.conversation import Conversation, Text
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.engine.engine import LogprobScores
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import processor_name
 from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.eval import lm_eval_command as lm_eval

@@ -6,12 +6,12 @@ import pytest
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.text import format_size
+from cerebrum_cli.engine.local import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.engine.memory import HEADROOM
-from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
-from cerebrum_cli.library.fit import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.installed import CATALOGUE, Library
 from cerebrum_cli.library.pull import Puller

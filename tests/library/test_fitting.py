@@ -4,19 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from cerebrum_cli.engine.local import SYSTEM_RESERVE, Capacity
 from cerebrum_cli.engine.memory import HEADROOM, Device
-from cerebrum_cli.engine.memory_plan import DEFAULT_CONTEXT
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.engine.speed import Speed
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import load_catalogue
-from cerebrum_cli.library.fit import (
-    SYSTEM_RESERVE,
-    Capacity,
-    MemoryFit,
-    QuantizationFit,
-    assess_quantizations,
-    fit_memory,
-)
+from cerebrum_cli.library.fit import MemoryFit, QuantizationFit, assess_quantizations, fit_memory
 
 GIB, GB = 2**30, 10**9
 KV = uniform_sizes(32, 32, 65_536)  # of Mistral-7B: 131,072 bytes per token

@@ -12,8 +12,8 @@ from gguf_files import write_model
 from hub_user import RecordedProgress
 
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
+from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
-from cerebrum_cli.library.fit import Capacity
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.listing import row
 from cerebrum_cli.library.model import InstalledModel

@@ -14,7 +14,7 @@ from hub_server import Content
 from hub_user import HubUser, cleaned
 from person import OpenTerminal
 
-from cerebrum_cli.engine.machine import REQUIREMENT
+from cerebrum_cli.core.llama_cpp import REQUIREMENT
 from cerebrum_cli.gguf.kinds import KNOWN_ARCHITECTURES, KNOWN_PRE_TOKENIZERS, KNOWN_TOKENIZERS
 
 REPO = "owner/gpt-oss-120b-GGUF"

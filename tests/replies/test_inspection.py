@@ -30,7 +30,7 @@ from cerebrum_cli.core.inspection import MAX_ROWS, GivenReply, LeastCertain
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.servers.client import Endpoint
 

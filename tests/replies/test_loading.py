@@ -17,7 +17,7 @@ from cerebrum_cli.engine import machine
 from cerebrum_cli.engine.llama import load as loading
 from cerebrum_cli.engine.llama.bindings import Log
 from cerebrum_cli.engine.llama.load import open_llama, option_notices, plan_repacking
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.machine import cgroup_memory, cgroup_quota, own_cgroups
 from cerebrum_cli.engine.memory import GPU_UBATCH, HEADROOM, Device, FreeMemory, context_needs, memory_needs
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
@@ -90,7 +90,7 @@ def test_load_reports_the_first_load_in_a_child_only_if_there_is_one(chatml_mode
     starts = []
     for _ in range(2):
         events: list[Event] = []
-        open_llama(options(chatml_model), events.append, StopFlag(), loaded_files=tmp_path / "loaded.json").close()
+        open_llama(options(chatml_model), events.append, StopFlag(), records=tmp_path).close()
         starts.append(events.count(LoadEvent(0.0)))
     assert starts[0] == starts[1] + 1
 

@@ -18,7 +18,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TallyEvent, TokenEvent
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.votes import parse_votes
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.replies.concurrent_rows import vote_events
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.voting import MajorityVote

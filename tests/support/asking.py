@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.drafter import Drafter
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.state_store import StateStore
 

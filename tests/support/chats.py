@@ -13,8 +13,8 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer, Settings, fold
 from cerebrum_cli.engine.backend import Backend
+from cerebrum_cli.engine.local import PromptCacheOptions
 from cerebrum_cli.engine.requests import LoadOptions
-from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.registry import RegistryEntry
@@ -51,8 +51,11 @@ def make_chat(
         return ModelSource(installation, model, fold(layer), servers).for_chat()
 
     class ChatInstallation(Installation):
-        def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> StateStore | None:
-            return StateStore(directory / "states", 10**9, model.name, format_name) if settings.cache_gb else None
+        def prompt_cache(
+            self, model: InstalledModel, format_name: str, settings: Settings
+        ) -> PromptCacheOptions | None:
+            states = directory / "states"
+            return PromptCacheOptions(states, 10**9, model.name, format_name) if settings.cache_gb else None
 
     def open_file(_: LoadOptions, emit: Callable[[Event], None], stop: StopFlag) -> Backend:
         return backend().open(emit, stop)

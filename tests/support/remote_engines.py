@@ -17,7 +17,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, RefusedEvent, SequenceI
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.client import Endpoint
 from cerebrum_cli.servers.description import ExpectedModel

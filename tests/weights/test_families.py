@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 

@@ -22,7 +22,7 @@ from tiny_models import Shape, write_quantized
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.engine.llama.load import open_llama
-from cerebrum_cli.engine.local import LocalEngine
+from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.gguf.header import read_header
 

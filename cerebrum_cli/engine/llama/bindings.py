@@ -19,8 +19,9 @@ from typing import Any
 
 from cerebrum_cli.core.environment import environment, set_environment_default
 from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.llama_cpp import REQUIREMENT, rebuild_command
 from cerebrum_cli.core.text import pip_install
-from cerebrum_cli.engine.machine import CPU_FLAGS, REQUIREMENT, lacking, rebuild_command
+from cerebrum_cli.engine.machine import CPU_FLAGS, lacking
 
 DEBUG, WARNING, CONTINUED = 1, 3, 5  # ggml's log levels; 2 is info, 4 error
 SHOW_LOG = "show its log with --set verbose=on"

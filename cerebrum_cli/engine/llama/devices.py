@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.engine.llama.bindings import llama
-from cerebrum_cli.engine.machine import Build, available_memory, processor_name, read_cpu_features
+from cerebrum_cli.engine.machine import available_memory, processor_name
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory
 
 CPU, GPU, INTEGRATED_GPU = 0, 1, 2  # of ggml_backend_dev_type
@@ -76,12 +78,7 @@ def bind(symbol: str, result: Any, arguments: tuple[Any, ...]) -> Any:
     return function
 
 
-def version() -> str:
-    """The versions of llama.cpp and its bindings, like "0c1e570 with llama-cpp-python 0.3.36"."""
-    return f"{library_text('ggml_commit')} with llama-cpp-python {_package_version()}"
-
-
-def _package_version() -> str:
+def package_version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     for name in ("llama-cpp-python", "cerebrum-llama"):
@@ -105,14 +102,13 @@ def offloads() -> bool:
     return any(hasattr(llama._lib, f"ggml_backend_{name}_reg") for name in ("cuda", "metal", "opencl", "sycl", "vk"))
 
 
-def build() -> Build:
-    """Describe the installed build; finding its GPUs initializes their drivers."""
+def backends() -> Texts:
     name = bind("ggml_backend_reg_name", ctypes.c_char_p, (ctypes.c_void_p,))
-    return Build(
-        version=_package_version(),
-        ggml=library_text("ggml_version"),
-        backends=tuple(name(handle).decode(errors="replace") for handle in _registered("reg")),
-        offloads=offloads(),
-        cpu_features=read_cpu_features(llama.llama_print_system_info().decode(errors="replace")),
-        devices=accelerators(),
-    )
+    return tuple(name(handle).decode(errors="replace") for handle in _registered("reg"))
+
+
+def cpu_features() -> Texts:
+    """CPU features in llama.cpp's system info, such as "CPU : AVX2 = 1 | FMA = 0 | CUDA : ARCHS = 900 | "."""
+    info = llama.llama_print_system_info().decode(errors="replace")
+    of_cpu = info.partition("CPU : ")[2].partition(" : ")[0]
+    return tuple(re.findall(r"(\w+) = [1-9]", of_cpu))

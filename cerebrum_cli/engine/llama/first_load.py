@@ -1,8 +1,8 @@
 """Try a file for the first time in a child process, since llama.cpp aborts on some damaged or hostile files.
 
 Files that passed are remembered by device, inode, size and modification time. Run as a module, this is the child: it
-runs the caller's check of the file, then maps the file, converts text to tokens and back, creates a small context and
-decodes nothing.
+renders conversations with the chat template, then maps the file, converts text to tokens and back, creates a small
+context and decodes nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "F
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
 TRUSTED = "choose one from a source you trust"
 FIRST_PART = re.compile(r"(?<=-)00001(?=-of-\d{5}\.gguf$)")
+TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"
+LOADED_FILES = "loaded_files.json"
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
 BYTES = "".join(map(chr, range(256)))
@@ -42,22 +44,20 @@ Kind = Literal["model", "vocabulary", "adapter", "template"]
 
 def require_loads(
     path: Path,
-    remembered: Path,
+    records: Path,
     stop: StopFlag,
     *,
-    check: str = "",
     kind: Kind,
     model: Path | None = None,
     emit: Emit = lambda _: None,
 ) -> None:
-    """Raise ModelFileError if a check fails, or llama.cpp crashes, on a file that was not tried before.
+    """Raise ModelFileError if llama.cpp crashes on a file that was not tried before, or its template takes too much.
 
-    `check` is the dotted name of a function of the path, which the child calls first: it may take some seconds, and
-    raises MemoryError if memory does not suffice. `remembered` is a JSON file with the files that passed. Other
-    failures are left to the load itself. A file whose vocabulary alone is used is not mapped: it may have no weights.
-    An adapter is loaded after its `model`, and of a template there is nothing to load. Emits an event before the child
-    starts, which may take seconds.
+    `records` is the directory with the list of files that passed. Other failures are left to the load itself. A file
+    whose vocabulary alone is used is not mapped: it may have no weights. An adapter is loaded after its `model`, and of
+    a template there is nothing to load. Emits an event before the child starts, which may take seconds.
     """
+    remembered = records / LOADED_FILES
     whole = file_key(path)
     key = whole if kind == "model" else f"{whole} {kind}{file_key(model) if model else ''}"
     try:
@@ -67,10 +67,10 @@ def require_loads(
     if key in known or (kind == "vocabulary" and whole in known):
         return
     emit(LoadEvent(0.0))
-    code, lines = _run_child([sys.executable, "-P", "-m", __name__, check, str(model or path), kind, str(path)], stop)
+    code, lines = _run_child([sys.executable, "-P", "-m", __name__, str(model or path), kind, str(path)], stop)
     if code in CRASHES:
         raise ModelFileError(path, f"llama.cpp crashes on it: {_crash_reason(code, lines)}", TRUSTED)
-    if check and code in CHECK_FAILURES:
+    if code in CHECK_FAILURES:
         raise ModelFileError(path, f"its chat template {CHECK_FAILURES[code]}", TRUSTED)
     if code == 0:
         cache_json(remembered, [*known, key][-MAX_REMEMBERED:])
@@ -119,13 +119,13 @@ def limit_resources() -> None:
             resource.setrlimit(limited, (limit, limit + 1))
 
 
-def main(check: str, path: str, kind: Kind, adapter: str) -> None:
+def main(path: str, kind: Kind, adapter: str) -> None:
     """Work of the child, within its limits; the system ends it when time is up."""
     limit_resources()
-    if check:
+    if kind != "adapter":
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
-            resolve_name(check)(Path(path))
+            resolve_name(TRY_TEMPLATE)(Path(path))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -25,24 +25,17 @@ from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.sizes import facts_of
 
 
-def open_llama(
-    options: LoadOptions,
-    emit: Emit,
-    stop: StopFlag,
-    devices_file: Path | None = None,
-    loaded_files: Path | None = None,
-    check: str = "",
-) -> LlamaBackend:
+def open_llama(options: LoadOptions, emit: Emit, stop: StopFlag, records: Path | None = None) -> LlamaBackend:
     """Load the model with llama.cpp on this thread; ModelFileError if it rejects the file.
 
-    The GPUs found are cached in `devices_file`, for commands that do not load llama.cpp. A file that is neither
-    verified nor in `loaded_files` is first loaded in a child process, after a `check`.
+    The GPUs found are recorded in the directory of `records`, for commands that do not load llama.cpp. A file that is
+    neither verified nor recorded there as loaded is first loaded in a child process.
     """
-    if loaded_files:
-        require_loadable(options, loaded_files, check, emit, stop)
+    if records:
+        require_loadable(options, records, emit, stop)
     free = free_memory()
-    if devices_file:
-        save_devices(devices_file, free.devices)
+    if records:
+        save_devices(records, free.devices)
     for notice in option_notices(options, free.devices):
         emit(notice)
     if options.repack is None:
@@ -61,17 +54,17 @@ def open_llama(
     return backend
 
 
-def require_loadable(options: LoadOptions, loaded_files: Path, check: str, emit: Emit, stop: StopFlag) -> None:
-    """Load unverified files in a child process first, unless they are among `loaded_files`. Raises ModelFileError."""
+def require_loadable(options: LoadOptions, records: Path, emit: Emit, stop: StopFlag) -> None:
+    """Load unverified files in a child process first, unless they are recorded as loaded. Raises ModelFileError."""
     file = options.file
     if file.is_verified and not file.adapters:
         return
     from cerebrum_cli.engine.llama.first_load import Kind, require_loads
 
     kind: Kind = "vocabulary" if options.vocabulary_only else "model"
-    require_loads(file.path, loaded_files, stop, check=check, kind=kind, emit=emit)
+    require_loads(file.path, records, stop, kind=kind, emit=emit)
     for path, _ in file.adapters:
-        require_loads(path, loaded_files, stop, kind="adapter", model=file.path, emit=emit)
+        require_loads(path, records, stop, kind="adapter", model=file.path, emit=emit)
 
 
 def plan_repacking(quantization: str | None, *, is_chat: bool = False, is_batch: bool = False) -> bool:

@@ -28,7 +28,7 @@ from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.engine import LogprobScores
-from cerebrum_cli.engine.llama.devices import version
+from cerebrum_cli.engine.local import build_version
 from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.formats.prompt_format import RAW, Markups
 from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows
@@ -114,7 +114,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             "add_bos_token": self._add_bos_token,
             "model_sha256": self._model.source.installation.library.hashed_identity(self._model.model),
             "cerebrum": __version__,
-            "llama.cpp": version(),
+            "llama.cpp": build_version(),
             **self._model.conditions,
         }
 
