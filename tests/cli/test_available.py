@@ -15,7 +15,7 @@ FITS = ["fits", "tight", "too big", None]
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Bytes of memory of this machine, whose speed is that of two cores with AVX-512."""
     monkeypatch.setattr("cerebrum_cli.engine.machine.total_memory", lambda: request.param * GIB)
-    monkeypatch.setattr("cerebrum_cli.engine.speed_file.load_speed", lambda path: Speed(28e9, 120e9))
+    monkeypatch.setattr("cerebrum_cli.engine.speed.load_speed", lambda path: Speed(28e9, 120e9))
     return int(request.param * GIB)
 
 
