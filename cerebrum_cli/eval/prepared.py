@@ -1,0 +1,147 @@
+"""What is evaluated, before any sample is taken: the questions, the model, its settings, and what all depends on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from cerebrum_cli.cli.constraints import read_grammar
+from cerebrum_cli.cli.row_commands import source_fingerprint
+from cerebrum_cli.core.environment import without_home
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.row_events import SHOWN_ERRORS
+from cerebrum_cli.core.settings import Layer, SourcedLayer
+from cerebrum_cli.eval.evaluate import Evaluation
+from cerebrum_cli.eval.presets import Preset, find_preset
+from cerebrum_cli.eval.questions import Match, select
+from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET, given_options, no_reproduction
+from cerebrum_cli.eval.sources import LoadedTask, read_source
+from cerebrum_cli.eval.stored_runs import CHECK, provenance
+from cerebrum_cli.replies.checking import ONLY_HERE, create_check
+from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.terminal.progress import FileProgress
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli.app import App
+    from cerebrum_cli.eval.eval_options import EvalOptions
+
+# Options that deviate from a preset.
+DEVIATING = ("limit", "tool", "template", "examples", "raw", "match", "schema", "grammar", "template_arg")
+LIMITED = "decide --limit beforehand: raising it until a result looks significant finds differences by chance"
+
+
+@frozen
+class PreparedEvaluation:
+    """An evaluation, what generates its samples, and everything that they depend on, by readable names."""
+
+    task: LoadedTask
+    evaluation: Evaluation
+    source: ModelSource
+    fingerprint: JsonObject
+
+    @property
+    def notes(self) -> JsonDict:
+        """What the record of a run remembers for its report."""
+        task, model = self.task, self.source.model
+        is_limited = len(self.evaluation.questions) < len(task.questions)
+        return {
+            "reference": without_home(model.reference),
+            **{key: list(map(without_home, paths)) for key, paths in model.adapter_params.items()},
+            "quantization": model.quantization,
+            "all questions": len(task.questions),
+            "bad_rows": len(task.bad_rows),
+            "remarks": [*task.remarks, LIMITED] if is_limited else [*task.remarks],
+        }
+
+
+def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
+    """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
+    _ = options.window  # an invalid one is refused before questions are downloaded
+    tools = options.find_tools()
+    preset = find_preset(options.preset) if options.preset else None
+    task = read_task(app, source, options, preset)
+    if preset:
+        app.ignore_settings(CONDITION_KEYS)
+    samples = options.samples or task.condition.samples
+    conditions = SourcedLayer({"temperature": task.condition.temperature, "stop": task.stop or None}, origin=PRESET)
+    overrides = SourcedLayer(conditions, overrides)
+    model_source = replace(options.find_source(app, overrides), raw=options.raw)
+    if samples > 1:
+        model_source = model_source.for_samples("--samples")
+    settings = model_source.settings
+    settings = replace(settings, seed=settings.seed or 0)  # compared models draw the same seeds
+    model_source = replace(model_source, settings=settings)
+    if preset:
+        task = with_remark(task, model_source, preset, options)
+    if options.check:
+        require_check(task, model_source)
+    evaluation = Evaluation(
+        select(task.questions, options.limit),
+        samples,
+        settings,
+        model_source.model.label,
+        task.match,
+        read_grammar(options, model_source),
+        task.examples,
+        checks=options.check is not None,
+        is_raw=options.raw,
+        tools=tools,
+    )
+    fingerprint = fingerprint_of(task, evaluation, model_source, options)
+    return PreparedEvaluation(task, evaluation, model_source, fingerprint)
+
+
+def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: EvalOptions) -> LoadedTask:
+    """The task with a remark on what differs from the preset, if anything does."""
+    condition = task.condition
+    deviations = []
+    if options.samples not in (None, condition.samples):
+        deviations.append(f"--samples {options.samples}, not {condition.samples}")
+    deviations += given_options(options, *DEVIATING)
+    remark = no_reproduction(source, preset, {"temperature": condition.temperature}, deviations)
+    if remark is None:
+        return task
+    return replace(task, remarks=(*task.remarks, remark))
+
+
+def fingerprint_of(task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions) -> JsonDict:
+    fingerprint: JsonDict = {
+        **task.fingerprint,
+        **provenance(source),
+        **source_fingerprint(source),
+        **source.fingerprint(evaluation.grammar),
+        **options.tool_record(evaluation.tools),
+    }
+    if options.check:
+        fingerprint[CHECK] = options.check
+    return fingerprint
+
+
+def require_check(task: LoadedTask, source: ModelSource) -> None:
+    """Raise UsageError where programs cannot vote: on code or choices, behind a server, or without a sandbox."""
+    if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
+        raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
+    if source.raw:
+        raise UsageError.conflict("--check", "--raw")
+    if source.servers is not None:
+        raise UsageError(*ONLY_HERE)
+    create_check()
+
+
+def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:
+    with FileProgress(app.streams) as progress:
+        task = read_source(
+            source,
+            progress,
+            preset=preset,
+            template=options.template,
+            examples=options.examples,
+            match=cast(Match | None, options.match),
+            run_code=options.run_code,
+            offline=options.offline,
+        )
+    for bad in task.bad_rows[:SHOWN_ERRORS]:
+        app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
+    return task
