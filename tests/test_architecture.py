@@ -112,8 +112,8 @@ DOORS: Mapping[str, Door] = {
         ("engine", "local", "requests"),
     ),
     "answers": Door(
-        10,
-        ("canonical", "choices", "expected", "extract", "final", "plain_text"),
+        6,
+        ("canonical", "final"),
     ),
     "programs": Door(
         8,

@@ -1,1 +1,4 @@
-"""Find the final answer in a chain of thought, and its normal form; pure functions over strings."""
+"""The final answer in a reply, and its normal form; pure functions.
+
+Public modules: `canonical` and `final`.
+"""

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
-from cerebrum_cli.answers.plain_text import rewriting, rewritten
+from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
 from cerebrum_cli.core.text import Match, Pattern, one_line
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
@@ -51,6 +51,9 @@ _OTHER_SPELLINGS = rewriting(
     (r"\A(-?\d++),(\d{1,2})(?![\d,]|\s\d)", r"\1.\2"),  # a decimal comma
     (r"\A[^≈]++≈([^≈]++)\Z", r"\1"),
 )
+_ROOT = re.compile(r"(?:√|(?<!\\)\bsqrt(?=\())\s?(\d+|\w|\([^()]*\))")
+_LATEX = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "×": "times", "·": "cdot"}
+_SYMBOLS = str.maketrans({character: f"\\{name} " for character, name in _LATEX.items()} | {"−": "-", "°": ""})
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
 _BEFORE_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)(?=[-+])")
 _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the depth of brackets
@@ -83,6 +86,11 @@ def equals_reference(answer: str | None, reference: str) -> bool:
         return False
     form, wanted = canonical(answer), canonical(reference)
     return form == wanted or wanted == _implied(answer, form) or form == _implied(reference, wanted)
+
+
+def latex(answer: str) -> str:
+    """An answer as LaTeX, for other programs that compare answers."""
+    return _ROOT.sub(r"\\sqrt{\1}", plain(answer)).translate(_SYMBOLS)
 
 
 def _implied(text: str, form: str) -> str | None:

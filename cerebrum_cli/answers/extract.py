@@ -37,7 +37,7 @@ from cerebrum_cli.answers.plain_text import (
 )
 from cerebrum_cli.answers.sentence import result, values_alone, values_in
 from cerebrum_cli.answers.values import BRACKETED, MAY_HOLD_VALUE, solved, starts_with_value
-from cerebrum_cli.core.text import Match, Pattern, one_line
+from cerebrum_cli.core.text import Match, Pattern, braced, one_line
 
 _REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
 _NEXT_QUESTION = re.compile(
@@ -104,11 +104,6 @@ _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is *
 
 # The final answer of a reply, and what it states even if truncated; the answer is guessed if they differ.
 Answers = tuple[str | None, str | None]
-
-
-def final_answer(text: str, is_complete: bool = True) -> str | None:
-    """Find the final answer of a reply; None if it has none."""
-    return extract_answers(*own_text(text, is_complete))[0]
 
 
 def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Answers:
@@ -256,16 +251,6 @@ def _conclusion(line: str) -> str | None:
     if before and values and not has_content(values[-1].behind):
         return solved(values[-1].text)
     return None
-
-
-def braced(text: str) -> str:
-    """Text between the brace that opens `text` and the matching one; empty if there is none."""
-    depth = 0
-    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += {"{": 1, "}": -1}.get(mark[0], 0)
-        if not depth and mark[0] == "}":
-            return text[1 : mark.start()]
-    return ""
 
 
 def _value(answer: str) -> str:

@@ -101,3 +101,13 @@ def code_block(text: str, language: str = "") -> str:
     """Text as a code block of Markdown, with a fence that is longer than any run of backticks in it."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def braced(text: str) -> str:
+    """Text between the brace that opens `text` and the matching one; empty if there is none."""
+    depth = 0
+    for mark in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
+        if not depth and mark[0] == "}":
+            return text[1 : mark.start()]
+    return ""

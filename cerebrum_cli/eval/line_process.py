@@ -12,7 +12,6 @@ from importlib import metadata
 from threading import Timer
 from typing import Any
 
-from cerebrum_cli.answers.plain_text import plain
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.text import pip_install
 
@@ -25,9 +24,6 @@ MAX_LENGTH = 300
 _EQUAL = b"1\n"
 # Math-Verify would read words, and the base of a number, as products of variables.
 _TEXT = re.compile(r"(?<![\\A-Za-z])(?!(?:sqrt|array|[bpv]?matrix)\b)[A-Za-z]{4,}|(?<!\\log)_\{?\d")
-_ROOT = re.compile(r"(?:√|(?<!\\)\bsqrt(?=\())\s?(\d+|\w|\([^()]*\))")
-_LATEX = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "×": "times", "·": "cdot"}
-_TRANSLATION = str.maketrans({character: f"\\{name} " for character, name in _LATEX.items()} | {"−": "-", "°": ""})
 
 
 class LineProcess:
@@ -104,15 +100,13 @@ class MathVerify(LineProcess):
         self._known: dict[tuple[str, str], bool] = {}
 
     def is_equal(self, answer: str, reference: str) -> bool:
-        pair = _latex(answer), _latex(reference)
+        from cerebrum_cli.answers.canonical import latex
+
+        pair = latex(answer), latex(reference)
         if pair not in self._known:
             is_text = any(len(text) > MAX_LENGTH or _TEXT.search(text) for text in pair)
             self._known[pair] = not is_text and self.ask(pair, TIMEOUT_S) == _EQUAL
         return self._known[pair]
-
-
-def _latex(text: str) -> str:
-    return _ROOT.sub(r"\\sqrt{\1}", plain(text)).translate(_TRANSLATION)
 
 
 def main() -> None:

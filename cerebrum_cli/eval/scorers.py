@@ -8,11 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
-from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.choices import names
-from cerebrum_cli.answers.expected import Expected
-from cerebrum_cli.answers.extract import own_text
-from cerebrum_cli.answers.final import read_answers
+from cerebrum_cli.answers.final import compare_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
@@ -30,9 +26,6 @@ for line in sys.stdin:
 SCORING_RULES = "scoring"  # key of a fingerprint: the rules that scored a run, such as "1 with Math-Verify 0.9.0"
 MATH_VERIFY = "Math-Verify"
 SCORING_VERSION = 2  # of the rules by which replies are scored; raise it when a score may change
-_WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
-# A sentence that leaves open which of several is the answer, or means another.
-_OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
 
 
 class ScoredAnswer(NamedTuple):
@@ -172,37 +165,11 @@ def require_run_code(run_code: bool) -> None:
 
 
 def score_answer(question: Question, text: str, is_complete: bool) -> ScoredAnswer:
-    expected = _expected(question)
-    answer, stated = read_answers(text, is_complete, expected)
-    is_correct = equals_reference(answer, question.reference)
-    if expected.kind == "words" and not is_correct:
-        is_correct = any(names(sentence, question.reference) for sentence in conclusions(text, answer))
+    answer, stated, is_correct = compare_answer(text, is_complete, question.reference, question.choices)
     basis: Basis = "stated" if answer == stated else "guessed"
     if answer is None:
         basis = "missing"
     return ScoredAnswer(answer, is_correct, basis)
-
-
-def _expected(question: Question) -> Expected:
-    """The kind of answer that a question has, by its reference answer."""
-    if question.choices:
-        return Expected("choice", question.choices)
-    if canonical(question.reference) in ("yes", "no"):
-        return Expected("yes or no")
-    return Expected("words" if is_in_words(question) else "any")
-
-
-def conclusions(text: str, answer: str | None) -> list[str]:
-    """What may hold the answer in words: what is stated, the first line and the last."""
-    own, _ = own_text(text, is_complete=True)
-    lines = [line for line in own.split("\n") if line.strip()]
-    found = [answer or "", *lines[:1], *lines[-1:]]
-    return [line for line in found if not _OPEN.search(line)]
-
-
-def is_in_words(question: Question) -> bool:
-    """Whether words are the correct answer to a question, rather than a choice, a number, a letter, yes or no."""
-    return not question.choices and _WORDS.fullmatch(canonical(question.reference)) is not None
 
 
 def score_exact(question: Question, text: str, is_complete: bool) -> ScoredAnswer:

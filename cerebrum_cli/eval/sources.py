@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 
+from cerebrum_cli.answers.final import is_in_words
 from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.core.errors import PullError, UsageError
 from cerebrum_cli.core.files import exists, translate_os_errors
@@ -21,7 +22,6 @@ from cerebrum_cli.eval.questions import Match, Questions
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
 from cerebrum_cli.eval.scorers import (
     SCORING_RULES,
-    is_in_words,
     reply_scorer,
     require_run_code,
     rules_of,
@@ -104,7 +104,8 @@ def read_source(
 def _remarks_on_questions(questions: Questions, examples: Questions, match: Match) -> Iterator[str]:
     if examples:
         yield f"{format_count(len(examples), 'example')} before each question"
-    if match == "answer" and 2 * sum(map(is_in_words, questions)) > len(questions):
+    in_words = [question for question in questions if not question.choices and is_in_words(question.reference)]
+    if match == "answer" and 2 * len(in_words) > len(questions):
         yield IN_WORDS
 
 

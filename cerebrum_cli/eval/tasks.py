@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import Texts
+from cerebrum_cli.core.text import Texts, braced
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import Convert
 
@@ -92,8 +92,6 @@ def _tested_row(row: JsonObject) -> JsonObject:
 
 def last_boxed(solution: str) -> str:
     r"""Content of the last `\boxed{...}` in a solution of MATH, or the number after it: `\boxed 5$` is 5."""
-    from cerebrum_cli.answers.extract import braced  # its patterns take 50 ms to compile
-
     last = max(solution.rfind(box) for box in BOXES)
     content = solution[last:].removeprefix(BOXES[0]).removeprefix(BOXES[1]).lstrip()
     if content.startswith("{"):

@@ -241,12 +241,12 @@ def _count(form: str, group: Sequence[SampleAnswer]) -> Count:
 
 def _value(output: str) -> str:
     """What a program prints after a label, as the only number of a sentence, or alone in brackets; otherwise all."""
-    from cerebrum_cli.answers.extract import final_answer
+    from cerebrum_cli.answers.final import answers_to
 
     if label := _LABEL.fullmatch(output):
         output = label[1]
     elif len(_WORD.findall(output)) > 2 and len(_AMOUNT.findall(output)) == 1:
-        output = final_answer(output) or output
+        output = answers_to("", output, True)[0] or output
     return _ALONE.sub(r"\2", output)
 
 

@@ -8,11 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from final_answers import final_answer
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cerebrum_cli.answers.canonical import equals_reference
-from cerebrum_cli.answers.extract import _NEXT_QUESTION, final_answer
+from cerebrum_cli.answers.extract import _NEXT_QUESTION
 from cerebrum_cli.answers.phrases import CORRECTION, CORRECTION_WORDS, LABEL_WORDS
 from cerebrum_cli.answers.phrases import LABELS as LABEL_PATTERN
 

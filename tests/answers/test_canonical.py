@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from final_answers import final_answer
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
-from cerebrum_cli.answers.extract import final_answer
 
 
 class Group(TypedDict):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
+from final_answers import final_answer
 from nano.measure import MODEL_FILE, generate, loaded_engine, majority_answer
 from nano.questions import held_out
 
-from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.engine.local_engine import LocalEngine
 

@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from final_answers import final_answer
 
-from cerebrum_cli.answers.extract import final_answer
 from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Match, Question
