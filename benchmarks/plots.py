@@ -36,7 +36,7 @@ from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, Request
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import Model
 
 PARTS = ("throughput", "prompt")
 PROMPT_LENGTH, TOKENS, MAX_SEQUENCES = 128, 64, 64  # 192 tokens: single rows are not padded before position 256
@@ -141,7 +141,7 @@ def decode_rate(model: Path, count: int, tokens: int) -> float:
     return count * tokens / max(finish.timings.decode_s for finish in finishes)
 
 
-def generate(loaded: LoadedModel, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
+def generate(loaded: Model, length: int, settings: Settings, count: int = 1) -> list[FinishEvent]:
     """Generate `count` replies to a prompt of `length` tokens; return their finish events."""
     lines = (LINE.format(length + index, index, index % 97) for index in range(length))
     ids = loaded.engine.vocabulary.tokenize((Text("".join(lines)),))

@@ -132,7 +132,7 @@ def test_library_checks_samples_with_programs(model: Model, monkeypatch: pytest.
             assert code and not test and timeout_s == checking.TIMEOUT_S
             return CodeResult("failed")
 
-    monkeypatch.setattr(checking, "require_sandbox", Failing)
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", Failing)
     vote = model.vote(SUM, 3, check="python", seed=2)
     assert vote.final_answer == "42" and not any(count.is_checked for count in vote.tally.counts)
     assert {reply.program and reply.program.output for reply in vote.replies.values()} == {None}

@@ -18,12 +18,12 @@ from cerebrum_cli.core.settings import MODES, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import Texts, truncate
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
+from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.core.votes import Votes
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.text_tokens import drop_partial_character
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.rows import Results
 
@@ -68,7 +68,7 @@ class BatchOptions:
         return (self.settings.seed + position * self.samples) % SEEDS
 
 
-def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Events:
+def answer_rows(model: Model, rows: Rows, options: BatchOptions, results: Results) -> Events:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
 
     Rows that cannot be answered get an error. The caller completes the results; after a cancel, rows are missing.
@@ -77,7 +77,7 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
     model.check_settings(options.settings)
     yield results.progress
     asked = rows_to_ask(model, rows, options, results)
-    for event in run_rows(model, asked, in_order=results.in_order):
+    for event in model.run_rows(asked, in_order=results.in_order):
         if not isinstance(event, Outcome):
             yield event
         elif isinstance(event.result, Reply) and event.result.finish_reason == "cancelled":
@@ -88,7 +88,7 @@ def answer_rows(model: LoadedModel, rows: Rows, options: BatchOptions, results: 
             yield results.progress
 
 
-def rows_to_ask(model: LoadedModel, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
+def rows_to_ask(model: Model, rows: Rows, options: BatchOptions, results: Results) -> Iterator[Row]:
     positions = rows if isinstance(rows, Mapping) else range(len(rows))
     names = (*options.models, *model.engine.served_models)
     notices = RowNotices()
@@ -166,7 +166,7 @@ def refuse_other_model(row: InputRow, models: Sequence[str]) -> InputRow:
     return replace(row, error=RowError(REFUSED, message), conversation=None)
 
 
-def keep_tokens(model: LoadedModel, row: Row, reply: Reply, results: Results) -> None:
+def keep_tokens(model: Model, row: Row, reply: Reply, results: Results) -> None:
     """Keep the tokens of an interrupted reply, which the next run continues.
 
     Not if its seed is to give the same reply again, or something counts its samples or tokens from the beginning.

@@ -29,7 +29,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_fields import InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, text_digest, well_formed
 from cerebrum_cli.replies.concurrent_rows import Outcome
-from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.rows import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, votes_object
 
@@ -220,7 +220,7 @@ def reply_values(reply: Reply, request: Ask) -> JsonDict:
 
 def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
     """Why a reply does not match the grammar, if it does not."""
-    notice = reply_notice(reply, larger_context, grammar)
+    notice = reply.notice(larger_context, grammar)
     if notice is None:
         return None
     return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))

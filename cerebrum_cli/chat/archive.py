@@ -31,8 +31,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Match, code_block, format_utc, one_line
 from cerebrum_cli.engine.local import clear_prompt_cache
 from cerebrum_cli.formats.prompt_format import THINK
-from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import ModelSource
 
 UNITS_S = {"d": 86_400, "w": 604_800}
@@ -183,7 +182,7 @@ def export_transcript(source: ModelSource, store: Store, session: Session) -> st
         return _transcript(loaded, store, session)
 
 
-def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
+def _transcript(loaded: Model, store: Store, session: Session) -> str:
     messages, settings = store.messages(session), loaded.source.settings
     if not messages:
         return format_transcript(loaded, load_conversation(store, session, loaded.model, settings))
@@ -195,7 +194,7 @@ def _transcript(loaded: LoadedModel, store: Store, session: Session) -> str:
     return format_transcript(loaded, conversation)
 
 
-def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
+def format_transcript(model: Model, conversation: Conversation) -> str:
     if not (conversation.messages and conversation.messages[-1].role == "assistant"):
         return f"{model.preview(conversation)[0]}\n"
     last = conversation.messages[-1]
@@ -207,7 +206,7 @@ def format_transcript(model: LoadedModel, conversation: Conversation) -> str:
     return f"{prompt}{last.content}\n"
 
 
-def export_to_file(path: Path, store: Store, session: Session, loaded: LoadedModel) -> None:
+def export_to_file(path: Path, store: Store, session: Session, loaded: Model) -> None:
     """Export a session to a new file, in the format of its suffix. Raises UsageError if that is not possible."""
     export_format = SUFFIX_FORMATS.get(path.suffix)
     if export_format is None:

@@ -36,7 +36,6 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.loaded_model import MIN_CACHED_TOKENS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.replies.voting import MajorityVote
@@ -256,7 +255,7 @@ class Chat:
         """
         notice = None
         if self.session and self.session.leaf and not (session and session.leaf == self.session.leaf):
-            notice = self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation, empties=True)
+            notice = self.loaded.save_prompt_cache(self.conversation, empties=True)
         if session:
             session = self.history.acquire(session)
         else:
@@ -316,7 +315,7 @@ class Chat:
     def _change_model(self, source: ModelSource) -> Events:
         """Load another model, or the same with other options; after a failure, open the previous one again."""
         previous = self._source
-        if notice := self.loaded.save_prompt_cache(MIN_CACHED_TOKENS, self.conversation):
+        if notice := self.loaded.save_prompt_cache(self.conversation):
             yield notice
         try:
             self._reopen(source)
@@ -339,9 +338,7 @@ class Chat:
     def close(self) -> NoticeEvent | None:
         """Save the prompt cache, and release model and session; return a notice if saving failed."""
         try:
-            return self.loaded.save_prompt_cache(
-                MIN_CACHED_TOKENS, self.conversation, is_slow=lambda tokens: tokens >= MIN_PREFIX_TOKENS
-            )
+            return self.loaded.save_prompt_cache(self.conversation, is_slow=lambda tokens: tokens >= MIN_PREFIX_TOKENS)
         finally:
             self.loaded.close()
             self.history.close()

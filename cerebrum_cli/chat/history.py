@@ -18,10 +18,10 @@ from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import CONFIG, RECOMMENDED, SAMPLING_KEYS, SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.library.model import InstalledModel, absolute_reference
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.text_tokens import drop_partial_character
 
 PARAMS = (*(key for key in SAMPLING_KEYS if key != "seed"), "think", "keep_reasoning")
 CHAT_TEMPLATE = "chat_template"
@@ -106,7 +106,7 @@ class History:
         session: Session | None,
         conversation: Conversation,
         reply: Reply,
-        loaded: LoadedModel,
+        loaded: Model,
         settings: Settings,
         continued: StoredMessage | None = None,
         name: str | None = None,
@@ -146,7 +146,7 @@ def with_kept(earlier: JsonObject, params: JsonObject) -> JsonDict:
 
 
 def reply_metadata(
-    reply: Reply, loaded: LoadedModel, params: JsonDict, unfinished: str | None = "cancelled"
+    reply: Reply, loaded: Model, params: JsonDict, unfinished: str | None = "cancelled"
 ) -> ReplyMetadata:
     """How a reply was generated; `unfinished` is the reason to finish of one that has not come to an end."""
     metadata = ReplyMetadata(
@@ -272,7 +272,7 @@ def can_continue(last: StoredMessage, model: InstalledModel) -> bool:
     return is_cut_off and not model.is_served and has_valid_tokens(last, model)
 
 
-def without_partial_character(stored: StoredMessage, model: LoadedModel) -> StoredMessage:
+def without_partial_character(stored: StoredMessage, model: Model) -> StoredMessage:
     """A reply to continue, without the tokens of a character that it ends within, which are generated again."""
     message, tokens = stored.message, stored.message.tokens or ()
     whole = drop_partial_character(model.engine.vocabulary, tokens)

@@ -22,11 +22,10 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
 from cerebrum_cli.core.events import Event, Events, FinishEvent, NoticeEvent
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.loaded_model import REPLY_FRACTION
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
 
@@ -68,10 +67,8 @@ class ReplyRecorder:
         if notice := self._make_room():
             yield notice
         if majority_vote:
-            from cerebrum_cli.replies.concurrent_rows import vote_events
-
             try:
-                yield from vote_events(self.loaded, self._request, majority_vote)
+                yield from self.loaded.vote_events(self._request, majority_vote)
             finally:
                 self.reply = majority_vote.reply or self.reply
         else:
@@ -208,8 +205,7 @@ def messages_to_drop(
     room for another one, up to half of the context.
     """
     tokens = count(conversation)
-    room = max(context_size // REPLY_FRACTION, min(longest, context_size // 2))
-    room = min(max_tokens or context_size, room)
+    room = reply_room(context_size, max_tokens, longest)
     if tokens + room <= context_size:
         return 0
     target = min(context_size - room, tokens - context_size // DROP_FRACTION)

@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, Outpu
 from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.replies.reply import LONG_PROMPT, Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import UncertainToken
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.tally import Tally
     from cerebrum_cli.replies.voting import MajorityVote
     from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.streams import Streams
 
-MAJORITY = 0.5
 TIMING_DIGITS = {  # decimals of what `--json` prints
     "load_s": 4,
     "prefill_s": 4,
@@ -213,12 +211,11 @@ class AnswerPrinter:
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.replies.concurrent_rows import vote_events
         from cerebrum_cli.replies.voting import MajorityVote
 
         vote = MajorityVote(votes)
         try:
-            events = vote_events(self.loaded, self.request, vote)
+            events = self.loaded.vote_events(self.request, vote)
             render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
             if vote.reply:
                 self._inspect(vote.reply)
@@ -229,7 +226,7 @@ class AnswerPrinter:
                 self._save_prompt_cache(vote.finished_samples)
         if reply:
             self._require_complete(reply)
-            self._require_winner(vote.tally, reply)
+            self._require_winner(vote, reply)
 
     def _print_vote(self, vote: MajorityVote, reply: Reply) -> None:
         from cerebrum_cli.results.rows import votes_object
@@ -269,30 +266,19 @@ class AnswerPrinter:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
         if self.open_history is None:
             return
-        notice = self.loaded.save_prompt_cache(
-            LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
-            self.request.conversation,
-            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
-        )
+        notice = self.loaded.save_prompt_of(replies, self.request.conversation)
         if notice:
             self.streams.notice(notice)
 
-    def _require_winner(self, tally: Tally, reply: Reply) -> None:
+    def _require_winner(self, vote: MajorityVote, reply: Reply) -> None:
         """Print a notice about a winner without a majority. Raises NoAnswer without one, and for a tie with --final."""
-        from cerebrum_cli.replies.voting import MORE_SAMPLES, NOT_CHECKED, outcome_notice
-
-        notice = outcome_notice(tally)
-        if tally.leader is None:
-            problem = f"no final answer in {format_count(tally.samples, 'sample')}"
+        notice = vote.notice
+        if vote.tally.leader is None:
+            problem = f"no final answer in {format_count(vote.tally.samples, 'sample')}"
             raise NoAnswer(problem, self._hint_to_read(reply, "a final answer"))
-        if notice and (self.options.final or not tally.winner):
+        if notice and (self.options.final or not vote.tally.winner):
             raise NoAnswer(notice.message, notice.hint)
-        if not notice and tally.votes.checks and not tally.leader.is_checked:
-            notice = NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
-        elif not notice and tally.agreement < MAJORITY and not tally.leader.is_checked:
-            problem = f"the winner has only {tally.leader.count} of {tally.samples} votes"
-            notice = NoticeEvent(problem, MORE_SAMPLES)
-        self.streams.report(notice)
+        self.streams.report(notice or vote.doubt)
 
     def _inspect(self, reply: Reply) -> None:
         """Find the least certain tokens of a reply, if the options ask for them."""
@@ -310,10 +296,10 @@ class AnswerPrinter:
         """Print a notice about an incomplete reply. Raises NoAnswer if its grammar makes it useless."""
         larger_context = self.loaded.engine.larger_context
         grammar = self.request.grammar
-        if grammar and (mismatch := reply_notice(reply, larger_context, grammar)):
+        if grammar and (mismatch := reply.notice(larger_context, grammar)):
             constraint = "schema" if grammar.is_schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
-        notice = reply_notice(reply, larger_context)
+        notice = reply.notice(larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = notice._replace(hint=notice.hint + self._continuation)
         self.streams.report(notice)

@@ -135,9 +135,9 @@ class GenerationOptions(ConstrainedOptions):
 
         votes = parse_votes(self.votes).needing(self.min_votes).checked_by(self.check, self.min_checked or 0)
         if votes.checks:
-            from cerebrum_cli.replies.checking import create_check
+            from cerebrum_cli.programs.sandbox import require_sandbox
 
-            create_check()  # raises an error without a sandbox, before the model is loaded
+            require_sandbox()  # raises an error without a sandbox, before the model is loaded
         return votes
 
 

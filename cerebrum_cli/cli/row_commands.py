@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict
-    from cerebrum_cli.replies.loaded_model import LoadedModel
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
 
@@ -37,7 +37,7 @@ class Work(NamedTuple):
 
     rows: Any
     samples: int
-    answer: Callable[[LoadedModel], Events]
+    answer: Callable[[Model], Events]
     answer_block: Callable[..., Events]
 
 

@@ -25,8 +25,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S, in_directory
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
 from cerebrum_cli.results.rows import SERVERS, FinishedRows, Results
 
@@ -223,7 +222,7 @@ class NodeJob:
         llama = f"{library.version} ({' '.join(library.cpu_features)})"
         return answer, [{"kind": "ray", "build": llama, "processor": library.hardware}]
 
-    def answer(self, model: LoadedModel, block: bytes) -> bytes:
+    def answer(self, model: Model, block: bytes) -> bytes:
         result, tokens, notices = BlockResult(), 0, list[NoticeEvent]()
         for event in self.answer_block(model, pickle.loads(block), results=result):
             if isinstance(event, events.FinishEvent):

@@ -233,6 +233,15 @@ def fold(*layers: Layer) -> Settings:
     return Settings(**values, origins=merged.origins)
 
 
+def reply_room(context_size: int, max_tokens: int | None, longest: int = 0) -> int:
+    """Tokens that a reply needs in a context: 1/8 of it, or as many as the longest so far, up to half of it.
+
+    At most its maximum tokens.
+    """
+    room = max(context_size // 8, min(longest, context_size // 2))
+    return min(max_tokens or context_size, room)
+
+
 def keys_of(name: str) -> Texts:
     """Keys that a name stands for, which may have dashes; none if it is unknown."""
     key = name.replace("-", "_")

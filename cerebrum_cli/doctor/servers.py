@@ -15,7 +15,7 @@ from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import ModelSource, Servers
 from cerebrum_cli.servers.client import BusyServerError, Endpoint, server_text
 from cerebrum_cli.servers.description import probe
@@ -132,7 +132,7 @@ def _problems_of(reply: Reply, larger_context: str) -> list[tuple[str, str]]:
     reason = reply.finish.reason
     if reason == "cancelled":
         return [(f"stopped after {REPLY_TIMEOUT_S:g} s", SLOW)]
-    notice = reply_notice(reply, larger_context)
+    notice = reply.notice(larger_context)
     if notice and reason != "length":  # the limit of this check
         return [(notice.message, notice.hint)]
     if reason == "stop" and ANSWER not in re.findall(r"\d+", reply.text):

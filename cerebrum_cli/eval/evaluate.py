@@ -32,8 +32,8 @@ from cerebrum_cli.eval.questions import (
 )
 from cerebrum_cli.eval.report import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.concurrent_rows import Outcome, Row
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.results.rows import FAILED, FINISHED, ResultRows, Results, program_object
 
@@ -196,7 +196,7 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(evaluation: Evaluation, model: LoadedModel, missing: Iterable[int], results: Results) -> Events:
+def evaluate(evaluation: Evaluation, model: Model, missing: Iterable[int], results: Results) -> Events:
     """Take missing samples, by their positions; yield all events, and an EvalProgress whenever a sample is finished.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
@@ -209,7 +209,7 @@ def evaluate(evaluation: Evaluation, model: LoadedModel, missing: Iterable[int],
     with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
         writer = SampleWriter(evaluation, results, scorer)
         yield writer.score.event
-        for event in run_rows(model, rows, scope, sorts=False):  # the score so far is that of a random sample
+        for event in model.run_rows(rows, scope, sorts=False):  # the score so far is that of a random sample
             if isinstance(event, Outcome):
                 yield from writer.take(event)
             else:

@@ -19,7 +19,6 @@ from cerebrum_cli.eval.questions import Match, select
 from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET, given_options, no_reproduction
 from cerebrum_cli.eval.sources import LoadedTask, read_source
 from cerebrum_cli.eval.stored_runs import CHECK, provenance
-from cerebrum_cli.replies.checking import ONLY_HERE, create_check
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.terminal.progress import FileProgress
 
@@ -125,9 +124,7 @@ def require_check(task: LoadedTask, source: ModelSource) -> None:
         raise UsageError("--check applies to answers that a program can compute", "omit --check, --match and choices")
     if source.raw:
         raise UsageError.conflict("--check", "--raw")
-    if source.servers is not None:
-        raise UsageError(*ONLY_HERE)
-    create_check()
+    source.require_check()
 
 
 def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from threading import Event
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.programs.code import first_program
-from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program
+
+if TYPE_CHECKING:
+    from cerebrum_cli.programs.sandbox import Sandbox
 
 QUESTION = (
     "Now write a short Python program that computes the answer from the numbers in the question, and prints only the"
@@ -24,7 +28,6 @@ QUESTION = (
 STOP = ("\n```\n",)
 MAX_TOKENS = 400
 TIMEOUT_S = 5.0
-ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
 PLACE = "☃"  # stands for the reply, to find where a conversation continues after one
 
 
@@ -43,6 +46,8 @@ def with_check(model: LoadedModel, prepared: Request, request: Ask) -> Request:
 
 def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
     """A function that runs the program in a reply, until `scope` is set. Raises UsageError without a sandbox."""
+    from cerebrum_cli.programs.sandbox import require_sandbox
+
     sandbox = require_sandbox()
     sandbox.is_closed = scope or sandbox.is_closed
     return partial(run_program, sandbox)

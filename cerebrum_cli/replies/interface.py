@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.events import RefusedEvent, raise_refusals
+from cerebrum_cli.core.events import Event, Events, RefusedEvent, raise_refusals
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import LOAD_KEYS, MAX_PARALLEL, OPTIONS, Layer, Settings, SourcedLayer, fold
@@ -21,7 +21,8 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.source import Installation, ModelSource, Servers
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.engine import Score
+    from cerebrum_cli.engine.engine import CancelScope, Score
+    from cerebrum_cli.replies.concurrent_rows import Outcome, Row
     from cerebrum_cli.replies.voting import MajorityVote
 
 Question = str | Conversation | Sequence[Mapping[str, str]]
@@ -98,7 +99,7 @@ class Model(LoadedModel):
         that cannot be answered when all others are done.
         """
         from cerebrum_cli.core.votes import parse_votes
-        from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
+        from cerebrum_cli.replies.concurrent_rows import Outcome, Row
         from cerebrum_cli.replies.voting import MajorityVote
 
         if samples is not None:
@@ -123,7 +124,7 @@ class Model(LoadedModel):
                 yield Row(index, request, MajorityVote(votes) if votes else None)
 
         error: CerebrumError | None = None
-        with closing(run_rows(self, rows())) as events:
+        with closing(self.run_rows(rows())) as events:
             for row, _, result, _ in (event for event in events if isinstance(event, Outcome)):
                 if isinstance(result, RefusedEvent):
                     error = error or result.error
@@ -134,6 +135,24 @@ class Model(LoadedModel):
                     yield result
         if error:
             raise error
+
+    def run_rows(
+        self,
+        rows: Iterable[Row],
+        scope: CancelScope | None = None,
+        in_order: bool = False,
+        sorts: bool = True,
+    ) -> Generator[Event | Outcome, None, None]:
+        """Answer rows, as `concurrent_rows` describes; yield all events, and an Outcome for all that finishes."""
+        from cerebrum_cli.replies.concurrent_rows import run_rows
+
+        return run_rows(self, rows, scope, in_order, sorts)
+
+    def vote_events(self, request: Ask, vote: MajorityVote) -> Events:
+        """Yield the events of all samples, and each new tally. Raises the error of a sample if all were refused."""
+        from cerebrum_cli.replies.concurrent_rows import vote_events
+
+        return vote_events(self, request, vote)
 
     def score(self, context: str, continuations: Sequence[str]) -> tuple[Score, ...]:
         """Log-probabilities of texts after a context, whose special tokens are recognized. Raises EngineError."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
-from cerebrum_cli.core.ask import Ask
+from cerebrum_cli.core.ask import AnswerNow, Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
@@ -25,25 +25,23 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
-from cerebrum_cli.core.vocabulary import detokenize, least_tokens
+from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.formats.choice import ChosenFormat
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
+from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
+from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.text_tokens import resolve_biases
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import GivenReply
 
 TRIAL = Conversation(system_prompt="4567890").user("1234567")  # digits, which no template changes
-REPLY_FRACTION = 8  # a reply needs 1/8 of the context, or its maximum tokens if fewer
 GROWTH_STEP = 256  # tokens that llama.cpp rounds contexts up to
 MIN_CACHED_TOKENS = 64  # fewer are evaluated as fast as they are read from disk
 NO_TOOLS = NoticeEvent("the prompt format does not support functions", "they are listed in the system prompt instead")
@@ -330,10 +328,10 @@ class LoadedModel:
 
     def save_prompt_cache(
         self,
-        min_tokens: int | None,
         conversation: Conversation | None = None,
         empties: bool = False,
         is_slow: Callable[[int], bool] | None = None,
+        min_tokens: int | None = MIN_CACHED_TOKENS,
     ) -> NoticeEvent | None:
         """Save `min_tokens` or more evaluated tokens, of one conversation or all. Return a notice if that fails.
 
@@ -356,6 +354,14 @@ class LoadedModel:
             return NoticeEvent(f"prompt cache not saved: {error.message}", error.hint)
         return None
 
+    def save_prompt_of(self, replies: Sequence[Reply], conversation: Conversation) -> NoticeEvent | None:
+        """Save the prompt of replies, and the prefix that such prompts share, if they took long to evaluate."""
+        return self.save_prompt_cache(
+            conversation,
+            is_slow=lambda tokens: any(reply.has_slow_prefill(tokens) for reply in replies),
+            min_tokens=LONG_PROMPT if any(reply.has_long_prompt for reply in replies) else None,
+        )
+
     def cancel(self) -> None:
         self.engine.cancel()
 
@@ -374,7 +380,7 @@ class LoadedModel:
     def _make_room(self, tokens: int, settings: Settings) -> None:
         """Double what a prompt needs, unless the context has room, or its size was chosen. Raises PromptTooLong."""
         size, trained, source = self.engine.context_size, self.model.trained_context, self.source
-        room = min(settings.max_tokens or size, size // REPLY_FRACTION)
+        room = reply_room(size, settings.max_tokens)
         may_grow = source.caches_prompts and not source.settings.ctx and settings.overflow != "stop"
         if may_grow and not self.is_remote and tokens + room > size and tokens < trained:
             doubled = 2 * tokens
@@ -384,7 +390,7 @@ class LoadedModel:
     def grow(self, length: int) -> None:
         """Enlarge the context for the next prompt, as far as memory allows, with a notice."""
         size = self.engine.context_size
-        self.save_prompt_cache(MIN_CACHED_TOKENS)
+        self.save_prompt_cache()
         self.engine.grow(length)
         if self.engine.context_size > size:
             problem = f"increasing the context from {size} to {self.engine.context_size} tokens"

@@ -274,46 +274,47 @@ class Reply:
             return None
         return self.final_answer
 
+    def notice(self, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
+        """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+
+        With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
+        """
+        finish = self.finish
+        tokens = f"{finish.completion_tokens} tokens"
+        is_blank = not (self.text.strip() or finish.calls)
+        is_reasoning = is_blank and self.reasoning is not None
+        if grammar and grammar.is_schema and finish.by_stop_string:
+            return NoticeEvent("a stop string ended the answer", "omit --stop")
+        if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
+            hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
+            return NoticeEvent("the reply ended while reasoning, before an answer", hint)
+        match finish.reason:
+            case "context":
+                size = f" of {finish.context_size} tokens" if finish.context_size else ""
+                problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
+                advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
+                return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
+            case "length":
+                stage = " of reasoning" if is_reasoning else ""
+                return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
+            case "repetition":
+                hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
+                return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
+            case "stop" if is_reasoning:
+                limit = "--think N" if finish.context_size else "a larger context of the server"
+                hint = f"read it with --show-thinking, or use --think off or {limit}"
+                return NoticeEvent("the reply has only reasoning, no answer", hint)
+            case "stop" if is_blank and finish.context_size:
+                return NoticeEvent(
+                    "the model's answer is blank", "check the prompt format with --dry-run, or ask again"
+                )
+            case "stop" if is_blank:  # a server makes the prompt
+                return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
+        return None
+
 
 def mean_probability(logprobs: Sequence[float]) -> float:
     """Geometric mean of probabilities, from their logarithms; 0 without any."""
     if not logprobs:
         return 0.0
     return round(exp(fsum(logprobs) / len(logprobs)), PROBABILITY_DIGITS)
-
-
-def reply_notice(reply: Reply, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
-    """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
-
-    With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
-    """
-    finish = reply.finish
-    tokens = f"{finish.completion_tokens} tokens"
-    is_blank = not (reply.text.strip() or finish.calls)
-    is_reasoning = is_blank and reply.reasoning is not None
-    if grammar and grammar.is_schema and finish.by_stop_string:
-        return NoticeEvent("a stop string ended the answer", "omit --stop")
-    if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
-        hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
-        return NoticeEvent("the reply ended while reasoning, before an answer", hint)
-    match finish.reason:
-        case "context":
-            size = f" of {finish.context_size} tokens" if finish.context_size else ""
-            problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
-            advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
-            return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
-        case "length":
-            stage = " of reasoning" if is_reasoning else ""
-            return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
-        case "repetition":
-            hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
-            return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
-        case "stop" if is_reasoning:
-            limit = "--think N" if finish.context_size else "a larger context of the server"
-            hint = f"read it with --show-thinking, or use --think off or {limit}"
-            return NoticeEvent("the reply has only reasoning, no answer", hint)
-        case "stop" if is_blank and finish.context_size:
-            return NoticeEvent("the model's answer is blank", "check the prompt format with --dry-run, or ask again")
-        case "stop" if is_blank:  # a server makes the prompt
-            return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
-    return None

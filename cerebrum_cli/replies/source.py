@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.config import Config, read_config
-from cerebrum_cli.core.errors import GrammarError
+from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.servers.client import Endpoint
 
 PROMPTS = "prompts"  # in the configuration directory
+ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
 CHAT_SLOTS = 16  # one sequence, except for votes
 AUTO_PARALLEL = 64  # sequences; more than this was nowhere faster
 MAX_TEMPLATE_BYTES = 2**20
@@ -285,6 +286,14 @@ class ModelSource:
         elif grammar.kind != "gbnf":
             raise GrammarError(f"servers take GBNF, not {grammar.kind}", "convert it to GBNF, or use a local model")
         return None
+
+    def require_check(self) -> None:
+        """Raise UsageError where programs cannot check answers: behind servers, and without a sandbox."""
+        from cerebrum_cli.programs.sandbox import require_sandbox
+
+        if self.servers is not None:
+            raise UsageError(*ONLY_HERE)
+        require_sandbox()
 
     @property
     def reload_key(self) -> tuple[object, ...]:

@@ -20,6 +20,7 @@ from cerebrum_cli.replies.tally import Tally
 
 SampleEvent = TokenEvent | FinishEvent | RefusedEvent | AlternativesEvent
 NOT_CHECKED = "no reply and program agree on an answer"
+MAJORITY = 0.5
 MORE_SAMPLES = "take more samples, or ask a more specific question"  # hint for a vote without a clear winner
 
 
@@ -136,22 +137,34 @@ class MajorityVote:
             return reply.text
         return f"{reply.text}\n\n```python\n{reply.program.code.strip()}\n```\n\n{reply.program.output}"
 
-
-def outcome_notice(tally: Tally) -> NoticeEvent | None:
-    """A notice that no answer has won, or that several are tied."""
-    leader, votes, number = tally.leader, tally.votes, tally.samples
-    if leader is None:
-        return None
-    if tally.winner:
-        if not tally.tied:
+    @property
+    def notice(self) -> NoticeEvent | None:
+        """A notice that no answer has won, or that several are tied."""
+        tally, leader = self.tally, self.tally.leader
+        if leader is None:
             return None
-        problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
-    elif leader.satisfies(replace(votes, needed=1)):
-        problem = f"the leading answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
-    elif leader.is_checked:
-        problem = (
-            f"the leading answer has {leader.programs} of the {votes.needed_checked} programs that min_checked requires"
-        )
-    else:
-        problem = f"{NOT_CHECKED} (min_checked={votes.needed_checked})"
-    return NoticeEvent(problem, MORE_SAMPLES)
+        votes, number = tally.votes, tally.samples
+        if tally.winner:
+            if not tally.tied:
+                return None
+            problem = f"{len(tally.tied)} answers are tied with {leader.count} of {number} votes each"
+        elif leader.satisfies(replace(votes, needed=1)):
+            problem = f"the leading answer has {leader.count} of {number} votes, fewer than --min-votes {votes.needed}"
+        elif leader.is_checked:
+            needed = f"the {votes.needed_checked} programs that min_checked requires"
+            problem = f"the leading answer has {leader.programs} of {needed}"
+        else:
+            problem = f"{NOT_CHECKED} (min_checked={votes.needed_checked})"
+        return NoticeEvent(problem, MORE_SAMPLES)
+
+    @property
+    def doubt(self) -> NoticeEvent | None:
+        """A notice that the answer that has won is not checked by a program, or has no majority."""
+        tally, leader = self.tally, self.tally.leader
+        if leader is None or leader.is_checked:
+            return None
+        if tally.votes.checks:
+            return NoticeEvent(f"{NOT_CHECKED}, so the winner is not checked", MORE_SAMPLES)
+        if tally.agreement >= MAJORITY:
+            return None
+        return NoticeEvent(f"the winner has only {leader.count} of {tally.samples} votes", MORE_SAMPLES)

@@ -16,9 +16,8 @@ from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.core.token_ids import TokenIds
 
 if TYPE_CHECKING:
-    from cerebrum_cli.replies.loaded_model import LoadedModel
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.reply import Reply
-    from cerebrum_cli.replies.tally import Count, Tally
     from cerebrum_cli.replies.voting import MajorityVote
 
 FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
@@ -161,7 +160,7 @@ class Results:
             with suppress(BatchError):  # of a full disk: what went wrong before it matters more
                 self.write_notes({**self.notes, key: [*known, *new]})
 
-    def noting_origins(self, events: Events, model: LoadedModel) -> Events:
+    def noting_origins(self, events: Events, model: Model) -> Events:
         """Yield events, and note what generates the rows once there are some, since the process may be killed.
 
         These are the servers, also as they change, or the hardware and the options of this machine.
@@ -256,34 +255,29 @@ def program_object(reply: Reply) -> JsonDict:
 def votes_object(vote: MajorityVote) -> JsonDict:
     """The object that `--json` prints of a vote; of programs only if they check it."""
     tally = vote.tally
+    counts = [{"answer": count.answer, "count": count.count} for count in tally.counts]
+    samples = {sample: vote_object(reply) for sample, reply in sorted(vote.replies.items())}
     known = {
         "sample_count": tally.samples,
         "winner": vote.final_answer,
         "tie": bool(tally.tied),
-        "tally": [count_object(count, tally.votes.checks) for count in tally.counts],
+        "tally": counts,
         "agreement": round(tally.agreement, 4),
     }
     if tally.votes.checks:
         known["checked"] = tally.winner is not None and tally.winner.is_checked
-    known["samples"] = [vote_object(reply, tally, sample) for sample, reply in sorted(vote.replies.items())]
-    return known
+        for object, count in zip(counts, tally.counts, strict=True):
+            object |= {"replies": count.replies, "programs": count.programs}
+        for sample, object in samples.items():
+            object |= program_object(vote.replies[sample])
+            object["checked"] = tally.answers[sample].is_checked
+    return {**known, "samples": list(samples.values())}
 
 
-def count_object(count: Count, checks: bool) -> JsonDict:
-    known = {"answer": count.answer, "count": count.count}
-    if checks:
-        known |= {"replies": count.replies, "programs": count.programs}
-    return known
-
-
-def vote_object(reply: Reply, tally: Tally, sample: int) -> JsonDict:
-    known = {
+def vote_object(reply: Reply) -> JsonDict:
+    return {
         "seed": reply.finish.seed,
         "text": reply.text,
         "final_answer": reply.vote,
         "finish_reason": reply.finish.reason,
     }
-    if tally.votes.checks:
-        known |= program_object(reply)
-        known["checked"] = tally.answers[sample].is_checked
-    return known

@@ -24,7 +24,7 @@ from cerebrum_cli.terminal.streams import DIM, Streams
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
 
 if TYPE_CHECKING:
-    from cerebrum_cli.replies.reply_controls import AnswerNow
+    from cerebrum_cli.core.ask import AnswerNow
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")

@@ -14,8 +14,7 @@ from cerebrum_cli.core.conversation import Conversation, Message, Text
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.interface import Model, open_source
 
 SUMS = Conversation(system_prompt="Be brief.").user("What is 2 + 2?\n").assistant("Four.", (1, 2)).user("And 3 + 3?")
 SHAREGPT = {
@@ -159,7 +158,7 @@ OWN, OTHER = ReplyMetadata(model="small", finish_reason="stop"), ReplyMetadata(m
 
 
 @pytest.fixture
-def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[LoadedModel]:
+def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[Model]:
     """The small model, with only its vocabulary loaded."""
     small = open_source(source_of(chatml_model, fold({}), "small", vocabulary_only=True))
     list(small.load())
@@ -175,7 +174,7 @@ def create_session(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Sessi
     return session
 
 
-def transcript(store: Store, session: Session, loaded: LoadedModel) -> str:
+def transcript(store: Store, session: Session, loaded: Model) -> str:
     assert store.path
     path = store.path.with_name("talk.txt")
     export_to_file(path, store, session, loaded)
@@ -184,7 +183,7 @@ def transcript(store: Store, session: Session, loaded: LoadedModel) -> str:
     return text
 
 
-def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: LoadedModel) -> None:
+def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: Model) -> None:
     second = Message("assistant", "Second.", loaded.engine.vocabulary.tokenize((Text("Second."),)))
     session = create_session(store, (Message("assistant", "First.", (31999, 7)), OTHER), (second, OWN))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.{SECOND_PROMPT}Second.\n"
@@ -192,7 +191,7 @@ def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: L
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}First.\n"
 
 
-def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: LoadedModel) -> None:
+def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: Model) -> None:
     tokens = loaded.engine.vocabulary.tokenize((Text("<think>", True), Text("hm")))
     metadata = ReplyMetadata(reasoning="hm", model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
     session = create_session(store, (Message("assistant", "", tokens), metadata))

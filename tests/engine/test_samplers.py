@@ -23,6 +23,7 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.vocabulary import resolve_biases
 from cerebrum_cli.engine import scheduler
 from cerebrum_cli.engine.guidance import byte_matcher
 from cerebrum_cli.engine.llama.bindings import llama
@@ -32,7 +33,6 @@ from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.replies.text_tokens import resolve_biases
 
 A = ord("a") - ord("!")
 CHANGES: dict[str, dict[str, Any]] = {

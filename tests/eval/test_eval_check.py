@@ -14,6 +14,7 @@ from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
 from cerebrum_cli.programs.sandbox import CodeResult
 from cerebrum_cli.replies import checking
+from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program, Tally
 
 
@@ -39,7 +40,7 @@ QUESTIONS = [{"question": "2 + 2?", "answer": "4"}, {"question": "2 + 3?", "answ
 
 @pytest.fixture
 def exam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(checking, "require_sandbox", Printing)
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", Printing)
     path = tmp_path / "exam.jsonl"
     path.write_text("".join(f"{json.dumps(question)}\n" for question in QUESTIONS))
     return path
@@ -76,7 +77,7 @@ def test_eval_check_reports_votes_with_programs_beside_others(tmp_path: Path, ex
     ("arguments", "part"),
     [
         (("--check", "perl"), "invalid --check: 'perl'"),
-        (("--check", "python", "--endpoint", "http://127.0.0.1:1/v1"), checking.ONLY_HERE[0]),
+        (("--check", "python", "--endpoint", "http://127.0.0.1:1/v1"), ONLY_HERE[0]),
     ],
 )
 def test_eval_check_refuses_what_it_cannot_do(

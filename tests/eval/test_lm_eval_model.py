@@ -39,7 +39,7 @@ from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS  # noqa: E402
 from cerebrum_cli.library.model import InstalledModel  # noqa: E402
 from cerebrum_cli.replies.concurrent_rows import Continuation  # noqa: E402
-from cerebrum_cli.replies.loaded_model import LoadedModel  # noqa: E402
+from cerebrum_cli.replies.interface import Model  # noqa: E402
 from cerebrum_cli.replies.reply import Reply  # noqa: E402
 
 CONTEXT = 512
@@ -62,7 +62,7 @@ class Harness(CerebrumLM):
         self.opened: list[Use] = []
         self.events: list[Event] = []
 
-        def opener(use: Use) -> LoadedModel:
+        def opener(use: Use) -> Model:
             self.opened.append(use)
             return open_for_lm_eval(source, use)
 

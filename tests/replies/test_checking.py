@@ -53,7 +53,7 @@ class FakeSandbox:
 
 @pytest.fixture
 def has_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "require_sandbox", FakeSandbox)
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", FakeSandbox)
 
 
 def run(
@@ -159,7 +159,7 @@ def test_check_refuses_what_it_cannot_do(
 def test_program_runs_in_the_sandbox(
     tmp_path: Path, chatml_model: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checking, "require_sandbox", lambda: sandbox)
+    monkeypatch.setattr("cerebrum_cli.programs.sandbox.require_sandbox", lambda: sandbox)
     programs = {answer(4): program("import os\nprint(os.path.exists('/etc/passwd'))\nprint(2 + 2)")}
     done = run(tmp_path, chatml_model, "q", "--votes", "2", "--json", "-q", replies=[answer(4)], programs=programs)
     assert [sample["program_output"] for sample in done.object["votes"]["samples"]] == ["4", "4"]

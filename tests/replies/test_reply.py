@@ -6,7 +6,7 @@ import pytest
 
 from cerebrum_cli.cli.answer import reply_object
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
-from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 
 SEQUENCE = SequenceId(0)
 FINISH = FinishEvent(
@@ -59,6 +59,6 @@ def test_reply_notice_names_the_exhausted_limit(
     reply = Reply()
     reply.begin((), [("thinking", reasoning or ""), ("answer", text)])
     reply.emit(FINISH._replace(reason=reason))
-    notice = reply_notice(reply, "raise --ctx")
+    notice = reply.notice("raise --ctx")
     assert (notice and notice.message) == message
     assert reason != "context" or (notice and notice.hint == "raise --ctx, or ask for less")

@@ -23,7 +23,7 @@ from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.programs.functions import tools_of
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply, reply_notice
+from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
 WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "properties": {"city": {"type": "string"}}})
@@ -154,10 +154,10 @@ def test_remote_reply_of_calls_alone_is_not_blank(model: Model, server: OllamaSe
     reply = model.respond(Ask(ASKED, Settings())).wait()
     assert (reply.finish.calls, reply.text, reply.reasoning) == ((OSLO,), "", "A coat?")
     assert (reply.finish.completion_tokens, reply.finish.in_reasoning) == (2, False)
-    assert reply_notice(reply, "a larger context") is None
+    assert reply.notice("a larger context") is None
     server.arm(body=stream_of({"content": " "}))
     blank = model.respond(Ask(ASKED, Settings())).wait()
-    notice = reply_notice(blank, "a larger context")
+    notice = blank.notice("a larger context")
     assert notice and notice.message == "the model's answer is blank"
 
 

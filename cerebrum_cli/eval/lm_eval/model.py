@@ -31,8 +31,8 @@ from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.local import build_version
 from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.formats.prompt_format import RAW, Markups
-from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row, run_rows
-from cerebrum_cli.replies.loaded_model import LoadedModel
+from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
 
     def __init__(
         self,
-        open_model: Callable[[Use], LoadedModel],
+        open_model: Callable[[Use], Model],
         on_event: Emit,
         seed: int = 0,
         add_bos_token: bool | None = None,
@@ -70,7 +70,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         self._open_model = open_model
         self._seed = seed
         self._add_bos_token = add_bos_token
-        self._loaded: LoadedModel | None = None
+        self._loaded: Model | None = None
         self._use: Use = "scoring"
         self._chat: Conversation | None = None  # the last one that was rendered
 
@@ -174,7 +174,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         rows = self._plan_prompts(requests)
         texts = [""] * len(requests)
         done = answered = unfinished = 0
-        for event in run_rows(self._model, rows):
+        for event in self._model.run_rows(rows):
             if not isinstance(event, Outcome):
                 self.on_event(event)
                 continue
@@ -343,7 +343,7 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         return ""
 
     @property
-    def _model(self) -> LoadedModel:
+    def _model(self) -> Model:
         if self._loaded is None:
             self._loaded = self._open_model(self._use)
             for event in self._loaded.load():

@@ -17,8 +17,8 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
-from cerebrum_cli.replies.reply import Reply, reply_notice
-from cerebrum_cli.replies.voting import MajorityVote, outcome_notice
+from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
@@ -160,7 +160,7 @@ class Repl:
             stage = "" if reply.text else " of reasoning"
             return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
         loaded = self.chat.loaded
-        notice = reply_notice(reply, loaded.engine.larger_context)
+        notice = reply.notice(loaded.engine.larger_context)
         if notice is None:
             return None
         if reason == "context" and not loaded.is_remote:
@@ -198,7 +198,7 @@ class Repl:
             if reply := majority_vote.reply:
                 show_answer(self.streams, reply.text, self.chat.settings.markdown)
                 self.streams.report(result_text(majority_vote.tally_event))
-                self.streams.report(outcome_notice(majority_vote.tally))
+                self.streams.report(majority_vote.notice)
                 self._end_turn()
 
     def _end_turn(self) -> None:
