@@ -24,9 +24,9 @@ from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.plain import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource, Servers
+from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.results import open_results
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.terminal.sinks import render
 
 THREADS = 2

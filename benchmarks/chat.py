@@ -35,8 +35,8 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, TokenEvent
 from cerebrum_cli.core.settings import Layer
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.source import ModelSource, Servers
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 FORMATS = ("cerebrum", "embedded")
 CHATS, TURNS = 4, 10

@@ -67,7 +67,7 @@ from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.memory import CPU_UBATCH
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.endpoint import Endpoint
 
 PARTS = ("texts", "cache", "votes", "batch", "failover")
 PROMPTS, TEXT_TOKENS = 20, 64

@@ -223,7 +223,7 @@ def open_shell(open_terminal: OpenTerminal, tmp_path: Path) -> OpenTerminal:
 @pytest.fixture
 def served(tmp_path: Path, chatml_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Two servers of a scripted model, and a user with little patience in the working directory."""
-    monkeypatch.setattr("cerebrum_cli.servers.timeouts.ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: QUICK)
     monkeypatch.chdir(tmp_path)
     with serving_user(tmp_path, chatml_model) as served:
         yield served

@@ -120,8 +120,8 @@ DOORS: Mapping[str, Door] = {
         ("code", "functions", "sandbox"),
     ),
     "servers": Door(
-        11,
-        ("client", "description", "json_schemas", "kind", "remote_engine", "timeouts"),
+        5,
+        ("endpoint", "remote_engine"),
     ),
     "library": Door(
         59,

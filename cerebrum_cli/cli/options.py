@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.replies.source import Installation, ModelSource, Servers
-    from cerebrum_cli.servers.client import Endpoint
+    from cerebrum_cli.replies.source import Installation, ModelSource
+    from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
@@ -84,10 +84,12 @@ class AnswerOptions(ServerOptions, PullOptions):
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""
-        from cerebrum_cli.replies.source import Servers
-
         endpoints = self.find_endpoints(app, requested)
-        return Servers(endpoints, **self.server_options) if endpoints else None
+        if not endpoints:
+            return None
+        from cerebrum_cli.servers.endpoint import Servers
+
+        return Servers(endpoints, **self.server_options)
 
     @property
     def server_options(self) -> JsonDict:
@@ -272,9 +274,9 @@ class ConcurrencyOptions(ConstrainedOptions):
             return 0
         most = MAX_PARALLEL
         if self.endpoint:
-            from cerebrum_cli.servers.kind import MAX_WINDOW
+            from cerebrum_cli.servers.endpoint import Servers
 
-            most = MAX_WINDOW
+            most = Servers.MAX_WINDOW
         if self.parallel.isdecimal() and 1 <= int(self.parallel) <= most:
             return int(self.parallel)
         raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")

@@ -6,6 +6,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
+MAX_FOREIGN = 200  # characters of a text of another program
+
 Texts = tuple[str, ...]
 Match = re.Match[str]
 Pattern = re.Pattern[str]
@@ -73,6 +75,11 @@ def one_line(text: str) -> str:
 def well_formed(text: str) -> str:
     """Replace lone surrogates, which come from arguments that are not UTF-8 and from truncated JSON, with U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def foreign_line(text: str) -> str:
+    """A text of another program as a well-formed line, truncated to fit into a message."""
+    return well_formed(one_line(text))[:MAX_FOREIGN]
 
 
 def text_digest(text: str) -> str:

@@ -8,18 +8,18 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import Timer
 
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, ModelNotFound
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, ModelNotFound, NotReadyError
 from cerebrum_cli.core.events import FinishEvent
 from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.doctor.assessment import CheckResult, check_result
 from cerebrum_cli.doctor.checks import QUESTION, DoctorContext
 from cerebrum_cli.library.installed import served_model
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.source import ModelSource, Servers
-from cerebrum_cli.servers.client import BusyServerError, Endpoint, server_text
-from cerebrum_cli.servers.description import probe
-from cerebrum_cli.servers.kind import ServerInfo
+from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, Servers
+from cerebrum_cli.servers.remote_engine import probe
 
 REPLY_TIMEOUT_S = 60.0  # of each reply; the server may be busy with other requests
 REPLY_TOKENS = 64
@@ -50,15 +50,13 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
     yield "server"
     try:
         info = probe(endpoint)
-    except BusyServerError as busy:
-        yield check_result(
-            "", (f"{endpoint.name} is not ready: {busy.reason}", "other commands wait for it; try again later")
-        )
+    except NotReadyError as error:
+        yield check_result("", (error.message, error.hint))
         return
     yield from _describe(info)
     yield "vocabulary"
     try:
-        is_served = info.kind.takes_messages
+        is_served = info.takes_messages
         if is_served:
             model = served_model(info.weights)
         else:
@@ -79,19 +77,18 @@ def _check_server(context: DoctorContext, endpoint: Endpoint) -> Steps:
 
 
 def _describe(info: ServerInfo) -> Steps:
-    kind = info.kind
-    way = "through chat completions" if kind.takes_messages else f"build {info.build}, by token ids"
-    yield check_result(f"{kind.name}, {way}")
+    way = "through chat completions" if info.takes_messages else f"build {info.build}, by token ids"
+    yield check_result(f"{info.kind}, {way}")
     yield "served_model"
-    yield check_result(server_text(info.model))
-    if kind.takes_messages:  # it states neither its context nor its slots
+    yield check_result(foreign_line(info.model))
+    if info.takes_messages:  # it states neither its context nor its slots
         return
     yield "context"
     detail = f"{info.context_size} tokens for a prompt and its reply"
     if info.context_size >= MIN_CONTEXT:
         yield check_result(detail)
     else:
-        hint = f"restart {kind.name} with a larger {kind.context_option}"
+        hint = f"restart {info.kind} with a larger {info.context_option}"
         yield check_result(detail, (f"a chain of thought may need more than {MIN_CONTEXT}", hint))
     yield "slots"
     yield check_result(f"concurrent replies: {info.slots}")
@@ -105,7 +102,7 @@ def _check_replies(model: Model, info: ServerInfo) -> Steps:
     if not reply.is_finished:
         raise EndpointError("there was no reply", "check the log of the server")
     finish = reply.finish
-    shown = server_text(reply.text or reply.reasoning or "")
+    shown = foreign_line(reply.text or reply.reasoning or "")
     detail = f"{QUESTION} {shown} (reply {finish.completion_tokens} tokens)"
     yield check_result(detail, *_problems_of(reply, model.engine.larger_context))
     if finish.reason == "cancelled":
@@ -115,7 +112,7 @@ def _check_replies(model: Model, info: ServerInfo) -> Steps:
         yield check_result(_speed_text(finish))
     yield "token_ids"
     _require_whole_reply(model)
-    if info.kind.takes_messages:
+    if info.takes_messages:
         yield check_result("none: prompts are sent as messages, and replies come as text")
     else:
         yield check_result("prompts are sent as token ids, and replies include theirs")

@@ -6,14 +6,13 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ConfigError, EndpointError, ModelNotFound, UsageError
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NotReadyError, UsageError
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
 from cerebrum_cli.library.installed import Library, served_model
 from cerebrum_cli.library.model import InstalledModel
-from cerebrum_cli.servers.client import BusyServerError, Endpoint, parse_url
-from cerebrum_cli.servers.description import probe
+from cerebrum_cli.servers.endpoint import Endpoint
+from cerebrum_cli.servers.remote_engine import probe
 
 
 def find_endpoints(
@@ -44,15 +43,9 @@ def find_endpoints(
 def find_endpoint(tables: Mapping[str, JsonObject], text: str) -> Endpoint:
     """A server by its URL or the name of its table. Raises UsageError or ConfigError."""
     if table := tables.get(text):
-        values: JsonDict = {**table, "name": text, "url": parse_url(table["url"])}
-        if variable := values.pop("key_env", ""):
-            if environment(variable) is None:
-                raise ConfigError(f"endpoint {text}: {variable} is not set", f"run export {variable}=KEY")
-            values["key_variable"] = variable
-        return Endpoint(**values)
+        return Endpoint.of_table(text, table)
     if "://" in text:
-        url = parse_url(text)
-        return Endpoint(url.partition("?")[0], url)  # a query may hold a secret
+        return Endpoint.at(text)
     known = f"config.toml has {', '.join(tables)}" if tables else "config.toml has no table [endpoints.NAME]"
     raise UsageError(f"unknown endpoint {text!r}", f"{known}; a URL begins with http:// or https://")
 
@@ -67,13 +60,13 @@ def find_remote_model(library: Library, settings: Settings, endpoints: Sequence[
         return model
     try:
         info = probe(endpoints[0])
-        if info.kind.takes_messages:
+        if info.takes_messages:
             return served_model(info.weights)
+    except NotReadyError:
+        pass
     except EndpointError:
         if not model:
             raise
-    except BusyServerError:
-        pass
     return model or library.resolve_vocabulary(settings.model)
 
 

@@ -18,7 +18,7 @@ from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.source import Installation, ModelSource, Servers
+from cerebrum_cli.replies.source import Installation, ModelSource
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import CancelScope, Score
@@ -236,7 +236,11 @@ def open_model(
 
     requested = fold(overrides)
     endpoints = installation.find_endpoints(urls, requested)
-    servers = Servers(endpoints, parallel) if endpoints else None
+    servers = None
+    if endpoints:
+        from cerebrum_cli.servers.endpoint import Servers
+
+        servers = Servers(endpoints, parallel)
     model = installation.find_model(requested, servers)
     source = replace(installation.source(model, servers, fold(model.recommended, overrides)), raw=raw)
     if source.servers is None:

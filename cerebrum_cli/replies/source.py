@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.config import Config, read_config
-from cerebrum_cli.core.errors import GrammarError, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.model import InstalledModel
-    from cerebrum_cli.servers.client import Endpoint
+    from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 PROMPTS = "prompts"  # in the configuration directory
 ONLY_HERE = "programs check only replies of a model on this machine", "omit --check, or --endpoint"
@@ -177,20 +177,6 @@ class Installation:
 
 
 @frozen
-class Servers:
-    """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
-
-    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
-    """
-
-    endpoints: Sequence[Endpoint]
-    window: int | None = None
-    earlier: Sequence[Mapping[str, str]] = ()
-    timeouts: JsonObject = field(default_factory=dict)
-    may_differ: bool = False
-
-
-@frozen
 class ModelSource:
     """Which model, how it is used, and where it runs: on `servers`, or in this process.
 
@@ -275,16 +261,7 @@ class ModelSource:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
             return check_grammar(grammar)
-        if grammar.is_schema:
-            from cerebrum_cli.servers.json_schemas import schema_validator
-
-            schema_validator(grammar.text)
-        elif self.model.is_served:
-            raise GrammarError(
-                "chat completions do not support grammars", "use a schema, or llama-server, vLLM or SGLang"
-            )
-        elif grammar.kind != "gbnf":
-            raise GrammarError(f"servers take GBNF, not {grammar.kind}", "convert it to GBNF, or use a local model")
+        self.servers.check_grammar(grammar, self.model.is_served)
         return None
 
     def require_check(self) -> None:
@@ -325,18 +302,7 @@ class ModelSource:
         return open_engine(self.options(), self.installation.open_file, cache)
 
     def _connect(self, servers: Servers) -> Engine:
-        from cerebrum_cli.servers.description import ExpectedModel
         from cerebrum_cli.servers.remote_engine import RemoteEngine
-        from cerebrum_cli.servers.timeouts import ServerTimeouts
 
         options = replace(self, context=ContextOptions(), vocabulary_only=True, is_chat=False).options()
-        expected = partial(
-            ExpectedModel, earlier=servers.earlier, may_differ=servers.may_differ, messages=self.model.is_served
-        )
-        return RemoteEngine(
-            partial(self.installation.open_file, options),
-            servers.endpoints,
-            servers.window,
-            replace(ServerTimeouts(), **servers.timeouts),
-            expected,
-        )
+        return RemoteEngine(partial(self.installation.open_file, options), servers, self.model.is_served)

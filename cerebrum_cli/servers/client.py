@@ -1,4 +1,4 @@
-"""The address of a server, and requests to it; redirects are not followed, so a key never reaches another host."""
+"""Requests to a server; redirects are not followed, so a key never reaches another host."""
 
 from __future__ import annotations
 
@@ -14,20 +14,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy
-from cerebrum_cli.core.errors import CerebrumError, EndpointError, UsageError
-from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.errors import CerebrumError, EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import one_line, well_formed
+from cerebrum_cli.core.text import foreign_line
+from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
 
 if TYPE_CHECKING:
     import aiohttp
 
-KEY_VARIABLE = "CEREBRUM_API_KEY"
 MESSAGE_S = 5.0  # in which the message of an error must arrive
 QUESTION_BYTES = 2**20  # about a server, its load or the tokens of a text, and of an error
 REPLY_BYTES = 2**28  # of all samples; with log probabilities, a token takes about 200
@@ -38,49 +36,13 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 # A peer that has vanished is noticed within a minute. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS; the last is for a request
 # that is never acknowledged, in ms.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
-MAX_REASON = 200  # characters of a server's message
 RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
 DONE: JsonDict = {}  # instead of [DONE], the last event of a stream
 RETRY_LATER = (408, 429, 503)
 # Parts of messages that concern the request, though the status is 500, or missing within a stream.
 REFUSALS = ("validation error", "context length", "context window", "tools param requires")
-URL_EXAMPLE = "write it like http://localhost:8080"
 _opened = ContextVar[list[socket.socket]]("sockets that the running request has opened")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
-
-@frozen
-class Endpoint:
-    name: str  # what messages call it
-    url: str  # ends before `/v1`; its query is sent with each request
-    served_model: str | None = None  # the model's id there
-    allow_http_key: bool = False  # the key may travel unencrypted to another machine
-    named_model: str | None = None  # what a server of messages is asked for; others have its vocabulary
-    ca_file: str | None = None  # PEM of the certificates to trust instead of the system's
-    client_cert: str | None = None  # PEM of a certificate with its key
-    key_variable: str = KEY_VARIABLE  # environment variable of the API key, which is read where it is used
-
-    @property
-    def is_loopback(self) -> bool:
-        host = urlsplit(self.url).hostname or ""
-        try:
-            return ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost" or host.endswith(".localhost")
-
-    @property
-    def key(self) -> str | None:
-        return environment(self.key_variable)
-
-    def validate(self) -> None:
-        """Raise UsageError if the API key must not be sent."""
-        if self.key is None:
-            return
-        if not (self.url.startswith("https:") or self.is_loopback or self.allow_http_key):
-            problem = f"{self.name}: the API key would be sent unencrypted"
-            raise UsageError(problem, "use an https URL, or add --set allow_http_key=on")
-        if not (self.key.isascii() and self.key.isprintable()):
-            raise UsageError(f"{self.name}: the API key is not printable ASCII", "check its variable for line breaks")
 
 
 @dataclass(eq=False)
@@ -122,23 +84,6 @@ class RefusedRequestError(Exception):
     error: CerebrumError
 
 
-def parse_url(text: str) -> str:
-    """The base URL of a server, without a trailing slash or `/v1`. Raises UsageError."""
-    try:
-        parts = urlsplit(text.strip())
-        has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        shown = "the URL of an endpoint" if "@" in text else text  # a password is never shown
-        raise UsageError(f"{shown}: {error}", URL_EXAMPLE) from error
-    if parts.username or parts.password:
-        problem = "the URL of an endpoint contains a user name or password"
-        raise UsageError(problem, f"remove them, and set {KEY_VARIABLE} to an API key")
-    if parts.scheme not in ("http", "https") or not has_host or parts.fragment:
-        raise UsageError(f"{text!r} is not the URL of a server", URL_EXAMPLE)
-    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-    return parts._replace(path=path).geturl()
-
-
 class Client:
     """Requests to a server, for the running event loop. Each raises LostServerError, BusyServerError, RequestError."""
 
@@ -153,7 +98,7 @@ class Client:
             if "https:" in (endpoint.url[:6], (self._proxy or "")[:6]):
                 certificates = _certificates(endpoint)
         except (OSError, ValueError) as error:
-            problem = f"{endpoint.name}: {server_text(str(error))}"
+            problem = f"{endpoint.name}: {foreign_line(str(error))}"
             hint = f"check the URL, HTTP_PROXY, ALL_PROXY, {' and '.join(CA_VARIABLES)}, or ca_file and client_cert"
             raise EndpointError(problem, hint) from error
         self._base_url, mark, query = endpoint.url.partition("?")
@@ -264,7 +209,7 @@ class Client:
         import aiohttp
 
         if 300 <= response.status < 400:
-            problem = f"{self.endpoint.name} redirects to {server_text(response.headers.get('Location', 'nowhere'))}"
+            problem = f"{self.endpoint.name} redirects to {foreign_line(response.headers.get('Location', 'nowhere'))}"
             return EndpointError(problem, "if you trust it, use that URL as --endpoint")
         body = None
         with suppress(TimeoutError, LostServerError, aiohttp.ClientError, ValueError, RecursionError):
@@ -350,7 +295,7 @@ def failure(status: int, body: Any, retry_after: float | None = None) -> Excepti
     """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
     message = f"status {status}"
     if stated := _stated_problem(body):
-        message = server_text(str(stated))
+        message = foreign_line(str(stated))
     if status in RETRY_LATER:
         return BusyServerError(message, retry_after)
     if status == 500 and any(sign in message.lower() for sign in REFUSALS):
@@ -367,10 +312,6 @@ def _stated_problem(body: Any) -> Any:
     if isinstance(body, dict):
         return body.get("message") or body.get("detail")
     return body
-
-
-def server_text(text: str) -> str:
-    return well_formed(one_line(text))[:MAX_REASON]
 
 
 def _connection_problem(error: aiohttp.ClientError) -> str:

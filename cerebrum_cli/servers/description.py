@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,18 +11,18 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import DAMAGE, EndpointError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.json_types import JsonObject
-from cerebrum_cli.core.text import format_names
+from cerebrum_cli.core.text import foreign_line, format_names
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary
-from cerebrum_cli.servers.client import Client, Endpoint, LostServerError, RequestError, server_text
-from cerebrum_cli.servers.kind import ServerInfo, ServerKind, origin
+from cerebrum_cli.servers.client import Client, LostServerError, RequestError
+from cerebrum_cli.servers.endpoint import EXACT, Endpoint, ServerInfo
+from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer
 from cerebrum_cli.servers.openai_servers import OpenAIServer, Sglang, Vllm
 
 # By the owner of the models in /v1/models; all others have chat completions.
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}
 OTHER: ServerKind = OpenAIServer()
-EXACT = "llama-server, vLLM or SGLang"
 NO_EXACT_PROMPTS = NoticeEvent(
     "this server builds the prompt itself",
     f"for exact prompts, use {EXACT}, without a gateway",
@@ -70,9 +68,9 @@ class ExpectedModel:
     async def check(self, client: Client, info: ServerInfo) -> None:
         """Raise EndpointError for another vocabulary, or another model or kind of server than before."""
         name = client.endpoint.name
-        if info.kind.takes_messages and not self.messages:
+        if info.takes_messages and not self.messages:
             raise EndpointError(f"{name} takes messages, not token ids", f"omit -m, or use {EXACT}")
-        if self.messages and not info.kind.takes_messages:
+        if self.messages and not info.takes_messages:
             raise EndpointError(f"{name} takes token ids, the first server messages", "use servers of one kind")
         if not self.messages:
             await self._check_vocabulary(client, info)
@@ -89,39 +87,25 @@ class ExpectedModel:
             answer = await client.post("/tokenize", {"model": info.model, **TOKENIZE}, DESCRIBE_S)
             tokens = tuple(int(token) for token in answer["tokens"])
         except (RequestError, *DAMAGE) as error:
-            raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind.name}") from error
+            raise EndpointError(f"{name}: /tokenize fails: {error}", f"update {info.kind}") from error
         if info.vocabulary_size not in (None, self.vocabulary.size) or tokens != self.probe:
             problem = f"{name} serves {info.model}, whose vocabulary differs from that of the local model"
             raise EndpointError(problem, "name the server's model with -m, after cerebrum pull --vocabulary MODEL")
 
 
-def probe(endpoint: Endpoint) -> ServerInfo:
-    """Ask a server what it is. Raises EndpointError if it cannot be used, BusyServerError if not yet."""
-
-    async def ask() -> ServerInfo:
-        async with aclosing(Client(endpoint)) as client:
-            return await describe(client)
-
-    try:
-        return asyncio.run(ask())
-    except LostServerError as lost:
-        remedy = "the log of the server" if lost.was_sent else "start the server there"
-        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
-
-
-async def describe(client: Client) -> ServerInfo:
+async def describe(client: Client) -> tuple[ServerKind, ServerInfo]:
     """Ask a server what it is. Raises EndpointError if it cannot be used."""
     path = "/v1/models"
     try:
         entry = _choose_model(await client.get(path, DESCRIBE_S), client.endpoint)
         kind = KINDS.get(str(entry.get("owned_by")))
         if kind is None:
-            return OTHER.read_info(entry, None)
+            return OTHER, OTHER.read_info(entry, None)
         path = kind.description_path
-        return kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
+        return kind, kind.read_info(entry, await client.get(path, DESCRIBE_S, model=str(entry["id"])))
     except RequestError as error:
         if error.status == 404 and path != "/v1/models":  # behind a gateway that passes only /v1
-            return OTHER.read_info(entry, None)
+            return OTHER, OTHER.read_info(entry, None)
         if error.status == 404:  # as from a gateway while the server restarts
             raise LostServerError(f"{path}: {error}") from error
         raise client.fault(error, "check the URL: it must be that of a language model server", f"{path}: ") from error
@@ -139,7 +123,7 @@ def _choose_model(listed: Any, endpoint: Endpoint) -> JsonObject:
         raise EndpointError(f"{endpoint.name}: not a language model server", "check the URL") from error
     if not models:
         raise EndpointError(f"{endpoint.name} has no model", "download one there, or load it")
-    names = format_names([server_text(name) for name in models], SHOWN_MODELS)
+    names = format_names([foreign_line(name) for name in models], SHOWN_MODELS)
     named, option = endpoint.served_model, "--set served_model_name=NAME"
     if not is_exact:
         named, option = endpoint.named_model or named, "-m NAME"

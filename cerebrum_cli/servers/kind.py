@@ -1,4 +1,4 @@
-"""The interface of all kinds of servers: their description, and the parts of their replies."""
+"""The interface of all kinds of servers, and the parts of their replies."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.sampling import SAMPLERS, SamplingParams
-from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.servers.endpoint import ServerInfo
 
-MAX_WINDOW = 4096  # sequences to give a server at a time
 ANY_CONTEXT = 2**24  # tokens, of a server that does not state its context
 DEFAULTS = SamplingParams()
 
@@ -49,40 +48,14 @@ class ReplyChunk:
     timings: Timings = field(default_factory=Timings)
 
 
-@frozen
-class ServerInfo:
-    kind: ServerKind
-    build: str
-    model: str  # its id there
-    weights: str  # where they are from
-    context_size: int
-    slots: int  # concurrent sequences; of a server that states none, as many as to give it
-    max_samples: int = 1  # of one request
-    max_window: int = MAX_WINDOW  # of sequences, if a user asks for more
-    vocabulary_size: int | None = None
-    has_seeds: bool = True  # the same seed gives the same sample
-    is_adapter: bool = False  # of another model there
-    end_tokens: TokenIds = ()  # of a reply here; the server's own files may name fewer
-
-    @property
-    def recorded(self) -> dict[str, str]:
-        return {"kind": self.kind.name, "build": self.build, "model": self.weights}
-
-    def room_for_reply(self, request: Request) -> int:
-        """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
-        return max(1, self.context_size - len(request.prompt_tokens))
-
-
 class ServerKind(ABC):
     """Requests to a kind of server, and the meaning of its replies. Damaged answers raise one of `DAMAGE`."""
 
     name: str
     description_path: str
     completion_path: str
-    context_option: str  # on the server's command line
     samplers: Collection[str] = SAMPLERS  # the settings that it takes
     counts_last_tokens = True  # for penalties, as llama.cpp does, instead of the whole text or reply
-    takes_messages = False  # instead of token ids
     takes_end_tokens = False  # since it does not know all of them itself
 
     @abstractmethod
@@ -108,7 +81,7 @@ class ServerKind(ABC):
         for name, value in params.samplers.items():
             if name not in self.samplers and value and value != getattr(DEFAULTS, name):
                 ignored.append(name)
-        if request.ask.ignore_eos and self.takes_messages:
+        if request.ask.ignore_eos and info.takes_messages:
             ignored.append("ignore_eos")
         if params.temperature > 0 and not info.has_seeds:
             ignored.append("seed")
@@ -118,6 +91,11 @@ class ServerKind(ABC):
 def origin(record: Mapping[str, str]) -> str:
     """Where the replies of a recorded server come from, in words: not its build, which may be updated."""
     return f"{record['model']} on {record['kind']}"
+
+
+def room_for_reply(request: Request, info: ServerInfo) -> int:
+    """Tokens that the context has left for a reply; at least 1, so that the server refuses a prompt as too long."""
+    return max(1, info.context_size - len(request.prompt_tokens))
 
 
 def file_name(path: str) -> str:

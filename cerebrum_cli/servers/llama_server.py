@@ -8,16 +8,16 @@ from typing import Any
 
 from cerebrum_cli.core.events import Logprobs, Timings
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import server_text
+from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import (
     ReplyChunk,
-    ServerInfo,
     ServerKind,
     StopReason,
     file_name,
     require_ids,
+    room_for_reply,
     stated_count,
 )
 
@@ -54,21 +54,21 @@ class LlamaServer(ServerKind):
     name = "llama-server"
     description_path = "/props"
     completion_path = "/completion"
-    context_option = "-c"
 
     def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         model = str(entry["id"])
         meta = entry.get("meta", {})
-        weights = server_text(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
+        weights = foreign_line(file_name(str(answer.get("model_path", model))))  # elsewhere on another machine
         if "size" in meta:
             weights += f" ({int(meta['size'])} bytes)"
         slots = max(1, int(answer["total_slots"]))
         return ServerInfo(
-            self,
-            build=server_text(str(answer["build_info"])),
+            self.name,
+            build=foreign_line(str(answer["build_info"])),
             model=model,
             weights=weights,
             context_size=int(answer["default_generation_settings"]["n_ctx"]),
+            context_option="-c",
             slots=slots,
             max_samples=slots,
             max_window=slots,
@@ -88,7 +88,7 @@ class LlamaServer(ServerKind):
             **{name: getattr(params, name) for name in _PARAMS},
             "model": info.model,
             "prompt": list(request.prompt_tokens),
-            "n_predict": params.max_tokens or info.room_for_reply(request),  # -1 never ends where contexts shift
+            "n_predict": params.max_tokens or room_for_reply(request, info),  # -1 never ends where contexts shift
             "n_cmpl": samples,
             "seed": seed,
             "samplers": _SAMPLERS,

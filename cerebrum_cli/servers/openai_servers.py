@@ -12,20 +12,20 @@ from typing import Any
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import well_formed
+from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.servers.call_messages import chat_messages, read_calls
-from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure, server_text
+from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure
+from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 from cerebrum_cli.servers.kind import (
     ANY_CONTEXT,
-    MAX_WINDOW,
     ReplyChunk,
-    ServerInfo,
     ServerKind,
     StopReason,
     file_name,
     require_ids,
+    room_for_reply,
     stated_count,
 )
 
@@ -78,22 +78,22 @@ class Vllm(_SharedFields):
     name = "vLLM"
     description_path = "/version"
     completion_path = "/v1/completions"
-    context_option = "--max-model-len"
 
     def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         return ServerInfo(
-            self,
-            build=server_text(str(answer["version"])),
+            self.name,
+            build=foreign_line(str(answer["version"])),
             model=str(entry["id"]),
             weights=_weights(entry, entry.get("root")),
             context_size=int(entry["max_model_len"]),
+            context_option="--max-model-len",
             slots=SEQUENCES,
             max_samples=MAX_SAMPLES,
         )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:
         """Without a limit of tokens, or with null, it would generate 16; one larger than the context is refused."""
-        room = info.room_for_reply(request)
+        room = room_for_reply(request, info)
         body = {
             **self._sampling_fields(request, info),
             "model": info.model,
@@ -138,20 +138,20 @@ class Sglang(_SharedFields):
     name = "SGLang"
     description_path = "/server_info"
     completion_path = "/generate"
-    context_option = "--context-length"
 
     def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:
         """Description of a server; seeds have an effect only with deterministic inference."""
         is_adapter = bool(entry.get("parent"))
         stated = answer.get("max_running_requests")
         return ServerInfo(
-            self,
-            build=server_text(str(answer["version"])),
+            self.name,
+            build=foreign_line(str(answer["version"])),
             model=str(entry["id"]),
             weights=_weights(entry, entry.get("root") if is_adapter else answer.get("model_path")),
             context_size=int(entry["max_model_len"]),
+            context_option="--context-length",
             slots=int(stated or SEQUENCES),
-            max_window=int(stated or MAX_WINDOW),
+            max_window=int(stated or Servers.MAX_WINDOW),
             has_seeds=bool(answer.get("enable_deterministic_inference")),
             is_adapter=is_adapter,
         )
@@ -160,7 +160,7 @@ class Sglang(_SharedFields):
         """Without a limit of tokens, it would generate 128; with null, until the context is full."""
         params = self._sampling_fields(request, info)
         params |= {"max_new_tokens": request.params.max_tokens, "top_k": request.params.top_k or -1}  # all tokens
-        if (request.params.max_tokens or 0) >= info.room_for_reply(request):
+        if (request.params.max_tokens or 0) >= room_for_reply(request, info):
             params["max_new_tokens"] = None
         if info.has_seeds:
             params["sampling_seed"] = seed
@@ -189,13 +189,20 @@ class OpenAIServer(ServerKind):
 
     name = "OpenAI-compatible server"
     samplers = _SHARED_PARAMS
-    takes_messages = True
     completion_path = "/v1/chat/completions"
-    context_option = "context"
 
     def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:  # noqa: ARG002
         model = str(entry["id"])
-        return ServerInfo(self, "unknown", model, server_text(model), context_size=ANY_CONTEXT, slots=CHAT_SLOTS)
+        return ServerInfo(
+            self.name,
+            build="unknown",
+            model=model,
+            weights=foreign_line(model),
+            context_size=ANY_CONTEXT,
+            context_option="context",
+            slots=CHAT_SLOTS,
+            takes_messages=True,
+        )
 
     def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
         conversation = request.ask.conversation
@@ -252,7 +259,7 @@ class OpenAIServer(ServerKind):
 def _weights(entry: JsonObject, path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
     sources = path or entry["id"], entry.get("parent")
-    return server_text(" on ".join(map(_source_name, filter(None, sources))))
+    return foreign_line(" on ".join(map(_source_name, filter(None, sources))))
 
 
 def _source_name(path: Any) -> str:
@@ -300,7 +307,7 @@ def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cach
     """The last part of a reply: `matched` is the stop string or the token that ended it."""
     end = ENDS.get(finish.lower())
     if end is None:  # such as "abort" or "repetition"
-        raise LostServerError(f"the reply ended with {server_text(finish)}", server_works=True)
+        raise LostServerError(f"the reply ended with {foreign_line(finish)}", server_works=True)
     if end == "eos" and isinstance(matched, str):
         end = "stop string"
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
@@ -319,7 +326,7 @@ def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls) -> ReplyChunk:
     """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
     reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
     if FAILURES.search(reason):
-        problem = f"the server ended the reply: {server_text(str(finish))}"
+        problem = f"the server ended the reply: {foreign_line(str(finish))}"
         raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
     return ReplyChunk(
         total=stated_count(usage.get("completion_tokens")),

@@ -174,7 +174,7 @@ class Pool:
             self._waiting.appendleft(rest)
         job.pooled.server = server
         job.pooled.jobs[job] = server
-        kind = server.info.kind
+        kind = server.kind
         if ignored := kind.ignored(job.request, server.info):
             self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
         if job.request.params.has_penalties and not kind.counts_last_tokens:
@@ -307,7 +307,7 @@ class Pool:
 
     def _note_reached(self) -> None:
         self._has_started.set()
-        if any(server.info.kind.takes_messages for server in self.known):
+        if any(server.info.takes_messages for server in self.known):
             self._note_once(NO_EXACT_PROMPTS)
         variants = {f"{origin(server.info.recorded)} {server.info.build}" for server in self.known}
         if len(variants) > 1:

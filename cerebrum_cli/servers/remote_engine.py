@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from importlib import import_module
 
-from cerebrum_cli.core.errors import EngineError
+from cerebrum_cli.core.errors import EndpointError, EngineError, NotReadyError
 from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
-from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, OpenBackend
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import Endpoint
-from cerebrum_cli.servers.description import ExpectedModel
+from cerebrum_cli.servers.client import BusyServerError, Client, LostServerError
+from cerebrum_cli.servers.description import ExpectedModel, describe
+from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, Servers
 from cerebrum_cli.servers.kind import file_name
 from cerebrum_cli.servers.pool import Pool
 from cerebrum_cli.servers.replies import RemoteSample
@@ -27,6 +28,25 @@ MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 OTHER_FILES = 128  # that are open besides connections
 AHEAD = 2  # requests submitted for each sample that the servers run at a time
 READ_AT = 1.5  # such requests; together, since submitting wakes the thread of the servers
+
+
+def probe(endpoint: Endpoint) -> ServerInfo:
+    """Ask a server what it is. Raises EndpointError if it cannot be used, NotReadyError if not yet."""
+
+    async def ask() -> ServerInfo:
+        async with aclosing(Client(endpoint)) as client:
+            _, info = await describe(client)
+            return info
+
+    try:
+        return asyncio.run(ask())
+    except BusyServerError as busy:
+        raise NotReadyError(
+            f"{endpoint.name} is not ready: {busy.reason}", "other commands wait for it; try again later"
+        ) from busy
+    except LostServerError as lost:
+        remedy = "the log of the server" if lost.was_sent else "start the server there"
+        raise EndpointError(f"{endpoint.name}: {lost.reason}", f"check the URL, and {remedy}") from lost
 
 
 class RemoteCompletions(Completions):
@@ -89,18 +109,11 @@ class RemoteCompletions(Completions):
 
 
 class RemoteEngine(Engine):
-    """Servers of one model, to which it starts to connect immediately; for the options, see `Servers`."""
+    """Servers of one model, to which it starts to connect immediately; they take token ids, or messages."""
 
-    def __init__(
-        self,
-        open_vocabulary: OpenBackend,
-        endpoints: Sequence[Endpoint],
-        window: int | None,
-        timeouts: ServerTimeouts,
-        expected: Callable[[Vocabulary], ExpectedModel],
-    ) -> None:
-        self._open_vocabulary, self._endpoints, self._window = open_vocabulary, endpoints, window
-        self._timeouts, self._expected = timeouts, expected
+    def __init__(self, open_vocabulary: OpenBackend, servers: Servers, as_messages: bool) -> None:
+        self._open_vocabulary, self._servers, self._as_messages = open_vocabulary, servers, as_messages
+        self._timeouts = replace(ServerTimeouts(), **servers.timeouts)
         self._loop = asyncio.new_event_loop()
         self._serving: AsyncioTask | None = None
         self._pool: Pool | None = None  # once it is connected
@@ -113,7 +126,7 @@ class RemoteEngine(Engine):
     def larger_context(self) -> str:
         if self._pool is None:
             return super().larger_context
-        return f"restart the server with a larger {self._pool.known[0].info.kind.context_option}"
+        return f"restart the server with a larger {self._pool.known[0].info.context_option}"
 
     @property
     def is_loaded(self) -> bool:
@@ -181,12 +194,13 @@ class RemoteEngine(Engine):
         if self._stop:
             raise EngineError("loading interrupted")
         self._serving = asyncio.current_task()
-        expected = self._expected(self.vocabulary)
-        most = max(1, (raise_open_files() - OTHER_FILES) // len(self._endpoints))
+        given = self._servers
+        expected = ExpectedModel(self.vocabulary, given.earlier, given.may_differ, self._as_messages)
+        most = max(1, (raise_open_files() - OTHER_FILES) // len(given.endpoints))
         servers = []
-        for number, endpoint in enumerate(self._endpoints, 1):
+        for number, endpoint in enumerate(given.endpoints, 1):
             alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-            servers.append(Server(endpoint, alias, self._window, most, expected, self._timeouts))
+            servers.append(Server(endpoint, alias, given.window, most, expected, self._timeouts))
         pool = Pool(servers, self._timeouts, self._loading.put)
         try:
             await pool.connect()

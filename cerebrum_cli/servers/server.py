@@ -24,14 +24,14 @@ from cerebrum_cli.servers.call_messages import chat_messages
 from cerebrum_cli.servers.client import (
     BusyServerError,
     Client,
-    Endpoint,
     ExchangeError,
     LostServerError,
     RefusedRequestError,
     RequestError,
 )
 from cerebrum_cli.servers.description import ExpectedModel, describe
-from cerebrum_cli.servers.kind import ReplyChunk, ServerInfo
+from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo
+from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
 from cerebrum_cli.servers.replies import RemoteSample, SampleEvent
 from cerebrum_cli.servers.timeouts import ServerTimeouts
 
@@ -124,6 +124,7 @@ class PoolJob:
 class Server:
     """A server; it is given up to `window` samples at a time, or as many as it states, and at most `most`."""
 
+    kind: ServerKind
     info: ServerInfo  # once it `is_known`: what it was when it was last reached
 
     def __init__(
@@ -165,11 +166,12 @@ class Server:
         limit = self._timeouts.health if self.is_reached else None
         try:
             async with asyncio.timeout(limit):
-                info = await describe(self.client)
+                kind, info = await describe(self.client)
                 await self._expected.check(self.client, info)
         except TimeoutError as error:
             raise LostServerError(f"no sign of life for {monotonic() - self.heard_at:.0f} s") from error
-        self.info = replace(info, end_tokens=self._expected.end_tokens) if info.kind.takes_end_tokens else info
+        self.kind = kind
+        self.info = replace(info, end_tokens=self._expected.end_tokens) if kind.takes_end_tokens else info
         self.window = self._limit = min(self._window or info.slots, info.max_window, self._most)
         self.is_known = self.is_reached = True
         if not self.failures:
@@ -279,9 +281,9 @@ class Server:
         try:
             async with asyncio.timeout(limit) as deadline:
                 if request.ask.stream:
-                    await self._receive_stream(job, self.info, deadline)
+                    await self._receive_stream(job, deadline)
                 else:
-                    await self._receive_replies(job, self.info)
+                    await self._receive_replies(job)
         except RequestError as error:
             raise self._refusal(job, error) from error
         except TimeoutError as error:
@@ -304,13 +306,13 @@ class Server:
                 return LostServerError(error.reason, server_works=True)
         return RefusedRequestError(_explain(error, job.request, self.alias))
 
-    async def _receive_replies(self, job: PoolJob, info: ServerInfo) -> None:
+    async def _receive_replies(self, job: PoolJob) -> None:
         """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
-        events = await self._ask(job, job.samples, info)
+        events = await self._ask(job, job.samples)
         while waiting := [sample for sample in job.samples if sample.needs_turn]:
             try:
                 async with asyncio.TaskGroup() as group:  # one that fails ends the others
-                    turns = [group.create_task(self._ask(job, [sample], info)) for sample in waiting]
+                    turns = [group.create_task(self._ask(job, [sample])) for sample in waiting]
             except ExceptionGroup as errors:
                 raise errors.exceptions[0] from errors
             for turn in turns:
@@ -318,25 +320,25 @@ class Server:
         for event in events:
             self._report(job, event)
 
-    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample], info: ServerInfo) -> list[SampleEvent]:
+    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample]) -> list[SampleEvent]:
         """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
         turns = [sample.take_turn() for sample in samples]
-        body = info.kind.completion_body(turns[0], info, samples[0].seed, len(samples))
-        answer = await self.client.post(info.kind.completion_path, body)
-        replies = info.kind.read_replies(answer)
+        body = self.kind.completion_body(turns[0], self.info, samples[0].seed, len(samples))
+        answer = await self.client.post(self.kind.completion_path, body)
+        replies = self.kind.read_replies(answer)
         if len(replies) != len(samples) or not all(reply.end for reply in replies):
             raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
         for reply in replies:
             self._note_end(job, reply)
         return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
 
-    async def _receive_stream(self, job: PoolJob, info: ServerInfo, deadline: asyncio.Timeout) -> None:
+    async def _receive_stream(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
         """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
         [sample] = job.samples
         while job.unfinished:
-            body = info.kind.completion_body(sample.take_turn(), info, sample.seed, 1)
-            async with aclosing(self.client.stream(info.kind.completion_path, body)) as answers:
-                async for chunk in info.kind.read_stream(answers):
+            body = self.kind.completion_body(sample.take_turn(), self.info, sample.seed, 1)
+            async with aclosing(self.client.stream(self.kind.completion_path, body)) as answers:
+                async for chunk in self.kind.read_stream(answers):
                     self._note_life(deadline)
                     self._note_end(job, chunk)
                     for event in sample.add(chunk):

@@ -32,9 +32,9 @@ from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.installed import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
-from cerebrum_cli.replies.source import ModelSource, Servers
+from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.results import open_results
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 ROWS = 40
 CLUSTER_ROWS = 80

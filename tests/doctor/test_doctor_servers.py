@@ -35,7 +35,7 @@ def nano_server() -> Iterator[LlamaServer]:
 @pytest.fixture
 def server(nano_server: LlamaServer, monkeypatch: pytest.MonkeyPatch) -> LlamaServer:
     """That server without faults, tried again soon after one."""
-    monkeypatch.setattr("cerebrum_cli.servers.timeouts.ServerTimeouts", lambda: QUICK)
+    monkeypatch.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: QUICK)
     nano_server.models, nano_server.owner, nano_server.key = ("nano.gguf",), "llamacpp", None
     nano_server.is_loading, nano_server.n_vocab = False, None
     nano_server.asked.clear()

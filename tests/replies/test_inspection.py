@@ -32,7 +32,7 @@ from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.servers.endpoint import Endpoint
 
 TOLERANCE = 0.01 if accelerators() else 1e-4  # of a log probability; a GPU rounds by the number of rows
 BYTES = {chr(byte): -byte / 1000 for byte in range(256)}  # log probabilities of the scripted model

@@ -14,7 +14,8 @@ import pytest
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.servers import client as client_module
-from cerebrum_cli.servers.client import DONE, Client, Endpoint, LostServerError, RequestError, parse_url
+from cerebrum_cli.servers.client import DONE, Client, LostServerError, RequestError
+from cerebrum_cli.servers.endpoint import Endpoint, base_url
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 LIMIT = 2**16
@@ -308,7 +309,7 @@ def test_client_and_server_trust_each_other_by_files(monkeypatch: pytest.MonkeyP
     async def run() -> Any:
         async with listening(server, context):
             url, trusted = f"https://localhost:{server.port}/base?api-version=1", None if variable else str(CERTIFICATE)
-            endpoint = Endpoint("it", parse_url(url), ca_file=trusted, client_cert=str(CERTIFICATE))
+            endpoint = Endpoint("it", base_url(url), ca_file=trusted, client_cert=str(CERTIFICATE))
             async with aclosing(Client(endpoint)) as client:
                 await client.post("/completion", {})
                 return await client.get("/props", 20.0, model="a b")

@@ -29,7 +29,8 @@ from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent
 from cerebrum_cli.servers.description import KINDS as SERVER_KINDS
-from cerebrum_cli.servers.kind import ServerInfo, ServerKind
+from cerebrum_cli.servers.endpoint import ServerInfo
+from cerebrum_cli.servers.kind import ServerKind
 
 LLAMA, VLLM, SGLANG = (SERVER_KINDS[owner] for owner in ("llamacpp", "vllm", "sglang"))
 
@@ -129,7 +130,9 @@ OF_OTHER_KINDS = {
 
 def info_of(kind: ServerKind, *, has_seeds: bool = True) -> ServerInfo:
     """A server with a context of 100 tokens."""
-    return ServerInfo(kind, "1", "tiny.gguf", "tiny.gguf", 100, 4, 4, 4, has_seeds=has_seeds, end_tokens=(END,))
+    return ServerInfo(
+        kind.name, "1", "tiny.gguf", "tiny.gguf", 100, "-c", 4, 4, 4, has_seeds=has_seeds, end_tokens=(END,)
+    )
 
 
 def body_of(kind: ServerKind, *request: Any) -> Any:

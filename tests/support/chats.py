@@ -19,8 +19,8 @@ from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.replies.interface import open_source
-from cerebrum_cli.replies.source import Installation, ModelSource, Servers
-from cerebrum_cli.servers.client import Endpoint
+from cerebrum_cli.replies.source import Installation, ModelSource
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 
 class Loadable(Protocol):

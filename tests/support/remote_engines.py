@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -19,8 +18,7 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import Endpoint
-from cerebrum_cli.servers.description import ExpectedModel
+from cerebrum_cli.servers.endpoint import Endpoint, Servers
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 from cerebrum_cli.servers.timeouts import ServerTimeouts
 
@@ -82,7 +80,7 @@ def remote_engine(
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, endpoints, window, timeouts, partial(ExpectedModel, messages=messages))
+    return RemoteEngine(vocabulary.open, Servers(endpoints, window, timeouts=asdict(timeouts)), messages)
 
 
 @contextmanager
