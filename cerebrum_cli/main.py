@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.commands import Commands
+    from cerebrum_cli.cli.signature import CommandGroup, Declared
     from cerebrum_cli.core.extensions import Command
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
@@ -54,10 +55,7 @@ OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
 
 
 def assembled(commands: Commands, names: Collection[str]) -> Any:
-    """The command line; only commands of these names have options, since loading those of all takes 20 ms.
-
-    The docstring of a command's function, or of a group's module, ends with examples.
-    """
+    """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
     app = typer.Typer(
         name="cerebrum",
         help="Run local GGUF reasoning models in a terminal, each in its own prompt format.",
@@ -65,28 +63,25 @@ def assembled(commands: Commands, names: Collection[str]) -> Any:
         no_args_is_help=True,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF | dict.fromkeys(commands, OFF)},
+        context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF},
     )
     app.callback()(options)
-    for command in commands.values():
-        if command.name not in names:
-            continue
-        from cerebrum_cli.cli.signature import SectionedCommand
-
+    named = [command for command in commands.values() if command.name in names]
+    declared = {}
+    for command in named:
         module = module_of(command)
         function = getattr(module, command.attribute)
-        is_group = isinstance(function, typer.Typer)
-        details, _, examples = cleandoc((module if is_group else function).__doc__ or "").partition("\n\nExamples:\n")
-        shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
-        if is_group:
-            app.add_typer(function, name=command.name, help=f"{command.summary}.", **shown)
+        if isinstance(function, typer.Typer):
+            app.add_typer(function, name=command.name, help=command.summary)
+        elif callable(function):
+            app.command(command.name, help=command.summary)(function)
         else:
-            help = f"{command.summary}.\n\n{details}"
-            kind = SectionedCommand if hasattr(function, "__signature__") else None
-            app.command(command.name, cls=kind, help=help, **shown)(function)
+            declared[command.name] = declared_command(command, module, function)
     group: Any = get_command(app)
     for command in commands.values():
-        if command.name not in names:
+        if command.name in declared:
+            group.add_command(declared[command.name])
+        elif command not in named:
             group.add_command(TyperCommand(command.name, help=command.summary, short_help=command.summary))
     group.commands = {name: group.commands[name] for name in commands}
     return group
@@ -101,6 +96,19 @@ def module_of(command: Command) -> ModuleType:
             raise
         problem = f"the command {command.name} cannot be used: {type(error).__name__}: {error}"
         raise CerebrumError(problem, "update or uninstall its package") from error
+
+
+def declared_command(command: Command, module: ModuleType, declared: Declared | CommandGroup) -> Any:
+    """A command, or a group of them, whose options its functions declare; the docstring ends with examples."""
+    from cerebrum_cli.cli.parser import DeclaredCommand, grouped
+    from cerebrum_cli.cli.signature import Declared
+
+    documented = declared.function if isinstance(declared, Declared) else module
+    details, _, examples = cleandoc(documented.__doc__ or "").partition("\n\nExamples:\n")
+    shown: dict[str, Any] = {"short_help": command.summary, "epilog": f"\b\nExamples:\n{examples}"}
+    if isinstance(declared, Declared):
+        return DeclaredCommand(command.name, declared, help=f"{command.summary}.\n\n{details}", **shown)
+    return grouped(command.name, declared, help=f"{command.summary}.", **shown)
 
 
 def show_version(wanted: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cerebrum_cli.cli.commands import own_commands
-from cerebrum_cli.cli.signature import option_names
+from cerebrum_cli.cli.parser import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.core.settings import SHORTHANDS

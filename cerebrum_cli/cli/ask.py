@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.options import AskOptions, Names
-from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
+from cerebrum_cli.cli.signature import Argument, composed, only_question, settings_options
 from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def ask(
     on_command_line: Names,
     overrides: Annotated[Layer, OVERRIDES],
     options: AskOptions,
-    prompt: Annotated[list[str] | None, positional("[PROMPT]", "The question; `-` reads standard input")] = None,
+    prompt: Annotated[list[str] | None, Argument("[PROMPT]", "The question; `-` reads standard input")] = None,
 ) -> None:
     """The prompt is built from the files, PROMPT and standard input, in that order.
 

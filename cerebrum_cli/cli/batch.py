@@ -12,8 +12,8 @@ import typer
 
 from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
 from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options, source_fingerprint
-from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, option, switch
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.core.declaration import PATH, Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
@@ -49,14 +49,13 @@ class BatchCommandOptions(SavedPromptOptions, RowOptions, GenerationOptions):
 def batch(
     app: App,
     on_command_line: Names,
-    input_file: Annotated[
-        str, positional("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
-    ],
+    input_file: Annotated[str, Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")],
     output: Annotated[
         Path | None,
         Option(
             "Answers: .jsonl, .csv, .tsv, .parquet; `-` streams to standard output [required]",
             "Output",
+            PATH,
             short="-o",
             metavar="OUTPUT",
         ),

@@ -11,8 +11,8 @@ import typer
 
 from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions
-from cerebrum_cli.cli.signature import composed, only_question, positional, settings_options
-from cerebrum_cli.core.declaration import option, option_group, switch
+from cerebrum_cli.cli.signature import Argument, composed, only_question, settings_options
+from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
@@ -28,7 +28,7 @@ REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of refere
 
 @option_group
 class ChatOptions(QuestionOptions, AnswerOptions):
-    min_votes: int | None = option("Votes required to win /votes [default: 1]", "Sampling", metavar="N")
+    min_votes: int | None = option("Votes required to win /votes [default: 1]", "Sampling", INTEGER, metavar="N")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
 
 
@@ -37,7 +37,7 @@ def chat(
     app: App,
     on_command_line: Names,
     words: Annotated[
-        list[str] | None, positional("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
+        list[str] | None, Argument("[MODEL] [QUESTION]", "Model, first question, or both; with -m, only a question")
     ] = None,
     *,
     overrides: Annotated[

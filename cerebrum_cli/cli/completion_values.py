@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cerebrum_cli.core.errors import CerebrumError
 
@@ -56,14 +56,15 @@ def completion_of(declared: Option) -> Values | None:
     return declared.values or COMPLETIONS.get(declared.name)
 
 
-def completing(values: Values) -> Callable[[str], list[str]]:
-    def complete(incomplete: str) -> list[str]:
+def completing(values: Values | None) -> Callable[[Any, list[str], str], list[str]]:
+    def complete(_: Any, __: list[str], incomplete: str) -> list[str]:
         from cerebrum_cli.cli.app import App
 
+        if values is None:
+            return []
         try:
             return [value for value in values(App.of_user()) if value.startswith(incomplete)]
         except (CerebrumError, OSError):
             return []
 
-    complete.__annotations__ = {}  # Typer would evaluate them
     return complete

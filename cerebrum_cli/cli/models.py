@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
 from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
-from cerebrum_cli.cli.signature import Json, JsonArray, Yes, composed, positional, require_agreement
-from cerebrum_cli.core.declaration import Option, flag, option, option_group, switch
+from cerebrum_cli.cli.signature import Argument, Json, JsonArray, Yes, composed, require_agreement
+from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 @composed
 def search(
     app: App,
-    text: Annotated[str, positional("TEXT", "Part of a repository's name")],
+    text: Annotated[str, Argument("TEXT", "Part of a repository's name")],
     _: QuietOptions,
-    offline: Annotated[bool, Option("Do not use the network", "Model")] = False,
+    offline: Annotated[bool, Option("Do not use the network", "Model", SWITCH)] = False,
     json: JsonArray = False,
 ) -> None:
     """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
@@ -84,7 +84,7 @@ def pull(
     app: App,
     model: Annotated[
         str | None,
-        positional(
+        Argument(
             "[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path, ollama:NAME or lmstudio:NAME", known_models
         ),
     ] = None,
@@ -285,7 +285,7 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
 @composed
 def show(
     app: App,
-    name: Annotated[str, positional("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
+    name: Annotated[str, Argument("MODEL", "A model reference, as for `cerebrum pull`", stored_models)],
     options: QuietOptions,
     json: Json = False,
 ) -> None:
@@ -366,7 +366,7 @@ def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, S
 @composed
 def rm(
     app: App,
-    model: Annotated[str, positional("MODEL", "An installed model or vocabulary", stored_models)],
+    model: Annotated[str, Argument("MODEL", "An installed model or vocabulary", stored_models)],
     _: QuietOptions,
     yes: Yes = False,
 ) -> None:

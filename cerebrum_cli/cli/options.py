@@ -8,7 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from cerebrum_cli.core.declaration import SWITCH_WORDS, option, option_group, options_of, switch
+from cerebrum_cli.core.declaration import (
+    INTEGER,
+    NUMBER,
+    PATH,
+    SOURCES,
+    SWITCH_WORDS,
+    TEXTS,
+    option,
+    option_group,
+    options_of,
+    split_paths,
+    switch,
+)
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S, Layer, without_keys
@@ -36,6 +48,14 @@ class QuietOptions:
     verbose = False
     quiet: bool = switch("No notices or progress on standard error", "Output", short="-q")
 
+    def apply_to(self, app: App) -> None:
+        """Print as little, or as much, as these options ask for."""
+        app.streams = replace(app.streams, is_quiet=self.quiet)
+        if self.verbose:
+            from cerebrum_cli.engine.local import show_log
+
+            show_log(app.streams.info)
+
 
 @option_group
 class PullOptions(QuietOptions):
@@ -46,7 +66,7 @@ class PullOptions(QuietOptions):
 @option_group
 class ServerOptions(QuietOptions):
     endpoint: tuple[str, ...] = option(
-        "Generate on this server (repeatable)", "Server", default=(), metavar="URL|NAME", splits=True
+        "Generate on this server (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME", splits=str.split
     )
     served_model_name: str | None = option("Model to request if the server has several")
     allow_http_key: bool = switch("Send the API key without encryption [default: off]")
@@ -59,7 +79,9 @@ class ServerOptions(QuietOptions):
 
 @option_group
 class AnswerOptions(ServerOptions, PullOptions):
-    template_arg: tuple[str, ...] = option("Variable for the embedded template, as KEY=VALUE (repeatable)", default=())
+    template_arg: tuple[str, ...] = option(
+        "Variable for the embedded template, as KEY=VALUE (repeatable)", kind=TEXTS, default=()
+    )
     verbose: bool = switch("Show llama.cpp's log on standard error [default: off]")
 
     @property
@@ -108,7 +130,7 @@ class AnswerOptions(ServerOptions, PullOptions):
 @option_group
 class ConstrainedOptions(AnswerOptions):
     schema: str | None = option("JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA")
-    grammar: Path | None = option("Grammar of the answer: .gbnf, .lark or .regex", "Output", metavar="FILE")
+    grammar: Path | None = option("Grammar of the answer: .gbnf, .lark or .regex", "Output", PATH, metavar="FILE")
 
 
 @option_group
@@ -117,11 +139,13 @@ class GenerationOptions(ConstrainedOptions):
         "Majority of K answers; auto samples as few as needed", "Sampling", metavar="K|auto[:A..B]"
     )
 
-    min_votes: int | None = option("Votes required to win [default: 1]", "Sampling", metavar="N")
+    min_votes: int | None = option("Votes required to win [default: 1]", "Sampling", INTEGER, metavar="N")
     check: str | None = option(
         "Ask for a program after each sample; its output is a vote, too", "Sampling", metavar="python"
     )
-    min_checked: int | None = option("Programs required to confirm the winning answer [default: 0]", least=0)
+    min_checked: int | None = option(
+        "Programs required to confirm the winning answer [default: 0]", kind=INTEGER, least=0
+    )
 
     @property
     def vote_bounds(self) -> Votes | None:
@@ -166,7 +190,7 @@ class SavedPromptOptions:
 @option_group
 class ToolOptions:
     tool: tuple[str, ...] = option(
-        "Functions that the model may call (repeatable)", "Input", default=(), metavar="python|FILE"
+        "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE"
     )
 
 
@@ -175,10 +199,11 @@ class QuestionOptions(ToolOptions, SavedPromptOptions):
     file: tuple[Path | str, ...] = option(
         "Prepend a file, folder, glob or URL (repeatable)",
         "Input",
+        SOURCES,
         default=(),
         short="-f",
         metavar="PATH|URL",
-        splits=True,
+        splits=split_paths,
     )
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
@@ -195,17 +220,21 @@ class QuestionOptions(ToolOptions, SavedPromptOptions):
 
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):
-    messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", metavar="FILE")
+    messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", PATH, metavar="FILE")
     raw: bool = switch("Complete the prompt verbatim, without a format", "Input")
     save_prompt: str | None = option("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
     extract: str | None = option(
-        "Print only the first code block, the last, or one in LANG", "Output", short="-x", metavar="[=LANG|last]"
+        "Print only the first code block, the last, or one in LANG",
+        "Output",
+        short="-x",
+        metavar="[=LANG|last]",
+        implied=FIRST,
     )
     json: bool = json_option()
     stats: bool = switch("Print speed, context, sampling and seed on standard error", "Output")
     top_logprobs: int | None = option(
-        "Show the least certain tokens with N alternatives", "Output", metavar="N", local=True
+        "Show the least certain tokens with N alternatives", "Output", INTEGER, metavar="N", local=True
     )
     dry_run: bool = switch("Print the exact prompt without evaluating it", "Output")
     no_markdown: bool = switch("Plain text, even on a terminal", "Output")
@@ -263,8 +292,10 @@ class AskOptions(QuestionOptions, GenerationOptions):
 class ConcurrencyOptions(ConstrainedOptions):
     parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
     allow_different_models: bool = switch("Allow servers with different models", "Server")
-    patience: float | None = option(f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", least=0)
-    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", least=0.1)
+    patience: float | None = option(
+        f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", kind=NUMBER, least=0
+    )
+    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", kind=NUMBER, least=0.1)
     batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
 
     @property

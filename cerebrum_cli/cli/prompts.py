@@ -12,11 +12,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cerebrum_cli.cli.completion_values import saved_prompts
 from cerebrum_cli.cli.options import FIRST, AskOptions, Names, QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
 SAVED = {*KEYS, "prompt", "schema", "extract", "save_prompt", "yes", "quiet"}  # what may be given with --save-prompt
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+group: CommandGroup = {}
 NAME_HELP = "A name from `cerebrum prompts list`"
 EXAMPLE = """\
 +++
@@ -56,7 +54,7 @@ def list_prompts(app: App, _: QuietOptions, json: JsonArray = False) -> None:
 
 
 @subcommand(group)
-def show(app: App, name: Annotated[str, positional("NAME", NAME_HELP, saved_prompts)], json: Json = False) -> None:
+def show(app: App, name: Annotated[str, Argument("NAME", NAME_HELP, saved_prompts)], json: Json = False) -> None:
     """Show a saved prompt."""
     path = app.prompts.find_file(name)
     if json:
@@ -68,7 +66,7 @@ def show(app: App, name: Annotated[str, positional("NAME", NAME_HELP, saved_prom
 @subcommand(group, short_help="Edit a saved prompt, or create it.")
 def edit(
     app: App,
-    name: Annotated[str, positional("NAME", "A new name, or a saved one", saved_prompts)],
+    name: Annotated[str, Argument("NAME", "A new name, or a saved one", saved_prompts)],
     _: QuietOptions,
 ) -> None:
     """Open the file of a saved prompt in $VISUAL or $EDITOR. A new prompt starts with an example."""
@@ -98,7 +96,7 @@ def edit(
 @subcommand(group)
 def rm(
     app: App,
-    names: Annotated[list[str], positional("NAME...", NAME_HELP, saved_prompts)],
+    names: Annotated[list[str], Argument("NAME...", NAME_HELP, saved_prompts)],
     _: QuietOptions,
     yes: Yes = False,
 ) -> None:

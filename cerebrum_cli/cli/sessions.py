@@ -11,13 +11,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cerebrum_cli.chat import archive
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
-from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
-from cerebrum_cli.core.declaration import Option
+from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
+from cerebrum_cli.core.declaration import INTEGER, SWITCH, TEXT, Option
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.terminal.reports import LISTED, print_latest
@@ -26,8 +24,8 @@ from cerebrum_cli.terminal.tables import print_matches, print_rows
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-Name = Annotated[str, positional("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
+group: CommandGroup = {}
+Name = Annotated[str, Argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 MARKDOWN, TRANSCRIPT = "markdown", "transcript"
 EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
@@ -38,9 +36,9 @@ def list_sessions(
     _: QuietOptions,
     number: Annotated[
         int | None,
-        Option(f"List at most N [default: {LISTED} on a terminal]", "Output", short="-n", metavar="N"),
+        Option(f"List at most N [default: {LISTED} on a terminal]", "Output", INTEGER, short="-n", metavar="N"),
     ] = None,
-    all: Annotated[bool, Option("List all", "Output")] = False,
+    all: Annotated[bool, Option("List all", "Output", SWITCH)] = False,
     json: JsonArray = False,
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
@@ -76,7 +74,7 @@ def show(app: App, name: Name, json: Json = False) -> None:
 @subcommand(group, short_help="Search all messages.")
 def search(
     app: App,
-    text: Annotated[str, positional("TEXT", "Words that must all occur in one message")],
+    text: Annotated[str, Argument("TEXT", "Words that must all occur in one message")],
     _: QuietOptions,
     json: JsonArray = False,
 ) -> None:
@@ -94,9 +92,9 @@ def rm(
     app: App,
     _: QuietOptions,
     yes: Yes = False,
-    names: Annotated[list[str] | None, positional("[NAME]...", "Names of sessions", sessions)] = None,
+    names: Annotated[list[str] | None, Argument("[NAME]...", "Names of sessions", sessions)] = None,
     older_than: Annotated[
-        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", metavar="AGE")
+        str | None, Option("Delete sessions unchanged for AGE, such as 30d", "Input", TEXT, metavar="AGE")
     ] = None,
 ) -> None:
     """Delete sessions with their unshared messages, questions typed in them, and the prompt cache."""
@@ -131,6 +129,7 @@ def export(
         Option(
             "json: OpenAI messages, transcript: exact prompt [default: markdown]",
             "Output",
+            TEXT,
             metavar="|".join(EXPORT_FORMATS),
             choices=EXPORT_FORMATS,
         ),
@@ -152,9 +151,11 @@ def export(
 @subcommand(group, name="import")
 def import_session(
     app: App,
-    file: Annotated[str, positional("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
+    file: Annotated[str, Argument("FILE", "A JSON file in OpenAI messages or ShareGPT format")],
     _: QuietOptions,
-    name: Annotated[str | None, Option("Name of the session [default: from FILE]", "Input", metavar="NAME")] = None,
+    name: Annotated[
+        str | None, Option("Name of the session [default: from FILE]", "Input", TEXT, metavar="NAME")
+    ] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
     session = archive.import_session(app.open_history().store, Path(file), name)

@@ -1,24 +1,17 @@
-"""Commands from functions: parameters for Typer, help under headings, values from flags, `--set` and variables."""
+"""What the signature of a command's function declares, and its values: from flags, `--set` and variables."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import is_dataclass, replace
-from functools import partial, wraps
-from importlib import import_module
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import is_dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
 
-from cerebrum_cli.cli.completion_values import Values, completing, completion_of
-from cerebrum_cli.cli.options import FIRST, QuietOptions
-from cerebrum_cli.core.declaration import HEADINGS, Option, flag, options_of
+from cerebrum_cli.core.declaration import SWITCH, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.settings import (
     COMMAND_LINE,
     OPTIONS,
@@ -26,34 +19,36 @@ from cerebrum_cli.core.settings import (
     SHORTHANDS,
     SourcedLayer,
     environment_value,
-    unknown_variables,
     variable_that_sets,
 )
 from cerebrum_cli.core.text import did_you_mean
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.terminal.streams import Streams
+    from cerebrum_cli.cli.completion_values import Values
 
-NAMES = {*OPTIONS, "api_key"}  # of all options of the commands that are imported, and of what only a variable sets
-SET = "set"
-HELP = "help"  # instead of KEY=VALUE
-SET_OPTION = Option(
-    f"Change a setting; `--{SET} {HELP}` lists them (repeatable)",
-    "Model",
-    metavar="KEY=VALUE",
-    name=SET,
-    kind="tuple[str, ...]",
-)
 ON_COMMAND_LINE = "on_command_line"
-EXTRACT = re.compile(r"--extract|-[cqy]*x")  # without a value; -c, -q and -y never have one
 
 Options = Mapping[str, Option]  # by name
 Function = Callable[..., Any]
 Arguments = Mapping[str, Any]  # by parameter or key
-Json = Annotated[bool, Option("Print a JSON object", "Output")]
-JsonArray = Annotated[bool, Option("Print a JSON array", "Output")]
-Yes = Annotated[bool, Option("Delete without asking", "Output", short="-y")]
+Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
+JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
+Yes = Annotated[bool, Option("Delete without asking", "Output", SWITCH, short="-y")]
+
+
+class Argument(NamedTuple):
+    """An argument of the command line: its name in help, its help, and what completes it.
+
+    The rest is what the signature declares.
+    """
+
+    metavar: str
+    help: str
+    values: Values | None = None
+    name: str = ""
+    is_list: bool = False
+    is_required: bool = True
 
 
 def settings_options(keys: Iterable[str], **help: str) -> dict[str, Option]:
@@ -61,84 +56,32 @@ def settings_options(keys: Iterable[str], **help: str) -> dict[str, Option]:
     return {key: OPTIONS[key]._replace(help=help.get(key, OPTIONS[key].help)) for key in keys}
 
 
-def positional(metavar: str, help: str, values: Values | None = None) -> Any:
-    return typer.Argument(metavar=metavar, help=f"{help}.", autocompletion=completing(values) if values else None)
+class Declared(NamedTuple):
+    """A command's function, its arguments, and the options that each other parameter stands for, by parameter."""
 
-
-def composed(function: Function) -> Function:
-    """The callback of a command, from a function of the app, its arguments and its options.
-
-    A parameter annotated with a dataclass of options, or with `settings_options`, stands for the options in it. Those
-    without a flag are set by `--set`, and so are settings. `on_command_line` gets the names of the options there.
-    """
-    signature = inspect.signature(function, eval_str=True, locals={"App": object})
-    declared = DeclaredCommand.of(signature.parameters)
-
-    @wraps(function)
-    def call(context: typer.Context, **texts: Any) -> Any:
-        assigned = texts.pop(SET, None) or ()
-        if HELP in assigned:
-            return print_settings(app_of(context).streams, declared.settable)
-        require_arguments(context)
-        given = GivenOptions.parse(texts, assigned, declared.settable)
-        values = declared.values(given)
-        app = app_of(context, values.values())
-        with app.on_exit:
-            return function(app, **values)
-
-    call.__annotations__ = {}  # Typer would evaluate them; those of the signature are enough
-    call.__signature__ = signature.replace(parameters=declared.typer_parameters())  # type: ignore[attr-defined]
-    return call
-
-
-class DeclaredCommand(NamedTuple):
-    """The parameters of a command's function, and the options that some of them stand for, by the parameter's name."""
-
+    function: Function
     parameters: Mapping[str, inspect.Parameter]
+    arguments: Mapping[str, Argument]
     groups: Mapping[str, Options]
+    short_help: str | None = None
 
-    @classmethod
-    def of(cls, parameters: Mapping[str, inspect.Parameter]) -> DeclaredCommand:
-        groups = {}
-        for name, parameter in parameters.items():
-            if options := options_in(parameter):
-                groups[name] = options
-        NAMES.update(*groups.values())
-        return cls(parameters, groups)
+    @property
+    def options(self) -> Options:
+        return {name: declared for options in self.groups.values() for name, declared in options.items()}
 
     @property
     def settable(self) -> Options:
         """The options that `--set` takes: settings, and those without a flag."""
-        settable = {}
-        for options in self.groups.values():
-            for name, declared in options.items():
-                if name in OPTIONS or not declared.heading:
-                    settable[name] = declared
-        return settable
-
-    def typer_parameters(self) -> list[inspect.Parameter]:
-        parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-        for name, parameter in self.parameters.items():
-            if name in self.groups:
-                options = self.groups[name].values()
-                parameters += [typer_parameter(declared) for declared in options if declared.heading]
-            elif name not in ("app", ON_COMMAND_LINE):
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-        if self.settable:
-            parameters.append(typer_parameter(SET_OPTION, partial(assignments, self.settable)))
-        return parameters
+        options = self.options.items()
+        return {name: declared for name, declared in options if name in OPTIONS or not declared.heading}
 
     def values(self, given: GivenOptions) -> Arguments:
-        """The arguments of the function; those that nobody sets have its defaults. Raises UsageError."""
-        values = {}
-        for name, parameter in self.parameters.items():
-            if name not in self.groups:
-                if name in given.flags:
-                    values[name] = given.flags[name]
-                continue
-            layer = given.layer(self.groups[name])
-            kind = parameter.annotation
-            if name in self.groups[name]:
+        """The function's arguments; those that nobody sets have its defaults. Raises UsageError."""
+        values = {name: given.flags[name] for name in self.arguments if name in given.flags}
+        for name, options in self.groups.items():
+            layer = given.layer(options)
+            kind = self.parameters[name].annotation
+            if name in options:
                 values.update(layer)
             elif isinstance(kind, type):
                 values[name] = kind(**layer)
@@ -149,6 +92,47 @@ class DeclaredCommand(NamedTuple):
         return values
 
 
+CommandGroup = dict[str, Declared]  # the commands of a group, by name
+
+
+def composed(function: Function) -> Declared:
+    """A command, from a function of the app, its arguments and its options.
+
+    A parameter annotated with a dataclass of options, or with `settings_options`, stands for the options in it. Those
+    without a flag are set by `--set`, and so are settings. `on_command_line` gets the names of the options there.
+    """
+    parameters = inspect.signature(function, eval_str=True, locals={"App": object}).parameters
+    arguments = {}
+    groups = {}
+    for name, parameter in parameters.items():
+        if argument := argument_in(parameter):
+            arguments[name] = argument
+        elif options := options_in(parameter):
+            groups[name] = options
+    return Declared(function, parameters, arguments, groups)
+
+
+def subcommand(
+    group: CommandGroup, name: str | None = None, short_help: str | None = None
+) -> Callable[[Function], Function]:
+    """Add a function to a group of commands, under its own name and with the first line of its docstring by default."""
+
+    def add(function: Function) -> Function:
+        group[name or function.__name__] = composed(function)._replace(short_help=short_help)
+        return function
+
+    return add
+
+
+def argument_in(parameter: inspect.Parameter) -> Argument | None:
+    if get_origin(parameter.annotation) is Annotated:
+        hint, declared = get_args(parameter.annotation)
+        if isinstance(declared, Argument):
+            is_required = parameter.default is parameter.empty
+            return declared._replace(name=parameter.name, is_list="list" in str(hint), is_required=is_required)
+    return None
+
+
 def options_in(parameter: inspect.Parameter) -> Options:
     """The options that a parameter stands for, by name; empty for an argument of the command line."""
     annotation = parameter.annotation
@@ -156,44 +140,10 @@ def options_in(parameter: inspect.Parameter) -> Options:
         return options_of(annotation)
     if get_origin(annotation) is not Annotated:
         return {}
-    hint, declared = get_args(annotation)
+    _, declared = get_args(annotation)
     if isinstance(declared, Option):
-        kind, *_ = get_args(hint) or [hint]  # without None
-        return {parameter.name: declared._replace(name=parameter.name, kind=kind.__name__)}
+        return {parameter.name: declared._replace(name=parameter.name)}
     return declared if isinstance(declared, dict) else {}
-
-
-def typer_parameter(declared: Option, values: Values | None = None) -> inspect.Parameter:
-    """Typer's parameter of an option, as text, several texts or a switch."""
-    kind: Any = str | None
-    if declared.is_list:
-        kind = list[str] | None
-    elif declared.kind == "bool":
-        kind = bool
-    values = values or completion_of(declared)
-    names = [name for name in (declared.short, flag(declared.name)) if name]
-    details = typer.Option(
-        *names,
-        help=f"{declared.help}.",
-        metavar=declared.metavar,
-        show_default=False,
-        autocompletion=completing(values) if values else None,
-        rich_help_panel=declared.heading,
-    )
-    default = False if kind is bool else None
-    annotation = Annotated[kind, details]
-    return inspect.Parameter(declared.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def require_arguments(context: typer.Context) -> None:
-    """Raise UsageError for an argument that is missing, and for those left over."""
-    hint = f"see {context.command_path} --help"
-    for parameter in context.command.params:
-        is_missing = parameter.required and context.params[parameter.name] is None
-        if is_missing and parameter.param_type_name == "argument":
-            raise UsageError(f"missing argument '{parameter.metavar}'", hint)
-    if context.args:
-        raise UsageError(f"unexpected argument: {' '.join(context.args)}", hint)
 
 
 class GivenOptions(NamedTuple):
@@ -207,11 +157,11 @@ class GivenOptions(NamedTuple):
     is_remote: bool
 
     @classmethod
-    def parse(cls, texts: Arguments, assigned: Iterable[str], settable: Options) -> GivenOptions:
-        """Read what Typer found, with None for a flag that is not there. Raises UsageError."""
-        flags = {name: text for name, text in texts.items() if text is not None}
+    def parse(cls, flags: Arguments, assigned: Iterable[str], declared: Declared) -> GivenOptions:
+        """Read what follows the flags that are there. Raises UsageError."""
         has_server = "endpoint" in flags or variable_that_sets("endpoint") is not None
-        return cls(flags, parse_assignments(assigned, settable), "endpoint" in texts and has_server)
+        assignments = parse_assignments(assigned, declared.settable)
+        return cls(flags, assignments, "endpoint" in declared.options and has_server)
 
     def layer(self, options: Options) -> SourcedLayer:
         """The values of options: of the flag, else of `--set`, else of a variable.
@@ -265,116 +215,6 @@ def with_shorthands(settable: Options) -> Options:
         if keys[0] in settable:
             shorthands[name] = settable[keys[0]]._replace(help=SHORTHAND_HELP)
     return {**shorthands, **settable}
-
-
-def assignments(settable: Options, app: App) -> Iterator[str]:
-    """Completions of `--set`: each key, with its values if they can be listed."""
-    for name, declared in with_shorthands(settable).items():
-        source = completion_of(declared)
-        values: Iterable[str] = declared.words
-        if source:
-            values = source(app)
-        for value in values or ("",):
-            yield f"{name}={value}"
-
-
-def print_settings(streams: Streams, settable: Options) -> None:
-    from cerebrum_cli.terminal.tables import print_table
-
-    rows = []
-    for name, declared in with_shorthands(settable).items():
-        meaning, _, default = declared.help.removesuffix("]").partition(" [default: ")
-        rows.append((name, default or "none", declared.expected, meaning))
-    print_table(streams, ("key", "default", "range", "meaning"), rows, "range", ("range", "default"))
-
-
-class SectionedCommand(TyperCommand):
-    """A command that gets its options as text, and lists them under headings in its help.
-
-    Typer would convert them with pydantic, whose import takes longer than a whole start, and print headings with rich.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put what follows each flag, and the arguments, into the parameters of the context; None without it."""
-        if ctx.resilient_parsing:  # for completion
-            return super().parse_args(ctx, args)
-        texts, ctx.args, _ = self.make_parser(ctx).parse_args(args=self.with_extract_values(args))
-        if texts.get("help"):
-            typer.echo(ctx.get_help())
-            ctx.exit()
-        for parameter in self.params:
-            ctx.params[parameter.name] = texts.get(parameter.name)
-        return []
-
-    def with_extract_values(self, args: list[str]) -> list[str]:
-        """The words, with the value that Typer requires after each `--extract` and `-x` without one."""
-        end = args.index("--") if "--" in args else len(args)
-        words = list(args)
-        for index, word in enumerate(args[:end]):
-            if EXTRACT.fullmatch(word):
-                words[index] += f"={FIRST}" if word.startswith("--") else FIRST
-        return words
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        pieces = ["[OPTIONS]"]
-        for argument in self.arguments:
-            if argument.required:
-                pieces.append(f"{{{argument.metavar}}}")
-            else:
-                pieces.append(argument.metavar)
-        return pieces
-
-    @property
-    def arguments(self) -> list[Any]:
-        return [parameter for parameter in self.params if parameter.param_type_name == "argument"]
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *HEADINGS, "Options")}
-        for argument in self.arguments:
-            text = f"{argument.help}  [required]" if argument.required else argument.help
-            sections["Arguments"].append((argument.metavar, text))
-        option: Any
-        for option in self.get_params(ctx):
-            record = option.get_help_record(ctx)
-            if option.param_type_name == "option" and record:
-                names, text = record
-                names = names.replace(" [=", "[=")  # an optional value is attached
-                sections[option.rich_help_panel or "Options"].append((names, text))
-        for heading, records in sections.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl(records)
-
-
-def subcommand(group: typer.Typer, **details: Any) -> Callable[[Function], Function]:
-    return lambda function: group.command(cls=SectionedCommand, **details)(composed(function))
-
-
-def app_of(context: typer.Context, values: Iterable[object] = ()) -> App:
-    """The app a test has passed, or this machine's, as quiet or verbose as the options among the values ask for."""
-    from cerebrum_cli.cli.app import App
-
-    app = context.obj if isinstance(context.obj, App) else App.of_user()
-    unknown = unknown_variables(NAMES) and unknown_variables(option_names())
-    for name, hint in unknown.items():
-        app.streams.notice(NoticeEvent(f"unknown environment variable {name}", hint))
-    for options in values:
-        if not isinstance(options, QuietOptions):
-            continue
-        app.streams = replace(app.streams, is_quiet=options.quiet)
-        if options.verbose:
-            from cerebrum_cli.engine.local import show_log
-
-            show_log(app.streams.info)
-    return app
-
-
-def option_names() -> set[str]:
-    from cerebrum_cli.cli.commands import own_commands
-
-    for command in own_commands().values():
-        import_module(command.module)
-    return NAMES
 
 
 def only_question(words: list[str] | None) -> str | None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.row_commands import Answering, RowOptions, Work
-from cerebrum_cli.core.declaration import option, option_group
+from cerebrum_cli.core.declaration import INTEGER, option, option_group
 from cerebrum_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @option_group
 class RayOptions(RowOptions):
     ray: str | None = option("Generate on the nodes of a Ray cluster", "Server", metavar="ADDRESS|auto|local")
-    ray_workers: int | None = option("Workers with --ray [default: one per GPU or node]", "Server", metavar="N")
+    ray_workers: int | None = option(
+        "Workers with --ray [default: one per GPU or node]", "Server", INTEGER, metavar="N"
+    )
 
     @property
     def place_flag(self) -> str:

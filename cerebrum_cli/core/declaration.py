@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, dataclass_transform, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import Texts, enumeration
@@ -29,7 +29,6 @@ SWITCH_WORDS = {
     **dict.fromkeys(("false", "off", "no", "0", "f", "n"), False),
 }
 SWITCHES = ("on", "off")
-NUMBERS = {"int": int, "float": float}
 
 Heading = Literal["Model", "Sampling", "Length", "Input", "Output", "Speed", "Server"]
 HEADINGS: tuple[Heading, ...] = get_args(Heading)
@@ -55,38 +54,53 @@ class TokenBias(NamedTuple):
         return f"{self.token}={self.bias:g}"
 
 
+class ValueType(NamedTuple):
+    """How the values of an option are read from text, and converted to its type, whatever they come from.
+
+    `convert` raises InvalidValue.
+    """
+
+    convert: Callable[[Option, Any], Any]
+    read: Callable[[Any], Any] = str  # a number may stay text, which is refused when it is converted
+    is_list: bool = False
+    is_switch: bool = False
+
+
 class Option(NamedTuple):
     """Properties of an option other than its default, which is that of its field.
 
     Numbers lie between `least` and `most`, inclusive. Text is one of `choices` where there are any. A `local` option
-    concerns a model on this machine, and has no meaning for one on a server. The variable of a repeatable option holds
-    one value; if it `splits`, it holds several, separated by spaces, or paths separated by colons. `name` and `kind`
-    are the name and the type of its field, without None. `values` gives completions, from the app.
+    concerns a model on this machine, and has no meaning for one on a server. A flag that stands alone has the value
+    that it has `implied`. The variable of a repeatable option holds one value, or several if it `splits` them.
+    `values` completes a value in a shell, for the app of a command. `name` is that of its field.
     """
 
     help: str
-    heading: Heading | None = None
+    heading: Heading | None
+    kind: ValueType
     short: str | None = None
     metavar: str | None = None
     least: float = -inf
     most: float = inf
     choices: Texts = ()
     local: bool = False
-    splits: bool = False
-    name: str = ""
-    kind: str = ""
+    implied: str = ""
+    splits: Callable[[str], list[str]] | None = None
     values: Callable[[Any], Iterable[str]] | None = None
+    name: str = ""
 
     @property
     def is_list(self) -> bool:
-        return self.kind.startswith("tuple")
+        return self.kind.is_list
+
+    @property
+    def is_switch(self) -> bool:
+        return self.kind.is_switch
 
     @property
     def words(self) -> Texts:
         """What its value may be, as far as that can be listed."""
-        if self.kind == "bool":
-            return SWITCHES
-        return self.choices
+        return SWITCHES if self.is_switch else self.choices
 
     @property
     def argument(self) -> str:
@@ -108,8 +122,7 @@ class Option(NamedTuple):
 
     def convert(self, value: Any) -> Any:
         """Convert a value to its type. Raises InvalidValue."""
-        convert = SPECIAL.get(self.name) or TYPES[self.kind]
-        return convert(self, value)
+        return self.kind.convert(self, value)
 
     def validate(self, value: Any, source: str | None = None) -> Any:
         """Convert a value to its type. Raises UsageError, which names the source of the value, or else the option."""
@@ -123,25 +136,28 @@ class Option(NamedTuple):
 
         An item of a list is one text; if it `has_quotes`, it may be several in quotes, as in a shell.
         """
-        value: Any = texts[-1]
-        if self.is_list:
-            value = list(texts)
-            if has_quotes:
-                value = [item for text in texts for item in split_quoted(text)]
-        elif self.kind in NUMBERS:
-            with suppress(ValueError):
-                value = NUMBERS[self.kind](value)
-        return self.validate(value, source)
+        if not self.is_list:
+            return self.validate(self.read(texts[-1]), source)
+        if has_quotes:
+            texts = [item for text in texts for item in split_quoted(text)]
+        return self.validate(list(texts), source)
+
+    def read(self, text: str) -> Any:
+        with suppress(ValueError):
+            return self.kind.read(text)
+        return text
 
 
-def option(help: str, heading: Heading | None = None, default: Any = None, **details: Any) -> Any:
-    """Declare a dataclass field as an option; `details` are further fields of `Option`."""
-    return field(default=default, metadata={"option": Option(help, heading, **details)})
+def option(
+    help: str, heading: Heading | None = None, kind: ValueType | None = None, default: Any = None, **details: Any
+) -> Any:
+    """Declare a dataclass field as an option, of text by default; `details` are further fields of `Option`."""
+    return field(default=default, metadata={"option": Option(help, heading, kind or TEXT, **details)})
 
 
 def switch(help: str, heading: Heading | None = None, **details: Any) -> Any:
     """Declare a field as an option that is off unless it is set."""
-    return option(help, heading, default=False, **details)
+    return option(help, heading, SWITCH, default=False, **details)
 
 
 @dataclass_transform(frozen_default=True)
@@ -156,9 +172,13 @@ def options_of(group: type) -> dict[str, Option]:
     hidden = getattr(group, "without", ())
     for member in fields(group):
         if "option" in member.metadata and member.name not in hidden:
-            kind = str(member.type).removesuffix(" | None")
-            options[member.name] = member.metadata["option"]._replace(name=member.name, kind=kind)
+            options[member.name] = member.metadata["option"]._replace(name=member.name)
     return options
+
+
+def split_paths(text: str) -> list[str]:
+    """Paths separated by colons."""
+    return text.split(":")
 
 
 def split_quoted(text: str) -> list[str]:
@@ -189,14 +209,14 @@ def to_bool(_: Option, value: Any) -> bool:
 def to_number(declared: Option, value: Any) -> int | float:
     least, most = max(declared.least, -LARGEST), min(declared.most, LARGEST)
     if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
-        number: int | float = NUMBERS[declared.kind](value)
-        if declared.kind == "float" or number == value:  # some programs write integers as 5.0
+        number: int | float = declared.kind.read(value)
+        if declared.kind is NUMBER or number == value:  # some programs write integers as 5.0
             return number
     raise InvalidValue(value, expected_number(declared))
 
 
 def expected_number(declared: Option) -> str:
-    kind = "a whole number" if declared.kind == "int" else "a number"
+    kind = "a number" if declared.kind is NUMBER else "a whole number"
     if declared.least == -inf:
         return kind
     if declared.most == inf:
@@ -312,23 +332,15 @@ def to_layers(declared: Option, value: Any) -> str:
     return text
 
 
-Converter: TypeAlias = Callable[[Option, Any], Any]
-"""Converts a value of an option. Raises InvalidValue."""
-
-TYPES: Mapping[str, Converter] = {
-    "bool": to_bool,
-    "int": to_number,
-    "float": to_number,
-    "str": to_text,
-    "Path": to_path,
-    "tuple[Path | str, ...]": to_sources,
-    "tuple[str, ...]": to_texts,
-}
-SPECIAL: Mapping[str, Converter] = {  # by setting
-    "cpu_moe": to_layers,
-    "gpu_layers": to_layers,
-    "lora": to_adapters,
-    "dry_sequence_breaker": to_breakers,
-    "logit_bias": to_biases,
-    "think": to_thinking,
-}
+SWITCH = ValueType(to_bool, is_switch=True)
+INTEGER = ValueType(to_number, int)
+NUMBER = ValueType(to_number, float)
+TEXT = ValueType(to_text)
+TEXTS = ValueType(to_texts, is_list=True)
+PATH = ValueType(to_path)
+SOURCES = ValueType(to_sources, is_list=True)
+LAYERS = ValueType(to_layers)
+ADAPTERS = ValueType(to_adapters, is_list=True)
+BREAKERS = ValueType(to_breakers, is_list=True)
+BIASES = ValueType(to_biases, is_list=True)
+THINKING = ValueType(to_thinking)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from cerebrum_cli.core.declaration import MAX_LOGIT, TokenBias, option
+from cerebrum_cli.core.declaration import BIASES, BREAKERS, INTEGER, MAX_LOGIT, NUMBER, TEXTS, TokenBias, option
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
@@ -30,19 +30,23 @@ class SamplingParams:
     """
 
     max_tokens: int | None = option(
-        "Maximum tokens to generate [default: no limit]", "Length", short="-n", metavar="N", least=1
+        "Maximum tokens to generate [default: no limit]", "Length", INTEGER, short="-n", metavar="N", least=1
     )
     temperature: float = option(
         "Sampling temperature; 0 is greedy [default: the model's, else 0, or 0.7 in chats and votes]",
         "Sampling",
+        NUMBER,
         default=0.0,
         metavar="T",
         least=0,
     )
-    top_k: int = option("Keep the K likeliest tokens; 0: all [default: the model's, else 40]", default=40, least=0)
+    top_k: int = option(
+        "Keep the K likeliest tokens; 0: all [default: the model's, else 40]", kind=INTEGER, default=40, least=0
+    )
     top_p: float = option(
         "Keep the most likely tokens that sum to probability P [default: the model's, else 0.95]",
         "Sampling",
+        NUMBER,
         default=0.95,
         metavar="P",
         least=0,
@@ -50,40 +54,50 @@ class SamplingParams:
     )
     min_p: float = option(
         "Drop tokens below P times the likeliest [default: the model's, else 0.05]",
+        kind=NUMBER,
         default=0.05,
         least=0,
         most=1,
     )
-    top_n_sigma: float = option("Keep logits within N sigma; 0 and below: off [default: -1]", default=-1.0, least=-1)
-    typical_p: float = option("Locally typical sampling; 1: off [default: 1]", default=1.0, least=0, most=1)
+    top_n_sigma: float = option(
+        "Keep logits within N sigma; 0 and below: off [default: -1]", kind=NUMBER, default=-1.0, least=-1
+    )
+    typical_p: float = option(
+        "Locally typical sampling; 1: off [default: 1]", kind=NUMBER, default=1.0, least=0, most=1
+    )
     repeat_penalty: float = option(
-        "Penalty for repeated tokens; 1: off [default: the model's, else 1]", default=1.0, least=0.01
+        "Penalty for repeated tokens; 1: off [default: the model's, else 1]", kind=NUMBER, default=1.0, least=0.01
     )
     presence_penalty: float = option(
         "Penalty for tokens in the last 64 [default: the model's, else 0]",
+        kind=NUMBER,
         default=0.0,
         least=-MAX_LOGIT,
         most=MAX_LOGIT,
     )
     frequency_penalty: float = option(
-        "Penalty per occurrence in the last 64 [default: 0]", default=0.0, least=-MAX_LOGIT, most=MAX_LOGIT
+        "Penalty per occurrence in the last 64 [default: 0]", kind=NUMBER, default=0.0, least=-MAX_LOGIT, most=MAX_LOGIT
     )
-    dry_multiplier: float = option("DRY penalty for repeats; 0: off [default: 0]", default=0.0, least=0, most=MAX_LOGIT)
-    dry_base: float = option("Growth of the DRY penalty per token [default: 1.75]", default=1.75, least=1)
+    dry_multiplier: float = option(
+        "DRY penalty for repeats; 0: off [default: 0]", kind=NUMBER, default=0.0, least=0, most=MAX_LOGIT
+    )
+    dry_base: float = option("Growth of the DRY penalty per token [default: 1.75]", kind=NUMBER, default=1.75, least=1)
     dry_allowed_length: int = option(
-        "Minimum repeat length for DRY, in tokens [default: 2]", default=2, least=0, most=MAX_COUNT
+        "Minimum repeat length for DRY, in tokens [default: 2]", kind=INTEGER, default=2, least=0, most=MAX_COUNT
     )
     dry_penalty_last_n: int = option(
-        "Tokens that DRY searches for repeats [default: 64]", default=64, least=0, most=MAX_COUNT
+        "Tokens that DRY searches for repeats [default: 64]", kind=INTEGER, default=64, least=0, most=MAX_COUNT
     )
     dry_sequence_breaker: tuple[str, ...] = option(
-        "Text that ends a repeat, or none (repeatable) [default: line break, colon, quote, *]", default=DRY_BREAKERS
+        "Text that ends a repeat, or none (repeatable) [default: line break, colon, quote, *]",
+        kind=BREAKERS,
+        default=DRY_BREAKERS,
     )
-    logit_bias: tuple[TokenBias, ...] = option("Add BIAS to a token's logit (repeatable)", default=())
+    logit_bias: tuple[TokenBias, ...] = option("Add BIAS to a token's logit (repeatable)", kind=BIASES, default=())
     seed: int | None = option(
-        "Random seed [default: random; reported]", "Sampling", metavar="N", least=0, most=SEEDS - 1
+        "Random seed [default: random; reported]", "Sampling", INTEGER, metavar="N", least=0, most=SEEDS - 1
     )
-    stop: tuple[str, ...] = option("Stop before this text (repeatable)", "Length", default=(), metavar="TEXT")
+    stop: tuple[str, ...] = option("Stop before this text (repeatable)", "Length", TEXTS, default=(), metavar="TEXT")
 
     @property
     def samplers(self) -> JsonDict:

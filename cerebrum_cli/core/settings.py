@@ -12,7 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import Conversation
-from cerebrum_cli.core.declaration import EFFORTS, NONE, Option, option, options_of, switch, variable
+from cerebrum_cli.core.declaration import (
+    ADAPTERS,
+    EFFORTS,
+    INTEGER,
+    LAYERS,
+    NONE,
+    NUMBER,
+    SWITCH,
+    THINKING,
+    Option,
+    option,
+    options_of,
+    switch,
+    variable,
+)
 from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
@@ -72,19 +86,21 @@ class Settings(SamplingParams):
     ctx: int | None = option(
         "Context size in tokens [default: up to 8192; 32768 for reasoning models]",
         "Model",
+        INTEGER,
         metavar="N",
         least=1,
         local=True,
     )
     lora: tuple[str, ...] = option(
-        "Apply a LoRA adapter, or none (repeatable)", "Model", default=(), metavar="FILE[:SCALE]"
+        "Apply a LoRA adapter, or none (repeatable)", "Model", ADAPTERS, default=(), metavar="FILE[:SCALE]"
     )
     threads: int | None = option(
-        "CPU threads [default: one per performance core]", "Speed", metavar="N", least=1, most=1024, local=True
+        "CPU threads [default: one per performance core]", "Speed", INTEGER, metavar="N", least=1, most=1024, local=True
     )
     gpu_layers: str = option(
         "Layers to offload to the GPU [default: auto]",
         "Speed",
+        LAYERS,
         default="auto",
         short="-ngl",
         metavar="N|auto|all",
@@ -93,6 +109,7 @@ class Settings(SamplingParams):
     )
     cpu_moe: str = option(
         "Layers whose experts stay on the CPU [default: auto]",
+        kind=LAYERS,
         default="auto",
         choices=("auto", "off"),
         local=True,
@@ -106,18 +123,25 @@ class Settings(SamplingParams):
     think: str | None = option(
         "Turn thinking on or off, limit it, or set its effort [default: the model's, else the template's]",
         "Length",
+        THINKING,
         metavar="on|off|N|EFFORT",
         choices=("on", "off", *EFFORTS),
     )
-    keep_reasoning: bool | None = option("Keep earlier reasoning in the prompt [default: the template's choice]")
+    keep_reasoning: bool | None = option(
+        "Keep earlier reasoning in the prompt [default: the template's choice]", kind=SWITCH
+    )
     show_thinking: bool = switch("Show reasoning as it is generated [default: off]", "Output")
     no_log: bool = switch("Save nothing: no session, history or prompt cache [default: off]", "Output")
-    markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", default=True)
+    markdown: bool = option("Format Markdown and mathematics on a terminal [default: on]", kind=SWITCH, default=True)
     vi: bool = switch("Edit with vi keys [default: off]")
-    tool_rounds: int = option("Rounds of function calls in a reply [default: 5]", default=5, least=1, most=100)
-    loop_check: bool = option("End replies that repeat themselves [default: on]", default=True)
-    speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", local=True)
-    cache_gb: float = option("Limit of the prompt cache in GB; 0: off [default: 4]", default=4.0, least=0, local=True)
+    tool_rounds: int = option(
+        "Rounds of function calls in a reply [default: 5]", kind=INTEGER, default=5, least=1, most=100
+    )
+    loop_check: bool = option("End replies that repeat themselves [default: on]", kind=SWITCH, default=True)
+    speculative: bool | None = option("Speculative decoding (prompt lookup) [default: on]", kind=SWITCH, local=True)
+    cache_gb: float = option(
+        "Limit of the prompt cache in GB; 0: off [default: 4]", kind=NUMBER, default=4.0, least=0, local=True
+    )
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def origin(self, key: str) -> str:
@@ -293,9 +317,7 @@ def environment_value(declared: Option) -> tuple[Any, str]:
     if source is None:
         return None, ""
     text = environment(source) or ""
-    texts = [text]
-    if declared.splits:
-        texts = text.split(":" if "Path" in declared.kind else None)
+    texts = declared.splits(text) if declared.splits else [text]
     return declared.parse(texts, source, has_quotes=not declared.heading), source
 
 

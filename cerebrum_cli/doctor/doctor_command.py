@@ -8,7 +8,7 @@ import typer
 
 from cerebrum_cli.cli.options import ServerOptions
 from cerebrum_cli.cli.signature import composed, settings_options
-from cerebrum_cli.core.declaration import option, option_group, switch
+from cerebrum_cli.core.declaration import TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import Layer, environment_layer, fold
 from cerebrum_cli.doctor.check_lines import print_check_result
@@ -22,7 +22,7 @@ SETTINGS = settings_options(("model",), model="Model to check [default: the defa
 @option_group
 class DoctorOptions(ServerOptions):
     endpoint: tuple[str, ...] = option(
-        "Check this server instead (repeatable)", "Server", default=(), metavar="URL|NAME", splits=True
+        "Check this server instead (repeatable)", "Server", TEXTS, default=(), metavar="URL|NAME", splits=str.split
     )
     offline: bool = switch("Do not use the network", "Model")
     json: bool = switch("Print a JSON array", "Output")

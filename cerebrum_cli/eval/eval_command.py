@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.row_commands import Work, answer_missing, resumable
-from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import Option, flag, options_of
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.core.declaration import PATH, Option, flag, options_of
 from cerebrum_cli.core.errors import SOME_FAILED, BatchError, UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer
 from cerebrum_cli.core.text import format_utc
@@ -37,13 +37,19 @@ def evaluate_model(
     app: App,
     source: Annotated[
         str,
-        positional("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks),
+        Argument("TASK", "Task such as gsm8k, humaneval or ifeval, or a file like exam.jsonl", tasks),
     ],
     overrides: Annotated[Layer, SETTINGS],
     options: EvalOptions,
     output: Annotated[
         Path | None,
-        Option("File for the run [default: named after task and model]", "Output", short="-o", metavar="RUN.jsonl"),
+        Option(
+            "File for the run [default: named after task and model]",
+            "Output",
+            kind=PATH,
+            short="-o",
+            metavar="RUN.jsonl",
+        ),
     ] = None,
 ) -> None:
     """A question file has one JSON object on each line, with `question`, `answer` and, for multiple choice, `choices`.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cerebrum_cli.cli.options import json_option
 from cerebrum_cli.cli.row_commands import RowOptions, row_options
-from cerebrum_cli.core.declaration import option, switch
+from cerebrum_cli.core.declaration import INTEGER, PATH, option, switch
 from cerebrum_cli.eval.completions import presets
 from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES
 
@@ -15,15 +15,20 @@ from cerebrum_cli.eval.questions import MATCHES, MAX_SAMPLES
 class EvalOptions(RowOptions):
     preset: str | None = option("Use the evaluation settings of a model card", "Input", metavar="NAME", values=presets)
     limit: int | None = option(
-        "Number of questions, a fixed random subset [default: all]", "Input", metavar="N", least=1
+        "Number of questions, a fixed random subset [default: all]", "Input", INTEGER, metavar="N", least=1
     )
     template: str | None = option("Build the prompt from a question's fields", "Input", metavar="TEXT")
     examples: Path | None = option(
-        "Question file whose questions and answers precede each question", "Input", metavar="FILE"
+        "Question file whose questions and answers precede each question", "Input", PATH, metavar="FILE"
     )
     raw: bool = switch("Complete prompts verbatim, without a format", "Input")
     samples: int | None = option(
-        "Samples per question [default: 1, or the preset's]", "Sampling", metavar="K", least=1, most=MAX_SAMPLES
+        "Samples per question [default: 1, or the preset's]",
+        "Sampling",
+        INTEGER,
+        metavar="K",
+        least=1,
+        most=MAX_SAMPLES,
     )
     match: str | None = option(
         "How answers are compared [default: answer]", "Output", metavar="|".join(MATCHES), choices=MATCHES

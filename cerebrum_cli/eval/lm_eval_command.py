@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
-from cerebrum_cli.cli.signature import composed, positional, settings_options
-from cerebrum_cli.core.declaration import EFFORTS, option, option_group, switch
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
+from cerebrum_cli.core.declaration import EFFORTS, INTEGER, PATH, SWITCH, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.core.events import Event, LoadEvent, StageEvent
@@ -48,15 +48,19 @@ class LmEvalOptions(ConcurrencyOptions):
     preset: str | None = option(
         "Compare with a model card, under its conditions", "Output", metavar="NAME", values=presets
     )
-    limit: int | None = option("The first N documents of each task [default: all]", "Input", metavar="N", least=1)
-    num_fewshot: int | None = option(
-        "Few-shot examples per prompt [default: the task's]", "Input", metavar="N", least=0
+    limit: int | None = option(
+        "The first N documents of each task [default: all]", "Input", INTEGER, metavar="N", least=1
     )
-    include_path: Path | None = option("Directory with your own tasks", "Input", metavar="DIR")
+    num_fewshot: int | None = option(
+        "Few-shot examples per prompt [default: the task's]", "Input", INTEGER, metavar="N", least=0
+    )
+    include_path: Path | None = option("Directory with your own tasks", "Input", PATH, metavar="DIR")
     gen_kwargs: str | None = option("Generation settings for the tasks", "Sampling", metavar="KEY=VALUE,...")
-    add_bos_token: bool | None = option("Put BOS before texts [default: the model's, or the preset's]", local=True)
+    add_bos_token: bool | None = option(
+        "Put BOS before texts [default: the model's, or the preset's]", kind=SWITCH, local=True
+    )
     apply_chat_template: bool = switch("Apply the model's chat template", "Input")
-    output: Path | None = option("File for all results", "Output", short="-o", metavar="RESULTS.json")
+    output: Path | None = option("File for all results", "Output", PATH, short="-o", metavar="RESULTS.json")
     log_samples: bool = switch("Save every sample with the results", "Output")
     restart: bool = switch("Start over; replace RESULTS.json", "Output")
     json: bool = json_option()
@@ -64,7 +68,7 @@ class LmEvalOptions(ConcurrencyOptions):
 
 def evaluate_harness_tasks(
     app: App,
-    tasks: Annotated[list[str], positional("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
+    tasks: Annotated[list[str], Argument("TASK...", "Task names or wildcards; `lm_eval ls tasks` lists tasks")],
     overrides: Annotated[Layer, settings_options(KEYS, seed="Random seed [default: 0]")],
     options: LmEvalOptions,
 ) -> None:

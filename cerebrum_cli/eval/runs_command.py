@@ -12,12 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from cerebrum_cli.cli.options import QuietOptions, json_option
-from cerebrum_cli.cli.signature import Json, JsonArray, Yes, positional, require_agreement, subcommand
+from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
 from cerebrum_cli.core.controls import strip_controls
-from cerebrum_cli.core.declaration import flag, option, option_group, switch
+from cerebrum_cli.core.declaration import PATH, flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.eval.completions import run_names
@@ -31,14 +29,14 @@ if TYPE_CHECKING:
     from cerebrum_cli.eval.questions import Sample
     from cerebrum_cli.eval.stored_runs import Run
 
-group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+group: CommandGroup = {}
 RUN_HELP = "A name from `cerebrum runs list`, or a path"
-Name = Annotated[str, positional("RUN", RUN_HELP, run_names)]
+Name = Annotated[str, Argument("RUN", RUN_HELP, run_names)]
 
 
 @option_group
 class RunOptions(QuietOptions):
-    plot: Path | None = option("Plot accuracy against votes and tokens", "Output", metavar="FILE")
+    plot: Path | None = option("Plot accuracy against votes and tokens", "Output", PATH, metavar="FILE")
     rescore: bool = switch("Extract and score the answers again", "Output")
     save: bool = switch("With --rescore: store the new scores in the run", "Output")
     run_code: bool = switch("With --rescore: run the programs again", "Output")
@@ -155,8 +153,8 @@ def run_remarks(run: Run) -> Iterator[str]:
 @subcommand(group, short_help="Compare two runs of the same questions.")
 def compare(
     app: App,
-    before: Annotated[str, positional("RUN_A", RUN_HELP, run_names)],
-    after: Annotated[str, positional("RUN_B", "The run to compare it with", run_names)],
+    before: Annotated[str, Argument("RUN_A", RUN_HELP, run_names)],
+    after: Annotated[str, Argument("RUN_B", "The run to compare it with", run_names)],
     json: Json = False,
 ) -> None:
     """Compare two models, prompts or settings, and report whether the difference is statistically significant."""

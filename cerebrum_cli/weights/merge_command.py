@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions, json_option
-from cerebrum_cli.cli.signature import composed, positional
-from cerebrum_cli.core.declaration import option, option_group, switch
+from cerebrum_cli.cli.signature import Argument, composed
+from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.json_types import JsonDict
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 @option_group
 class MergeCommandOptions(PullOptions):
     source: tuple[str, ...] = option(
-        "Use MODEL in place of NAME in the recipe (repeatable)", "Input", default=(), metavar="NAME=MODEL"
+        "Use MODEL in place of NAME in the recipe (repeatable)", "Input", TEXTS, default=(), metavar="NAME=MODEL"
     )
     from_weights: bool = switch("Use the safetensors of repositories, not GGUF files", "Input")
-    output: Path | None = option("File to write [required without --dry-run]", "Output", short="-o", metavar="OUT.gguf")
+    output: Path | None = option(
+        "File to write [required without --dry-run]", "Output", PATH, short="-o", metavar="OUT.gguf"
+    )
     type: str | None = option("Weight type, such as Q8_0 [default: unchanged]", "Output", metavar="TYPE")
     name: str | None = option("Name for the model [default: from OUT]", "Output", metavar="NAME")
     dry_run: bool = switch("Show the plan, and the memory and disk it needs", "Output")
@@ -37,7 +39,7 @@ class MergeCommandOptions(PullOptions):
 @composed
 def merge(
     app: App,
-    recipe: Annotated[str, positional("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
+    recipe: Annotated[str, Argument("RECIPE", "A mergekit recipe in YAML, or a catalog model built by merging")],
     options: MergeCommandOptions,
 ) -> None:
     """Stacks layers, copied byte for byte, or combines the weights of several models.
