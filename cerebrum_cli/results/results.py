@@ -10,7 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from cerebrum_cli.results.record import (
     read_record,
     write_record,
 )
-from cerebrum_cli.results.row_store import RowStore, discard_store, has_rows, read_objects
+from cerebrum_cli.results.row_store import DamagedStore, RowStore, has_rows, read_objects
 from cerebrum_cli.results.rows import FINISHED, FinishedRows, ResultRows, to_json_line
 from cerebrum_cli.results.stored_results import StoredResults, write_lines
 
@@ -95,7 +95,7 @@ def open_results(
     paths = output_paths(output)
     new = Record(dict(fingerprint), rows.size, rows.sha256, extent=extent or {}, notes=notes or {})
     if restart:
-        discard_store(paths.partial)
+        _discard_store(paths.partial)
     store = RowStore(paths.partial)
     try:
         with output_errors(output):
@@ -136,6 +136,17 @@ def _open(
     results = StoredResults(paths, store, rows, record, finished)
     results.unfinished = unfinished
     return results
+
+
+def _discard_store(path: Path) -> None:
+    """Delete a store, or another file in its place. Raises BatchError if another process has it open."""
+    if not path.is_file():
+        return
+    with suppress(DamagedStore):
+        RowStore(path).close()
+    with translate_os_errors(BatchError, path):
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of a damaged store
 
 
 def _take_result(store: RowStore, rows: ResultRows, new: Record, paths: OutputPaths) -> None:

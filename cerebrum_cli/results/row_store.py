@@ -13,14 +13,14 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from operator import index
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from cerebrum_cli.core.errors import DAMAGE, BatchError
-from cerebrum_cli.core.files import lock_file, translate_os_errors
+from cerebrum_cli.core.files import lock_file
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.results.record import REPLACE, RESUME, output_errors
@@ -206,10 +206,9 @@ class RowStore:
     def update(self, objects: Iterable[JsonObject]) -> None:
         """Replace the objects of all rows, in the order of their positions."""
         positions = [position for position, _ in self.objects()]
+        rows = zip(map(to_json_line, objects), positions, strict=True)
         with self._transaction():
-            for position, object in zip(positions, objects, strict=True):
-                text = to_json_line(object)
-                self._database.execute("UPDATE rows SET object = ? WHERE position = ?", (text, position))
+            self._database.executemany("UPDATE rows SET object = ? WHERE position = ?", rows)
 
     def close(self) -> None:
         """Store all rows, and release the lock. Raises BatchError."""
@@ -266,17 +265,6 @@ class RowStore:
             raise _translated(error, self.path, self._then) from error
         except DAMAGE as error:  # of a row that is read
             raise DamagedStore(f"{self.path} is damaged: {error!r}", RESTART) from error
-
-
-def discard_store(path: Path) -> None:
-    """Delete a store, or another file in its place. Raises BatchError if another process has it open."""
-    if not path.is_file():
-        return
-    with suppress(DamagedStore):
-        RowStore(path).close()
-    with translate_os_errors(BatchError, path):
-        path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # of a damaged store
 
 
 def has_rows(path: Path) -> bool:

@@ -33,7 +33,8 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend  # noqa: E402
 from cerebrum_cli.engine.llama.load import open_llama  # noqa: E402
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions  # noqa: E402
 from cerebrum_cli.engine.step import StopFlag, TokenRow  # noqa: E402
-from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use, answer_of  # noqa: E402
+from cerebrum_cli.eval.lm_eval.generation import answer_of  # noqa: E402
+from cerebrum_cli.eval.lm_eval.model import CerebrumLM, Use  # noqa: E402
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval  # noqa: E402
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText  # noqa: E402
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS  # noqa: E402

@@ -20,17 +20,16 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent, RefusedEvent, StageEvent, raise_refusals
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import conversation_from_messages
-from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.local import build_version
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.formats.prompt_format import RAW, Markups
+from cerebrum_cli.eval.lm_eval.generation import MAX_GEN_TOKENS, answer_of, generation_settings, ignored_keys
+from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
@@ -43,11 +42,7 @@ TokenList = list[int]  # token ids as lm-eval has them
 # The key of a result in lm-eval's cache, if any; the tokens of a context; the tokens to score after it.
 EncodedPair = tuple[Any, TokenList, TokenList]
 
-MAX_GEN_TOKENS = 256  # lm-eval's default
 REPLY_SPACE = " "
-# Settings by lm-eval's names. What a task leaves out has no effect, as with lm-eval's other models.
-NEUTRAL = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
-OTHER_KEYS = {"until", "max_gen_toks", "do_sample", "seed"}
 EXAMPLE = "0"  # a message, to see what a format puts before a reply
 
 
@@ -213,6 +208,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         rows = []
         ignored: set[str] = set()
         truncated = 0
+        own = self._model.source.settings
+        base = Settings(think=own.think, origins=own.origins)
+        if self._chat:
+            base = replace(base, stop=self._model.format.stop, system=self._chat.system_prompt)
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
             context, arguments = key
@@ -220,50 +219,22 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             if kwargs["do_sample"]:
                 for position in positions:  # otherwise, lm-eval's cache returns one text for all
                     requests[position].args[1]["do_sample"] = True
-            ignored |= kwargs.keys() - NEUTRAL.keys() - OTHER_KEYS
-            settings = self._generation_settings(kwargs, self._seed + positions[0])
+            ignored |= ignored_keys(kwargs)
+            settings = generation_settings(kwargs, self._seed + positions[0], base)
+            room = self.max_length - kwargs["max_gen_toks"]
+            if room <= 0:
+                problem = f"max_gen_toks is {settings.max_tokens}, but the context has {self.max_length} tokens"
+                raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
             answered = [positions]
             if settings.temperature > 0:
                 answered = [[position] for position in positions]
             tokens = self._encode_prompt(context)
-            room = self.max_length - kwargs["max_gen_toks"]
             truncated += len(tokens) > room
             rows.append(Row((key, answered), Continuation(context, tokens[-room:], settings, len(answered))))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
         return rows
-
-    def _generation_settings(self, kwargs: JsonObject, seed: int) -> Settings:
-        values = {**NEUTRAL, **kwargs}
-        if not kwargs["do_sample"]:
-            values["temperature"] = 0.0
-        stop: Texts = ()
-        system = None
-        if self._chat:
-            stop, system = self._model.format.stop, self._chat.system_prompt
-        common, max_tokens = self._model.source.settings, kwargs["max_gen_toks"]
-        try:
-            settings = Settings(
-                max_tokens=max_tokens,
-                temperature=float(values["temperature"]),
-                top_k=max(0, int(values["top_k"])),
-                top_p=float(values["top_p"]),
-                min_p=float(values["min_p"]),
-                repeat_penalty=float(values["repetition_penalty"]),
-                seed=(int(kwargs.get("seed", 0)) + seed) % SEEDS,
-                stop=tuple(dict.fromkeys(filter(None, (*kwargs["until"], *stop)))),
-                system=system,
-                think=common.think,
-                origins=common.origins,
-            )
-        except (TypeError, ValueError) as error:
-            hint = "check generation_kwargs of the task and --gen-kwargs"
-            raise UsageError(f"generation settings: {error}", hint) from error
-        if max_tokens >= self.max_length:
-            problem = f"max_gen_toks is {max_tokens}, but the context has {self.max_length} tokens"
-            raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
-        return settings
 
     def _encode_prompt(self, context: str) -> TokenIds:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""
@@ -355,20 +326,3 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             self._loaded.close()
             self._loaded = None
         self._use = use
-
-
-def answer_of(reply: Reply, markups: Markups) -> str | None:
-    """The answer in a reply; None if it ended while the model was thinking.
-
-    As with `think_end_token` of lm-eval's `hf` model, it has no white space before it, and begins behind the last tag
-    that ends reasoning, even if no tag began it.
-    """
-    if not markups:
-        return reply.text
-    if reply.finish.in_reasoning:
-        return None
-    answer = reply.text.lstrip()
-    for markup in markups:
-        if markup.own_lines:  # what else ends reasoning may also end turns
-            answer = answer.split(markup.close)[-1].lstrip()
-    return answer
