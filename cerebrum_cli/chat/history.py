@@ -16,10 +16,11 @@ from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import Forced, ForcedTokens
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.paths import absolute_reference
 from cerebrum_cli.core.settings import CONFIG, RECOMMENDED, SAMPLING_KEYS, SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import drop_partial_character
-from cerebrum_cli.library.model import InstalledModel, absolute_reference
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.engine.local import Build
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
 

@@ -14,7 +14,7 @@ from cerebrum_cli.terminal.interrupts import interruptible
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.fit import SeveralModels
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
     from cerebrum_cli.library.reference import ModelReference, Reference
 

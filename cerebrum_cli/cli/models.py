@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.reference import Reference
     from cerebrum_cli.library.registry import OnProgress
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.engine.requests import ContextOptions
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import Installation, ModelSource
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 

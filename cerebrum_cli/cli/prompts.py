@@ -138,7 +138,7 @@ def save(
 
 def saved_settings(overrides: Layer, on_command_line: Names) -> Layer:
     """Settings of the command line with absolute paths: a saved prompt is used in any directory."""
-    from cerebrum_cli.library.model import absolute_reference
+    from cerebrum_cli.core.paths import absolute_reference
 
     typed = {key: value for key, value in overrides.items() if key in on_command_line}
     settings = dict(in_directory(typed, Path.cwd()))

@@ -23,8 +23,7 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S, in_directory
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel, Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
 from cerebrum_cli.results.rows import SERVERS, FinishedRows, Results

@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import UsageError
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
     from cerebrum_cli.servers.endpoint import Servers

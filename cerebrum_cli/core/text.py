@@ -118,3 +118,8 @@ def braced(text: str) -> str:
         if not depth and mark[0] == "}":
             return text[1 : mark.start()]
     return ""
+
+
+def name_from_stem(stem: str) -> str:
+    """The name of a file, in the characters that a model's name may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")

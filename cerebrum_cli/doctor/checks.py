@@ -32,8 +32,7 @@ from cerebrum_cli.doctor.assessment import (
 from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.engine.local import machine_state
 from cerebrum_cli.library import listing
-from cerebrum_cli.library.installed import NANO
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import bundled_model
 from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import ModelSource
@@ -209,7 +208,7 @@ def _run_self_test(context: DoctorContext, on_gpu: bool) -> CheckResult | None:
     settings = Settings(
         format="cerebrum", max_tokens=MAX_TOKENS, threads=context.settings.threads, gpu_layers=gpu_layers
     )
-    nano = InstalledModel(NANO.stem, (NANO,), is_bundled=True)
+    nano = bundled_model()
     with open_source(ModelSource(context.app, nano, settings)) as model:
         reply = model.reply(QUESTION).wait()
     if reply.final_answer == "42" if on_gpu else reply.text == ANSWER:

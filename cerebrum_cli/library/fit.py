@@ -16,7 +16,6 @@ from cerebrum_cli.engine.local import PROMPT_TOKENS, Capacity, Forecast
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, same_quantization
 
 if TYPE_CHECKING:
@@ -254,32 +253,6 @@ class PlanRequest:
             raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MAX_NAMED)}")
         chosen = max(matching, key=lambda fit: fit.recommended)
         return DownloadPlan(name, candidates, chosen, context, self.capacity, spec, is_requested=wanted is not None)
-
-
-def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:
-    """Plan with the quantizations of a catalog model; None without any.
-
-    The sizes of installed files override those of the catalog.
-    """
-    own = [model for model in models if model.spec == spec and model.is_usable]
-    sizes = dict(spec.quantizations)
-    if spec.sources:
-        sizes = dict(spec.sources[0].quantizations or spec.quantizations)
-    sizes |= {model.display_name: model.size for model in own}
-    if not sizes:
-        return None
-    memory, trained_context = spec_sizes(spec), spec.context_size
-    if own:
-        memory, trained_context = own[0].sizes, own[0].trained_context
-    installed = [model.display_name for model in own]
-    return request.plan(spec.name, sizes.items(), installed, memory, trained_context, spec)
-
-
-def installed_plan(models: Sequence[InstalledModel], request: PlanRequest) -> DownloadPlan:
-    """Plan with the quantizations of a model outside the catalog, which are all installed."""
-    first = models[0]
-    sizes = {model.display_name: model.size for model in models}
-    return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
 
 
 def thinking_tokens(spec: ModelSpec | None) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.paths import absolute_path
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
@@ -15,17 +16,9 @@ from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import (
-    DownloadPlan,
-    PlanRequest,
-    installed_plan,
-    known_plan,
-    planned_context,
-    thinking_tokens,
-)
+from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, planned_context, spec_sizes, thinking_tokens
 from cerebrum_cli.library.hub import FoundRepository
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import InstalledModel, absolute_path
+from cerebrum_cli.library.installed import InstalledModel, Library
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import USED, OnProgress
 from cerebrum_cli.library.stores import FoundModel, found_models
@@ -64,7 +57,7 @@ def describe(
         "sha256": library.registry.digest(model.path, on_progress).sha256,
         "quantization": model.quantization,
         **_header_object(model.header),
-        "source": source_of(model),
+        "source": model.source,
         "merged_from": list(model.merged_from),
         "converted_from": model.converted_from or None,
         "repo_id": repo_id,
@@ -152,7 +145,7 @@ def row(library: Library, model: InstalledModel, capacity: Capacity) -> JsonDict
         "reference": model.reference,
         "path": str(model.path),
         "default": library.is_default(model),
-        "source": source_of(model),
+        "source": model.source,
         "repo_id": cached.repo_id if cached else None,
         "revision": cached.commit if cached else None,
         "last_used": last_used(library, model),
@@ -177,7 +170,7 @@ def _facts_of_file(model: InstalledModel, capacity: Capacity) -> JsonDict:
         problem = error.message
     except OSError as error:
         problem = f"{model.path}: {error.strerror}"
-    size = model.file.size if model.file else None
+    size = model.entry.size if model.entry else None
     unknown = dict.fromkeys(("quantization", "format", "context_size", "speed", "converted_from"))
     return {**unknown, "size": size, "merged_from": [], "error": problem}
 
@@ -288,6 +281,25 @@ def candidates_object(plan: DownloadPlan) -> JsonDict:
     }
 
 
+def known_plan(spec: ModelSpec, models: Iterable[InstalledModel], request: PlanRequest) -> DownloadPlan | None:
+    """Plan with the quantizations of a catalog model; None without any.
+
+    The sizes of installed files override those of the catalog.
+    """
+    own = [model for model in models if model.spec == spec and model.is_usable]
+    sizes = dict(spec.quantizations)
+    if spec.sources:
+        sizes = dict(spec.sources[0].quantizations or spec.quantizations)
+    sizes |= {model.display_name: model.size for model in own}
+    if not sizes:
+        return None
+    memory, trained_context = spec_sizes(spec), spec.context_size
+    if own:
+        memory, trained_context = own[0].sizes, own[0].trained_context
+    installed = [model.display_name for model in own]
+    return request.plan(spec.name, sizes.items(), installed, memory, trained_context, spec)
+
+
 def quantization_plan(library: Library, model: InstalledModel, context: int | None) -> DownloadPlan | None:
     request = PlanRequest(context, model.display_name, library.capacity())
     others = [installed for installed in library.models() if installed.path != model.path]
@@ -297,17 +309,7 @@ def quantization_plan(library: Library, model: InstalledModel, context: int | No
     for other in others:
         if model.cached and other.cached and other.name == model.name and other.is_usable:
             uploads.append(other)
-    return installed_plan([*uploads, model], request)
-
-
-def source_of(model: InstalledModel) -> str:
-    if model.is_vocabulary:
-        return "vocabulary"
-    if model.file:
-        return model.file.source
-    if model.cached:
-        return "hub"
-    return "local"
+    return library.installed_plan([*uploads, model], request)
 
 
 def last_used(library: Library, model: InstalledModel) -> str | None:

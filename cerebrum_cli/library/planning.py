@@ -21,7 +21,6 @@ from cerebrum_cli.library.fit import (
     Conversion,
     DownloadPlan,
     PlanRequest,
-    known_plan,
     spec_sizes,
 )
 from cerebrum_cli.library.hub import (
@@ -33,9 +32,8 @@ from cerebrum_cli.library.hub import (
     list_repository,
     open_file,
 )
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.listing import quantization_plan
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel, Library
+from cerebrum_cli.library.listing import known_plan, quantization_plan
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,

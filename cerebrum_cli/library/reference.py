@@ -21,6 +21,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.paths import looks_like_path
+from cerebrum_cli.core.text import name_from_stem
 
 HUB = "huggingface.co"
 MAIN = "main"  # the default revision
@@ -106,11 +108,6 @@ def parse_reference(text: str, endpoint: str | None = None) -> Reference:
                 raise UsageError(f"{text!r} is not a model reference", _FORMS)
             return ModelReference(name, quantization)
     return _parse_hub_path(text, re.split("[?#]", path)[0])
-
-
-def looks_like_path(text: str) -> bool:
-    """Whether a reference can only be a path: it ends in .gguf, or begins as paths do."""
-    return text in (".", "..") or text.lower().endswith(".gguf") or text.startswith(("/", "./", "../", "~"))
 
 
 def is_safe_path(name: str) -> bool:
@@ -256,10 +253,6 @@ def _label_of(file: str) -> str | None:
         if label := _LABEL.search(name) or _INNER_LABEL.search(name):
             return label[1].upper().replace("BPW", "bpw")
     return None
-
-
-def name_from_stem(stem: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._")
 
 
 def same_quantization(first: str, second: str) -> bool:

@@ -7,9 +7,7 @@ from contextlib import suppress
 from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.listing import source_of
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import Bundled, InstalledModel, Library, LocalFile
 from cerebrum_cli.library.reference import Reference
 from cerebrum_cli.library.registry import USED
 
@@ -17,7 +15,7 @@ from cerebrum_cli.library.registry import USED
 def find_removable(library: Library, reference: Reference) -> InstalledModel:
     if entry := library.registry.find(str(reference)):
         return library.model_from_entry(entry)
-    if cached := library.best_match(reference, [model for model in library.models() if not model.file]):
+    if cached := library.best_match(reference, [model for model in library.models() if not model.entry]):
         return cached
     try:
         model = library.find(reference)
@@ -26,11 +24,11 @@ def find_removable(library: Library, reference: Reference) -> InstalledModel:
             return vocabulary
         error.hint = "list installed models with cerebrum list"
         raise
-    if model.is_bundled:
+    if model.origin == Bundled():
         raise UsageError(
             f"{model.name} is part of cerebrum and cannot be deleted", "cerebrum list shows which models can be deleted"
         )
-    if model.is_unnamed:
+    if model.origin == LocalFile():
         raise ModelNotFound(
             f"{model.path} is not registered", "delete the file yourself; cerebrum list shows what rm can remove"
         )
@@ -55,8 +53,8 @@ def remove(library: Library, model: InstalledModel) -> str:
     if _owns_files(library, model):
         report = f"deleted {model.reference}, freed {format_size(_delete(library, model))}"
         files.remove(library.registry.directory / USED / model.usage_key)
-    if model.file:
-        library.registry.remove(model.file.name)
+    if model.entry:
+        library.registry.remove(model.entry.name)
     if was_default:
         library.registry.set_default(None)
         report += "; no default model is set now"
@@ -65,17 +63,17 @@ def remove(library: Library, model: InstalledModel) -> str:
 
 def _is_own_file(library: Library, model: InstalledModel) -> bool:
     """Whether this program made the file, by a merge or conversion, or out of a package."""
-    return source_of(model) in ("package", "converted") or model.path.parent == library.merge_directory
+    return model.source in ("package", "converted") or model.path.parent == library.merge_directory
 
 
 def _owns_files(library: Library, model: InstalledModel) -> bool:
     """Whether a model's files are there, belong to this program, and have no other name."""
-    if model.file is None:
+    if model.entry is None:
         return True
     names = [entry.name for entry in library.registry.entries() if entry.path == model.path]
     if model.missing or len(names) > 1:
         return False
-    return model.file.source == "hub" or _is_own_file(library, model)
+    return model.source == "hub" or _is_own_file(library, model)
 
 
 def _delete(library: Library, model: InstalledModel) -> int:

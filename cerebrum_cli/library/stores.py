@@ -19,14 +19,9 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.files import is_file, read_small_json
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.gguf.header import read_tables
-from cerebrum_cli.library.reference import (
-    DEFAULT_TAG,
-    STORES,
-    StoreReference,
-    name_from_stem,
-    variants,
-)
+from cerebrum_cli.library.reference import DEFAULT_TAG, STORES, StoreReference, variants
 
 _OLLAMA_GGUF = "application/vnd.ollama.image.model"
 _OLLAMA_HOST, _OLLAMA_LIBRARY = "registry.ollama.ai", "library"

@@ -33,7 +33,7 @@ from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
 from cerebrum_cli.formats.choice import ChosenFormat
 from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.source import ModelSource

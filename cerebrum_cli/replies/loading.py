@@ -8,7 +8,7 @@ from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.formats.choice import mentions_reasoning
 from cerebrum_cli.gguf.sizes import facts_of
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.attention import require_attention
 
 FLASH_ATTENTION = {"on": True, "off": False}

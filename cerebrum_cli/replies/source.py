@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
 PROMPTS = "prompts"  # in the configuration directory

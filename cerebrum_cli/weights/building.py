@@ -19,7 +19,7 @@ from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, Conversion, DownloadPlan
 from cerebrum_cli.library.hub import Listing, delete
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import Folder, InstalledModel
 from cerebrum_cli.library.pull import ModelBuilder, Puller, require_free_name
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
@@ -203,7 +203,7 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
         plan = puller.plan(source)
         weights = plan.required_conversion
         spec = puller.library.spec_of(source)
-        return InstalledModel(weights.name, (weights.fetch(plan),), spec, is_weights=True)
+        return InstalledModel(weights.name, (weights.fetch(plan),), Folder(), spec)
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cerebrum_cli.core.metadata_keys import CONVERTED
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, Value
-from cerebrum_cli.library.model import CONVERTED
 from cerebrum_cli.weights.methods import copy_of
 from cerebrum_cli.weights.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
 from cerebrum_cli.weights.table import Table

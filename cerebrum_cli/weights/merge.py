@@ -9,13 +9,14 @@ from pathlib import Path
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import is_directory, read_text, remove_abandoned, require_space, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.metadata_keys import MERGE_FORMAT, MERGE_SOURCES
+from cerebrum_cli.core.paths import as_path, is_missing
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import DATA_ELSEWHERE
-from cerebrum_cli.library.installed import Library
-from cerebrum_cli.library.model import MERGE_FORMAT, MERGE_RECIPE, MERGE_SOURCES, InstalledModel, as_path, is_missing
+from cerebrum_cli.library.installed import Folder, InstalledModel, Library
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.library.registry import OnProgress, RegistryEntry, Source
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
@@ -34,6 +35,8 @@ from cerebrum_cli.weights.table import read_table
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200
 MAX_RECIPE_BYTES = 1 << 20
+
+MERGE_RECIPE = "cerebrum.merge.recipe"  # metadata of a merge
 
 Models = Mapping[str, InstalledModel]  # by their names in the recipe
 
@@ -79,7 +82,7 @@ def local_source(path: Path) -> InstalledModel | None:
     if not is_directory(path):
         return None
     path = path.resolve()
-    return InstalledModel(path.name, (path,), is_weights=True)
+    return InstalledModel(path.name, (path,), Folder())
 
 
 def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
@@ -130,11 +133,11 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     tables = {}
     array_items = 0
     for name, model in models.items():
-        if model.is_weights:
+        if model.origin == Folder():
             tables[name] = read_checkpoint(model.path, model.name)
         else:
             require_loadable(model.path, read_header(model.path))
-            tables[name] = read_table(public_name(model), model.paths)
+            tables[name] = read_table(model.public_name, model.paths)
         array_items += tables[name].array_items
     dtype = recipe.dtype
     if recipe.method == "passthrough":
@@ -181,10 +184,3 @@ def require_not_source(models: Models, path: Path) -> None:
     for model in models.values():
         if path.resolve() in map(Path.resolve, model.paths):
             raise UsageError(f"{path} is a source of this merge", "choose another output file")
-
-
-def public_name(model: InstalledModel) -> str:
-    """Name of a source for a file that may be shared: without local directories."""
-    if model.is_unnamed:
-        return model.path.name
-    return model.reference

@@ -17,7 +17,7 @@ from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.library.model import InstalledModel
+    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.weights.merge import Merge, MergeOptions
 
 
@@ -111,8 +111,8 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
 
 
 def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
-    from cerebrum_cli.library.model import as_path
-    from cerebrum_cli.library.reference import name_from_stem
+    from cerebrum_cli.core.paths import as_path
+    from cerebrum_cli.core.text import name_from_stem
     from cerebrum_cli.weights.merge import MergeOptions
     from cerebrum_cli.weights.plan import parse_type
 

@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path
 
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.paths import looks_like_path
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.library.reference import looks_like_path
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import Fields, field_lines, print_table
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError
 from cerebrum_cli.core.files import atomic_write, reading_model, translate_os_errors, work_directory
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.pull import Puller
-from cerebrum_cli.library.reference import name_from_stem
 from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint, read_configuration
 from cerebrum_cli.weights.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.weights.table import Table

@@ -19,7 +19,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.source import ModelSource
 
 SINGLE = ContextOptions()

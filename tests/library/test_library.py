@@ -14,9 +14,8 @@ from hub_user import RecordedProgress
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
-from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.installed import InstalledModel, Library, Registered
 from cerebrum_cli.library.listing import row
-from cerebrum_cli.library.model import InstalledModel
 from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 from cerebrum_cli.library.removal import find_removable
@@ -100,8 +99,8 @@ def test_library_registers_a_file_in_place(library: Library, other: Path) -> Non
     assert (model.name, model.path, model.spec) == ("other", other, None)
     assert progress.stages[-1] == ("verify", other.stat().st_size, other.stat().st_size)
     assert library.resolve("other") == model
-    assert model.file is not None
-    assert (model.file.source, model.file.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
+    assert model.entry is not None
+    assert (model.entry.source, model.entry.sha256) == ("local", hashlib.sha256(other.read_bytes()).hexdigest())
     assert [entry.name for entry in library.models()] == ["other"]
     assert library.resolve(None) == library.resolve(str(other)) == model
     assert pulled(library, str(other), "again", offline=True).name == "again"
@@ -195,8 +194,8 @@ def test_library_offers_downloadable_models(library: Library) -> None:
 
 def test_library_digest_is_stored_until_the_file_changes(library: Library, other: Path) -> None:
     model = pulled(library, str(other))
-    assert model.file is not None
-    library.registry.add(replace(model.file, sha256="remembered"))
+    assert model.entry is not None
+    library.registry.add(replace(model.entry, sha256="remembered"))
     assert library.registry.digest(library.resolve("other").path).sha256 == "remembered"
     changed(other)
     os.utime(other, ns=(1, 1))
@@ -204,7 +203,7 @@ def test_library_digest_is_stored_until_the_file_changes(library: Library, other
     assert library.registry.digest(library.resolve("other").path).sha256 == digest
     assert library.registry.known_digest(other) == RegistryEntry("", other, other.stat().st_size, digest, 1)
     assert library.registry.digest(library.resolve(str(other)).path).sha256 == digest
-    assert pulled(library, str(other)).file != model.file
+    assert pulled(library, str(other)).entry != model.entry
 
 
 def test_library_identity_covers_all_parts_of_a_model(library: Library, other: Path, tmp_path: Path) -> None:
@@ -220,8 +219,8 @@ def test_library_identity_covers_all_parts_of_a_model(library: Library, other: P
     changed(paths[1])
     os.utime(paths[1], ns=(1, 1))
     assert len({identity, hashed, library.file_identity(model)}) == 3
-    assert model.file
-    assert not replace(model, file=replace(model.file, source="hub")).is_verified
+    assert model.entry
+    assert not replace(model, origin=Registered(replace(model.entry, source="hub"))).is_verified
 
 
 def store(cache: Cache, model: Path) -> Path:

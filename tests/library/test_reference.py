@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import ModelFileError, UsageError
-from cerebrum_cli.library.model import model_paths
+from cerebrum_cli.library.installed import model_paths
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,

@@ -27,7 +27,7 @@ from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag, TokenRow
 from cerebrum_cli.library import adapters
 from cerebrum_cli.library.adapters import adapter_size
-from cerebrum_cli.library.model import InstalledModel
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.source import ModelSource
 
 Values = npt.NDArray[Any]

@@ -9,7 +9,7 @@ from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local import OpenFile
 from cerebrum_cli.formats.choice import ChosenFormat
-from cerebrum_cli.library import model as installed
+from cerebrum_cli.library import installed
 from cerebrum_cli.library.installed import NANO
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.source import Installation, ModelSource

@@ -15,10 +15,10 @@ from cerebrum_cli.core.declaration import is_address
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.paths import as_path
 from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
 from cerebrum_cli.core.text import Texts, did_you_mean
 from cerebrum_cli.formats.choice import FORMAT_NAMES
-from cerebrum_cli.library.model import as_path
 
 DEFAULT = "default"  # argument of /system and /set that undoes a change
 
