@@ -335,7 +335,7 @@ class AnswerPrinter:
         elif (part := final_answer if options.final else code) is not None:
             streams.answer(part + "\n")
         if self.uncertain is not None and not options.json:
-            from cerebrum_cli.terminal.reports import print_uncertain
+            from cerebrum_cli.terminal.tables import print_uncertain
 
             print_uncertain(streams.on_stderr, self.uncertain)
         if options.stats:

@@ -55,7 +55,7 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
 
 def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
     """List suggested models, and ask for one; None if there is no terminal to ask on, or the user quits."""
-    from cerebrum_cli.terminal.tables import print_choices
+    from cerebrum_cli.cli.model_tables import print_choices
 
     if not rows:
         return None

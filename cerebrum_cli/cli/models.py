@@ -9,28 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
 from cerebrum_cli.cli.model_choice import choose_model, pull_model
-from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
-from cerebrum_cli.cli.signature import Argument, Json, JsonArray, Yes, composed, require_agreement
-from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
-from cerebrum_cli.core.errors import FormatError, ModelNotFound, UsageError
-from cerebrum_cli.core.files import is_file
-from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer, environment_layer
-from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.progress import FileProgress
-from cerebrum_cli.terminal.reports import print_repositories
-from cerebrum_cli.terminal.streams import RED
-from cerebrum_cli.terminal.tables import (
+from cerebrum_cli.cli.model_tables import (
     is_url,
     print_candidates,
     print_catalogue,
     print_description,
     print_found,
     print_models,
-    print_rows,
+    print_repositories,
     speed_text,
 )
+from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
+from cerebrum_cli.cli.signature import Argument, Json, JsonArray, Yes, composed, require_agreement
+from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
+from cerebrum_cli.core.errors import CerebrumError, FormatError, ModelNotFound, UsageError
+from cerebrum_cli.core.files import is_file
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer, environment_layer
+from cerebrum_cli.core.text import format_size
+from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import FileProgress
+from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -268,7 +267,7 @@ def print_installed(app: App, listed: list[JsonDict], is_outdated: bool) -> None
         print_models(streams, listed)
         for row in listed:
             if row["error"]:
-                streams.write_line("error: ", row["error"], head_style=RED)
+                streams.error(CerebrumError(row["error"]))
             if is_url(row["reference"]):
                 streams.report(f"another {row['name']}:{row['quantization']}, by its URL: {row['reference']}")
         if any(row["default"] for row in listed):

@@ -24,7 +24,7 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.repl.external_programs import edit_file
-from cerebrum_cli.terminal.tables import NO_PROMPTS, print_prompts, print_rows
+from cerebrum_cli.terminal.tables import print_prompts
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -50,7 +50,7 @@ Write a commit message for this change:
 def list_prompts(app: App, _: QuietOptions, json: JsonArray = False) -> None:
     """List saved prompts by name."""
     rows = [saved.as_object() for saved in app.prompts.read_all()]
-    print_rows(app.streams, rows, json, print_prompts, NO_PROMPTS)
+    print_prompts(app.streams, rows, json)
 
 
 @subcommand(group)

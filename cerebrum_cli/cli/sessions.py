@@ -8,6 +8,7 @@ Examples:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,18 +16,21 @@ from cerebrum_cli.chat import archive
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
+from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import INTEGER, SWITCH, TEXT, Option
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_count
-from cerebrum_cli.terminal.reports import LISTED, print_latest
-from cerebrum_cli.terminal.tables import print_matches, print_rows
+from cerebrum_cli.terminal.tables import LISTED, print_latest, print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.terminal.streams import Streams
 
 group: CommandGroup = {}
 Name = Annotated[str, Argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 MARKDOWN, TRANSCRIPT = "markdown", "transcript"
+SPACES = str.maketrans("\t\n", "  ")
 EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 
@@ -85,6 +89,12 @@ def search(
 
     rows = archive.search_rows(app.read_history().store, text)
     print_rows(app.streams, rows, json, print_matches, "No matches")
+
+
+def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:
+    for match in matches:
+        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
+        streams.answer(f"{strip_controls(line).translate(SPACES)}\n")
 
 
 @subcommand(group, short_help="Delete sessions, and the prompt cache.")

@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.controls import strip_controls
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import Texts, format_count, one_line
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import Fields, field_lines, print_columns, print_table, sampling_text, updated
+from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table, sampling_text
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.comparison import Comparison
@@ -64,7 +65,7 @@ def print_report(streams: Streams, report: Report, run: Run, skipped: int) -> No
     streams.answer(f"\n{field_lines(facts_of(run))}")
 
 
-def facts_of(run: Run) -> Fields:
+def facts_of(run: Run) -> JsonDict:
     """What the record of a run has of FACTS, on a line each."""
     record = {**run.fingerprint, **run.notes}
     return {key: one_line(str(record[key])) for key in FACTS if record.get(key) is not None}
@@ -188,7 +189,7 @@ print_runs = partial(
         "accuracy": lambda row: None if row["accuracy"] is None else f"{row['accuracy']:.3f}",
         "95% interval": lambda row: row["interval"] and bounds(row["interval"]),
         "complete": "complete",
-        "updated": updated,
+        "updated": "updated",
     },
     shorten="name",
     drop=("updated", "model", "samples", "complete"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
+from json import dumps
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.controls import strip_controls
-from cerebrum_cli.core.environment import without_home
+from cerebrum_cli.core.inspection import CERTAIN
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.settings import DEFAULT
 from cerebrum_cli.core.text import format_count, format_size, one_line
@@ -18,19 +19,17 @@ from cerebrum_cli.terminal.streams import BOLD, Streams
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.events import FinishEvent, TallyEvent
-    from cerebrum_cli.library.fit import DownloadPlan
-    from cerebrum_cli.replies.interface import Model
+    from cerebrum_cli.core.inspection import ScoredToken, UncertainToken
 
 PIPE_WIDTH = 10_000  # columns of text in a pipe, where nothing is wrapped
 MIN_COLUMNS = 2  # of a table; an even narrower terminal wraps the lines itself
 MIN_SHORTENED = 15  # columns of the terminal
 EXCERPT_LENGTH = 100  # characters
+LISTED = 20  # sessions that a terminal shows unless asked for more
+UNCERTAIN = ("position", "after", "token", "prob.", "alternatives")
+MAX_TOKEN_TEXT = 16  # characters
 SIZES = ("size", "memory")  # columns of numbers of bytes
-HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
-OPTIONAL = ("notes", "merged_from", "converted_from", "unsupported")  # fields that are left out if they are empty
-WRAPPED = ("notes", "sampling", "converted_from")  # beginnings of the names of fields with long texts
-NO_FORMAT = "unknown; choose one with --format, or use ask --raw"
-NO_PROMPTS = "no saved prompts; cerebrum prompts edit NAME creates one"
+UPDATED = "updated"  # a column of times, shown up to the minute
 WEIGHTS = {True: "weights repacked where possible", False: "weights as in the file (not repacked)"}
 _ONE_LINE = str.maketrans("\t\n", "  ")
 
@@ -50,37 +49,14 @@ def print_columns(
 def column_value(row: Row, column: Column) -> Any:
     if not isinstance(column, str):
         return column(row)
-    if column in SIZES and row[column] is not None:
-        return format_size(row[column])
-    return row[column]
-
-
-def speed_text(row: Row) -> str | None:
-    """Forecast of a model: "9.1 t/s after 8 s", or "9.1 t/s, thinks 4 min"."""
-    speed = row["speed"]
-    if speed is None:
+    value = row[column]
+    if value is None:
         return None
-    if seconds := speed["thinking_s"]:
-        return f"{speed['tokens_per_second']:g} t/s, thinks {max(1, round(seconds / 60))} min"
-    return f"{speed['tokens_per_second']:g} t/s after {speed['first_token_s']:g} s"
-
-
-def is_url(reference: str) -> bool:
-    """Whether a model is referred to by its URL, since another one has its name."""
-    return "://" in reference
-
-
-def _location(row: Row) -> str:
-    place = without_home(row["path"])
-    if row["repo_id"]:
-        place = f"hf.co/{row['repo_id']}"
-    if is_url(row["reference"]):
-        return f"{place}, commit {row['revision'][:7]}"
-    if row["converted_from"]:
-        return f"{place}, converted from {row['converted_from']['source']}"
-    if row["merged_from"]:
-        return f"{place}, merged from {' and '.join(row['merged_from'])}"
-    return place
+    if column in SIZES:
+        return format_size(value)
+    if column == UPDATED:
+        return str(value)[:16].replace("T", " ")
+    return value
 
 
 def model_name(row: Row) -> str | None:
@@ -90,150 +66,8 @@ def model_name(row: Row) -> str | None:
     return reference
 
 
-def mark(is_marked: bool) -> str:
-    return "*" if is_marked else ""
-
-
 def excerpt(text: str) -> str:
     return textwrap.shorten(text, EXCERPT_LENGTH, placeholder=" ...")
-
-
-def updated(row: Row) -> str:
-    return str(row["updated"])[:16].replace("T", " ")
-
-
-print_models = partial(
-    print_columns,
-    {
-        "": lambda row: mark(row["default"]),
-        "name": "name",
-        "quant": "quantization",
-        "size": "size",
-        "format": "format",
-        "context": "context_size",
-        "speed": speed_text,
-        "last used": lambda row: row["last_used"] and row["last_used"][:10],
-        "where": _location,
-    },
-)
-print_found = partial(
-    print_columns,
-    {
-        "model": "reference",
-        "quant": "quantization",
-        "size": "size",
-        "context": "context_size",
-        "registered as": lambda row: row["name"] or row["error"],
-    },
-    shorten="registered as",
-    drop=("context", "quant"),
-)
-print_catalogue = partial(
-    print_columns,
-    {
-        "name": "name",
-        "installed": "here",
-        "best fit": "recommended",
-        "size": "size",
-        "memory": "memory",
-        "fit": "fit",
-        "speed": speed_text,
-        "good for": "good_for",
-        "license": "license",
-        "title": "title",
-    },
-    shorten="license",
-    drop=("title", "installed", "best fit", "license", "good for", "memory"),
-)
-print_choices = partial(
-    print_columns,
-    {
-        "": "number",
-        "name": "name",
-        "quant": "recommended",
-        "size": "size",
-        "memory": "memory",
-        "speed": speed_text,
-        "good for": "good_for",
-        "license": "license",
-    },
-    shorten="license",
-    drop=("quant",),
-)
-print_replies = partial(
-    print_columns,
-    {"": lambda row: mark(row["current"]), "reply": "reply", "begins with": lambda row: excerpt(row["text"])},
-    shorten="begins with",
-)
-print_prompts = partial(
-    print_columns,
-    {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},
-    shorten="prompt",
-    drop=("model",),
-)
-
-
-def print_matches(streams: Streams, matches: Iterable[Row]) -> None:
-    for match in matches:
-        line = "{session}  {created:.10}  {role}: {excerpt}".format_map(match)
-        streams.answer(f"{strip_controls(line).translate(_ONE_LINE)}\n")
-
-
-def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
-    head = f"{plan.name} at a context of {plan.context} tokens; {plan.capacity.description}"
-    streams.answer(f"\n{streams.wrapped(head)}\n\n")
-    rows = []
-    for candidate in plan.candidates:
-        sizes = format_size(candidate.size), format_size(candidate.needed)
-        installed = "yes" if candidate.installed else ""
-        speed = speed_text(asdict(candidate))
-        rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, speed, installed))
-    print_table(streams, ("", "quant", "size", "memory", "fit", "speed", "installed"), rows)
-    streams.answer("\n* recommended for this machine\n")
-
-
-def print_description(streams: Streams, description: JsonObject) -> None:
-    fields: dict[str, str] = {}
-    for key, value in description.items():
-        if key == "sampling":
-            fields |= _sampling_by_mode(value)
-        elif key not in HIDDEN and (value or key not in OPTIONAL):
-            fields[key] = _describe(key, value)
-    indent = max(map(len, fields)) + 2
-    for key, text in fields.items():
-        if key.startswith(WRAPPED):
-            fields[key] = streams.wrapped(text, indent)
-    streams.answer(field_lines(fields))
-
-
-def _sampling_by_mode(modes: Mapping[str, Mapping[str, Row]]) -> Fields:
-    """A field for each mode of thinking, or one if both have the same settings."""
-    fields = {}
-    for mode, samplers in modes.items():
-        values = {name: sampler["value"] for name, sampler in samplers.items()}
-        origins = {name: sampler["origin"] for name, sampler in samplers.items()}
-        fields[f"sampling, {mode.replace('_', ' ')}"] = sampling_text(values, origins)
-    first, *others = modes.values()
-    if all(samplers == first for samplers in others):
-        return {"sampling": next(iter(fields.values()))}
-    return fields
-
-
-def _describe(key: str, value: Any) -> str:
-    if key == "size" and value is not None:
-        return f"{format_size(value)} ({value} bytes)"
-    if key == "format" and value is None:
-        return NO_FORMAT
-    if isinstance(value, list):
-        return ", ".join(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_item_text(item)}" for name, item in value.items() if item is not None)
-    return _cell(value)
-
-
-def _item_text(item: Any) -> str:
-    items = item if isinstance(item, (list, tuple)) else [item]
-    return " and ".join(map(str, items))
 
 
 def print_table(
@@ -294,9 +128,9 @@ def _cell(value: Any) -> str:
     return strip_controls(str(value))
 
 
-def field_lines(fields: Fields) -> str:
+def field_lines(fields: JsonObject) -> str:
     width = max(map(len, fields))
-    return "".join(f"{name:<{width}}  {strip_controls(value)}\n" for name, value in fields.items())
+    return "".join(f"{name:<{width}}  {_cell(value)}\n" for name, value in fields.items())
 
 
 def settings_lines(values: JsonObject, origins: Fields) -> str:
@@ -373,19 +207,6 @@ def _rate(tokens_per_second: float) -> str:
     return ""
 
 
-def model_text(loaded: Model) -> str:
-    """A model with its size and quantization, as far as its file states them; a server may have another file."""
-    model = loaded.model
-    if loaded.is_remote:
-        return model.label
-    name = model.label.removesuffix(f":{model.quantization}")
-    return " · ".join(filter(None, (name, model.text_of("general.size_label"), model.quantization)))
-
-
-def context_text(used: int, size: int) -> str:
-    return f"context {used}/{size} ({used / size:.0%})"
-
-
 def result_text(event: TallyEvent) -> str:
     """Result of a vote: "4/5: 5 of 6 votes (83%); runner-up 0.9: 1"."""
     if not event.tally:
@@ -396,3 +217,66 @@ def result_text(event: TallyEvent) -> str:
         return text
     second, second_count = behind[0]
     return f"{text}; runner-up {one_line(second)}: {second_count}"
+
+
+_print_prompts = partial(
+    print_columns,
+    {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},
+    shorten="prompt",
+    drop=("model",),
+)
+
+
+def print_prompts(streams: Streams, rows: list[JsonDict], json: bool = False) -> None:
+    print_rows(streams, rows, json, _print_prompts, "no saved prompts; cerebrum prompts edit NAME creates one")
+
+
+print_sessions = partial(
+    print_columns,
+    {
+        "name": "name",
+        "messages": "messages",
+        "updated": "updated",
+        "model": model_name,
+        "first message": lambda row: excerpt(row["first"]),
+    },
+    shorten="first message",
+    drop=("model", "messages", "updated"),
+)
+
+
+def print_latest(streams: Streams, rows: Sequence[Row], number: int | None = None) -> None:
+    """Print the latest sessions of all, which come first: in a pipe all, and the latest last on a terminal."""
+    if not rows:
+        streams.report("no saved sessions; cerebrum ask and cerebrum chat create them")
+    elif not streams.out_is_terminal:
+        print_sessions(streams, rows[:number])
+    else:
+        listed = rows[: number or LISTED]
+        print_sessions(streams, listed[::-1])
+        if number is None and len(listed) < len(rows):
+            streams.report(f"the latest {LISTED} of {len(rows)}; cerebrum sessions list --all lists them all")
+
+
+def print_uncertain(streams: Streams, tokens: Sequence[UncertainToken]) -> None:
+    if not tokens:
+        streams.info(f"no token of the reply had a probability below {CERTAIN:.0%}")
+        return
+    rows = []
+    for token in tokens:
+        others = ", ".join(f"{quoted(choice.text)} {percentage(choice)}" for choice in token.alternatives)
+        rows.append((token.position, token.before, quoted(token.given.text), percentage(token.given), others))
+    print_table(streams, UNCERTAIN, rows, shorten="alternatives", drop=("position", "after"))
+
+
+def quoted(text: str) -> str:
+    if len(text) > MAX_TOKEN_TEXT:
+        text = f"{text[:MAX_TOKEN_TEXT]}…"
+    return dumps(text, ensure_ascii=False)
+
+
+def percentage(token: ScoredToken) -> str:
+    probability = exp(token.logprob)
+    if probability >= 0.01:
+        return f"{probability:.0%}"
+    return "<1%"

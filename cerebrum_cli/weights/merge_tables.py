@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.paths import looks_like_path
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import Fields, field_lines, print_table
+from cerebrum_cli.terminal.tables import field_lines, print_table
 
 TableRow = tuple[str, str, str]
 
@@ -23,7 +23,7 @@ def print_merge(streams: Streams, merge: JsonObject) -> None:
     streams.answer(f"\n{field_lines(merge_facts(merge))}")
 
 
-def merge_facts(merge: JsonObject) -> Fields:
+def merge_facts(merge: JsonObject) -> JsonDict:
     types = ", ".join(f"{name} {count}" for name, count in merge["tensor_types"].items())
     size = format_size(merge["size"])
     to_run = f"{format_size(merge['memory'])} to run with a context of {merge['context']} tokens"
@@ -42,7 +42,7 @@ def source_offsets(layer: JsonObject) -> list[JsonDict]:
     return [{**source, "layer": source["layer"] - layer["layer"]} for source in layer["sources"]]
 
 
-def source_rows(run: Sequence[JsonObject], models: Fields) -> Iterator[TableRow]:
+def source_rows(run: Sequence[JsonObject], models: Mapping[str, str]) -> Iterator[TableRow]:
     first = run[0]
     last = run[-1]
     layers = span(first["layer"], last["layer"])

@@ -17,6 +17,7 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
+from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.calls import CallSink
@@ -26,7 +27,7 @@ from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, par
 from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
 from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.terminal.tables import context_text, model_text, result_text
+from cerebrum_cli.terminal.tables import result_text
 
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
@@ -315,3 +316,16 @@ def full_context_hint(reply: Reply, larger: int | None) -> str:
         return limit or "this is the model's largest context; ask for a shorter answer"
     resume = f"/continue resumes it with a context of {larger} tokens"
     return f"{resume}; or {limit}" if limit else resume
+
+
+def model_text(loaded: Model) -> str:
+    """A model with its size and quantization, as far as its file states them; a server may have another file."""
+    model = loaded.model
+    if loaded.is_remote:
+        return model.label
+    name = model.label.removesuffix(f":{model.quantization}")
+    return " · ".join(filter(None, (name, model.text_of("general.size_label"), model.quantization)))
+
+
+def context_text(used: int, size: int) -> str:
+    return f"context {used}/{size} ({used / size:.0%})"

@@ -20,6 +20,7 @@ from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
+from cerebrum_cli.terminal.repl.repl import Repl, context_text, model_text
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT,
     KEYS,
@@ -35,15 +36,13 @@ from cerebrum_cli.terminal.repl.slash_lines import (
     setting_key,
     split_paths,
 )
-from cerebrum_cli.terminal.reports import print_latest, print_uncertain
 from cerebrum_cli.terminal.tables import (
-    NO_PROMPTS,
     PIPE_WIDTH,
-    context_text,
-    model_text,
+    excerpt,
+    print_latest,
     print_prompts,
-    print_replies,
-    print_rows,
+    print_table,
+    print_uncertain,
     sampling_text,
     settings_lines,
     stats_line,
@@ -52,7 +51,6 @@ from cerebrum_cli.terminal.tables import (
 if TYPE_CHECKING:
     from cerebrum_cli.chat.session import Session
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.terminal.repl.repl import Repl
 
 T = TypeVar("T")
 LIKELIEST = "3"  # alternatives that /why shows by default
@@ -147,8 +145,7 @@ def list_settings(repl: Repl, shown: Collection[str]) -> str:
 
 def use_prompt(repl: Repl, argument: str) -> str | None:
     if not argument:
-        rows = [saved.as_object() for saved in repl.prompts.read_all()]
-        print_rows(repl.streams, rows, False, print_prompts, NO_PROMPTS)
+        print_prompts(repl.streams, [saved.as_object() for saved in repl.prompts.read_all()])
         return None
     saved = SavedPrompt("no saved prompt") if argument == NONE else repl.prompts.find(argument)
     repl.wait_for(repl.chat.use(saved))
@@ -173,9 +170,9 @@ def choose_reply(repl: Repl, argument: str) -> None:
         return
     rows = []
     for number, stored in enumerate(replies, 1):
-        text = stored.message.content or "(no answer)"
-        rows.append({"reply": number, "current": stored == current, "text": text})
-    print_replies(repl.streams, rows)
+        is_current = "*" if stored == current else ""
+        rows.append((is_current, number, excerpt(stored.message.content or "(no answer)")))
+    print_table(repl.streams, ("", "reply", "begins with"), rows, shorten="begins with")
 
 
 def numbered(argument: str, items: Sequence[T], command: str) -> T:
