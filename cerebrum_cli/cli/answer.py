@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
@@ -17,8 +17,7 @@ from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
-from cerebrum_cli.terminal.status_line import StatusLine
+from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.voting import MajorityVote
-    from cerebrum_cli.terminal.calls import CallSink
     from cerebrum_cli.terminal.streams import Streams
 
 TIMING_DIGITS = {  # decimals of what `--json` prints
@@ -82,8 +80,7 @@ class AnswerPrinter:
     `continued` is the session's last reply, which was cut off.
     """
 
-    streams: Streams
-    calls: CallSink
+    display: ReplyDisplay
     loaded: Model
     request: Ask
     options: AskOptions
@@ -93,10 +90,14 @@ class AnswerPrinter:
     saved_as: str | None = None
     uncertain: tuple[UncertainToken, ...] | None = None
 
+    @property
+    def streams(self) -> Streams:
+        return self.display.streams
+
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
-        hides_keys = self.calls.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
+        hides_keys = self.display.calls.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
         try:
             with hides_keys, name_grammar_in_errors(self.options):
                 yield
@@ -144,20 +145,14 @@ class AnswerPrinter:
             self._require_part(reply)
 
     def _render(self, reply: Reply) -> None:
-        shows = self.request.settings.show_thinking
-        reasoning = ReasoningSink(
-            lambda: self.loaded.answer_now, self.streams, self.streams.out_is_terminal, shows, summarizes=shows
+        self.display.show_reply(
+            reply.events(),
+            lambda: self.loaded,
+            shows_reasoning=self.request.settings.show_thinking,
+            markdown=self._is_markdown,
+            prints_answer=self.options.streams_answer,
+            others=[HistoryPreload()] if self.open_history else [],
         )
-        line = self._status_line(
-            hint=lambda: reasoning.hint, counts_answer=not self.options.streams_answer, hides_reasoning=shows
-        )
-        sinks: list[Sink] = [line, reasoning]
-        if self.options.streams_answer:
-            sinks.append(AnswerSink(self.streams, self._is_markdown))
-        sinks.append(self.calls)
-        if self.open_history:
-            sinks.append(HistoryPreload())
-        render(reply.events(), self.loaded.cancel, sinks, end_reasoning=reasoning.end_reasoning)
         self._inspect(reply)
 
     @property
@@ -178,7 +173,7 @@ class AnswerPrinter:
         options = self.options
         if not options.extract_flag:
             return None
-        from cerebrum_cli.terminal.markdown.blocks import find_code
+        from cerebrum_cli.terminal.sinks import find_code
 
         return find_code(reply.text, options.extract_lang, options.extract == LAST)
 
@@ -216,7 +211,7 @@ class AnswerPrinter:
         vote = MajorityVote(votes)
         try:
             events = self.loaded.vote_events(self.request, vote)
-            render(events, self.loaded.cancel, [self._status_line(vote=vote.bounds)])
+            self.display.show_vote(events, lambda: self.loaded, vote.bounds)
             if vote.reply:
                 self._inspect(vote.reply)
         finally:
@@ -289,7 +284,7 @@ class AnswerPrinter:
 
         given = GivenReply(self.request.conversation, tuple(reply.sampled), reply.finish.forced)
         least_certain = LeastCertain(given)
-        render(self.loaded.inspect(given, count), self.loaded.cancel, [self._status_line(), least_certain])
+        self.display.wait(self.loaded.inspect(given, count), lambda: self.loaded, least_certain)
         self.uncertain = least_certain.tokens(self.loaded.detokenize)
 
     def _require_complete(self, reply: Reply) -> None:
@@ -313,10 +308,6 @@ class AnswerPrinter:
             self.streams.info(reply.text)
             return f"omit {options.extract_flag or '--final'}, or ask for {missing} in the prompt"
         return f"read the reply: cerebrum sessions show {quote(self.saved_as)}"
-
-    def _status_line(self, **shown: Any) -> StatusLine:
-        """The first of the sinks: it erases itself before others write."""
-        return StatusLine(self.streams, self.loaded.model.name, is_hidden=self.options.verbose, **shown)
 
     def _print_rest(
         self, reply: Reply, final_answer: str | None, votes: JsonObject | None = None, code: str | None = None

@@ -72,10 +72,10 @@ def answer(
     """Load the model, read the question meanwhile, and print the answer."""
     from cerebrum_cli.cli.constraints import read_grammar
     from cerebrum_cli.replies.interface import open_source
-    from cerebrum_cli.terminal.calls import CallSink
+    from cerebrum_cli.terminal.sinks import ReplyDisplay
 
-    calls = CallSink(app.streams, options.yes)
-    tools = calls.tools_of(options.tool)
+    display = ReplyDisplay(app.streams, options.yes, is_hidden=options.verbose)
+    tools = display.calls.tools_of(options.tool)
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:
@@ -103,7 +103,7 @@ def answer(
             show_prompt(app.streams, loaded, asked, options)
             return
         saves_in = None if options.raw or settings.no_log else open_history
-        AnswerPrinter(app.streams, calls, loaded, asked, options, saves_in, session, continued).show(votes)
+        AnswerPrinter(display, loaded, asked, options, saves_in, session, continued).show(votes)
 
 
 def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.chat.chat import Chat
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.replies.source import ModelSource
-    from cerebrum_cli.terminal.repl.questions import InputSource
-    from cerebrum_cli.terminal.repl.repl import Repl
 
 REFERENCE = re.compile(r"[\w.:/~?=&%@-]+", re.ASCII)  # the characters of references to models
 
@@ -59,10 +57,8 @@ def chat(
       git diff | cerebrum chat "Review this"
     """
     from cerebrum_cli.attachments.prompt_sources import AttachmentReader
-    from cerebrum_cli.terminal.calls import CallSink
-    from cerebrum_cli.terminal.interrupts import Signals, ignore
-    from cerebrum_cli.terminal.repl.repl import Repl
-    from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
+    from cerebrum_cli.terminal.repl.interactive import run_chat
+    from cerebrum_cli.terminal.sinks import ReplyDisplay
 
     words = words or []
     if len(words) > 2:
@@ -75,30 +71,24 @@ def chat(
     reader = AttachmentReader(app.config.documents, options.offline)
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)
-    calls = CallSink(app.streams, options.yes)
-    tools = calls.tools_of(options.tool)
+    display = ReplyDisplay(app.streams, options.yes)
+    tools = display.calls.tools_of(options.tool)
     conversation = open_chat(app, overrides, applied, options)
     conversation.tools = tools
-    with Signals(app.streams) as signals:
-        try:
-            repl = Repl(
-                conversation,
-                app.streams,
-                signals,
-                SLASH_COMMANDS,
-                app.prompts,
-                calls,
-                min_votes=options.min_votes,
-                pending_prompt=saved if saved and saved.prompt else None,
-                pending_files=files,
-                reader=reader,
-            )
-            repl.run(input_lines(app, repl), question)
-        finally:
-            with signals.acting(signals.exit_on_second(ignore)):
-                app.streams.report(conversation.close())
-    if repl.exit_code:
-        raise typer.Exit(repl.exit_code)
+    exit_code = run_chat(
+        conversation,
+        display,
+        question,
+        prompts=app.prompts,
+        reader=reader,
+        history=app.history_path,
+        models=partial(installed_models, app),
+        min_votes=options.min_votes,
+        saved=saved if saved and saved.prompt else None,
+        files=files,
+    )
+    if exit_code:
+        raise typer.Exit(exit_code)
 
 
 def read_question(app: App, words: list[str]) -> str | None:
@@ -160,34 +150,3 @@ def chat_source(source: ModelSource) -> ModelSource:
     if source.settings.no_log:
         source = replace(source, settings=replace(source.settings, cache_gb=0.0))
     return source.for_chat()
-
-
-def input_lines(app: App, repl: Repl) -> InputSource:
-    from cerebrum_cli.attachments.prompt_sources import read_piped
-    from cerebrum_cli.terminal.repl.questions import PlainPrompt, ScriptInput
-    from cerebrum_cli.terminal.streams import is_plain_terminal
-
-    streams = app.streams
-    if streams.piped is not None:
-        with repl.signals.acting(repl.signals.raise_interrupted):
-            return ScriptInput(read_piped(streams.piped), streams)
-    if is_plain_terminal() or not (streams.in_is_terminal and streams.out_is_terminal):
-        return PlainPrompt(streams, repl.calls.keyboard, repl.signals)
-    from cerebrum_cli.terminal.repl.prompt import Candidates, InteractivePrompt, SlashCompleter
-    from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE, SETTABLE_ON_SERVERS, SHOWN
-
-    def think_values() -> list[str]:
-        loaded = repl.chat.loaded
-        efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
-        return ["on", "off", *SHOWN, *efforts]
-
-    candidates: Candidates = {
-        "model": partial(installed_models, app),
-        "session": repl.chat.history.store.names,
-        "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
-        "part": lambda: PARTS,
-        "think": think_values,
-        "prompt": repl.prompts.names,
-    }
-    history = None if repl.chat.settings.no_log else app.history_path
-    return InteractivePrompt(repl, history, SlashCompleter(candidates))

@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import ModelNotFound
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import COMMAND_LINE, DEFAULT, SESSION, Settings
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

@@ -27,8 +27,7 @@ from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer, environment_layer
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.terminal.interrupts import interruptible
-from cerebrum_cli.terminal.progress import FileProgress
+from cerebrum_cli.terminal.progress import FileProgress, interruptible
 from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:

@@ -23,7 +23,6 @@ from cerebrum_cli.core.grammar import schema_file
 from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt
 from cerebrum_cli.core.settings import KEYS, Layer, in_directory
 from cerebrum_cli.core.text import well_formed
-from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.tables import print_prompts
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def edit(
         write_prompt(path, EXAMPLE)
     before = read_config_text(path)
     try:
-        edit_file(path)
+        app.streams.edit(path)
     finally:
         is_unchanged = read_config_text(path) == before
         if is_new and is_unchanged:

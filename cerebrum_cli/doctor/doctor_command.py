@@ -40,7 +40,7 @@ def doctor(app: App, overrides: Annotated[Layer, SETTINGS], options: DoctorOptio
     """
     from cerebrum_cli.doctor.checks import DoctorContext, run_checks
     from cerebrum_cli.doctor.servers import run_server_checks
-    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.progress import interruptible
 
     results = []
     shown = ""

@@ -83,7 +83,7 @@ def evaluate_harness_tasks(
     from cerebrum_cli.core.files import atomic_write, lock_file, remove, require_space
     from cerebrum_cli.eval.presets import find_preset
     from cerebrum_cli.eval.reproduction import CONDITION_KEYS
-    from cerebrum_cli.terminal.interrupts import interruptible
+    from cerebrum_cli.terminal.progress import interruptible
 
     require_usable(overrides, options)
     preset = find_preset(options.preset) if options.preset else None

@@ -1,1 +1,4 @@
-"""Terminal input and output: the only package that knows screens and keyboards."""
+"""Terminal input and output: the only package that knows screens and keyboards.
+
+Public modules: `streams`, `progress`, `sinks`, `tables` and `repl.interactive`.
+"""

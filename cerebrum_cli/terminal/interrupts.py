@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from cerebrum_cli.core.errors import CerebrumError, Interrupted
+from cerebrum_cli.core.errors import Interrupted
 from cerebrum_cli.core.signals import exit_process, is_importing
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
@@ -154,30 +154,6 @@ class Signals:
             self._action(signum)
         elif not self.streams:
             self.raise_interrupted(signum)
-
-
-@contextmanager
-def interruptible(hint: str) -> Iterator[None]:
-    """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless two more signals come."""
-    signals = Signals(hint=hint)
-    finish = signals.exit_on_second(ignore)
-    stopped_by: int | None = None
-
-    def interrupt(signum: int) -> None:
-        nonlocal stopped_by
-        if stopped_by is None:
-            stopped_by = signum
-            raise KeyboardInterrupt  # not caught by a library's `except Exception`
-        finish(signum)
-
-    with signals, signals.acting(interrupt):
-        try:
-            yield
-        except (KeyboardInterrupt, CerebrumError) as error:
-            if isinstance(error, CerebrumError) and stopped_by is None:
-                raise
-            # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
-            raise Interrupted(stopped_by or signal.SIGINT, hint) from None
 
 
 def raise_at_prompt(signum: int) -> None:

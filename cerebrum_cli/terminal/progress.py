@@ -1,12 +1,14 @@
-"""Progress of batches, evaluations, stages and files on standard error; a line per minute where none is redrawn."""
+"""Progress of long operations on standard error, a line per minute where none is redrawn; and their interruption."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 
+from cerebrum_cli.core.errors import CerebrumError, Interrupted
 from cerebrum_cli.core.events import (
     Event,
     FinishEvent,
@@ -21,6 +23,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.row_events import EvalProgress, RowEvent
 from cerebrum_cli.core.text import format_count, format_duration, format_size
+from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segments, StatusLine
 from cerebrum_cli.terminal.streams import GRAY, GREEN, MAGENTA, RED, Streams
 
@@ -211,6 +214,30 @@ class FileProgress(Line, AbstractContextManager["FileProgress"]):
         if self._done < self._total:
             text += f", {format_duration((self._total - self._done) / speed)} left"
         return text
+
+
+@contextmanager
+def interruptible(hint: str) -> Iterator[None]:
+    """Raise Interrupted with a hint on a signal. Cleanup then finishes, unless two more signals come."""
+    signals = Signals(hint=hint)
+    finish = signals.exit_on_second(ignore)
+    stopped_by: int | None = None
+
+    def interrupt(signum: int) -> None:
+        nonlocal stopped_by
+        if stopped_by is None:
+            stopped_by = signum
+            raise KeyboardInterrupt  # not caught by a library's `except Exception`
+        finish(signum)
+
+    with signals, signals.acting(interrupt):
+        try:
+            yield
+        except (KeyboardInterrupt, CerebrumError) as error:
+            if isinstance(error, CerebrumError) and stopped_by is None:
+                raise
+            # Some libraries catch KeyboardInterrupt: fsspec then states that a file does not exist.
+            raise Interrupted(stopped_by or signal.SIGINT, hint) from None
 
 
 def bar(done: int, total: int, width: int) -> Segments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cerebrum_cli.core.controls import strip_complete, strip_controls
@@ -19,12 +19,14 @@ from cerebrum_cli.core.events import (
     TokenEvent,
     answer_text,
 )
+from cerebrum_cli.terminal.calls import CallSink
 from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
+from cerebrum_cli.terminal.status_line import StatusLine
 from cerebrum_cli.terminal.streams import DIM, Streams
 from cerebrum_cli.terminal.tables import PIPE_WIDTH
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.ask import AnswerNow
+    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.terminal.markdown.renderer import MarkdownStream
 
 MISREAD = NoticeEvent("all text above is the model's reasoning, whose beginning it did not mark")
@@ -107,7 +109,7 @@ class ReasoningSink:
     Afterwards a line sums it up, if it `summarizes`. `shows` prints the reasoning as it comes, dimmed.
     """
 
-    answer_now: Callable[[], AnswerNow]  # of the model that generates: a chat may load another
+    model: Callable[[], Model]  # that generates
     streams: Streams
     can_end: bool
     shows: bool
@@ -125,12 +127,12 @@ class ReasoningSink:
         if self._started is None or not self._lets_end:
             return False
         self._is_ended = True
-        self.answer_now().request()
+        self.model().answer_now.request()
         return True
 
     @property
     def _lets_end(self) -> bool:
-        return self.can_end and not self._is_ended and self.answer_now().is_watched
+        return self.can_end and not self._is_ended and self.model().answer_now.is_watched
 
     def emit(self, event: Event) -> None:
         if isinstance(event, CallEvent):
@@ -164,10 +166,84 @@ class ReasoningSink:
             self.streams.write_line("", summary if self.shows else f"{summary}; /think shows it")
 
 
+@dataclass
+class ReplyDisplay:
+    """Shows what a model does: its stages in a line, its reasoning, its answer, and the functions that it calls.
+
+    Functions of a file run without a question if the user `agrees`. A line that `is_hidden` shows only notices.
+    `signals` are those of a chat, where a blank line separates a reply, and a line sums up its reasoning.
+    """
+
+    streams: Streams
+    agrees: bool = False
+    is_hidden: bool = False
+    signals: Signals | None = None
+    calls: CallSink = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.calls = CallSink(self.streams, self.agrees)
+
+    def show_reply(
+        self,
+        events: Events,
+        model: Callable[[], Model],
+        *,
+        shows_reasoning: bool,
+        markdown: bool,
+        prints_answer: bool = True,
+        others: Iterable[Sink] = (),
+    ) -> None:
+        """Show a reply; `model` is the one in use, since a chat may load another. Ctrl-C ends the reasoning first.
+
+        Without `prints_answer`, its tokens are counted.
+        """
+        is_chat = self.signals is not None
+        can_end = self.streams.in_is_terminal if is_chat else self.streams.out_is_terminal
+        reasoning = ReasoningSink(model, self.streams, can_end, shows_reasoning, is_chat or shows_reasoning)
+        line = self._line(
+            model,
+            hint=lambda: reasoning.hint,
+            counts_answer=not prints_answer,
+            hides_reasoning=shows_reasoning,
+            separates=is_chat,
+        )
+        sinks: list[Sink] = [line, reasoning]
+        if prints_answer:
+            sinks.append(AnswerSink(self.streams, markdown))
+        sinks += [self.calls, *others]
+        render(events, lambda: model().cancel(), sinks, self.signals, reasoning.end_reasoning)
+
+    def show_vote(self, events: Events, model: Callable[[], Model], bounds: tuple[int, int]) -> None:
+        """Show the tally of a vote with these numbers of samples at least and at most."""
+        line = self._line(model, vote=bounds, separates=self.signals is not None)
+        render(events, lambda: model().cancel(), (line,), self.signals)
+
+    def wait(self, events: Events, model: Callable[[], Model], *others: Sink) -> None:
+        """Consume events, with their progress in a line; Ctrl-C stops the work."""
+        render(events, lambda: model().cancel(), (self._line(model), *others), self.signals)
+
+    def _line(self, model: Callable[[], Model], **shown: Any) -> StatusLine:
+        """The first of the sinks: it erases itself before others write."""
+        return StatusLine(self.streams, model().model.name, is_hidden=self.is_hidden, **shown)
+
+
 def show_answer(streams: Streams, text: str, markdown: bool) -> None:
     sink = AnswerSink(streams, markdown)
     sink.emit(TokenEvent(SequenceId(0), text))
     sink.close()
+
+
+def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
+    """Text of the first or last code block that is not blank, in a language if one is given."""
+    from cerebrum_cli.terminal.markdown.blocks import code_blocks, is_same_language
+
+    texts = []
+    for block in code_blocks(text):
+        if block.text.strip() and (not language or is_same_language(block.language, language)):
+            texts.append(block.text)
+    if not texts:
+        return None
+    return texts[-1] if last else texts[0]
 
 
 def render(

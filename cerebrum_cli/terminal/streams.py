@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import stat
 import sys
 import termios
@@ -13,15 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import StringIO, TextIOWrapper
+from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError, EngineError, OutputError
+from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 
+DEFAULT_EDITORS = ("nano", "vi")
 STDIN_NOTICE_S = 2.0  # a pipe still open after this may never close
 MIN_NOTE_WIDTH = 12  # columns
 BOLD, DIM = "1", "2"  # SGR codes; all others are colors
@@ -176,6 +179,28 @@ class Streams:
         if not reply.endswith("\n"):
             self.info("")
         return reply
+
+    def edit(self, path: Path) -> None:
+        """Open a file in $VISUAL, $EDITOR or a default editor.
+
+        Raises UsageError if the editor fails, and Interrupted if Ctrl-C ends it.
+        """
+        import shlex
+        import shutil
+        import subprocess
+
+        command = environment("VISUAL") or environment("EDITOR") or next(filter(shutil.which, DEFAULT_EDITORS), None)
+        if command is None:
+            raise UsageError("no editor found", "set $EDITOR")
+        try:
+            exit_code = subprocess.run([*shlex.split(command), str(path)]).returncode  # a signal kills it
+            if exit_code == -signal.SIGINT:
+                raise Interrupted(signal.SIGINT, "no changes")
+            if exit_code:
+                raise subprocess.CalledProcessError(exit_code, command)
+        except (OSError, ValueError, subprocess.CalledProcessError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
     def info(self, text: str) -> None:
         self.draw(f"{strip_controls(text)}\n")

@@ -48,8 +48,7 @@ def merge(
       cerebrum merge recipe.yaml -o merged.gguf --dry-run
       cerebrum merge recipe.yaml -o merged.gguf --source author/7b=cerebrum-7b
     """
-    from cerebrum_cli.terminal.interrupts import interruptible
-    from cerebrum_cli.terminal.progress import FileProgress
+    from cerebrum_cli.terminal.progress import FileProgress, interruptible
     from cerebrum_cli.weights.merge import write
     from cerebrum_cli.weights.merge_tables import print_merge
 

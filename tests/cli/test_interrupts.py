@@ -17,7 +17,7 @@ from tiny_models import CHATML_TEMPLATE, write_chatml
 
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
 from cerebrum_cli.terminal import interrupts
-from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from screen import ScreenFile, render_whole, rendered_lines
 
 from cerebrum_cli.terminal.markdown import renderer as markdown
-from cerebrum_cli.terminal.markdown.blocks import code_blocks, find_code
+from cerebrum_cli.terminal.markdown.blocks import code_blocks
 from cerebrum_cli.terminal.markdown.renderer import STYLES, MarkdownStream
+from cerebrum_cli.terminal.sinks import find_code
 
 SIZES = [(80, 24), (20, 6), (33, 4), (20, 2), (120, 60)]
 

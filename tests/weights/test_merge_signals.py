@@ -17,7 +17,7 @@ from waiting import wait_until
 
 from cerebrum_cli.core.errors import Interrupted, MergeError, ModelFileError
 from cerebrum_cli.core.files import write_all
-from cerebrum_cli.terminal.interrupts import interruptible
+from cerebrum_cli.terminal.progress import interruptible
 from cerebrum_cli.weights import execute
 from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.execute import Cancelled, MergeWriter

@@ -206,17 +206,6 @@ def code_blocks(text: str) -> list[CodeBlock]:
     return [CodeBlock("\n".join(texts).rstrip("\n"), fence.language) for fence, texts in lines.items()]
 
 
-def find_code(text: str, language: str | None = None, last: bool = False) -> str | None:
-    """Text of the first or last code block that is not blank, in a language if one is given."""
-    texts = []
-    for block in code_blocks(text):
-        if block.text.strip() and (not language or is_same_language(block.language, language)):
-            texts.append(block.text)
-    if not texts:
-        return None
-    return texts[-1] if last else texts[0]
-
-
 def is_same_language(*languages: str) -> bool:
     """Whether all names are those of one language: `py` and `python3` are."""
     from rich.syntax import Syntax

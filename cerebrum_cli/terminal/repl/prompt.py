@@ -40,13 +40,38 @@ from cerebrum_cli.terminal.repl.questions import (
 )
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import SETTING_VALUES, ArgumentKind, find_slash, setting_key
+from cerebrum_cli.terminal.repl.slash_lines import (
+    PARTS,
+    SETTABLE,
+    SETTABLE_ON_SERVERS,
+    SETTING_VALUES,
+    SHOWN,
+    ArgumentKind,
+    find_slash,
+    setting_key,
+)
 from cerebrum_cli.terminal.streams import discard_closed
 
 REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
 
 # Candidates for each kind of argument, computed when Tab is pressed.
 Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
+
+
+def candidates_of(repl: Repl, models: Callable[[], Iterable[str]]) -> Candidates:
+    def think_values() -> list[str]:
+        loaded = repl.chat.loaded
+        efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
+        return ["on", "off", *SHOWN, *efforts]
+
+    return {
+        "model": models,
+        "session": repl.chat.history.store.names,
+        "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
+        "part": lambda: PARTS,
+        "think": think_values,
+        "prompt": repl.prompts.names,
+    }
 
 
 class OpenInEditor(NamedTuple):
@@ -57,7 +82,7 @@ class InteractivePrompt(PlainPrompt):
     redraws = True
 
     def __init__(self, repl: Repl, history: Path | None, completer: Completer) -> None:
-        super().__init__(repl.streams, repl.calls.keyboard, repl.signals)
+        super().__init__(repl.streams, repl.display.calls.keyboard, repl.signals)
         past: History = InMemoryHistory()
         try:
             past = PromptHistory(history) if history else past

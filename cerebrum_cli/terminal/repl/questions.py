@@ -15,7 +15,6 @@ from typing import ClassVar, NamedTuple
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.interrupts import Signals, ignore_ctrl_c, raise_at_prompt
 from cerebrum_cli.terminal.keyboard import Keyboard
-from cerebrum_cli.terminal.repl.external_programs import edit_file
 from cerebrum_cli.terminal.streams import BOLD, Streams
 
 FENCE = '"""'
@@ -141,7 +140,7 @@ class PlainPrompt:
             path = Path(directory) / "text.md"
             path.write_text(text + "\n", encoding="utf-8")
             with self.keyboard.released(), self.signals.acting(ignore_ctrl_c):
-                edit_file(path)
+                self.streams.edit(path)
             try:
                 return path.read_text(encoding="utf-8").rstrip("\n")
             except (OSError, UnicodeDecodeError) as error:

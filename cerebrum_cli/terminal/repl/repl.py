@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.chat.chat import Chat
@@ -20,12 +19,10 @@ from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
-from cerebrum_cli.terminal.calls import CallSink
-from cerebrum_cli.terminal.interrupts import EndReasoning, Signals, nothing_to_end
+from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
-from cerebrum_cli.terminal.sinks import AnswerSink, ReasoningSink, Sink, render, show_answer
-from cerebrum_cli.terminal.status_line import StatusLine
+from cerebrum_cli.terminal.sinks import ReplyDisplay, Sink, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import result_text
 
@@ -43,19 +40,22 @@ class Repl:
     """
 
     chat: Chat
-    streams: Streams
+    display: ReplyDisplay
     signals: Signals
     commands: Sequence[SlashCommand]
     prompts: PromptDirectory
-    calls: CallSink
+    reader: AttachmentReader
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
     pending_files: list[tuple[str, str]] = field(default_factory=list)
-    reader: AttachmentReader = field(default_factory=AttachmentReader)
     is_done: bool = False
     exit_code: int = 0  # of a script: that of the last failed question, if no question was answered
     input: InputSource = field(init=False)
     _has_replied: bool = False
+
+    @property
+    def streams(self) -> Streams:
+        return self.display.streams
 
     def run(self, source: InputSource, first: str | None = None) -> None:
         """Ask the `first` question, and run until the user exits.
@@ -63,7 +63,7 @@ class Repl:
         Raises Interrupted if Ctrl-C ends a script, or another signal the chat.
         """
         self.input = source
-        with self.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
+        with self.display.calls.keyboard.without_echo(types_ahead=True) if source.redraws else nullcontext():
             if not self.chat.is_saved:
                 self.streams.note("this chat is not saved: no_log is on", "/export FILE saves a copy")
             if self.streams.in_is_terminal and not self.streams.is_quiet:
@@ -128,17 +128,14 @@ class Repl:
     def render(self, events: Events) -> None:
         """Render a reply; Ctrl-C stops it and keeps its text. Raises Interrupted if there is none."""
         reply = Reply(events)
-        reasoning = ReasoningSink(
-            lambda: self.chat.loaded.answer_now,
-            self.streams,
-            can_end=self.streams.in_is_terminal,
-            shows=self.chat.settings.show_thinking,
-            summarizes=True,
-        )
-        answer = AnswerSink(self.streams, self.chat.settings.markdown)
+        settings = self.chat.settings
         try:
-            line = self._status_line(hint=lambda: reasoning.hint, hides_reasoning=reasoning.shows, separates=True)
-            self._render(reply.events(), (line, reasoning, answer, self.calls), reasoning.end_reasoning)
+            self.display.show_reply(
+                reply.events(),
+                lambda: self.chat.loaded,
+                shows_reasoning=settings.show_thinking,
+                markdown=settings.markdown,
+            )
         except Interrupted as error:
             if not self._continues_after(error):
                 raise
@@ -191,7 +188,7 @@ class Repl:
 
     def _show_vote(self, events: Events, majority_vote: MajorityVote) -> None:
         try:
-            self._render(events, (self._status_line(vote=majority_vote.bounds, separates=True),))
+            self.display.show_vote(events, lambda: self.chat.loaded, majority_vote.bounds)
         except Interrupted as error:
             if not self._continues_after(error) or majority_vote.reply is None:
                 raise
@@ -240,14 +237,7 @@ class Repl:
 
     def wait_for(self, events: Events, *sinks: Sink) -> None:
         """Consume events, with their progress in a line; Ctrl-C stops the work."""
-        self._render(events, (self._status_line(), *sinks))
-
-    def _render(self, events: Events, sinks: Sequence[Sink], end_reasoning: EndReasoning = nothing_to_end) -> None:
-        render(events, lambda: self.chat.loaded.cancel(), sinks, self.signals, end_reasoning)
-
-    def _status_line(self, **shown: Any) -> StatusLine:
-        """The first of the sinks: it erases itself before others write."""
-        return StatusLine(self.streams, self.chat.loaded.model.name, **shown)
+        self.display.wait(events, lambda: self.chat.loaded, *sinks)
 
     @contextmanager
     def _pending_input(self, text: str) -> Iterator[str]:

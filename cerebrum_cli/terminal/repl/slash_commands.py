@@ -18,7 +18,7 @@ from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
-from cerebrum_cli.terminal.repl.external_programs import copy_to_clipboard
+from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.repl import Repl, context_text, model_text
 from cerebrum_cli.terminal.repl.slash_lines import (
@@ -328,7 +328,7 @@ def change_tools(repl: Repl, argument: str) -> str:
     if argument == "off":
         repl.chat.tools = ()
     elif argument:
-        repl.chat.tools = repl.calls.tools_of([*repl.chat.tools, argument])
+        repl.chat.tools = repl.display.calls.tools_of([*repl.chat.tools, argument])
     return ", ".join(tool.spec.name for tool in repl.chat.tools) or "no functions; /tools FILE adds some"
 
 

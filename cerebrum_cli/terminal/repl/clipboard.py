@@ -1,44 +1,21 @@
-"""Other programs: the user's editor, and the clipboard, by a program of the system or through the terminal (OSC 52)."""
+"""The clipboard, by a program of the system or through the terminal (OSC 52)."""
 
 from __future__ import annotations
 
 import base64
-import shlex
 import shutil
-import signal
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import Interrupted, UsageError
+from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.terminal.streams import Streams, is_dumb_terminal
 
-DEFAULT_EDITORS = ("nano", "vi")
 CLIPBOARD_PROGRAMS = ("wl-copy", "xclip -selection clipboard", "xsel --clipboard --input", "pbcopy", "clip.exe")
 # tmux ignores OSC 52 from its programs unless `set-clipboard` is on, but writes it itself for this command.
 TMUX = "tmux load-buffer -w -"
 TMUX_COPIES = "tmux, to its buffer and, if the terminal supports it, to the clipboard"
 CLIPBOARD_TIMEOUT_S = 5.0
-
-
-def edit_file(path: Path) -> None:
-    """Open a file in $VISUAL, $EDITOR or a default editor.
-
-    Raises UsageError if the editor fails, and Interrupted if Ctrl-C ends it.
-    """
-    command = environment("VISUAL") or environment("EDITOR") or next(filter(shutil.which, DEFAULT_EDITORS), None)
-    if command is None:
-        raise UsageError("no editor found", "set $EDITOR")
-    try:
-        exit_code = subprocess.run([*shlex.split(command), str(path)]).returncode  # a signal kills it
-        if exit_code == -signal.SIGINT:
-            raise Interrupted(signal.SIGINT, "no changes")
-        if exit_code:
-            raise subprocess.CalledProcessError(exit_code, command)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"the editor {command} failed: {reason}", "set $EDITOR to another editor") from error
 
 
 def copy_to_clipboard(streams: Streams, text: str) -> str:
