@@ -15,10 +15,12 @@ from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resu
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import PATH, Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
+    from cerebrum_cli.batch.answering import BatchOptions
     from cerebrum_cli.batch.readers import IndexedRows
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.saved_prompts import SavedPrompt
@@ -95,90 +97,97 @@ def batch(
         saved=saved,
     )
     with closing(rows):
-        without_answer = answer_input(app, rows, output, overrides, options, saved)
+        without_answer = BatchRun.prepare(app, rows, output, overrides, options, saved).answer()
     if without_answer:
         raise typer.Exit(SOME_FAILED)
 
 
-def answer_input(
-    app: App,
-    rows: IndexedRows,
-    output: Path,
-    overrides: Layer,
-    options: BatchCommandOptions,
-    saved: SavedPrompt | None,
-) -> int:
-    """Answer the rows that have no answer yet; return how many failed or are undecided.
+@frozen
+class BatchRun:
+    """The rows of a batch, its output, the model, and how each row is asked."""
 
-    Raises Interrupted with how to resume.
-    """
-    from cerebrum_cli.batch.answering import BatchOptions, answer_rows, batch_fingerprint
-    from cerebrum_cli.cli.constraints import read_grammar
-    from cerebrum_cli.terminal.progress import BatchProgress
+    app: App
+    rows: IndexedRows
+    output: Path
+    options: BatchCommandOptions
+    saved: SavedPrompt | None
+    source: ModelSource
+    asked: BatchOptions
 
-    tools = options.find_tools()
-    votes = options.vote_bounds
-    samples_by = "--votes" if votes else None
-    source = options.find_source(app, overrides)
-    if votes:
-        source = source.for_samples("--votes")
-    modes = settings_by_mode(app, source, overrides, samples_by)
-    row_options = BatchOptions(
-        source.settings,
-        source.model.names,
-        grammar=read_grammar(options, source),
-        votes=votes,
-        ignore_eos=options.ignore_eos,
-        modes=modes,
-        tools=tools,
-    )
-    record: JsonDict = {"input format": rows.form.shape, "template": options.template}
-    if rows.includes_input:
-        record["include input"] = True
-    if saved and saved.prompt:
-        record["prompt"] = saved.prompt
-    record |= source_fingerprint(source) | batch_fingerprint(row_options, source)
-    record |= options.tool_record(tools)
-    results = results_of(app, output, record, source.model.adapter_params, rows, options)
-    with resumable(results, "rows", options.restart):
-        if results.missing_count:
-            answer_block = partial(answer_rows, options=row_options)
-            answer = partial(answer_block, rows=rows, results=results)
-            answer_missing(app, source, options, results, Work(rows, row_options.samples, answer, answer_block))
-        else:
-            with closing(BatchProgress(app.streams, draws=False)) as summary:
-                summary.emit(results.progress)
-    return results.counts.failed + results.counts.undecided
+    @classmethod
+    def prepare(
+        cls,
+        app: App,
+        rows: IndexedRows,
+        output: Path,
+        overrides: Layer,
+        options: BatchCommandOptions,
+        saved: SavedPrompt | None,
+    ) -> BatchRun:
+        """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
+        from cerebrum_cli.batch.answering import BatchOptions
+        from cerebrum_cli.cli.constraints import read_grammar
 
+        tools = options.find_tools()
+        votes = options.vote_bounds
+        source = options.find_source(app, overrides)
+        if votes:
+            source = source.for_samples("--votes")
+        modes = {}
+        for is_on, mode in MODES.items():  # a model may recommend other sampling for each
+            settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model)
+            if votes:
+                settings = settings.for_samples("--votes")
+            modes[mode] = replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})
+        asked = BatchOptions(
+            source.settings,
+            source.model.names,
+            grammar=read_grammar(options, source),
+            votes=votes,
+            ignore_eos=options.ignore_eos,
+            modes=modes,
+            tools=tools,
+        )
+        return cls(app, rows, output, options, saved, source, asked)
 
-def settings_by_mode(app: App, source: ModelSource, overrides: Layer, samples_by: str | None) -> dict[str, Settings]:
-    """The settings of rows that turn thinking on, and off: a model may recommend other sampling for each."""
-    by_mode = {}
-    for is_on, mode in MODES.items():
-        settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model)
-        if samples_by:
-            settings = settings.for_samples(samples_by)
-        sampling = {key: getattr(settings, key) for key in SAMPLING_KEYS}
-        by_mode[mode] = replace(source.settings, **sampling)
-    return by_mode
+    @property
+    def fingerprint(self) -> JsonDict:
+        """Everything that the answers depend on besides the rows, by readable names."""
+        from cerebrum_cli.batch.answering import batch_fingerprint
 
+        fingerprint: JsonDict = {"input format": self.rows.form.shape, "template": self.options.template}
+        if self.rows.includes_input:
+            fingerprint["include input"] = True
+        if self.saved and self.saved.prompt:
+            fingerprint["prompt"] = self.saved.prompt
+        fingerprint |= source_fingerprint(self.source) | batch_fingerprint(self.asked, self.source)
+        return fingerprint | self.options.tool_record(self.asked.tools)
 
-def results_of(
-    app: App,
-    output: Path,
-    record: JsonObject,
-    notes: JsonObject,
-    rows: IndexedRows,
-    options: BatchCommandOptions,
-) -> Results:
-    from cerebrum_cli.results.results import open_results
-    from cerebrum_cli.results.rows import StreamedResults
+    def open_results(self) -> Results:
+        """The result, with the rows that earlier runs finished. Raises UsageError, BatchError."""
+        from cerebrum_cli.results.results import open_results
+        from cerebrum_cli.results.rows import StreamedResults
 
-    described = rows.for_output(output)
-    if output != STANDARD:
-        return open_results(output, record, described, options.restart, options.retry_failed, notes=notes)
-    if options.place_flag:
-        raise UsageError(f"{options.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
-    if options.retry_failed:
-        raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
-    return StreamedResults(described, app.streams.answer)
+        options = self.options
+        rows = self.rows.for_output(self.output)
+        if self.output != STANDARD:
+            notes = self.source.model.adapter_params
+            return open_results(self.output, self.fingerprint, rows, options.restart, options.retry_failed, notes=notes)
+        if options.place_flag:
+            raise UsageError(f"{options.place_flag} cannot stream to standard output", "name a file with -o OUTPUT")
+        if options.retry_failed:
+            raise UsageError("--retry-failed requires a file with earlier answers", "give it as -o OUTPUT")
+        return StreamedResults(rows, self.app.streams.answer)
+
+    def answer(self) -> int:
+        """Answer the rows that have no answer yet; return how many failed or are undecided.
+
+        Raises Interrupted with how to resume.
+        """
+        from cerebrum_cli.batch.answering import answer_rows
+
+        results = self.open_results()
+        with resumable(results, "rows", self.options.restart):
+            work = Work(self.rows, self.asked.samples, partial(answer_rows, options=self.asked))
+            answer_missing(self.app, self.source, self.options, results, work)
+        return results.counts.failed + results.counts.undecided

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict
-    from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
 
@@ -29,16 +28,14 @@ Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels th
 
 
 class Work(NamedTuple):
-    """Rows to be answered: by position, with the most samples of each.
+    """Rows by position, the most samples of each, and what answers those that its Results lack.
 
-    `answer` answers those that are missing, with a model on this machine or on servers. `answer_block` is for other
-    places: a model, a mapping of some rows and their Results give events.
+    A model, all rows or a mapping of some, and their `results` give events.
     """
 
     rows: Any
     samples: int
-    answer: Callable[[Model], Events]
-    answer_block: Callable[..., Events]
+    answer: Callable[..., Events]
 
 
 @option_group
@@ -57,7 +54,8 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
 
         loaded = open_source(source.for_rows(results.missing_count * work.samples, results.servers))
         with loaded, name_grammar_in_errors(self):
-            yield results.noting_origins(work.answer(loaded), loaded), loaded.cancel
+            answered = work.answer(loaded, work.rows, results=results)
+            yield results.noting_origins(answered, loaded), loaded.cancel
 
     def find_tools(self) -> Tools:
         """The functions that the model may call without confirmation. Raises UsageError."""
@@ -124,11 +122,15 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
 
 
 def answer_missing(app: App, source: ModelSource, options: RowOptions, results: Results, work: Work) -> None:
-    """Answer the rows that are missing in the results, with progress."""
+    """Answer the rows that are missing in the results, with progress; print the summary if none is."""
     from cerebrum_cli.terminal.progress import BatchProgress
     from cerebrum_cli.terminal.sinks import render
 
     streams = app.streams
+    if not results.missing_count:
+        with closing(BatchProgress(streams, draws=False)) as summary:
+            summary.emit(results.progress)
+        return
     shares_terminal = results.in_order and streams.out_is_terminal
     draws = streams.can_redraw and not (options.verbose or shares_terminal)
     sinks = [BatchProgress(streams, draws, None if options.verbose else source.model.name)]

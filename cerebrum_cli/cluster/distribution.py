@@ -62,7 +62,7 @@ def distribute(
         settings=replace(settings, **in_directory(paths, Path.cwd())),
         servers=servers,
     )
-    job = NodeJob(identity, model.path, model.reference, portable, work.answer_block)
+    job = NodeJob(identity, model.path, model.reference, portable, work.answer)
     cluster = partial(answer_blocks, parse_cluster(address), workers, not servers)
     patience = START_S + (PATIENCE_S if patience is None else patience)
     return Distribution(cluster, job, run, work.rows, slots // work.samples, patience)

@@ -135,9 +135,7 @@ def generate(app: App, prepared: PreparedEvaluation, run: Results, options: Eval
 
     missing = run.missing_count
     start = time.monotonic()
-    answer_block = partial(evaluate, prepared.evaluation)
-    here = partial(answer_block, missing=run.missing, results=run)
-    work = Work(range(run.rows.size), 1, here, answer_block)
+    work = Work(range(run.rows.size), 1, partial(evaluate, prepared.evaluation))
     try:
         answer_missing(app, prepared.source, options, run, work)
     finally:

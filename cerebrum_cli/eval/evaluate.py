@@ -196,8 +196,8 @@ class SampleWriter:
         self.score.add(written)
 
 
-def evaluate(evaluation: Evaluation, model: Model, missing: Iterable[int], results: Results) -> Events:
-    """Take missing samples, by their positions; yield all events, and an EvalProgress whenever a sample is finished.
+def evaluate(evaluation: Evaluation, model: Model, positions: Iterable[int], results: Results) -> Events:
+    """Take the samples at positions that the results lack; yield all events, and an EvalProgress for each sample.
 
     A question whose prompt cannot be answered, such as one that is too long, gets samples marked as skipped, which do
     not count. The caller completes the run; after a cancel, samples are missing.
@@ -205,6 +205,7 @@ def evaluate(evaluation: Evaluation, model: Model, missing: Iterable[int], resul
     scope = model.engine.cancel_scope
     yield from model.load()
     model.check_settings(evaluation.settings)
+    missing = (position for position in positions if position not in results.finished)
     rows = list(evaluation.rows_to_ask(missing))
     with closing(reply_scorer(evaluation.match, evaluation.questions, run_code=True)) as scorer:
         writer = SampleWriter(evaluation, results, scorer)
