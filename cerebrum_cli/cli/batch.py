@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from cerebrum_cli.cli.options import GenerationOptions, Names, SavedPromptOptions
-from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options, source_fingerprint
+from cerebrum_cli.cli.row_commands import RowOptions, Work, answer_missing, resumable, row_options
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import PATH, Option, option, switch
 from cerebrum_cli.core.errors import SOME_FAILED, UsageError
@@ -160,7 +160,7 @@ class BatchRun:
             fingerprint["include input"] = True
         if self.saved and self.saved.prompt:
             fingerprint["prompt"] = self.saved.prompt
-        fingerprint |= source_fingerprint(self.source) | batch_fingerprint(self.asked, self.source)
+        fingerprint |= batch_fingerprint(self.asked, self.source)
         return fingerprint | self.options.tool_record(self.asked.tools)
 
     def open_results(self) -> Results:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from cerebrum_cli.cli.constraints import read_grammar
-from cerebrum_cli.cli.row_commands import source_fingerprint
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -109,7 +108,6 @@ def fingerprint_of(task: LoadedTask, evaluation: Evaluation, source: ModelSource
     fingerprint: JsonDict = {
         **task.fingerprint,
         **provenance(source),
-        **source_fingerprint(source),
         **source.fingerprint(evaluation.grammar),
         **options.tool_record(evaluation.tools),
     }
