@@ -1,4 +1,8 @@
-"""Requests to a server; redirects are not followed, so a key never reaches another host."""
+"""Requests to a server; redirects are not followed, so a key never reaches another host.
+
+They are aiohttp's: httpx2, which downloads from the Hub use, takes six times the CPU time a request (3.4 ms to 0.55 ms
+at 128 requests at a time).
+"""
 
 from __future__ import annotations
 

@@ -20,9 +20,10 @@ from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, Servers
 from cerebrum_cli.servers.kind import file_name
 from cerebrum_cli.servers.pool import Pool
-from cerebrum_cli.servers.replies import RemoteSample
+from cerebrum_cli.servers.replies import MessageSample, RemoteSample
 from cerebrum_cli.servers.server import AsyncioTask, PooledRequest, PoolJob, Server
 from cerebrum_cli.servers.timeouts import ServerTimeouts
+from cerebrum_cli.servers.token_replies import TokenSample
 
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
 OTHER_FILES = 128  # that are open besides connections
@@ -91,16 +92,20 @@ class RemoteCompletions(Completions):
 
     def _create_jobs(self, index: int, count: int) -> list[PoolJob]:
         pooled = self._submitted[index]
-        samples = tuple(
-            RemoteSample(SequenceId(index, number), pooled.request, (pooled.seed + number) % SEEDS, self._vocabulary)
-            for number in range(pooled.samples, pooled.samples + count)
-        )
+        numbers = range(pooled.samples, pooled.samples + count)
+        samples = tuple(self._create_sample(pooled, SequenceId(index, number)) for number in numbers)
         pooled.samples += count
         pooled.running |= {sample.id for sample in samples}
         self._live.update((sample.id, sample) for sample in samples)
         if pooled.request.ask.stream:
             return [PoolJob(pooled, (sample,)) for sample in samples]
         return [PoolJob(pooled, samples)]
+
+    def _create_sample(self, pooled: PooledRequest, id: SequenceId) -> RemoteSample:
+        request, seed = pooled.request, (pooled.seed + id.sample) % SEEDS
+        if request.as_messages:
+            return MessageSample(id, request, seed)
+        return TokenSample(id, request, seed, vocabulary=self._vocabulary)
 
     def _end_sample(self, index: int) -> None:
         pooled = self._submitted.get(index)

@@ -208,7 +208,7 @@ class Server:
 
     def start(self, job: PoolJob) -> AsyncioTask:
         origin = Origin(self.alias, self.info.weights)
-        size = self.info.context_size
+        size = 0 if self.info.takes_messages else self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
         job.start = self._asked_at = monotonic()
         self.running[job] = None

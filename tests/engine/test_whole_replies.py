@@ -25,7 +25,7 @@ from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import ReasoningBudget, endings
 from cerebrum_cli.servers.client import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
-from cerebrum_cli.servers.replies import RemoteSample
+from cerebrum_cli.servers.token_replies import TokenSample
 
 CONTEXT = 400
 PARTS = (
@@ -49,7 +49,7 @@ class Served:
 
     def reply(self, request: Request, is_whole: bool) -> tuple[Any, ...]:
         """What a reply is in the end, of which the server sends all of a turn, or one token at a time."""
-        sample = RemoteSample(SequenceId(0), request, 3, self.vocabulary, CONTEXT)
+        sample = TokenSample(SequenceId(0), request, 3, CONTEXT, vocabulary=self.vocabulary)
         events: list[Event] = []
         try:
             while not events or sample.needs_turn:

@@ -24,7 +24,7 @@ from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
 from cerebrum_cli.servers.client import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk
-from cerebrum_cli.servers.replies import RemoteSample
+from cerebrum_cli.servers.token_replies import TokenSample
 
 REPLIES = {
     "ended": reply_around("<think>\nI can see {seed}!", ENDING, "It is {seed}. So there."),
@@ -150,7 +150,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
     words = (b">{",)
     text = [*b"<think>Hm.</think", FIRST_WORD, *b"}"]
     vocabulary = ScriptedBackend(lambda held, seed: END, words=words)
-    sample = RemoteSample(SequenceId(0, 0), answering(stream=True, grammar=DEAD_END), 3, vocabulary, 300)
+    sample = TokenSample(SequenceId(0, 0), answering(stream=True, grammar=DEAD_END), 3, 300, vocabulary=vocabulary)
     with pytest.raises(RefusedRequestError) as caught:
         list(sample.add(ReplyChunk(tuple(text))))
     assert caught.value.error.message.startswith("the answer begins in the token that ends the reasoning")
@@ -159,7 +159,7 @@ def test_remote_answer_in_the_token_that_ends_reasoning_is_refused() -> None:
 def test_remote_reply_without_all_ids_is_continued_after_its_special_tokens(chatml: LlamaBackend) -> None:
     [think], [close] = chatml.special_token_ids(["<think>"]), chatml.special_token_ids(["</think>"])
     request = answering(stream=True, grammar=DEAD_END, is_visible=frozenset({think, close}).__contains__)
-    sample = RemoteSample(SequenceId(0, 0), request, 3, chatml, 300)
+    sample = TokenSample(SequenceId(0, 0), request, 3, 300, vocabulary=chatml)
     sample.take_turn()
     reasoning = chatml.tokenize((Text("é."),))
     parts = ((think, 1, ""), (reasoning[1], 3, "é"), (reasoning[2], 4, "."), (close, 5, ""), (ord("{"), 6, "{"))
