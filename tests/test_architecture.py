@@ -56,7 +56,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "platformdirs": ("replies.source",),
     "lm_eval": ("eval.lm_eval",),
     "math_verify": ("eval.line_process",),
-    "pyarrow": ("batch.parquet", "eval.sources"),
+    "pyarrow": ("batch.parquet",),
     "ray": ("cluster.ray_adapter",),
     "click": (),
 }
@@ -163,7 +163,7 @@ DOORS: Mapping[str, Door] = {
         ),
     ),
     "results": Door(
-        42,
+        14,
         ("results", "rows"),
     ),
     "chat": Door(
@@ -171,7 +171,7 @@ DOORS: Mapping[str, Door] = {
         ("archive", "chat", "database", "history", "session", "store"),
     ),
     "batch": Door(
-        17,
+        6,
         ("answering", "readers"),
     ),
     "terminal": Door(

@@ -31,7 +31,7 @@ from cerebrum_cli.core.text import Texts, text_digest, well_formed
 from cerebrum_cli.replies.concurrent_rows import Outcome
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.voting import MajorityVote
-from cerebrum_cli.results.rows import FAILED, FINISHED, TRUNCATED, UNDECIDED, ResultRows, Table, votes_object
+from cerebrum_cli.results.rows import ResultRows, RowFlag, Table, votes_object
 
 OUTPUT_KEYS = (
     "id",
@@ -138,13 +138,13 @@ def name_row(unit: str, object: JsonObject) -> str:
 
 def row_flags(object: JsonObject) -> int:
     if object["error"] is not None:
-        return FINISHED | FAILED
-    flags = FINISHED
+        return RowFlag.FINISHED | RowFlag.FAILED
+    flags = RowFlag.FINISHED
     if object["finish_reason"] in TRUNCATED_REASONS:
-        flags |= TRUNCATED
+        flags |= RowFlag.TRUNCATED
     votes = object["votes"]
     if votes is not None and (votes["winner"] is None or votes["tie"]):
-        flags |= UNDECIDED
+        flags |= RowFlag.UNDECIDED
     return flags
 
 

@@ -26,7 +26,7 @@ from cerebrum_cli.core.settings import PATIENCE_S, in_directory
 from cerebrum_cli.library.installed import InstalledModel, Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
-from cerebrum_cli.results.rows import SERVERS, FinishedRows, Results
+from cerebrum_cli.results.rows import FinishedRows, Results
 
 INPUT = "input"  # the last key of an object that has it
 ADDRESS = re.compile(r"auto|[^\s/:]+:\d{1,5}")
@@ -152,7 +152,7 @@ class Distribution:
         servers = self.job.source.servers
         if not (servers and servers.may_differ):
             self._require_one_model()
-        self.run.note(SERVERS, report.records)
+        self.run.note_servers(report.records)
         yield events.PromptEvent(events.SequenceId(0), 0, 1)
 
     def _require_one_model(self) -> None:

@@ -14,7 +14,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import Events, NoticeEvent, Origin, RefusedEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Tools
@@ -35,16 +35,18 @@ from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.concurrent_rows import Outcome, Row
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.results.rows import FAILED, FINISHED, ResultRows, Results, program_object
+from cerebrum_cli.results.rows import ResultRows, Results, RowFlag, program_object
 
 POLL_S = 0.2  # a signal does not end a wait
 
-sample_rows = partial(
-    ResultRows,
-    ("id", "sample"),
-    lambda object: FINISHED | FAILED if object["finish_reason"] == SKIPPED else FINISHED,
-    lambda object: f"question {object['id']}",
-)
+
+def sample_flags(object: JsonObject) -> int:
+    if object["finish_reason"] == SKIPPED:
+        return RowFlag.FINISHED | RowFlag.FAILED
+    return RowFlag.FINISHED
+
+
+sample_rows = partial(ResultRows, ("id", "sample"), sample_flags, lambda object: f"question {object['id']}")
 
 
 @frozen

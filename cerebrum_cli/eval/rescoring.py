@@ -105,7 +105,6 @@ def version_differences(before: Run, after: Run) -> Differences:
 
 def _versions(run: Run) -> JsonDict:
     versions = {key: run.fingerprint.get(key) for key in MADE_BY}
-    servers = run.notes.get("servers")
-    if servers:
+    if servers := run.saved.servers:
         versions["llama.cpp"] = ", ".join(f"{server['kind']} {server['build']}" for server in servers)
     return versions

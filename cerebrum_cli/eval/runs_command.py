@@ -103,7 +103,6 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
     """Print the report of a run: a table, or a JSON object. Raises UsageError for a run without a sample."""
     from cerebrum_cli.eval.report import report_object
     from cerebrum_cli.eval.stored_runs import report_of
-    from cerebrum_cli.results.rows import CONDITIONS
 
     streams = app.streams
     skipped = sum(sample.is_skipped for sample in samples)
@@ -128,7 +127,7 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
             "all_questions": notes.get("all questions"),
             "date": notes.get("date"),
             "fingerprint": run.fingerprint,
-            CONDITIONS: notes.get(CONDITIONS, []),
+            "conditions": run.saved.conditions,
         }
         streams.answer_object({**report_object(report), **more})
         return
@@ -141,10 +140,9 @@ def print_run(app: App, run: Run, samples: Sequence[Sample], json: bool, plot: P
 
 def run_remarks(run: Run) -> Iterator[str]:
     from cerebrum_cli.eval.scorers import comparison_of
-    from cerebrum_cli.results.rows import CONDITIONS
 
     yield from run.notes.get("remarks", ())
-    for record in run.notes.get(CONDITIONS, ()):
+    for record in run.saved.conditions:
         yield ", ".join(f"{key} {value}" for key, value in record.items())
     if run.match == "math":
         yield comparison_of(run.scored_by)

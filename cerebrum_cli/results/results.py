@@ -36,7 +36,7 @@ from cerebrum_cli.results.record import (
     write_record,
 )
 from cerebrum_cli.results.row_store import DamagedStore, RowStore, has_rows, read_objects
-from cerebrum_cli.results.rows import FINISHED, FinishedRows, ResultRows, to_json_line
+from cerebrum_cli.results.rows import CONDITIONS, SERVERS, FinishedRows, Records, ResultRows, RowFlag, to_json_line
 from cerebrum_cli.results.stored_results import StoredResults, write_lines
 
 AGAIN = ", then run it again"
@@ -128,7 +128,7 @@ def _open(
         record = replace(new, replaces=output, notes=record.notes)
         write_record(paths, record)  # after the rows, so that no answer is lost
     else:
-        all_finished = FinishedRows(bytearray([FINISHED]) * rows.size)
+        all_finished = FinishedRows(bytearray([RowFlag.FINISHED]) * rows.size)
         return StoredResults(paths, store, rows, record, all_finished, is_complete=True)
     finished, unfinished = store.load(rows.size)
     if retry_failed:
@@ -171,6 +171,18 @@ class SavedResult:
 
     paths: OutputPaths
     record: Record
+
+    @property
+    def servers(self) -> Records:
+        """Servers, or nodes, that answered rows."""
+        servers: Records = self.record.notes.get(SERVERS, ())
+        return servers
+
+    @property
+    def conditions(self) -> Records:
+        """Hardware and options of the machines that answered rows."""
+        conditions: Records = self.record.notes.get(CONDITIONS, ())
+        return conditions
 
     @property
     def changed_at(self) -> float:

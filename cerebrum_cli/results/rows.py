@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.reply import Reply
     from cerebrum_cli.replies.voting import MajorityVote
 
-FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8  # flags of a row
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"
 _LINE_BREAKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}  # some readers split lines at them
 Records = Sequence[JsonObject]
 Table = Callable[[Iterable[JsonObject]], Iterator[bytes]]
 """Encodes the objects of rows as the lines of a table."""
+
+
+class RowFlag:
+    """Bits of a row's flags; an unfinished row has none."""
+
+    FINISHED, FAILED, TRUNCATED, UNDECIDED = 1, 2, 4, 8
 
 
 @frozen
@@ -79,7 +84,8 @@ class FinishedRows(Collection[int]):
 
     @property
     def counts(self) -> RowCounts:
-        return RowCounts(self._count(FAILED), self._count(TRUNCATED), self._count(UNDECIDED), self.errors)
+        failed, truncated = self._count(RowFlag.FAILED), self._count(RowFlag.TRUNCATED)
+        return RowCounts(failed, truncated, self._count(RowFlag.UNDECIDED), self.errors)
 
     def forget_failed(self) -> None:
         """Forget the rows without an answer, which are to be answered again."""
@@ -93,7 +99,7 @@ class FinishedRows(Collection[int]):
 
 def is_answer(flags: int) -> bool:
     """Whether a row is finished, with neither an error nor an undecided vote."""
-    return flags & (FINISHED | FAILED | UNDECIDED) == FINISHED
+    return flags & (RowFlag.FINISHED | RowFlag.FAILED | RowFlag.UNDECIDED) == RowFlag.FINISHED
 
 
 class Results:
@@ -160,6 +166,9 @@ class Results:
             with suppress(BatchError):  # of a full disk: what went wrong before it matters more
                 self.write_notes({**self.notes, key: [*known, *new]})
 
+    def note_servers(self, records: Records) -> None:
+        self.note(SERVERS, records)
+
     def noting_origins(self, events: Events, model: Model) -> Events:
         """Yield events, and note what generates the rows once there are some, since the process may be killed.
 
@@ -172,7 +181,7 @@ class Results:
                 if is_first_row or isinstance(event, ServersEvent):
                     if model.is_remote:
                         is_noted = True
-                        self.note(SERVERS, model.engine.builds)
+                        self.note_servers(model.engine.builds)
                     elif conditions := model.conditions:
                         is_noted = True
                         yield from self._note_conditions(conditions)
