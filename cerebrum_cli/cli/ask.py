@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.options import AskOptions, Names
 from cerebrum_cli.cli.signature import Argument, composed, only_question, settings_options
-from cerebrum_cli.core.settings import OPTIONS, REPLY_KEYS, Layer, SourcedLayer
+from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.source import ModelSource
 
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
-OVERRIDES["threads"] = OPTIONS["threads"]._replace(heading=None)  # one question seldom needs a flag for it
 
 
 @composed

@@ -221,7 +221,7 @@ class QuestionOptions(ToolOptions, SavedPromptOptions):
 @option_group
 class AskOptions(QuestionOptions, GenerationOptions):
     messages: Path | None = option("OpenAI messages list; `-` is standard input", "Input", PATH, metavar="FILE")
-    raw: bool = switch("Complete the prompt verbatim, without a format", "Input")
+    raw: bool = switch("Complete prompts verbatim, without a format", "Input")
     save_prompt: str | None = option("Save PROMPT and settings for -p; generate nothing", "Input", metavar="NAME")
     final: bool = switch("Print only the final answer; exit code 5 if there is none", "Output")
     extract: str | None = option(

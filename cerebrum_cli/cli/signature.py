@@ -34,7 +34,7 @@ Function = Callable[..., Any]
 Arguments = Mapping[str, Any]  # by parameter or key
 Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
 JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
-Yes = Annotated[bool, Option("Delete without asking", "Output", SWITCH, short="-y")]
+Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, short="-y")]
 
 
 class Argument(NamedTuple):

@@ -41,7 +41,12 @@ class SamplingParams:
         least=0,
     )
     top_k: int = option(
-        "Keep the K likeliest tokens; 0: all [default: the model's, else 40]", kind=INTEGER, default=40, least=0
+        "Keep the K likeliest tokens; 0: all [default: the model's, else 40]",
+        "Sampling",
+        INTEGER,
+        default=40,
+        metavar="K",
+        least=0,
     )
     top_p: float = option(
         "Keep the most likely tokens that sum to probability P [default: the model's, else 0.95]",
@@ -54,8 +59,10 @@ class SamplingParams:
     )
     min_p: float = option(
         "Drop tokens below P times the likeliest [default: the model's, else 0.05]",
-        kind=NUMBER,
+        "Sampling",
+        NUMBER,
         default=0.05,
+        metavar="P",
         least=0,
         most=1,
     )

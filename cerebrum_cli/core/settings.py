@@ -95,7 +95,14 @@ class Settings(SamplingParams):
         "Apply a LoRA adapter, or none (repeatable)", "Model", ADAPTERS, default=(), metavar="FILE[:SCALE]"
     )
     threads: int | None = option(
-        "CPU threads [default: one per performance core]", "Speed", INTEGER, metavar="N", least=1, most=1024, local=True
+        "CPU threads [default: one per performance core]",
+        "Speed",
+        INTEGER,
+        short="-t",
+        metavar="N",
+        least=1,
+        most=1024,
+        local=True,
     )
     gpu_layers: str = option(
         "Layers to offload to the GPU [default: auto]",
