@@ -9,15 +9,11 @@ has placeholders of its own, which no message can contain.
 from __future__ import annotations
 
 import json
-import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import unescape
 from itertools import pairwise
-from operator import methodcaller
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cerebrum_cli.core.conversation import (
     Conversation,
@@ -30,14 +26,23 @@ from cerebrum_cli.core.conversation import (
     join_parts,
 )
 from cerebrum_cli.core.errors import FormatError
-from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import EMBEDDED
-from cerebrum_cli.core.text import Pattern, Texts
+from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
+from cerebrum_cli.formats.pieces import (
+    CHANGED,
+    SWITCH_REMOVED,
+    Pieces,
+    align,
+    placeholder,
+    split_at_placeholders,
+    unchanged,
+)
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
-from cerebrum_cli.formats.prompt_format import Markups, PromptFormat
+from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,
@@ -58,16 +63,6 @@ from cerebrum_cli.gguf.header import read_header
 TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 
 
-def json_text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")] + [
-    json_text
-]
-# What templates change in texts, besides entities of HTML: white space, escaped characters, and switches.
-CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
-SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
 # With it, Qwen2.5-Coder 1.5B calls a function for 3 of 30 questions that need none, instead of 14. Of 24 questions that
@@ -82,41 +77,6 @@ LEFT_OUT = {
     "system": "the system prompt",
     "tool": "the result of a function",
 }
-BEGINNING = -1
-
-
-class Piece(NamedTuple):
-    """Part of a render: a text by its number, and the template's own text behind it. The first is BEGINNING.
-
-    A turn has two texts: its content, with the number of the turn, and its reasoning. Those follow the contents of all;
-    then come the texts in function calls.
-    """
-
-    number: int
-    text: str
-    literal: str
-
-
-Pieces = list[Piece]  # of a render, in order
-
-
-# Placeholders are digits, which no template changes, between private-use characters. A number that is random in each
-# process keeps a message from containing one: it would stand for a reply, and become that reply's tokens.
-_PLACEHOLDER = f"\ue000{secrets.randbelow(10**12):012}"
-_PLACEHOLDERS = re.compile(f"{_PLACEHOLDER}([0-9]+)\ue001")
-
-
-def placeholder(index: int) -> str:
-    return f"{_PLACEHOLDER}{index}\ue001"
-
-
-def split_at_placeholders(rendered: str) -> Pieces:
-    """The pieces of a render, without the texts of the placeholders."""
-    first, *others = _PLACEHOLDERS.split(rendered)
-    pieces = [Piece(BEGINNING, "", first)]
-    for index, literal in zip(others[::2], others[1::2], strict=True):
-        pieces.append(Piece(int(index), "", literal))
-    return pieces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +115,7 @@ class EmbeddedFormat(PromptFormat):
 
     def _rendered(self, conversation: Conversation) -> PromptParts:
         try:
-            return join_parts(Rendering(self, conversation).parts())
+            return join_parts(rendered_parts(self, conversation))
         except FormatError as error:
             prefill = conversation.prefill
             if prefill and not (prefill.content.strip() or prefill.rounds):  # reasoning, which not all templates show
@@ -241,164 +201,196 @@ class EmbeddedFormat(PromptFormat):
         return {**values, **tool_variables(conversation.tools), **self.options}
 
 
-class Rendering:
-    """One rendering of a conversation: the texts of its turns, and what the template makes of them.
+@frozen
+class Draft:
+    """The messages that a template gets, for a prompt that ends with the beginning of a reply if it `continues` one.
 
-    `fixed` are the replies, by the index of their turn, that the template gets only as placeholders, in both renders.
-    If the conversation has a `prefill` with text, the prompt ends with that.
+    - `texts`: the contents of the turns, their reasoning, and texts in calls, of which the pieces have the numbers
+    - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
+    - `written`: the turns whose calls the template writes
+    - `markup`: of reasoning; None if it has fields of its own
     """
 
-    def __init__(self, chat: EmbeddedFormat, conversation: Conversation) -> None:
-        self.chat = chat
-        prefill = conversation.prefill
-        self.begins = prefill is not None and not (prefill.rounds and not prefill.content)
-        if prefill:
-            conversation = conversation.add(prefill)
-        self.conversation = conversation
-        self.values = chat.values(conversation, conversation.thinks)
-        self.reasoning_history = chat.reasoning_history(conversation, self.values)
-        self.content_format = find_content_format(chat.source)
-        self.turns = self.content_format.fold(conversation).turns
-        if prefill and not self.begins:
-            self.turns.pop()
-        self.roles = ["user", *(turn.role for turn in self.turns)]  # the first, if there are no turns yet
-        self.fixed: dict[int, PromptPart] = {}
-        self.written: set[int] = set()  # turns whose calls the template writes
-        self.headers: dict[tuple[str, bool | None], str] = {}
-        self.texts = [turn.content for turn in self.turns] + [""] * len(self.turns)
-        self._place_replies()
+    conversation: Conversation
+    values: Variables
+    continues: bool
+    turns: Sequence[Turn]
+    texts: Sequence[str]
+    fixed: Mapping[int, PromptPart]
+    written: Collection[int]
+    markup: ReasoningMarkup | None
 
-    def _place_replies(self) -> None:
-        """Put placeholders in the place of fixed replies, and the reasoning of others where the template takes it."""
-        last_question = max((index for index, turn in enumerate(self.turns) if turn.role == "user"), default=0)
-        for index, turn in enumerate(self.turns):
-            value = turn.value
-            if not isinstance(value, Message | Round):
-                continue
-            is_round = isinstance(value, Round)
+    @property
+    def placed(self) -> Sequence[str]:
+        """Placeholders of the texts."""
+        return [placeholder(number) if text.strip() else text for number, text in enumerate(self.texts)]
+
+    def role_before(self, count: int) -> str:
+        """The role of the last of the first `count` turns; that of a question, if there are no turns yet."""
+        return self.turns[count - 1].role if count else "user"
+
+
+def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
+    """Decide in which form a template gets each message."""
+    prefill = conversation.prefill
+    continues = prefill is not None and not (prefill.rounds and not prefill.content)
+    if prefill:
+        conversation = conversation.add(prefill)
+    values = chat.values(conversation, conversation.thinks)
+    history = chat.reasoning_history(conversation, values)
+    turns = find_content_format(chat.source).fold(conversation).turns
+    if prefill and not continues:
+        turns.pop()
+    fixed = _fixed_replies(chat, turns, history)
+    texts = [turn.content for turn in turns] + [""] * len(turns)
+    written = set()
+    for index, turn in enumerate(turns):
+        if index in fixed:
+            texts[index] = placeholder(index)
+            continue
+        reply = turn.value
+        if isinstance(reply, Message | Round) and reply.reasoning and history.takes:
+            texts[index + len(turns)] = reply.reasoning
+        if isinstance(reply, Round):
+            texts[index] = _round_text(chat.tool_format, reply)
+            if chat.tool_format.writes_calls:
+                written.add(index)
+                _map_texts(texts.append, [[call.name, call.arguments] for call in reply.calls])
+    return Draft(conversation, values, continues, turns, texts, fixed, written, history.markup)
+
+
+def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], history: ReasoningHistory) -> Mapping[int, PromptPart]:
+    last_question = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=0)
+    fixed = {}
+    for index, turn in enumerate(turns):
+        is_round = isinstance(turn.value, Round)
+        if isinstance(turn.value, Message) or (isinstance(turn.value, Round) and chat.tool_format.takes_text):
             is_recent = is_round and index > last_question
-            part = None
-            if not is_round or self.chat.tool_format.takes_text:
-                part = self.chat.fixed_part(value, keeps_tokens=is_recent or not self.reasoning_history.drops)
-            if part:
-                self.fixed[index] = part
-                self.texts[index] = placeholder(index)
-                continue
-            if value.reasoning and self.reasoning_history.takes:
-                self.texts[index + len(self.turns)] = value.reasoning
-            if isinstance(value, Round) and self.chat.tool_format.writes_calls:
-                self.written.add(index)
-                for call in value.calls:
-                    _map_texts(self.texts.append, [call.name, call.arguments])
-                if self.chat.tool_format.moves_text:
-                    self.texts[index] = ""
-            elif isinstance(value, Round):
-                self.texts[index] = written_calls(value)
+            if part := chat.fixed_part(turn.value, keeps_tokens=is_recent or not history.drops):
+                fixed[index] = part
+    return fixed
 
-    def parts(self) -> PromptParts:
-        self.placed = [placeholder(index) if text.strip() else text for index, text in enumerate(self.texts)]
-        pieces = self._pieces(self._fill(self.texts, self.values), self._fill(self.placed, self.values))
-        final = pieces[-1]
-        last = len(self.turns) - 1
-        self.headers[self.roles[-1], self.conversation.thinks] = final.literal
-        if final.number == last:
-            self._restore_headers(pieces)
-        header = self._header(self.conversation.thinks, len(self.turns))
-        if self.begins:
-            if final.number not in (last, last + len(self.turns)):
-                raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
-            header = ""
-        pieces[-1] = final._replace(literal=header)
-        parts: list[PromptPart] = []
-        for index, text, literal in pieces:
-            parts += self.fixed.get(index) or Text(text), Text(literal, trusted=True)
-        return tuple(parts)
 
-    def _fill(self, texts: list[str], values: Variables, count: int | None = None) -> str:
-        """Render the template with these texts of the turns, or of the first `count` of them."""
-        of_calls = iter(texts[2 * len(self.turns) :])
-        messages = []
-        for index, turn in enumerate(self.turns[:count]):
-            reasoning = texts[index + len(self.turns)]
-            message = write_turn(turn.role, texts[index], reasoning, self.reasoning_history.markup)
-            messages.append({**self._calls(index, turn, of_calls), **message})
-        return run_template(self.chat.source, {**values, "messages": self.content_format.messages(messages)})
+def _round_text(tools: ToolFormat, part: Round) -> str:
+    """The text of a round, with its calls unless the template writes these."""
+    if not tools.writes_calls:
+        return written_calls(part)
+    if tools.moves_text:
+        return ""
+    return part.content
 
-    def _calls(self, index: int, turn: Turn, texts: Iterator[str]) -> JsonDict:
-        """The fields of a message that are about functions."""
-        message = turn.openai
-        if index not in self.written:
-            message.pop("tool_calls", None)
-        for call in message.get("tool_calls", ()):
-            name, arguments = _map_texts(
-                lambda _: next(texts), [call["function"]["name"], call["function"]["arguments"]]
-            )
-            if self.chat.tool_format.text_arguments:
-                arguments = json.dumps(arguments, ensure_ascii=False)
-            call["function"] = {"name": name, "arguments": arguments}
-        return message
 
-    def _pieces(self, prompt: str, skeleton: str) -> Pieces:
-        placed = split_at_placeholders(skeleton)
-        pieces = _align(placed, prompt, self.texts)
-        if pieces is None and self.chat.special_tokens(prompt) != self.chat.special_tokens(skeleton):
-            raise FormatError(
-                "would turn message text into special tokens", f"remove text that looks like markup, or {OTHER_FORMAT}"
-            )
-        shown = {piece.number for piece in pieces} if pieces else {*self._rewritten(placed, prompt)}
-        for index, turn in reversed([*enumerate(self.turns)]):
-            is_needed = index in self.fixed if isinstance(turn.value, Round) else turn.content.strip()
-            if is_needed and index not in shown:
-                raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
-        return pieces or split_at_placeholders(prompt)  # at the replies that keep their tokens
+def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Variables, count: int | None = None) -> str:
+    """Render the template with these texts of the turns, or of the first `count` of them."""
+    of_calls = iter(texts[2 * len(draft.turns) :])
+    messages = []
+    for index, turn in enumerate(draft.turns[:count]):
+        fields = turn.openai
+        if index not in draft.written:
+            fields.pop("tool_calls", None)
+        for call in fields.get("tool_calls", ()):
+            call["function"] = _map_texts(lambda _: next(of_calls), call["function"])
+            if chat.tool_format.text_arguments:
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        reasoning = texts[index + len(draft.turns)]
+        messages.append({**fields, **write_turn(turn.role, texts[index], reasoning, draft.markup)})
+    return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
 
-    def _rewritten(self, placed: Pieces, prompt: str) -> Iterator[int]:
-        """Yield the index of each text that the prompt has where the other render has its placeholder.
 
-        Of a reply, a template may leave out reasoning and what precedes its markup, and a system prompt may be nothing
-        but a switch.
-        """
-        changed = SWITCH_REMOVED if "/no_think" in self.chat.source else CHANGED
-        rest = _unchanged(prompt, changed)
-        for before, (index, _, _) in pairwise(placed):
-            role = self.turns[index % len(self.turns)].role
-            text = _unchanged(self.texts[index], changed)
-            _, found, after = rest.partition(_unchanged(before.literal, changed)[-CONTEXT:] + text)
-            if found:
-                rest = after
-            is_optional = role == "assistant" and (
-                index >= len(self.turns) or self.chat.is_quoted_in(self.texts[index])
-            )
-            if is_optional or (found and (text or role != "user")):
-                yield index
+def rendered_parts(chat: EmbeddedFormat, conversation: Conversation) -> PromptParts:
+    """The parts of a prompt: the template's own text, which is trusted, and what is between."""
+    draft = draft_messages(chat, conversation)
+    prompt, skeleton = (fill(chat, draft, texts, draft.values) for texts in (draft.texts, draft.placed))
+    pieces = _pieces(chat, draft, prompt, skeleton)
+    parts: list[PromptPart] = []
+    for number, text, literal in with_headers(chat, draft, pieces):
+        parts += draft.fixed.get(number) or Text(text), Text(literal, trusted=True)
+    return tuple(parts)
 
-    def _restore_headers(self, pieces: Pieces) -> None:
-        """Put the text that follows a question, or results, before each earlier reply with known tokens, too.
 
-        For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
-        """
-        for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
-            part = self.fixed.get(reply.number)
-            if isinstance(part, Tokens) and before.number == reply.number - 1:
-                header = self._header(self.turns[reply.number].thinks, reply.number)
-                pieces[at] = before._replace(literal=header if part.ids else self.chat.closed(header))
+def _pieces(chat: EmbeddedFormat, draft: Draft, prompt: str, skeleton: str) -> Pieces:
+    """The pieces of a prompt, by its other render. Raises FormatError if it leaves out a message."""
+    placed = split_at_placeholders(skeleton)
+    pieces = align(placed, prompt, draft.texts)
+    if pieces is None and chat.special_tokens(prompt) != chat.special_tokens(skeleton):
+        raise FormatError(
+            "would turn message text into special tokens", f"remove text that looks like markup, or {OTHER_FORMAT}"
+        )
+    shown = {piece.number for piece in pieces} if pieces else {*_rewritten(chat, draft, placed, prompt)}
+    for index, turn in reversed([*enumerate(draft.turns)]):
+        is_needed = index in draft.fixed if isinstance(turn.value, Round) else turn.content.strip()
+        if is_needed and index not in shown:
+            raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
+    return pieces or split_at_placeholders(prompt)  # at the replies that keep their tokens
 
-    def _header(self, thinks: bool | None, count: int) -> str:
+
+def _rewritten(chat: EmbeddedFormat, draft: Draft, placed: Pieces, prompt: str) -> Iterator[int]:
+    """Yield the number of each text that the prompt has where the other render has its placeholder.
+
+    Of a reply, a template may leave out reasoning and what precedes its markup, and a system prompt may be nothing but
+    a switch.
+    """
+    changed = SWITCH_REMOVED if "/no_think" in chat.source else CHANGED
+    rest = unchanged(prompt, changed)
+    for before, (number, _, _) in pairwise(placed):
+        role = draft.turns[number % len(draft.turns)].role
+        text = unchanged(draft.texts[number], changed)
+        _, found, after = rest.partition(unchanged(before.literal, changed)[-CONTEXT:] + text)
+        if found:
+            rest = after
+        is_reasoning = number >= len(draft.turns)
+        is_optional = role == "assistant" and (is_reasoning or chat.is_quoted_in(draft.texts[number]))
+        if is_optional or (found and (text or role != "user")):
+            yield number
+
+
+def with_headers(chat: EmbeddedFormat, draft: Draft, pieces: Pieces) -> Pieces:
+    """Put the text that follows a question, or results, before each reply with known tokens, and at the end.
+
+    For earlier replies, a template may omit the reasoning tag that the prompt ended with, or add an empty block.
+    """
+    final, last = pieces[-1], len(draft.turns) - 1
+    headers = Headers(chat, draft, final.literal)
+    changed = list(pieces)
+    for at, (before, reply) in enumerate(pairwise(pieces[1:]), 1):
+        part = draft.fixed.get(reply.number)
+        if final.number == last and isinstance(part, Tokens) and before.number == reply.number - 1:
+            header = headers.before_reply(reply.number, draft.turns[reply.number].thinks)
+            changed[at] = before._replace(literal=header if part.ids else chat.closed(header))
+    header = headers.before_reply(len(draft.turns), draft.conversation.thinks)
+    if draft.continues:
+        if final.number not in (last, last + len(draft.turns)):
+            raise FormatError("alters the last reply, so it cannot be continued", "omit the beginning of the reply")
+        header = ""
+    changed[-1] = final._replace(literal=header)
+    return changed
+
+
+class Headers:
+    """What a template writes between a turn and a reply; `final` is what it has written after the last turn."""
+
+    def __init__(self, chat: EmbeddedFormat, draft: Draft, final: str) -> None:
+        self._chat, self._draft = chat, draft
+        self._known = {(draft.role_before(len(draft.turns)), draft.conversation.thinks): final}
+
+    def before_reply(self, count: int, thinks: bool | None) -> str:
         """Text that follows the first `count` turns, or would follow if there were no others."""
-        role = self.roles[count]
-        if (role, thinks) not in self.headers:
-            if role == self.roles[-1]:
-                count = len(self.turns)
-            self.headers[role, thinks] = self._rendered_header(thinks, count)
-        text = self.headers[role, thinks]
-        is_closed = thinks is False and not self.chat.is_fixed
-        return self.chat.closed(text) if is_closed else text
+        key = self._draft.role_before(count), thinks
+        if key not in self._known:
+            self._known[key] = self._rendered(count, thinks)
+        if thinks is False and not self._chat.is_fixed:
+            return self._chat.closed(self._known[key])
+        return self._known[key]
 
-    def _rendered_header(self, thinks: bool | None, count: int) -> str:
-        known = self.headers.get((self.roles[count], self.conversation.thinks))
-        if known is not None and not self.chat.switch:
+    def _rendered(self, count: int, thinks: bool | None) -> str:
+        chat, draft = self._chat, self._draft
+        role, total = draft.role_before(count), len(draft.turns)
+        known = self._known.get((role, draft.conversation.thinks))
+        if known is not None and not chat.switch:
             return known
-        rendered = self._fill(self.placed, self.chat.values(self.conversation, thinks), count)
+        if role == draft.role_before(total):
+            count = total
+        rendered = fill(chat, draft, draft.placed, chat.values(draft.conversation, thinks), count)
         *before, last = split_at_placeholders(rendered)
         if before or known is None:
             return last.literal
@@ -427,29 +419,6 @@ def _map_texts(change: Callable[[str], Any], value: Any) -> Any:
         case list() | tuple():
             return [_map_texts(change, item) for item in value]
     return value
-
-
-def _align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
-    """Split a prompt into text of the template and of the messages; None if the two renders disagree.
-
-    `placed` is the other render, split at the placeholders of `texts`. Templates trim texts in different ways, so all
-    of them are tried.
-    """
-    pieces = []
-    at = 0
-    for index, _, literal in placed:
-        text = "" if index == BEGINNING else texts[index]
-        trimmed = (trim(text) for trim in TRIMS)
-        found = next((text for text in trimmed if prompt.startswith(text + literal, at)), None)
-        if found is None:
-            return None
-        pieces.append(Piece(index, found, literal))
-        at += len(found) + len(literal)
-    return pieces if at == len(prompt) else None
-
-
-def _unchanged(text: str, changed: Pattern) -> str:
-    return changed.sub("", unescape(unescape(text)).casefold())
 
 
 def try_template(path: Path) -> None:
