@@ -27,15 +27,63 @@ from cerebrum_cli.answers.extract import extract_answers
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
 from cerebrum_cli.core.text import Match, Pattern
 
-_FILLER = (
-    r"(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|most|closest|to|therefore|thus"
-    r"|best|correct|final|option|choice|letter|answer|number|indeed|still|\w{3,}ly)\b){0,12}+"
+# In patterns, <upper> is a letter, and <letter> also one in lower case where it cannot be a word. <label> announces a
+# letter, <copula> and <filler> may stand between both, and <right> is what a letter is said to be.
+_LABELS = "|".join(  # in English, German, French, Spanish, Italian, Portuguese, Russian
+    ("answer|option|choice|response|statement", "antwort", "réponse", "respuesta", "risposta", "resposta", "ответ")
 )
-_NOUN = r"(?:answer|choice|completion|description|explanation|fit|match|option|statement)"
-_QUALITY = (
-    rf"(?:answer|correct|right(?!\s\w)|right\s{_NOUN}|(?:best|closest)(?:\W*(?=\Z|[.,\n])|\s(?:to|{_NOUN}))"
-    rf"|most\s(?:likely|\w+ly|\w+\s{_NOUN}|accurate|appropriate|fitting|logical|plausible|probable|reasonable|suitable))"
+_UNSPACED_LABELS = "答案|答え|正解|정답"  # in Chinese, Japanese, Korean
+_NOUN = "(?:answer|choice|completion|description|explanation|fit|match|option|statement)"
+_PARTS = {  # those that have others first
+    "label": rf"(?:\b(?i:{_LABELS})s?\b|{_UNSPACED_LABELS})",
+    "copula": r"(?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)",
+    "filler": (
+        r"(?i:(?:[\s*_`\"'“‘(\[{$\\<>:=#-]++|\b(?:text(?:bf)?|mathrm|mathbf|boxed|the|most|closest|to|therefore|thus"
+        r"|best|correct|final|option|choice|letter|answer|number|indeed|still|\w{3,}ly)\b){0,12}+)"
+    ),
+    "right": (
+        rf"(?i:answer|correct|right(?!\s\w)|right\s{_NOUN}|(?:best|closest)(?:\W*(?=\Z|[.,\n])|\s(?:to|{_NOUN}))"
+        rf"|most\s(?:likely|\w+ly|\w+\s{_NOUN}|accurate|appropriate|fitting|logical|plausible|probable|reasonable"
+        r"|suitable))"
+    ),
+    "other": r"\W{0,3}(?:(?:option|choice)\s)?<upper>",
+    "joint": r"\W{0,2},?\s?(?:\band\b|\bn?or\b|&|/)",
+    "letter": r"(?:<upper>|(?<![A-Za-z0-9_'])[a-<last>](?=\)|[ .*\"'$]*+$))",
+    "upper": (
+        r"(?<![A-Za-z0-9_'])[A-<LAST>](?![A-Za-z0-9_'’]|-\w| ?(?:[=+/^≈_]|<(?![/|]))| [*-]\s(?:\d|\w\b))"
+        r"(?!(?<=[AI])\s+(?!is\b|because\b|since\b|as\b|and\b|or\b|would\b|was\b)[a-z])"
+    ),
+}
+# How a letter is stated. Several joined letters may be `said` or `chosen`.
+_STATEMENTS = (
+    r"<label>[^.:\n]{0,80}?<copula><filler>(?P<said><letter>)",
+    (
+        r"(?:\b(?i:if|whether)\s(?i:option\s)?)?(?P<found><upper>)(?:(?!<upper>)[^.\n]){0,120}?"
+        r"\b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){0,3}?[\s*_]++<right>\b"
+    ),
+    (
+        r"(?:\b\w++\W++){0,2}\b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s"
+        r"<filler>(?P<chosen><upper>)"
+    ),
+    r"\b(?i:but)\s<filler>(?P<instead><upper>)(?=\W*+$)",
+    (
+        r"\b(?i:only)\s<filler>(?P<only><upper>)"
+        r"\s(?i:remains|fits|works|(?:can|could|may|must)\sbe|is\s(?:left|possible))\b"
+    ),
+    r"\\boxed\s*+\{<filler>(?P<boxed><letter>)",
+    r"\b(?i:is|are|be)\s[*(\"\[]*+(?P<marked><upper>)[*\"]*+[.):\]]",
+    r"(?:\b\w++\**+|(?<![\w*])):\s++[*(\"\[]*+(?P<listed><letter>)[*\"]*+(?:[.):\]]|$)",
 )
+_LINE = (
+    r"(?m)^[^\w\n]*+(?:(?i:option|choice|answer)\s[(\"*]*+)?(<letter>)(?:[*\"'_]*+[.):\]]|\*\*|_|'|\s[-–—]\s|\s\(not\b"
+    r"|,?\s(?:because|since|not|rather|instead|of\scourse|it\sis)\b|[ *\"'`]*+$)"
+)
+_NAMED = (
+    r"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()(<letter>)"
+    r"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|it's|es|est|ist)\b|[:,是为])\W{0,4}(<upper>)(?=\W*\Z)"
+)
+_SEVERAL = r"<upper>(?:(?:\W{0,2},<other>)*+(?:<joint><other>)+|(?:\W{0,2},<other>){2,}|<joint>\W*+\Z)"
+_TICK = r"(?m)^[^\w\n]*+(<letter>)[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]"
 _NEGATED = re.compile(
     r"(?i)\b(?:not|cannot|\w+n['’]t|never|neither|nor|no|if|whether|incorrect|wrong|false|less|unlikely|also|could|may)\b"
     r"|\b(?:explanation|reasoning|note|options|choices)\W*:",
@@ -75,46 +123,15 @@ class Patterns(NamedTuple):
 
 @lru_cache
 def _patterns(count: int) -> Patterns:
+    """The patterns of a question with this many choices."""
     last = LETTERS[count - 1]
-    upper = (
-        rf"(?<![A-Za-z0-9_'])[A-{last}](?![A-Za-z0-9_'’]|-\w|\ ?(?:[=+/^≈_]|<(?![/|]))|\ [*-]\s(?:\d|\w\b))"
-        r"(?!(?<=[AI])\s+(?!is\b|because\b|since\b|as\b|and\b|or\b|would\b|was\b)[a-z])"
-    )
-    letter = rf"(?:{upper}|(?<![A-Za-z0-9_'])[a-{last.lower()}](?=\)|[ .*\"'$]*+$))"
-    other = rf"\W{{0,3}}(?:(?:option|choice)\s)?{upper}"
-    joint = r"\W{0,2},?\s?(?:\band\b|\bn?or\b|&|/)"
-    several = rf"{upper}(?:(?:\W{{0,2}},{other})*+(?:{joint}{other})+|(?:\W{{0,2}},{other}){{2,}}|{joint}\W*+\Z)"
-    return Patterns(
-        re.compile(
-            rf"""(?mx)
-              (?:\b(?i:answer|option|choice|response|statement|antwort|réponse|respuesta|risposta|resposta|ответ)s?\b|答案|答え|正解|정답)
-                [^.:\n]{{0,80}}? (?:\b(?i:is|are|be|ist|lautet|est|es|è|é)\b|[:=(>是为は은는]|\n)
-                (?i:{_FILLER})(?P<said>{letter})
-            | (?:\b(?i:if|whether)\s(?i:option\s)?)?
-                (?P<is>{upper})(?:(?!{upper})[^.\n]){{0,120}}?
-                \b(?i:is|are|be|seems|appears|as)\b(?:[\s*_]++\w++){{0,3}}?[\s*_]++(?i:{_QUALITY})\b
-            | (?:\b\w++\W++){{0,2}} \b(?i:choose|chose|select|selected|pick|give|(?<=d\s)say|go\swith|opt\sfor)\s
-                (?i:{_FILLER})(?P<chosen>{upper})
-            | \b(?i:but)\s(?i:{_FILLER})(?P<instead>{upper})(?=\W*+$)
-            | \b(?i:only)\s(?i:{_FILLER})(?P<only>{upper})
-                \s(?i:remains|fits|works|(?:can|could|may|must)\sbe|is\s(?:left|possible))\b
-            | \\boxed\s*+\{{(?i:{_FILLER})(?P<boxed>{letter})
-            | \b(?i:is|are|be)\s[*("\[]*+(?P<marked>{upper})[*"]*+[.):\]]
-            | (?:\b\w++\**+|(?<![\w*])):\s++[*("\[]*+(?P<listed>{letter})[*"]*+(?:[.):\]]|$)
-            """,
-        ),
-        re.compile(
-            rf"""(?m)^[^\w\n]*+(?:(?i:option|choice|answer)\s[("*]*+)?({letter})"""
-            r"""(?:[*"'_]*+[.):\]]|\*\*|_|'|\s[-–—]\s|\s\(not\b"""
-            r"""|,?\s(?:because|since|not|rather|instead|of\scourse|it\sis)\b|[ *"'`]*+$)""",
-        ),
-        re.compile(
-            rf"(?:\b(?i:option|choice|letter|answer)\s[*(\"']*+|\()({letter})"
-            rf"|(?:\A|\b(?i:is|be|but|so|thus|hence|therefore|leaves|with|it's|es|est|ist)\b|[:,是为])\W{{0,4}}({upper})(?=\W*\Z)"
-        ),
-        re.compile(several),
-        re.compile(rf"(?m)^[^\w\n]*+({letter})[.):]?\s[^\n✓✔✅✗✘❌]*+[✓✔✅]"),
-    )
+    statement = "(?m)" + "|".join(_STATEMENTS)
+    compiled = []
+    for pattern in (statement, _LINE, _NAMED, _SEVERAL, _TICK):
+        for name, part in (*_PARTS.items(), ("LAST", last), ("last", last.lower())):
+            pattern = pattern.replace(f"<{name}>", part)
+        compiled.append(re.compile(pattern))
+    return Patterns(*compiled)
 
 
 def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
