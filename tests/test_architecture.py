@@ -167,8 +167,8 @@ DOORS: Mapping[str, Door] = {
         ("results", "rows"),
     ),
     "chat": Door(
-        15,
-        ("archive", "chat", "database", "history", "session", "store"),
+        5,
+        ("archive", "chat", "history"),
     ),
     "batch": Door(
         6,

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
 from cerebrum_cli.chat.history import (
     KEPT,
     NO_CONTINUATION,
@@ -28,6 +30,7 @@ from cerebrum_cli.chat.history import (
 from cerebrum_cli.chat.reply_recorder import ReplyRecorder
 from cerebrum_cli.chat.session import Messages, Session, StoredMessage, validated_name
 from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import CerebrumError, FormatError, SessionError, UsageError
 from cerebrum_cli.core.events import Event, Events, NoticeEvent
 from cerebrum_cli.core.inspection import GivenReply
@@ -342,6 +345,39 @@ class Chat:
         finally:
             self.loaded.close()
             self.history.close()
+
+    @property
+    def session_rows(self) -> list[JsonDict]:
+        return session_rows(self.history.store)
+
+    @property
+    def transcript(self) -> str:
+        """The exact text of the conversation, once the model is loaded."""
+        return format_transcript(self.loaded, self.conversation)
+
+    def export(self, path: Path) -> Events:
+        """Export the session to a new file, in the format of its suffix. Raises UsageError."""
+        if self.session is None:
+            raise UsageError("the conversation is empty", "ask something first")
+        if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
+            yield from self.load()
+        export_to_file(path, self.history.store, self.session, self.loaded)
+
+    @property
+    def difference(self) -> NoticeEvent | None:
+        """The notice of a session that used another model or other adapters than the loaded ones."""
+        session, model = self.session, self.loaded.model
+        if session is None:
+            return None
+        if session.model and session.model != model.reference:
+            return NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
+        adapters = session.params.get(LORA, [])
+        if self.loaded.is_remote or adapters == model.adapter_names:
+            return None
+        if not adapters:
+            return NoticeEvent("this session used other adapters: none", "switch with /set lora none")
+        used = " and ".join(adapters)
+        return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
 
     @property
     def is_saved(self) -> bool:

@@ -7,13 +7,14 @@ from datetime import date
 from io import FileIO
 from pathlib import Path
 
-from cerebrum_cli.chat.database import OR_UNSAVED
+from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.session import Messages, ReplyMetadata, Session, StoredMessage, suggest_name, validated_name
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA, NONE
 from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.events import Forced, ForcedTokens
+from cerebrum_cli.core.events import Events, Forced, ForcedTokens
 from cerebrum_cli.core.files import lock_file, remove
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.paths import absolute_reference
@@ -41,6 +42,15 @@ class History:
     store: Store
     locks: Path | None
     _held: tuple[Path, FileIO] | None = None
+
+    @classmethod
+    def at(cls, path: Path | None) -> History:
+        """The sessions in a database, which is opened on first use; without a path, new ones in memory."""
+        return cls(Store(path), path and path.with_name("locks"))
+
+    def check_integrity(self) -> tuple[int, int, int] | None:
+        """Numbers of sessions and messages, and the version of the database; None in memory. Raises SessionError."""
+        return check_integrity(self.store.path) if self.store.path else None
 
     def acquire_named(self, name: str | None) -> Session | None:
         """Lock a session by its name, None if there is none; without a name, the latest.
@@ -281,6 +291,18 @@ def without_partial_character(stored: StoredMessage, model: Model) -> StoredMess
         return stored
     content = message.content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
     return replace(stored, message=replace(message, content=content, tokens=whole))
+
+
+def continued_reply(model: Model, request: Ask, continued: StoredMessage) -> Reply:
+    """A reply that continues a stored one, and begins with its text."""
+
+    def events() -> Events:
+        yield from model.load()
+        tokens = begin_with(reply, without_partial_character(continued, model))
+        yield from model.respond(replace(request, prefix_tokens=tokens)).events()
+
+    reply = Reply(events(), request.conversation)
+    return reply
 
 
 def begin_with(reply: Reply, before: StoredMessage) -> TokenIds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from cerebrum_cli.cli.constraints import name_grammar_in_errors
 from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
-from cerebrum_cli.core.events import Event, Events, LoadEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import Reply
@@ -21,8 +21,6 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
 from cerebrum_cli.terminal.tables import result_text, sampling_text, stats_line
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.history import History
-    from cerebrum_cli.chat.session import Session, StoredMessage
     from cerebrum_cli.core.inspection import UncertainToken
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
@@ -76,17 +74,15 @@ class HistoryPreload:
 class AnswerPrinter:
     """The answer to one request: rendered, recorded, and printed in the form the options ask for.
 
-    The exchange follows `session`, if there is one, and is saved as `saved_as`, unless there is no `open_history`.
-    `continued` is the session's last reply, which was cut off.
+    `record` saves the exchange, and returns the name of its session. `continued` continues a reply that was cut off.
     """
 
     display: ReplyDisplay
     loaded: Model
     request: Ask
     options: AskOptions
-    open_history: Callable[[], History] | None
-    session: Session | None
-    continued: StoredMessage | None
+    record: Callable[[Reply], str] | None
+    continued: Reply | None
     saved_as: str | None = None
     uncertain: tuple[UncertainToken, ...] | None = None
 
@@ -123,10 +119,7 @@ class AnswerPrinter:
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
-        if self.continued:
-            reply = self._continue(self.continued)
-        else:
-            reply = self.loaded.respond(self.request)
+        reply = self.continued or self.loaded.respond(self.request)
         try:
             self._render(reply)
         except CerebrumError as error:
@@ -151,7 +144,7 @@ class AnswerPrinter:
             shows_reasoning=self.request.settings.show_thinking,
             markdown=self._is_markdown,
             prints_answer=self.options.streams_answer,
-            others=[HistoryPreload()] if self.open_history else [],
+            others=[HistoryPreload()] if self.record else [],
         )
         self._inspect(reply)
 
@@ -185,17 +178,6 @@ class AnswerPrinter:
             raise NoAnswer(f"the reply has no {language}code block", self._hint_to_read(reply, "a code block"))
         if options.final and self._final_answer(reply) is None:
             raise NoAnswer("the reply states no final answer", self._hint_to_read(reply, "a final answer"))
-
-    def _continue(self, continued: StoredMessage) -> Reply:
-        from cerebrum_cli.chat.history import begin_with, without_partial_character
-
-        def events() -> Events:
-            yield from self.loaded.load()
-            tokens = begin_with(reply, without_partial_character(continued, self.loaded))
-            yield from self.loaded.respond(replace(self.request, prefix_tokens=tokens)).events()
-
-        reply = Reply(events(), self.request.conversation)
-        return reply
 
     @property
     def _continuation(self) -> str:
@@ -241,25 +223,16 @@ class AnswerPrinter:
 
     def _save(self, reply: Reply) -> None:
         """Save the exchange; a failure is a notice, since the answer stands."""
-        if self.open_history is None:
+        if self.record is None:
             return
         try:
-            session = self.open_history().record(
-                self.session,
-                self.request.conversation,
-                reply,
-                self.loaded,
-                self.request.settings,
-                self.continued,
-                self.options.session,
-            )
-            self.saved_as = session.name
+            self.saved_as = self.record(reply)
         except SessionError as error:
             self.streams.notice(NoticeEvent(f"this exchange was not saved: {error.message}", error.hint))
 
     def _save_prompt_cache(self, replies: Sequence[Reply]) -> None:
         """Save the prompt, and the prefix that all such prompts share, if they took long to evaluate."""
-        if self.open_history is None:
+        if self.record is None:
             return
         notice = self.loaded.save_prompt_of(replies, self.request.conversation)
         if notice:

@@ -42,11 +42,8 @@ class App(Installation):
     def open_history(self, saves: bool = True) -> History:
         """Sessions of this user, whose database is opened on first use; new ones in memory unless it `saves`."""
         from cerebrum_cli.chat.history import History
-        from cerebrum_cli.chat.store import Store
 
-        history = History(Store(None), None)
-        if saves:
-            history = History(Store(self.sessions_path), self.sessions_path.with_name("locks"))
+        history = History.at(self.sessions_path if saves else None)
         self.on_exit.callback(history.close)
         return history
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.prompt_sources import PromptSources
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.votes import Votes
+    from cerebrum_cli.replies.reply import Reply
     from cerebrum_cli.replies.source import ModelSource
 
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
@@ -101,8 +102,14 @@ def answer(
         if options.dry_run:
             show_prompt(app.streams, loaded, asked, options)
             return
-        saves_in = None if options.raw or settings.no_log else open_history
-        AnswerPrinter(display, loaded, asked, options, saves_in, session, continued).show(votes)
+
+        def record(reply: Reply) -> str:
+            saved = open_history().record(session, conversation, reply, loaded, settings, continued, options.session)
+            return saved.name
+
+        saves = not (options.raw or settings.no_log)
+        reply = history.continued_reply(loaded, asked, continued) if continued else None
+        AnswerPrinter(display, loaded, asked, options, record if saves else None, reply).show(votes)
 
 
 def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import disk_usage
 
-from cerebrum_cli.chat.database import check_integrity
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
@@ -153,7 +152,7 @@ def _check_network(context: DoctorContext) -> CheckResult:
 
 def _check_sessions(context: DoctorContext) -> CheckResult:
     path = context.app.sessions_path
-    contents = check_integrity(path)
+    contents = context.app.read_history().check_integrity()
     if contents is None:
         return check_result("none yet")
     if not os.access(path, os.W_OK):

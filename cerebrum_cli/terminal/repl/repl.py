@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.chat.chat import Chat
-from cerebrum_cli.chat.session import Session
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
@@ -26,6 +25,7 @@ from cerebrum_cli.terminal.sinks import ReplyDisplay, Sink, show_answer
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.terminal.tables import result_text
 
+LIST_SESSIONS = "list sessions with /sessions"
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
 REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
@@ -167,8 +167,9 @@ class Repl:
             return notice._replace(hint=REPETITION_HINT)
         return notice
 
-    def switch_session(self, session: Session | None) -> None:
+    def switch_session(self, name: str | None) -> None:
         """Switch to a session, or to a new one; what would go before the next question is dropped."""
+        session = self.chat.history.get(name, LIST_SESSIONS) if name else None
         self.streams.report(self.chat.switch_session(session))
         self.pending_prompt = None
         self.detach_files()

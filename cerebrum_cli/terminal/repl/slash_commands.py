@@ -7,8 +7,7 @@ from dataclasses import asdict, replace
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
-from cerebrum_cli.chat.archive import SUFFIX_FORMATS, export_to_file, format_transcript, session_rows
-from cerebrum_cli.core.declaration import LORA, NONE
+from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
@@ -20,7 +19,7 @@ from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
 from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
-from cerebrum_cli.terminal.repl.repl import Repl, context_text, model_text
+from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl, context_text, model_text
 from cerebrum_cli.terminal.repl.slash_lines import (
     DEFAULT,
     KEYS,
@@ -49,12 +48,10 @@ from cerebrum_cli.terminal.tables import (
 )
 
 if TYPE_CHECKING:
-    from cerebrum_cli.chat.session import Session
-    from cerebrum_cli.replies.interface import Model
+    pass
 
 T = TypeVar("T")
 LIKELIEST = "3"  # alternatives that /why shows by default
-LIST_SESSIONS = "list sessions with /sessions"
 LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
@@ -241,28 +238,14 @@ def fork(repl: Repl, argument: str) -> str:
 
 
 def list_sessions(repl: Repl, _: str) -> None:
-    print_latest(repl.streams, session_rows(repl.chat.history.store))
+    print_latest(repl.streams, repl.chat.session_rows)
 
 
 def load_session(repl: Repl, argument: str) -> None:
-    session = repl.chat.history.get(argument, LIST_SESSIONS)
-    repl.switch_session(session)
-    repl.streams.info(f"Now in session {session.name!r}")
+    repl.switch_session(argument)
+    repl.streams.info(f"Now in session {argument!r}")
     repl.show_last_exchange()
-    repl.streams.report(difference_notice(session, repl.chat.loaded))
-
-
-def difference_notice(session: Session, loaded: Model) -> NoticeEvent | None:
-    """The notice of a session that used another model or other adapters than the loaded ones."""
-    if session.model and session.model != loaded.model.reference:
-        return NoticeEvent(f"this session used {session.model}", f"switch with /model {session.model}")
-    adapters = session.params.get(LORA, [])
-    if loaded.is_remote or adapters == loaded.model.adapter_names:
-        return None
-    if not adapters:
-        return NoticeEvent("this session used other adapters: none", "switch with /set lora none")
-    used = " and ".join(adapters)
-    return NoticeEvent(f"this session used other adapters: {used}", f"switch with /set lora {adapters[0]}")
+    repl.streams.report(repl.chat.difference)
 
 
 def rename_session(repl: Repl, argument: str) -> str:
@@ -274,12 +257,7 @@ def rename_session(repl: Repl, argument: str) -> str:
 
 def export_session(repl: Repl, argument: str) -> str:
     path = parse_path(argument)
-    chat = repl.chat
-    if chat.session is None:
-        raise UsageError("the conversation is empty", "ask something first")
-    if SUFFIX_FORMATS.get(path.suffix) == "transcript":  # needs the model's vocabulary
-        repl.wait_for(chat.load())
-    export_to_file(path, chat.history.store, chat.session, chat.loaded)
+    repl.wait_for(repl.chat.export(path))
     return f"wrote {path}"
 
 
@@ -369,7 +347,7 @@ def show_final_answer(repl: Repl, _: str) -> None:
 
 def show_prompt(repl: Repl, _: str) -> None:
     repl.wait_for(repl.chat.load())
-    repl.streams.answer(format_transcript(repl.chat.loaded, repl.chat.conversation))
+    repl.streams.answer(repl.chat.transcript)
 
 
 def think(repl: Repl, argument: str) -> str | None:
