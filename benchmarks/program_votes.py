@@ -44,6 +44,7 @@ from cerebrum_cli.eval.rescoring import rescored
 from cerebrum_cli.eval.stored_runs import Run, require_run
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.replies.checking import run_program
+from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.replies.tally import Program, SampleAnswer, Tally
 
 GREEDY = "greedy"
@@ -114,9 +115,12 @@ def plain(samples: Sequence[Sample]) -> QuestionVotes:
 
 def only_checked(samples: Sequence[Sample]) -> QuestionVotes:
     """The samples whose program comes to their answer, or all if there is none."""
-    tally, correct = votes_of(samples)
-    agreeing = tuple(replace(answer, computed_form=None) for answer in tally.answers if answer.is_checked)
-    return QuestionVotes(replace(tally, answers=agreeing), correct) if agreeing else plain(samples)
+    vote, correct = votes_of(samples)
+    agreeing = tuple(replace(answer, computed_form=None) for answer in vote.tally.answers if answer.is_checked)
+    if not agreeing:
+        return plain(samples)
+    vote.tally = replace(vote.tally, answers=agreeing)
+    return QuestionVotes(vote, correct)
 
 
 def curve(
@@ -128,8 +132,10 @@ def curve(
         for subset in combinations(drawn.prose, prose):
             for others in combinations(drawn.programs, programs):
                 of_prose, of_others = count(subset), votes_of(others)
-                answers = of_prose.tally.answers + of_others.tally.answers
-                votes = QuestionVotes(Tally(Votes(1, len(answers)), answers), {**of_others.correct, **of_prose.correct})
+                answers = of_prose.vote.tally.answers + of_others.vote.tally.answers
+                vote = MajorityVote(Votes(1, len(answers)))
+                vote.tally = replace(vote.tally, answers=answers)
+                votes = QuestionVotes(vote, {**of_others.correct, **of_prose.correct})
                 right += majorities([votes])[len(answers)]
                 costs.append(sum(cost(sample, count is not plain) for sample in (*subset, *others)))
         accuracies.append(mean(right))
@@ -355,7 +361,7 @@ def is_right(sample: Sample) -> bool:
 
 def introduce(model: str, questions: Sequence[Drawn]) -> str:
     samples = [sample for drawn in questions for sample in drawn.prose]
-    checked = [answer.is_checked for sample in samples for answer in votes_of([sample]).tally.answers]
+    checked = [answer.is_checked for sample in samples for answer in votes_of([sample]).vote.tally.answers]
     by_program = {
         key: mean(sample.correct for sample, is_checked in zip(samples, checked, strict=True) if is_checked is key)
         for key in (True, False)

@@ -20,7 +20,7 @@ __all__ = ["CerebrumError", "Conversation", "MajorityVote", "Model", "Reply", "o
 _MODULES = {
     "CerebrumError": "core.errors",
     "Conversation": "core.conversation",
-    "MajorityVote": "replies.voting",
+    "MajorityVote": "replies.reply",
     "Model": "replies.interface",
     "Reply": "replies.reply",
     "open_model": "replies.interface",
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.errors import CerebrumError
     from cerebrum_cli.replies.interface import Model, open_model
-    from cerebrum_cli.replies.reply import Reply
-    from cerebrum_cli.replies.voting import MajorityVote
+    from cerebrum_cli.replies.reply import MajorityVote, Reply
 
 
 def __getattr__(name: str) -> Any:

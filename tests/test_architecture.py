@@ -70,7 +70,7 @@ PURE = (
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
-    *("programs.code", "replies.tally", "replies.voting", "weights.compatibility", "weights.methods", "weights.plan"),
+    *("programs.code", "replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
         "weights.recipe",
         "weights.mixtures",
@@ -145,23 +145,7 @@ DOORS: Mapping[str, Door] = {
         4,
         ("prompt_sources",),
     ),
-    "replies": Door(
-        54,
-        (
-            "checking",
-            "concurrent_rows",
-            "inspection",
-            "installation",
-            "interface",
-            "loaded_model",
-            "reply",
-            "reply_controls",
-            "source",
-            "tally",
-            "text_tokens",
-            "voting",
-        ),
-    ),
+    "replies": Door(25, ("interface", "reply", "source")),
     "results": Door(
         14,
         ("results", "rows"),

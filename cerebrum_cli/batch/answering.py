@@ -20,11 +20,9 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.core.votes import Votes
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply, Row
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.voting import MajorityVote
 from cerebrum_cli.results.rows import Results
 
 MAX_IDS = 100_000  # to compare with those of later rows

@@ -28,9 +28,7 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.row_fields import InvalidRow, RowError, RowId
 from cerebrum_cli.core.text import Texts, text_digest, well_formed
-from cerebrum_cli.replies.concurrent_rows import Outcome
-from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.replies.reply import MajorityVote, Outcome, Reply
 from cerebrum_cli.results.rows import ResultRows, RowFlag, Table, votes_object
 
 OUTPUT_KEYS = (

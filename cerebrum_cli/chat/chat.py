@@ -39,9 +39,8 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import MajorityVote, Reply
 from cerebrum_cli.replies.source import ModelSource
-from cerebrum_cli.replies.voting import MajorityVote
 
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 

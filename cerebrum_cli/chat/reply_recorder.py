@@ -26,8 +26,7 @@ from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.replies.reply import MajorityVote, Reply
 
 INTERRUPTIONS = (Interrupted, GeneratorExit, KeyboardInterrupt)
 RESTORE_BELOW = 0.25  # of the context: dropping turns for this context size leaves more

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.inspection import UncertainToken
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.voting import MajorityVote
+    from cerebrum_cli.replies.reply import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
 
 TIMING_DIGITS = {  # decimals of what `--json` prints
@@ -188,7 +188,7 @@ class AnswerPrinter:
 
     def show_vote(self, votes: Votes) -> None:
         """Run a vote, then print and save the sample that won; after an interrupt, the one that leads."""
-        from cerebrum_cli.replies.voting import MajorityVote
+        from cerebrum_cli.replies.reply import MajorityVote
 
         vote = MajorityVote(votes)
         try:

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.replies.tally import Tally
+from cerebrum_cli.replies.reply import MajorityVote
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class Totals(NamedTuple):
 class QuestionVotes(NamedTuple):
     """The samples of a question in a majority vote, and whether each normal form is correct; the first form is None."""
 
-    tally: Tally
+    vote: MajorityVote
     correct: Mapping[str | None, bool]
 
 
@@ -192,7 +192,7 @@ def majorities(questions: Sequence[QuestionVotes]) -> dict[int, list[float]]:
     shares: dict[int, list[float]] = {}
     if not questions:
         return shares
-    subsets = _subsets(questions[0].tally.samples)
+    subsets = _subsets(questions[0].vote.tally.samples)
     for votes in questions:
         ballots = _Ballots(votes)
         for k, members in subsets.items():
@@ -227,7 +227,7 @@ class _Ballots:
         import numpy
 
         numbers = {form: number for number, form in enumerate(votes.correct)}
-        answers = votes.tally.answers
+        answers = votes.vote.tally.answers
         self._correct = numpy.array(list(votes.correct.values()))
         self._replies = [numbers[sample.form] for sample in answers]
         self._programs = [numbers[sample.computed_form] for sample in answers]

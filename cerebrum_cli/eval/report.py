@@ -15,7 +15,7 @@ from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
-from cerebrum_cli.replies.tally import Program, Tally, comes_to
+from cerebrum_cli.replies.reply import MajorityVote
 
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 Samples = Sequence[Sample]  # of a run, or of one question
@@ -200,7 +200,7 @@ def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     clusters = defaultdict(list)
     for question in questions:
         votes = votes_of(question)
-        if leader := votes.tally.leader:
+        if leader := votes.vote.tally.leader:
             scores[leader.is_checked].append(votes.correct[leader.form])
             clusters[leader.is_checked].append(question[0].cluster_key)
     return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
@@ -255,21 +255,20 @@ def votes_of(question: Samples, with_programs: bool = True) -> QuestionVotes:
     Their programs vote, too, unless it is without them. Samples of one form should all be correct or all wrong; if they
     are not, the first of them decides.
     """
-    tally = Tally(Votes(1, len(question)))
+    vote = MajorityVote(Votes(1, len(question)))
     correct: dict[str | None, bool] = {None: False}
     for sample in question:
-        answer, program = sample.answer, None
+        answer = sample.answer
         if sample.finish_reason == "repetition" and len(question) > 1:
             answer = None
-        if with_programs and sample.program_output is not None:
-            program = Program("", sample.program_output)
-        tally = tally.add(answer, sample.probability, sample.basis == "stated", program)
-        correct.setdefault(tally.answers[-1].form, sample.correct)
-    for sample, vote in zip(question, tally.answers, strict=True):
-        if vote.computed_form not in correct:
-            is_equal = equals_reference(vote.computed, sample.reference)
-            correct[vote.computed_form] = is_equal or comes_to(sample.program_output or "", sample.reference)
-    return QuestionVotes(tally, correct)
+        output = sample.program_output if with_programs else None
+        vote.count(answer, sample.probability, sample.basis == "stated", output)
+        correct.setdefault(vote.tally.answers[-1].form, sample.correct)
+    for sample, counted in zip(question, vote.tally.answers, strict=True):
+        if counted.computed_form not in correct:
+            is_equal = equals_reference(counted.computed, sample.reference)
+            correct[counted.computed_form] = is_equal or vote.comes_to(sample.program_output, sample.reference)
+    return QuestionVotes(vote, correct)
 
 
 def clusters_of(questions: SamplesByQuestion) -> list[object]:

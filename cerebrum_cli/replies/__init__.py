@@ -1,1 +1,4 @@
-"""From a question to a reply: loading a model, prompts, generation, votes and many rows."""
+"""From a question to a reply: which model is asked, its prompts and replies, votes and many rows.
+
+Public modules: `interface`, `reply` and `source`.
+"""

@@ -8,11 +8,11 @@ the answers are needed in order.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, EngineError, Interrupted
@@ -26,16 +26,13 @@ from cerebrum_cli.core.events import (
     RefusedEvent,
     SequenceId,
 )
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds
+from cerebrum_cli.core.token_ids import NO_TOKEN
 from cerebrum_cli.engine.engine import CancelScope, Completions
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.replies.loaded_model import LoadedModel
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import Continuation, MajorityVote, Outcome, Reply, ReplyEvent, Row
 from cerebrum_cli.replies.reply_controls import ReplyControls
 from cerebrum_cli.replies.tally import Program
-from cerebrum_cli.replies.voting import MajorityVote, SampleEvent
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.tool_loop import ToolLoop
@@ -44,39 +41,12 @@ Check: TypeAlias = Callable[[str], Program | None]  # runs the program in a repl
 SORT_WINDOW = 4096  # rows sorted together so that shared prefixes meet; more would delay the first answer
 
 
-class Continuation(NamedTuple):
-    """A text without a prompt format, by its last tokens, of which `n` continuations are sampled."""
-
-    text: str
-    tokens: TokenIds
-    settings: Settings
-    n: int
-
-
-@frozen
-class Row:
-    """What is asked, and how it is answered: by the samples of the request, or by the vote on them.
-
-    `key` is for the caller. A row that cannot be asked has an error in place of a request. If it `checks`, or its vote
-    does, the model is asked for a program after each sample. A row with a `loop` asks for the next round of a `sample`
-    whose functions have been called.
-    """
-
-    key: Any
-    request: Ask | Continuation | CerebrumError
-    vote: MajorityVote | None = None
-    checks: bool = False
-    sample: int = 0
-    loop: ToolLoop | None = None
-
-
-class Outcome(NamedTuple):
-    """A sample of a row has finished, or the whole row, by a vote or a refusal; a cancelled reply is one, too."""
+class Continued(NamedTuple):
+    """A row that asks for the next round of a sample whose functions have been called, by its loop; or a new one."""
 
     row: Row
     sample: int
-    result: Reply | MajorityVote | RefusedEvent
-    is_whole_row: bool = False
+    loop: ToolLoop | None
 
 
 EventsAndOutcomes: TypeAlias = "Iterator[Event | Outcome]"
@@ -86,13 +56,16 @@ EventsAndOutcomes: TypeAlias = "Iterator[Event | Outcome]"
 class PendingRow:
     """A row that is running, and the replies to it so far; `samples` of them have not finished.
 
-    `check` runs the programs that follow the samples, while the engine keeps generating.
+    `check` runs the programs that follow the samples, while the engine keeps generating. With a `loop`, it is the next
+    round of a sample, the `first` one, whose functions have been called.
     """
 
     row: Row
     request: Request
     samples: int
     check: Check | None
+    first: int = 0
+    loop: ToolLoop | None = None
     replies: dict[SequenceId, Reply] = field(default_factory=dict)
 
     @property
@@ -101,7 +74,7 @@ class PendingRow:
             return self.row.vote.is_over
         return self.samples == 0
 
-    def add_event(self, event: SampleEvent, completions: Completions) -> EventsAndOutcomes:
+    def add_event(self, event: ReplyEvent, completions: Completions) -> EventsAndOutcomes:
         """Process an event of this row; yield changes of its tally, and what has finished."""
         sequence, vote = event.sequence, self.row.vote
         if vote and sequence.sample in vote.inspected:
@@ -114,7 +87,7 @@ class PendingRow:
             yield from self._count(vote, vote.add(sequence, outcome, completions))
             return
         self.samples -= 1
-        yield Outcome(self.row, self.row.sample + sequence.sample, outcome)
+        yield Outcome(self.row, self.first + sequence.sample, outcome)
 
     def _count(self, vote: MajorityVote, has_changed: bool) -> EventsAndOutcomes:
         if has_changed:
@@ -122,7 +95,7 @@ class PendingRow:
         if vote.is_over:
             yield Outcome(self.row, 0, vote, is_whole_row=True)
 
-    def _outcome(self, event: SampleEvent) -> Reply | RefusedEvent | None:
+    def _outcome(self, event: ReplyEvent) -> Reply | RefusedEvent | None:
         """A sample that finishes with this event; None if it continues, or waits for its program."""
         match event:
             case RefusedEvent():
@@ -181,7 +154,10 @@ def run_rows(
     rows = iter(rows)
     if model.is_remote and not in_order:
         yield from run.answer(run.prepared(rows))
-    while not run.scope.is_set() and (window := run.take_continued() or list(islice(rows, SORT_WINDOW))):
+    while not run.scope.is_set():
+        window: Sequence[Row | Continued] = run.take_continued() or list(islice(rows, SORT_WINDOW))
+        if not window:
+            return
         pending = list(run.prepared(window))
         if run.scope.is_set():
             return
@@ -205,9 +181,9 @@ class _Run:
         self._model = model
         self._check: Check | None = None  # once a row needs it
         self._refused: list[Outcome] = []
-        self._continued: list[Row] = []
+        self._continued: list[Continued] = []
 
-    def prepared(self, rows: Iterable[Row]) -> Iterator[PendingRow]:
+    def prepared(self, rows: Iterable[Row | Continued]) -> Iterator[PendingRow]:
         for new in rows:
             for row in (*self.take_continued(), new):
                 if self.scope.is_set():
@@ -215,7 +191,8 @@ class _Run:
                 if pending := self._prepare(row):
                     yield pending
 
-    def _prepare(self, row: Row) -> PendingRow | None:
+    def _prepare(self, new: Row | Continued) -> PendingRow | None:
+        row, first, loop = new if isinstance(new, Continued) else Continued(new, 0, None)
         try:
             request = self._request_of(row)
         except (EngineError, Interrupted):  # these concern all rows
@@ -223,9 +200,9 @@ class _Run:
         except CerebrumError as error:
             error.__context__ = None  # the frames of a traceback hold the tokens of the prompt
             refused = RefusedEvent(SequenceId(0), error.with_traceback(None))
-            self._refused.append(Outcome(row, row.sample, refused, is_whole_row=True))
+            self._refused.append(Outcome(row, first, refused, is_whole_row=True))
             return None
-        return PendingRow(row, request, request.ask.n, self._check)
+        return PendingRow(row, request, request.ask.n, self._check, first, loop)
 
     def _request_of(self, row: Row) -> Request:
         asked = row.request
@@ -250,7 +227,7 @@ class _Run:
         refused, self._refused = self._refused, []
         return refused
 
-    def take_continued(self) -> list[Row]:
+    def take_continued(self) -> list[Continued]:
         continued, self._continued = self._continued, []
         return continued
 
@@ -262,19 +239,19 @@ class _Run:
                 yield from self._model.take_notices()
                 yield event
                 yield from self.take_refused()
-                if isinstance(event, SampleEvent) and (row := pending.get(event.sequence.request)):
+                if isinstance(event, ReplyEvent) and (row := pending.get(event.sequence.request)):
                     for happened in row.add_event(event, completions):
                         if isinstance(happened, Outcome) and isinstance(happened.result, Reply):
-                            yield from self._after_calls(happened, happened.result)
+                            yield from self._after_calls(row, happened, happened.result)
                         else:
                             yield happened
                     if row.is_over:
                         del pending[event.sequence.request]  # all rows may not fit into memory
         yield from self.take_refused()
 
-    def _after_calls(self, outcome: Outcome, reply: Reply) -> EventsAndOutcomes:
+    def _after_calls(self, pending: PendingRow, outcome: Outcome, reply: Reply) -> EventsAndOutcomes:
         """Run the calls of a reply, and yield them; if it continues with their results, there is no outcome yet."""
-        row, loop = outcome.row, outcome.row.loop
+        row, loop = pending.row, pending.loop
         if isinstance(row.request, Ask) and row.request.tools:
             from cerebrum_cli.replies.tool_loop import ToolLoop
 
@@ -295,7 +272,7 @@ class _Run:
             return
         asked = loop.next
         request = replace(asked, settings=replace(asked.settings, seed=reply.finish.seed), n=1)
-        self._continued.append(replace(row, request=request, sample=outcome.sample, loop=loop))
+        self._continued.append(Continued(replace(row, request=request), outcome.sample, loop))
 
 
 def prepare_text(model: LoadedModel, text: Continuation) -> Request:

@@ -17,8 +17,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 
 if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
-    from cerebrum_cli.replies.reply import Reply
-    from cerebrum_cli.replies.voting import MajorityVote
+    from cerebrum_cli.replies.reply import MajorityVote, Reply
 
 # Keys of the notes: servers, and hardware and options of this machine, under which rows were made, each once.
 SERVERS, CONDITIONS = "servers", "conditions"

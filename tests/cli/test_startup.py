@@ -36,7 +36,7 @@ UNUSED_BY_ASK = {
     "batch.answering",
     "answers.final",
     "library.fit",
-    "replies.voting",
+    "replies.tally",
     "results.results",
     "weights.plan",
     "cli.prompts",

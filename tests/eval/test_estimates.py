@@ -23,6 +23,7 @@ from cerebrum_cli.eval.estimates import (
     standard_error,
     wilson,
 )
+from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.replies.tally import SampleAnswer, Tally
 
 # Tables of the model card of CollectiveCognition-v1-Mistral-7B, printed by lm-eval: metric, value, standard error.
@@ -43,10 +44,16 @@ def vote(form: str | None, probability: float, is_stated: bool = False, computed
     return SampleAnswer(form, form, probability, is_stated, computed, computed)
 
 
+def vote_on(tally: Tally) -> MajorityVote:
+    vote = MajorityVote(tally.votes)
+    vote.tally = tally
+    return vote
+
+
 def counted(votes: Sequence[SampleAnswer]) -> QuestionVotes:
     """Votes on a question whose right answer is "right"."""
     forms = dict.fromkeys([None, *(vote.form for vote in votes), *(vote.computed_form for vote in votes)])
-    return QuestionVotes(Tally(Votes(1, len(votes)), tuple(votes)), {form: form == "right" for form in forms})
+    return QuestionVotes(vote_on(Tally(Votes(1, len(votes)), tuple(votes))), {form: form == "right" for form in forms})
 
 
 def random_votes(random: Random, samples: int) -> list[SampleAnswer]:
@@ -221,7 +228,7 @@ def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int
         for index in range(samples * random.randrange(2)):  # with programs, too
             votes[index] = replace(votes[index], computed_form=random.choice([None, "right", "a"]))
         for k, shares in majorities([counted(votes)]).items():
-            leaders = [counted(order).tally.leader for order in permutations(votes, k)]
+            leaders = [counted(order).vote.tally.leader for order in permutations(votes, k)]
             assert shares == pytest.approx([mean([bool(won and won.form == "right") for won in leaders])])
 
 
@@ -229,12 +236,12 @@ def test_majority_is_the_mean_of_winners_over_all_orders_of_samples(samples: int
 def test_majority_of_two_that_differ_is_the_mean_of_both(correct: list[bool]) -> None:
     tally = Tally(Votes(1, 4), tuple(vote(str(index), 0.5) for index in range(4)))
     forms = {None: False} | {str(index): is_correct for index, is_correct in enumerate(correct)}
-    assert majorities([QuestionVotes(tally, forms)])[2] == pytest.approx([mean(correct)])
+    assert majorities([QuestionVotes(vote_on(tally), forms)])[2] == pytest.approx([mean(correct)])
 
 
 def test_majority_without_an_answer_is_wrong() -> None:
     silent = [vote(None, 1.0)] * 3
-    assert counted(silent).tally.leader is None
+    assert counted(silent).vote.tally.leader is None
     assert majorities([counted(silent)])[2] == [0.0]
     assert majorities([counted([*silent, vote("right", 0.0)])])[4] == [1.0]  # one vote wins, however improbable
     questions = [random_votes(Random(seed), 8) for seed in range(50)]

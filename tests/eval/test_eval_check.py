@@ -105,7 +105,7 @@ def test_vote_of_a_run_wins_as_the_vote_of_a_command(case: str) -> None:
         answer, printed = (None if letter == "." else letter for letter in (reply, output))
         tally = tally.add(answer, 0.5, answer is not None, Program("", printed))
         samples.append(sample(number, answer, printed, reference="a"))
-    won = votes_of(samples).tally.leader
+    won = votes_of(samples).vote.tally.leader
     assert (won and won.form) == (tally.leader and tally.leader.form)
     assert {result.form for result in question_results({1: samples}).values()} == {won and won.form}
     assert list(by_check([samples])) == ([tally.leader.is_checked] if tally.leader else [])

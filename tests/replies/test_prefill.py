@@ -15,8 +15,8 @@ from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.choice import SERVER
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.concurrent_rows import run_rows
+from cerebrum_cli.replies.reply import Outcome, Reply, Row
 
 BEGUN, REST = b"It is", b" 4."
 MESSAGES = [

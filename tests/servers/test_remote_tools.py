@@ -21,9 +21,9 @@ from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.choice import SERVER
 from cerebrum_cli.programs.functions import tools_of
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
+from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import Outcome, Reply, Row
 from cerebrum_cli.servers.remote_engine import RemoteEngine
 
 WEATHER = ToolSpec("weather", "Forecast for a city.", {"type": "object", "properties": {"city": {"type": "string"}}})

@@ -24,9 +24,9 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.formats.choice import SERVER
-from cerebrum_cli.replies.concurrent_rows import Outcome, Row, run_rows
+from cerebrum_cli.replies.concurrent_rows import run_rows
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import Outcome, Reply, Row
 
 REASONING = "The tag </think> ends it, as in:\n\n<think>\na\n</think>\n\nSo <|channel|>final<|message|> is another."
 ANSWER = "It ends with </think>, after <think>.\n\n<response>"

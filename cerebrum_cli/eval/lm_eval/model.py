@@ -30,9 +30,8 @@ from cerebrum_cli.engine.local import build_version
 from cerebrum_cli.engine.requests import ScoreRequest
 from cerebrum_cli.eval.lm_eval.generation import MAX_GEN_TOKENS, answer_of, generation_settings, ignored_keys
 from cerebrum_cli.formats.prompt_format import RAW
-from cerebrum_cli.replies.concurrent_rows import Continuation, Outcome, Row
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.replies.reply import Continuation, Outcome, Reply, Row
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

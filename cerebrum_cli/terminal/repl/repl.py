@@ -16,8 +16,7 @@ from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.interface import Model
-from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.replies.reply import MajorityVote, Reply
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash

@@ -16,7 +16,7 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import OPTIONS, SHORTHANDS, Settings, keys_of
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.core.votes import MAX_VOTES, parse_votes
-from cerebrum_cli.replies.voting import MajorityVote
+from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.terminal.repl.clipboard import copy_to_clipboard
 from cerebrum_cli.terminal.repl.questions import shorten_question
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl, context_text, model_text

@@ -1,0 +1,233 @@
+"""A reply as its events come: its texts, tokens, calls and end, and what a user should know of that."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Self
+
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.events import (
+    CallEvent,
+    Channel,
+    Event,
+    Events,
+    FinishEvent,
+    FinishReason,
+    ForcedTokens,
+    NoticeEvent,
+    RoundEvent,
+    TokenEvent,
+    answer_text,
+)
+from cerebrum_cli.core.grammar import Grammar
+from cerebrum_cli.core.token_ids import TokenIds, Tokens
+from cerebrum_cli.core.tools import Round, ToolCalls
+from cerebrum_cli.formats.reply_text import SplitText
+
+UNFINISHED_REASONING = {"length": "raise --max-tokens", "stop": "ask again"}  # hints by how a reply finished
+
+
+class ReplyStream:
+    """One reply: its texts, its tokens and how it finished. Iterate it for the pieces of its answer as they come.
+
+    Its properties wait for the whole reply, except while it is iterated: then they are of what there is so far. A reply
+    of many that run together has no events of its own, and is fed with `emit`.
+    """
+
+    def __init__(
+        self, events: Events | None = None, conversation: Conversation | None = None, grammar: Grammar | None = None
+    ) -> None:
+        self.index = 0  # of the question among several
+        self._events = events
+        self._conversation = conversation
+        self._grammar = grammar
+        self._texts: dict[Channel, list[str]] = {"answer": [], "thinking": []}
+        self._rounds: list[Round] = []
+        if conversation and conversation.prefill:
+            self._rounds += conversation.prefill.rounds
+        self._round_ends = {"answer": 0, "thinking": 0}  # numbers of pieces
+        self._tokens = array("i")
+        self._logprobs = array("d")
+        self._finish: FinishEvent | None = None
+        self._forced: ForcedTokens = ()  # in the reply that this one continues
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the pieces of the answer as they come; leaving the loop ends the reply."""
+        with closing(self.events()) as events:
+            for event in events:
+                if text := answer_text(event):
+                    yield text
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Yield the pieces of the answer, waiting for events in a thread, so that an event loop runs on.
+
+        A task that is cancelled ends the reply at its next event.
+        """
+        import asyncio
+
+        events = self.events()
+        waiting = None
+        try:
+            while True:
+                waiting = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+                event = await asyncio.shield(waiting)
+                if event is None:
+                    return
+                if text := answer_text(event):
+                    yield text
+        finally:
+            if waiting:
+                await asyncio.wait([waiting])  # a generator that runs cannot be closed
+            await asyncio.to_thread(events.close)
+
+    def events(self) -> Events:
+        """All events of loading the model and of the reply, once; nothing later."""
+        events, self._events = self._events, None
+        if events is None:
+            return
+        with closing(events):
+            for event in events:
+                self.emit(event)
+                yield event
+
+    def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: ForcedTokens = ()) -> None:
+        """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
+        self._tokens.extend(tokens)
+        self._forced = forced
+        for channel, text in texts:
+            self._texts[channel].append(text)
+
+    def emit(self, event: Event) -> None:
+        match event:
+            case TokenEvent():
+                if event.ends_reasoning:
+                    self._texts["thinking"] += self._texts["answer"]
+                    self._texts["answer"] = []
+                self._texts[event.channel].append(event.text)
+                self._tokens.extend(event.tokens)
+                self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+            case CallEvent(is_done=False):  # if the call is interrupted, the round is generated again
+                self._tokens = array("i")
+            case RoundEvent():
+                self._rounds.append(event.round)
+                self._round_ends = {channel: len(pieces) for channel, pieces in self._texts.items()}
+                self._tokens, self._logprobs = array("i"), array("d")
+            case FinishEvent():
+                self._finish = event._replace(forced=(*self._forced, *event.forced))
+
+    def wait(self) -> Self:
+        """Generate the rest of a reply that nobody iterates, and return it. Raises what makes the reply fail."""
+        for _ in self.events():
+            pass
+        return self
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has come to an end by now; one whose loop was left, or that failed, never does."""
+        return self._finish is not None
+
+    @property
+    def finish(self) -> FinishEvent:
+        """How it finished, with `prompt_tokens`, `cached_tokens`, `completion_tokens`: 0 if a server does not say."""
+        finish = self.wait()._finish
+        if finish is None:
+            raise UsageError("the reply has not finished", "iterate it to its end")
+        return finish
+
+    usage = finish
+
+    @property
+    def text(self) -> str:
+        """The answer without the reasoning, but with the text before function calls."""
+        return "".join(self.wait()._texts["answer"])
+
+    @property
+    def reasoning(self) -> str | None:
+        """The reasoning; None if the model has not marked any."""
+        return "".join(self.wait()._texts["thinking"]) or None
+
+    @property
+    def calls(self) -> ToolCalls:
+        """The function calls with their results, in order."""
+        return tuple(call for part in self.wait()._rounds for call in part.calls)
+
+    @property
+    def message(self) -> Message:
+        """The reply as a message of a conversation, with its rounds of calls."""
+        content, reasoning = (self._after_rounds(channel) for channel in ("answer", "thinking"))
+        return Message("assistant", content, self.tokens, None, reasoning or None, tuple(self._rounds))
+
+    def _after_rounds(self, channel: Channel) -> str:
+        return "".join(self.wait()._texts[channel][self._round_ends[channel] :])
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
+        finish = self.wait()._finish
+        return finish.reason if finish else "cancelled"
+
+    @property
+    def conversation(self) -> Conversation:
+        """The conversation with this reply: add a question with `user`, and it continues."""
+        if self._conversation is None:
+            raise UsageError("the reply continues a text, not a conversation", "ask a question")
+        return self._conversation.add(replace(self.message, thinks=self._conversation.thinks))
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any of its text, or a function call, has arrived."""
+        return any(self._texts.values()) or bool(self._rounds)
+
+    @property
+    def sampled(self) -> Tokens:
+        """All tokens, including those of the reasoning and of a stop string."""
+        return self._tokens
+
+    @property
+    def tokens(self) -> TokenIds | None:
+        """The tokens to save in a conversation; None if they are not all known, or the text lacks a stop string's."""
+        if not self.is_finished or (self.finish.has_all_tokens and not self.finish.by_stop_string):
+            return tuple(self._tokens)
+        return None
+
+    def notice(self, larger_context: str, grammar: Grammar | None = None) -> NoticeEvent | None:
+        """A notice that the answer is truncated or blank, or None. `larger_context` is that of the engine.
+
+        With a grammar, also that the reply ended while reasoning; with a schema, also that a stop string ended it.
+        """
+        finish = self.finish
+        tokens = f"{finish.completion_tokens} tokens"
+        is_blank = not (self.text.strip() or finish.calls)
+        is_reasoning = is_blank and self.reasoning is not None
+        if grammar and grammar.is_schema and finish.by_stop_string:
+            return NoticeEvent("a stop string ended the answer", "omit --stop")
+        if grammar and is_reasoning and finish.reason in UNFINISHED_REASONING:
+            hint = f"{UNFINISHED_REASONING[finish.reason]}, or limit reasoning with --think N or --think off"
+            return NoticeEvent("the reply ended while reasoning, before an answer", hint)
+        match finish.reason:
+            case "context":
+                size = f" of {finish.context_size} tokens" if finish.context_size else ""
+                problem = "only reasoning, no answer" if is_reasoning else "answer truncated"
+                advice = "limit reasoning with --think N" if is_reasoning else "ask for less"
+                return NoticeEvent(f"{problem}: the context{size} is full", f"{larger_context}, or {advice}")
+            case "length":
+                stage = " of reasoning" if is_reasoning else ""
+                return NoticeEvent(f"answer truncated at {tokens}{stage}", "raise --max-tokens")
+            case "repetition":
+                hint = "try a higher --temperature, --set repeat_penalty=1.1, or --set loop_check=off"
+                return NoticeEvent(f"the reply repeats itself and was stopped after {tokens}", hint)
+            case "stop" if is_reasoning:
+                limit = "--think N" if finish.context_size else "a larger context of the server"
+                hint = f"read it with --show-thinking, or use --think off or {limit}"
+                return NoticeEvent("the reply has only reasoning, no answer", hint)
+            case "stop" if is_blank and finish.context_size:
+                return NoticeEvent(
+                    "the model's answer is blank", "check the prompt format with --dry-run, or ask again"
+                )
+            case "stop" if is_blank:  # a server makes the prompt
+                return NoticeEvent("the model's answer is blank", "give the server a larger context, or ask again")
+        return None
