@@ -50,10 +50,6 @@ class QuestionSet:
     bad_rows: tuple[BadRow, ...] = ()
 
 
-class Invalid(Exception):
-    """A row cannot be scored; caught where it becomes a BadRow."""
-
-
 def read_questions(data: bytes, template: Template | None = None, convert: Convert | None = None) -> QuestionSet:
     """Read questions from lines of JSON. Raises UsageError if none can be scored, or if answers count choices from 1.
 
@@ -68,9 +64,9 @@ def read_questions(data: bytes, template: Template | None = None, convert: Conve
         try:
             question = _read_row(number, _fields(line, convert), template)
             if first := questions.get(question.id):
-                raise Invalid(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
+                raise InvalidRow(f"duplicate id {_shown(question.id)}, first on line {first.index + 1}")
             questions[question.id] = question
-        except (Invalid, InvalidRow) as invalid:
+        except InvalidRow as invalid:
             bad_rows.append(BadRow(number, well_formed(str(invalid))))
     if questions:
         return QuestionSet(tuple(questions.values()), tuple(bad_rows))
@@ -86,9 +82,9 @@ def _fields(line: bytes, convert: Convert | None) -> Fields:
     try:
         row = parse_line(line.decode())
     except UnicodeDecodeError as error:
-        raise Invalid(f"byte {error.start + 1} is not UTF-8") from error
+        raise InvalidRow(f"byte {error.start + 1} is not UTF-8") from error
     if not isinstance(row, dict):
-        raise Invalid("not a JSON object")
+        raise InvalidRow("not a JSON object")
     if convert is None:
         return row
     try:
@@ -140,9 +136,9 @@ def _choices(value: Any) -> Choices:
         value, labels = value.get("text"), value.get("label")
     is_list = isinstance(value, list)
     if not is_list or not (labels is None or (isinstance(labels, list) and len(labels) == len(value))):
-        raise Invalid('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
+        raise InvalidRow('`choices` must be a list of texts, or {"text": [...], "label": [...]}')
     if not 2 <= len(value) <= len(LETTERS):
-        raise Invalid(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
+        raise InvalidRow(f"`choices` must have 2 to {len(LETTERS)} items, not {len(value)}")
     return Choices(
         texts=tuple(_text(choice, "choices") for choice in value),
         labels=tuple(_text(label, "choices") for label in labels or ()),
@@ -161,7 +157,7 @@ def _prompt(row: Fields, choices: Texts, template: Template | None) -> str:
         row = {**row, "choices": lines}
     prompt = well_formed(template.render(row))
     if not prompt.strip():
-        raise Invalid("the prompt is blank")
+        raise InvalidRow("the prompt is blank")
     return prompt
 
 
@@ -171,17 +167,17 @@ def _required(row: Fields, name: str) -> str:
     return _text(row[name], name)
 
 
-def _missing(name: str, row: Fields) -> Invalid:
-    return Invalid(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
+def _missing(name: str, row: Fields) -> InvalidRow:
+    return InvalidRow(f"no `{name}`; the fields are: {', '.join(row) or 'none'}")
 
 
 def _text(value: Any, name: str) -> str:
     is_number = type(value) is int or (isinstance(value, float) and isfinite(value))
     if not (is_number or isinstance(value, str)):
-        raise Invalid(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
+        raise InvalidRow(f"invalid `{name}`: {_shown(value)}; it must be text or a number")
     text = well_formed(str(value)).strip()
     if not text:
-        raise Invalid(f"`{name}` is blank")
+        raise InvalidRow(f"`{name}` is blank")
     return text
 
 
@@ -190,7 +186,7 @@ def _final_answer(answer: str) -> str:
     if final is None:
         return answer
     if not final[1].strip():
-        raise Invalid("`answer` has nothing after its ####")
+        raise InvalidRow("`answer` has nothing after its ####")
     return final[1].strip()
 
 
@@ -210,7 +206,7 @@ def _correct_choice(row: Fields, choices: Choices, line: int) -> str:
         places.update(place for place, choice in enumerate(choices.texts) if text == choice)
     if len(places) > 1:
         named = " or ".join(LETTERS[place] for place in sorted(places))
-        raise Invalid(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
+        raise InvalidRow(f"ambiguous `answer`: {_shown(answer)} may mean choice {named}")
     if places:
         return LETTERS[places.pop()]
     if is_index:
@@ -220,7 +216,7 @@ def _correct_choice(row: Fields, choices: Choices, line: int) -> str:
             f"line {line}: the index {count} equals the number of choices: this file seems to count from 1",
             "count from 0, or answer with letters or the texts of choices",
         )
-    raise Invalid(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
+    raise InvalidRow(f"invalid `answer`: {_shown(answer)} is none of the {count} choices")
 
 
 def _labeled(text: str, labels: Sequence[str]) -> set[int]:
