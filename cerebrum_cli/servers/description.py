@@ -14,11 +14,12 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import foreign_line, format_names
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary
+from cerebrum_cli.servers.chat_completions import OpenAIServer
 from cerebrum_cli.servers.client import Client, LostServerError, RequestError
 from cerebrum_cli.servers.endpoint import EXACT, Endpoint, ServerInfo
 from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer
-from cerebrum_cli.servers.openai_servers import OpenAIServer, Sglang, Vllm
+from cerebrum_cli.servers.openai_servers import Sglang, Vllm
 
 # By the owner of the models in /v1/models; all others have chat completions.
 KINDS: Mapping[str, ServerKind] = {"llamacpp": LlamaServer(), "vllm": Vllm(), "sglang": Sglang()}

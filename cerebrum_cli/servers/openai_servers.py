@@ -1,25 +1,20 @@
-"""vLLM and SGLang, which sample alike and name most settings alike, and all other servers of OpenAI's interface.
+"""vLLM and SGLang, which sample alike and name most settings alike.
 
 vLLM ignores fields it does not know, and fills in unset ones from the model's generation_config.json, so all are sent.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import foreign_line, well_formed
-from cerebrum_cli.core.tools import ToolCalls
+from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.call_messages import chat_messages, read_calls
-from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError, failure
+from cerebrum_cli.servers.client import DONE, LostServerError, failure
 from cerebrum_cli.servers.endpoint import ServerInfo, Servers
 from cerebrum_cli.servers.kind import (
-    ANY_CONTEXT,
     ReplyChunk,
     ServerKind,
     StopReason,
@@ -31,7 +26,6 @@ from cerebrum_cli.servers.kind import (
 
 SEQUENCES = 1024  # vLLM does not report its --max-num-seqs, which is this on large GPUs; what is too much waits there
 MAX_SAMPLES = 64
-CHAT_SLOTS = 4  # requests at a time, since a server of chat completions does not state how many it takes
 # By the reason to finish in small letters: that of vLLM and SGLang, and of Anthropic, Cohere, Gemini, Mistral and TGI.
 ENDS: Mapping[str, StopReason] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "stop_token", "end_turn", "complete"), "eos"),
@@ -40,22 +34,17 @@ ENDS: Mapping[str, StopReason] = {
     **dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "limit"),
     "unstated": "unstated",
 }
-# Parts of reasons for which the reply is none, or is withheld. The reply is kept if the reason is unknown.
-FAILURES = re.compile(
-    "(?<!un)(?:error|fail(?!.?safe)|abort|cancel|filter|safety|refus|blocked|blocklist|prohibit|recitation|spii"
-    "|sensitive|guardrail)"
-)
-_SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
+SHARED_PARAMS = ("temperature", "top_p", "presence_penalty", "frequency_penalty")  # which have the same name here
 
 
 class _SharedFields(ServerKind):
-    samplers = (*_SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
+    samplers = (*SHARED_PARAMS, "top_k", "min_p", "repeat_penalty", "logit_bias")
     counts_last_tokens = False
     takes_end_tokens = True
 
     def _sampling_fields(self, request: Request, info: ServerInfo) -> JsonDict:
         params = request.params
-        fields = {name: getattr(params, name) for name in _SHARED_PARAMS}
+        fields = {name: getattr(params, name) for name in SHARED_PARAMS}
         fields |= {
             "min_p": params.min_p,
             "top_p": max(params.top_p, 1e-6),  # 0 is refused
@@ -184,78 +173,6 @@ class Sglang(_SharedFields):
             seen = int(event["meta_info"]["completion_tokens"])
 
 
-class OpenAIServer(ServerKind):
-    """Any other server of chat completions, such as Ollama; each sample is a request."""
-
-    name = "OpenAI-compatible server"
-    samplers = _SHARED_PARAMS
-    completion_path = "/v1/chat/completions"
-
-    def read_info(self, entry: JsonObject, answer: Any) -> ServerInfo:  # noqa: ARG002
-        model = str(entry["id"])
-        return ServerInfo(
-            self.name,
-            build="unknown",
-            model=model,
-            weights=foreign_line(model),
-            context_size=ANY_CONTEXT,
-            context_option="context",
-            slots=CHAT_SLOTS,
-            takes_messages=True,
-        )
-
-    def completion_body(self, request: Request, info: ServerInfo, seed: int, samples: int) -> JsonDict:  # noqa: ARG002
-        conversation = request.ask.conversation
-        params = request.params
-        assert conversation, "prompts of token ids are refused before"
-        optional: JsonDict = {"max_tokens": params.max_tokens, "stop": request.stop_anywhere}
-        optional["tools"] = [tool.openai for tool in conversation.tools]
-        optional["reasoning_effort"] = conversation.effort
-        if conversation.thinks is False:
-            optional["reasoning_effort"] = "none"
-        if request.ask.grammar:
-            schema = {"name": "answer", "strict": True, "schema": request.ask.grammar.value}
-            optional["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if request.ask.stream:
-            optional["stream_options"] = {"include_usage": True}
-        return {
-            "model": info.model,
-            "messages": chat_messages(conversation),
-            **{name: getattr(params, name) for name in _SHARED_PARAMS},
-            "seed": seed,
-            "stream": request.ask.stream,
-            **{name: value for name, value in optional.items() if value},
-        }
-
-    def read_replies(self, answer: Any) -> Sequence[ReplyChunk]:
-        [choice] = answer["choices"]
-        message = choice["message"]
-        calls = read_calls(message.get("tool_calls") or ())
-        end = _chat_end(choice.get("finish_reason"), answer.get("usage") or {}, calls)
-        return [replace(end, reasoning=_reasoning(message), text=_content(message))]
-
-    async def read_stream(self, events: AsyncIterator[JsonDict]) -> AsyncIterator[ReplyChunk]:
-        finish, usage, parts = None, JsonDict(), 0
-        pieces: list[JsonObject] = []
-        async for event in events:
-            if event == DONE and parts:
-                finish = finish or "unstated"
-            usage = event.get("usage") or usage
-            for choice in event.get("choices") or ():
-                finish = choice.get("finish_reason") or finish
-                delta = choice.get("delta") or {}
-                reasoning, text = _reasoning(delta), _content(delta)
-                called = delta.get("tool_calls") or ()
-                pieces += called
-                if reasoning or text or called:
-                    parts += 1
-                    yield ReplyChunk(total=parts, text=text, reasoning=reasoning)
-        if finish:  # without usage, a part is taken for a token
-            yield _chat_end(finish, {"completion_tokens": parts, **usage}, read_calls(pieces))
-        elif not parts:
-            raise LostServerError("the server sent an empty reply: its context may be too small for the prompt")
-
-
 def _weights(entry: JsonObject, path: Any) -> str:
     """Where the weights of a model in /v1/models are from: a name on the Hub, or a folder; with an adapter's base."""
     sources = path or entry["id"], entry.get("parent")
@@ -311,26 +228,3 @@ def _last(chunk: ReplyChunk, finish: str, matched: Any, prompt_tokens: Any, cach
     if end == "eos" and isinstance(matched, str):
         end = "stop string"
     return replace(chunk, end=end, prompt_tokens=stated_count(prompt_tokens), cached=stated_count(cached) or 0)
-
-
-def _reasoning(message: JsonObject) -> str:
-    """The reasoning in a message or a part of one, by either of its names."""
-    return well_formed(message.get("reasoning_content") or message.get("reasoning") or "")
-
-
-def _content(message: JsonObject) -> str:
-    return well_formed(message.get("content") or "")
-
-
-def _chat_end(finish: Any, usage: JsonObject, calls: ToolCalls) -> ReplyChunk:
-    """The last part of a reply. Raises RefusedRequestError if the server has withheld the rest."""
-    reason = str(finish).lower().removeprefix("finish_reason_")  # of Gemini
-    if FAILURES.search(reason):
-        problem = f"the server ended the reply: {foreign_line(str(finish))}"
-        raise RefusedRequestError(EndpointError(problem, "rephrase the question, or check the server's log"))
-    return ReplyChunk(
-        total=stated_count(usage.get("completion_tokens")),
-        end=ENDS.get(reason, "unstated"),
-        calls=calls,
-        prompt_tokens=stated_count(usage.get("prompt_tokens")),
-    )

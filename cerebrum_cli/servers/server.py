@@ -20,7 +20,7 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.engine.engine import OnSampleEvent
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.call_messages import chat_messages
+from cerebrum_cli.servers.chat_completions import chat_messages
 from cerebrum_cli.servers.client import (
     BusyServerError,
     Client,
