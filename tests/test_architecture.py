@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("gguf",),
-    ("formats",),
+    ("formats", "grammars"),
     ("engine", "answers", "programs"),
     ("servers",),
     ("library",),
@@ -107,8 +107,12 @@ DOORS: Mapping[str, Door] = {
         13,
         ("choice", "prompt_format", "reply_text"),
     ),
+    "grammars": Door(
+        4,
+        ("guidance",),
+    ),
     "engine": Door(
-        35,
+        33,
         ("engine", "local", "requests"),
     ),
     "answers": Door(

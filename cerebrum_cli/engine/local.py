@@ -7,10 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from cerebrum_cli.core.events import Emit, NoticeEvent, Timings
+from cerebrum_cli.core.events import Emit, Timings
 from cerebrum_cli.core.files import remove
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine, speed
 from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
@@ -275,20 +274,3 @@ def show_log(write: Callable[[str], None]) -> None:
     from cerebrum_cli.engine.llama.bindings import log
 
     log.forward = write
-
-
-def check_grammar(grammar: Grammar) -> NoticeEvent | None:
-    """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
-    from cerebrum_cli.engine.guidance import byte_matcher, translate
-
-    byte_matcher(grammar)
-    return translate(grammar)[1]
-
-
-def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
-    """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
-    from cerebrum_cli.engine.guidance import byte_matcher
-
-    matcher = byte_matcher(grammar).deep_copy()
-    count = matcher.try_consume_tokens(list(text))
-    return count == len(text) and (matcher.is_accepting() or not is_whole)

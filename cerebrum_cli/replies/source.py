@@ -29,7 +29,7 @@ from cerebrum_cli.core.settings import (
     without_keys,
 )
 from cerebrum_cli.core.text import text_digest
-from cerebrum_cli.engine.local import MachineRecords, PromptCacheOptions, check_grammar, open_engine
+from cerebrum_cli.engine.local import MachineRecords, PromptCacheOptions, open_engine
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
 from cerebrum_cli.formats.prompt_format import RAW
@@ -260,6 +260,8 @@ class ModelSource:
     def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
         """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
+            from cerebrum_cli.grammars.guidance import check_grammar
+
             return check_grammar(grammar)
         self.servers.check_grammar(grammar, self.model.is_served)
         return None

@@ -16,7 +16,7 @@ from referencing.exceptions import Unresolvable
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import schema_grammar, unusable
-from cerebrum_cli.engine.local import is_allowed
+from cerebrum_cli.grammars.guidance import is_allowed
 
 MAX_PROBLEM = 200  # characters
 MAX_DIGITS = 400  # of an integer that is written with a point or an exponent

@@ -277,7 +277,7 @@ class TokenSample(RemoteSample):
         grammar = self._turn.ask.grammar
         if grammar is None or grammar.is_schema:
             return
-        from cerebrum_cli.engine.local import is_allowed
+        from cerebrum_cli.grammars.guidance import is_allowed
 
         text = self._bytes_of(self._ids[self._turn_start :])
         if not is_allowed(grammar, text, is_whole=self._has_end_token):

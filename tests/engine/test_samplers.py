@@ -25,7 +25,6 @@ from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.vocabulary import resolve_biases
 from cerebrum_cli.engine import scheduler
-from cerebrum_cli.engine.guidance import byte_matcher
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
@@ -33,6 +32,7 @@ from cerebrum_cli.engine.llama.logits import MAX_SORTED, Candidates, nucleus
 from cerebrum_cli.engine.llama.sampler import Prototype, create_chain
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.grammars.guidance import byte_matcher
 
 A = ord("a") - ord("!")
 CHANGES: dict[str, dict[str, Any]] = {

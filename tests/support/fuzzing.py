@@ -60,7 +60,7 @@ def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     from cerebrum_cli.core.grammar import Grammar, schema_grammar
-    from cerebrum_cli.engine.guidance import BYTES, compile_grammar
+    from cerebrum_cli.grammars.guidance import BYTES, compile_grammar
 
     def follow(grammar: Grammar) -> None:
         matcher = compile_grammar(grammar, BYTES)

@@ -16,10 +16,10 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import continuation
-from cerebrum_cli.engine.guidance import byte_matcher, compile_grammar
 from cerebrum_cli.engine.llama.logits import ChainSampler
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.step import Constraint
+from cerebrum_cli.grammars.guidance import byte_matcher, compile_grammar
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Sampler

@@ -20,8 +20,8 @@ from pydantic import AnyUrl, BaseModel, Field, create_model
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
-from cerebrum_cli.engine.guidance import ONE_OF_NOTICE, compile_grammar, translate
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
+from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, compile_grammar, translate
 from cerebrum_cli.servers.json_schemas import schema_problem
 
 T = TypeVar("T")

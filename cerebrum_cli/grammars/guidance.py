@@ -16,7 +16,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import Grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.engine.gbnf import gbnf_to_lark
+from cerebrum_cli.grammars.gbnf import gbnf_to_lark
 
 if TYPE_CHECKING:
     from llguidance import JsonCompileOptions
@@ -70,6 +70,19 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 def byte_matcher(grammar: Grammar) -> LLMatcher:
     """A matcher of single bytes; callers copy it. Raises GrammarError."""
     return compile_grammar(grammar, BYTES)
+
+
+def check_grammar(grammar: Grammar) -> NoticeEvent | None:
+    """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
+    byte_matcher(grammar)
+    return translate(grammar)[1]
+
+
+def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
+    """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
+    matcher = byte_matcher(grammar).deep_copy()
+    count = matcher.try_consume_tokens(list(text))
+    return count == len(text) and (matcher.is_accepting() or not is_whole)
 
 
 def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
