@@ -8,11 +8,11 @@ import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
 from inspect import cleandoc
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand
-from typer.main import get_command
+from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.main import get_command, get_install_completion_arguments
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.environment import environment
@@ -56,35 +56,32 @@ OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
 
 def assembled(commands: Commands, names: Collection[str]) -> Any:
     """The command line; only commands of these names have options, since loading those of all takes 20 ms."""
-    app = typer.Typer(
+    return TyperGroup(
         name="cerebrum",
         help="Run local GGUF reasoning models in a terminal, each in its own prompt format.",
         epilog="Every option can also be set as CEREBRUM_...: --max-tokens is CEREBRUM_MAX_TOKENS.",
+        commands={name: assembled_command(command, name in names) for name, command in commands.items()},
+        params=[VersionOption(), *get_install_completion_arguments()],
         no_args_is_help=True,
         rich_markup_mode=None,
-        pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "default_map": OFF},
     )
-    app.callback()(options)
-    named = [command for command in commands.values() if command.name in names]
-    declared = {}
-    for command in named:
-        module = module_of(command)
-        function = getattr(module, command.attribute)
-        if isinstance(function, typer.Typer):
-            app.add_typer(function, name=command.name, help=command.summary)
-        elif callable(function):
-            app.command(command.name, help=command.summary)(function)
-        else:
-            declared[command.name] = declared_command(command, module, function)
-    group: Any = get_command(app)
-    for command in commands.values():
-        if command.name in declared:
-            group.add_command(declared[command.name])
-        elif command not in named:
-            group.add_command(TyperCommand(command.name, help=command.summary, short_help=command.summary))
-    group.commands = {name: group.commands[name] for name in commands}
-    return group
+
+
+def assembled_command(command: Command, is_named: bool) -> Any:
+    if not is_named:
+        return TyperCommand(command.name, help=command.summary, short_help=command.summary)
+    module = module_of(command)
+    function = getattr(module, command.attribute)
+    if not callable(function):
+        return declared_command(command, module, function)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    if isinstance(function, typer.Typer):
+        app.add_typer(function, name=command.name, help=command.summary)
+        group: Any = get_command(app)
+        return group.commands[command.name]
+    app.command(command.name, help=command.summary)(function)
+    return get_command(app)
 
 
 def module_of(command: Command) -> ModuleType:
@@ -111,18 +108,24 @@ def declared_command(command: Command, module: ModuleType, declared: Declared | 
     return grouped(command.name, declared, help=f"{command.summary}.", **shown)
 
 
-def show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"cerebrum {__version__}")
-        raise typer.Exit
+class VersionOption(TyperOption):
+    """`--version`, whose value Typer need not convert."""
 
+    def __init__(self) -> None:
+        unconverted: Any = None
+        super().__init__(
+            param_decls=["version", "--version"],
+            type_descriptor=unconverted,
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            help="Print the version.",
+        )
 
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=show_version)
-    ] = False,
-) -> None:
-    """Options before a command."""
+    def process_value(self, ctx: Any, value: Any) -> None:
+        if value:
+            typer.echo(f"cerebrum {__version__}")
+            ctx.exit()
 
 
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:

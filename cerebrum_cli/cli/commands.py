@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 ENTRY_POINTS = "cerebrum.commands"
-MAX_BYTES = 1_000_000  # of a file with entry points
+MAX_BYTES = 100_000  # of a file with entry points
 Commands = dict[str, Command]  # by name, in the order of help
 Warnings = list[tuple[str, str]]  # problems, each with a hint
 
