@@ -14,7 +14,7 @@ from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.core.settings import SHORTHANDS
 from cerebrum_cli.library.catalogue import load_catalogue
-from cerebrum_cli.library.installed import CATALOGUE
+from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.main import assembled
 
 ROOT = Path(__file__).parents[1]

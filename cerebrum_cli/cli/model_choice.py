@@ -39,9 +39,9 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
             if puller.is_unavailable_offline(reference):
                 raise
             if settings.model is None and not yes:
-                from cerebrum_cli.library.listing import suggestions
+                from cerebrum_cli.library import listing
 
-                rows = suggestions(app.library, settings.ctx)
+                rows = listing.suggestions(app.library, settings.ctx)
                 chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
                 if chosen is None:
                     raise

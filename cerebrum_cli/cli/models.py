@@ -32,11 +32,11 @@ from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.transfers import OnProgress
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.reference import Reference
-    from cerebrum_cli.library.registry import OnProgress
 
 
 @composed
@@ -55,11 +55,11 @@ def search(
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    from cerebrum_cli.library.listing import search_row
+    from cerebrum_cli.library import listing
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     with app.puller(offline, ctx) as puller:
-        rows = [search_row(*repository) for repository in puller.planner.search(text)]
+        rows = [listing.search_row(*repository) for repository in puller.planner.search(text)]
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
@@ -125,17 +125,17 @@ def pull(
         if app.streams.err_is_terminal:
             report_next_step(app, installed)
     if options.json:
-        from cerebrum_cli.library.listing import row
+        from cerebrum_cli.library import listing
 
-        app.streams.answer_object(row(app.library, installed, app.library.capacity()))
+        app.streams.answer_object(listing.row(app.library, installed, app.library.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
     """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
-    from cerebrum_cli.library.listing import suggestions
+    from cerebrum_cli.library import listing
 
     app.machine.record_bandwidth()
-    rows = suggestions(app.library, ctx)
+    rows = listing.suggestions(app.library, ctx)
     chosen = choose_model(app, "models that fit this machine, best first", rows)
     if chosen is None:
         example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
@@ -149,12 +149,12 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 def report_next_step(app: App, model: InstalledModel) -> None:
     """Report how fast an installed model should be, and the command that tries it."""
+    from cerebrum_cli.library import listing
     from cerebrum_cli.library.fit import FORECAST
-    from cerebrum_cli.library.listing import row
     from cerebrum_cli.replies.source import ModelSource
 
     app.machine.record_bandwidth()
-    if speed := speed_text(row(app.library, model, app.library.capacity())):
+    if speed := speed_text(listing.row(app.library, model, app.library.capacity())):
         app.streams.report(f"expected {FORECAST}: {speed}")
     try:
         _ = ModelSource(app, model, app.settings({}, model)).chosen_format
@@ -180,10 +180,10 @@ def with_type(reference: Reference, options: PullCommandOptions) -> Reference:
 
 
 def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_json: bool) -> None:
-    from cerebrum_cli.library.listing import download_plan_object
+    from cerebrum_cli.library import listing
 
     if is_json:
-        app.streams.answer_object(download_plan_object(plan))
+        app.streams.answer_object(listing.download_plan_object(plan))
         return
     print_candidates(app.streams, plan)
     what = f"download {plan.reference}"

@@ -23,7 +23,8 @@ from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import PATIENCE_S, in_directory
-from cerebrum_cli.library.installed import InstalledModel, Library
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
 from cerebrum_cli.results.rows import FinishedRows, Results

@@ -27,6 +27,7 @@ _DIRECTORY = ".d"  # suffix of the directory that an unfinished file stands for
 # As far as this user can see: a `Path` raises an error where directories of other users are closed.
 exists, is_directory, is_file = os.path.exists, os.path.isdir, os.path.isfile
 expand_user = os.path.expanduser
+DATA_ELSEWHERE = "set XDG_DATA_HOME to a directory on another disk"  # hint for a full disk
 
 Paths = tuple[Path, ...]
 

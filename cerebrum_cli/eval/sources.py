@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from hashlib import sha256
 from pathlib import Path
 
 from cerebrum_cli.answers.final import is_in_words
 from cerebrum_cli.batch.readers import open_input
 from cerebrum_cli.core.errors import PullError, UsageError
-from cerebrum_cli.core.files import exists, translate_os_errors
+from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.row_fields import Template, parse_template
 from cerebrum_cli.core.text import Texts, did_you_mean, format_count
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.eval.presets import Condition, Preset, find_condition
 from cerebrum_cli.eval.questions import Match, Questions
 from cerebrum_cli.eval.reading import CHOICE_TEMPLATE, QUESTION_TEMPLATE, BadRow, read_questions
@@ -27,9 +27,7 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
-from cerebrum_cli.library.cache import Cache, CachedFile
-from cerebrum_cli.library.download import Download, Progress, RetryPolicy, git_hash
-from cerebrum_cli.library.hub import cache_directory, is_offline, list_repository, unreachable
+from cerebrum_cli.library.pull import DatasetFile, fetch_dataset
 
 IN_WORDS = "correct answers are words: a reply is correct if its answer, its first or its last line contains them"
 
@@ -178,31 +176,15 @@ def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, 
     if not task.repo_id:
         with closing(open_input(Path(task.file))) as file:
             return b"\n".join(file.lines(0)), file.sha256, ""
-    cache = Cache(cache_directory(), "dataset")
-    with translate_os_errors(PullError, cache.directory):
-        files = _cached(task, cache)
-        if not files:
-            _download(task, progress, cache, offline)
-            files = _cached(task, cache)
+    files = fetch_dataset(task.name, task.repo_id, task.file, task.files, progress, offline)
     [first, *others] = files
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
-    digest = sha256(b"".join(files.values())).hexdigest()
+    digest = sha256(b"".join(file.data for file in files)).hexdigest()
     return b"\n".join(_json_lines(task, files)), digest, origin
 
 
-def _cached(task: Task, cache: Cache) -> dict[CachedFile, bytes]:
-    """The contents of a dataset's files in the cache; none if one is missing or damaged."""
-    contents = {}
-    for file in cache.find_files(task.repo_id, task.file, task.files):
-        data = file.path.read_bytes()
-        if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
-            return {}
-        contents[file] = data
-    return contents
-
-
-def _json_lines(task: Task, files: Iterable[CachedFile]) -> Iterator[bytes]:
+def _json_lines(task: Task, files: Iterable[DatasetFile]) -> Iterator[bytes]:
     """Yield the rows of files, which may be Parquet, as lines of JSON."""
     for file in files:
         name = f"{task.repo_id}/{file.name}"
@@ -211,31 +193,3 @@ def _json_lines(task: Task, files: Iterable[CachedFile]) -> Iterator[bytes]:
                 yield from rows.lines(0)
         except UsageError as error:
             raise PullError(error.message, error.hint) from error
-
-
-def _download(task: Task, progress: Progress, cache: Cache, offline: bool) -> None:
-    _require_hub(task, offline)
-    listing = RetryPolicy(progress).run(list_repository, task.repo_id, kind="dataset")
-    matching = (file for file in listing.files.values() if fnmatchcase(file.name, task.file))
-    files = tuple(sorted(matching, key=lambda file: file.name))
-    if len(files) != task.files:
-        count = f"{len(files)} files" if files else "no file"
-        raise PullError(
-            f"the dataset {task.repo_id} has {count} {task.file}",
-            "evaluate a JSON Lines file instead, or update cerebrum",
-        )
-    Download(listing, cache, progress).fetch(files)
-
-
-def _require_hub(task: Task, offline: bool) -> None:
-    """Raise PullError if the Hub cannot be reached."""
-    if offline or is_offline():
-        reason = "cerebrum is offline"
-    elif problem := unreachable():
-        reason = f"the Hub cannot be reached ({problem})"
-    else:
-        return
-    raise PullError(
-        f"the dataset {task.repo_id} of {task.name} is not downloaded, or damaged, and {reason}",
-        f"run the command once online, or download it: hf download {task.repo_id} --repo-type dataset",
-    )

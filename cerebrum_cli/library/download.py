@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import BinaryIO, ParamSpec, Protocol, TypeVar
+from typing import BinaryIO, ParamSpec, TypeVar
 
 from cerebrum_cli.core.errors import PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
+    DATA_ELSEWHERE,
     exists,
     fsync_directory,
     lock_file,
@@ -29,6 +30,7 @@ from cerebrum_cli.core.files import (
     translate_os_errors,
     work_directory,
 )
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import PackageSource
 from cerebrum_cli.library.hub import HubError, HubFile, Listing, open_file
@@ -37,7 +39,6 @@ from cerebrum_cli.library.registry import RegistryEntry, hash_file
 MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300
 _MAX_BACKOFF_S = 16.0
 ELSEWHERE = "set HF_HUB_CACHE to a directory on another disk"  # hint for a full disk, or one without locks
-DATA_ELSEWHERE = "set XDG_DATA_HOME to a directory on another disk"
 RANGE_BYTES = 4_000_000_000  # of one request: the Hub's CDN serves none over 50 GB
 _REPORT_S = 0.5  # between two looks at the download of another process
 _PROGRESS_BYTES = 1 << 20  # chunks are 64 KiB: reporting each would cost more than writing it
@@ -52,16 +53,6 @@ OnDownload = Callable[[int], None]  # receives the bytes of a file that are done
 def git_hash(size: int, data: bytes = b"") -> hashlib._Hash:
     """Hash by which git names a file, and the Hub a small one: SHA-1 over a header and the bytes."""
     return hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False)
-
-
-class Progress(Protocol):
-    """Receiver of a download's progress."""
-
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Report how many bytes of a stage are done."""
-
-    def notice(self, event: NoticeEvent) -> None:
-        """Report an event to the user."""
 
 
 @dataclass(slots=True)

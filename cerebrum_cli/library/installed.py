@@ -1,55 +1,41 @@
-"""Installed models, and which of them a reference means: in the registry, in the Hugging Face cache, or at a path."""
+"""Installed models, and where each comes from."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.declaration import LORA, parse_adapter
-from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import Paths, exists, is_file
+from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.files import Paths
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
-from cerebrum_cli.core.paths import absolute_path, as_path, is_missing
+from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.settings import EMBEDDED, Layer, SourcedLayer
-from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.library.recommended import recommended_sampling
 from cerebrum_cli.library.reference import (
-    FILE_OF_REPO,
-    HUB,
     STORES,
     ModelReference,
-    Reference,
-    StoreReference,
-    parse_reference,
     parts_of,
-    same_quantization,
 )
-from cerebrum_cli.library.registry import Registry, RegistryEntry
+from cerebrum_cli.library.registry import RegistryEntry
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.library.adapters import Adapter
-    from cerebrum_cli.library.cache import Cache, CachedModel
+    from cerebrum_cli.library.cache import CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.fit import DownloadPlan, PlanRequest
 
 
 _PACKAGE = Path(__file__).parents[1]
 NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
 NANO_NAME = "nano"
-_INSTALLED_CATALOGUE = _PACKAGE / "models.toml"  # in a checkout it is beside the package
-CATALOGUE = _INSTALLED_CATALOGUE if is_file(_INSTALLED_CATALOGUE) else _PACKAGE.parent / "models.toml"
 
 
 @frozen
@@ -308,311 +294,6 @@ class InstalledModel:
         return self.header.context_length or (self.spec and self.spec.context_size) or 2048
 
 
-@dataclass
-class Library:
-    """The catalog, the registry, the Hugging Face cache, and the capacity of this machine."""
-
-    catalogue_paths: Paths
-    registry: Registry
-    capacity: Callable[[], Capacity]
-
-    @cached_property
-    def cache(self) -> Cache:
-        from cerebrum_cli.library.cache import Cache
-        from cerebrum_cli.library.hub import cache_directory
-
-        return Cache(cache_directory())
-
-    @property
-    def vocabulary_cache(self) -> Cache:
-        """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
-        from cerebrum_cli.library.cache import Cache
-
-        return Cache((self.registry.directory / "vocabularies").resolve())
-
-    @cached_property
-    def specs(self) -> tuple[ModelSpec, ...]:
-        from cerebrum_cli.library.catalogue import load_catalogue
-
-        return load_catalogue(self.catalogue_paths)
-
-    @property
-    def merge_directory(self) -> Path:
-        return (self.registry.directory / "merged").resolve()  # as the registry has it
-
-    @property
-    def conversion_directory(self) -> Path:
-        return (self.registry.directory / "converted").resolve()
-
-    def models(self) -> list[InstalledModel]:
-        """Installed models: registered ones in order of registration, then those in the cache."""
-        registered = [self.model_from_entry(entry) for entry in self.registry.entries()]
-        paths = {model.path for model in registered}
-        return registered + [model for model in self._pulled(self.cache) if model.path not in paths]
-
-    def vocabularies(self) -> list[InstalledModel]:
-        return self._pulled(self.vocabulary_cache, is_vocabulary=True)
-
-    def _pulled(self, cache: Cache, is_vocabulary: bool = False) -> list[InstalledModel]:
-        seen = set[str]()
-        pulled = []
-        for cached in cache.models():
-            model = self.model_from_cache(cached, is_vocabulary)
-            if model.reference in seen:
-                model = replace(model, origin=Pulled(cached, is_vocabulary, is_shadowed=True))
-            seen.add(model.reference)
-            pulled.append(model)
-        return pulled
-
-    def model_from_cache(self, cached: CachedModel, is_vocabulary: bool = False) -> InstalledModel:
-        spec = self.spec_in(cached.repo_id, cached.names[0])
-        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached, is_vocabulary), spec)
-
-    def resolve(self, text: str | None) -> InstalledModel:
-        """The model of a reference, or the default model if None. Raises ModelNotFound."""
-        if text is None:
-            return self._default_model()
-        return self.find(self.parse(text))
-
-    def resolve_vocabulary(self, text: str | None) -> InstalledModel:
-        if text is None and (text := self.registry.default) is None:
-            raise ModelNotFound(
-                "no model given, and no default model is set", "name the model that the server runs: -m MODEL"
-            )
-        return self.find_vocabulary(self.parse(text))
-
-    def find_vocabulary(self, reference: Reference) -> InstalledModel:
-        try:
-            return self.find(reference)
-        except ModelNotFound as error:
-            if vocabulary := self.stored_vocabulary(reference):
-                return vocabulary
-            spec = self.spec_of(reference)
-            if error.pullable is None or (spec and (spec.package or spec.is_built)):
-                raise
-            whole = f"cerebrum pull {error.pullable}"
-            error.hint = f"cerebrum pull --vocabulary {error.pullable}  (or the whole model: {whole})"
-            raise
-
-    def stored_vocabulary(self, reference: Reference) -> InstalledModel | None:
-        return self.best_match(reference, self.vocabularies())
-
-    def parse(self, text: str) -> Reference:
-        """Parse a reference; registered names come first. Raises ModelNotFound, or UsageError for an invalid URL."""
-        text = text.strip()
-        if ":" not in text and self.registry.find(text):
-            return ModelReference(text)
-        try:
-            reference = parse_reference(text, environment("HF_ENDPOINT"))
-        except UsageError as error:
-            if "://" in text:
-                raise
-            if "/" in text or text.endswith(":"):
-                raise ModelNotFound(error.message, error.hint) from error
-            raise self._unknown(text) from error
-        if not isinstance(reference, Path):
-            return reference
-        if FILE_OF_REPO.match(text) and is_missing(reference.parent):
-            return self.parse(f"{HUB}/{text}")
-        return as_path(text)
-
-    def find(self, reference: Reference) -> InstalledModel:
-        if isinstance(reference, Path):
-            return self.model_at(reference)
-        if entry := self.registry.find(str(reference)):
-            registered = self.model_from_entry(entry)
-            if registered.missing:
-                problem = f"{entry.name}: {registered.missing} no longer exists"
-                raise ModelNotFound(problem, f"pull it again, or remove it: cerebrum rm {entry.name}")
-            return registered
-        if str(reference) == NANO_NAME:
-            return bundled_model()
-        if isinstance(reference, StoreReference):
-            from cerebrum_cli.library.stores import find_in_store
-
-            if entry := self.registry.find(find_in_store(reference).reference):
-                return self.model_from_entry(entry)
-            raise ModelNotFound(f"{reference} is not registered", f"cerebrum pull {reference}")
-        if model := self.best_match(reference, self.models()):
-            return model
-        if reference.is_on_hub:
-            raise _not_installed(reference)
-        if spec := self.spec_named(reference.name):
-            raise _not_installed(reference, spec)
-        raise self._unknown(str(reference))
-
-    def model_at(self, path: Path) -> InstalledModel:
-        """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
-        if is_missing(path):
-            raise ModelNotFound(
-                f"{path}: file not found", "check the path, or list installed models with cerebrum list"
-            )
-        resolved = absolute_path(path)
-        entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
-        if entry:
-            model = self.model_from_entry(entry)
-        else:
-            model = InstalledModel(path.stem, model_paths(resolved), spec=self.spec_of_file(path))
-        _ = model.header
-        if model.missing:
-            raise ModelNotFound(
-                f"{model.missing}: file not found", "put all files of the model in one directory, or download it again"
-            )
-        return model
-
-    def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
-        spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
-        cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
-        return InstalledModel(entry.name, model_paths(entry.path), Registered(entry, cached), spec)
-
-    def spec_of(self, reference: Reference) -> ModelSpec | None:
-        return self.spec_named(reference.name) if isinstance(reference, ModelReference) else None
-
-    def spec_named(self, name: str) -> ModelSpec | None:
-        matches = [spec for spec in self.specs if spec.has_name(name)]
-        return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
-
-    def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
-        name = file.rpartition("/")[2]
-        for spec in self.specs:
-            for source in spec.sources:
-                if source.repo_id.lower() == repo_id.lower() and source.matches(name):
-                    return spec
-        return None
-
-    def require_not_refused(self, repo_id: str) -> None:
-        """Raise PullError for a repository that the catalog lists as broken; the hint names the model's own."""
-        for spec in self.specs:
-            if reason := spec.refuse.get(repo_id):
-                raise PullError(f"{repo_id}: {reason}", f"cerebrum pull {spec.name}")
-
-    def identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files and adapters."""
-        identity = self.file_identity(model)
-        if model.adapters:
-            return f"{identity} with adapters {model.adapter_identity}"
-        return identity
-
-    def file_identity(self, model: InstalledModel) -> str:
-        """Unique text for a model's files: the size of each, and its digest if that is known, or its path and time."""
-        if model.is_served:
-            return model.name
-        return " ".join(map(self._identity_of_file, model.paths))
-
-    def _identity_of_file(self, path: Path) -> str:
-        stat = path.stat()
-        digest = self.registry.known_digest(path)
-        content = digest.sha256 if digest else f"{path} {stat.st_mtime_ns}"
-        return f"{content} {stat.st_size}"
-
-    def hashed_identity(self, model: InstalledModel) -> str:
-        """`file_identity` with the digests of all files, which are computed unless they are known."""
-        if model.is_served:
-            return model.name
-        return " ".join(f"{digest.sha256} {digest.size}" for digest in map(self.registry.digest, model.paths))
-
-    def with_adapters(self, model: InstalledModel, texts: Iterable[str]) -> InstalledModel:
-        """The model with the adapters that `--lora` names; one with scale 0 is only checked.
-
-        Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
-        """
-        adapters = []
-        for text in texts:
-            from cerebrum_cli.library.adapters import Adapter, adapter_size
-
-            name, scale = parse_adapter(text)
-            path = absolute_path(as_path(name))
-            if not exists(path):
-                raise UsageError(f"adapter {path} does not exist", "check the path, or use --lora none")
-            size = adapter_size(path, model.paths)
-            adapters.append(Adapter(path, scale, self.registry.digest(path).sha256, size))
-        applied = tuple(adapter for adapter in adapters if adapter.scale)
-        if applied != model.adapters:
-            return replace(model, adapters=applied)
-        return model
-
-    def is_default(self, model: InstalledModel) -> bool:
-        return self.registry.default in model.references
-
-    def _unknown(self, text: str) -> ModelNotFound:
-        name = text.partition(":")[0]
-        names = {NANO_NAME}
-        names.update(model.name for model in self.models())
-        names.update(spec.name for spec in self.specs)
-        similar = did_you_mean(name, sorted(names), 3, 0.5)
-        problem = f"unknown model {text!r}"
-        if ":" in text and not similar:
-            pull = f"cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
-            return ModelNotFound(problem, f"if Ollama has it, run {pull}")
-        search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
-        known = similar or "see cerebrum list --available; "
-        return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")
-
-    def _default_model(self) -> InstalledModel:
-        default = self.registry.default
-        if default is not None:
-            return self.resolve(default)
-        if model := next(
-            (model for model in self.models() if model.is_usable), None
-        ):  # installed by another tool, so not chosen by the user
-            raise ModelNotFound(
-                "no model given, and no default model is set",
-                f"add -m {model.reference}, or set the default: cerebrum pull --default {model.reference}",
-            )
-        raise ModelNotFound(
-            "no model is installed",
-            "cerebrum pull  (choose one that fits this machine)  or  cerebrum pull starter  (98 MB, to try it out)",
-            pullable="starter",
-        )
-
-    def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
-        cached = model.cached
-        revision = reference.revision
-        wanted = reference.quantization
-        if model.missing or (wanted and not same_quantization(wanted, model.quantization or "")):
-            return False
-        if model.is_converted and model.converted_from["source"].lower() == reference.name.lower():
-            return revision is None or self.cache.commit(reference.name, revision) == model.converted_from["commit"]
-        if not reference.is_on_hub:
-            return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
-        cache = self.vocabulary_cache if model.is_vocabulary else self.cache
-        if cached is None or cached.repo_id.lower() != reference.name.lower():
-            return False
-        if reference.file not in (None, *cached.names):
-            return False
-        return revision is None or cache.commit(cached.repo_id, revision) == cached.commit
-
-    def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
-        """The model of a reference: of several quantizations the default, else the recommended one."""
-        if not isinstance(reference, ModelReference):
-            return None
-        matching = [model for model in models if self._matches(reference, model)]
-        usable = [model for model in matching if model.is_usable] or matching[:1]
-        for model in usable:
-            if self.is_default(model):
-                return model
-        if len(usable) <= 1:
-            return usable[0] if usable else None
-        from cerebrum_cli.library.fit import PlanRequest
-
-        first_by_name = {model.display_name: model for model in reversed(usable)}
-        request = PlanRequest(None, None, self.capacity())
-        plan = self.installed_plan([usable[0], *first_by_name.values()], request)
-        return first_by_name[plan.chosen.quantization]
-
-    def installed_plan(self, models: Sequence[InstalledModel], request: PlanRequest) -> DownloadPlan:
-        """Plan with the quantizations of a model outside the catalog, which are all installed."""
-        first = models[0]
-        sizes = {model.display_name: model.size for model in models}
-        return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
-
-    def spec_of_file(self, path: Path) -> ModelSpec | None:
-        for spec in self.specs:
-            if spec.matches(path.name):
-                return spec
-        return None
-
-
 def bundled_model() -> InstalledModel:
     return InstalledModel(NANO_NAME, (NANO,), Bundled())
 
@@ -628,18 +309,3 @@ def model_paths(path: Path) -> Paths:
     if names[0] != path.name:
         raise ModelFileError(path, "is not the first part of its model", f"use {path.parent / names[0]}")
     return tuple(path.parent / name for name in names)
-
-
-def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:
-    if spec and not spec.is_obtainable:
-        return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
-    return ModelNotFound(
-        f"{reference} is not downloaded", f"cerebrum pull {reference}{_file_hint(str(reference))}", str(reference)
-    )
-
-
-def _file_hint(text: str) -> str:
-    """Hint for referring to the file or folder of this name, if there is one: a name never means a file."""
-    if exists(Path(text)):
-        return f"; for a file or folder of this name, use ./{text}"
-    return ""

@@ -12,15 +12,17 @@ from cerebrum_cli.core.paths import absolute_path
 from cerebrum_cli.core.sampling import SAMPLERS
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_utc
+from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.gguf.contents import Array, Scalar
 from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import DownloadPlan, PlanRequest, planned_context, spec_sizes, thinking_tokens
 from cerebrum_cli.library.hub import FoundRepository
-from cerebrum_cli.library.installed import InstalledModel, Library
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.reference import ModelReference
-from cerebrum_cli.library.registry import USED, OnProgress
+from cerebrum_cli.library.registry import USED
 from cerebrum_cli.library.stores import FoundModel, found_models
 
 SHOWN = ("think", "chat_template")  # settings of a question, besides those of the catalog, its format and context

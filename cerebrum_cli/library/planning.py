@@ -13,10 +13,11 @@ from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, is_directory
 from cerebrum_cli.core.text import did_you_mean, well_formed
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.download import Progress, RetryPolicy
+from cerebrum_cli.library.download import RetryPolicy
 from cerebrum_cli.library.fit import (
     Conversion,
     DownloadPlan,
@@ -32,7 +33,8 @@ from cerebrum_cli.library.hub import (
     list_repository,
     open_file,
 )
-from cerebrum_cli.library.installed import InstalledModel, Library
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.listing import known_plan, quantization_plan
 from cerebrum_cli.library.reference import (
     ModelReference,

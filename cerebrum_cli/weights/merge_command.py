@@ -80,7 +80,6 @@ def merge(
 
 def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     """Find the models, which may be pulled, and plan the merge; ask before a file is replaced."""
-    from cerebrum_cli.library.pull import require_free_name
     from cerebrum_cli.weights.building import find_source
     from cerebrum_cli.weights.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
 
@@ -93,7 +92,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
             hint = "download first, and pass the folders with --source"
             raise UsageError.conflict("--dry-run", "--from-weights", hint)
         return prepare(parsed, resolve_models(references, library.resolve), target)
-    require_free_name(library, target.name, spec, path=target.output.resolve())
+    library.require_free_name(target.name, spec, path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
         if options.from_weights:

@@ -30,7 +30,7 @@ from cerebrum_cli.core.events import Event, NoticeEvent, ServersEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.installed import Library
+from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.registry import Registry, RegistryEntry, hash_file
 from cerebrum_cli.replies.source import ModelSource
 from cerebrum_cli.results.results import open_results

@@ -9,7 +9,7 @@ from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
-from cerebrum_cli.library.installed import CATALOGUE
+from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.library.reference import quantization_of, same_quantization
 
 PACKAGED = {spec.name: spec for spec in load_catalogue([CATALOGUE])}

@@ -13,7 +13,7 @@ from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
 from cerebrum_cli.library.hub import HubFile, Listing
-from cerebrum_cli.library.installed import CATALOGUE, Library
+from cerebrum_cli.library.library import CATALOGUE, Library
 from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry
 
