@@ -104,7 +104,7 @@ DOORS: Mapping[str, Door] = {
         ("contents", "header", "sizes"),
     ),
     "formats": Door(
-        13,
+        14,
         ("choice", "prompt_format", "reply_text"),
     ),
     "grammars": Door(

@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.ask import AnswerNow, Ask
 from cerebrum_cli.core.conversation import Text
@@ -19,7 +19,7 @@ from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.requests import ControlFactory, Force
-from cerebrum_cli.formats.prompt_format import Markups, PromptFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to ans
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
 
 
+class ReasoningMode(NamedTuple):
+    """How replies to a prompt may reason: by the model's `own` markup, after markup that the prompt has `opened`.
+
+    `limit` is the number of tokens after which reasoning is ended; None if nothing has to end it.
+    """
+
+    own: tuple[ReasoningMarkup, ...]
+    opened: ReasoningMarkup | None
+    limit: int | None
+
+
 @dataclass(eq=False)
 class ReplyControls:
     """Creates the controls of replies in a format."""
@@ -41,53 +52,53 @@ class ReplyControls:
     vocabulary: Vocabulary
     format: PromptFormat
 
+    def mode(self, settings: Settings, system_prompt: str | None, prompt_end: str = "") -> ReasoningMode:
+        """The mode of replies with these settings, by the end of their prompt, where a template may open reasoning."""
+        own, opened = self.format.own_markups(system_prompt), self.format.open_markup(prompt_end)
+        if opened is None and settings.thinks is False and self.format.has_switch:
+            own = ()
+        limit = settings.reasoning_limit
+        if limit == 0 and (self.format.has_switch or self.format.is_servers):  # which turn reasoning off
+            limit = None
+        return ReasoningMode(own, opened, limit)
+
     def create(
         self, asked: Ask, prompt_end: str, prefix: str, answer_now: AnswerNow
     ) -> tuple[ReplyRules, tuple[ControlFactory, ...]]:
         """How a reply is read, which follows the end of a prompt and a `prefix` of its text, and its controls."""
-        settings, rules = asked.settings, self.rules(asked, prompt_end, prefix)
+        mode = self.mode(asked.settings, asked.conversation.system_prompt, prompt_end)
+        rules = self._rules(asked, mode, prefix)
         if rules.plain_answer and rules.stops_anywhere:  # the grammar applies from the first token
             return rules, ()
-        limit = settings.reasoning_limit
-        if limit == 0 and (self.format.has_switch or self.format.is_servers):
-            limit = None
-        may_reason = self.format.has_switch or bool(self.format.own_markups(asked.conversation.system_prompt))
-        if not (asked.stream and may_reason):
-            if limit is None:
+        if not (asked.stream and (self.format.has_switch or mode.own)):
+            if mode.limit is None:
                 return rules, ()
             answer_now = AnswerNow()  # nobody asks for it
         answer_now.is_watched = True
-        budget = partial(ReasoningBudget, limit, answer_now, self.format.closing_sentence)
-        reasoning_end = None if limit is None else OPENING_TOKENS + limit + SENTENCE_TOKENS
+        budget = partial(ReasoningBudget, mode.limit, answer_now, self.format.closing_sentence)
+        reasoning_end = None if mode.limit is None else OPENING_TOKENS + mode.limit + SENTENCE_TOKENS
         return replace(rules, endings=self._endings, reasoning_end=reasoning_end), (budget,)
 
-    def rules(self, asked: Ask, prompt_end: str, prefix: str) -> ReplyRules:
+    def _rules(self, asked: Ask, mode: ReasoningMode, prefix: str) -> ReplyRules:
         """How the text of a reply is read. Where the model may not reason, grammar and stop strings apply to all of it.
 
         Without a grammar, markup that the model is not known to have is recognized, too.
         """
-        markups = self.format.markups
-        opened = self.format.open_markup(prompt_end)
-        own = self.format.own_markups(asked.conversation.system_prompt)
-        if opened is None and asked.settings.thinks is False and self.format.has_switch:
-            own = ()
         has_grammar = asked.grammar is not None
-        if has_grammar and not self.format.is_servers:
-            markups = own
         rules = ReplyRules(
-            markups=markups,
-            opened=opened,
+            markups=mode.own if has_grammar and not self.format.is_servers else self.format.markups,
+            opened=mode.opened,
             prefix=prefix,
             prefix_tokens=len(asked.prefix_tokens),
             trims=not self.format.verbatim,
             plain_answer=has_grammar,
             questions=tuple(message.content for message in asked.conversation.messages if message.role == "user"),
         )
-        may_reason = opened or own
+        may_reason = mode.opened or mode.own
         if not (may_reason and (has_grammar or asked.settings.stop)):
             return rules
-        markers = [markup.header for markup in own if markup.header]
-        markers += [markup.open for markup in own]
+        markers = [markup.header for markup in mode.own if markup.header]
+        markers += [markup.open for markup in mode.own]
         tokens = {marker: self.vocabulary.special_token_ids([marker]) for marker in markers}
         return replace(rules, stops_anywhere=False, markers=tokens, endings=self._endings)
 
@@ -101,7 +112,7 @@ class ReplyControls:
         if self.format.is_servers:
             require_servable(settings)
             return None
-        own = self.format.own_markups(system_prompt)
+        own = self.mode(settings, system_prompt).own
         if settings.thinks is not False:
             require_stop_in_answer(settings.stop, own)
         if settings.origin("think") in RECOMMENDED:
@@ -185,7 +196,7 @@ def require_servable(settings: Settings) -> None:
         )
 
 
-def require_stop_in_answer(stop: Sequence[str], markups: Markups) -> None:
+def require_stop_in_answer(stop: Sequence[str], markups: Sequence[ReasoningMarkup]) -> None:
     for text in stop:
         if any(text.strip() in (markup.open, markup.close) for markup in markups):
             raise UsageError(
