@@ -14,7 +14,7 @@ from tiny_models import Shape, write_quantized, write_sliding_window
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine import sequence
+from cerebrum_cli.engine import requests as engine_requests
 from cerebrum_cli.engine.llama.batch_invariance import pad_step, stable_slots
 from cerebrum_cli.engine.llama.load import open_llama, plan_repacking
 from cerebrum_cli.engine.local import installed_build
@@ -114,7 +114,7 @@ def test_padded_steps_are_batch_invariant(models: Path, encoding: str, repack: b
 def test_padded_steps_are_invariant_after_preemption(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, requests = model_of(models, "Q4_K_M"), prompts(6, 230)  # replies outgrow the first 256 cells
     alone = replies(path, 1, requests, limit=60, n_threads=2, flash_attention=False)
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", 1)
     assert replies(path, 5, requests, limit=60, n_threads=2, flash_attention=False) == alone
 
 
@@ -123,7 +123,7 @@ def test_padded_steps_are_invariant_with_sliding_windows(models: Path, monkeypat
     path, requests = models / "window.gguf", prompts(3, 230)
     write_sliding_window(path)
     alone = replies(path, 1, requests, limit=150)
-    monkeypatch.setattr(sequence, "EXPECTED_REPLY_TOKENS", 1)
+    monkeypatch.setattr(engine_requests, "EXPECTED_REPLY_TOKENS", 1)
     assert replies(path, 3, requests, limit=150) == alone
 
 

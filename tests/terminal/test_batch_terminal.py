@@ -57,8 +57,8 @@ INSTANT = {**REPLY, "pause": 0.0}
 
 
 def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start({**REPLY, "load": 0.15}, *rows(tmp_path, 30))
-    person.wait_for("loading chatml 50%")
+    person = start({**REPLY, "load": 0.4, "pause": 0.004}, *rows(tmp_path, 30))
+    person.wait_for_output("loading chatml 50%")
     person.wait_for("/30 ━")
     person.wait_for("1 failed")
     person.wait_for("left")
