@@ -1,1 +1,5 @@
-"""The model catalog, the Hub, downloads, and the registry of installed models."""
+"""What is installed, the catalog and the Hub, downloads, and what fits this machine.
+
+Public modules: `library`, `installed`, `catalogue`, `fit`, `hub`, `listing`, `pull`, `reference`, `removal` and
+`stores`.
+"""
