@@ -60,6 +60,7 @@ def test_pull_ends_if_a_reply_comes_byte_by_byte(
         assert len(server.paths) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reference", "code", "problem"),
     [
