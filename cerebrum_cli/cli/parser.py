@@ -7,7 +7,7 @@ Its own conversion needs pydantic, whose import takes longer than a whole start.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,7 @@ class ArgumentParameter(TyperArgument):
         return value if self.nargs == 1 else list(value or ()) or None
 
 
-def with_implied_values(words: list[str], options: Iterable[Option]) -> list[str]:
+def with_implied_values(words: list[str], options: Collection[Option]) -> list[str]:
     """The words, with the value that a flag implies when it stands alone: Typer requires one."""
     switches = "".join(option.short[1:] for option in options if option.short and option.is_switch)
     end = words.index("--") if "--" in words else len(words)
@@ -169,7 +169,10 @@ def with_implied_values(words: list[str], options: Iterable[Option]) -> list[str
     for option in options:
         if not option.implied:
             continue
-        alone = re.compile(f"{flag(option.name)}|-[{switches}]*{(option.short or '-')[1:]}")
+        pattern = flag(option.name)
+        if option.short:
+            pattern += f"|-[{switches}]*{option.short[1:]}"
+        alone = re.compile(pattern)
         for index, word in enumerate(words[:end]):
             if alone.fullmatch(word):
                 words[index] += f"={option.implied}" if word.startswith("--") else option.implied

@@ -128,8 +128,9 @@ def argument_in(parameter: inspect.Parameter) -> Argument | None:
     if get_origin(parameter.annotation) is Annotated:
         hint, declared = get_args(parameter.annotation)
         if isinstance(declared, Argument):
+            is_list = any(get_origin(kind) is list for kind in (hint, *get_args(hint)))  # also in `list[str] | None`
             is_required = parameter.default is parameter.empty
-            return declared._replace(name=parameter.name, is_list="list" in str(hint), is_required=is_required)
+            return declared._replace(name=parameter.name, is_list=is_list, is_required=is_required)
     return None
 
 

@@ -23,8 +23,6 @@ def find_endpoints(
     served_model_name: str | None = None,
     allow_http_key: bool = False,
 ) -> tuple[Endpoint, ...]:
-    if not texts:
-        return ()
     named = settings.model
     if not is_chosen(settings) and find_vocabulary(library, named):  # it may be meant for commands without servers
         named = None
