@@ -85,7 +85,7 @@ IMPURE = {  # the first names of modules that touch them; a Path is a value, too
     *("resource", "select", "selectors", "shutil", "signal", "socket", "subprocess", "tempfile", "threading"),
     *("time", "urllib"),
 }
-IMPURE_MODULES = ("core.environment", "core.files", "core.signals")
+IMPURE_MODULES = ("core.environment", "core.files")
 
 
 class Door(NamedTuple):

@@ -21,11 +21,12 @@ from cerebrum_cli.cli.model_tables import (
 )
 from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
 from cerebrum_cli.cli.signature import Argument, Json, JsonArray, Yes, composed, require_agreement
+from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, FormatError, ModelNotFound, UsageError
 from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer, environment_layer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 from cerebrum_cli.terminal.tables import print_rows

@@ -18,7 +18,6 @@ from cerebrum_cli.core.declaration import (
     option,
     option_group,
     options_of,
-    split_paths,
     switch,
 )
 from cerebrum_cli.core.errors import UsageError
@@ -192,6 +191,11 @@ class ToolOptions:
     tool: tuple[str, ...] = option(
         "Functions that the model may call (repeatable)", "Input", TEXTS, default=(), metavar="python|FILE"
     )
+
+
+def split_paths(text: str) -> list[str]:
+    """Paths separated by colons."""
+    return text.split(":")
 
 
 @option_group

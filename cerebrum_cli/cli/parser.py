@@ -17,10 +17,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from cerebrum_cli.cli.completion_values import Values, completing, completion_of
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options, with_shorthands
+from cerebrum_cli.cli.variables import unknown_variables
 from cerebrum_cli.core.declaration import HEADINGS, TEXTS, Option, flag
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.core.settings import OPTIONS, unknown_variables
+from cerebrum_cli.core.settings import OPTIONS
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_orig
 
 import typer
 
+from cerebrum_cli.cli.variables import environment_value, variable_that_sets
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import (
     COMMAND_LINE,
     OPTIONS,
-    SHORTHAND_HELP,
     SHORTHANDS,
     SourcedLayer,
-    environment_value,
-    variable_that_sets,
 )
 from cerebrum_cli.core.text import did_you_mean
 
@@ -28,6 +26,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.completion_values import Values
 
 ON_COMMAND_LINE = "on_command_line"
+SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
 
 Options = Mapping[str, Option]  # by name
 Function = Callable[..., Any]

@@ -37,13 +37,3 @@ class Ask:
         if self.tools:
             conversation = replace(conversation, tools=tuple(tool.spec for tool in self.tools))
         object.__setattr__(self, "conversation", conversation)
-
-
-class AnswerNow:
-    """Whether the answer is requested, which a signal handler may set; and whether a budget looks at it."""
-
-    is_requested = False
-    is_watched = False
-
-    def request(self) -> None:
-        self.is_requested = True

@@ -143,16 +143,3 @@ class Tokens:
 
 PromptPart = Text | Tokens
 PromptParts = tuple[PromptPart, ...]  # which make a prompt
-
-
-def join_parts(parts: PromptParts) -> PromptParts:
-    out: list[PromptPart] = []
-    for part in parts:
-        if part in (Tokens(()), Text(""), Text("", trusted=True)):
-            continue
-        last = out[-1] if out else None
-        if isinstance(part, Text) and isinstance(last, Text) and part.trusted == last.trusted:
-            out[-1] = Text(last.value + part.value, last.trusted)
-        else:
-            out.append(part)
-    return tuple(out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import inf, isfinite
@@ -21,8 +21,6 @@ from cerebrum_cli.core.text import Texts, enumeration
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning, that templates may take
-MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
-EXPECTED_BIAS = f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}"
 LARGEST = sys.float_info.max
 SWITCH_WORDS = {
     **dict.fromkeys(("true", "on", "yes", "1", "t", "y"), True),
@@ -42,16 +40,6 @@ class InvalidValue(ValueError):
     def __init__(self, value: Any, expected: str) -> None:
         self.value = value
         self.expected = expected
-
-
-class TokenBias(NamedTuple):
-    """A number added to the logit of a token: an id, or text of one token until the vocabulary is known."""
-
-    token: int | str
-    bias: float
-
-    def __str__(self) -> str:
-        return f"{self.token}={self.bias:g}"
 
 
 class ValueType(NamedTuple):
@@ -176,11 +164,6 @@ def options_of(group: type) -> dict[str, Option]:
     return options
 
 
-def split_paths(text: str) -> list[str]:
-    """Paths separated by colons."""
-    return text.split(":")
-
-
 def split_quoted(text: str) -> list[str]:
     """Words in quotes, as a shell reads them; any other text is one word."""
     if text.startswith(("'", '"')):
@@ -280,39 +263,6 @@ def parse_adapter(text: str) -> tuple[str, float]:
     return path, scale
 
 
-def to_breakers(declared: Option, value: Any) -> Texts:
-    """Convert sequence breakers with the escapes that llama.cpp's programs read in their option."""
-    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in to_texts(declared, value))
-
-
-def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
-    """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
-    items = value if isinstance(value, list | tuple) else [value]
-    if isinstance(value, Mapping):
-        items = [f"{token}={number}" for token, number in value.items()]
-    biases = []
-    for item in items:
-        try:
-            biases.append(to_bias(item))
-        except ValueError as error:
-            wrong = item if items is value else value
-            raise InvalidValue(wrong, EXPECTED_BIAS) from error
-    return tuple(biases)
-
-
-def to_bias(value: Any) -> TokenBias:
-    """Convert TOKEN=BIAS. Raises ValueError."""
-    if isinstance(value, TokenBias):
-        return value
-    token, _, number = str(value).rpartition("=")
-    bias = float(number)
-    if not token or not abs(bias) <= MAX_LOGIT:
-        raise ValueError(value)
-    if token.isascii() and token.isdigit():
-        return TokenBias(int(token), bias)
-    return TokenBias(token, bias)
-
-
 def to_thinking(declared: Option, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -341,6 +291,4 @@ PATH = ValueType(to_path)
 SOURCES = ValueType(to_sources, is_list=True)
 LAYERS = ValueType(to_layers)
 ADAPTERS = ValueType(to_adapters, is_list=True)
-BREAKERS = ValueType(to_breakers, is_list=True)
-BIASES = ValueType(to_biases, is_list=True)
 THINKING = ValueType(to_thinking)

@@ -6,19 +6,70 @@ and a request takes the result from `Settings.sampling`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any, NamedTuple
 
-from cerebrum_cli.core.declaration import BIASES, BREAKERS, INTEGER, MAX_LOGIT, NUMBER, TEXTS, TokenBias, option
+from cerebrum_cli.core.declaration import INTEGER, NUMBER, TEXTS, InvalidValue, Option, ValueType, option, to_texts
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts
 
+MAX_LOGIT = 10_000  # of penalties and biases: the sum of several stays finite
+EXPECTED_BIAS = f"TOKEN=BIAS, with a number from -{MAX_LOGIT} to {MAX_LOGIT}"
 SEEDS = 2**32 - 1  # llama.cpp takes the next value for "draw a seed", which could not be reported
 DRY_BREAKERS = ("\n", ":", '"', "*")
 NO_BREAKERS = "none"
 MAX_COUNT = 2**31 - 1
 SAMPLED_TEMPERATURE = 0.7  # where the model recommends none: of chats, and of samples that must differ
 TRUNCATING = ("top_k", "top_p", "min_p", "top_n_sigma", "typical_p")  # samplers without effect at temperature 0
+
+
+class TokenBias(NamedTuple):
+    """A number added to the logit of a token: an id, or text of one token until the vocabulary is known."""
+
+    token: int | str
+    bias: float
+
+    def __str__(self) -> str:
+        return f"{self.token}={self.bias:g}"
+
+
+def to_breakers(declared: Option, value: Any) -> Texts:
+    """Convert sequence breakers with the escapes that llama.cpp's programs read in their option."""
+    return tuple(text.replace("\\n", "\n").replace("\\t", "\t") for text in to_texts(declared, value))
+
+
+def to_biases(_: Option, value: Any) -> tuple[TokenBias, ...]:
+    """Convert logit biases: "TOKEN=BIAS", a list of such texts, or a mapping as in OpenAI's API."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if isinstance(value, Mapping):
+        items = [f"{token}={number}" for token, number in value.items()]
+    biases = []
+    for item in items:
+        try:
+            biases.append(to_bias(item))
+        except ValueError as error:
+            wrong = item if items is value else value
+            raise InvalidValue(wrong, EXPECTED_BIAS) from error
+    return tuple(biases)
+
+
+def to_bias(value: Any) -> TokenBias:
+    """Convert TOKEN=BIAS. Raises ValueError."""
+    if isinstance(value, TokenBias):
+        return value
+    token, _, number = str(value).rpartition("=")
+    bias = float(number)
+    if not token or not abs(bias) <= MAX_LOGIT:
+        raise ValueError(value)
+    if token.isascii() and token.isdigit():
+        return TokenBias(int(token), bias)
+    return TokenBias(token, bias)
+
+
+BREAKERS = ValueType(to_breakers, is_list=True)
+BIASES = ValueType(to_biases, is_list=True)
 
 
 @frozen

@@ -21,18 +21,16 @@ from cerebrum_cli.core.declaration import (
     NUMBER,
     SWITCH,
     THINKING,
-    Option,
     option,
     options_of,
     switch,
     variable,
 )
-from cerebrum_cli.core.environment import environment, environment_names
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SAMPLED_TEMPERATURE, SamplingParams
-from cerebrum_cli.core.text import Texts, did_you_mean
+from cerebrum_cli.core.text import Texts
 
 Layer = Mapping[str, Any]
 
@@ -227,7 +225,6 @@ SAMPLING_KEYS = tuple(options_of(SamplingParams))
 GENERATION_KEYS = (*SAMPLING_KEYS, "think", "keep_reasoning", "loop_check")
 KEYS = tuple(OPTIONS)
 SHORTHANDS = {"cache_type": ("cache_type_k", "cache_type_v")}  # names that stand for several keys
-SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
 ATTENTION_KEYS = ("cache_type_k", "cache_type_v", "flash_attn")
 LOAD_KEYS = (
     "model",
@@ -297,44 +294,3 @@ def in_directory(layer: Layer, directory: Path) -> Layer:
         file = OPTIONS["chat_template"].validate(layer["chat_template"])
         moved["chat_template"] = str(directory / expand_user(file))
     return moved
-
-
-def unknown_variables(known: Iterable[str]) -> dict[str, str]:
-    """Variables that set no option, each with a hint."""
-    names = [variable(name) for name in (*SHORTHANDS, *known)]
-    unknown = {}
-    for name in environment_names():
-        if name.startswith(ENVIRONMENT) and name not in names:
-            near = did_you_mean(name, tuple(names), cutoff=0.8).rstrip()
-            unknown[name] = near or "run cerebrum COMMAND --help to list the options"
-    return unknown
-
-
-def environment_layer(*keys: str) -> Layer:
-    """The settings of these keys that CEREBRUM_* variables set. Raises UsageError."""
-    layer = SourcedLayer()
-    for key in keys:
-        layer.put(key, *environment_value(OPTIONS[key]))
-    return layer
-
-
-def environment_value(declared: Option) -> tuple[Any, str]:
-    """The value that a variable gives an option, and the name of the variable; None without one. Raises UsageError."""
-    source = variable_that_sets(declared.name)
-    if source is None:
-        return None, ""
-    text = environment(source) or ""
-    texts = declared.splits(text) if declared.splits else [text]
-    return declared.parse(texts, source, has_quotes=not declared.heading), source
-
-
-def variable_that_sets(name: str) -> str | None:
-    """The environment variable that sets an option: its own, or a shorthand's; None if neither is set."""
-    names = [name]
-    for shorthand, keys in SHORTHANDS.items():
-        if name in keys:
-            names.append(shorthand)
-    for source in map(variable, names):
-        if environment(source) is not None:
-            return source
-    return None

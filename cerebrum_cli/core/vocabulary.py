@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
-from cerebrum_cli.core.declaration import TokenBias
-from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds
 
 MAX_CHARACTER_BYTES = 4  # of UTF-8, and so at most as many tokens
@@ -47,14 +47,6 @@ def continuation(vocabulary: Vocabulary, parts: Iterable[PromptPart]) -> TokenId
     anchor = vocabulary.tokenize((Text("a"),))[-1]
     tokens = vocabulary.tokenize((Tokens((anchor,)), *parts))
     return tokens[tokens.index(anchor) + 1 :]
-
-
-def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:
-    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
-    if least := least_tokens(vocabulary, context_size, (Text(text),)):
-        raise PromptTooLong.for_context(f"at least {least}", context_size)
-    special = vocabulary.special_token_ids((text,))
-    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)
 
 
 def least_tokens(vocabulary: Vocabulary, context_size: int, prompt: Iterable[PromptPart]) -> int | None:

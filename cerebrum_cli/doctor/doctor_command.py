@@ -8,9 +8,10 @@ import typer
 
 from cerebrum_cli.cli.options import ServerOptions
 from cerebrum_cli.cli.signature import composed, settings_options
+from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import ConfigError
-from cerebrum_cli.core.settings import Layer, environment_layer, fold
+from cerebrum_cli.core.settings import Layer, fold
 from cerebrum_cli.doctor.check_lines import print_check_result
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.step import Checkpoint, Constraint, TokenRow, TokenScore
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, Self, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import FinishReason
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.sampling import SEEDS, SamplingParams
+from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText

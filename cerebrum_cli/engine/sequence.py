@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     FinishEvent,
@@ -20,7 +19,7 @@ from cerebrum_cli.core.events import (
     Timings,
     TokenLogprob,
 )
-from cerebrum_cli.core.sampling import SEEDS
+from cerebrum_cli.core.sampling import SEEDS, TokenBias
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.engine.engine import OnSampleEvent, ReplySample
 from cerebrum_cli.engine.requests import Force, Request

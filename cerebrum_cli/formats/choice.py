@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 
-from cerebrum_cli.core.errors import FormatError, UsageError
+from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.errors import FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.core.vocabulary import Vocabulary, special_tokens
+from cerebrum_cli.core.token_ids import TokenIds
+from cerebrum_cli.core.vocabulary import Vocabulary, least_tokens
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.formats.prompt_format import RAW, PromptFormat, RawFormat
@@ -116,3 +118,11 @@ def choose_format(requested: str | None, known: str | None, template: str | None
 def mentions_reasoning(template: str | None) -> bool:
     """Whether a chat template has markup that opens reasoning."""
     return any(markup.open in (template or "") for markup in REASONING_MARKUPS)
+
+
+def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:
+    """The special tokens a text would be tokenized to if it were trusted, in order. Raises PromptTooLong."""
+    if least := least_tokens(vocabulary, context_size, (Text(text),)):
+        raise PromptTooLong.for_context(f"at least {least}", context_size)
+    special = vocabulary.special_token_ids((text,))
+    return tuple(token for token in vocabulary.tokenize((Text(text, trusted=True),)) if token in special)

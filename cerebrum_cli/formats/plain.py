@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens
 from cerebrum_cli.formats.plain_tools import with_plain_tools
-from cerebrum_cli.formats.prompt_format import PromptFormat
+from cerebrum_cli.formats.prompt_format import PromptFormat, join_parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

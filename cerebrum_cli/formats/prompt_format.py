@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cerebrum_cli.core.conversation import Conversation, PromptParts, Text
+from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
@@ -136,3 +136,16 @@ class RawFormat(PromptFormat):
     def render(self, conversation: Conversation) -> PromptParts:
         last = conversation.prefill or conversation.messages[-1]
         return (Text(last.content, True),)
+
+
+def join_parts(parts: PromptParts) -> PromptParts:
+    out: list[PromptPart] = []
+    for part in parts:
+        if part in (Tokens(()), Text(""), Text("", trusted=True)):
+            continue
+        last = out[-1] if out else None
+        if isinstance(part, Text) and isinstance(last, Text) and part.trusted == last.trusted:
+            out[-1] = Text(last.value + part.value, last.trusted)
+        else:
+            out.append(part)
+    return tuple(out)

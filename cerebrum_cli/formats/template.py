@@ -23,7 +23,6 @@ from cerebrum_cli.core.conversation import (
     Text,
     Tokens,
     Turn,
-    join_parts,
 )
 from cerebrum_cli.core.errors import FormatError
 from cerebrum_cli.core.frozen import frozen
@@ -42,7 +41,7 @@ from cerebrum_cli.formats.pieces import (
     unchanged,
 )
 from cerebrum_cli.formats.plain_tools import with_plain_tools, written_calls
-from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup
+from cerebrum_cli.formats.prompt_format import Markups, PromptFormat, ReasoningMarkup, join_parts
 from cerebrum_cli.formats.template_sandbox import (
     ReasoningHistory,
     Switch,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Self
 
-from cerebrum_cli.core.ask import AnswerNow, Ask
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message, PromptParts, Text
 from cerebrum_cli.core.errors import EngineError, FormatError, PromptTooLong, UsageError
 from cerebrum_cli.core.events import (
@@ -35,7 +35,7 @@ from cerebrum_cli.formats.prompt_format import PromptFormat
 from cerebrum_cli.formats.reply_text import markup_tokens
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.reply import LONG_PROMPT, Reply
-from cerebrum_cli.replies.reply_controls import ReplyControls
+from cerebrum_cli.replies.reply_controls import AnswerNow, ReplyControls
 from cerebrum_cli.replies.source import ModelSource
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from cerebrum_cli.core.ask import AnswerNow, Ask
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import CHOSEN, RECOMMENDED, Settings
 from cerebrum_cli.core.text import partial_marker_length
 from cerebrum_cli.core.token_ids import Tokenize
@@ -32,6 +32,16 @@ OPENING_TOKENS = 8  # within which a reply has mostly begun to reason, or to ans
 
 # Compiled when it is first searched for: few replies need it. A point behind a number may be a decimal point.
 _SENTENCE_END = r"""(?x) (?: \n | [。！？] | [^\W\d_][.!?] | [^\w\s][.!?] | \d[!?] ) ["')\]”’*]*+ \s*+ \Z"""
+
+
+class AnswerNow:
+    """Whether the answer is requested, which a signal handler may set; and whether a budget looks at it."""
+
+    is_requested = False
+    is_watched = False
+
+    def request(self) -> None:
+        self.is_requested = True
 
 
 class ReasoningMode(NamedTuple):

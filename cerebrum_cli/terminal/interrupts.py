@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any
 
 from cerebrum_cli.core.errors import Interrupted
-from cerebrum_cli.core.signals import exit_process, is_importing
+from cerebrum_cli.core.signals import is_importing
+from cerebrum_cli.terminal.keyboard import exit_process
 from cerebrum_cli.terminal.streams import Streams, discard_closed
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # a terminal that closes sends SIGHUP

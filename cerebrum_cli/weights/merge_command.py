@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.signature import Argument, composed
+from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import PATH, TEXTS, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import is_directory, is_file
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import environment_layer
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App

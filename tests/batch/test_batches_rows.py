@@ -23,10 +23,10 @@ from cerebrum_cli.batch.input_file import spool_input
 from cerebrum_cli.batch.input_row import InputRow, output_object
 from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.core.row_fields import RowError
+from cerebrum_cli.core.sampling import TokenBias
 
 WHY = Conversation().user("Why?")
 USER = {"role": "user", "content": "Why?"}

@@ -24,8 +24,8 @@ from cerebrum_cli.chat.reply_recorder import messages_to_drop
 from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.events import FinishEvent, RoundEvent, SequenceId, Timings
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.library.installed import NANO, InstalledModel, Registered

@@ -8,8 +8,8 @@ import pytest
 from command_line import CommandLine, assert_error
 
 from cerebrum_cli.core.config import read_config
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import OPTIONS, Settings, fold
 
 

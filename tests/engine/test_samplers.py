@@ -19,10 +19,9 @@ from thinkers import CountingControl
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.vocabulary import resolve_biases
 from cerebrum_cli.engine import scheduler
 from cerebrum_cli.engine.llama.bindings import llama

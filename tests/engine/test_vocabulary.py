@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vocabularies import MARKS, marked_up, marks_in, markup, open_vocabulary, with_user_defined
 
-from cerebrum_cli.core.conversation import PromptPart, Text, Tokens, join_parts
+from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
 from cerebrum_cli.core.errors import UnknownToken
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.formats.prompt_format import join_parts
 
 UNK, BOS, EOS = 0, 1, 2  # of Mistral's vocabulary
 SPACE, LINE_BREAK, THINK, USER, SPACED_USER = 28705, 13, 24036, 730, 1247

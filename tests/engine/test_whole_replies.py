@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scripted_backend import END, FIRST_WORD, ScriptedBackend
 from thinkers import reasoning_end
 
-from cerebrum_cli.core.ask import AnswerNow, Ask
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, FinishEvent, RefusedEvent, SequenceId
 from cerebrum_cli.core.grammar import Grammar
@@ -22,7 +22,7 @@ from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
-from cerebrum_cli.replies.reply_controls import ReasoningBudget, endings
+from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
 from cerebrum_cli.servers.client import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 from cerebrum_cli.servers.token_replies import TokenSample

@@ -7,9 +7,8 @@ from vocabularies import MARKS, text_of
 
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
-from cerebrum_cli.core.vocabulary import special_tokens
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.choice import choose_format
+from cerebrum_cli.formats.choice import choose_format, special_tokens
 from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION
 
 CONTEXT_SIZE = 512

@@ -25,9 +25,9 @@ from scripted_backend import DEAD_END, END, MARK, Model, random_model, replies
 from server_kinds import KINDS, OTHER_KINDS, LlamaServer, OtherServer, SglangServer, VllmServer
 from waiting import wait_until
 
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.events import NoticeEvent, RefusedEvent
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.servers.description import KINDS as SERVER_KINDS
 from cerebrum_cli.servers.endpoint import ServerInfo
 from cerebrum_cli.servers.kind import ServerKind

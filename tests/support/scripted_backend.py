@@ -19,10 +19,9 @@ from typing import Any
 from zlib import crc32
 
 from cerebrum_cli.core.conversation import PromptPart, Tokens
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError, GrammarError
 from cerebrum_cli.core.events import Event, TokenLogprob
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.engine.backend import Sampler
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.state_store import HEAD

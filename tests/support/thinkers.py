@@ -7,11 +7,10 @@ from typing import Any
 
 from scripted_backend import END, Model, ScriptedBackend
 
-from cerebrum_cli.core.ask import AnswerNow
 from cerebrum_cli.engine.requests import ControlFactory, Intervention
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
-from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, ReasoningBudget, endings
+from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS, AnswerNow, ReasoningBudget, endings
 
 LIMIT = 10  # tokens
 ENDING = "\n</think>\n\n"

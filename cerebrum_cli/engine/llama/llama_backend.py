@@ -11,11 +11,10 @@ from math import inf
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.declaration import TokenBias
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import TokenLogprob
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.sampling import SamplingParams
+from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.engine.drafter import MAX_DRAFT
 from cerebrum_cli.engine.llama import batch_invariance
