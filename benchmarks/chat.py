@@ -79,7 +79,9 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
         return ModelSource(app, model, app.settings(layer, model), place).for_chat()
 
     source = resolve(overrides)
-    return Chat(app.open_history(), resolve, overrides, open_source(source), source.settings)
+    return Chat(
+        app.open_history(), resolve=resolve, overrides=overrides, loaded=open_source(source), settings=source.settings
+    )
 
 
 def close_chat(chat: Chat) -> None:

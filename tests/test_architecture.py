@@ -138,10 +138,7 @@ DOORS: Mapping[str, Door] = {
         14,
         ("results", "rows"),
     ),
-    "chat": Door(
-        5,
-        ("archive", "chat", "history"),
-    ),
+    "chat": Door(3, ("chat", "history")),
     "batch": Door(
         6,
         ("answering", "readers"),

@@ -8,20 +8,14 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 
-from cerebrum_cli.chat.history import (
-    begin_with,
-    calls_of,
-    load_conversation,
-    reply_metadata,
-    session_params,
-    visible_messages,
-)
+from cerebrum_cli.chat.model_view import calls_of, conversation_of, visible_messages
+from cerebrum_cli.chat.reply_params import begin_after, forced_tokens, reply_metadata, session_params
 from cerebrum_cli.chat.session import Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import Interrupted, SessionError
-from cerebrum_cli.core.events import Event, Events, FinishEvent, NoticeEvent
+from cerebrum_cli.core.events import Event, Events, FinishEvent, ForcedTokens, NoticeEvent
 from cerebrum_cli.core.settings import Settings, reply_room
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.tools import Tools
@@ -71,13 +65,24 @@ class ReplyRecorder:
             finally:
                 self.reply = majority_vote.reply or self.reply
         else:
-            self.reply = self.loaded.respond(self._request)
-            if self.continued:
-                begin_with(self.reply, self.continued)
-            while notice := (yield from self._record_until_full()):
-                yield notice
-                self._continue_reply()
+            yield from self._record_reply()
         self._save("cancelled")
+
+    def _record_reply(self) -> Events:
+        """Yield the events of the reply, which continues after older turns are dropped if it fills the context."""
+        before, forced = None, ForcedTokens()
+        if self.continued:
+            before, forced = self.continued.message, forced_tokens(self.continued.metadata)
+        while True:
+            self.reply = self.loaded.respond(self._request)
+            if before:
+                begin_after(self.reply, before, forced)
+            notice = yield from self._record_until_full()
+            if notice is None:
+                return
+            yield notice
+            before, forced = self.reply.message, self.reply.finish.forced
+            self._generated += self.reply.finish.completion_tokens
 
     def _record_until_full(self) -> Generator[Event, None, NoticeEvent | None]:
         """Yield the events of the reply, and save it now and then.
@@ -100,15 +105,6 @@ class ReplyRecorder:
                 yield event
         return None
 
-    def _continue_reply(self) -> None:
-        full = self.reply
-        self._generated += full.finish.completion_tokens
-        self.reply = self.loaded.respond(self._request)
-        said = full.message
-        self.reply.begin(
-            full.sampled, [("thinking", said.reasoning or ""), ("answer", said.content)], full.finish.forced
-        )
-
     @property
     def _request(self) -> Ask:
         limit = self.settings.max_tokens and max(1, self.settings.max_tokens - self._generated)
@@ -129,7 +125,8 @@ class ReplyRecorder:
 
     @property
     def _conversation(self) -> Conversation:
-        conversation = load_conversation(self.store, self._asked, self.loaded.model, self.settings)
+        asked = self._asked
+        conversation = conversation_of(asked, self.store.messages(asked), self.loaded.model, self.settings)
         return replace(conversation, tools=tuple(tool.spec for tool in self.tools))
 
     @property
@@ -148,7 +145,7 @@ class ReplyRecorder:
             self.session = self.store.update_session(self.session, first=None)
         if self.settings.overflow == "stop":
             return None
-        conversation, visible = self._conversation, visible_messages(self.store, self._asked)
+        conversation, visible = self._conversation, visible_messages(self.session, self.store.messages(self._asked))
         longest = max(len(stored.message.tokens or ()) for stored in visible)
         dropped = messages_to_drop(conversation, self._count, size, self.settings.max_tokens, longest)
         if not dropped:

@@ -9,18 +9,23 @@ import struct
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from operator import index
 from typing import Any, Literal, NamedTuple
 
 from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import DAMAGE, SessionError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, from_json
+from cerebrum_cli.core.paths import absolute_reference
+from cerebrum_cli.core.settings import SESSION, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_utc, well_formed
 from cerebrum_cli.core.tools import Round, ToolCall
 
 Origin = Literal["chat", "ask", "import"]
+CHAT_TEMPLATE = "chat_template"
+KEPT = (LORA, CHAT_TEMPLATE)  # what later questions of `ask` use, too
 END_LABELS = {
     "cancelled": "interrupted",
     None: "interrupted",
@@ -34,7 +39,6 @@ END_LABELS = {
 class ReplyMetadata:
     """How a reply was generated, as far as that is known; `vocabulary` is the digest that its tokens belong to."""
 
-    reasoning: str | None = None
     finish_reason: str | None = None
     model: str | None = None
     format: str | None = None
@@ -97,6 +101,23 @@ class Session:
     updated: float
     first: int | None = None
 
+    def add_defaults(self, overrides: Layer, is_remote: bool = False) -> Layer:
+        """Add the model, format, chat template and adapters to the overrides, unless these name another model.
+
+        A chat's sampling settings are added too; those of `ask` applied to one question. A server has adapters of its
+        own.
+        """
+        named = overrides.get("model")
+        if named is not None and absolute_reference(named) != self.model:
+            return overrides
+        defaults = {"model": self.model, "format": self.format}
+        for key, value in self.params.items():
+            if self.origin == "chat" or key in KEPT:
+                defaults[key] = value
+        if is_remote:
+            defaults.pop(LORA, None)
+        return SourcedLayer(SourcedLayer(defaults, origin=SESSION), overrides)
+
 
 Messages = list[StoredMessage]
 
@@ -115,7 +136,7 @@ class SearchHit(NamedTuple):
 
 JSON_COLUMNS = ("params", "timings")
 METADATA_COLUMNS = tuple(field.name for field in fields(ReplyMetadata))
-COLUMNS = ("role", "content", "tokens", "rounds", *METADATA_COLUMNS)
+COLUMNS = ("role", "content", "reasoning", "tokens", "rounds", *METADATA_COLUMNS)
 _MAX_WORDS, _MAX_CHARS = 5, 40  # of a session's name
 _QUOTED_FILE = re.compile(r"^[^\n]+:\n(`{3,})[^\n`]*\n.*?\n\1$", re.DOTALL | re.MULTILINE)  # as in a prompt
 sqlite3.register_adapter(dict, json.dumps)
@@ -161,7 +182,8 @@ def message_values(message: Message, metadata: ReplyMetadata) -> tuple[Any, ...]
     if message.tokens is not None:
         tokens = struct.pack(f"<{len(message.tokens)}i", *message.tokens)
     rounds = json.dumps([asdict(part) for part in message.rounds])
-    return message.role, message.content, tokens, rounds, *(getattr(metadata, column) for column in METADATA_COLUMNS)
+    own = message.role, message.content, message.reasoning, tokens, rounds
+    return *own, *(getattr(metadata, column) for column in METADATA_COLUMNS)
 
 
 def message_from_row(row: sqlite3.Row) -> StoredMessage:
@@ -173,9 +195,11 @@ def message_from_row(row: sqlite3.Row) -> StoredMessage:
         if data is not None:
             tokens = struct.unpack(f"<{len(data) // 4}i", data)
         rounds = tuple(_round(**part) for part in json.loads(row["rounds"]))
-        content = {"role": row["role"], "content": row["content"], "tokens": tokens, "rounds": rounds}
-        message = from_json(Message, content)
-        return StoredMessage(row["id"], row["parent"], message, from_json(ReplyMetadata, values), row["created"])
+        texts = {key: row[key] for key in ("role", "content", "reasoning")}
+        message = from_json(Message, {**texts, "tokens": tokens, "rounds": rounds})
+        metadata = from_json(ReplyMetadata, values)
+        thinks = Settings(think=(metadata.params or {}).get("think")).thinks
+        return StoredMessage(row["id"], row["parent"], replace(message, thinks=thinks), metadata, row["created"])
 
 
 def _round(calls: list[JsonDict], tokens: list[int] | None, **texts: str) -> Round:

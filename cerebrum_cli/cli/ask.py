@@ -79,15 +79,14 @@ def answer(
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:
-        from cerebrum_cli.chat import history
-
         session = open_history().acquire_named(options.session)
-        overrides = history.with_session_defaults(session, overrides, is_remote=bool(options.endpoint))
+        if session:
+            overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
     source = find_source(app, overrides, options, votes)
     settings = source.settings
     grammar = read_grammar(options, source)
     if session and continues:
-        continued, conversation, settings = history.resume(open_history().store, session, source.model, settings)
+        continued, conversation, settings = open_history().resume(session, source.model, settings)
     with open_source(source) as loaded:
         from cerebrum_cli.cli.answer import AnswerPrinter, show_prompt
         from cerebrum_cli.core.ask import Ask
@@ -96,8 +95,7 @@ def answer(
             system = overrides.get("system")
             conversation = question.read(app.streams.piped, settings, system)
             if session:
-                earlier = history.load_conversation(open_history().store, session, source.model)
-                conversation = history.prepended(earlier, conversation, system)
+                conversation = open_history().prepend(session, source.model, conversation, system)
         asked = Ask(conversation, settings, grammar, tools=tools)
         if options.dry_run:
             show_prompt(app.streams, loaded, asked, options)
@@ -108,7 +106,7 @@ def answer(
             return saved.name
 
         saves = not (options.raw or settings.no_log)
-        reply = history.continued_reply(loaded, asked, continued) if continued else None
+        reply = open_history().continue_reply(continued, loaded, asked) if continued else None
         AnswerPrinter(display, loaded, asked, options, record if saves else None, reply).show(votes)
 
 

@@ -116,7 +116,6 @@ def is_question(argument: str) -> bool:
 def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) -> Chat:
     """Start or continue a session, and start to load its model; `saved` are a saved prompt's settings."""
     from cerebrum_cli.chat.chat import Chat
-    from cerebrum_cli.chat.history import with_session_defaults
     from cerebrum_cli.replies.interface import open_source
 
     def resolve(layer: Layer) -> ModelSource:
@@ -134,13 +133,23 @@ def open_chat(app: App, overrides: Layer, saved: Layer, options: ChatOptions) ->
         session = history.acquire_named(options.session)
     else:
         history.store.names()  # opens the database, whose errors should precede the first question
-    if session and saved:
-        overrides = SourcedLayer({"system": session.system_prompt}, overrides)
-    overrides = with_session_defaults(session, overrides, bool(options.endpoint))
-    layer = with_session_defaults(session, prompted, bool(options.endpoint))
+    layer: Layer = prompted
+    if session:
+        if saved:
+            overrides = SourcedLayer({"system": session.system_prompt}, overrides)
+        overrides = session.add_defaults(overrides, bool(options.endpoint))
+        layer = session.add_defaults(prompted, bool(options.endpoint))
     source = chat_source(options.find_source(app, layer))
-    conversation = Chat(history, resolve, overrides, open_source(source), source.settings, session, options.session)
-    conversation.saved = saved
+    conversation = Chat(
+        history,
+        session,
+        options.session,
+        resolve=resolve,
+        overrides=overrides,
+        loaded=open_source(source),
+        settings=source.settings,
+        saved=saved,
+    )
     if session and "system" in prompted:
         conversation.set_system_prompt(prompted["system"])
     return conversation

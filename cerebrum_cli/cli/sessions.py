@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.chat import archive
 from cerebrum_cli.cli.completion_values import sessions
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
@@ -47,7 +46,7 @@ def list_sessions(
 ) -> None:
     """List sessions: the latest is last on a terminal, first in a pipe or with --json."""
 
-    rows = archive.session_rows(app.read_history().store)
+    rows = app.read_history().rows
     if all:
         number = len(rows)
     if json:
@@ -61,15 +60,15 @@ def show(app: App, name: Name, json: Json = False) -> None:
     """Show a session's messages."""
 
     history = app.read_history()
-    session = history.get(name)
+    archived = history.archived(history.get(name))
     if json:
-        app.streams.answer_object(archive.session_object(history.store, session))
+        app.streams.answer_object(archived.object)
     else:
         from cerebrum_cli.terminal.sinks import show_answer
 
         renders = app.readable_settings({}).markdown
         before = ""
-        for role, text in archive.markdown_parts(history.store, session):
+        for role, text in archived.markdown_parts:
             app.streams.answer(before)
             show_answer(app.streams, f"{text}\n", markdown=renders and role in ("", "assistant"))
             before = "\n"
@@ -87,8 +86,7 @@ def search(
     In Chinese, Japanese and other texts without spaces, words are found anywhere.
     """
 
-    rows = archive.search_rows(app.read_history().store, text)
-    print_rows(app.streams, rows, json, print_matches, "No matches")
+    print_rows(app.streams, app.read_history().search(text), json, print_matches, "No matches")
 
 
 def print_matches(streams: Streams, matches: Iterable[JsonObject]) -> None:
@@ -111,7 +109,7 @@ def rm(
     history = app.read_history()
     chosen = {name: history.get(name) for name in names or ()}
     if older_than:
-        for session in archive.sessions_older_than(history.store, older_than):
+        for session in history.older_than(older_than):
             chosen[session.name] = session
     elif not names:
         raise UsageError("no session given", "name one or more, or use --older-than")
@@ -126,7 +124,7 @@ def rm(
         what = f"{len(chosen)} sessions ({listed})"
     require_agreement(app, f"Delete {what}?", listed, yes)
     states, typed = app.prompt_cache_directory, app.history_path
-    for session, count in archive.delete_sessions(history, list(chosen.values()), states, typed):
+    for session, count in history.delete(list(chosen.values()), states, typed):
         app.streams.report(f"{session.name} deleted ({format_count(count, 'message')})")
 
 
@@ -149,12 +147,12 @@ def export(
     from cerebrum_cli.replies.source import ModelSource
 
     history = app.read_history()
-    session = history.get(name)
+    archived = history.archived(history.get(name))
     if as_ == TRANSCRIPT:
-        model = app.library.resolve(session.model)
-        text = archive.export_transcript(ModelSource(app, model, app.settings({}, model)), history.store, session)
+        model = app.library.resolve(archived.session.model)
+        text = archived.transcript(ModelSource(app, model, app.settings({}, model)))
     else:
-        text = archive.export_session(history.store, session, as_)
+        text = archived.export(as_)
     app.streams.answer(text)
 
 
@@ -168,5 +166,5 @@ def import_session(
     ] = None,
 ) -> None:
     """Import a conversation from another program as a session."""
-    session = archive.import_session(app.open_history().store, Path(file), name)
+    session = app.open_history().import_file(Path(file), name)
     app.streams.report(f"Imported as {session.name}; continue with cerebrum chat -c")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from installations import source_of
 
-from cerebrum_cli.chat.archive import export_session, export_to_file, import_session, parse_conversation, session_object
+from cerebrum_cli.chat.archive import ArchivedSession, parse_conversation
+from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.session import ReplyMetadata, Session
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.conversation import Conversation, Message, Text
@@ -46,7 +47,7 @@ def test_markdown_notes_why_a_reply_is_incomplete(
 ) -> None:
     metadata = ReplyMetadata(finish_reason=finish_reason, model=model)
     session = create_session(store, (Message("assistant", content), metadata))
-    assert export_session(store, session, "markdown") == (f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{expected}\n")
+    assert archived(store, session).export("markdown") == (f"# talk\n\n## User\n\nOne?\n\n## Assistant\n\n{expected}\n")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_questions_in_a_row_are_joined_and_keep_markup() -> None:
 
 @pytest.mark.parametrize("export_format", ["json", "sharegpt"])
 def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Path, export_format: str) -> None:
-    session = create_session(store, (Message("assistant", "First."), ReplyMetadata(reasoning="Hm.\nSo.")))
+    session = create_session(store, (Message("assistant", "First.", reasoning="Hm.\nSo."), ReplyMetadata()))
     [question, first] = store.messages(session)
     for reply, tokens, reason in (("Oth", (1, 2), "cancelled"), ("Other.", (1, 2, 3), "stop")):  # and continued
         metadata = ReplyMetadata(model="small", finish_reason=reason)
@@ -91,16 +92,16 @@ def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Pa
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Oth", "Other."]
     store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
-    text = export_session(store, session, export_format)
+    text = archived(store, session).export(export_format)
     exported = json.loads(text)
     assert [(other["place"], "Other." in other.values()) for other in exported["alternatives"]] == [(2, True)]
     (tmp_path / "talk.json").write_text(text)
-    imported = store.messages(import_session(store, tmp_path / "talk.json", "again"))
-    assert [(each.message.content, each.metadata.reasoning) for each in imported] == [
+    imported = store.messages(History(store, None).import_file(tmp_path / "talk.json", "again"))
+    assert [(each.message.content, each.message.reasoning) for each in imported] == [
         ("One?", None),
         ("First.", "Hm.\nSo."),
     ]
-    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in export_session(store, session, "markdown")
+    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in archived(store, session).export("markdown")
 
 
 ROUNDS = (
@@ -114,10 +115,11 @@ ROUNDS = (
 @pytest.fixture
 def called(store: Store) -> Session:
     """A session with a reply that calls functions, and one that also ends with calls."""
-    dry, nothing = Message("assistant", "Dry.", rounds=ROUNDS), Message("assistant", "", rounds=ROUNDS[1:])
-    return create_session(
-        store, (dry, ReplyMetadata(reasoning="So.")), (nothing, ReplyMetadata(finish_reason="cancelled"))
+    dry, nothing = (
+        Message("assistant", "Dry.", rounds=ROUNDS, reasoning="So."),
+        Message("assistant", "", rounds=ROUNDS[1:]),
     )
+    return create_session(store, (dry, ReplyMetadata()), (nothing, ReplyMetadata(finish_reason="cancelled")))
 
 
 @pytest.mark.parametrize("export_format", ["json", "sharegpt"])
@@ -125,19 +127,19 @@ def test_calls_of_functions_survive_an_export(
     store: Store, tmp_path: Path, called: Session, export_format: str
 ) -> None:
     path = tmp_path / "talk.json"
-    path.write_text(export_session(store, called, export_format))
-    imported = import_session(store, path, "again")
+    path.write_text(archived(store, called).export(export_format))
+    imported = History(store, None).import_file(path, "again")
     assert [stored.message for stored in store.messages(imported)] == [
         stored.message for stored in store.messages(called)
     ]
-    messages = json.loads(export_session(store, imported, "json"))["messages"]
+    messages = json.loads(archived(store, imported).export("json"))["messages"]
     assert [message["role"] for message in messages[:4]] == ["user", "assistant", "tool", "tool"]
     assert json.loads(messages[1]["tool_calls"][0]["function"]["arguments"]) == ROUNDS[0].calls[0].arguments
     assert messages[3]["tool_call_id"] == messages[1]["tool_calls"][1]["id"]
 
 
 def test_markdown_fences_calls_whatever_they_contain(store: Store, called: Session) -> None:
-    text = export_session(store, called, "markdown")
+    text = archived(store, called).export("markdown")
     weather = """````\nweather(city='Tromsø "N"', days=[1, {'a': None}])\n-> Dry.\n```\n````"""
     reply = f"## Assistant\n\n{weather}\n\n```\nnow()\n->\n```\n\nLet me see.\n\n"
     assert f"{reply}```\npython(code='print(1)\\n')\n-> 1\n```\n\nDry.\n\n## User" in text
@@ -145,7 +147,7 @@ def test_markdown_fences_calls_whatever_they_contain(store: Store, called: Sessi
 
 
 def test_session_object_lists_calls_with_results(store: Store, called: Session) -> None:
-    messages = session_object(store, called)["messages"]
+    messages = archived(store, called).object["messages"]
     assert messages[3]["calls"] == [{"name": "python", "arguments": {"code": "print(1)\n"}, "result": "1"}]
     assert "calls" not in messages[0]
 
@@ -166,6 +168,10 @@ def loaded(tmp_path: Path, chatml_model: Path) -> Iterator[Model]:
     small.engine.close()
 
 
+def archived(store: Store, session: Session) -> ArchivedSession:
+    return History(store, None).archived(session)
+
+
 def create_session(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Session:
     session = store.create("talk", "chat", model="small")
     for number, (reply, metadata) in enumerate(turns):
@@ -177,7 +183,7 @@ def create_session(store: Store, *turns: tuple[Message, ReplyMetadata]) -> Sessi
 def transcript(store: Store, session: Session, loaded: Model) -> str:
     assert store.path
     path = store.path.with_name("talk.txt")
-    export_to_file(path, store, session, loaded)
+    archived(store, session).write(path, loaded)
     text = path.read_text()
     path.unlink()
     return text
@@ -193,6 +199,6 @@ def test_transcript_tokenizes_another_models_reply_again(store: Store, loaded: M
 
 def test_transcript_includes_reasoning_without_an_answer(store: Store, loaded: Model) -> None:
     tokens = loaded.engine.vocabulary.tokenize((Text("<think>", True), Text("hm")))
-    metadata = ReplyMetadata(reasoning="hm", model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
-    session = create_session(store, (Message("assistant", "", tokens), metadata))
+    metadata = ReplyMetadata(model=loaded.model.reference, vocabulary=loaded.model.vocabulary)
+    session = create_session(store, (Message("assistant", "", tokens, reasoning="hm"), metadata))
     assert transcript(store, session, loaded) == f"{FIRST_PROMPT}<think>hm\n"

@@ -13,13 +13,8 @@ import pytest
 from command_line import Finished
 from scripted_command import run_here
 
-from cerebrum_cli.chat.history import (
-    History,
-    load_conversation,
-    prepended,
-    session_params,
-    with_session_defaults,
-)
+from cerebrum_cli.chat.history import History
+from cerebrum_cli.chat.reply_params import session_params
 from cerebrum_cli.chat.reply_recorder import messages_to_drop
 from cerebrum_cli.chat.session import ReplyMetadata, Session, suggest_name
 from cerebrum_cli.chat.store import Store
@@ -69,8 +64,8 @@ def history(tmp_path: Path) -> Iterator[History]:
 def test_record_stores_how_the_reply_was_generated(history: History) -> None:
     question, reply = history.store.messages(history.record(None, SUM, FOUR, LOADED, SETTINGS))
     assert question.metadata == ReplyMetadata()
+    assert reply.message.reasoning == "2 and 2"
     assert reply.metadata == ReplyMetadata(
-        reasoning="2 and 2",
         finish_reason="stop",
         model="mine",
         format="chatml",
@@ -90,7 +85,7 @@ def test_history_adds_an_interrupted_reply_to_an_unanswered_question(history: Hi
     history.store.add_message(answered, Message("user", "And 3 + 3?"))
     session = history.acquire_named(None)
     assert session
-    whole = SUM.assistant("Four.", (7, 8)).user("And 3 + 3?").assistant("")
+    whole = SUM.assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?").assistant("")
     assert read_back(history, session) == whole
     assert history.store.messages(session)[-1].metadata == ReplyMetadata(finish_reason="cancelled")
     empty = history.store.create("empty", "chat")
@@ -123,30 +118,30 @@ def test_continued_session_replaces_the_system_prompt_if_given(history: History)
     question = Conversation(system_prompt="of the settings").user("And 3 + 3?")
     for own, instead, prompt in (("own", None, "own"), (None, None, None), ("own", "now", "now"), ("own", "", "")):
         session = history.record(None, replace(SUM, system_prompt=own), FOUR, LOADED, SETTINGS)
-        whole = prepended(load_conversation(history.store, session, MODEL), question, instead)
+        whole = history.prepend(session, MODEL, question, instead)
         assert whole == replace(SUM, system_prompt=prompt).assistant("Four.", (7, 8), "2 and 2").user("And 3 + 3?")
         history.record(session, whole, SIX, LOADED, SETTINGS)
         latest = history.acquire_named(None)
-        assert latest and load_conversation(history.store, latest, MODEL) == whole.assistant("Six.", (9,))
+        assert latest and history.conversation(latest, MODEL) == whole.assistant("Six.", (9,))
 
 
 def test_load_conversation_drops_tokens_of_unfinished_reasoning(history: History) -> None:
     """Its markup is unclosed, so everything after it would be reasoning."""
     truncated = finished("", "2 and", (7,), FINISH._replace(reason="cancelled"))
     session = history.record(None, SUM, truncated, LOADED, SETTINGS)
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("", None, "2 and")
+    assert history.conversation(session, MODEL) == SUM.assistant("", None, "2 and")
     assert history.store.messages(session)[-1].message.tokens == (7,)
 
 
 def test_load_conversation_keeps_tokens_of_the_same_vocabulary_only(history: History, chatml_model: Path) -> None:
     session = history.record(None, SUM, FOUR, LOADED, SETTINGS)
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", (7, 8), "2 and 2")
+    assert history.conversation(session, MODEL) == SUM.assistant("Four.", (7, 8), "2 and 2")
     renamed = InstalledModel("other", (NANO,), Registered(RegistryEntry("other", NANO, 1, "00", 1, "local")))
     for other in (replace(MODEL, paths=(chatml_model,)), renamed):
-        assert load_conversation(history.store, session, other) == SUM.assistant("Four.", None, "2 and 2")
+        assert history.conversation(session, other) == SUM.assistant("Four.", None, "2 and 2")
     [_, reply] = history.store.messages(session)
     history.store.update_message(session, reply.message, replace(reply.metadata, vocabulary=None))
-    assert load_conversation(history.store, session, MODEL) == SUM.assistant("Four.", None, "2 and 2")
+    assert history.conversation(session, MODEL) == SUM.assistant("Four.", None, "2 and 2")
 
 
 def test_record_keeps_calls_of_functions_and_their_tokens(history: History, chatml_model: Path) -> None:
@@ -156,10 +151,10 @@ def test_record_keeps_calls_of_functions_and_their_tokens(history: History, chat
     reply.begin((3,), [("answer", "Dry.")])
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
     expected = Message("assistant", "Dry.", (3,), rounds=(called,))
-    assert load_conversation(history.store, session, MODEL) == SUM.add(expected)
+    assert history.conversation(session, MODEL) == SUM.add(expected)
     untokenized = replace(expected, tokens=None, rounds=(replace(called, tokens=None),))
     other = replace(MODEL, paths=(chatml_model,))
-    assert load_conversation(history.store, session, other) == SUM.add(untokenized)
+    assert history.conversation(session, other) == SUM.add(untokenized)
 
 
 def test_session_defaults_apply_to_the_same_file_by_any_path(
@@ -170,11 +165,11 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
     session = history.store.create("talk", "chat", model=model.reference, format="chatml", params=params)
     monkeypatch.chdir(tmp_path)
     for layer in ({}, {"model": "./model.gguf"}, {"model": "model.gguf"}):
-        defaults = with_session_defaults(session, layer)
+        defaults = session.add_defaults(layer)
         assert (defaults["format"], defaults["temperature"]) == ("chatml", 0.5)
-    assert set(with_session_defaults(replace(session, origin="ask"), {})) == {"model", "format"}
+    assert set(replace(session, origin="ask").add_defaults({})) == {"model", "format"}
     for reference in ("model", "../model.gguf"):
-        assert with_session_defaults(session, {"model": reference}) == {"model": reference}
+        assert session.add_defaults({"model": reference}) == {"model": reference}
 
 
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:

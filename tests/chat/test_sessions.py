@@ -92,7 +92,6 @@ def test_summaries_list_the_most_recently_changed_first(sessions: Store) -> None
 
 
 METADATA = ReplyMetadata(
-    reasoning="2 und 2 — 四 😀",
     finish_reason="stop",
     model="owner/repo:Q4_0",
     format="chatml",
@@ -107,10 +106,10 @@ METADATA = ReplyMetadata(
     ("message", "metadata"),
     [
         (Message("user", "Hello"), ReplyMetadata()),
-        (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0)), METADATA),
+        (Message("assistant", "Four.", (1, 2, 128_255, 2**31 - 1, 0), reasoning="2 und 2 — 四 😀"), METADATA),
         (
-            Message("assistant", "", ()),
-            ReplyMetadata(reasoning="", finish_reason="cancelled", params={}, timings={}, seed=0),
+            Message("assistant", "", (), reasoning=""),
+            ReplyMetadata(finish_reason="cancelled", params={}, timings={}, seed=0),
         ),
         (Message("user", " \r\n\t ä é 日本語 😀👩‍👩‍👧 \u2028\ufeff\U0010ffff\x01 "), ReplyMetadata()),
         (Message("assistant", "a" * 2**20, tuple(range(2**18))), METADATA),
@@ -152,7 +151,7 @@ def test_vacuum_erases_removed_text_from_the_file(sessions: Store, path: Path) -
     session = add_texts(sessions, sessions.create("about-giraffes", "chat"), "a secret zebra", "elephants secretly")
     kept = add_texts(sessions, sessions.create("kept", "chat"), "an okapi")
     sessions.update_message(
-        session, Message("assistant", "elephants secretly, and a walrus"), ReplyMetadata(reasoning="hippos")
+        session, Message("assistant", "elephants secretly, and a walrus", reasoning="hippos"), ReplyMetadata()
     )
     words = (b"giraffes", b"secret", b"zebra", b"elephant", b"walrus", b"hippos")
     assert all(word in stored_bytes(path) for word in words)

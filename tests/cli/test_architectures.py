@@ -245,7 +245,7 @@ def test_turn_after_reasoning_evaluates_what_follows_the_last_question(owner: Ow
     def turn(chat: Chat, question: str) -> FinishEvent:
         done = finish(chat.send(question))
         reply = chat.messages[-1]
-        assert (reply.message.content == "") == (reply.metadata.reasoning is not None)
+        assert (reply.message.content == "") == (reply.message.reasoning is not None)
         return done
 
     with replace(owner, is_exact=False).chat(**settings) as chat:

@@ -64,7 +64,7 @@ def make_chat(
     source = resolve(layer)
     source.choose_format()
     history = History(store, directory / "locks")
-    return Chat(history, resolve, layer, open_source(source), source.settings)
+    return Chat(history, resolve=resolve, overrides=layer, loaded=open_source(source), settings=source.settings)
 
 
 def text(events: Iterable[Event]) -> str:

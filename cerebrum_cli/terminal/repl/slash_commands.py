@@ -238,7 +238,7 @@ def fork(repl: Repl, argument: str) -> str:
 
 
 def list_sessions(repl: Repl, _: str) -> None:
-    print_latest(repl.streams, repl.chat.session_rows)
+    print_latest(repl.streams, repl.chat.history.rows)
 
 
 def load_session(repl: Repl, argument: str) -> None:
@@ -355,7 +355,7 @@ def think(repl: Repl, argument: str) -> str | None:
         return apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
     if argument:
         return apply_setting(repl, "think", argument, "/think")
-    reasoning = repl.chat.require_reply().metadata.reasoning
+    reasoning = repl.chat.require_reply().message.reasoning
     if not reasoning:
         raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
     repl.streams.answer(reasoning + "\n")

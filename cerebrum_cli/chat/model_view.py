@@ -1,0 +1,88 @@
+"""What a model sees of a session, and which of its replies it can continue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cerebrum_cli.chat.session import Messages, ReplyMetadata, Session, StoredMessage
+from cerebrum_cli.core.conversation import Conversation, Message
+from cerebrum_cli.core.declaration import LORA
+from cerebrum_cli.core.settings import Settings
+from cerebrum_cli.core.vocabulary import drop_partial_character
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.replies.interface import Model
+
+NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
+
+
+def conversation_of(
+    session: Session, messages: Messages, model: InstalledModel, settings: Settings | None = None
+) -> Conversation:
+    """Build the conversation that a model sees of a session, starting at the first message in its context.
+
+    The settings decide whether the next reply begins with reasoning.
+
+    Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
+    reasoning, or before it: their markup is unclosed, and everything after it would be reasoning.
+    """
+    seen = []
+    for stored in visible_messages(session, messages):
+        message = stored.message
+        if not is_author(model, stored.metadata):
+            rounds = tuple(replace(part, tokens=None) for part in message.rounds)
+            message = replace(message, tokens=None, rounds=rounds)
+        if message.tokens and not message.content:
+            message = replace(message, tokens=None if message.reasoning else ())
+        seen.append(message)
+    conversation = Conversation(tuple(seen), session.system_prompt)
+    return settings.applied_to(conversation) if settings else conversation
+
+
+def visible_messages(session: Session, messages: Messages) -> Messages:
+    for index, stored in enumerate(messages):
+        if stored.id == session.first:
+            return messages[index:]
+    return messages
+
+
+def without_last(conversation: Conversation) -> Conversation:
+    """A conversation without its last reply, whose calls, if it has any, begin the next one."""
+    *before, last = conversation.messages
+    return replace(conversation, messages=tuple(before), prefill=calls_of(last))
+
+
+def calls_of(reply: Message) -> Message | None:
+    """The beginning of a reply up to the results of its last calls; None without calls."""
+    if not reply.rounds:
+        return None
+    return Message("assistant", "", rounds=reply.rounds)
+
+
+def can_continue(last: StoredMessage, model: InstalledModel) -> bool:
+    """Whether a model wrote the last reply, it was cut off, and its server takes token ids."""
+    is_cut_off = last.metadata.finish_reason != "stop"
+    return is_cut_off and not model.is_served and has_valid_tokens(last, model)
+
+
+def has_valid_tokens(stored: StoredMessage, model: InstalledModel) -> bool:
+    """Whether a model wrote a reply, and its tokens have the same meaning in the present file of the model."""
+    return stored.message.tokens is not None and is_author(model, stored.metadata)
+
+
+def is_author(model: InstalledModel, metadata: ReplyMetadata) -> bool:
+    return (
+        metadata.vocabulary is not None  # the file could be read
+        and metadata.model == model.reference
+        and metadata.vocabulary == model.vocabulary
+        and (metadata.params or {}).get(LORA, []) == model.adapter_names
+    )
+
+
+def without_partial_character(stored: StoredMessage, model: Model) -> StoredMessage:
+    """A reply to continue, without the tokens of a character that it ends within, which are generated again."""
+    message, tokens = stored.message, stored.message.tokens or ()
+    whole = drop_partial_character(model.engine.vocabulary, tokens)
+    if len(whole) == len(tokens):
+        return stored
+    content = message.content.removesuffix("\ufffd").rstrip()  # a reply's trailing space is held back
+    return replace(stored, message=replace(message, content=content, tokens=whole))
