@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.options import AskOptions, Names
-from cerebrum_cli.cli.signature import Argument, composed, only_question, settings_options
+from cerebrum_cli.cli.options import AskOptions, Names, only_question
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerebrum_cli.cli.completion_values import installed_models
-from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions
-from cerebrum_cli.cli.signature import Argument, composed, only_question, settings_options
+from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question
+from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import REPLY_KEYS, Layer, SourcedLayer

@@ -19,8 +19,8 @@ from cerebrum_cli.cli.model_tables import (
     print_repositories,
     speed_text,
 )
-from cerebrum_cli.cli.options import PullOptions, QuietOptions, json_option
-from cerebrum_cli.cli.signature import Argument, Json, JsonArray, Yes, composed, require_agreement
+from cerebrum_cli.cli.options import Json, JsonArray, PullOptions, QuietOptions, Yes, json_option, require_agreement
+from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, FormatError, ModelNotFound, UsageError

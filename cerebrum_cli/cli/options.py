@@ -6,15 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import typer
 
 from cerebrum_cli.core.declaration import (
     INTEGER,
     NUMBER,
     PATH,
     SOURCES,
+    SWITCH,
     SWITCH_WORDS,
     TEXTS,
+    Option,
     option,
     option_group,
     options_of,
@@ -36,6 +41,9 @@ if TYPE_CHECKING:
 
 Names = frozenset[str]  # of the options on a command line
 FIRST, LAST = "first", "last"  # code blocks of a reply
+Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
+JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
+Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, short="-y")]
 
 
 def json_option() -> Any:
@@ -344,3 +352,18 @@ def template_options(pairs: Sequence[str]) -> JsonDict:
         except (ValueError, RecursionError):
             options[key] = value
     return options
+
+
+def only_question(words: list[str] | None) -> str | None:
+    """The question, a single argument. Raises UsageError for several, such as the words of an unquoted one."""
+    if words and len(words) > 1:
+        raise UsageError("more than one question given", f"quote the question: {quote(' '.join(words))}")
+    return words[0] if words else None
+
+
+def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
+    """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
+    streams = app.streams
+    if not (yes or streams.confirm(question, default=False)):
+        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
+        raise typer.Exit(1)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import saved_prompts
-from cerebrum_cli.cli.options import FIRST, AskOptions, Names, QuietOptions
-from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
+from cerebrum_cli.cli.options import FIRST, AskOptions, Json, JsonArray, Names, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.config import read_config_text
 from cerebrum_cli.core.declaration import options_of
 from cerebrum_cli.core.errors import ConfigError, UsageError

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import sessions
-from cerebrum_cli.cli.options import QuietOptions
-from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
+from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import INTEGER, SWITCH, TEXT, Option
 from cerebrum_cli.core.errors import UsageError

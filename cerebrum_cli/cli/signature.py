@@ -5,13 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
-from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
 
-import typer
-
 from cerebrum_cli.cli.variables import environment_value, variable_that_sets
-from cerebrum_cli.core.declaration import SWITCH, Option, flag, options_of
+from cerebrum_cli.core.declaration import Option, flag, options_of
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.settings import (
     COMMAND_LINE,
@@ -22,7 +19,6 @@ from cerebrum_cli.core.settings import (
 from cerebrum_cli.core.text import did_you_mean
 
 if TYPE_CHECKING:
-    from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.completion_values import Values
 
 ON_COMMAND_LINE = "on_command_line"
@@ -31,9 +27,6 @@ SHORTHAND_HELP = "Type of cached keys and values [default: f16]"
 Options = Mapping[str, Option]  # by name
 Function = Callable[..., Any]
 Arguments = Mapping[str, Any]  # by parameter or key
-Json = Annotated[bool, Option("Print a JSON object", "Output", SWITCH)]
-JsonArray = Annotated[bool, Option("Print a JSON array", "Output", SWITCH)]
-Yes = Annotated[bool, Option("Answer yes to every question", "Output", SWITCH, short="-y")]
 
 
 class Argument(NamedTuple):
@@ -215,18 +208,3 @@ def with_shorthands(settable: Options) -> Options:
         if keys[0] in settable:
             shorthands[name] = settable[keys[0]]._replace(help=SHORTHAND_HELP)
     return {**shorthands, **settable}
-
-
-def only_question(words: list[str] | None) -> str | None:
-    """The question, a single argument. Raises UsageError for several, such as the words of an unquoted one."""
-    if words and len(words) > 1:
-        raise UsageError("more than one question given", f"quote the question: {quote(' '.join(words))}")
-    return words[0] if words else None
-
-
-def require_agreement(app: App, question: str, name: str, yes: bool) -> None:
-    """Ask before deleting, unless `-y` is given; exit 1 with nothing deleted if the answer is no."""
-    streams = app.streams
-    if not (yes or streams.confirm(question, default=False)):
-        streams.info(f"{name} not deleted" + ("" if streams.in_is_terminal else "; confirm with -y"))
-        raise typer.Exit(1)

@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.options import QuietOptions, json_option
-from cerebrum_cli.cli.signature import Argument, CommandGroup, Json, JsonArray, Yes, require_agreement, subcommand
+from cerebrum_cli.cli.options import Json, JsonArray, QuietOptions, Yes, json_option, require_agreement
+from cerebrum_cli.cli.signature import Argument, CommandGroup, subcommand
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.declaration import PATH, flag, option, option_group, switch
 from cerebrum_cli.core.errors import UsageError
