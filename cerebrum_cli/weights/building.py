@@ -210,9 +210,10 @@ def estimate_seconds(table: Table, type: str) -> float:
     """Estimate the time of a conversion, without disk access, by converting a few weights."""
     import numpy as np
 
-    from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, llama_codec
+    from cerebrum_cli.weights import codec
+    from cerebrum_cli.weights.execute import CHUNK_WEIGHTS
 
-    codec, stored = llama_codec(), TYPE_NUMBERS["BF16"]
+    stored = TYPE_NUMBERS["BF16"]
     sample = np.random.default_rng(0).standard_normal((CHUNK_WEIGHTS // ROW, ROW), np.float32)
     data = codec.quantize(sample, stored)
     started = perf_counter()

@@ -3,6 +3,8 @@
 Calls are stateless and release the GIL, so threads with their own buffers run in parallel. ggml creates the tables of
 some IQ types at the first quantization, under its own lock; `llama_backend_free` frees them and must not be called
 concurrently.
+
+Importing this module loads llama.cpp's library, which copies of weights do not need.
 """
 
 from __future__ import annotations
@@ -33,60 +35,6 @@ BYTES_OUT = ndpointer(np.uint8, flags=("C_CONTIGUOUS", "WRITEABLE"))
 Reader = Callable[[bytes, NDArray[np.float32], int], object]
 
 
-class LlamaCodec:
-    """Converter for those of `TENSOR_TYPES`, by number, that ggml supports."""
-
-    def __init__(self) -> None:
-        self._readers = {
-            number: find_reader(kind.name) for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE
-        }
-        # The integers are the first weight, the number of rows, and the length of a row.
-        chunk = (ctypes.c_int, FLOATS, BYTES_OUT, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
-        self._write = native_function("ggml_quantize_chunk", ctypes.c_size_t, chunk)
-
-    def readable(self, type: int) -> bool:
-        return type in self._readers
-
-    def writable(self, type: int) -> bool:
-        """Whether weights can be quantized to a type without an importance matrix."""
-        return self.readable(type) and TENSOR_TYPES[type].name not in REQUIRES_IMATRIX
-
-    def dequantize(self, data: bytes, type: int, out: NDArray[np.float32]) -> None:
-        """Dequantize bytes into a C-contiguous array of any shape.
-
-        The type is `readable`. Raises EngineError if the number of bytes does not match the array.
-        """
-        kind = TENSOR_TYPES[type]
-        if out.size > MAX_WEIGHTS or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):
-            raise EngineError(
-                f"{len(data)} bytes are not {out.size} weights of type {kind.name}",
-                "download the file again",
-            )
-        self._readers[type](data, out, out.size)
-
-    def quantize(self, values: NDArray[np.float32], type: int) -> bytes:
-        """Quantize a C-contiguous array of rows to the bytes of a type.
-
-        The type is `writable`. Raises EngineError for rows that are not whole blocks, and weights out of range: only
-        F32 and BF16 exceed half precision.
-        """
-        kind = TENSOR_TYPES[type]
-        rows, length = values.shape
-        if not 0 < values.size <= MAX_WEIGHTS or length % kind.block_size:
-            raise EngineError(
-                f"cannot write {rows} rows of {length} weights as {kind.name}, in blocks of {kind.block_size}",
-                "use a type whose blocks fit, such as F16",
-            )
-        if kind.name not in UNSCALED and not (values.min() >= -MAX_MAGNITUDE and values.max() <= MAX_MAGNITUDE):
-            raise EngineError(
-                f"cannot write weights that are not finite or exceed {MAX_MAGNITUDE} as {kind.name}",
-                "check the source models and the merge parameters",
-            )
-        data = np.empty(kind.bytes_of(values.size), np.uint8)
-        self._write(type, values, data, 0, rows, length, None)
-        return data.tobytes()
-
-
 def find_reader(name: str) -> Reader:
     if name == "F32":
         return lambda data, out, _: np.copyto(out, np.frombuffer(data, np.float32).reshape(out.shape))
@@ -94,3 +42,55 @@ def find_reader(name: str) -> Reader:
     symbol = symbols.get(name, f"dequantize_row_{name.lower().replace('_k', '_K')}")
     dequantize: Reader = native_function(symbol, None, (ctypes.c_char_p, FLOATS_OUT, ctypes.c_int64))
     return dequantize
+
+
+READERS = {number: find_reader(kind.name) for number, kind in TENSOR_TYPES.items() if kind.name not in UNREADABLE}
+# The integers are the first weight, the number of rows, and the length of a row.
+_CHUNK = (ctypes.c_int, FLOATS, BYTES_OUT, *(ctypes.c_int64,) * 3, ctypes.c_void_p)
+_WRITE = native_function("ggml_quantize_chunk", ctypes.c_size_t, _CHUNK)
+
+
+def readable(type: int) -> bool:
+    return type in READERS
+
+
+def writable(type: int) -> bool:
+    """Whether weights can be quantized to a type without an importance matrix."""
+    return readable(type) and TENSOR_TYPES[type].name not in REQUIRES_IMATRIX
+
+
+def dequantize(data: bytes, type: int, out: NDArray[np.float32]) -> None:
+    """Dequantize bytes into a C-contiguous array of any shape.
+
+    The type is `readable`. Raises EngineError if the number of bytes does not match the array.
+    """
+    kind = TENSOR_TYPES[type]
+    if out.size > MAX_WEIGHTS or out.size % kind.block_size or len(data) != kind.bytes_of(out.size):
+        raise EngineError(
+            f"{len(data)} bytes are not {out.size} weights of type {kind.name}",
+            "download the file again",
+        )
+    READERS[type](data, out, out.size)
+
+
+def quantize(values: NDArray[np.float32], type: int) -> bytes:
+    """Quantize a C-contiguous array of rows to the bytes of a type.
+
+    The type is `writable`. Raises EngineError for rows that are not whole blocks, and weights out of range: only
+    F32 and BF16 exceed half precision.
+    """
+    kind = TENSOR_TYPES[type]
+    rows, length = values.shape
+    if not 0 < values.size <= MAX_WEIGHTS or length % kind.block_size:
+        raise EngineError(
+            f"cannot write {rows} rows of {length} weights as {kind.name}, in blocks of {kind.block_size}",
+            "use a type whose blocks fit, such as F16",
+        )
+    if kind.name not in UNSCALED and not (values.min() >= -MAX_MAGNITUDE and values.max() <= MAX_MAGNITUDE):
+        raise EngineError(
+            f"cannot write weights that are not finite or exceed {MAX_MAGNITUDE} as {kind.name}",
+            "check the source models and the merge parameters",
+        )
+    data = np.empty(kind.bytes_of(values.size), np.uint8)
+    _WRITE(type, values, data, 0, rows, length, None)
+    return data.tobytes()

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from math import prod, sqrt
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,6 @@ from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.gguf.contents import Shape, Tensor, aligned
 from cerebrum_cli.weights.methods import Slerp, Sum, TensorOp, Term, input_tensors, offset_sum, slerp_coefficients
 from cerebrum_cli.weights.plan import OutputTensor, Plan
-
-if TYPE_CHECKING:
-    from cerebrum_cli.weights.codec import LlamaCodec as Codec  # converts weights, in several threads
-
 
 T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
@@ -52,22 +48,15 @@ _OFFSETS = {
 }
 SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name in names.split()}
 
-CodecFactory = Callable[[], "Codec"]  # only called when weights have to be computed
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
-
-
-def llama_codec() -> Codec:
-    from cerebrum_cli.weights.codec import LlamaCodec
-
-    return LlamaCodec()
 
 
 class TensorEvaluator(ExitStack):
     """Compute tensors with a thread pool; the end of its context ends the threads and closes the source files."""
 
-    def __init__(self, open_codec: CodecFactory, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         super().__init__()
-        self._open_codec, self._threads = open_codec, threads
+        self._threads = threads
         self._pool = self.enter_context(ThreadPoolExecutor(threads))
         self._files: dict[Path, int] = {}
 
@@ -75,22 +64,17 @@ class TensorEvaluator(ExitStack):
         """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
         for tensor in input_tensors(output.op):
             for path in tensor.source.paths if tensor.source else (tensor.path,):
-                self._open_file(path)  # here, before threads read it
-        if isinstance(output.op, Sum):
-            yield from self._summed(output, output.op)
-        elif len(output.shape) > 2 and EXPERTS in output.name:
-            for number in range(prod(output.shape[2:])):
-                first, second = expert_tensor(output.op.first, number), expert_tensor(output.op.second, number)
-                expert = output.op._replace(first=first, second=second)
-                yield from self._summed(output, self._slerp_as_sum(expert), output.shape[:2])
-        else:
-            yield from self._summed(output, self._slerp_as_sum(output.op))
-
-    def _summed(self, output: OutputTensor, op: Sum, shape: Shape | None = None) -> Iterator[bytes]:
-        if keeps_blocks(op, output):
-            return self._scaled(op.terms[0])
-        task = partial(self._sum, self._codec, op, output)
-        return self._run_in_order(partial(task, rows) for rows in row_ranges(shape or output.shape))
+                if path not in self._files:  # opened here, before threads read it
+                    with reading_model(path):
+                        self._files[path] = self.enter_context(path.open("rb", buffering=0)).fileno()
+        for op in parts(output):
+            if isinstance(op, Slerp):
+                op = self._slerp_as_sum(op)
+            if keeps_blocks(op, output):
+                yield from self._scaled(op.terms[0])
+            else:
+                ranges = row_ranges(op.terms[0].tensor.shape)
+                yield from self._run_in_order(partial(self._sum, op, output, rows) for rows in ranges)
 
     def _scaled(self, term: Term) -> Iterator[bytes]:
         tensor, factor = term
@@ -99,15 +83,13 @@ class TensorEvaluator(ExitStack):
             data = self._read(tensor, begin, min(step, tensor.size - begin))
             yield data if factor == 1 else scale_blocks(data, term)
 
-    @cached_property
-    def _codec(self) -> Codec:
-        return self._open_codec()
+    def _sum(self, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
+        from cerebrum_cli.weights import codec
 
-    def _sum(self, codec: Codec, op: Sum, output: OutputTensor, rows: Rows) -> bytes:
         total = np.full((rows[1], output.shape[0]), op.constant, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for tensor, coefficient in op.terms:
-                total += np.float32(coefficient) * self._dequantize(codec, tensor, rows)
+                total += np.float32(coefficient) * self._dequantize(tensor, rows)
         if not np.isfinite(total).all():
             raise MergeError(
                 f"{output.name} would have infinite or NaN weights",
@@ -120,20 +102,22 @@ class TensorEvaluator(ExitStack):
 
     def _slerp_as_sum(self, op: Slerp) -> Sum:
         """Convert slerp to a weighted sum; its coefficients depend on all weights of both tensors."""
-        task = partial(self._dot_products, self._codec, op)
-        measured = self._run_in_order(partial(task, rows) for rows in row_ranges(op.first.shape))
+        measured = self._run_in_order(partial(self._dot_products, op, rows) for rows in row_ranges(op.first.shape))
         first, second, product = np.sum(list(measured), axis=0).tolist()
         of_first, of_second = slerp_coefficients(op.t, sqrt(first), sqrt(second), product)
         return offset_sum((Term(op.first, of_first), Term(op.second, of_second)), op.offset)
 
-    def _dot_products(self, codec: Codec, op: Slerp, rows: Rows) -> tuple[float, ...]:
-        first = self._dequantize(codec, op.first, rows).ravel().astype(np.float64) - op.offset
-        second = self._dequantize(codec, op.second, rows).ravel().astype(np.float64) - op.offset
+    def _dot_products(self, op: Slerp, rows: Rows) -> tuple[float, ...]:
+        first, second = (
+            self._dequantize(tensor, rows).ravel().astype(np.float64) - op.offset for tensor in (op.first, op.second)
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             pairs = (first, first), (second, second), (first, second)
             return tuple(float(np.einsum("i,i", *pair)) for pair in pairs)
 
-    def _dequantize(self, codec: Codec, tensor: Tensor, rows: Rows) -> Floats:
+    def _dequantize(self, tensor: Tensor, rows: Rows) -> Floats:
+        from cerebrum_cli.weights import codec
+
         first, length = rows
         row_length = tensor.shape[0]
         out = np.empty((length, row_length), np.float32)
@@ -154,12 +138,6 @@ class TensorEvaluator(ExitStack):
             raise ModelFileError(path, "the file was truncated while being read")
         return data
 
-    def _open_file(self, path: Path) -> None:
-        if path not in self._files:
-            with reading_model(path):
-                self._files[path] = os.open(path, os.O_RDONLY)
-            self.callback(os.close, self._files[path])
-
     def _run_in_order(self, tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
         running: deque[Future[T]] = deque()
         try:
@@ -179,6 +157,16 @@ def row_ranges(shape: Shape) -> Iterator[Rows]:
     step = max(1, CHUNK_WEIGHTS // shape[0])
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
+
+
+def parts(output: OutputTensor) -> Iterator[TensorOp]:
+    """The operation of a tensor; in slerp, one for each of the experts that it holds."""
+    op = output.op
+    if isinstance(op, Sum) or len(output.shape) < 3 or EXPERTS not in output.name:
+        yield op
+        return
+    for number in range(prod(output.shape[2:])):
+        yield op._replace(first=expert_tensor(op.first, number), second=expert_tensor(op.second, number))
 
 
 def expert_tensor(tensor: Tensor, number: int) -> Tensor:
@@ -214,31 +202,30 @@ def scale_blocks(data: bytes, term: Term) -> bytes:
 PROGRESS_INTERVAL_S = 0.02  # between two progress reports
 
 
-def execute(plan: Plan, path: Path, codec: CodecFactory, threads: int, on_progress: OnProgress) -> str:
+def execute(plan: Plan, path: Path, threads: int, on_progress: OnProgress) -> str:
     """Write a plan to a file, report bytes done and total, and return the file's SHA-256.
 
     Raises MergeError if it cannot be written or weights cannot be computed, ModelFileError for an unreadable source.
     A separate thread does the work, so that the exception of a signal handler is raised here, in the waiting thread,
     and never while a lock is taken or the file is renamed.
     """
-    writer = MergeWriter(plan, path, codec, threads)
+    writer = MergeWriter(plan, path, threads)
     try:
         Thread(target=writer.run, name="merge", daemon=True).start()
-        while not writer.is_finished:
+        while writer.result is None:
             time.sleep(PROGRESS_INTERVAL_S)  # not join(): an exception raised in it loses the thread (Python 3.11)
             on_progress(writer.done, plan.size)
-        if writer.sha256:
+        if isinstance(writer.result, str):
             on_progress(plan.size, plan.size)
     except BaseException:
         writer.is_cancelled = True
-        while writer.is_started and not writer.is_finished:
+        while writer.is_started and writer.result is None:
             time.sleep(PROGRESS_INTERVAL_S)
-        if not writer.sha256:  # otherwise the file has been renamed already
+        if not isinstance(writer.result, str):  # otherwise the file has been renamed already
             raise
-    if writer.error:
-        raise writer.error
-    assert writer.sha256, "the writer is finished"
-    return writer.sha256
+    if isinstance(writer.result, BaseException):
+        raise writer.result
+    return writer.result
 
 
 class Cancelled(Exception):
@@ -247,27 +234,22 @@ class Cancelled(Exception):
 
 @dataclass(slots=True)
 class MergeWriter:
-    """A merge being written by a thread: its progress, cancellation flag and result."""
+    """A merge being written by a thread: its progress, cancellation flag, and in the end its digest or an error."""
 
     plan: Plan
     path: Path
-    codec: CodecFactory
     threads: int
     done: int = 0
     is_cancelled: bool = False
     is_started: bool = False
-    is_finished: bool = False
-    sha256: str | None = None
-    error: BaseException | None = None
+    result: str | BaseException | None = None
 
     def run(self) -> None:
         self.is_started = True
         try:
-            self.sha256 = self._write()
+            self.result = self._write()
         except BaseException as error:  # raised by the waiting thread
-            self.error = error
-        finally:
-            self.is_finished = True
+            self.result = error
 
     def _write(self) -> str:
         self._raise_if_cancelled()
@@ -276,7 +258,7 @@ class MergeWriter:
             translate_os_errors(MergeError, self.path, ", or write elsewhere", "write to another disk"),
             unfinished_file(self.path, 0o666, is_required=True) as part,
             ThreadPoolExecutor(1) as pool,
-            TensorEvaluator(self.codec, self.threads) as evaluator,
+            TensorEvaluator(self.threads) as evaluator,
         ):
             hashing = pool.submit(digest.update, b"")
             for chunk in chunks(self.plan, evaluator):
@@ -302,19 +284,19 @@ def chunks(plan: Plan, evaluator: TensorEvaluator) -> Iterator[bytes]:
         yield bytes(aligned(tensor.size) - tensor.size)
 
 
-def require_supported_types(plan: Plan, codec: CodecFactory) -> None:
-    """Raise MergeError for a type that the codec cannot read or write, before anything is written."""
-    computed = [tensor for tensor in plan.tensors if not keeps_blocks(tensor.op, tensor)]
-    if not computed:
-        return
-    instance = codec()
-    for tensor in computed:
+def require_supported_types(plan: Plan) -> None:
+    """Raise MergeError for a type that cannot be read or written, before anything is written."""
+    for tensor in plan.tensors:
+        if keeps_blocks(tensor.op, tensor):
+            continue
+        from cerebrum_cli.weights import codec
+
         for source in input_tensors(tensor.op):
-            if not instance.readable(source.type):
+            if not codec.readable(source.type):
                 raise MergeError(
                     f"{source.name} is {source.kind.name}, which cannot be dequantized", "merge other files"
                 )
-        if not instance.writable(tensor.type):
+        if not codec.writable(tensor.type):
             raise MergeError(
                 f"{tensor.name} is {tensor.kind.name}, which cannot be written without an importance matrix",
                 "choose another type with --type, such as Q4_K",

@@ -28,13 +28,7 @@ from cerebrum_cli.library.installed import Folder, InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.weights.execute import (
-    CHUNK_WEIGHTS,
-    PENDING_PER_THREAD,
-    execute,
-    llama_codec,
-    require_supported_types,
-)
+from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
 from cerebrum_cli.weights.methods import input_tensors
 from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
@@ -159,7 +153,7 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
         texts[MERGE_FORMAT] = tokenizer.known_format
     title = recipe.name or options.title or options.name
     plan = MergePlanner(recipe, tables, Target(options.type, dtype, options.quantization)).plan(title, texts)
-    require_supported_types(plan, llama_codec)
+    require_supported_types(plan)
     return Merge(recipe, models, options, plan, array_items)
 
 
@@ -182,7 +176,7 @@ def write_plan(
     remove_abandoned(path.parent, f".{path.name}.")
     elsewhere = DATA_ELSEWHERE if source == "converted" else "write elsewhere"
     require_space(path.parent.resolve(), plan.size, MergeError, elsewhere)
-    sha256 = execute(plan, path, llama_codec, thread_count(), on_progress)
+    sha256 = execute(plan, path, thread_count(), on_progress)
     return library.register(path.resolve(), sha256, name, source)
 
 

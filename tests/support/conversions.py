@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
-from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.convert import plan_conversion
 from cerebrum_cli.weights.execute import execute, require_supported_types
 
@@ -11,6 +10,6 @@ from cerebrum_cli.weights.execute import execute, require_supported_types
 def convert_checkpoint(folder: Path, out: Path, type: str) -> Path:
     """Convert with two threads."""
     plan = plan_conversion(read_checkpoint(folder, "tiny checkpoint"), type, {})
-    require_supported_types(plan, LlamaCodec)
-    execute(plan, out, LlamaCodec, 2, lambda done, total: None)
+    require_supported_types(plan)
+    execute(plan, out, 2, lambda done, total: None)
     return out

@@ -20,7 +20,6 @@ from cerebrum_cli.library.catalogue import RECIPES
 from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
-from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.execute import execute, require_supported_types
 from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
 from cerebrum_cli.weights.recipe import parse_recipe
@@ -56,7 +55,7 @@ def plan_merge(recipe: str, models: Models) -> Plan:
     tables = {name: read_table(name, paths) for name, paths in models.items()}
     planner = MergePlanner(parsed, tables, Target())
     plan = planner.plan("merged", {})
-    require_supported_types(plan, LlamaCodec)
+    require_supported_types(plan)
     return plan
 
 
@@ -64,7 +63,7 @@ def write_merge(
     recipe: str, models: Models, out: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> str:
     """Write a merge with two threads, and return its digest."""
-    return execute(plan_merge(recipe, models), out, LlamaCodec, 2, on_progress)
+    return execute(plan_merge(recipe, models), out, 2, on_progress)
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, StoredTensor]:

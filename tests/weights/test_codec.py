@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.engine.llama.devices import bind
 from cerebrum_cli.gguf.contents import TENSOR_TYPES
-from cerebrum_cli.weights.codec import MAX_WEIGHTS, LlamaCodec
+from cerebrum_cli.weights.codec import MAX_WEIGHTS, dequantize, quantize, readable, writable
 
 Floats = NDArray[np.float32]
 
-CODEC = LlamaCodec()
 NUMBERS = {kind.name: number for number, kind in TENSOR_TYPES.items()}
 ORACLES = {"F32", "F16", *(each.name for each in gguf.quants._type_traits)}  # types that the package reads
 UNREAD = {"Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64"}
@@ -43,12 +42,12 @@ def normal(rows: int, length: int, seed: int = 0) -> Floats:
 
 
 def quantized(values: Floats, name: str) -> bytes:
-    return CODEC.quantize(values, NUMBERS[name])
+    return quantize(values, NUMBERS[name])
 
 
 def dequantized(data: bytes, name: str, shape: tuple[int, ...]) -> Floats:
     out = np.full(shape, np.nan, np.float32)
-    CODEC.dequantize(data, NUMBERS[name], out)
+    dequantize(data, NUMBERS[name], out)
     return out
 
 
@@ -90,8 +89,8 @@ def test_codec_quantization_error_is_bounded_and_sizes_are_ggmls(name: str) -> N
 
 def test_codec_reports_supported_types_for_any_number() -> None:
     numbers = [*range(-2, 61), 2**31 - 1, 2**64]
-    assert set(filter(CODEC.readable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNREAD}
-    assert set(filter(CODEC.writable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNWRITTEN}
+    assert set(filter(readable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNREAD}
+    assert set(filter(writable, numbers)) == {NUMBERS[name] for name in NUMBERS.keys() - UNWRITTEN}
     assert ERRORS.keys() == NUMBERS.keys() - UNWRITTEN
 
 
@@ -125,4 +124,4 @@ def test_codec_has_the_types_and_layouts_of_ggml() -> None:
     requires_imatrix = bind("ggml_quantize_requires_imatrix", ctypes.c_bool, (ctypes.c_int,))
     for number, kind in TENSOR_TYPES.items():
         assert (name(number).decode().upper(), block_size(number), block_bytes(number)) == kind
-        assert not (CODEC.writable(number) and requires_imatrix(number))
+        assert not (writable(number) and requires_imatrix(number))

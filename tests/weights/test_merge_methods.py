@@ -15,7 +15,7 @@ from merges import Weights, slerp, write_merge, write_weights
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.weights import execute as working
-from cerebrum_cli.weights.codec import LlamaCodec
+from cerebrum_cli.weights.codec import quantize
 from cerebrum_cli.weights.tensor_names import hugging_face_names
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,6 @@ MATRICES = ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 QUANTIZED = {"attn_q": "Q8_0", "attn_output": "F16", "ffn_down": "Q6_K", "ffn_up": "Q4_K"}  # others: F32
 # Largest distance of neighboring values of a type, as a share of the largest of 256 weights.
 STEPS = {"F32": 1e-6, "F16": 2**-10, "Q8_0": 1.01 / 127, "Q6_K": 1 / 16, "Q4_K": 2 / 7}
-CODEC = LlamaCodec()
 
 
 def random_model(seed: int) -> dict[str, Weights]:
@@ -54,7 +53,7 @@ def related_model(first: Model) -> dict[str, Weights]:
 
 def encoded(values: Weights, kind: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
-    return np.frombuffer(CODEC.quantize(rows, TYPE_NUMBERS[kind]), np.uint8).reshape(len(rows), -1)
+    return np.frombuffer(quantize(rows, TYPE_NUMBERS[kind]), np.uint8).reshape(len(rows), -1)
 
 
 def write_quantized(path: Path, model: Model) -> Path:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from cerebrum_cli.core.errors import MergeError, ModelFileError
 from cerebrum_cli.gguf.contents import TENSOR_TYPES, TYPE_NUMBERS, Tensor, Value
+from cerebrum_cli.weights import codec
 from cerebrum_cli.weights import execute as weights_module
-from cerebrum_cli.weights.codec import LlamaCodec
 from cerebrum_cli.weights.execute import (
     PENDING_PER_THREAD,
     SCALE_OFFSETS,
@@ -26,12 +26,18 @@ from cerebrum_cli.weights.execute import (
 from cerebrum_cli.weights.methods import Slerp, Sum, TensorOp, Term, copy_of
 from cerebrum_cli.weights.plan import OutputTensor, Plan
 
-CODEC = LlamaCodec()
 Bytes = NDArray[np.uint8]
 
 
-def no_codec() -> LlamaCodec:
-    raise AssertionError("a codec is not needed here")
+@pytest.fixture
+def no_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where weights are converted."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a codec is not needed here")
+
+    for name in ("readable", "writable", "dequantize", "quantize"):
+        monkeypatch.setattr(codec, name, fail)
 
 
 def store(path: Path, data: bytes, kind: str, shape: tuple[int, ...], name: str = "blk.0.attn_q.weight") -> Tensor:
@@ -45,7 +51,7 @@ def store_normal(
     path: Path, shape: tuple[int, ...], seed: int, kind: str = "F32", name: str = "blk.0.w.weight"
 ) -> Tensor:
     values = np.random.default_rng(seed).standard_normal((int(np.prod(shape[1:])), shape[0]), np.float32)
-    return store(path, CODEC.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
+    return store(path, codec.quantize(values, TYPE_NUMBERS[kind]), kind, shape, name)
 
 
 def output(tensor: Tensor, op: TensorOp, kind: str | None = None) -> OutputTensor:
@@ -53,7 +59,7 @@ def output(tensor: Tensor, op: TensorOp, kind: str | None = None) -> OutputTenso
 
 
 def evaluate(tensor: OutputTensor, threads: int = 2) -> bytes:
-    with TensorEvaluator(lambda: CODEC, threads) as weights:
+    with TensorEvaluator(threads) as weights:
         return b"".join(weights.chunks(tensor))
 
 
@@ -86,13 +92,14 @@ def with_scales(blocks: Bytes, name: str, one: int) -> Bytes:
     return blocks
 
 
+@pytest.mark.usefixtures("no_codec")
 @pytest.mark.parametrize("name", SCALE_OFFSETS)
 def test_merge_weights_scales_quantized_blocks(name: str, tmp_path: Path) -> None:
     before = random_blocks(name)
     weights = BLOCKS * TENSOR_TYPES[TYPE_NUMBERS[name]].block_size
     tensor = store(tmp_path / "model", before.tobytes(), name, (weights,))
     for factor in (0.5, -1.25, 3.0, 0.01, 0.0, -0.0, 1 / 3):
-        with TensorEvaluator(no_codec, 1) as opened:
+        with TensorEvaluator(1) as opened:
             data = b"".join(opened.chunks(output(tensor, Sum((Term(tensor, factor),)))))
         after = np.frombuffer(data, np.uint8).reshape(before.shape)
         rounding = np.zeros((BLOCKS, 1))
@@ -174,7 +181,7 @@ def test_merge_weights_reports_a_truncated_source(method: str, tmp_path: Path, m
         "sum": Sum((Term(other, 0.5), Term(tensor, 0.5))),
         "slerp": Slerp(0.5, other, tensor),
     }
-    with TensorEvaluator(lambda: CODEC, 2) as weights:
+    with TensorEvaluator(2) as weights:
         chunks = weights.chunks(output(tensor, operations[method]))
         first = next(chunks)
         with path.open("r+b") as file:
@@ -213,7 +220,7 @@ def test_merge_weights_do_not_depend_on_threads_and_chunks(tmp_path: Path, monke
     plan = plan_of(sample_tensors(tmp_path / "model"))
     path = tmp_path / "made.gguf"
     reports: list[tuple[int, int]] = []
-    first = execute(plan, path, lambda: CODEC, 1, lambda done, total: reports.append((done, total)))
+    first = execute(plan, path, 1, lambda done, total: reports.append((done, total)))
     assert reports == sorted(reports)
     assert {total for _, total in reports} == {reports[-1][0]} == {plan.size}
     data = path.read_bytes()
@@ -225,7 +232,7 @@ def test_merge_weights_do_not_depend_on_threads_and_chunks(tmp_path: Path, monke
         monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", chunk_size)
         monkeypatch.setattr(weights_module, "COPY_BYTES", copied)
         for threads in (1, 2, 8):
-            assert execute(plan, path, lambda: CODEC, threads, lambda done, total: None) == first
+            assert execute(plan, path, threads, lambda done, total: None) == first
             assert path.read_bytes() == data
 
 
@@ -233,46 +240,34 @@ def test_merge_failed_rename_leaves_no_file(tmp_path: Path) -> None:
     plan, path = plan_of(sample_tensors(tmp_path / "model")), tmp_path / "made.gguf"
     path.mkdir()
     with pytest.raises(MergeError, match="Is a directory"):
-        execute(plan, path, lambda: CODEC, 1, lambda done, total: None)
+        execute(plan, path, 1, lambda done, total: None)
     assert {each.name for each in tmp_path.iterdir()} == {path.name, "model"}
-
-
-class CountingCodec(LlamaCodec):
-    def __init__(self) -> None:
-        super().__init__()
-        self.read = 0
-        self.lock = threading.Lock()
-
-    def dequantize(self, data: bytes, type: int, out: Floats) -> None:
-        super().dequantize(data, type, out)
-        with self.lock:
-            self.read += 1
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
 def test_merge_weights_limits_pending_chunks(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "CHUNK_WEIGHTS", 64)
     tensor = store_normal(tmp_path / "model", (64, 400), 0)
-    codec = CountingCodec()
-    with TensorEvaluator(lambda: codec, threads) as weights:
+    dequantize, lock, read = codec.dequantize, threading.Lock(), 0
+
+    def count(data: bytes, type: int, out: Floats) -> None:
+        nonlocal read
+        dequantize(data, type, out)
+        with lock:
+            read += 1
+
+    monkeypatch.setattr(codec, "dequantize", count)
+    with TensorEvaluator(threads) as weights:
         chunks = weights.chunks(output(tensor, Sum((Term(tensor, 0.5),))))
-        assert codec.read == 0
+        assert read == 0
         for taken in range(1, 5):
             next(chunks)
-            assert taken <= codec.read <= taken + PENDING_PER_THREAD * threads
+            assert taken <= read <= taken + PENDING_PER_THREAD * threads
         assert len(list(chunks)) == 396
-    assert codec.read == 400
+    assert read == 400
 
 
 # Supported types.
-
-
-class LimitedCodec(LlamaCodec):
-    def readable(self, type: int) -> bool:
-        return type != TYPE_NUMBERS["Q4_K"]
-
-    def writable(self, type: int) -> bool:
-        return type != TYPE_NUMBERS["Q6_K"]
 
 
 @pytest.mark.parametrize(
@@ -282,33 +277,38 @@ class LimitedCodec(LlamaCodec):
         ("Q8_0", "Q6_K", "blk.9.w.weight is Q6_K, which cannot be written without an importance matrix"),
     ],
 )
-def test_merge_refuses_unsupported_types_before_writing(source: str, target: str, problem: str, tmp_path: Path) -> None:
+def test_merge_refuses_unsupported_types_before_writing(
+    source: str, target: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = store_normal(tmp_path / "a", (256,), 0, "F32"), store_normal(tmp_path / "b", (256,), 0, source)
     for op in (Sum((Term(first, 0.5), Term(second, 0.5))), Slerp(0.5, first, second), copy_of(second)):
         plan = Plan({}, (OutputTensor("blk.9.w.weight", (256,), TYPE_NUMBERS[target], op),), ())
-        with pytest.raises(MergeError) as caught:
-            require_supported_types(plan, LimitedCodec)
+        with monkeypatch.context() as limited, pytest.raises(MergeError) as caught:
+            limited.setattr(codec, "readable", lambda type: type != TYPE_NUMBERS["Q4_K"])
+            limited.setattr(codec, "writable", lambda type: type != TYPE_NUMBERS["Q6_K"])
+            require_supported_types(plan)
         assert caught.value.message == problem
     tensor = Tensor("blk.0.w.weight", (256,), TYPE_NUMBERS["IQ2_XXS"], tmp_path / "a", 0)
     mixed = Sum((Term(tensor, 0.5), Term(tensor._replace(offset=66), 0.5)))
     with pytest.raises(MergeError, match=r"blk\.0\.w\.weight is IQ2_XXS, which cannot be written without"):
-        require_supported_types(Plan({}, (output(tensor, mixed),), ()), LlamaCodec)
+        require_supported_types(Plan({}, (output(tensor, mixed),), ()))
 
 
+@pytest.mark.usefixtures("no_codec")
 @pytest.mark.parametrize("kind", TENSOR_TYPES.values(), ids=lambda kind: kind.name)
 def test_merge_weights_copies_any_type_without_a_codec(kind: Any, tmp_path: Path) -> None:
     data = np.random.default_rng(0).bytes(10 * kind.block_bytes)
     tensor = store(tmp_path / "model", b"before" + data, kind.name, (10 * kind.block_size,))._replace(offset=6)
     copy = output(tensor, copy_of(tensor))
-    require_supported_types(Plan({}, (copy,), ()), no_codec)
-    with TensorEvaluator(no_codec, 1) as weights:
+    require_supported_types(Plan({}, (copy,), ()))
+    with TensorEvaluator(1) as weights:
         assert b"".join(weights.chunks(copy)) == data
     scaled = Plan({}, (output(tensor, Sum((Term(tensor, 0.5),))),), ())
     if kind.name in SCALE_OFFSETS:
-        require_supported_types(scaled, no_codec)
+        require_supported_types(scaled)
     else:
         with pytest.raises(AssertionError, match="is not needed here"):
-            require_supported_types(scaled, no_codec)
+            require_supported_types(scaled)
 
 
 # Experts.
@@ -328,11 +328,11 @@ def test_merge_weights_slerp_interpolates_each_expert_separately(
     values = [first, second]
     tensors = []
     for number, each in enumerate(values):
-        data = CODEC.quantize(each.reshape(-1, width), TYPE_NUMBERS[kind])
+        data = codec.quantize(each.reshape(-1, width), TYPE_NUMBERS[kind])
         path, shape = tmp_path / f"model{number}", (width, rows, 4)
         tensors.append(store(path, b"before" + data, kind, shape, "blk.0.ffn_up_exps.weight")._replace(offset=6))
         read = np.empty((4 * rows, width), np.float32)
-        CODEC.dequantize(data, TYPE_NUMBERS[kind], read)
+        codec.dequantize(data, TYPE_NUMBERS[kind], read)
         values[number] = read.reshape(first.shape)
     made = evaluate(output(tensors[0], Slerp(t, tensors[0], tensors[1]), "F32"))
     found = np.frombuffer(made, np.float32).reshape(first.shape)
