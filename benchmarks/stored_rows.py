@@ -22,10 +22,10 @@ from typing import Any
 from harness import Row, argument_parser, in_subprocess, record
 from large_batch import REPLY, row_ids, write_input
 
-from cerebrum_cli.batch.input_row import InputRow, output_object, result_rows
-from cerebrum_cli.batch.readers import IndexedRows, open_input, read_rows
+from cerebrum_cli.batch.input_row import InputRow, output_object
+from cerebrum_cli.batch.readers import IndexedRows, InputOptions
 from cerebrum_cli.results.results import open_results
-from cerebrum_cli.results.stored_results import StoredResults
+from cerebrum_cli.results.rows import Results
 
 ROWS = 1_000_000
 WINDOW = 4096  # rows that are answered together, and finish in any order
@@ -60,39 +60,34 @@ def measure(directory: Path, rows: int) -> Iterator[Row]:
 
 
 def write_all_but_one(source: Path, output: Path) -> None:
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "jsonl")
-        with closing(open_rows(output, rows)) as results:
-            positions = list(range(len(rows) - 1))
-            randomness = random.Random(0)
-            for start in range(0, len(positions), WINDOW):
-                window = positions[start : start + WINDOW]
-                randomness.shuffle(window)
-                for position in window:
-                    results.write(position, answer(rows[position]))
+    with closing(InputOptions().open(source, None, output)) as rows, closing(open_rows(output, rows)) as results:
+        positions = list(range(len(rows) - 1))
+        randomness = random.Random(0)
+        for start in range(0, len(positions), WINDOW):
+            window = positions[start : start + WINDOW]
+            randomness.shuffle(window)
+            for position in window:
+                results.write(position, answer(rows[position]))
 
 
 def resume(source: Path, output: Path) -> float:
     """CPU time in which the results are opened, without that in which the input is."""
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "jsonl")
+    with closing(InputOptions().open(source, None, output)) as rows:
         start = time.process_time()
         with closing(open_rows(output, rows)):
             return time.process_time() - start
 
 
 def complete(source: Path, output: Path) -> float:
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "jsonl")
-        with closing(open_rows(output, rows)) as results:
-            results.write(len(rows) - 1, answer(rows[len(rows) - 1]))
-            start = time.process_time()
-            results.complete()
-            return time.process_time() - start
+    with closing(InputOptions().open(source, None, output)) as rows, closing(open_rows(output, rows)) as results:
+        results.write(len(rows) - 1, answer(rows[len(rows) - 1]))
+        start = time.process_time()
+        results.complete()
+        return time.process_time() - start
 
 
-def open_rows(output: Path, rows: IndexedRows) -> StoredResults:
-    return open_results(output, {"model": "none"}, result_rows(rows, rows.sha256))
+def open_rows(output: Path, rows: IndexedRows) -> Results:
+    return open_results(output, {"model": "none"}, rows.for_output(output))
 
 
 def answer(row: InputRow) -> dict[str, Any]:

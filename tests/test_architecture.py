@@ -139,10 +139,7 @@ DOORS: Mapping[str, Door] = {
         ("results", "rows"),
     ),
     "chat": Door(3, ("chat", "history")),
-    "batch": Door(
-        6,
-        ("answering", "readers"),
-    ),
+    "batch": Door(5, ("answering", "readers")),
     "terminal": Door(
         24,
         ("progress", "repl.interactive", "sinks", "streams", "tables"),

@@ -65,6 +65,16 @@ class BatchOptions:
             return None
         return (self.settings.seed + position * self.samples) % SEEDS
 
+    def fingerprint(self, source: ModelSource) -> JsonDict:
+        """Everything the answers depend on besides the prompts and functions, by readable names."""
+        fingerprint = source.fingerprint(self.grammar)
+        fingerprint["votes"] = str(self.votes) if self.votes else None
+        fingerprint["ignore eos"] = self.ignore_eos
+        for mode, settings in self.modes.items():
+            if settings.samplers != self.settings.samplers:
+                fingerprint[mode.replace("_", " ")] = settings.samplers
+        return fingerprint
+
 
 def answer_rows(model: Model, rows: Rows, options: BatchOptions, results: Results) -> Events:
     """Answer the unfinished rows, or those of a mapping; yield all events, and a RowEvent for each row.
@@ -178,14 +188,3 @@ def keep_tokens(model: Model, row: Row, reply: Reply, results: Results) -> None:
     if request.settings.reasoning_limit is None and request.settings.seed is None:
         position, _ = row.key
         results.unfinished[position] = drop_partial_character(model.engine.vocabulary, reply.tokens)
-
-
-def batch_fingerprint(options: BatchOptions, source: ModelSource) -> JsonDict:
-    """Everything the answers depend on besides the prompts, by readable names."""
-    fingerprint = source.fingerprint(options.grammar)
-    fingerprint["votes"] = str(options.votes) if options.votes else None
-    fingerprint["ignore eos"] = options.ignore_eos
-    for mode, settings in options.modes.items():
-        if settings.samplers != options.settings.samplers:
-            fingerprint[mode.replace("_", " ")] = settings.samplers
-    return fingerprint

@@ -10,7 +10,7 @@ import os
 import stat
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -23,7 +23,8 @@ from cerebrum_cli.batch.table_rows import TableRows, open_table
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.row_fields import InvalidRow, Template, parse_template
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.row_fields import InvalidRow, Template
 from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.results.rows import ResultRows
 
@@ -69,19 +70,83 @@ class LineRows:
         return prompt_row(number, number, prompt, text)
 
 
+@frozen
+class InputOptions:
+    """How the rows of an input are read.
+
+    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
+    is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields. A
+    csv has this `delimiter` if given, or else one that its header shows.
+    """
+
+    template: Template | None = None
+    input_format: str | None = None
+    delimiter: str | None = None
+    include_input: bool = False
+    saved: SavedPrompt | None = None
+
+    def open(self, source: Path, piped: SupportsRead[bytes] | None, output: Path) -> IndexedRows:
+        """Find the rows of a file, or of what is `piped` in for `-`; at least one. Raises UsageError.
+
+        Rows of a table include their input if the output is a table as well.
+        """
+        copies_columns = table_type(output) in DELIMITERS
+        if source != STANDARD:
+            columns = self.template.fields if self.template else PROMPT_KEYS
+            file = open_input(source, () if self.include_input else columns)
+        elif piped is not None:
+            file = spool_input(chunks(piped), "standard input")
+        else:
+            raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
+        try:
+            shape = self.detect_shape(source, file.head)
+            includes_input = self.include_input or (copies_columns and shape in DELIMITERS)
+            rows = IndexedRows(file, self._form(file, shape), replace(self, include_input=includes_input))
+            if not rows:
+                raise UsageError("the input has no prompts", "put one on each line")
+            return rows
+        except BaseException:
+            file.close()
+            raise
+
+    def detect_shape(self, source: Path, head: bytes) -> Shape:
+        """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
+
+        Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
+        """
+        name = source.suffix.lower().removeprefix(".") if self.input_format is None else self.input_format
+        if name in _TYPES:
+            return _TYPES[name]
+        if name:
+            raise UsageError(f"unknown input format {name!r}", f"set --input-format to one of {', '.join(SHAPES)}")
+        return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
+
+    def _form(self, file: InputFile, shape: Shape) -> LineRows | TableRows:
+        delimiter, template = _TAB_NAMES.get(self.delimiter or "", self.delimiter), self.template
+        if delimiter is not None and len(delimiter) != 1:
+            raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
+        if b"\0" in file.head:
+            hint = "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW"
+            raise UsageError("the input is not UTF-8: it has NUL bytes", hint)
+        if shape == "txt" and template and (unknown := [name for name in template.fields if name not in _TEXT_FIELDS]):
+            raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
+        if shape in DELIMITERS:
+            return open_table(file, shape, delimiter or DELIMITERS[shape], template)
+        if delimiter:
+            raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
+        return LineRows(shape, template)
+
+
 class IndexedRows:
     """The rows of an input by position: memory holds 8 bytes for each, the offset at which it begins.
 
-    `sha256` is the hexadecimal digest of the input. If it `includes_input`, each row has what was read. Close it.
+    `sha256` is the hexadecimal digest of the input. Close it.
     """
 
-    def __init__(
-        self, source: InputFile, form: LineRows | TableRows, includes_input: bool, saved: SavedPrompt | None
-    ) -> None:
+    def __init__(self, source: InputFile, form: LineRows | TableRows, options: InputOptions) -> None:
         self._source = source
         self.form = form
-        self.includes_input = includes_input
-        self._saved = saved
+        self._options = options
         self._offsets = array("Q")
         self._skipped = array("Q")  # for each line that is no row, the number of rows before it
         for offset in form.find(source.lines(source.start), source.start):
@@ -100,107 +165,43 @@ class IndexedRows:
         number = position + 1 + bisect_right(self._skipped, position)
         row = self.form.read(number, self._source.lines(self._offsets[position]))
         self._source.require_unchanged()
-        if not self.includes_input:
+        if not self._options.include_input:
             row = replace(row, input=None)
-        if self._saved is None or row.conversation is None:
+        saved = self._options.saved
+        if saved is None or row.conversation is None:
             return row
-        conversation = row.conversation.with_question(self._saved.fill(row.conversation.question))
+        conversation = row.conversation.with_question(saved.fill(row.conversation.question))
         return replace(row, prompt=conversation.question, conversation=conversation)
+
+    @property
+    def fingerprint(self) -> JsonDict:
+        """How the rows are read, by readable names."""
+        options = self._options
+        fingerprint: JsonDict = {
+            "input format": self.form.shape,
+            "template": options.template and options.template.text,
+        }
+        if options.include_input:
+            fingerprint["include input"] = True
+        if options.saved and options.saved.prompt:
+            fingerprint["prompt"] = options.saved.prompt
+        return fingerprint
 
     def for_output(self, output: Path) -> ResultRows:
         """The rows of a result, which is a table or JSON Lines by the name of its file. Raises UsageError."""
         return result_rows(self, self.sha256, self.form.unit, table_for(output, self.form.header))
 
 
-def detect_shape(source: Path, given: str | None, head: bytes) -> Shape:
-    """The given shape, or the one of the file name's suffix. Raises UsageError for an unknown one.
-
-    Without a suffix (`-`, /dev/fd/63), an input whose `head` begins with a brace is jsonl, and any other is txt.
-    """
-    name = source.suffix.lower().removeprefix(".") if given is None else given
-    if name in _TYPES:
-        return _TYPES[name]
-    if name:
-        raise UsageError(f"unknown input format {name!r}", f"set --input-format to one of {', '.join(SHAPES)}")
-    return "jsonl" if head.removeprefix(BOM).lstrip().startswith(b"{") else "txt"
-
-
-def read_rows(
-    source: InputFile,
-    shape: Shape,
-    template: str | None = None,
-    include_input: bool = False,
-    saved: SavedPrompt | None = None,
-    delimiter: str | None = None,
-) -> IndexedRows:
-    """Find the rows of an input, at least one; each is read when it is asked for. Raises UsageError.
-
-    `template` renders a prompt from the fields of each row; the field of a txt line is `text` or `prompt`. The result
-    is the input of a `saved` prompt. With `include_input`, each row has its `input`: text, a JSON value, or fields. A
-    csv has one of the characters in `delimiter` if given, or else one that its header shows.
-    """
-    parsed = None if template is None else parse_template(template)
-    if b"\0" in source.head:
-        raise UsageError("the input is not UTF-8: it has NUL bytes", "convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW")
-    if shape == "txt" and parsed and (unknown := [name for name in parsed.fields if name not in _TEXT_FIELDS]):
-        raise UsageError(f"a line of text has no field `{unknown[0]}`", f"use {{{_TEXT_FIELDS[0]}}}")
-    if shape in DELIMITERS:
-        form: LineRows | TableRows = open_table(source, shape, delimiter or DELIMITERS[shape], parsed)
-    elif delimiter:
-        raise UsageError(f"--delimiter does not apply to {shape}", "omit it, or add --input-format csv")
-    else:
-        form = LineRows(shape, parsed)
-    rows = IndexedRows(source, form, include_input, saved)
-    if not rows:
-        raise UsageError("the input has no prompts", "put one on each line")
-    return rows
-
-
-def open_rows(
-    source: Path,
-    piped: SupportsRead[bytes] | None,
-    output: Path,
-    *,
-    template: str | None = None,
-    input_format: str | None = None,
-    delimiter: str | None = None,
-    include_input: bool = False,
-    saved: SavedPrompt | None = None,
-) -> IndexedRows:
-    """Find the rows of a file, or of what is `piped` in for `-`. Raises UsageError.
-
-    Rows of a table include their input if the output is a table as well.
-    """
-    copies_columns = table_type(output) in DELIMITERS
-    if source != STANDARD:
-        file = open_input(source, template, include_input)
-    elif piped is not None:
-        file = spool_input(chunks(piped), "standard input")
-    else:
-        raise UsageError("INPUT is `-`, but nothing is piped in", "pipe the questions in, or name a file")
-    try:
-        shape = detect_shape(source, input_format, file.head)
-        delimiter = _TAB_NAMES.get(delimiter or "", delimiter)
-        if delimiter is not None and len(delimiter) != 1:
-            raise UsageError.invalid("--delimiter", delimiter, "one character, or tab")
-        includes_input = include_input or (copies_columns and shape in DELIMITERS)
-        return read_rows(file, shape, template, includes_input, saved, delimiter)
-    except BaseException:
-        file.close()
-        raise
-
-
 def open_input(
     source: Path,
-    template: str | None = None,
-    all_columns: bool = True,
+    columns: Collection[str] = (),
     name: str | None = None,
     hint: str = "check the file, or write its values as text",
 ) -> InputFile:
     """Open a file; one that cannot be read by offset, such as a pipe, is copied, and a Parquet file as JSON Lines.
 
-    Without `all_columns`, only columns that affect a row are copied. Raises UsageError, whose hint for a Parquet file
-    that is damaged or huge may be given, and BatchError.
+    If one of the `columns` exists, only these and those that affect a row are copied. Raises UsageError, whose hint for
+    a Parquet file that is damaged or huge may be given, and BatchError.
     """
     with readable(source):
         file = source.open("rb")
@@ -209,8 +210,7 @@ def open_input(
     if source.suffix.lower() == f".{PARQUET}":
         from cerebrum_cli.batch.parquet import json_lines
 
-        fields = parse_template(template).fields if template else PROMPT_KEYS
-        parts = json_lines(file, name, () if all_columns else fields, hint)
+        parts = json_lines(file, name, columns, hint)
     elif stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return InputFile(file, name)
     with file:

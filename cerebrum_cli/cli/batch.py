@@ -76,7 +76,8 @@ def batch(
       cerebrum batch rows.csv -o out.jsonl --template "Sum up: {text}"
       cerebrum batch exam.jsonl -o out.jsonl --votes auto:3..16
     """
-    from cerebrum_cli.batch.readers import open_rows
+    from cerebrum_cli.batch.readers import InputOptions
+    from cerebrum_cli.core.row_fields import parse_template
     from cerebrum_cli.results.results import output_paths
 
     if output is None:
@@ -86,18 +87,10 @@ def batch(
     source = Path(input_file)
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
-    rows = open_rows(
-        source,
-        app.streams.piped,
-        output,
-        template=options.template,
-        input_format=options.input_format,
-        delimiter=options.delimiter,
-        include_input=options.include_input,
-        saved=saved,
-    )
-    with closing(rows):
-        without_answer = BatchRun.prepare(app, rows, output, overrides, options, saved).answer()
+    template = None if options.template is None else parse_template(options.template)
+    reading = InputOptions(template, options.input_format, options.delimiter, options.include_input, saved)
+    with closing(reading.open(source, app.streams.piped, output)) as rows:
+        without_answer = BatchRun.prepare(app, rows, output, overrides, options).answer()
     if without_answer:
         raise typer.Exit(SOME_FAILED)
 
@@ -110,19 +103,12 @@ class BatchRun:
     rows: IndexedRows
     output: Path
     options: BatchCommandOptions
-    saved: SavedPrompt | None
     source: ModelSource
     asked: BatchOptions
 
     @classmethod
     def prepare(
-        cls,
-        app: App,
-        rows: IndexedRows,
-        output: Path,
-        overrides: Layer,
-        options: BatchCommandOptions,
-        saved: SavedPrompt | None,
+        cls, app: App, rows: IndexedRows, output: Path, overrides: Layer, options: BatchCommandOptions
     ) -> BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
@@ -148,19 +134,12 @@ class BatchRun:
             modes=modes,
             tools=tools,
         )
-        return cls(app, rows, output, options, saved, source, asked)
+        return cls(app, rows, output, options, source, asked)
 
     @property
     def fingerprint(self) -> JsonDict:
         """Everything that the answers depend on besides the rows, by readable names."""
-        from cerebrum_cli.batch.answering import batch_fingerprint
-
-        fingerprint: JsonDict = {"input format": self.rows.form.shape, "template": self.options.template}
-        if self.rows.includes_input:
-            fingerprint["include input"] = True
-        if self.saved and self.saved.prompt:
-            fingerprint["prompt"] = self.saved.prompt
-        fingerprint |= batch_fingerprint(self.asked, self.source)
+        fingerprint = self.rows.fingerprint | self.asked.fingerprint(self.source)
         return fingerprint | self.options.tool_record(self.asked.tools)
 
     def open_results(self) -> Results:

@@ -36,7 +36,16 @@ from cerebrum_cli.results.record import (
     write_record,
 )
 from cerebrum_cli.results.row_store import DamagedStore, RowStore, has_rows, read_objects
-from cerebrum_cli.results.rows import CONDITIONS, SERVERS, FinishedRows, Records, ResultRows, RowFlag, to_json_line
+from cerebrum_cli.results.rows import (
+    CONDITIONS,
+    SERVERS,
+    FinishedRows,
+    Records,
+    ResultRows,
+    Results,
+    RowFlag,
+    to_json_line,
+)
 from cerebrum_cli.results.stored_results import StoredResults, write_lines
 
 AGAIN = ", then run it again"
@@ -79,7 +88,7 @@ def open_results(
     retry_failed: bool = False,
     extent: Mapping[str, int] | None = None,
     notes: JsonObject | None = None,
-) -> StoredResults:
+) -> Results:
     """Open the results of an output: new, resumed, or already complete.
 
     `retry_failed` resumes also complete ones, for their rows with an error or an undecided vote.

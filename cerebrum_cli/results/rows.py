@@ -109,6 +109,8 @@ class Results:
 
     in_order: ClassVar[bool] = False
     """Whether a reader waits for the rows in the order of the input."""
+    is_complete = False
+    """Whether the result file has all rows."""
 
     def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
         self.rows = rows

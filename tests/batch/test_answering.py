@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
-from batch_files import rows_in
+from batch_files import result_rows, rows_in
 from installations import model_on
 from remote_engines import remote_engine, serving
 from scripted_backend import END, ScriptedBackend
 from templates import chosen_format
 
 from cerebrum_cli.batch.answering import BatchOptions, answer_rows
-from cerebrum_cli.batch.input_row import result_rows
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.events import RefusedEvent

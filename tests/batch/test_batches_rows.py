@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import rows_in
+from batch_files import InputRow, input_row, open_rows, output_object, rows_in
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerebrum_cli.batch import input_file, table_rows
 from cerebrum_cli.batch.answering import RowNotices
-from cerebrum_cli.batch.input_file import spool_input
-from cerebrum_cli.batch.input_row import InputRow, output_object
-from cerebrum_cli.batch.readers import SHAPES, Shape, detect_shape, open_input, read_rows
+from cerebrum_cli.batch.readers import SHAPES, InputOptions, Shape
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import BatchError, UsageError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
@@ -51,7 +48,7 @@ def prompts(rows: tuple[InputRow, ...]) -> list[tuple[int, str | None]]:
 def test_txt_has_a_prompt_per_line_without_blanks_and_comments() -> None:
     rows = rows_in("Why?\n\n  \t\n# not this\n  # nor this\n How? \nC#\n")
     assert prompts(rows) == [(1, "Why?"), (6, " How? "), (7, "C#")]
-    assert rows[0] == InputRow(1, 1, "Why?", Conversation().user("Why?"), {}, None)
+    assert rows[0] == input_row(1, 1, "Why?", Conversation().user("Why?"))
 
 
 def test_txt_ignores_byte_order_mark_and_carriage_returns() -> None:
@@ -66,7 +63,7 @@ def test_only_a_line_feed_ends_a_line() -> None:
 
 def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     for shape, good in (("txt", b"ok"), ("jsonl", b'{"prompt": "ok"}')):
-        first, second = rows_in(b"caf\xe9\n" + good, shape)  # type: ignore[arg-type]
+        first, second = rows_in(b"caf\xe9\n" + good, shape)
         assert (first.id, first.prompt, problem(first)) == (1, None, ("invalid_utf8", "byte 4 is not UTF-8"))
         assert second.prompt == "ok"
     assert prompts(rows_in(b"# caf\xe9\nok")) == [(2, "ok")]
@@ -94,7 +91,7 @@ def test_line_that_is_not_utf_8_is_an_error_row() -> None:
     ],
 )
 def test_json_object_is_a_row(value: Any, id: str | int, conversation: Conversation) -> None:
-    assert json_row(value) == InputRow(1, id, conversation.messages[-1].content, conversation, {}, None)
+    assert json_row(value) == input_row(1, id, conversation.messages[-1].content, conversation)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +108,7 @@ def test_openai_batch_request_is_a_row(around: dict[str, Any]) -> None:
     row = json_row({**around, "body": body})
     settings = {"max_tokens": 5, "temperature": 1.0, "stop": ("x",)}
     conversation = Conversation((), "Be brief.").user("Why?")
-    assert row == InputRow(1, "a", "Why?", conversation, settings, None, model="gpt-4")
+    assert row == input_row(1, "a", "Why?", conversation, settings=settings, model="gpt-4")
     assert json_row({**around, "body": {"prompt": "Why?"}}).conversation == Conversation().user("Why?")
 
 
@@ -243,8 +240,8 @@ def test_json_row_with_an_invalid_grammar_is_an_error(body: dict[str, Any], mess
 
 
 def notices_of(data: str, shape: Shape) -> list[tuple[str, str]]:
-    with closing(spool_input([data.encode()], "it")) as source:
-        rows, notices = read_rows(source, shape), RowNotices()
+    with open_rows(data, shape) as rows:
+        notices = RowNotices()
         found = [notices.of(rows[position]) for position in range(len(rows))]
         return [(notice.message, notice.hint) for notice in (*found, notices.of_keys) if notice]
 
@@ -301,9 +298,9 @@ def test_csv_prompts_are_in_a_column() -> None:
     table = 'id,question,n\r\na,"Why, then?",1\r\n\r\n,"a ""b""\nc",2\r\n7, x ,\r\n'
     rows = rows_in("\ufeff" + table, "csv", template="{question}")
     assert rows == (
-        InputRow(1, "a", "Why, then?", Conversation().user("Why, then?"), {}, None),
-        InputRow(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc'), {}, None),
-        InputRow(3, "7", " x ", Conversation().user(" x "), {}, None),
+        input_row(1, "a", "Why, then?", Conversation().user("Why, then?")),
+        input_row(2, 2, 'a "b"\nc', Conversation().user('a "b"\nc')),
+        input_row(3, "7", " x ", Conversation().user(" x ")),
     )
 
 
@@ -398,7 +395,9 @@ def test_template_has_the_fields_of_a_request() -> None:
 def test_template_field_is_not_a_setting() -> None:
     fields = {"n": 300, "stop": 5, "system": ["x"], "seed": 1}
     row = json_row(fields, template="{n} words, {stop} stops, {system}")
-    assert row == InputRow(1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), {"seed": 1}, None)
+    assert row == input_row(
+        1, 1, '300 words, 5 stops, ["x"]', Conversation().user(row.prompt or ""), settings={"seed": 1}
+    )
     assert problem(json_row(fields, template="{stop}{system}"))[1].startswith("invalid `n`: 300")
 
 
@@ -427,7 +426,7 @@ def test_template_reads_only_fields() -> None:
 def test_input_type_is_given_or_from_the_name_or_the_bytes(
     name: str, given: str | None, data: bytes, shape: str
 ) -> None:
-    assert detect_shape(Path(name), given, data) == shape
+    assert InputOptions(input_format=given).detect_shape(Path(name), data) == shape
 
 
 INPUTS: list[tuple[Shape, str]] = [
@@ -442,8 +441,7 @@ INPUTS: list[tuple[Shape, str]] = [
 def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> None:
     (tmp_path / "in").write_bytes(text.encode())
     expected = rows_in(text, shape)
-    with closing(open_input(tmp_path / "in")) as source:
-        rows = read_rows(source, shape)
+    with closing(InputOptions(input_format=shape).open(tmp_path / "in", None, Path("out.jsonl"))) as rows:
         assert rows.sha256 == hashlib.sha256(text.encode()).hexdigest()
         for position in (*reversed(range(len(rows))), *range(len(rows))):
             assert rows[position] == expected[position]
@@ -452,20 +450,20 @@ def test_rows_are_read_in_any_order(tmp_path: Path, shape: Shape, text: str) -> 
 
 @pytest.mark.slow
 def test_rows_take_8_bytes_each() -> None:
-    with closing(spool_input([b"Why?\n" * 50_000], "it")) as source:
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            rows = read_rows(source, "txt")
+    data = b"Why?\n" * 50_000
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        with open_rows(data) as rows:
             after, _ = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
+    finally:
+        tracemalloc.stop()
     assert (after - before) / len(rows) < 12  # an array grows by an eighth at a time
 
 
 @pytest.mark.slow
 def test_unclosed_quote_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_rows, "MAX_LINE_BYTES", 16_000_000)
+    monkeypatch.setattr("cerebrum_cli.batch.table_rows.MAX_LINE_BYTES", 16_000_000)
     record = b"a" * 1000 + b"\n"
     with pytest.raises(UsageError, match=r"field larger than field limit \(16000000\) \(row at line 2\)"):
         rows_in(b'prompt\n"' + record * 20_000, "csv")
@@ -480,8 +478,7 @@ def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
     writer.start()
     if name == "in.txt":
         writer.join()
-    with closing(open_input(path)) as source:
-        rows = read_rows(source, "txt")
+    with closing(InputOptions(input_format="txt").open(path, None, Path("out.jsonl"))) as rows:
         assert [rows[at].prompt for at in (19_999, 0)] == ["question 19999", "question 0"]
     writer.join()
 
@@ -489,7 +486,7 @@ def test_input_is_read_from_a_file_or_a_pipe(tmp_path: Path, name: str) -> None:
 def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(BatchError) as caught:
-        spool_input([b"a"], "standard input")
+        open_rows("a")
     assert caught.value.message.startswith(f"standard input cannot be copied to {tmp_path / 'nowhere'}: No such file")
     assert "TMPDIR" in caught.value.hint
 
@@ -498,8 +495,7 @@ def test_pipe_that_does_not_fit_names_the_directory(tmp_path: Path, monkeypatch:
 def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path, change: str) -> None:
     path = tmp_path / "in.txt"
     path.write_text("a\nb\n")
-    with closing(open_input(path)) as source:
-        rows = read_rows(source, "txt")
+    with closing(InputOptions().open(path, None, Path("out.jsonl"))) as rows:
         path.rename(tmp_path / "old")
         path.write_text("c\nd\n")
         assert rows[1].prompt == "b"
@@ -513,12 +509,12 @@ def test_input_that_changes_is_an_error_and_a_replaced_one_is_not(tmp_path: Path
 
 
 def test_lines_may_have_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_file, "MAX_LINE_BYTES", 3_000_000)
+    monkeypatch.setattr("cerebrum_cli.batch.input_file.MAX_LINE_BYTES", 3_000_000)
     line = b"a" * 3_000_000
     data = b"\n".join([b"x", line, line, b"", b"y", line])
     assert [row.number for row in rows_in(data)] == [1, 2, 3, 5, 6]
     for longer in (data + b"a", data.replace(b"\n\ny", b"a\n\ny"), b"a" + line):
-        with pytest.raises(UsageError, match="it has a line that is larger than 3 MB"):
+        with pytest.raises(UsageError, match="standard input has a line that is larger than 3 MB"):
             rows_in(longer)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow
 import pytest
+from batch_files import InputRow
 from pyarrow import parquet
 
-from cerebrum_cli.batch.input_row import InputRow
-from cerebrum_cli.batch.parquet import json_lines
-from cerebrum_cli.batch.readers import open_input, read_rows
+from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.row_fields import parse_template
 
 PROMPTS = ["What is 1 plus 2?", "What is 3 plus 4?"]
 
@@ -27,8 +27,8 @@ def write(path: Path, columns: Mapping[str, Any] | Iterable[tuple[str, Any]], **
 
 
 def read(path: Path, template: str | None = None, all_columns: bool = False) -> list[InputRow]:
-    with closing(open_input(path, template, all_columns)) as source:
-        rows = read_rows(source, "jsonl", template, include_input=all_columns)
+    options = InputOptions(None if template is None else parse_template(template), include_input=all_columns)
+    with closing(options.open(path, None, Path("out.jsonl"))) as rows:
         return [rows[position] for position in range(len(rows))]
 
 
@@ -157,8 +157,8 @@ def test_file_that_expands_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     repeated = pyarrow.DictionaryArray.from_arrays(pyarrow.nulls(200_000, pyarrow.int32()).fill_null(0), ["x" * 10**6])
     path = write(tmp_path / "in.parquet", {"prompt": repeated})
     monkeypatch.setattr("cerebrum_cli.batch.parquet.MAX_BYTES", 10**7)
-    with path.open("rb") as file, pytest.raises(UsageError, match="its rows are much larger than the file"):
-        assert sum(map(len, json_lines(file, "it"))) < 10**7
+    with pytest.raises(UsageError, match="its rows are much larger than the file"):
+        read(path)
     assert path.stat().st_size < 10**5
 
 

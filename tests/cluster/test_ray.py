@@ -17,11 +17,10 @@ from typing import Any, cast
 import psutil
 import pytest
 import ray_machines
-from batch_files import stored_lines
+from batch_files import output_object, stored_lines
 from command_line import COMMAND, CommandLine, assert_error
 
-from cerebrum_cli.batch.input_row import output_object, result_rows
-from cerebrum_cli.batch.readers import open_input, read_rows
+from cerebrum_cli.batch.readers import InputOptions
 from cerebrum_cli.cluster import ray_adapter as ray_cluster
 from cerebrum_cli.cluster.distribution import Distribution, NodeJob, find_file
 from cerebrum_cli.cluster.ray_adapter import Message, Plan, WorkerReport
@@ -87,12 +86,13 @@ def answer_all(
     """The events of a batch on a cluster, and its texts; a first call may fail, and a second resumes."""
     job = on_servers(node_job("", source, ""), Servers((), may_differ=may_differ))
     output = source.with_name("out.jsonl")
-    with closing(open_input(source)) as file:
-        rows = read_rows(file, "txt")
-        with closing(open_results(output, {"model": "a"}, result_rows(rows))) as results:
-            events = list(Distribution(cluster, job, results, rows, 64, **options).answer())
-            results.complete()
-            assert results.notes["servers"][0] == READY.records[0]
+    with (
+        closing(InputOptions().open(source, None, output)) as rows,
+        closing(open_results(output, {"model": "a"}, rows.for_output(output))) as results,
+    ):
+        events = list(Distribution(cluster, job, results, rows, 64, **options).answer())
+        results.complete()
+        assert results.notes["servers"][0] == READY.records[0]
     return events, [json.loads(line)["text"] for line in output.read_text().splitlines()]
 
 

@@ -30,7 +30,7 @@ from cerebrum_cli.eval.stored_runs import Run, RunStore, report_of, require_run,
 from cerebrum_cli.results import record
 from cerebrum_cli.results import results as results_on_disk
 from cerebrum_cli.results.results import open_results, output_paths
-from cerebrum_cli.results.stored_results import StoredResults
+from cerebrum_cli.results.rows import Results
 
 NOW, NEWER, OLDER = (str(SCORING_VERSION + by) for by in (0, 1, -1))
 VERSIONS = {"cerebrum": "0.1.0", "llama.cpp": "abc", "scoring": NOW}
@@ -97,7 +97,7 @@ def write_run(
     return require_run(path)
 
 
-def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> StoredResults:
+def start_run(path: Path, questions: int, k: int = 1, condition: Mapping[str, object] = CONDITION) -> Results:
     path.parent.mkdir(exist_ok=True)
     rows = sample_rows(questions * k, lambda position: {"id": position // k + 1, "sample": position % k})
     return open_results(path, condition, rows, extent={"questions": questions, "samples": k})

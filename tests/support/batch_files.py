@@ -5,30 +5,72 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
 import pytest
 
-from cerebrum_cli.batch.input_file import spool_input
-from cerebrum_cli.batch.input_row import InputRow, output_object, result_rows
-from cerebrum_cli.batch.readers import Shape, read_rows
-from cerebrum_cli.core.row_fields import RowError
-from cerebrum_cli.results.results import open_results
-from cerebrum_cli.results.stored_results import StoredResults
+from cerebrum_cli.batch.readers import IndexedRows, InputOptions
+from cerebrum_cli.core.conversation import Conversation
+from cerebrum_cli.core.row_fields import RowError, parse_template
+from cerebrum_cli.results.results import open_results, read_saved
+from cerebrum_cli.results.rows import ResultRows, Results
 
 T = TypeVar("T")
+InputRow = Any  # a row that `batch` has read
 FINGERPRINT: dict[str, Any] = {"model": "a", "temperature": 0.7, "stop": ("x",), "system": None}
 
 
-def rows_in(data: bytes | str, shape: Shape = "txt", **options: Any) -> tuple[InputRow, ...]:
-    parts = [data.encode() if isinstance(data, str) else data]
-    with contextlib.closing(spool_input(parts, "it")) as source:
-        rows = read_rows(source, shape, **options)
+def open_rows(
+    data: bytes | str, shape: str = "txt", template: str | None = None, output: str = "out.jsonl", **options: Any
+) -> contextlib.closing[IndexedRows]:
+    """Open rows that are piped in."""
+    reading = InputOptions(None if template is None else parse_template(template), shape, **options)
+    piped = BytesIO(data.encode() if isinstance(data, str) else data)
+    return contextlib.closing(reading.open(Path("-"), piped, Path(output)))
+
+
+def rows_in(data: bytes | str, shape: str = "txt", template: str | None = None, **options: Any) -> tuple[InputRow, ...]:
+    with open_rows(data, shape, template, **options) as rows:
         return tuple(rows[position] for position in range(len(rows)))
+
+
+def input_row(number: int, id: str | int, prompt: str, conversation: Conversation, **others: Any) -> InputRow:
+    """A row as it is read."""
+    [example] = rows_in("a")
+    return replace(example, number=number, id=id, prompt=prompt, conversation=conversation, **others)
+
+
+def result_rows(rows: Sequence[InputRow], sha256: str | None = None, output: str = "out.jsonl") -> ResultRows:
+    """The rows of a result that is a table or JSON Lines, by its suffix."""
+    fields = lambda position: rows[position].fields  # noqa: E731
+    return replace(DESCRIBED[Path(output).suffix], size=len(rows), fields=fields, sha256=sha256)
+
+
+def described(output: Path) -> ResultRows:
+    with open_rows("prompt,b\na,b", "csv", output=output.name) as rows:
+        return rows.for_output(output)
+
+
+DESCRIBED = {suffix: described(Path(f"out{suffix}")) for suffix in (".jsonl", ".csv", ".parquet")}
+
+
+KEYS = (
+    *("id", "prompt", "text", "final_answer", "finish_reason", "prompt_tokens", "completion_tokens", "seed"),
+    *("reasoning", "votes", "error"),
+)
+
+
+def output_object(row: InputRow, **values: Any) -> dict[str, Any]:
+    """The object of a finished row."""
+    fields = row.fields
+    object = {**dict.fromkeys(KEYS), "id": row.id, "prompt": row.prompt, **values}
+    more = {"line": fields["line"] if values.get("error") else None, "request": fields["request"], "input": row.input}
+    return object | {key: value for key, value in more.items() if value is not None}
 
 
 ROWS = rows_in("Why?\nHow?\n\nWhé\u2028n?\nWho?\n")
@@ -49,16 +91,16 @@ def complete_result(text: str = "So.") -> bytes:
 
 def open_batch(
     output: Path, restart: bool = False, rows: tuple[InputRow, ...] = ROWS, sha256: str | None = None, **changed: Any
-) -> StoredResults:
+) -> Results:
     return open_results(output, {**FINGERPRINT, **changed}, result_rows(rows, sha256), restart)
 
 
-def open_growing(output: Path, questions: int) -> StoredResults:
+def open_growing(output: Path, questions: int) -> Results:
     return open_results(output, FINGERPRINT, result_rows(ROWS[:questions]), extent={"questions": questions})
 
 
 def finish(
-    journal: StoredResults, rows: tuple[InputRow, ...], text: str, order: Sequence[int] = (), most: int = 99
+    journal: Results, rows: tuple[InputRow, ...], text: str, order: Sequence[int] = (), most: int = 99
 ) -> list[int]:
     """Answer missing rows, up to a number of them, and complete the result if it has all; their positions."""
     with contextlib.closing(journal):
@@ -83,6 +125,12 @@ def run_some(output: Path, *positions: int, restart: bool = False, text: str = "
     with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in positions:
             journal.write(position, answer(ROWS[position], text))
+
+
+def saved_objects(output: Path) -> list[Any]:
+    """The objects of the finished rows of a result, which another process may be writing."""
+    saved = read_saved(output)
+    return list(saved.objects()) if saved else []
 
 
 def stored_lines(path: Path) -> list[str]:
