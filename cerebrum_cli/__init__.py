@@ -13,11 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.core.version import __version__ as __version__
-
 __all__ = ["CerebrumError", "Conversation", "MajorityVote", "Model", "Reply", "open_model"]
 
 _MODULES = {
+    "__version__": "core.version",
     "CerebrumError": "core.errors",
     "Conversation": "core.conversation",
     "MajorityVote": "replies.reply",
@@ -29,6 +28,7 @@ _MODULES = {
 if TYPE_CHECKING:
     from cerebrum_cli.core.conversation import Conversation
     from cerebrum_cli.core.errors import CerebrumError
+    from cerebrum_cli.core.version import __version__ as __version__
     from cerebrum_cli.replies.interface import Model, open_model
     from cerebrum_cli.replies.reply import MajorityVote, Reply
 

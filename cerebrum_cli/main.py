@@ -1,9 +1,7 @@
-"""Assemble the command line, and turn errors into messages and exit codes."""
+"""Assemble the command line, and run it."""
 
 from __future__ import annotations
 
-import errno
-import re
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -16,42 +14,18 @@ from typer.main import get_command, get_install_completion_arguments
 
 from cerebrum_cli.cli import COMMANDS
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
-from cerebrum_cli.core.version import __version__
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from cerebrum_cli.cli import Command
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.cli.commands import Commands
     from cerebrum_cli.cli.signature import CommandGroup, Declared
-    from cerebrum_cli.core.extensions import Command
 
 COMPLETION = "_CEREBRUM_COMPLETE"  # set by a shell that asks for completions
 CORE = {command.name: command for command in COMMANDS}
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
 OFF = dict.fromkeys(("help", "install_completion", "show_completion"), False)  # a value that Typer need not convert
-OTHER_COMMANDS = {  # of other programs, and what does the same here
-    "help": "did you mean cerebrum --help?",
-    "version": "did you mean cerebrum --version?",
-    "models": "did you mean cerebrum list?",
-    "list-models": "did you mean cerebrum list?",
-    "ls": "did you mean cerebrum list?",
-    "install": "did you mean cerebrum pull?",
-    "download": "did you mean cerebrum pull?",
-    "remove": "did you mean cerebrum rm?",
-    "info": "did you mean cerebrum show?",
-    "logs": "did you mean cerebrum sessions list?",
-    "prompt": "did you mean cerebrum ask?",
-    "run": "did you mean cerebrum chat MODEL?",
-    "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
-}
-OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
-    "--system-prompt": "did you mean --system?",
-    "--n-predict": "did you mean --max-tokens?",
-    "--ctx-size": "did you mean --ctx?",
-}
 
 
 def assembled(commands: Commands, names: Collection[str]) -> Any:
@@ -91,6 +65,8 @@ def module_of(command: Command) -> ModuleType:
     except Exception as error:
         if command.module.startswith(f"{__package__}."):
             raise
+        from cerebrum_cli.core.errors import CerebrumError
+
         problem = f"the command {command.name} cannot be used: {type(error).__name__}: {error}"
         raise CerebrumError(problem, "update or uninstall its package") from error
 
@@ -124,6 +100,8 @@ class VersionOption(TyperOption):
 
     def process_value(self, ctx: Any, value: Any) -> None:
         if value:
+            from cerebrum_cli.core.version import __version__
+
             typer.echo(f"cerebrum {__version__}")
             ctx.exit()
 
@@ -143,25 +121,17 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         command = named_command(words, commands)
         names = [command.name] if command else []
         return assembled(commands, names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
-    except typer.TyperException as error:
-        context: typer.Context | None = getattr(error, "ctx", None)
-        if context and error.message == context.get_help():  # of a command without arguments
-            typer.echo(error.message, err=True)
-        else:
-            print_error(app, usage_error(error, context, command))
-        return error.exit_code
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
             return 0
         return exit.code if isinstance(exit.code, int) else 1
-    except OSError as error:
-        problem = file_error(error)
-        print_error(app, problem)
-        return problem.exit_code
-    except CerebrumError as error:
-        if error.hint or not isinstance(error, Interrupted):
-            print_error(app, error)
-        return error.exit_code
+    except Exception as error:
+        from cerebrum_cli.cli.failures import report
+
+        code = report(error, command, app)
+        if code is None:  # a bug
+            raise
+        return code
 
 
 def named_command(words: Sequence[str], commands: Commands) -> Command | None:
@@ -183,62 +153,6 @@ def commands_for(words: Sequence[str], app: App | None) -> Commands:
     for problem, hint in warnings:
         print_notice(app, problem, hint)
     return commands
-
-
-def file_error(error: OSError) -> CerebrumError:
-    """The error for a disk that is full or not writable. Raises any other error again: it is a bug."""
-    from cerebrum_cli.terminal.streams import discard
-
-    problem, place = str(error.strerror), error.filename
-    if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
-        raise error
-    if place is None:
-        discard(sys.stdout)  # Typer may not have been able to write help or version
-    else:
-        problem = f"{place}: {problem}"
-    return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
-
-
-def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:
-    problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
-    hints = {**OTHER_OPTIONS, **(command.hints if command else {})}
-    path = "cerebrum"
-    if context:
-        path = context.command_path
-    elif command:
-        path = f"cerebrum {command.name}"
-    hint = f"did you mean {near}?" if near else f"see {path} --help"
-    if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
-        option = unknown[1]
-        hint = hints.get(option) or similar_options(option, context) or hint
-        if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
-            hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
-    elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
-        hint = OTHER_COMMANDS.get(unknown[1], hint)
-        if path == "cerebrum" and not re.fullmatch(r"(?a)[\w-]+", unknown[1]):
-            hint = 'did you mean cerebrum ask "..."?'
-    return UsageError(problem[:1].lower() + problem[1:], hint)
-
-
-def similar_options(name: str, context: typer.Context) -> str:
-    from cerebrum_cli.core.declaration import flag
-    from cerebrum_cli.core.settings import OPTIONS
-    from cerebrum_cli.core.text import did_you_mean
-
-    known = [opt for parameter in context.command.params for opt in parameter.opts]
-    key = name.lstrip("-").replace("-", "_")
-    dashed = flag(key)
-    if "--set" in known and key in OPTIONS and dashed not in known:
-        return f"use --set {key}=VALUE"
-    if longer := [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]:
-        return f"did you mean {' or '.join(longer)}?"
-    return did_you_mean(name, known, 2, 0.7).rstrip()
-
-
-def print_error(app: App | None, error: CerebrumError) -> None:
-    from cerebrum_cli.terminal.streams import standard_streams
-
-    (app.streams if app else standard_streams()).error(error)
 
 
 def print_notice(app: App | None, problem: str, hint: str) -> None:

@@ -15,8 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cerebrum_cli.cli import COMMANDS
-from cerebrum_cli.core.extensions import Command, Extension
+from cerebrum_cli.cli import COMMANDS, Command, Extension
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,7 +77,7 @@ def commands_of(entry_point: EntryPoint) -> tuple[Command, ...]:
 
 def entry_points() -> Iterable[EntryPoint]:
     """The entry points of packages from outside. Mostly there are none: looking takes less than the import."""
-    if not any(map(has_entry_points, sys.path)):
+    if not any(has_entry_points(directory or ".") for directory in sys.path):
         return ()
     from importlib import metadata
 
@@ -87,15 +86,13 @@ def entry_points() -> Iterable[EntryPoint]:
 
 def has_entry_points(directory: str) -> bool:
     """Whether a distribution in a directory of the path has entry points of the group."""
-    with suppress(OSError), os.scandir(directory or ".") as entries:
-        for entry in entries:
-            if entry.name.endswith("-info") and mentions_group(f"{entry.path}/entry_points.txt"):
-                return True
+    with suppress(OSError):
+        names = os.listdir(directory)  # noqa: PTH208  # as all of this: there may be hundreds of distributions
+        return any(mentions_group(f"{directory}/{name}/entry_points.txt") for name in names if name.endswith("-info"))
     return False
 
 
 def mentions_group(path: str) -> bool:
-    """Whether a file mentions the group. There may be hundreds, so `open`, which takes twice as long, is not used."""
     if not os.access(path, os.R_OK):
         return False
     file = os.open(path, os.O_RDONLY)

@@ -1,6 +1,6 @@
 """The command that checks the installation."""
 
-from cerebrum_cli.core.extensions import Command, Extension
+from cerebrum_cli.cli import Command, Extension
 
 EXTENSION = Extension(
     commands=(Command("doctor", "cerebrum_cli.doctor.doctor_command", "doctor", "Check the whole installation"),)

@@ -1,6 +1,6 @@
 """The commands of evaluations."""
 
-from cerebrum_cli.core.extensions import Command, Extension
+from cerebrum_cli.cli import Command, Extension
 
 VOTES = {"--votes": "use --samples K: maj@K is the accuracy of votes"}
 EXTENSION = Extension(

@@ -1,6 +1,6 @@
 """The command that merges models, and what merges and converts them for `cerebrum pull`."""
 
-from cerebrum_cli.core.extensions import Command, Extension
+from cerebrum_cli.cli import Command, Extension
 
 EXTENSION = Extension(
     commands=(Command("merge", "cerebrum_cli.weights.merge_command", "merge", "Merge models from a recipe"),),

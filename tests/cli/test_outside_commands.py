@@ -11,7 +11,7 @@ from command_line import ROOT, CommandLine, assert_error
 GROUP = "cerebrum.commands"
 HELLO = ROOT / "tests" / "data" / "cerebrum_hello"
 QUESTION, ANSWER = "What is 2 plus 3?", "2 plus 3 makes 5. The answer is 5."
-EXTENSION = "from cerebrum_cli.core.extensions import Command, Extension\nEXTENSION = Extension((Command{},))\n"
+EXTENSION = "from cerebrum_cli.cli import Command, Extension\nEXTENSION = Extension((Command{},))\n"
 
 
 class Site:

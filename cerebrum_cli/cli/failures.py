@@ -1,0 +1,109 @@
+"""Errors that end a command, and what its user reads of them; imported when there is one."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from cerebrum_cli.core.declaration import flag
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
+from cerebrum_cli.core.settings import OPTIONS
+from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.terminal.streams import discard, standard_streams
+
+if TYPE_CHECKING:
+    from cerebrum_cli.cli import Command
+    from cerebrum_cli.cli.app import App
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_TEMPORARY_DIRECTORY = (errno.ENOENT, None)  # error number and file name
+OTHER_COMMANDS = {  # of other programs, and what does the same here
+    "help": "did you mean cerebrum --help?",
+    "version": "did you mean cerebrum --version?",
+    "models": "did you mean cerebrum list?",
+    "list-models": "did you mean cerebrum list?",
+    "ls": "did you mean cerebrum list?",
+    "install": "did you mean cerebrum pull?",
+    "download": "did you mean cerebrum pull?",
+    "remove": "did you mean cerebrum rm?",
+    "info": "did you mean cerebrum show?",
+    "logs": "did you mean cerebrum sessions list?",
+    "prompt": "did you mean cerebrum ask?",
+    "run": "did you mean cerebrum chat MODEL?",
+    "serve": "start llama-server -m FILE, and use it with cerebrum chat --endpoint URL",
+}
+OTHER_OPTIONS = {  # of llama.cpp's programs, and what does the same here
+    "--system-prompt": "did you mean --system?",
+    "--n-predict": "did you mean --max-tokens?",
+    "--ctx-size": "did you mean --ctx?",
+}
+
+
+def report(error: Exception, command: Command | None, app: App | None) -> int | None:
+    """Print an error, and return its exit code; None for a bug, of which nothing is printed."""
+    context: typer.Context | None = getattr(error, "ctx", None)
+    problem: CerebrumError | None = None
+    match error:
+        case typer.TyperException(exit_code=code):
+            if context and error.message == context.get_help():  # of a command without arguments
+                typer.echo(error.message, err=True)
+                return code
+            problem = usage_error(error, context, command)
+            problem.exit_code = code
+        case OSError():
+            problem = file_error(error)
+        case CerebrumError():
+            problem = error
+    if problem is None:
+        return None
+    if problem.hint or not isinstance(problem, Interrupted):
+        (app.streams if app else standard_streams()).error(problem)
+    return problem.exit_code
+
+
+def file_error(error: OSError) -> CerebrumError | None:
+    """The error for a disk that is full or not writable; None for any other, which is a bug."""
+    problem, place = str(error.strerror), error.filename
+    if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
+        return None
+    if place is None:
+        discard(sys.stdout)  # Typer may not have been able to write help or version
+    else:
+        problem = f"{place}: {problem}"
+    return CerebrumError(problem, "free disk space, check permissions, or write elsewhere")
+
+
+def usage_error(error: typer.TyperException, context: typer.Context | None, command: Command | None) -> UsageError:
+    problem, _, near = error.message.rstrip(".?").partition(". Did you mean ")
+    hints = {**OTHER_OPTIONS, **(command.hints if command else {})}
+    path = "cerebrum"
+    if context:
+        path = context.command_path
+    elif command:
+        path = f"cerebrum {command.name}"
+    hint = f"did you mean {near}?" if near else f"see {path} --help"
+    if context and (unknown := re.fullmatch("No such option: (.*)", problem, re.DOTALL)):
+        option = unknown[1]
+        hint = hints.get(option) or similar_options(option, context) or hint
+        if re.match("-([^a-zA-Z-]|$)", option) and context.info_name in ("ask", "chat"):
+            hint = f'put -- before a question that begins with a hyphen: {path} -- "..."'
+    elif unknown := re.fullmatch("No such command .(.*).", problem, re.DOTALL):
+        hint = OTHER_COMMANDS.get(unknown[1], hint)
+        if path == "cerebrum" and not re.fullmatch(r"(?a)[\w-]+", unknown[1]):
+            hint = 'did you mean cerebrum ask "..."?'
+    return UsageError(problem[:1].lower() + problem[1:], hint)
+
+
+def similar_options(name: str, context: typer.Context) -> str:
+    known = [opt for parameter in context.command.params for opt in parameter.opts]
+    key = name.lstrip("-").replace("-", "_")
+    dashed = flag(key)
+    if "--set" in known and key in OPTIONS and dashed not in known:
+        return f"use --set {key}=VALUE"
+    if longer := [opt for opt in known if name.startswith("--") and opt.startswith(dashed)]:
+        return f"did you mean {' or '.join(longer)}?"
+    return did_you_mean(name, known, 2, 0.7).rstrip()
