@@ -1,6 +1,7 @@
 """Architecture invariants, checked with `ast`: layers, cycles, adapters, pure modules, names."""
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -12,6 +13,7 @@ import pytest
 from cerebrum_cli.cli.commands import own_commands
 
 PACKAGE = "cerebrum_cli"
+NAME_AS_TEXT = rf"{PACKAGE}(?:[.:]\w+)+"  # of a module, or of what is in it
 ROOT = Path(__file__).parents[1]
 
 # Packages by layer, lowest first. Imports go down only; packages in one layer do not import each other.
@@ -102,7 +104,7 @@ DOORS: Mapping[str, Door] = {
         ("contents", "header", "sizes"),
     ),
     "formats": Door(
-        14,
+        15,
         ("choice", "prompt_format", "reply_text"),
     ),
     "grammars": Door(
@@ -166,7 +168,7 @@ def violations(source: str, module: str) -> list[str]:
 
 def import_violations(source: str, module: str) -> Iterator[tuple[int, str]]:
     """Yield the line of each forbidden import, including type-only ones and those inside functions."""
-    for line, name in imports(source):
+    for line, name in references(source):
         package, _, inner = name.partition(".")
         if package == PACKAGE:
             if problem := layer_problem(module, inner):
@@ -188,6 +190,14 @@ def imports(source: str) -> list[tuple[int, str]]:
         elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
             found += [(node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant)]
     return found
+
+
+@cache
+def references(source: str) -> list[tuple[int, str]]:
+    """What a module imports or names in a text, to be imported later, by line."""
+    texts = (node for node in ast.walk(parsed(source)) if isinstance(node, ast.Constant))
+    named = [(text.lineno, str(text.value)) for text in texts if re.fullmatch(NAME_AS_TEXT, str(text.value))]
+    return sorted({*imports(source), *((line, name.replace(":", ".")) for line, name in named)})
 
 
 def package_of(module: str) -> str:
@@ -286,7 +296,7 @@ def uses_of(package: str) -> Iterator[tuple[str, str, str]]:
     for user, source in sources.items():
         if package_of(user) == package:
             continue
-        for _, imported in imports(source):
+        for _, imported in references(source):
             name = imported.removeprefix(f"{PACKAGE}.")
             if name != imported and within(name, package):
                 module = name if name in sources else name.rpartition(".")[0]
@@ -335,6 +345,7 @@ def test_every_package_has_a_layer() -> None:
             "formats is below replies",
         ),
         ("engine.engine", "import importlib\nimportlib.import_module('cerebrum_cli.main')", "engine is below main"),
+        ("engine.engine", "COMMAND = 'cerebrum_cli.cli.ask:ask'", "engine is below cli"),
         ("engine.engine", "import llama_cpp", "llama_cpp may only"),
         ("cli.ask", "from click import echo", "click may not be imported"),
     ],

@@ -26,6 +26,7 @@ BUILT_IN: Mapping[str, PromptFormat] = {
     **PLAIN_FORMATS,
 }
 FORMAT_NAMES = (*PLAIN_FORMATS, *NAMED_TEMPLATES, EMBEDDED)
+TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
 OTHER_FORMATS = f"--format ({', '.join(FORMAT_NAMES[:-1])}) or --chat-template FILE"
 
 
@@ -118,6 +119,27 @@ def choose_format(requested: str | None, known: str | None, template: str | None
 def mentions_reasoning(template: str | None) -> bool:
     """Whether a chat template has markup that opens reasoning."""
     return any(markup.open in (template or "") for markup in REASONING_MARKUPS)
+
+
+def try_template(path: Path) -> None:
+    """Render some conversations with a chat template of unknown origin, in a process with limits.
+
+    The file is a model, or holds nothing but a template. Raises MemoryError if memory does not suffice; a template that
+    fails in another way is harmless.
+    """
+    from cerebrum_cli.formats.template_sandbox import run_template, variables
+    from cerebrum_cli.gguf.header import read_header
+
+    with path.open("rb") as file:
+        is_model = file.read(4) == b"GGUF"
+    source = (read_header(path).chat_template or "") if is_model else path.read_text(encoding="utf-8-sig")
+    for roles in TRIAL_ROLES:
+        messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
+        try:
+            run_template(source, {**variables(), "messages": messages})
+        except FormatError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
 
 
 def special_tokens(vocabulary: Vocabulary, context_size: int, text: str) -> TokenIds:

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from cerebrum_cli.core.conversation import (
@@ -57,10 +56,6 @@ from cerebrum_cli.formats.template_sandbox import (
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
-from cerebrum_cli.gguf.header import read_header
-
-TRIAL_ROLES = (("user",), ("system", "user"), ("user", "assistant") * 20 + ("user",))
-
 
 CONTEXT = 8  # characters of the template that must precede a text
 PRESERVE = "preserve_thinking"  # variable by which templates keep earlier reasoning, or drop it
@@ -418,21 +413,3 @@ def _map_texts(change: Callable[[str], Any], value: Any) -> Any:
         case list() | tuple():
             return [_map_texts(change, item) for item in value]
     return value
-
-
-def try_template(path: Path) -> None:
-    """Render some conversations with a chat template of unknown origin, in a process with limits.
-
-    The file is a model, or holds nothing but a template. Raises MemoryError if memory does not suffice; a template that
-    fails in another way is harmless.
-    """
-    with path.open("rb") as file:
-        is_model = file.read(4) == b"GGUF"
-    source = (read_header(path).chat_template or "") if is_model else path.read_text(encoding="utf-8-sig")
-    for roles in TRIAL_ROLES:
-        messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
-        try:
-            run_template(source, {**variables(), "messages": messages})
-        except FormatError as error:
-            if isinstance(error.__cause__, MemoryError):
-                raise error.__cause__ from None

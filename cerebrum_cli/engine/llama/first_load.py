@@ -16,7 +16,6 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from pkgutil import resolve_name
 from tempfile import TemporaryFile
 from typing import Literal
 
@@ -25,6 +24,7 @@ from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelFileError
 from cerebrum_cli.core.events import Emit, LoadEvent
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.engine.step import StopFlag
+from cerebrum_cli.formats.choice import try_template
 
 MAX_DATA_BYTES, MAX_CPU_S = 2 * 2**30, 20  # of the child: an honest file is mapped, and takes less than a second
 MAX_CHECK_S = 5  # of CPU
@@ -33,7 +33,6 @@ CRASHES = {-getattr(signal, f"SIG{name}") for name in ("ABRT", "SEGV", "BUS", "F
 CHECK_FAILURES = {OUT_OF_MEMORY: "takes too much memory", -signal.SIGPROF: f"takes longer than {MAX_CHECK_S} s"}
 TRUSTED = "choose one from a source you trust"
 FIRST_PART = re.compile(r"(?<=-)00001(?=-of-\d{5}\.gguf$)")
-TRY_TEMPLATE = "cerebrum_cli.formats.template.try_template"
 LOADED_FILES = "loaded_files.json"
 MAX_REMEMBERED = 1000
 POLL_S = 0.01
@@ -125,7 +124,7 @@ def main(path: str, kind: Kind, adapter: str) -> None:
     if kind != "adapter":
         signal.setitimer(signal.ITIMER_PROF, MAX_CHECK_S)
         try:
-            resolve_name(TRY_TEMPLATE)(Path(path))
+            try_template(Path(path))
         except MemoryError:
             os._exit(OUT_OF_MEMORY)
         signal.setitimer(signal.ITIMER_PROF, 0)
