@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.batch.input_row import REFUSED, InputRow, Rows, row_object
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import Events, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
@@ -104,7 +104,8 @@ def rows_to_ask(model: Model, rows: Rows, options: BatchOptions, results: Result
         if position not in results.finished:
             row = rows[position]
             model.note(notices.of(row))
-            yield row_to_ask(position, row, options, names, results.unfinished.get(position, ()))
+            unfinished = results.unfinished.get(position, ())
+            yield row_to_ask(position, refuse_other_model(row, names), options, model.source, unfinished)
     model.note(notices.of_keys)
 
 
@@ -135,26 +136,26 @@ class RowNotices:
         return NoticeEvent(truncate(problem, MAX_NOTICE), "cerebrum ask --set help lists the settings of rows")
 
 
-def row_to_ask(position: int, row: InputRow, options: BatchOptions, models: Sequence[str], unfinished: TokenIds) -> Row:
-    """What is asked for a row, which continues the `unfinished` tokens; `models` are names of the model."""
-    row = refuse_other_model(row, models)
+def row_to_ask(position: int, row: InputRow, options: BatchOptions, source: ModelSource, unfinished: TokenIds) -> Row:
+    """What is asked for a row, which continues the `unfinished` tokens."""
     key = (position, row)
     if row.conversation is None:
         return Row(key, UsageError("the row is invalid"))
     settings = options.for_row(position, row.settings)
-    vote = None
-    if options.votes:
-        vote = MajorityVote(options.votes)
-        try:
+    grammar = options.grammar
+    vote = MajorityVote(options.votes) if options.votes else None
+    try:
+        if vote:
             settings = settings.for_samples("--votes")
-        except UsageError as problem:
-            return Row(key, problem)
+        if row.grammar:
+            grammar = source.checked(row.grammar)
+    except (UsageError, GrammarError) as problem:
+        return Row(key, problem)
     conversation = row.conversation
     if conversation.system_prompt is None and settings.system is not None:
         conversation = replace(conversation, system_prompt=settings.system)
     if unfinished and settings.max_tokens is not None:
         settings = replace(settings, max_tokens=settings.max_tokens - len(unfinished))
-    grammar = row.grammar or options.grammar
     request = Ask(
         conversation,
         settings,

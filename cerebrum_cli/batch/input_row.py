@@ -91,7 +91,7 @@ class InputRow:
                 "prefill": self.conversation.prefill and asdict(self.conversation.prefill),
                 "settings": dict(self.settings),
                 "model": self.model,
-                "grammar": self.grammar and asdict(self.grammar),
+                "grammar": self.grammar and {"kind": self.grammar.kind, "text": self.grammar.text},
             }
             asked = {key: value for key, value in values.items() if value not in (None, [], {})}
         return text_digest(to_json(asked))[:_REQUEST_DIGITS] if asked else None

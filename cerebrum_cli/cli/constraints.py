@@ -32,8 +32,7 @@ def read_grammar(options: ConstrainedOptions, source: ModelSource) -> Grammar | 
             grammar = Grammar(kind, read_text(path, MAX_GRAMMAR_BYTES))
         else:
             return None
-        source.check_grammar(grammar)
-    return grammar
+        return source.checked(grammar)
 
 
 def schema_text(schema: str) -> str:

@@ -6,13 +6,17 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.files import expand_user
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
+
+if TYPE_CHECKING:
+    from cerebrum_cli.core.events import NoticeEvent
 
 GrammarKind = Literal["schema", "gbnf", "lark", "regex"]
 
@@ -23,8 +27,11 @@ FIELDS_HINT = f'fields are "NAME [TYPE][: DESCRIPTION]", separated by commas; ty
 
 @frozen
 class Grammar:
+    """A grammar; once it is checked, with a `notice` of what an answer will not follow literally."""
+
     kind: GrammarKind
     text: str
+    notice: NoticeEvent | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.text.strip():  # to llama.cpp and to servers this means no constraint
@@ -86,8 +93,8 @@ def schema_of_fields(fields: str) -> JsonDict:
     """The schema of an object with these fields, all of them required."""
     separator = "\n" if "\n" in fields.strip() else ","
     properties = {}
-    for field in fields.split(separator):
-        text = field.strip().removesuffix(",")
+    for written in fields.split(separator):
+        text = written.strip().removesuffix(",")
         if not text:
             continue
         match = _FIELD.fullmatch(text)

@@ -187,7 +187,7 @@ class Model(LoadedModel):
             grammar = Grammar("gbnf", grammar)
         if grammar is not None and not isinstance(grammar, Grammar):
             raise UsageError.invalid("grammar", grammar, "text, or a Grammar")
-        return Ask(question, settings, grammar)
+        return Ask(question, settings, grammar and self.source.checked(grammar))
 
 
 def _allowed(tools: Iterable[Callable[..., Any] | str]) -> Tools:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from cerebrum_cli.core.config import Config, read_config
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import read_text
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
@@ -252,14 +251,14 @@ class ModelSource:
 
         return load_options(self.model, self.settings, self.context, self.vocabulary_only, self.is_chat)
 
-    def check_grammar(self, grammar: Grammar) -> NoticeEvent | None:
-        """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
+    def checked(self, grammar: Grammar) -> Grammar:
+        """The grammar for what is asked, with its notice. Raises GrammarError for what cannot be enforced."""
         if self.servers is None:
             from cerebrum_cli.grammars.guidance import check_grammar
 
-            return check_grammar(grammar)
+            return replace(grammar, notice=check_grammar(grammar))
         self.servers.check_grammar(grammar, self.model.is_served)
-        return None
+        return grammar
 
     def require_check(self) -> None:
         """Raise UsageError where programs cannot check answers: behind servers, and without a sandbox."""
