@@ -36,7 +36,7 @@ from quantized import F32, quantize
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.events import Event, StageEvent
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.engine.scoring import build_paths
+from cerebrum_cli.engine.loglikelihood import build_paths
 from cerebrum_cli.eval.lm_eval_command import open_for_lm_eval
 from cerebrum_cli.replies.source import ModelSource
 

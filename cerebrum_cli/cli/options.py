@@ -104,12 +104,12 @@ class AnswerOptions(ServerOptions, PullOptions):
         EndpointError, ModelFileError.
         """
 
-        variables = template_options(self.template_arg)
+        variables = template_variables(self.template_arg)
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
         model = self.find_model(app, requested, servers) if may_pull else app.find_model(requested, servers)
         source = app.source(model, servers, app.settings(overrides, model))
-        return replace(source, template_options=variables, context=self.context)
+        return replace(source, template_variables=variables, context=self.context)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""
@@ -338,7 +338,7 @@ class ConcurrencyOptions(ConstrainedOptions):
         return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}
 
 
-def template_options(pairs: Sequence[str]) -> JsonDict:
+def template_variables(pairs: Sequence[str]) -> JsonDict:
     """Parse KEY=VALUE pairs; a value that is not JSON is text."""
     options = {}
     for pair in pairs:

@@ -234,7 +234,7 @@ class LocalEngine(Engine):
         return LocalCompletions(self._commands, scope or self.cancel_scope, requests)
 
     def score(self, requests: Iterable[ScoreRequest]) -> Generator[ScoringEvent, None, None]:
-        from cerebrum_cli.engine.scoring import ScoreJob
+        from cerebrum_cli.engine.loglikelihood import ScoreJob
 
         events: EventQueue[ScoringEvent] = EventQueue()
         job = ScoreJob(requests, self.context_size, events.put)

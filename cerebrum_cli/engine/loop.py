@@ -20,7 +20,7 @@ from cerebrum_cli.engine.state_store import StateStore
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.scoring import ScoreJob
+    from cerebrum_cli.engine.loglikelihood import ScoreJob
 
 
 Work = Collection["Sequence | ScoreJob"]

@@ -253,7 +253,7 @@ def cache_path(app: App, source: ModelSource, options: LmEvalOptions) -> Path:
         settings.format,
         options.apply_chat_template,
         settings.think,
-        dict(source.template_options),
+        dict(source.template_variables),
         settings.cache_type_k,
         settings.cache_type_v,
     )

@@ -34,13 +34,13 @@ OTHER_FORMATS = f"--format ({', '.join(FORMAT_NAMES[:-1])}) or --chat-template F
 class ChosenFormat:
     """A prompt format by its name, to be built once the vocabulary is loaded.
 
-    The text of those that are not built in is a chat `template`, with the user's `options`. `origin` is where it is
+    The text of those that are not built in is a chat `template`, with the user's `variables`. `origin` is where it is
     from, for errors. Architectures differ in how reasoning is ended early.
     """
 
     name: str
     template: str | None = None
-    options: JsonObject = field(default_factory=dict)
+    variables: JsonObject = field(default_factory=dict)
     origin: str = EMBEDDED
     architecture: str = ""
 
@@ -50,9 +50,9 @@ class ChosenFormat:
         return PLAIN_FORMATS.get(self.name)
 
     def check(self, file: Path | None) -> None:
-        """Raise UsageError for options that are not used, and FormatError for an invalid template in a `file`."""
+        """Raise UsageError for variables that are not used, and FormatError for an invalid template in a `file`."""
         if self.name in BUILT_IN:
-            if self.options:
+            if self.variables:
                 raise UsageError(
                     f"template_arg needs the format embedded; this model uses {self.name}",
                     "omit it, or add --format embedded",
@@ -80,7 +80,7 @@ class ChosenFormat:
             bos=vocabulary.special_token_text("bos"),
             eos=vocabulary.special_token_text("eos"),
             special_tokens=lambda text: special_tokens(vocabulary, context_size, text),
-            options=self.options,
+            variables=self.variables,
             known_markups=tuple(
                 markup
                 for markup in REASONING_MARKUPS

@@ -75,7 +75,7 @@ LEFT_OUT = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedFormat(PromptFormat):
-    """A chat template, with the `bos` and `eos` of its vocabulary and the user's template options.
+    """A chat template, with the `bos` and `eos` of its vocabulary and the user's `variables`.
 
     `special_tokens` returns the special tokens that a text spells out, in order. If a template rewrites its messages,
     these decide whether a message could inject special tokens. `origin` is where the template is from, for errors.
@@ -85,7 +85,7 @@ class EmbeddedFormat(PromptFormat):
     bos: str
     eos: str
     special_tokens: Tokenize
-    options: Variables = field(default_factory=dict)
+    variables: Variables = field(default_factory=dict)
     name: str = EMBEDDED
     markups: Markups = REASONING_MARKUPS
     origin: str = EMBEDDED
@@ -176,7 +176,7 @@ class EmbeddedFormat(PromptFormat):
         names = {"enable_thinking", "thinking"}
         if switch:
             names.add(switch.name)
-        return bool(self.options.keys() & names)
+        return bool(self.variables.keys() & names)
 
     @property
     def switch(self) -> Switch | None:
@@ -192,7 +192,7 @@ class EmbeddedFormat(PromptFormat):
             values[effort] = conversation.effort
         if conversation.keeps_reasoning is not None:
             values[PRESERVE] = conversation.keeps_reasoning
-        return {**values, **tool_variables(conversation.tools), **self.options}
+        return {**values, **tool_variables(conversation.tools), **self.variables}
 
 
 @frozen

@@ -58,7 +58,7 @@ def test_builder_returns_built_in_formats_unchanged(chatml: LlamaBackend) -> Non
         assert chosen_format(plain.name, CHATML_TEMPLATE).build(chatml, CONTEXT_SIZE) is plain
 
 
-def test_template_options_of_a_built_in_format_are_an_error() -> None:
+def test_template_variables_of_a_built_in_format_are_an_error() -> None:
     with pytest.raises(UsageError, match=r"template_arg needs the format embedded.* uses cerebrum$"):
         chosen_format("cerebrum", CHATML_TEMPLATE, {"enable_thinking": False}).check(None)
 

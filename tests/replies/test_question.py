@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.attachments.prompt_sources import PromptSources, fence_file, parse_messages
-from cerebrum_cli.cli.options import template_options
+from cerebrum_cli.cli.options import template_variables
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
@@ -241,9 +241,9 @@ def test_configured_system_prompt_does_not_change_messages() -> None:
     assert question.read(BytesIO(text.encode()), configured, "Given.").system_prompt == "Given."
 
 
-def test_template_options_are_json_or_text() -> None:
+def test_template_variables_are_json_or_text() -> None:
     nested = "[" * 100_000
     values = {"true": True, "1": 1, "x=y": "x=y", '"1"': "1", "": "", '{"g": [null]}': {"g": [None]}, "[": "["}
     for text, value in {**values, nested: nested}.items():
-        assert template_options(["a=last", "b=2", f"a={text}"]) == {"a": value, "b": 2}
-    assert template_options(()) == {}
+        assert template_variables(["a=last", "b=2", f"a={text}"]) == {"a": value, "b": 2}
+    assert template_variables(()) == {}

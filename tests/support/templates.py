@@ -28,7 +28,7 @@ TWO_TURNS = ONE_TURN.assistant("Because of Rayleigh.").user("Who?")
 def chosen_format(name: str, template: str | None = None, options: JsonObject | None = None) -> ChosenFormat:
     """The format of a name, which is also that of no format, or of a server."""
     chosen = ChosenFormat(name) if name in (RAW, SERVER) else choose_format(name, None, template)
-    return replace(chosen, options=options or {})
+    return replace(chosen, variables=options or {})
 
 
 def embedded(backend: LlamaBackend, template: str, **options: Any) -> PromptFormat:

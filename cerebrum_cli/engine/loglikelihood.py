@@ -1,4 +1,4 @@
-"""Score given texts: requests, results, and jobs, which evaluate the texts a step at a time.
+"""Log-probabilities of given texts: requests, results, and jobs, which evaluate the texts a step at a time.
 
 The texts form a trie, of which each node is evaluated once: its leaves are evaluated in lexicographic order, and steps
 are filled with the next nodes, of as many leaves as there are slots. A row is evaluated for all leaves that share it.
