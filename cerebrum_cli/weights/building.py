@@ -14,7 +14,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
-from cerebrum_cli.gguf.header import header_from_tables, parse_tables, require_generative
+from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, Conversion, DownloadPlan
 from cerebrum_cli.library.hub import Listing
@@ -41,7 +41,7 @@ class Converter:
         weights = self.weights
         plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
         path, full = Path(weights.name), plans["F32"]
-        header = header_from_tables(path, parse_tables(path, full.header, full.size))
+        header = full.header_at(path)
         require_generative(path, header)
         sizes = {type: planned.size for type, planned in plans.items()}
         return Conversion(

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from cerebrum_cli.core.metadata_keys import CONVERTED
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, Value
 from cerebrum_cli.weights.methods import copy_of
-from cerebrum_cli.weights.plan import CLOSEST, WRITABLE, OutputTensor, Plan, Target, model_shape
+from cerebrum_cli.weights.plan import OutputTensor, Plan
 from cerebrum_cli.weights.table import Table
+from cerebrum_cli.weights.target import CLOSEST, WRITABLE, Target, model_shape
 
 TYPES = tuple(name for name in WRITABLE if name not in CLOSEST)  # those without a better mixture
 

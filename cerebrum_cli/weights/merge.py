@@ -30,9 +30,10 @@ from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
 from cerebrum_cli.weights.methods import input_tensors
-from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
+from cerebrum_cli.weights.plan import MergePlanner, Plan
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
 from cerebrum_cli.weights.table import read_table
+from cerebrum_cli.weights.target import Target
 
 # Bytes of memory: the process with the libraries that read files, and each metadata array item while it is read.
 BASE_MEMORY, MEMORY_PER_ITEM = 80_000_000, 200

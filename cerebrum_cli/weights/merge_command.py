@@ -112,7 +112,7 @@ def merge_options(options: MergeCommandOptions, stem: str) -> MergeOptions:
     from cerebrum_cli.core.paths import as_path
     from cerebrum_cli.core.text import name_from_stem
     from cerebrum_cli.weights.merge import MergeOptions
-    from cerebrum_cli.weights.plan import parse_type
+    from cerebrum_cli.weights.target import parse_type
 
     if options.output is None and not options.dry_run:
         raise UsageError("no output file given (-o)", "name a file: -o OUT.gguf")
@@ -132,14 +132,13 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     from collections import Counter
 
     from cerebrum_cli.engine.local import Capacity
-    from cerebrum_cli.gguf.header import header_from_tables, parse_tables
     from cerebrum_cli.library.fit import fit_memory, planned_context
 
     plan = merge.plan
     path = merge.options.output
     size = plan.size
     tensors = plan.tensors
-    header = header_from_tables(path, parse_tables(path, plan.header, size))
+    header = plan.header_at(path)
     context = planned_context(context, header.context_length)
     return {
         "name": merge.options.name,

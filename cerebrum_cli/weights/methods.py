@@ -58,13 +58,25 @@ Inputs = Sequence[tuple[SliceSource, Tensor]]
 
 
 class TensorPosition(NamedTuple):
-    """A tensor of the merge and its slice; `t` is its relative depth there, 0 to 1, or 0 outside of layers."""
+    """A tensor of the merge, its slice, and the tensor of each source of it.
+
+    `t` is its relative depth in the slice, 0 to 1, or 0 outside of layers.
+    """
 
     recipe: Recipe
     slice: Slice
     name: str
     t: float
     architecture: str
+    inputs: Inputs
+
+    @property
+    def base(self) -> Tensor:
+        return self.inputs[self.slice.base][1]
+
+    @property
+    def others(self) -> Inputs:
+        return [*self.inputs[: self.slice.base], *self.inputs[self.slice.base + 1 :]]
 
     def parameter(self, name: str, source: SliceSource | None = None, tensor: Tensor | None = None) -> float | None:
         """A parameter for this tensor: the source's, or the slice's, or the recipe's; None if no filter matches.
@@ -108,36 +120,30 @@ def interpolate(value: float | tuple[float, ...], t: float) -> float:
     return (1.0 - share) * value[before] + share * value[after]
 
 
-def tensor_op(position: TensorPosition, inputs: Inputs) -> TensorOp:
+def tensor_op(position: TensorPosition) -> TensorOp:
     if position.name in CONSTANTS:
-        return copy_of(inputs[position.slice.base][1])
+        return copy_of(position.base)
     match position.recipe.method:
         case "slerp":
-            return slerp(position, inputs)
+            return slerp(position)
         case "passthrough":
-            terms = passthrough(position, inputs)
+            terms = passthrough(position)
         case "linear":
-            terms = linear(position, inputs)
+            terms = linear(position)
         case "task_arithmetic":
-            terms = task_arithmetic(position, inputs)
+            terms = task_arithmetic(position)
     return simplify(terms, position.offset)
 
 
-def split_base(position: TensorPosition, inputs: Inputs) -> tuple[Tensor, Inputs]:
-    others = list(inputs)
-    _, base = others.pop(position.slice.base)
-    return base, others
-
-
-def passthrough(position: TensorPosition, inputs: Inputs) -> list[Term]:
-    [(source, tensor)] = inputs
+def passthrough(position: TensorPosition) -> list[Term]:
+    [(source, tensor)] = position.inputs
     scale = position.parameter("scale", source, tensor)
     return [Term(tensor, 1.0 if scale is None else scale)]
 
 
-def linear(position: TensorPosition, inputs: Inputs) -> list[Term]:
+def linear(position: TensorPosition) -> list[Term]:
     """Weighted sum; the weights are divided by their sum unless `normalize` is false."""
-    terms = weighted(position, inputs)
+    terms = weighted(position, position.inputs)
     if position.parameter("normalize") == 0:
         return terms
     divisor = sum(term.coefficient for term in terms)
@@ -150,10 +156,9 @@ def weighted(position: TensorPosition, inputs: Inputs) -> list[Term]:
     return [Term(tensor, position.required("weight", source, tensor)) for source, tensor in inputs]
 
 
-def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
+def task_arithmetic(position: TensorPosition) -> list[Term]:
     """The base plus the others' weighted differences, times `lambda`; weights are divided by their sum on request."""
-    base, others = split_base(position, inputs)
-    differences = weighted(position, others)
+    differences = weighted(position, position.others)
     factor = position.parameter("lambda")
     if factor is None:
         factor = 1.0
@@ -162,12 +167,13 @@ def task_arithmetic(position: TensorPosition, inputs: Inputs) -> list[Term]:
         if abs(divisor) >= MIN_NORM:
             factor /= divisor
     terms = [Term(tensor, weight * factor) for tensor, weight in differences]
-    return [Term(base, 1.0 - sum(term.coefficient for term in terms)), *terms]
+    return [Term(position.base, 1.0 - sum(term.coefficient for term in terms)), *terms]
 
 
-def slerp(position: TensorPosition, inputs: Inputs) -> TensorOp:
+def slerp(position: TensorPosition) -> TensorOp:
     t = position.required("t")
-    base, [(_, other)] = split_base(position, inputs)
+    base = position.base
+    [(_, other)] = position.others
     if base == other or t == 0:
         return copy_of(base)
     if t == 1:

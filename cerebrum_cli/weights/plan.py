@@ -9,25 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from cerebrum_cli.core.errors import MergeError, UsageError
-from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.core.text import Texts
-from cerebrum_cli.gguf.contents import (
-    EMBEDDING,
-    FILE_TYPES,
-    HEAD,
-    TENSOR_TYPES,
-    TYPE_NUMBERS,
-    Shape,
-    Tensor,
-    Tensors,
-    TensorType,
-    Value,
-    aligned,
-)
-from cerebrum_cli.gguf.header import MAX_LAYERS
+from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TENSOR_TYPES, Shape, Tensors, TensorType, Value, aligned
+from cerebrum_cli.gguf.header import MAX_LAYERS, Header, header_from_tables, parse_tables
 from cerebrum_cli.weights.compatibility import (
     SAME_SHAPE_HINT,
     LayerSources,
@@ -36,9 +24,10 @@ from cerebrum_cli.weights.compatibility import (
     require_layer_pattern,
 )
 from cerebrum_cli.weights.methods import TensorOp, TensorPosition, copy_of, input_tensors, tensor_op
-from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, mixed_type
+from cerebrum_cli.weights.mixtures import ModelShape
 from cerebrum_cli.weights.recipe import Recipe, Slice, SliceSource
 from cerebrum_cli.weights.table import Table, encode_header, is_phi3, phi3_name
+from cerebrum_cli.weights.target import Target, model_shape
 from cerebrum_cli.weights.tensor_names import hugging_face_names
 
 Metadata = dict[str, Value]
@@ -127,68 +116,7 @@ def base_models(tables: Iterable[Table]) -> Metadata:
     return result
 
 
-# Values of --type: the types llama.cpp can write without an importance matrix, and its mixtures of these.
-_WRITABLE = "F32 F16 BF16 Q8_0 Q5_K Q5_1 Q5_0 Q4_K IQ4_NL Q4_1 Q4_0 Q3_K"
-WRITABLE = (*_WRITABLE.split(), *MIXTURES)
-FLOAT_TYPES = ("F32", "F16", "BF16")
-# If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
-FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-LAST_FALLBACK = "F16"
-# Small tensors used at full precision, which llama.cpp does not quantize.
-_NOT_QUANTIZED = "_norm ffn_gate_inp ssm_conv1d shortconv time_mix_ attn_rel_b position_embd token_types"
-NOT_QUANTIZED = tuple(_NOT_QUANTIZED.split())
-MIN_HEAD_TYPE = "Q6_K"  # minimum precision of the output head, which matters most and costs little
-CLOSEST = {"Q3_K": "Q3_K_S", "Q4_K": "Q4_K_S", "Q5_K": "Q5_K_S"}  # file types to the same type everywhere
 HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weight, output.weight
-
-
-@frozen
-class Target:
-    """Type of all weights, or a mixture, or None for each tensor's own; then `dtype` is that of unquantized tensors.
-
-    `quantization` is that of the sources, for files that do not state it.
-    """
-
-    type: str | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-
-    def type_of(self, name: str, tensor: Tensor, is_head: bool, model: ModelShape) -> int:
-        """Number of the type that a tensor has under a name in a model of this shape."""
-        target = self._type_of(tensor.kind.name)
-        is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
-        if target is None or not is_matrix or any(part in tensor.name for part in NOT_QUANTIZED):
-            return tensor.type
-        if target in MIXTURES:
-            target = mixed_type(target, name, model) if name.startswith("blk.") else target[:4]
-        if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
-            target = MIN_HEAD_TYPE
-        for name in (target, FALLBACKS.get(target, target)):
-            if tensor.shape[0] % TENSOR_TYPES[TYPE_NUMBERS[name]].block_size == 0:
-                return TYPE_NUMBERS[name]
-        return TYPE_NUMBERS[LAST_FALLBACK]
-
-    def file_type(self, own: int | None) -> int | None:
-        """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
-        target = self.type or self.quantization or ""
-        if own is not None:
-            converted = self._type_of(FILE_TYPES.get(own, ""))
-            if converted is None:
-                return own
-            target = converted
-        file_type = CLOSEST.get(target, target)
-        return next((number for number, name in FILE_TYPES.items() if name == file_type), None)
-
-    def _type_of(self, own: str) -> str | None:
-        """Type that replaces a source's own; None if it stays."""
-        if self.type is None and own in FLOAT_TYPES:
-            return self.dtype
-        return self.type
-
-
-def model_shape(table: Table, layers: int) -> ModelShape:
-    heads, kv_heads = (table.whole_number(f"attention.{key}", 0) or 1 for key in ("head_count", "head_count_kv"))
-    return ModelShape(layers, table.whole_number("expert_count") or 0, heads // kv_heads)
 
 
 class OutputTensor(NamedTuple):
@@ -230,6 +158,10 @@ class Plan:
     def size(self) -> int:
         return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
 
+    def header_at(self, path: Path) -> Header:
+        """The header of the planned file, as it will be read from a path."""
+        return header_from_tables(path, parse_tables(path, self.header, self.size))
+
 
 class MergeStep(NamedTuple):
     """One layer to compute: its slice, relative depth in it, and the model and layer number of each source."""
@@ -248,12 +180,12 @@ class MergePlanner:
     def plan(self, name: str, texts: Mapping[str, str]) -> Plan:
         """Plan a merge with these texts in its metadata. Raises MergeError if the models or the recipe do not fit."""
         require_compatible([self.tables[model] for model in self.recipe.models])
-        steps = tuple(self._steps())
+        steps = self._steps
         if len(steps) > MAX_LAYERS:
             raise MergeError(f"the merge would have {len(steps):,} layers", f"llama.cpp loads at most {MAX_LAYERS}")
         tensors = (
             *self._global_tensors(steps[0], False),
-            *self._layer_tensors(steps),
+            *self._layer_tensors(),
             *self._global_tensors(steps[-1], True),
         )
         layers = tuple(step.sources for step in steps)
@@ -276,7 +208,9 @@ class MergePlanner:
         text = "\n".join(names)
         return tuple(filter for filter in self.recipe.filters if filter not in text)
 
-    def _steps(self) -> Iterator[MergeStep]:
+    @cached_property
+    def _steps(self) -> Sequence[MergeStep]:
+        steps = []
         for number, part in enumerate(self.recipe.slices):
             ranges = [self._layer_range(source, f"slices[{number}]") for source in part.sources]
             counts = [end - start for start, end in ranges]
@@ -287,7 +221,8 @@ class MergePlanner:
             for index in range(counts[0]):
                 layers = [start + index for start, _ in ranges]
                 sources = tuple(zip(part.models, layers, strict=True))
-                yield MergeStep(part, index / last if last else 1.0, sources)
+                steps.append(MergeStep(part, index / last if last else 1.0, sources))
+        return steps
 
     def _layer_range(self, source: SliceSource, place: str) -> tuple[int, int]:
         n_layers = self.tables[source.model].n_layers
@@ -297,8 +232,8 @@ class MergePlanner:
             raise MergeError(f"{place}: {problem}", f"end it at {n_layers} or below")
         return start, end
 
-    def _layer_tensors(self, steps: Sequence[MergeStep]) -> Iterator[OutputTensor]:
-        for index, step in enumerate(steps):
+    def _layer_tensors(self) -> Iterator[OutputTensor]:
+        for index, step in enumerate(self._steps):
             by_source = [self.tables[model].tensors_by_layer.get(layer, {}) for model, layer in step.sources]
             first = by_source[0]
             names = [self.tables[model].name for model in step.slice.models]
@@ -323,7 +258,6 @@ class MergePlanner:
                 yield self._output(name, 0.0, step, by_source, name)
 
     def _output(self, name: str, t: float, step: MergeStep, by_source: Sequence[Tensors], suffix: str) -> OutputTensor:
-        position = TensorPosition(self.recipe, step.slice, name, t, self._architecture)
         inputs, first = [], by_source[0][suffix]
         for source, tensors in zip(step.slice.sources, by_source, strict=True):
             table = self.tables[source.model]
@@ -336,30 +270,16 @@ class MergePlanner:
                     SAME_SHAPE_HINT,
                 )
             inputs.append((source, tensor))
-        _, base = inputs[step.slice.base]
+        position = TensorPosition(self.recipe, step.slice, name, t, self._architecture, inputs)
         is_head = name == HEAD or (name == EMBEDDING and not self._has_head)
-        kind = self.target.type_of(name, base, is_head, self._shape)
-        return OutputTensor(name, base.shape, kind, tensor_op(position, inputs))
+        kind = self.target.type_of(name, position.base, is_head, self._shape)
+        return OutputTensor(name, first.shape, kind, tensor_op(position))
 
     @cached_property
     def _shape(self) -> ModelShape:
-        return model_shape(self.tables[self.recipe.models[0]], len([*self._steps()]))
+        return model_shape(self.tables[self.recipe.models[0]], len(self._steps))
 
     @property
     def _has_head(self) -> bool:
         first, last = self.recipe.slices[0].models, self.recipe.slices[-1].models
         return first != last or any(HEAD in self.tables[model].global_tensors for model in last)
-
-
-def bits_per_weight(name: str) -> float:
-    kind = TENSOR_TYPES[TYPE_NUMBERS[name]]
-    return kind.block_bytes * 8 / kind.block_size
-
-
-def parse_type(text: str) -> str:
-    """Parse a type name. Raises UsageError if it is not a type that can be written."""
-    name = text.upper().replace("-", "_")
-    if name in WRITABLE:
-        return name
-    hint = f"use one of {', '.join(WRITABLE)}; without --type each tensor keeps its type"
-    raise UsageError(f"--type {text}: unknown weight type", hint)

@@ -11,9 +11,10 @@ from tiny_models import LLAMA, MIXTRAL, tensor_shapes
 
 from cerebrum_cli.core.errors import MergeError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor, Value
-from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
+from cerebrum_cli.weights.plan import MergePlanner, Plan
 from cerebrum_cli.weights.recipe import parse_recipe
 from cerebrum_cli.weights.table import Table
+from cerebrum_cli.weights.target import Target
 
 
 class Shape(NamedTuple):

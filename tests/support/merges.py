@@ -21,9 +21,10 @@ from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
 from cerebrum_cli.weights.execute import execute, require_supported_types
-from cerebrum_cli.weights.plan import MergePlanner, Plan, Target
+from cerebrum_cli.weights.plan import MergePlanner, Plan
 from cerebrum_cli.weights.recipe import parse_recipe
 from cerebrum_cli.weights.table import read_table
+from cerebrum_cli.weights.target import Target
 
 Weights = NDArray[np.float64]
 Models = Mapping[str, Sequence[Path]]

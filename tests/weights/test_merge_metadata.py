@@ -7,8 +7,9 @@ import pytest
 from merge_tables import KV_HEADS, contents, mixed, plan, refusal, stacked, table, value
 
 from cerebrum_cli.core.errors import MergeError
-from cerebrum_cli.weights.plan import MergePlanner, Target
+from cerebrum_cli.weights.plan import MergePlanner
 from cerebrum_cli.weights.recipe import parse_recipe
+from cerebrum_cli.weights.target import Target
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ from cerebrum_cli.core.errors import MergeError, UsageError
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS, Tensor
 from cerebrum_cli.weights.methods import Sum, copy_of
 from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, mixed_type
-from cerebrum_cli.weights.plan import WRITABLE, Target, parse_type
 from cerebrum_cli.weights.table import Table
+from cerebrum_cli.weights.target import WRITABLE, Target, parse_type
 
 
 def test_merge_plan_takes_first_models_embeddings_and_last_models_head() -> None:

@@ -125,7 +125,7 @@ def test_merge_parameter_is_the_innermost_that_matches(levels: tuple[Parameters,
     outer = Slice((inner,), levels[1], None)
     recipe = Recipe("linear", (outer,), levels[2], None, None, None, None, "")
     tensor = Tensor("output_norm.weight", (), 0, Path(), 0)
-    assert TensorPosition(recipe, outer, tensor.name, 0.0, "llama").parameter("weight", inner, tensor) == value
+    assert TensorPosition(recipe, outer, tensor.name, 0.0, "llama", ()).parameter("weight", inner, tensor) == value
 
 
 # Errors.
