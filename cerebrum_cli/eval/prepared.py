@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from cerebrum_cli.cli.constraints import read_grammar
 from cerebrum_cli.core.environment import without_home
@@ -14,7 +14,7 @@ from cerebrum_cli.core.row_events import SHOWN_ERRORS
 from cerebrum_cli.core.settings import Layer, SourcedLayer
 from cerebrum_cli.eval.evaluate import Evaluation
 from cerebrum_cli.eval.presets import Preset, find_preset
-from cerebrum_cli.eval.questions import Match, select
+from cerebrum_cli.eval.questions import select
 from cerebrum_cli.eval.reproduction import CONDITION_KEYS, PRESET, given_options, no_reproduction
 from cerebrum_cli.eval.sources import LoadedTask, read_source
 from cerebrum_cli.eval.stored_runs import CHECK, provenance
@@ -59,7 +59,10 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
     _ = options.window  # an invalid one is refused before questions are downloaded
     tools = options.find_tools()
     preset = find_preset(options.preset) if options.preset else None
-    task = read_task(app, source, options, preset)
+    with FileProgress(app.streams) as progress:
+        task = read_source(source, progress, options, preset)
+    for bad in task.bad_rows[:SHOWN_ERRORS]:
+        app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
     if preset:
         app.ignore_settings(CONDITION_KEYS)
     samples = options.samples or task.condition.samples
@@ -87,7 +90,14 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         is_raw=options.raw,
         tools=tools,
     )
-    fingerprint = fingerprint_of(task, evaluation, model_source, options)
+    fingerprint: JsonDict = {
+        **task.fingerprint,
+        **provenance(model_source),
+        **model_source.fingerprint(evaluation.grammar),
+        **options.tool_record(tools),
+    }
+    if options.check:
+        fingerprint[CHECK] = options.check
     return PreparedEvaluation(task, evaluation, model_source, fingerprint)
 
 
@@ -104,18 +114,6 @@ def with_remark(task: LoadedTask, source: ModelSource, preset: Preset, options: 
     return replace(task, remarks=(*task.remarks, remark))
 
 
-def fingerprint_of(task: LoadedTask, evaluation: Evaluation, source: ModelSource, options: EvalOptions) -> JsonDict:
-    fingerprint: JsonDict = {
-        **task.fingerprint,
-        **provenance(source),
-        **source.fingerprint(evaluation.grammar),
-        **options.tool_record(evaluation.tools),
-    }
-    if options.check:
-        fingerprint[CHECK] = options.check
-    return fingerprint
-
-
 def require_check(task: LoadedTask, source: ModelSource) -> None:
     """Raise UsageError where programs cannot vote: on code or choices, behind a server, or without a sandbox."""
     if task.match not in ("answer", "math") or any(question.choices for question in task.questions):
@@ -123,20 +121,3 @@ def require_check(task: LoadedTask, source: ModelSource) -> None:
     if source.raw:
         raise UsageError.conflict("--check", "--raw")
     source.require_check()
-
-
-def read_task(app: App, source: str, options: EvalOptions, preset: Preset | None) -> LoadedTask:
-    with FileProgress(app.streams) as progress:
-        task = read_source(
-            source,
-            progress,
-            preset=preset,
-            template=options.template,
-            examples=options.examples,
-            match=cast(Match | None, options.match),
-            run_code=options.run_code,
-            offline=options.offline,
-        )
-    for bad in task.bad_rows[:SHOWN_ERRORS]:
-        app.streams.note(f"line {bad.line} of {source} skipped: {bad.reason}")
-    return task

@@ -42,10 +42,6 @@ class Condition:
     stated_error: float | None = None
     note: str = ""
 
-    @property
-    def main_metric(self) -> str:
-        return list(self.figures)[-1]
-
     def error(self, metric: str, n: int) -> float:
         """Standard error among n documents; where the card states none, that of a proportion, as lm-eval has it."""
         value = self.figures[metric]

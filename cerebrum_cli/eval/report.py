@@ -152,7 +152,7 @@ def summarize(task: str, run: Samples, samples: int, seconds: float | None, chec
         samples=samples,
         accuracy=mean_accuracy(questions),
         maj=majority_estimates(complete, with_programs=False),
-        pass_at=_pass_at_estimates(complete),
+        pass_at=_pass_at_estimates(complete, samples),
         no_answer=mean_of(run, "is_unanswered"),
         cut_off=mean_of(run, "is_cut_off"),
         tokens_per_answer=mean_of(run, "completion_tokens"),
@@ -206,19 +206,13 @@ def by_check(questions: SamplesByQuestion) -> dict[bool, Checked]:
     return {key: Checked(len(right), estimate(right, clusters[key])) for key, right in scores.items()}
 
 
-def _pass_at_estimates(questions: SamplesByQuestion) -> dict[int, Estimate]:
-    estimates: dict[int, Estimate] = {}
+def _pass_at_estimates(questions: SamplesByQuestion, samples: int) -> dict[int, Estimate]:
+    """pass@k of questions with so many samples each."""
     if not questions:
-        return estimates
-    samples = len(questions[0])
+        return {}
     clusters = clusters_of(questions)
-    for k in vote_sizes(samples):
-        chances = []
-        for question in questions:
-            correct = round(samples * mean_of(question, "correct"))
-            chances.append(pass_at(samples, correct, k))
-        estimates[k] = estimate(chances, clusters)
-    return estimates
+    correct = [sum(sample.correct for sample in question) for question in questions]
+    return {k: estimate([pass_at(samples, count, k) for count in correct], clusters) for k in vote_sizes(samples)}
 
 
 def _share_with_basis(run: Samples, basis: Basis) -> float | None:

@@ -12,7 +12,7 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import enumeration, format_count, format_names
 from cerebrum_cli.eval.comparison import Comparison, QuestionResult, compare, question_results
 from cerebrum_cli.eval.questions import Question, QuestionId, Sample, sample_object
-from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, rules_of
+from cerebrum_cli.eval.scorers import SCORING_RULES, reply_scorer, require_run_code, rules_of
 from cerebrum_cli.eval.stored_runs import Run, require_run
 
 MADE_BY = ("cerebrum", "llama.cpp")  # keys of a fingerprint: versions of the programs
@@ -29,11 +29,13 @@ def rescored(run: Run, run_code: bool = False) -> tuple[list[Sample], int]:
 
     Raises UsageError for code that must not be run, and CerebrumError for a search that takes too long.
     """
+    if run.match == "code":
+        require_run_code(run_code)
     samples = run.samples()
     questions = tuple(Question(0, sample.id, "", sample.reference, sample.choices) for sample in samples)
     new = list(samples)
     changed = 0
-    with closing(reply_scorer(run.match, questions, run_code)) as scorer:
+    with closing(reply_scorer(run.match, questions)) as scorer:
         for index, (sample, question) in enumerate(zip(samples, questions, strict=True)):
             text = sample.text
             if run.match == "code":

@@ -47,16 +47,15 @@ class ReplyScorer:
     ) -> None:
         self._score = score
         self.close = close
-        self._scores: list[tuple[Any, ScoredAnswer]] = []
         self._running: dict[Future[ScoredAnswer], Any] = {}
 
     def add(self, key: Any, question: Question, text: str, is_complete: bool = True) -> None:
         """Score a reply, or start its program, once a core is free."""
         score = self._score(question, text, is_complete)
-        if isinstance(score, Future):
-            self._running[score] = key
-        else:
-            self._scores.append((key, score))
+        if isinstance(score, ScoredAnswer):
+            known, score = score, Future[ScoredAnswer]()
+            score.set_result(known)
+        self._running[score] = key
 
     @property
     def is_running(self) -> bool:
@@ -64,17 +63,16 @@ class ReplyScorer:
 
     def scores(self, wait_s: float | None) -> list[tuple[Any, ScoredAnswer]]:
         """Take the scores known by now; if there are none, wait for one while any program runs, None without limit."""
-        scores, self._scores = self._scores, []
-        done = {future for future in self._running if future.done()}  # asked after each token: `wait` takes longer
-        if not (scores or done or wait_s == 0.0):
-            done, _ = wait(self._running, wait_s, FIRST_COMPLETED)
-        return scores + [(self._running.pop(future), future.result()) for future in done]
+        if wait_s != 0.0:  # it is 0 after each token: `wait` takes longer
+            wait(self._running, wait_s, FIRST_COMPLETED)
+        done = [future for future in self._running if future.done()]
+        return [(self._running.pop(future), future.result()) for future in done]
 
 
-def reply_scorer(match: Match, questions: Questions, run_code: bool) -> ReplyScorer:
+def reply_scorer(match: Match, questions: Questions) -> ReplyScorer:
     """How replies are scored. Raises UsageError if a reference answer cannot be searched for, or code cannot be run."""
     if match == "code":
-        return code_scorer(run_code)
+        return code_scorer()
     if match == "math":
         return math_scorer()
     if match in ("contains", "regex"):
@@ -131,14 +129,13 @@ def math_scorer() -> ReplyScorer:
     return ReplyScorer(score, math_verify.close)
 
 
-def code_scorer(run_code: bool) -> ReplyScorer:
+def code_scorer() -> ReplyScorer:
     """Score programs by running them against the question's test, as many at a time as there are cores.
 
     Replies to a question without an entry point are programs. Raises UsageError without a sandbox.
     """
     from cerebrum_cli.programs.sandbox import require_sandbox
 
-    require_run_code(run_code)
     sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())
 
     def run(code: str, test: str) -> ScoredAnswer:

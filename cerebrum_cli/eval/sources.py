@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from cerebrum_cli.answers.final import is_in_words
 from cerebrum_cli.batch.readers import open_input
@@ -29,6 +30,9 @@ from cerebrum_cli.eval.scorers import (
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
 from cerebrum_cli.library.pull import DatasetFile, fetch_dataset
 
+if TYPE_CHECKING:
+    from cerebrum_cli.eval.eval_options import EvalOptions
+
 IN_WORDS = "correct answers are words: a reply is correct if its answer, its first or its last line contains them"
 
 
@@ -50,32 +54,20 @@ class LoadedTask:
     stop: Texts
 
 
-def read_source(
-    source: str,
-    progress: Progress,
-    *,
-    preset: Preset | None,
-    template: str | None,
-    examples: Path | None,
-    match: Match | None,
-    run_code: bool,
-    offline: bool,
-) -> LoadedTask:
+def read_source(source: str, progress: Progress, options: EvalOptions, preset: Preset | None) -> LoadedTask:
     """Read a file, or a task by its name, which is downloaded unless it is installed.
 
     Raises UsageError, PullError.
     """
     task = _find_task(source)
-    condition = Condition(source)
-    if preset:
-        condition = find_condition(preset, source)
-    match = _choose_match(task, match, run_code)
-    asked = _as_asked(task, preset, template, examples)
+    condition = find_condition(preset, source) if preset else Condition(source)
+    match = _choose_match(task, options)
+    asked = _as_asked(task, preset, options)
     parsed = parse_template(asked.template) if asked.template else None
-    data, digest, origin = load_dataset(task, progress, offline)
+    data, digest, origin = load_dataset(task, progress, options.offline)
     found = read_questions(data, parsed, task.convert)
-    shown, shown_digest = _read_examples(asked, parsed, progress, offline)
-    reply_scorer(match, found.questions, run_code).close()  # what it refuses is refused before a model is loaded
+    shown, shown_digest = _read_examples(asked, parsed, progress, options.offline)
+    reply_scorer(match, found.questions).close()  # what it refuses is refused before a model is loaded
     has_choices = any(question.choices for question in found.questions)
     fingerprint = {
         "task": task.name,
@@ -107,13 +99,13 @@ def _remarks_on_questions(questions: Questions, examples: Questions, match: Matc
         yield IN_WORDS
 
 
-def _as_asked(task: Task, preset: Preset | None, template: str | None, examples: Path | None) -> Task:
+def _as_asked(task: Task, preset: Preset | None, options: EvalOptions) -> Task:
     """A task with what replaces its protocol: a template, a preset, or examples."""
-    if template or (preset and task.match != "code"):
+    if options.template or (preset and task.match != "code"):
         # The cards ask questions verbatim; how they ask for code is not stated.
-        task = replace(task, template=template or "", follows="", shots_file="", stop=())
-    if examples:
-        task = replace(task, follows="", repo_id="", shots_file=str(examples), shots=None)
+        task = replace(task, template=options.template or "", follows="", shots_file="", stop=())
+    if options.examples:
+        task = replace(task, follows="", repo_id="", shots_file=str(options.examples), shots=None)
     return task
 
 
@@ -129,15 +121,15 @@ def _find_task(source: str) -> Task:
     return Task(name=Path(source).stem, file=source)
 
 
-def _choose_match(task: Task, match: Match | None, run_code: bool) -> Match:
+def _choose_match(task: Task, options: EvalOptions) -> Match:
     """How to score replies. Raises UsageError for options that do not apply, before anything is downloaded."""
     if task.match == "code":
-        if match:
+        if options.match:
             raise UsageError(f"--match has no effect on {task.name}, which runs programs", "omit --match")
-        require_run_code(run_code)
-    elif run_code:
+        require_run_code(options.run_code)
+    elif options.run_code:
         raise UsageError("--run-code applies only to humaneval, humaneval+ and mbpp@0shot", "omit --run-code")
-    return match or task.match
+    return cast(Match | None, options.match) or task.match
 
 
 def _read_examples(

@@ -17,7 +17,8 @@ from hub_user import HubUser
 
 from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.events import NoticeEvent
-from cerebrum_cli.eval.presets import find_preset
+from cerebrum_cli.eval.eval_options import EvalOptions
+from cerebrum_cli.eval.presets import Preset, find_preset
 from cerebrum_cli.eval.questions import Match
 from cerebrum_cli.eval.reading import BadRow, QuestionSet, read_questions
 from cerebrum_cli.eval.scorers import SCORING_VERSION, comparison_of
@@ -108,10 +109,8 @@ def test_dataset_in_git_is_verified_by_its_git_hash(hub_user: HubUser) -> None:
     assert found.summary[7] == ("t/7", "7 + 1?", "\\frac{8}{1}")
 
 
-def read(source: str | Path, **options: Any) -> LoadedTask:
-    defaults: dict[str, Any] = {"preset": None, "template": None, "examples": None, "match": None}
-    defaults |= {"run_code": False, "offline": False}
-    return read_source(str(source), Notices(), **defaults | options)
+def read(source: str | Path, preset: Preset | None = None, **options: Any) -> LoadedTask:
+    return read_source(str(source), Notices(), EvalOptions(**options), preset)
 
 
 @pytest.mark.parametrize("version", ["0.10.0", None])

@@ -397,7 +397,7 @@ def test_scorer_runs_as_many_programs_as_cores(sandbox: Sandbox, monkeypatch: py
     questions = [Question(at, at, "", f"{SEVEN}\ncheck(f)", entry_point="f") for at in range(5)]
     texts = (reply_with("f", 3), reply_with("f"), "I cannot.", reply_with("f").replace("7", "8"), reply_with("f"))
     found: list[tuple[int, ScoredAnswer]] = []
-    with closing(reply_scorer("code", (), run_code=True)) as scorer:
+    with closing(reply_scorer("code", ())) as scorer:
         for question, text in zip(questions, texts, strict=True):
             scorer.add(question.id, question, text)
         assert scorer.is_running

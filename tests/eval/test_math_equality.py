@@ -36,7 +36,7 @@ def test_math_verify_accepts_other_forms_but_no_other_values(math_verify: MathVe
     assert [pair for pair in pairs if not math_verify.is_equal(*pair)] == []
     for answer, reference in pairs[:2]:
         question = Question(0, 1, "?", reference)
-        with closing(reply_scorer("math", (question,), False)) as replies:
+        with closing(reply_scorer("math", (question,))) as replies:
             replies.add(1, question, rf"\boxed{{{answer}}}")
             assert [score.correct for _, score in replies.scores(0.0)] == [True]
     others = [

@@ -45,7 +45,7 @@ def score(
     text: str, reference: str, choices: tuple[str, ...] = (), match: Match = "answer", is_complete: bool = True
 ) -> ScoredAnswer:
     question = Question(0, 1, "?", reference, choices)
-    with closing(reply_scorer(match, (question,), False)) as replies:
+    with closing(reply_scorer(match, (question,))) as replies:
         replies.add("key", question, text, is_complete)
         [(key, found)] = replies.scores(0.0)
         assert (key, replies.scores(60.0)) == ("key", [])
@@ -178,7 +178,7 @@ def test_reply_cut_off_counts_only_as_far_as_it_states_its_answer(
 @pytest.mark.slow
 def test_regular_expression_that_takes_years_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = Question(0, 1, "?", "(a+)+$"), Question(1, 2, "?", "b|")
-    with closing(reply_scorer("regex", questions, False)) as replies:
+    with closing(reply_scorer("regex", questions)) as replies:
         monkeypatch.setattr(scorers, "SEARCH_S", 0.1)
         with pytest.raises(CerebrumError, match=r"for \(a\+\)\+\$ takes"):
             replies.add(1, questions[0], "a" * 50 + "b")

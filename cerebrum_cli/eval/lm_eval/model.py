@@ -207,14 +207,10 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
         rows = []
         ignored: set[str] = set()
         truncated = 0
-        own = self._model.source.settings
-        base = Settings(think=own.think, origins=own.origins)
-        if self._chat:
-            base = replace(base, stop=self._model.format.stop, system=self._chat.system_prompt)
+        base = self._base_settings()
         for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
             positions = [position for position, _ in group]
-            context, arguments = key
-            kwargs = normalize_gen_kwargs(arguments, MAX_GEN_TOKENS)
+            kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
             if kwargs["do_sample"]:
                 for position in positions:  # otherwise, lm-eval's cache returns one text for all
                     requests[position].args[1]["do_sample"] = True
@@ -227,13 +223,21 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             answered = [positions]
             if settings.temperature > 0:
                 answered = [[position] for position in positions]
-            tokens = self._encode_prompt(context)
+            tokens = self._encode_prompt(key[0])
             truncated += len(tokens) > room
-            rows.append(Row((key, answered), Continuation(context, tokens[-room:], settings, len(answered))))
+            rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
         return rows
+
+    def _base_settings(self) -> Settings:
+        """Settings that tasks leave to the model and its format."""
+        own = self._model.source.settings
+        base = Settings(think=own.think, origins=own.origins)
+        if self._chat:
+            base = replace(base, stop=self._model.format.stop, system=self._chat.system_prompt)
+        return base
 
     def _encode_prompt(self, context: str) -> TokenIds:
         """Tokens of a text to continue, without the space that a reply starts with: it is part of its first token."""

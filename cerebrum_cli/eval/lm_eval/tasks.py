@@ -112,22 +112,25 @@ def comparisons(results: JsonObject, preset: Preset) -> list[JsonDict]:
     """
     rows = {}
     for condition in preset.conditions:
-        own = results["results"].get(condition.task, {})
+        task = condition.task
+        own = results["results"].get(task, {})
         for metric, published in condition.figures.items():
-            value = own.get(f"{metric},none")
-            if value is None:
+            if own.get(f"{metric},none") is None:
                 continue
-            size = results["n-samples"][condition.task]
+            size = results["n-samples"][task]
             error = own.get(f"{metric}_stderr,none")
-            if not isinstance(error, float):
-                error = None  # "N/A" of one document
-            published_error = condition.error(metric, size["original"])
-            is_whole = size["effective"] == size["original"]
-            row = _comparison(condition.task, metric, value, error, published, published_error, is_whole)
-            rows[condition.task, metric] = row
+            row = {
+                "task": task,
+                "metric": metric,
+                "value": own[f"{metric},none"],
+                "stderr": error if isinstance(error, float) else None,  # "N/A" of one document
+                "published": published,
+                "published_stderr": condition.error(metric, size["original"]),
+            }
+            rows[task, metric] = _with_z(row, size["effective"] == size["original"])
     found = list(rows.values())
     for name, (conditions, published) in preset.averages.items():
-        keys = [(condition.task, condition.main_metric) for condition in conditions]
+        keys = [(condition.task, [*condition.figures][-1]) for condition in conditions]
         if rows.keys() >= {*keys}:
             found.append(_average(name, [rows[key] for key in keys], published))
     return found
@@ -135,37 +138,23 @@ def comparisons(results: JsonObject, preset: Preset) -> list[JsonDict]:
 
 def _average(name: str, parts: Sequence[JsonObject], published: float) -> JsonDict:
     """The unweighted mean of figures of different tasks, whose errors are independent."""
-    value = sum(part["value"] for part in parts) / len(parts)
-    published_error = hypot(*(part["published_stderr"] for part in parts)) / len(parts)
     errors = [part["stderr"] for part in parts]
-    error = None
-    if None not in errors:
-        error = hypot(*errors) / len(parts)
-    is_whole = all(part["z"] is not None for part in parts)
-    return _comparison(name, "average", value, error, published, published_error, is_whole)
-
-
-def _comparison(
-    task: str,
-    metric: str,
-    value: float,
-    error: float | None,
-    published: float,
-    published_error: float,
-    is_whole: bool,
-) -> JsonDict:
-    z = None
-    if error is not None and is_whole:
-        z = (value - published) / hypot(error, published_error)
-    return {
-        "task": task,
-        "metric": metric,
-        "value": value,
-        "stderr": error,
+    row = {
+        "task": name,
+        "metric": "average",
+        "value": sum(part["value"] for part in parts) / len(parts),
+        "stderr": None if None in errors else hypot(*errors) / len(parts),
         "published": published,
-        "published_stderr": published_error,
-        "z": z,
+        "published_stderr": hypot(*(part["published_stderr"] for part in parts)) / len(parts),
     }
+    return _with_z(row, all(part["z"] is not None for part in parts))
+
+
+def _with_z(row: JsonObject, is_whole: bool) -> JsonDict:
+    z = None
+    if is_whole and row["stderr"] is not None:
+        z = (row["value"] - row["published"]) / hypot(row["stderr"], row["published_stderr"])
+    return {**row, "z": z}
 
 
 def remarks(results: JsonObject, preset: Preset) -> list[str]:
