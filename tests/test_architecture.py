@@ -120,8 +120,8 @@ DOORS: Mapping[str, Door] = {
         ("canonical", "final"),
     ),
     "programs": Door(
-        8,
-        ("code", "functions", "sandbox"),
+        5,
+        ("functions", "sandbox"),
     ),
     "servers": Door(
         5,

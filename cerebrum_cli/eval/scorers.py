@@ -13,7 +13,6 @@ from cerebrum_cli.core.errors import CerebrumError, UsageError
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.eval.line_process import INSTALL, LineProcess, MathVerify, math_verify_version
 from cerebrum_cli.eval.questions import Basis, Match, Question, Questions
-from cerebrum_cli.programs.code import extract_program
 
 SEARCH_S = 5.0  # for a regular expression in a reply
 SEARCH = """
@@ -138,16 +137,12 @@ def code_scorer() -> ReplyScorer:
 
     sandbox, threads = require_sandbox(), ThreadPoolExecutor(thread_count())
 
-    def run(code: str, test: str) -> ScoredAnswer:
-        return ScoredAnswer(code, sandbox.run(code, test).reason == "passed")
+    def run(question: Question, text: str) -> ScoredAnswer:
+        code, result = sandbox.test_reply(text, question.stub, question.entry_point, question.reference)
+        return ScoredAnswer(code, result is not None and result.reason == "passed")
 
-    def score(question: Question, text: str, _is_complete: bool) -> ScoredAnswer | Future[ScoredAnswer]:
-        code = text or None
-        if question.entry_point:
-            code = extract_program(text, question.stub, question.entry_point)
-        if code is None:
-            return ScoredAnswer(None, False)
-        return threads.submit(run, code, question.reference)
+    def score(question: Question, text: str, _is_complete: bool) -> Future[ScoredAnswer]:
+        return threads.submit(run, question, text)
 
     def close() -> None:
         sandbox.is_closed.set()

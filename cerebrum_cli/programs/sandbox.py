@@ -24,11 +24,12 @@ from contextlib import contextmanager
 from importlib.metadata import distribution
 from math import ceil
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import IO, Literal, NamedTuple, cast
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.programs.call_filter import MACHINES, call_filter
+from cerebrum_cli.programs.code import extract_program, first_program
 
 Reason = Literal["passed", "failed", "timeout", "memory", "crashed"]
 
@@ -41,6 +42,7 @@ END_S = 5.0  # for a program that was killed to end
 MAX_KERNEL_MEMORY = 2**26  # bytes that the kernel holds for a program, which no limit of a process counts
 FILE_SIZE = 1300  # bytes that the kernel holds for a file in memory with a long name, besides its content
 
+FINDING = Lock()  # held where programs are parsed without warnings, which is a state of all threads
 GUEST = Path(__file__).with_name("guest.py")
 LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache")
 PACKAGES = ("/nix/store", "/gnu/store")  # of NixOS and Guix, libraries included
@@ -117,6 +119,23 @@ class Sandbox:
         if signum > 0:
             return CodeResult("crashed", f"signal {signum}")
         return CodeResult("crashed", "it ended the process, or corrupted its output")
+
+    def run_reply(self, reply: str, timeout_s: float) -> tuple[str, CodeResult]:
+        """Run the first program of a reply: its code, and how it ended."""
+        with FINDING:
+            code = first_program(reply)
+        return code, self.run(code, "", timeout_s)
+
+    def test_reply(self, reply: str, prompt: str, entry_point: str, test: str) -> tuple[str | None, CodeResult | None]:
+        """Test the function of this name in a reply to a prompt that begins it: its code, and how its test ended.
+
+        Without a name, the reply is the program. Both are None if it has none.
+        """
+        code = reply or None
+        if entry_point:
+            with FINDING:
+                code = extract_program(reply, prompt, entry_point)
+        return code, None if code is None else self.run(code, test)
 
     def _start(self, request: bytes) -> subprocess.Popen[bytes]:
         """Start guest.py in bubblewrap, where nothing but Python, numpy, libraries and a small /tmp exists.

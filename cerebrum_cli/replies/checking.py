@@ -12,7 +12,6 @@ from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.programs.code import first_program
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program
@@ -55,8 +54,7 @@ def create_check(scope: Event | None = None) -> Callable[[str], Program | None]:
 
 def run_program(sandbox: Sandbox, text: str) -> Program | None:
     """Run the program of a reply; None if the sandbox is closed meanwhile."""
-    code = first_program(text)
-    result = sandbox.run(code, "", TIMEOUT_S)
+    code, result = sandbox.run_reply(text, TIMEOUT_S)
     if sandbox.is_closed.is_set():
         return None
     printed = result.detail.strip()

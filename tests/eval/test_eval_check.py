@@ -12,18 +12,19 @@ from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.comparison import question_results
 from cerebrum_cli.eval.questions import Sample
 from cerebrum_cli.eval.report import by_check, vote_costs, votes_of
-from cerebrum_cli.programs.sandbox import CodeResult
+from cerebrum_cli.programs.sandbox import CodeResult, Sandbox
 from cerebrum_cli.replies import checking
 from cerebrum_cli.replies.source import ONLY_HERE
 from cerebrum_cli.replies.tally import Program, Tally
 
 
-class Printing:
+class Printing(Sandbox):
     """A sandbox that prints the only word of a program."""
 
-    is_closed = Event()
+    def __init__(self) -> None:
+        self.is_closed = Event()
 
-    def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+    def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
         assert (test, timeout_s) == ("", checking.TIMEOUT_S)
         return CodeResult("failed") if code == "-" else CodeResult("passed", f"{code}\n")
 

@@ -40,12 +40,13 @@ REPLIES = [answer(5), answer(4), answer(5), answer(7)]
 PROGRAMS = {answer(5): program("print("), answer(4): program("print(2 + 2)"), answer(7): program("print(2 + 2)")}
 
 
-class FakeSandbox:
+class FakeSandbox(Sandbox):
     """Has the output of each program; one that fails has none."""
 
-    is_closed = Event()
+    def __init__(self) -> None:
+        self.is_closed = Event()
 
-    def run(self, code: str, test: str, timeout_s: float) -> CodeResult:
+    def run(self, code: str, test: str, timeout_s: float = 0.0) -> CodeResult:
         assert (test, timeout_s) == ("", checking.TIMEOUT_S)
         output = OUTPUTS[code.strip()]
         return CodeResult("failed", "SyntaxError") if output is None else CodeResult("passed", output)
