@@ -56,15 +56,17 @@ def completion_of(declared: Option) -> Values | None:
     return declared.values or COMPLETIONS.get(declared.name)
 
 
-def completing(values: Values | None) -> Callable[[Any, list[str], str], list[str]]:
-    def complete(_: Any, __: list[str], incomplete: str) -> list[str]:
-        from cerebrum_cli.cli.app import App
+def complete_option(declared: Option, _: Any, __: list[str], incomplete: str) -> list[str]:
+    return complete_values(completion_of(declared), _, __, incomplete)
 
-        if values is None:
-            return []
-        try:
-            return [value for value in values(App.of_user()) if value.startswith(incomplete)]
-        except (CerebrumError, OSError):
-            return []
 
-    return complete
+def complete_values(values: Values | None, _: Any, __: list[str], incomplete: str) -> list[str]:
+    """The values that continue an incomplete one; none if they cannot be found."""
+    from cerebrum_cli.cli.app import App
+
+    if values is None:
+        return []
+    try:
+        return [value for value in values(App.of_user()) if value.startswith(incomplete)]
+    except (CerebrumError, OSError):
+        return []

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from importlib import import_module
 from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from cerebrum_cli.cli.completion_values import Values, completing, completion_of
+from cerebrum_cli.cli.completion_values import complete_option, complete_values, completion_of
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options, with_shorthands
 from cerebrum_cli.cli.variables import unknown_variables
@@ -60,9 +61,9 @@ class DeclaredCommand(TyperCommand):
         parameters: list[Any] = [*self.arguments]
         for each in declared.options.values():
             if each.heading:
-                parameters.append(FlagParameter(each, completion_of(each)))
+                parameters.append(FlagParameter(each))
         if self.settable:
-            parameters.append(FlagParameter(SET_OPTION, self.assignments))
+            parameters.append(FlagParameter(SET_OPTION._replace(values=self.assignments)))
         super().__init__(name, params=parameters, context_settings=NO_HELP, rich_markup_mode=None, **shown)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -124,15 +125,15 @@ class DeclaredCommand(TyperCommand):
 class FlagParameter(TyperOption):
     """The flag of an option; its value is text, several texts or True, and None without it."""
 
-    def __init__(self, declared: Option, values: Values | None) -> None:
+    def __init__(self, declared: Option) -> None:
         super().__init__(
             param_decls=[declared.name, *filter(None, (declared.short, flag(declared.name)))],
             type_descriptor=UNCONVERTED,
-            is_flag=declared.is_switch,
-            multiple=declared.is_list,
+            is_flag=declared.kind.is_switch,
+            multiple=declared.kind.is_list,
             metavar=declared.metavar,
             help=f"{declared.help}.",
-            autocompletion=completing(values),
+            autocompletion=partial(complete_option, declared),
             rich_help_panel=declared.heading,
         )
 
@@ -151,7 +152,7 @@ class ArgumentParameter(TyperArgument):
             nargs=-1 if argument.is_list else 1,
             metavar=argument.metavar,
             help=f"{argument.help}.",
-            autocompletion=completing(argument.values),
+            autocompletion=partial(complete_values, argument.values),
             rich_help_panel="Arguments",
         )
 
@@ -164,7 +165,7 @@ class ArgumentParameter(TyperArgument):
 
 def with_implied_values(words: list[str], options: Collection[Option]) -> list[str]:
     """The words, with the value that a flag implies when it stands alone: Typer requires one."""
-    switches = "".join(option.short[1:] for option in options if option.short and option.is_switch)
+    switches = "".join(option.short[1:] for option in options if option.short and option.kind.is_switch)
     end = words.index("--") if "--" in words else len(words)
     words = list(words)
     for option in options:

@@ -49,23 +49,18 @@ def settings_options(keys: Iterable[str], **help: str) -> dict[str, Option]:
 
 
 class Declared(NamedTuple):
-    """A command's function, its arguments, and the options that each other parameter stands for, by parameter."""
+    """A command's function, its arguments, and the options that each other parameter stands for, by parameter.
+
+    `options` are all of them. `--set` takes those that are `settable`: settings, and options without a flag.
+    """
 
     function: Function
     parameters: Mapping[str, inspect.Parameter]
     arguments: Mapping[str, Argument]
     groups: Mapping[str, Options]
+    options: Options
+    settable: Options
     short_help: str | None = None
-
-    @property
-    def options(self) -> Options:
-        return {name: declared for options in self.groups.values() for name, declared in options.items()}
-
-    @property
-    def settable(self) -> Options:
-        """The options that `--set` takes: settings, and those without a flag."""
-        options = self.options.items()
-        return {name: declared for name, declared in options if name in OPTIONS or not declared.heading}
 
     def values(self, given: GivenOptions) -> Arguments:
         """The function's arguments; those that nobody sets have its defaults. Raises UsageError."""
@@ -96,12 +91,15 @@ def composed(function: Function) -> Declared:
     parameters = inspect.signature(function, eval_str=True, locals={"App": object}).parameters
     arguments = {}
     groups = {}
+    options: dict[str, Option] = {}
     for name, parameter in parameters.items():
         if argument := argument_in(parameter):
             arguments[name] = argument
-        elif options := options_in(parameter):
-            groups[name] = options
-    return Declared(function, parameters, arguments, groups)
+        elif group := options_in(parameter):
+            groups[name] = group
+            options |= group
+    settable = {name: declared for name, declared in options.items() if name in OPTIONS or not declared.heading}
+    return Declared(function, parameters, arguments, groups, options, settable)
 
 
 def subcommand(

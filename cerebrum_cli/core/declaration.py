@@ -78,17 +78,9 @@ class Option(NamedTuple):
     name: str = ""
 
     @property
-    def is_list(self) -> bool:
-        return self.kind.is_list
-
-    @property
-    def is_switch(self) -> bool:
-        return self.kind.is_switch
-
-    @property
     def words(self) -> Texts:
         """What its value may be, as far as that can be listed."""
-        return SWITCHES if self.is_switch else self.choices
+        return SWITCHES if self.kind.is_switch else self.choices
 
     @property
     def argument(self) -> str:
@@ -124,7 +116,7 @@ class Option(NamedTuple):
 
         An item of a list is one text; if it `has_quotes`, it may be several in quotes, as in a shell.
         """
-        if not self.is_list:
+        if not self.kind.is_list:
             return self.validate(self.read(texts[-1]), source)
         if has_quotes:
             texts = [item for text in texts for item in split_quoted(text)]
