@@ -109,19 +109,19 @@ class AnswerPrinter:
                 error.hint += f"; read the reply with cerebrum sessions show {quote(self.saved_as)}"
             raise
 
-    def show(self, votes: Votes | None) -> None:
-        """Generate and print a majority answer if there are `votes`, else a single reply. Raises NoAnswer."""
-        with self.generating():
-            if votes:
-                self.show_vote(votes)
-            else:
-                self.show_reply()
-
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
         reply = self.continued or self.loaded.respond(self.request)
         try:
-            self._render(reply)
+            self.display.show_reply(
+                reply.events(),
+                lambda: self.loaded,
+                shows_reasoning=self.request.settings.show_thinking,
+                markdown=self._is_markdown,
+                prints_answer=self.options.streams_answer,
+                others=[HistoryPreload()] if self.record else [],
+            )
+            self._inspect(reply)
         except CerebrumError as error:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)
@@ -136,17 +136,6 @@ class AnswerPrinter:
         if reply.is_finished:
             self._require_complete(reply)
             self._require_part(reply)
-
-    def _render(self, reply: Reply) -> None:
-        self.display.show_reply(
-            reply.events(),
-            lambda: self.loaded,
-            shows_reasoning=self.request.settings.show_thinking,
-            markdown=self._is_markdown,
-            prints_answer=self.options.streams_answer,
-            others=[HistoryPreload()] if self.record else [],
-        )
-        self._inspect(reply)
 
     @property
     def _is_markdown(self) -> bool:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.votes import Votes
     from cerebrum_cli.replies.reply import Reply
-    from cerebrum_cli.replies.source import ModelSource
 
 OVERRIDES = settings_options((*REPLY_KEYS, "speculative", "cache_gb", "show_thinking", "no_log", "markdown"))
 
@@ -82,7 +81,10 @@ def answer(
         session = open_history().acquire_named(options.session)
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
-    source = find_source(app, overrides, options, votes)
+    source = options.find_source(app, overrides)
+    source = replace(source, raw=options.raw, vocabulary_only=options.dry_run, caches_prompts=True)
+    if votes:
+        source = source.for_samples("--votes", votes.maximum)
     settings = source.settings
     grammar = read_grammar(options, source)
     if session and continues:
@@ -107,15 +109,9 @@ def answer(
 
         saves = not (options.raw or settings.no_log)
         reply = open_history().continue_reply(continued, loaded, asked) if continued else None
-        AnswerPrinter(display, loaded, asked, options, record if saves else None, reply).show(votes)
-
-
-def find_source(app: App, overrides: Layer, options: AskOptions, votes: Votes | None) -> ModelSource:
-    """The model; a dry run needs only its vocabulary."""
-    from cerebrum_cli.engine.requests import ContextOptions
-
-    source = options.find_source(app, overrides)
-    source = replace(source, raw=options.raw, vocabulary_only=options.dry_run, caches_prompts=True)
-    if votes is None:
-        return source
-    return replace(source.for_samples("--votes"), context=ContextOptions(slots=votes.maximum))
+        printer = AnswerPrinter(display, loaded, asked, options, record if saves else None, reply)
+        with printer.generating():
+            if votes:
+                printer.show_vote(votes)
+            else:
+                printer.show_reply()

@@ -113,12 +113,11 @@ class AnswerOptions(ServerOptions, PullOptions):
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""
-        endpoints = self.find_endpoints(app, requested)
-        if not endpoints:
+        if not self.endpoint:
             return None
         from cerebrum_cli.servers.endpoint import Servers
 
-        return Servers(endpoints, **self.server_options)
+        return Servers(self.find_endpoints(app, requested), **self.server_options)
 
     @property
     def server_options(self) -> JsonDict:

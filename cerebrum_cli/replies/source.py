@@ -207,9 +207,10 @@ class ModelSource:
             caches_prompts=True,
         )
 
-    def for_samples(self, by: str) -> ModelSource:
+    def for_samples(self, by: str, slots: int | None = None) -> ModelSource:
         """This for several samples of a prompt, which `by` asks for. Raises UsageError for a chosen temperature 0."""
-        return replace(self, settings=self.settings.for_samples(by))
+        context = self.context if slots is None else replace(self.context, slots=slots)
+        return replace(self, settings=self.settings.for_samples(by), context=context)
 
     def for_rows(self, samples: int = MAX_PARALLEL, earlier: Sequence[Mapping[str, str]] = ()) -> ModelSource:
         """This for at most so many samples together, or for servers like the `earlier` ones."""
