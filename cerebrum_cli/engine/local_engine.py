@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import SequenceId
 from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.context_checkpoints import PromptCache
 from cerebrum_cli.engine.engine import (
@@ -37,7 +38,7 @@ from cerebrum_cli.engine.engine import (
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
 from cerebrum_cli.engine.memory_plan import group_lengths
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.engine.sequence import Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
@@ -156,7 +157,8 @@ class LocalCompletions(Completions):
         prompt = self._requests[index].prompt_tokens
         new = []
         for sample, tokens in replies.items():
-            new += create_sequences(index, Request.inspection(prompt, tokens), self._outbox.put, [sample], 0)
+            inspection = Request.inspection(prompt, tokens)
+            new.append(Sequence(SequenceId(index, sample), inspection, sample, self._outbox.put))
         self._submit(new, first=True)
         return True
 
@@ -171,11 +173,14 @@ class LocalCompletions(Completions):
         self._live.clear()
 
     def _create(self, index: int, count: int) -> list[Sequence]:
-        """The next samples of a request."""
+        """The next samples of a request, whose seeds follow each other."""
         start = self._counts[index]
         self._counts[index] += count
-        samples = range(start, start + count)
-        return create_sequences(index, self._requests[index], self._outbox.put, samples, self._seeds[index])
+        new = []
+        for sample in range(start, start + count):
+            seed = (self._seeds[index] + sample) % SEEDS
+            new.append(Sequence(SequenceId(index, sample), self._requests[index], seed, self._outbox.put))
+        return new
 
     def _submit(self, new: list[Sequence], first: bool = False) -> None:
         """Submit samples. Raises EngineError if the engine is closed."""

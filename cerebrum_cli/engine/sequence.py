@@ -15,14 +15,13 @@ from cerebrum_cli.core.events import (
     FinishReason,
     Forced,
     PromptEvent,
-    SequenceId,
     Timings,
     TokenLogprob,
 )
-from cerebrum_cli.core.sampling import SEEDS, TokenBias
+from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
 from cerebrum_cli.engine.engine import OnSampleEvent, ReplySample
-from cerebrum_cli.engine.requests import Force, Request
+from cerebrum_cli.engine.requests import Force
 from cerebrum_cli.engine.step import Constraint
 
 if TYPE_CHECKING:
@@ -194,10 +193,3 @@ class Sequence(ReplySample):
             by_stop_string=self.text.is_stopped,
             is_followed=is_followed,
         )
-
-
-def create_sequences(
-    index: int, request: Request, emit: OnSampleEvent, samples: Iterable[int], seed: int
-) -> list[Sequence]:
-    """Create samples of a request; sample `i` has seed `seed + i`."""
-    return [Sequence(SequenceId(index, sample), request, (seed + sample) % SEEDS, emit) for sample in samples]

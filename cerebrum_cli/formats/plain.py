@@ -27,7 +27,8 @@ class PlainFormat(PromptFormat):
     removed_text: str = ""
 
     def render(self, conversation: Conversation) -> PromptParts:
-        conversation = with_plain_tools(conversation, self.default_system)
+        if conversation.uses_functions:
+            conversation = with_plain_tools(conversation, self.default_system)
         system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
         parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
         for index, message in enumerate(conversation.messages):

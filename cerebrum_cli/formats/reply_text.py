@@ -113,7 +113,8 @@ class ReplyText:
         self._beginnings: dict[Channel, str] = {}  # white space that may be the first of a channel
         self._pieces: list[SplitText] = []
         self._stops = StopStrings(())
-        self.feed_text(rules.prefix)
+        if rules.prefix:
+            self.feed_text(rules.prefix)
         self._stops = StopStrings(stop)
         self.reasoning_tokens = 0
         if self.open_markup:
@@ -227,16 +228,14 @@ class ReplyText:
         if self.stage == "answer":
             text = self._up_to_stop(text)
         self._held += text
-        while self._leaves_stage():
-            pass
-
-    def _leaves_stage(self) -> bool:
-        """Read what is held in the current stage; whether another one follows in which to read the rest."""
-        if self.open_markup:
-            return self._read_reasoning(end_pattern(self.open_markup))
-        if self.stage == "undecided":
-            return self._read_start()
-        return self._read_answer()
+        is_stage_left = True
+        while is_stage_left:  # then the rest is read in the next one
+            if self.open_markup:
+                is_stage_left = self._read_reasoning(end_pattern(self.open_markup))
+            elif self.stage == "undecided":
+                is_stage_left = self._read_start()
+            else:
+                is_stage_left = self._read_answer()
 
     def _read_reasoning(self, end: str) -> bool:
         text = self._held
@@ -308,7 +307,7 @@ class ReplyText:
         end, channel = header
         if end < marker.end:
             self.begin_answer()
-            self._pass_on(text[: marker.end])
+            self._emit("answer", text[: marker.end])
             self._held = text[marker.end :]
             return True
         self._has_special = False
@@ -367,7 +366,7 @@ class ReplyText:
             start = footer_start(text, self._footer)
             if text[start:].rstrip().casefold() == self._footer or not self._is_over:
                 cut = min(cut, start)
-        self._pass_on(text[:cut])
+        self._emit("answer", text[:cut])
         self._held = text[cut:]
         return False
 
@@ -391,7 +390,7 @@ class ReplyText:
 
     def _leave_answer(self, marker: Marker, before: str, after: str) -> bool:
         """Read a marker in the answer: it is dropped, or begins another block, or all before it was reasoning."""
-        self._pass_on(before)
+        self._emit("answer", before)
         if marker.effect in ("close", "answer") and not (after.strip() or self._is_over):
             self._held = self._held[len(before) :]
             return False
@@ -426,13 +425,11 @@ class ReplyText:
                 is_fenced = not is_fenced
         return last[-MAX_LINE:], is_fenced
 
-    def _pass_on(self, text: str) -> None:
-        self._answer_length += len(text)
-        self._line, self._is_fenced = self._last_line(text)
-        self._emit("answer", text)
-
     def _emit(self, channel: Channel, text: str) -> None:
         """Add the text of a channel, without white space that may be at its start or end."""
+        if channel == "answer":
+            self._answer_length += len(text)
+            self._line, self._is_fenced = self._last_line(text)
         if not self.rules.trims:
             if text:
                 self._pieces.append((channel, text))

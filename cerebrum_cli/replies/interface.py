@@ -54,8 +54,9 @@ class Model(LoadedModel):
         return self.respond(replace(request, tools=_allowed(tools)))
 
     def respond(self, request: Ask) -> Reply:
+        """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
         if not request.tools:
-            return super().respond(request)
+            return Reply(self.reply_events(request), request.conversation)
         from cerebrum_cli.replies.tool_loop import reply_with_tools
 
         return Reply(reply_with_tools(self, request), request.conversation)

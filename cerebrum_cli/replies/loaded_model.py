@@ -26,7 +26,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings, reply_room
-from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, Tokenize, TokenPredicate, common_prefix
+from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, common_prefix
 from cerebrum_cli.core.vocabulary import detokenize, least_tokens, resolve_biases
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.requests import OPENING_TOKENS, Request
@@ -52,8 +52,8 @@ NO_SYSTEM = NoticeEvent("the chat template has no system prompt", "it is put bef
 class LoadedModel:
     """A model that is loading or loaded: its prompt format, its vocabulary and its engine.
 
-    Other calls than `load`, `respond`, `preview` and `cancel` need the model, or its vocabulary, to be loaded. With
-    `answer_now`, the reasoning of the reply that is being generated can be ended.
+    Calls other than `load`, `reply_events`, `preview` and `cancel` need the model, or its vocabulary, to be loaded.
+    With `answer_now`, the reasoning of the reply that is being generated can be ended.
     """
 
     source: ModelSource
@@ -97,11 +97,8 @@ class LoadedModel:
         """The hardware and the options that replies depend on; none behind a server, and before there is a context."""
         return self.engine.conditions
 
-    def respond(self, request: Ask) -> Reply:
-        """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
-        return Reply(self._respond(request), request.conversation)
-
-    def _respond(self, request: Ask) -> Events:
+    def reply_events(self, request: Ask) -> Events:
+        """Load the model, and yield the events of a reply without tools. Raises PromptTooLong before any evaluation."""
         yield from self.load()
         self.answer_now = AnswerNow()
         prepared = self.prepare_reply(replace(request, stream=True))
@@ -173,15 +170,15 @@ class LoadedModel:
         """Number of tokens in the template's markup at the end of a prompt, without BOS; a default without any."""
         end, opening = final_markup(prompt), tokens[-OPENING_TOKENS:]
         if end and len(prompt) > 1:
-            opening = self._tokenize_markup(end)
+            opening = self._tokenize_markup((Text(end, True),))
         if opening[:1] == tokens[:1]:  # BOS precedes the markup as it precedes the prompt
             return len(opening) - 1
         return len(opening)
 
     @cached_property
-    def _tokenize_markup(self) -> Tokenize:
+    def _tokenize_markup(self) -> Callable[[tuple[Text]], TokenIds]:
         """Tokenizer of the template's own text; cached, since prompts end with few different ones."""
-        return lru_cache(lambda text: self.engine.vocabulary.tokenize([Text(text, True)]))
+        return lru_cache(self.engine.vocabulary.tokenize)
 
     def _text_of(self, prefix: TokenIds) -> str:
         pieces = (self.engine.vocabulary.piece(token, special=self.is_visible(token)) for token in prefix)

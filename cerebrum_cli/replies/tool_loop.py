@@ -145,11 +145,11 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
         if loop.asked.prefix_tokens:  # the reply may have been cut off in a call
             reply.begin(*model.prepare_reply(loop.asked).beginning)
         loop.text = model.format.tool_format.filter(asked.conversation.tools)
-        with closing(model.respond(loop.next).events()) as events:
+        with closing(model.reply_events(loop.next)) as events:
             yield from _passed_on(events, reply, loop, is_silent=asked.grammar is not None)
         yield from loop.follow(reply)
     if not loop.is_over:
-        reply = model.respond(loop.next)
+        reply = Reply(model.reply_events(loop.next), loop.next.conversation)
         for event in reply.events():
             if not isinstance(event, FinishEvent):
                 yield event

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from scripted_backend import ALPHABET, ScriptedBackend, expected_reply, random_model, tokens
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, TokenEvent
+from cerebrum_cli.core.events import AlternativesEvent, Event, FinishEvent, PromptEvent, SequenceId, TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.token_ids import common_prefix
 from cerebrum_cli.engine import context_checkpoints as checkpoints
@@ -23,8 +23,14 @@ from cerebrum_cli.engine.local_engine import Commands, EngineCommand
 from cerebrum_cli.engine.loop import Loop
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.scheduler import Scheduler
-from cerebrum_cli.engine.sequence import Sequence, create_sequences
+from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import StopFlag
+
+
+def sequences_of(request: Request, samples: int, index: int = 0, seed: int = 0) -> list[Sequence]:
+    return [
+        Sequence(SequenceId(index, sample), request, seed + sample, lambda event: None) for sample in range(samples)
+    ]
 
 
 def test_scheduler_puts_late_samples_first() -> None:
@@ -32,7 +38,7 @@ def test_scheduler_puts_late_samples_first() -> None:
         Scheduler(1, kv_unified=False),
         [Request(tokens(text)) for text in ("a long prompt", "b", "c", "d")],
     )
-    samples = {each: create_sequences(0, each, lambda event: None, range(2), 0) for each in (a, b, c, d)}
+    samples = {each: sequences_of(each, 2) for each in (a, b, c, d)}
     scheduler.submit([*samples[a], *samples[b]], first=False)
     scheduler.admit(scheduler.next_admission(0, lambda _, length: length), 0)
     scheduler.submit(samples[c], first=True)
@@ -44,7 +50,7 @@ def test_unified_cache_copies_to_empty_slots_and_replaces_the_oldest() -> None:
     """A new conversation with the same beginning costs the previous one nothing."""
     scheduler, used = Scheduler(3, kv_unified=True), []
     for end in ("old one", "new one", "third one", "other one", "new one, again", "new one, retried"):
-        [sequence] = create_sequences(0, Request(tokens(f"ab {end}")), lambda event: None, range(1), 0)
+        [sequence] = sequences_of(Request(tokens(f"ab {end}")), 1)
         scheduler.waiting.append(sequence)
         admission = scheduler.next_admission(0, lambda _, length: length)
         scheduler.admit(admission, admission.prefix_length)
@@ -127,7 +133,7 @@ class AnyTraffic(RuleBasedStateMachine):
     def submit(self, *requests: Request, seed: int = 0, first: bool = False) -> None:
         sequences = []
         for index, request in enumerate(requests):
-            for sequence in create_sequences(index, request, lambda event: None, range(request.ask.n), seed):
+            for sequence in sequences_of(request, request.ask.n, index, seed):
                 sample = Sample(sequence)
                 sequence.emit = sample.on_event
                 self.samples.append(sample)
