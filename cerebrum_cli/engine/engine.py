@@ -28,7 +28,7 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
-from cerebrum_cli.engine.repetition import LoopCheck, cycle_end
+from cerebrum_cli.engine.repetition import cycle_end
 from cerebrum_cli.engine.requests import ReplyControl, Request
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.formats.reply_text import ReplyText, SplitText
@@ -67,8 +67,6 @@ class ReplySample:
         self.prompt = self.request.prompt_tokens
         self.text = ReplyText(self.request.rules, self.request.stop)
         self.controls = [create() for create in self.request.controls]
-        if self.request.loop_check:
-            self.controls.insert(0, LoopCheck())
 
     @property
     def is_constrained(self) -> bool:

@@ -106,9 +106,11 @@ class Sequence(ReplySample):
         return None
 
     def _control(self) -> FinishReason | None:
-        """Let the controls intervene, up to the first that forces tokens; return the reason if one ends the reply."""
+        """Let the controls intervene, up to the first that forces tokens; return the reason if the reply ends."""
         if self.pending:
             return None
+        if self.cycle_end(self.generated, len(self.generated) - 1):
+            return "repetition"
         for control in self.controls:
             intervention = control.intervene(self.text, self.generated)
             match intervention:

@@ -171,6 +171,9 @@ class TokenSample(RemoteSample):
         if self.is_constrained:
             self._leave_answer()
             return
+        self._check_loop(self._ids, len(self._ids) - 1)
+        if self._intervention:
+            return
         for control in self.controls:
             intervention = control.intervene(self.text, self._ids)
             if isinstance(intervention, (str, Force)):

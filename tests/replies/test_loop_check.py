@@ -17,9 +17,8 @@ from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, LoopCheck, cycle_end
+from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, cycle_end
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
@@ -28,11 +27,11 @@ LINE = "The same line once more, and nothing else.\n"
 
 def found_at(reply: Sequence[int]) -> int | None:
     """Number of tokens after which the check ends a reply; None if it does not."""
-    check, text, read = LoopCheck(), ReplyText(ReplyRules()), array("i")
-    for count, token in enumerate(reply, start=1):
+    read = array("i")
+    for token in reply:
         read.append(token)
-        if check.intervene(text, read):
-            return count
+        if end := cycle_end(read, len(read) - 1):
+            return end
     return None
 
 

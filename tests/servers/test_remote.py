@@ -38,7 +38,6 @@ from cerebrum_cli.core.events import (
     SequenceId,
     TokenEvent,
 )
-from cerebrum_cli.engine.repetition import LoopCheck
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.servers import client
@@ -126,7 +125,7 @@ def test_remote_source_is_read_ahead() -> None:
             assert stuck.is_hanging.wait(TIMEOUT_S)
 
 
-class BrokenControl(LoopCheck):
+class BrokenControl:
     def intervene(self, text: ReplyText, tokens: Sequence[int]) -> FinishReason | None:
         raise RuntimeError("a bug")
 
