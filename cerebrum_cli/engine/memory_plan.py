@@ -127,11 +127,7 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
     most = default
     if options.file.thinks:
         most = min(options.file.trained_context, THINKING_CONTEXT)
-
-    def lacks_memory(length: int) -> bool:
-        return not fits(_single(options, length, free).needs, free)
-
-    length = _longest(most, lacks_memory)
+    length = largest(lengths(most), lambda length: fits(_single(options, length, free).needs, free))
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
         emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
@@ -151,7 +147,7 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     length = options.context.length
     if needed(length) <= free.host:
         return
-    longest = _longest(length, lambda length: needed(length) > free.host)
+    longest = largest(lengths(length), lambda length: needed(length) <= free.host)
     size = f"{needed(length) / 1e9:.1f} GB"
     if counts_weights:
         size += " including the model's weights"
@@ -174,15 +170,15 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
             return 1
         if not sizes.state_bytes:
             return most
-        most = min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq)))
+        most = max(1, min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq))))
     single = place(options, replace(context, slots=1), free.devices)
 
-    def lacks_memory(slots: int) -> bool:
+    def have_memory(slots: int) -> bool:
         plan = place(options, replace(context, slots=slots), free.devices)
         takes_weights_off_gpus = context.kv_unified and plan.weights.host > single.weights.host
-        return takes_weights_off_gpus or not fits(plan.needs, free)
+        return fits(plan.needs, free) and not takes_weights_off_gpus
 
-    return _most_slots(most, lacks_memory)
+    return largest(range(1, most + 1), have_memory)
 
 
 def place(options: LoadOptions, context: ContextOptions, devices: Devices) -> LoadPlan:
@@ -229,11 +225,17 @@ def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
     return place(options, replace(options.context, length=length, slots=1), free.devices)
 
 
-def _longest(limit: int, lacks_memory: Callable[[int], bool]) -> int:
-    """The longest context up to a limit that fits, and at least 256 tokens."""
-    if not lacks_memory(limit):
-        return limit
-    return PADDING * max(1, bisect_left(range(PADDING, pad_length(limit), PADDING), True, key=lacks_memory))
+def lengths(most: int) -> list[int]:
+    """Lengths of a context to choose from, of at least 256 tokens if `most` is."""
+    return [*range(PADDING, most, PADDING), most]
+
+
+def largest(numbers: Sequence[int], fit: Callable[[int], bool]) -> int:
+    """The largest of some ascending numbers that fits into memory; the first if none does."""
+    if fit(numbers[-1]):
+        return numbers[-1]
+    fitting = bisect_left(numbers, True, key=lambda number: not fit(number))
+    return numbers[max(0, fitting - 1)]
 
 
 def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> LayerCounts:
@@ -305,25 +307,16 @@ def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCount
 
     `free` is measured beside the weights, also beside those that are mapped.
     """
-
-    def lacks_memory(slots: int) -> bool:
-        return not fits(context_needs(sizes, replace(context, slots=slots), offloaded), free)
-
-    return _most_slots(context.slots, lacks_memory)
+    numbers = range(1, context.slots + 1)
+    return largest(numbers, lambda slots: fits(context_needs(sizes, replace(context, slots=slots), offloaded), free))
 
 
 def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
     """Length of a longer context of a loaded model: `most`, or what fits."""
-
-    def lacks_memory(length: int) -> bool:
-        return not fits(context_needs(sizes, replace(context, length=length, slots=1), offloaded), free)
-
-    return _longest(most, lacks_memory)
-
-
-def _most_slots(most: int, lacks_memory: Callable[[int], bool]) -> int:
-    """The largest number of slots up to a limit that memory suffices for; at least one."""
-    return max(1, bisect_left(range(1, most + 1), True, key=lacks_memory))
+    single = replace(context, slots=1)
+    return largest(
+        lengths(most), lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free)
+    )
 
 
 def plan_cache(
