@@ -36,7 +36,7 @@ from cerebrum_cli.engine.engine import (
     EventQueue,
 )
 from cerebrum_cli.engine.loop import Loop, Work, fail_work
-from cerebrum_cli.engine.memory_plan import group_lengths
+from cerebrum_cli.engine.memory import group_lengths
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore

@@ -13,7 +13,7 @@ from cerebrum_cli.core.events import FinishReason, RefusedEvent
 from cerebrum_cli.core.token_ids import TokenIds, common_prefix
 from cerebrum_cli.engine.context_checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.memory_plan import plan_cache
+from cerebrum_cli.engine.memory import plan_cache
 from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_draft
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore

@@ -1,18 +1,27 @@
-"""Memory that a model and its context need, on the host and on each GPU. Pure; sizes in bytes.
+"""Memory that a model and its context need, on the host and on each GPU, and what fits. Pure; sizes in bytes.
 
 A layer's weights, its part of the KV cache and its recurrent states are on the device it was offloaded to, or else on
 the host; so are compute buffers. A GPU that shares the host's memory draws from both limits.
+
+Of a loaded model, `plan_slots` is the number of slots of a length that fit, `plan_cache` chooses the length for the
+sequences that wait, and `group_lengths` which requests run together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.requests import ContextOptions
 from cerebrum_cli.gguf.sizes import LayerSizes, ModelSizes
+
+if TYPE_CHECKING:
+    from cerebrum_cli.engine.requests import Request
 
 HEADROOM = 512 * 2**20  # left free on the host and on each GPU, for other programs and the driver
 CPU_UBATCH = 256  # tokens: larger steps are as fast, and report progress less often
@@ -24,6 +33,13 @@ SAMPLING_BYTES = 20  # for each token of the vocabulary, for all sequences toget
 POOL_BYTES = 96 * 2**20  # of a GPU's kernels: 43 to 80 MiB on an H100, and 176 with experts
 OUTPUT_BYTES = 32 * 2**20  # of logits in one step, for texts to score: 256 rows of a vocabulary of 32,000 tokens
 CHECKPOINTS, MIN_CHECKPOINTS, CHECKPOINT_BYTES = 8, 2, 512 * 2**20  # number, and bytes of all of them together
+EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
+MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
+
+# Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
+GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
+STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
+MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
 
 CACHE_ELEMENT_SIZE = {"f32": 4.0, "f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}  # with the scale of a block
@@ -205,3 +221,74 @@ def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     element = 4 if context.flash_attention is False else 2
     masked = {layer.window: cells(layer, context) for layer in sizes.layers if layer.key_length}
     return element * context.n_ubatch * sum(masked.values())
+
+
+def lengths(most: int) -> list[int]:
+    """Lengths of a context to choose from, of at least 256 tokens if `most` is."""
+    return [*range(PADDING, most, PADDING), most]
+
+
+def largest(numbers: Sequence[int], fit: Callable[[int], bool]) -> int:
+    """The largest of some ascending numbers that fits into memory; the first if none does."""
+    if fit(numbers[-1]):
+        return numbers[-1]
+    fitting = bisect_left(numbers, True, key=lambda number: not fit(number))
+    return numbers[max(0, fitting - 1)]
+
+
+def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory) -> int:
+    """Number of concurrent sequences: that of the context, or what fits; at least one.
+
+    `free` is measured beside the weights, also beside those that are mapped.
+    """
+    numbers = range(1, context.slots + 1)
+    return largest(numbers, lambda slots: fits(context_needs(sizes, replace(context, slots=slots), offloaded), free))
+
+
+def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
+    """Length of a longer context of a loaded model: `most`, or what fits."""
+    single = replace(context, slots=1)
+    return largest(
+        lengths(most), lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free)
+    )
+
+
+def plan_cache(
+    required: int, waiting: Sequence[Request], context_size: int, max_slots: int, slots_for: Callable[[int], int]
+) -> tuple[int, int]:
+    """Length and number of separate slots for waiting requests: for `max_tokens` if memory allows, or those `required`.
+
+    Short slots are all created, for later requests; long ones only as many as there are samples.
+    """
+    limited = [request.max_length(context_size) for request in waiting if request.params.max_tokens]
+
+    def slots_of(length: int) -> int:
+        return min(max_slots, max(len(waiting), max_slots * EXPECTED_LENGTH // length))
+
+    longest = max([required, *limited])
+    slots = slots_of(longest)
+    if longest * slots <= MAX_RESERVED_TOKENS and slots_for(longest) >= slots:
+        return longest, slots
+    return required, slots_of(required)
+
+
+def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
+    """Divide sequences into groups by length, to run one after the other: the maximum length of each, ascending.
+
+    A sequence belongs to the first group it fits. `slots_for` is how many slots of a length fit in memory. Of all
+    divisions, this is the cheapest: short sequences in many small slots against one context for all.
+    """
+    counts = sorted(Counter(map(pad_length, lengths)).items())
+    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
+    for end, (length, _) in enumerate(counts, 1):
+        slots = slots_for(length)
+        count = 0
+        candidates = []
+        for start in range(end - 1, -1, -1):
+            count += counts[start][1]
+            rows = min(slots, count)
+            masked = length / MASKED_CELLS if rows > 1 else 0.0
+            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
+            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
+        cheapest.append(min(candidates))
+    return cheapest[-1][1]

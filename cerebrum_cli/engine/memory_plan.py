@@ -1,24 +1,23 @@
-"""Plan memory: of a model before it is loaded, of the KV cache for what waits, and of groups of requests. Pure.
+"""Plan memory of a model before it is loaded. Pure.
 
-Before a model is loaded, `plan_load` chooses the length and the slots of its context, the layers on GPUs and the
-experts on the CPU; `place` also assesses downloads. All weights count, mapped ones too: the system could drop them from
-memory, but each step would read them again. Of a loaded model, `plan_slots` is the number of slots of a length that
-fit, `plan_cache` chooses the length for the sequences that wait, and `group_lengths` which requests run together.
+`plan_load` chooses the length and the slots of its context, the layers on GPUs and the experts on the CPU; `place` also
+assesses downloads. All weights count, mapped ones too: the system could drop them from memory, but each step would read
+them again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Emit, NoticeEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.engine.memory import (
     CPU_UBATCH,
+    EXPECTED_LENGTH,
     GPU_UBATCH,
     HEADROOM,
     PADDING,
@@ -31,28 +30,19 @@ from cerebrum_cli.engine.memory import (
     device_buffers,
     fits,
     host_bytes,
+    largest,
+    lengths,
     memory_needs,
-    pad_length,
     weight_needs,
 )
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.requests import Request
-
 MAX_SLOTS = 256
 THINKING_CONTEXT = 32_768  # of a model that thinks, if memory allows; cards of such models suggest as much
-EXPECTED_LENGTH = 1024  # tokens of a sequence in a batch, to plan offloading before any is known
-MAX_RESERVED_TOKENS = 65_536  # in all slots, beyond the expected lengths: memory is zeroed, which takes 1 s a gigabyte
 EXPERTS_UBATCH = 512  # tokens, of a mixture of experts on a CPU
 HOST_EXPERTS_UBATCH = 2048  # each step copies experts to the GPU; gpt-oss-20b prefills 3 times as fast as with 512
 UNIFIED_STATE_BYTES = 512 * 2**20  # of the recurrent states of all slots in a unified cache
-
-# Rough costs of a group of sequences, as multiples of the time in which one more sequence is decoded beside others.
-GROUP_COST = 16  # a new context, common prefixes evaluated again, and idle slots while its last sequences are decoded
-STEP_COST = 8  # the weights are read once for all rows of a step, in the time of 5 to 10 rows on CPUs
-MASKED_CELLS = 8192  # attention skips the unused cells of all slots up to the longest sequence, which takes time
 
 
 @frozen
@@ -225,19 +215,6 @@ def _single(options: LoadOptions, length: int, free: FreeMemory) -> LoadPlan:
     return place(options, replace(options.context, length=length, slots=1), free.devices)
 
 
-def lengths(most: int) -> list[int]:
-    """Lengths of a context to choose from, of at least 256 tokens if `most` is."""
-    return [*range(PADDING, most, PADDING), most]
-
-
-def largest(numbers: Sequence[int], fit: Callable[[int], bool]) -> int:
-    """The largest of some ascending numbers that fits into memory; the first if none does."""
-    if fit(numbers[-1]):
-        return numbers[-1]
-    fitting = bisect_left(numbers, True, key=lambda number: not fit(number))
-    return numbers[max(0, fitting - 1)]
-
-
 def plan_layers(sizes: ModelSizes, requested: str, context: ContextOptions, devices: Devices) -> LayerCounts:
     """Number of layers to offload to each GPU: the requested total, or what fits; the output layer counts as one more.
 
@@ -300,61 +277,3 @@ def _fill_in_order(layers: Sequence[int], devices: Devices, buffers: int) -> Lay
             number += 1
         filled.append(number)
     return tuple(filled)
-
-
-def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory) -> int:
-    """Number of concurrent sequences: that of the context, or what fits; at least one.
-
-    `free` is measured beside the weights, also beside those that are mapped.
-    """
-    numbers = range(1, context.slots + 1)
-    return largest(numbers, lambda slots: fits(context_needs(sizes, replace(context, slots=slots), offloaded), free))
-
-
-def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
-    """Length of a longer context of a loaded model: `most`, or what fits."""
-    single = replace(context, slots=1)
-    return largest(
-        lengths(most), lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free)
-    )
-
-
-def plan_cache(
-    required: int, waiting: Sequence[Request], context_size: int, max_slots: int, slots_for: Callable[[int], int]
-) -> tuple[int, int]:
-    """Length and number of separate slots for waiting requests: for `max_tokens` if memory allows, or those `required`.
-
-    Short slots are all created, for later requests; long ones only as many as there are samples.
-    """
-    limited = [request.max_length(context_size) for request in waiting if request.params.max_tokens]
-
-    def slots_of(length: int) -> int:
-        return min(max_slots, max(len(waiting), max_slots * EXPECTED_LENGTH // length))
-
-    longest = max([required, *limited])
-    slots = slots_of(longest)
-    if longest * slots <= MAX_RESERVED_TOKENS and slots_for(longest) >= slots:
-        return longest, slots
-    return required, slots_of(required)
-
-
-def group_lengths(lengths: Iterable[int], slots_for: Callable[[int], int]) -> list[int]:
-    """Divide sequences into groups by length, to run one after the other: the maximum length of each, ascending.
-
-    A sequence belongs to the first group it fits. `slots_for` is how many slots of a length fit in memory. Of all
-    divisions, this is the cheapest: short sequences in many small slots against one context for all.
-    """
-    counts = sorted(Counter(map(pad_length, lengths)).items())
-    cheapest: list[tuple[float, list[int]]] = [(0.0, [])]  # for the shortest sequences: cost, and lengths of groups
-    for end, (length, _) in enumerate(counts, 1):
-        slots = slots_for(length)
-        count = 0
-        candidates = []
-        for start in range(end - 1, -1, -1):
-            count += counts[start][1]
-            rows = min(slots, count)
-            masked = length / MASKED_CELLS if rows > 1 else 0.0
-            cost = GROUP_COST + STEP_COST * max(1.0, count / rows) + count * (1 + masked)
-            candidates.append((cheapest[start][0] + cost, [*cheapest[start][1], length]))
-        cheapest.append(min(candidates))
-    return cheapest[-1][1]

@@ -23,10 +23,11 @@ from cerebrum_cli.engine.memory import (
     cells,
     checkpoint_budget,
     compute_bytes,
+    group_lengths,
     memory_needs,
     n_outputs_max,
 )
-from cerebrum_cli.engine.memory_plan import LoadPlan, group_lengths, plan_layers
+from cerebrum_cli.engine.memory_plan import LoadPlan, plan_layers
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
 from cerebrum_cli.gguf.contents import Array

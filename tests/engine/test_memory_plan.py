@@ -9,8 +9,17 @@ import pytest
 from cerebrum_cli.core.errors import EngineError, UsageError
 from cerebrum_cli.core.events import Event, NoticeEvent
 from cerebrum_cli.engine import memory
-from cerebrum_cli.engine.memory import Device, FreeMemory, fits, host_bytes, memory_needs, weight_needs
-from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_length, plan_load, plan_slots
+from cerebrum_cli.engine.memory import (
+    Device,
+    FreeMemory,
+    fits,
+    host_bytes,
+    memory_needs,
+    plan_length,
+    plan_slots,
+    weight_needs,
+)
+from cerebrum_cli.engine.memory_plan import HOST_EXPERTS_UBATCH, LoadPlan, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
 from cerebrum_cli.gguf.sizes import ModelSizes
