@@ -13,7 +13,7 @@ from cerebrum_cli.core.errors import CerebrumError
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from cerebrum_cli.core.row_events import EvalProgress, RowEvent
+    from cerebrum_cli.core.row_events import RowProgress
 
 T = TypeVar("T")
 Channel = Literal["answer", "thinking"]
@@ -238,9 +238,8 @@ Event: TypeAlias = """(
     | FinishEvent
     | RefusedEvent
     | TallyEvent
-    | RowEvent
+    | RowProgress
     | ServersEvent
-    | EvalProgress
     | StageEvent
 )"""
 Events: TypeAlias = "Generator[Event, None, None]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
 
@@ -19,28 +21,47 @@ class RowCounts:
 
 
 @frozen
-class RowEvent:
-    """Progress of a batch: `done` of `total` rows are finished; `counts` are the exceptions among these."""
+class RowProgress:
+    """Progress of many rows: `done` of `total` are finished."""
 
+    unit: ClassVar[str] = ""  # of what is counted, if it is not rows
     done: int
     total: int
-    counts: RowCounts
+
+    @property
+    def answered(self) -> int:
+        """The number of rows that took time."""
+        return self.done
+
+    @property
+    def counter(self) -> tuple[int, int]:
+        """What is shown as done, and of how many."""
+        return self.done, self.total
+
+    @property
+    def clauses(self) -> list[str]:
+        """What is noteworthy about them, the most important first."""
+        return []
+
+    @property
+    def score(self) -> str:
+        """What is left of the clauses where there is no room."""
+        return ""
 
 
 @frozen
-class EvalProgress:
-    """Progress of an evaluation: `done` of `total` samples, `questions` of `all_questions`, and the score of these.
+class RowEvent(RowProgress):
+    """Progress of a batch; `counts` are the exceptions among the finished rows."""
 
-    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
-    of the samples; `skipped` of them could not be generated.
-    """
+    counts: RowCounts
 
-    done: int
-    total: int
-    questions: int
-    all_questions: int
-    accuracy: float | None
-    interval: tuple[float, float] | None
-    no_answer: float
-    cut_off: float
-    skipped: int
+    @property
+    def answered(self) -> int:
+        """Errors are mostly found before anything is generated."""
+        return self.done - self.counts.failed
+
+    @property
+    def clauses(self) -> list[str]:
+        counts = self.counts
+        named = {"failed": counts.failed, "truncated": counts.truncated, "undecided": counts.undecided}
+        return [f"{count} {name}" for name, count in named.items() if count]

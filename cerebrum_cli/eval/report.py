@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from math import fsum
+from typing import ClassVar
 
 from cerebrum_cli.answers.canonical import equals_reference
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.row_events import EvalProgress
+from cerebrum_cli.core.row_events import RowProgress
 from cerebrum_cli.core.votes import Votes
 from cerebrum_cli.eval.estimates import Estimate, QuestionVotes, estimate, majorities, mean, pass_at, vote_sizes
 from cerebrum_cli.eval.questions import Basis, QuestionId, Sample
@@ -20,6 +21,46 @@ from cerebrum_cli.replies.reply import MajorityVote
 MAJORITY, WITH_PROGRAMS = "maj", "checked"  # kinds of votes
 Samples = Sequence[Sample]  # of a run, or of one question
 SamplesByQuestion = Sequence[Samples]
+
+
+@frozen
+class EvalProgress(RowProgress):
+    """Progress of an evaluation, whose rows are samples: `questions` of `all_questions`, and the score of these.
+
+    `accuracy` and its 95% interval are None before the first question that counts. `no_answer` and `cut_off` are shares
+    of the samples; `skipped` of them could not be generated.
+    """
+
+    unit: ClassVar[str] = "question"
+    questions: int
+    all_questions: int
+    accuracy: float | None
+    interval: tuple[float, float] | None
+    no_answer: float
+    cut_off: float
+    skipped: int
+
+    @property
+    def counter(self) -> tuple[int, int]:
+        return self.questions, self.all_questions
+
+    @property
+    def clauses(self) -> list[str]:
+        clauses = []
+        if self.interval:
+            low, high = self.interval
+            clauses.append(f"{self.score} ({low:.3f} to {high:.3f})")
+        if self.no_answer:
+            clauses.append(f"{self.no_answer:.0%} no answer")
+        if self.cut_off:
+            clauses.append(f"{self.cut_off:.0%} truncated")
+        if self.skipped:
+            clauses.append(f"{self.skipped} skipped")
+        return clauses
+
+    @property
+    def score(self) -> str:
+        return "" if self.accuracy is None else f"accuracy {self.accuracy:.3f}"
 
 
 class RunningScore:

@@ -11,7 +11,7 @@ from cerebrum_cli.core.errors import BatchError
 from cerebrum_cli.core.events import Events, NoticeEvent, ServersEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
-from cerebrum_cli.core.row_events import SHOWN_ERRORS, EvalProgress, RowCounts, RowEvent
+from cerebrum_cli.core.row_events import SHOWN_ERRORS, RowCounts, RowEvent, RowProgress
 from cerebrum_cli.core.text import text_digest
 from cerebrum_cli.core.token_ids import TokenIds
 
@@ -178,7 +178,7 @@ class Results:
         is_noted = False
         with closing(events):
             for event in events:
-                is_first_row = not is_noted and isinstance(event, (RowEvent, EvalProgress))
+                is_first_row = not is_noted and isinstance(event, RowProgress)
                 if is_first_row or isinstance(event, ServersEvent):
                     if model.is_remote:
                         is_noted = True

@@ -21,7 +21,7 @@ from cerebrum_cli.core.events import (
     StageEvent,
     TokenEvent,
 )
-from cerebrum_cli.core.row_events import EvalProgress, RowEvent
+from cerebrum_cli.core.row_events import RowEvent, RowProgress
 from cerebrum_cli.core.text import format_count, format_duration, format_size
 from cerebrum_cli.terminal.interrupts import Signals, ignore
 from cerebrum_cli.terminal.status_line import LOG_EVERY_S, Line, Segments, StatusLine
@@ -29,8 +29,6 @@ from cerebrum_cli.terminal.streams import GRAY, GREEN, MAGENTA, RED, Streams
 
 MIN_BAR, STAGE_BAR = 8, 20  # columns
 BAR_COLUMNS = 57  # that a bar of stages or files needs
-
-Counts = RowEvent | EvalProgress
 
 
 class BatchProgress(Line):
@@ -42,7 +40,7 @@ class BatchProgress(Line):
     def __init__(self, streams: Streams, draws: bool, model: str | None = None) -> None:
         super().__init__(streams, draws, log=self._summary)
         self._status = StatusLine(streams, model or "", is_hidden=model is None)
-        self._rows: Counts | None = None
+        self._rows: RowProgress | None = None
         self._before = 0  # rows answered by earlier runs
         self._running = set[SequenceId]()
         self._elsewhere = 0  # tokens without events
@@ -77,9 +75,9 @@ class BatchProgress(Line):
                     self._tokens += event.completion_tokens
             case ServersEvent(tokens):
                 self._elsewhere = tokens
-            case RowEvent() | EvalProgress():
+            case RowProgress():
                 if self._rows is None:
-                    self._before = answered(event)
+                    self._before = event.answered
                 self._rows = event
 
     def close(self) -> None:
@@ -88,14 +86,13 @@ class BatchProgress(Line):
         if self._rows is None or isinstance(sys.exception(), BrokenPipeError) or self.streams.is_quiet:
             return
         self.streams.write_line("", self._summary())
-        if isinstance(self._rows, EvalProgress):
-            return
-        counts = self._rows.counts
-        for message in counts.errors:
-            self.streams.write_line("  ", message)
-        more = counts.failed - len(counts.errors)
-        if counts.errors and more:
-            self.streams.write_line("  ", f"and {more} more")
+        if isinstance(self._rows, RowEvent):
+            counts = self._rows.counts
+            for message in counts.errors:
+                self.streams.write_line("  ", message)
+            more = counts.failed - len(counts.errors)
+            if counts.errors and more:
+                self.streams.write_line("  ", f"and {more} more")
 
     @property
     def _all_tokens(self) -> int:
@@ -103,11 +100,9 @@ class BatchProgress(Line):
 
     def _summary(self) -> str:
         assert self._rows
-        done, total = counter(self._rows)
-        of = str(total)
-        if isinstance(self._rows, EvalProgress):
-            of = format_count(total, "question")
-        parts = [f"{done} of {of} done", *exceptions(self._rows)]
+        done, total = self._rows.counter
+        of = format_count(total, self._rows.unit) if self._rows.unit else total
+        parts = [f"{done} of {of} done", *self._rows.clauses]
         if self._started and self._all_tokens and self._latest > self._started:
             tokens, seconds = self._all_tokens, self._latest - self._started
             parts.append(f"{tokens} tokens in {seconds:.1f} s ({tokens / seconds:.1f} t/s)")
@@ -118,7 +113,7 @@ class BatchProgress(Line):
         assert rows
         seconds = time.monotonic() - self._started if self._started else 0.0
         left = self._phase
-        if done := answered(rows) - self._before:
+        if done := rows.answered - self._before:
             running = len({sequence.request for sequence in self._running})
             left = f"{format_duration(seconds_left(seconds, done, running, rows.total - rows.done))} left"
         for texts in batch_texts(rows, self._speed_text(seconds), left):
@@ -246,55 +241,22 @@ def bar(done: int, total: int, width: int) -> Segments:
     yield "━" * (width - filled), GRAY
 
 
-def batch_texts(event: Counts, speed: str, left: str) -> Iterator[tuple[str, str, str]]:
+def batch_texts(rows: RowProgress, speed: str, left: str) -> Iterator[tuple[str, str, str]]:
     """Yield rows done, exceptions or a score, and speed and remaining time, each time with less of them."""
-    finished, total = counter(event)
+    finished, total = rows.counter
     done = f"{finished:{len(str(total))}}/{total}"
-    clauses = list(exceptions(event))
+    clauses = rows.clauses
     if speed:
         yield done, ", ".join(clauses), f"{speed} {left}"
     while clauses:
         yield done, ", ".join(clauses), left
         clauses.pop()
-    if isinstance(event, EvalProgress) and event.accuracy is not None:
-        accuracy = f"accuracy {event.accuracy:.3f}"
-        yield done, accuracy, left
-        yield done, accuracy, ""
+    if rows.score:
+        yield done, rows.score, left
+        yield done, rows.score, ""
     yield done, "", left
-
-
-def counter(event: Counts) -> tuple[int, int]:
-    if isinstance(event, EvalProgress):
-        return event.questions, event.all_questions
-    return event.done, event.total
 
 
 def seconds_left(seconds: float, done: int, running: int, remaining: int) -> float:
     """Estimate of the time for the remaining rows: those that run now are half done on average."""
     return seconds / (done + running / 2) * max(0.0, remaining - running / 2)
-
-
-def answered(event: Counts) -> int:
-    """The number of rows that took time: errors are mostly found before anything is generated."""
-    if isinstance(event, RowEvent):
-        return event.done - event.counts.failed
-    return event.done
-
-
-def exceptions(event: Counts) -> Iterator[str]:
-    if isinstance(event, RowEvent):
-        counts = event.counts
-        named = {"failed": counts.failed, "truncated": counts.truncated, "undecided": counts.undecided}
-        for name, count in named.items():
-            if count:
-                yield f"{count} {name}"
-        return
-    if event.accuracy is not None and event.interval is not None:
-        low, high = event.interval
-        yield f"accuracy {event.accuracy:.3f} ({low:.3f} to {high:.3f})"
-    if event.no_answer:
-        yield f"{event.no_answer:.0%} no answer"
-    if event.cut_off:
-        yield f"{event.cut_off:.0%} truncated"
-    if event.skipped:
-        yield f"{event.skipped} skipped"

@@ -1,20 +1,24 @@
 """The report of an evaluation, its picture, and how far two quantizations are apart."""
 
+import re
 import sys
 from dataclasses import replace
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.core.row_events import EvalProgress
 from cerebrum_cli.eval.estimates import estimate, majorities, mean
 from cerebrum_cli.eval.plot import plot_report
 from cerebrum_cli.eval.questions import SKIPPED, Basis, Sample
-from cerebrum_cli.eval.report import Report, RunningScore, report_object, summarize, votes_of
+from cerebrum_cli.eval.report import EvalProgress, Report, RunningScore, report_object, summarize, votes_of
 from cerebrum_cli.eval.report_tables import labeled_estimates
+from cerebrum_cli.terminal.progress import BatchProgress
+from cerebrum_cli.terminal.streams import Streams
 
+EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -104,6 +108,26 @@ def test_score_counts_questions_with_all_their_samples() -> None:
         estimate([0.5, 1.0], [1, 2]).interval,
     )
     assert score.event == EvalProgress(4, 6, 2, 3, 0.75, estimate([0.5, 1.0], [1, 2]).interval, 0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
+        (52, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\) 0:00 left"),
+        (34, r" 3/40 accuracy 0\.500 0:00 left"),
+        (24, r" 3/40 accuracy 0\.500 "),
+        (16, r" 3/40 0:00 left"),
+    ],
+)
+def test_eval_line_drops_the_least_important(columns: int, line: str) -> None:
+    progress = BatchProgress(Streams(StringIO(), StringIO(), None, False, False, False), draws=False)
+    for event in (replace(EVAL, done=0), EVAL):
+        progress.emit(event)
+    drawn = "".join(text for text, _ in progress.render(columns))
+    assert re.fullmatch(line, drawn)
+    assert len(drawn) <= columns
 
 
 def test_score_shares_excludes_skipped_samples() -> None:

@@ -4,7 +4,6 @@ import json
 import re
 import sys
 import time
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from scripted_command import SCRIPTED
 from waiting import wait_until
 
 from cerebrum_cli.core.events import PromptEvent, SequenceId, TokenEvent
-from cerebrum_cli.core.row_events import EvalProgress, RowCounts, RowEvent
+from cerebrum_cli.core.row_events import RowCounts, RowEvent
 from cerebrum_cli.terminal.progress import BatchProgress, seconds_left
 from cerebrum_cli.terminal.streams import Streams
 
@@ -140,26 +139,3 @@ def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
         "interrupted; the leading answer is saved",
     ]
     assert "Traceback" not in person.output
-
-
-EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
-
-
-@pytest.mark.parametrize(
-    ("columns", "line"),
-    [
-        (120, r" 3/40 ━+ accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
-        (63, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\), 25% truncated 0:00 left"),
-        (52, r" 3/40 accuracy 0\.500 \(0\.200 to 0\.800\) 0:00 left"),
-        (34, r" 3/40 accuracy 0\.500 0:00 left"),
-        (24, r" 3/40 accuracy 0\.500 "),
-        (16, r" 3/40 0:00 left"),
-    ],
-)
-def test_eval_line_drops_the_least_important(columns: int, line: str) -> None:
-    progress = BatchProgress(Streams(StringIO(), StringIO(), None, False, False, False), draws=False)
-    for event in (replace(EVAL, done=0), EVAL):
-        progress.emit(event)
-    drawn = "".join(text for text, _ in progress.render(columns))
-    assert re.fullmatch(line, drawn)
-    assert len(drawn) <= columns
