@@ -76,7 +76,7 @@ def open_chat(directory: Path, *endpoints: Endpoint, **overrides: Any) -> Chat:
 
     def resolve(layer: Layer) -> ModelSource:
         model, place = app.library.resolve(layer.get("model")), Servers(endpoints) if endpoints else None
-        return ModelSource(app, model, app.settings(layer, model), place).for_chat()
+        return ModelSource(app, model, app.settings(layer, model.recommended), place).for_chat()
 
     source = resolve(overrides)
     return Chat(

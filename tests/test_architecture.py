@@ -128,8 +128,8 @@ DOORS: Mapping[str, Door] = {
         ("endpoint", "remote_engine"),
     ),
     "library": Door(
-        31,
-        ("catalogue", "fit", "hub", "installed", "library", "listing", "pull", "reference", "removal", "stores"),
+        20,
+        ("catalogue", "fit", "hub", "installed", "library", "pull", "reference"),
     ),
     "attachments": Door(
         4,

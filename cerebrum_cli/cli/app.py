@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +17,6 @@ from cerebrum_cli.terminal.streams import Streams, standard_streams
 if TYPE_CHECKING:
     from cerebrum_cli.chat.history import History
     from cerebrum_cli.engine.local import Build
-    from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
 
 
@@ -72,12 +70,17 @@ class App(Installation):
                 return yes or None
             return self.streams.confirm(question, default)
 
+        def choose(heading: str, choices: Sequence[str]) -> int | None:
+            lines = [f"{number}  {choice}" for number, choice in enumerate(choices, 1)]
+            return self.streams.choose("\n".join([heading, *lines, "Pull which one?"]), len(choices))
+
         builders = [extension.model_builder for extension in optional_packages() if extension.model_builder]
         with FileProgress(self.streams) as progress:
             yield Puller(
                 library=self.library,
                 progress=progress,
                 confirm=confirm,
+                choose=choose,
                 builder=loaded(builders[0]) if builders else None,
                 offline=offline,
                 context=context,
@@ -86,11 +89,11 @@ class App(Installation):
                 discards=discards,
             )
 
-    def readable_settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
+    def readable_settings(self, overrides: Layer, recommended: Layer | None = None) -> Settings:
         """Settings for a command that only reports: without config.toml, with a notice, if that is invalid."""
         try:
-            return self.settings(overrides, model)
+            return self.settings(overrides, recommended)
         except ConfigError as error:
             self.streams.notice(NoticeEvent(error.message, error.hint))
             self.config = Config()
-            return self.settings(overrides, model)
+            return self.settings(overrides, recommended)

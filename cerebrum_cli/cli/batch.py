@@ -121,7 +121,7 @@ class BatchRun:
             source = source.for_samples("--votes")
         modes = {}
         for is_on, mode in MODES.items():  # a model may recommend other sampling for each
-            settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model)
+            settings = app.settings(SourcedLayer(overrides, {"think": is_on}), source.model.recommended)
             if votes:
                 settings = settings.for_samples("--votes")
             modes[mode] = replace(source.settings, **{key: getattr(settings, key) for key in SAMPLING_KEYS})

@@ -13,10 +13,8 @@ from cerebrum_cli.terminal.progress import interruptible
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
-    from cerebrum_cli.library.fit import SeveralModels
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.library.pull import Puller
-    from cerebrum_cli.library.reference import ModelReference, Reference
 
 
 def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
@@ -34,21 +32,21 @@ def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> Ins
             error.hint = "add --endpoint if a server has it, or choose another model with -m"
         if error.pullable is None or not (yes or app.streams.can_ask):
             raise
-        reference = app.library.parse(error.pullable)
+        text: str = error.pullable
         with app.puller(offline, settings.ctx) as puller:
-            if puller.is_unavailable_offline(reference):
+            if puller.is_unavailable_offline(puller.parse(text)):
                 raise
             if settings.model is None and not yes:
-                from cerebrum_cli.library import listing
+                from cerebrum_cli.cli.model_objects import suggestions
 
-                rows = listing.suggestions(app.library, settings.ctx)
+                rows = suggestions(app.library, settings.ctx)
                 chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
                 if chosen is None:
                     raise
-                reference = app.library.parse(chosen)
-            elif not (yes or confirm_pull(app, error, reference, puller)):
+                text = chosen
+            elif not (yes or confirm_pull(app, error, puller, text)):
                 raise
-        model = pull_model(app, app.puller(offline, settings.ctx, yes), reference)
+        model = pull_model(app, app.puller(offline, settings.ctx, yes), text)
     app.library.registry.touch(model.usage_key)
     return model
 
@@ -68,16 +66,8 @@ def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:
     return None if number is None else "{name}:{recommended}".format_map(rows[number - 1])
 
 
-def choose_file(app: App, error: SeveralModels) -> ModelReference:
-    """Ask which of several models of a repository is meant. Raises the error without an answer."""
-    choices = [f"{number}  {reference.file}" for number, reference in enumerate(error.choices, 1)]
-    number = app.streams.choose("\n".join([f"{error.message}:", *choices, "Pull which one?"]), len(choices))
-    if number is None:
-        raise error
-    return error.choices[number - 1]
-
-
-def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: Puller) -> bool:
+def confirm_pull(app: App, error: ModelNotFound, puller: Puller, text: str) -> bool:
+    reference = puller.parse(text)
     plan = puller.plan(reference)
     if plan.conversion:  # asked about when it is pulled
         return True
@@ -85,16 +75,9 @@ def confirm_pull(app: App, error: ModelNotFound, reference: Reference, puller: P
     return app.streams.confirm(f"{error.message}. Pull {reference} ({size}) now?")
 
 
-def pull_model(
-    app: App, opened: AbstractContextManager[Puller], reference: Reference, name: str | None = None
-) -> InstalledModel:
+def pull_model(app: App, opened: AbstractContextManager[Puller], text: str, name: str | None = None) -> InstalledModel:
     """Download a model with a progress bar; ask which of several, and before one that does not fit this machine."""
-    from cerebrum_cli.library.fit import SeveralModels
-
     with opened as puller, interruptible("run it again to resume"):
-        try:
-            model = puller.pull(reference, name)
-        except SeveralModels as error:
-            model = puller.pull(choose_file(app, error), name)
+        model = puller.pull(puller.parse(text), name)
     app.streams.report(f"installed {model.reference}: {model.path}")
     return model

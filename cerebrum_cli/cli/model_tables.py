@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.tables import field_lines, print_columns, print_table, sampling_text
 
 if TYPE_CHECKING:
-    from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.terminal.streams import Streams
 
 HIDDEN = ("metadata", "files")  # fields of a model that only --json prints
@@ -130,15 +128,14 @@ print_repositories = partial(
 )
 
 
-def print_candidates(streams: Streams, plan: DownloadPlan) -> None:
-    head = f"{plan.name} at a context of {plan.context} tokens; {plan.capacity.description}"
-    streams.answer(f"\n{streams.wrapped(head)}\n\n")
+def print_candidates(streams: Streams, heading: str, candidates: Iterable[Row]) -> None:
+    """Print the quantizations of a model, with sizes and which of them fit."""
+    streams.answer(f"\n{streams.wrapped(heading)}\n\n")
     rows = []
-    for candidate in plan.candidates:
-        sizes = format_size(candidate.size), format_size(candidate.needed)
-        installed = "yes" if candidate.installed else ""
-        speed = speed_text(asdict(candidate))
-        rows.append((mark(candidate.recommended), candidate.quantization, *sizes, candidate.fit, speed, installed))
+    for row in candidates:
+        sizes = format_size(row["size"]), format_size(row["needed"])
+        installed = "yes" if row["installed"] else ""
+        rows.append((mark(row["recommended"]), row["quantization"], *sizes, row["fit"], speed_text(row), installed))
     print_table(streams, ("", "quant", "size", "memory", "fit", "speed", "installed"), rows)
     streams.answer("\n* recommended for this machine\n")
 

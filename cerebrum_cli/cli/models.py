@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cerebrum_cli.cli.completion_values import known_models, stored_models
@@ -24,9 +24,8 @@ from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
 from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
 from cerebrum_cli.core.errors import CerebrumError, FormatError, ModelNotFound, UsageError
-from cerebrum_cli.core.files import is_file
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Settings, SourcedLayer
+from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
 from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
 from cerebrum_cli.terminal.tables import print_rows
@@ -34,10 +33,8 @@ from cerebrum_cli.terminal.tables import print_rows
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.transfers import OnProgress
-    from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.fit import DownloadPlan
     from cerebrum_cli.library.installed import InstalledModel
-    from cerebrum_cli.library.reference import Reference
+    from cerebrum_cli.library.pull import Puller
 
 
 @composed
@@ -56,11 +53,13 @@ def search(
       cerebrum search qwen3.5
       cerebrum search "gemma 4" --json
     """
-    from cerebrum_cli.library import listing
+    from cerebrum_cli.cli.model_objects import best_fit
 
     ctx = app.readable_settings(environment_layer("ctx")).ctx
+    rows = []
     with app.puller(offline, ctx) as puller:
-        rows = [listing.search_row(*repository) for repository in puller.planner.search(text)]
+        for repository, plan in puller.planner.search(text):
+            rows.append({**repository._asdict(), **best_fit(asdict(plan.chosen) if plan else {})})
     print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
     if rows and app.streams.err_is_terminal:
         app.streams.report("next: cerebrum pull REPOSITORY")
@@ -106,37 +105,35 @@ def pull(
     if options.vocabulary and others:
         raise UsageError.conflict("--vocabulary", others[0])
     ctx = app.settings(environment_layer("ctx")).ctx
-    reference = with_type(app.library.parse(model or suggested_model(app, ctx)), options)
+    text = model or suggested_model(app, ctx)
     opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
     if options.dry_run:
         app.machine.record_bandwidth()
-        with opened as puller:
-            plan = puller.plan(reference)
-        show_download_plan(app, reference, plan, options.json)
+        show_download_plan(app, opened, text, options.json)
         return
     if options.vocabulary:
         with opened as puller, interruptible("run it again"):
-            installed = puller.pull_vocabulary(reference)
+            installed = puller.pull_vocabulary(puller.parse(text))
         what = "installed the vocabulary of" if installed.is_vocabulary else "the vocabulary is part of the installed"
         app.streams.report(f"{what} {installed.reference}: {installed.path}")
     else:
-        installed = pull_model(app, opened, reference, options.name)
+        installed = pull_model(app, opened, text, options.name)
         if options.default:
             app.library.registry.set_default(installed.reference)
         if app.streams.err_is_terminal:
             report_next_step(app, installed)
     if options.json:
-        from cerebrum_cli.library import listing
+        from cerebrum_cli.cli.model_objects import row
 
-        app.streams.answer_object(listing.row(app.library, installed, app.library.capacity()))
+        app.streams.answer_object(row(app.library, installed, app.library.capacity()))
 
 
 def suggested_model(app: App, ctx: int | None) -> str:
     """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
-    from cerebrum_cli.library import listing
+    from cerebrum_cli.cli.model_objects import suggestions
 
     app.machine.record_bandwidth()
-    rows = listing.suggestions(app.library, ctx)
+    rows = suggestions(app.library, ctx)
     chosen = choose_model(app, "models that fit this machine, best first", rows)
     if chosen is None:
         example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
@@ -150,15 +147,15 @@ def given_flags(options: object, *names: str) -> list[str]:
 
 def report_next_step(app: App, model: InstalledModel) -> None:
     """Report how fast an installed model should be, and the command that tries it."""
-    from cerebrum_cli.library import listing
-    from cerebrum_cli.library.fit import FORECAST
+    from cerebrum_cli.cli.model_objects import row
+    from cerebrum_cli.engine.local import FORECAST
     from cerebrum_cli.replies.source import ModelSource
 
     app.machine.record_bandwidth()
-    if speed := speed_text(listing.row(app.library, model, app.library.capacity())):
+    if speed := speed_text(row(app.library, model, app.library.capacity())):
         app.streams.report(f"expected {FORECAST}: {speed}")
     try:
-        _ = ModelSource(app, model, app.settings({}, model)).chosen_format
+        _ = ModelSource(app, model, app.settings({}, model.recommended)).chosen_format
     except FormatError:
         command = f'cerebrum ask --raw -m {model.reference} "Once upon a time"'
         app.streams.report(f"its file has no chat template; next: {command}")
@@ -166,32 +163,19 @@ def report_next_step(app: App, model: InstalledModel) -> None:
     app.streams.report(f"next: cerebrum chat {model.reference}")
 
 
-def with_type(reference: Reference, options: PullCommandOptions) -> Reference:
-    """The reference in the quantization of --type. Raises UsageError for a file, or one with a quantization."""
-    from cerebrum_cli.library.reference import ModelReference, StoreReference
-
-    if options.type is None or (isinstance(reference, Path) and not is_file(reference)):
-        return reference
-    match reference:
-        case StoreReference():
-            return replace(reference, name=f"{reference.name}:{options.type}")
-        case ModelReference(file=None, quantization=None):
-            return replace(reference, quantization=options.type)
-    raise UsageError.conflict(str(reference), "--type")
-
-
-def show_download_plan(app: App, reference: Reference, plan: DownloadPlan, is_json: bool) -> None:
-    from cerebrum_cli.library import listing
-
+def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: str, is_json: bool) -> None:
+    with opened as puller:
+        reference = puller.parse(text)
+        plan = puller.plan(reference)
     if is_json:
-        app.streams.answer_object(listing.download_plan_object(plan))
+        app.streams.answer_object(plan.described)
         return
-    print_candidates(app.streams, plan)
+    print_candidates(app.streams, plan.heading, plan.table["quantizations"])
     what = f"download {plan.reference}"
     if plan.conversion:
         what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
     elif plan.listing:
-        _ = plan.download  # raises SeveralModels
+        _ = plan.download  # raises an error if several models were meant
     app.streams.report(f"cerebrum pull {reference} would {what}")
 
 
@@ -212,7 +196,7 @@ def list_models(app: App, options: ListOptions) -> None:
       cerebrum list --available
       cerebrum list --outdated
     """
-    from cerebrum_cli.library import listing
+    from cerebrum_cli.cli.model_objects import catalogue_rows, found_rows, row
 
     flags = given_flags(options, "available", "found", "outdated")
     if len(flags) > 1:
@@ -220,15 +204,15 @@ def list_models(app: App, options: ListOptions) -> None:
     library = app.library
     ctx = app.readable_settings(environment_layer("ctx")).ctx
     if options.available:
-        listed = listing.catalogue_rows(library, ctx)
+        listed = catalogue_rows(library, ctx)
     elif options.found:
-        listed = list(listing.found_rows(library))
+        listed = list(found_rows(library))
     elif options.outdated:
         with app.puller(offline=False) as puller, interruptible("run it again"):
-            listed = [listing.row(library, model, library.capacity()) for model in puller.planner.outdated()]
+            listed = [row(library, model, library.capacity()) for model in puller.planner.outdated()]
     else:
         capacity = library.capacity()
-        listed = [listing.row(library, model, capacity) for model in library.models()]
+        listed = [row(library, model, capacity) for model in library.models()]
     if options.json:
         app.streams.answer_object(listed)
     elif options.available:
@@ -240,7 +224,7 @@ def list_models(app: App, options: ListOptions) -> None:
 
 
 def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
-    from cerebrum_cli.library.fit import FORECAST, planned_context
+    from cerebrum_cli.engine.local import FORECAST, planned_context
 
     print_catalogue(app.streams, listed)
     planned = f"memory for a context of {planned_context(ctx, None)} tokens, {FORECAST}"
@@ -248,12 +232,10 @@ def print_available(app: App, listed: list[JsonDict], ctx: int | None) -> None:
 
 
 def print_found_models(app: App, listed: list[JsonDict]) -> None:
-    from cerebrum_cli.library.stores import unreadable_stores
-
     if listed:
         print_found(app.streams, listed)
-    unreadable = unreadable_stores()
-    for error in unreadable.values():
+    unreadable = app.library.unreadable_stores()
+    for error in unreadable:
         app.streams.note(error.message, error.hint)
     if listed:
         app.streams.report("next: cerebrum pull MODEL")
@@ -294,72 +276,84 @@ def show(
       cerebrum show starter
       cerebrum show cerebrum-7b --json
     """
-    from cerebrum_cli.library import listing
-
     library = app.library
-    reference = app.library.parse(name)
+    reference = library.parse(name)
     ctx = app.readable_settings(environment_layer("ctx", "threads", "gpu_layers")).ctx
     try:
         model = library.find(reference)
     except ModelNotFound as error:
-        description, plan = describe_not_installed(app, reference, ctx, error)
+        description = describe_not_installed(app, name, error)
+        plan = library.catalogue_plan(reference, ctx)
         note = f"{error.message}; to install it: {error.hint}" if error.pullable else error.message
         if library.stored_vocabulary(reference):
             note = f"only its vocabulary is installed, for --endpoint; {note}"
     else:
         with FileProgress(replace(app.streams, is_quiet=options.quiet or json)) as progress:
             description = describe(app, model, partial(progress.update, "verify"))
-        plan = listing.quantization_plan(library, model, ctx)
-        note = listing.kind_text(model)
+        plan = library.quantization_plan(model, ctx)
+        note = model.refusal
     if json:
-        candidates = listing.candidates_object(plan) if plan else {}
-        app.streams.answer_object({**description, **candidates})
+        app.streams.answer_object(description | (plan.table if plan else {}))
         return
     print_description(app.streams, description)
     if plan and not description.get("unsupported"):
-        print_candidates(app.streams, plan)
+        print_candidates(app.streams, plan.heading, plan.table["quantizations"])
     app.streams.report(note)
 
 
-def describe_not_installed(
-    app: App, reference: Reference, ctx: int | None, error: ModelNotFound
-) -> tuple[JsonDict, DownloadPlan | None]:
-    """Describe a model by its vocabulary or the catalog, and plan its download. Raises the error without either."""
-    from cerebrum_cli.library import listing
-    from cerebrum_cli.library.reference import ModelReference
+def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDict:
+    """Describe a model by its vocabulary or the catalog. Raises the error without either."""
+    from cerebrum_cli.cli.model_objects import sampling_object
 
-    description: JsonDict = {}
-    plan = None
+    reference = app.library.parse(name)
+    if vocabulary := app.library.stored_vocabulary(reference):
+        return describe(app, vocabulary)
     spec = app.library.spec_of(reference)
-    vocabulary = app.library.stored_vocabulary(reference)
-    if spec and isinstance(reference, ModelReference):
-        modes = settings_by_mode(app, spec)
-        description, plan = listing.describe_available(app.library, spec, reference, modes, ctx)
-    elif vocabulary is None:
+    if spec is None:
         raise error
-    if vocabulary:
-        description = describe(app, vocabulary)
-    return description, plan
+    return {
+        "name": spec.name,
+        "reference": str(reference),
+        "title": spec.title,
+        "path": None,
+        "size": None,
+        "format": spec.format,
+        "context_size": spec.context_size,
+        "sampling": sampling_object(settings_by_mode(app, spec.recommended)),
+        "sha256": None,
+        "quantization": None,
+        "kv_bytes_per_token": spec.kv_bytes_per_token,
+        "repo_id": spec.repo_id or spec.weights,
+        "revision": spec.revision,
+        "license": spec.license,
+        "default": False,
+        "notes": spec.notes,
+        "metadata": None,
+    }
 
 
 def describe(app: App, model: InstalledModel, on_progress: OnProgress | None = None) -> JsonDict:
-    from cerebrum_cli.library import listing
+    from cerebrum_cli.cli.model_objects import model_object
 
-    return listing.describe(app.library, model, ask_settings(app, model), settings_by_mode(app, model), on_progress)
+    by_mode = settings_by_mode(app, model.recommended)
+    return model_object(app.library, model, ask_settings(app, model), by_mode, on_progress)
 
 
 def ask_settings(app: App, model: InstalledModel) -> Settings:
     """The settings of a question without options."""
     from cerebrum_cli.core.settings import EMBEDDED
 
-    settings = app.readable_settings(environment_layer(*REPLY_KEYS), model)
+    settings = app.readable_settings(environment_layer(*REPLY_KEYS), model.recommended)
     return replace(settings, format=EMBEDDED) if settings.template_file else settings
 
 
-def settings_by_mode(app: App, model: InstalledModel | ModelSpec) -> dict[str, Settings]:
+def settings_by_mode(app: App, recommended: Layer) -> dict[str, Settings]:
     """The settings of a question with thinking on, and off."""
     layer = environment_layer(*SAMPLING_KEYS)
-    return {mode: app.readable_settings(SourcedLayer(layer, {"think": is_on}), model) for is_on, mode in MODES.items()}
+    modes = {}
+    for is_on, mode in MODES.items():
+        modes[mode] = app.readable_settings(SourcedLayer(layer, {"think": is_on}), recommended)
+    return modes
 
 
 @composed
@@ -375,9 +369,6 @@ def rm(
       cerebrum rm starter
       cerebrum rm -y cerebrum-7b:Q4_K_M
     """
-    from cerebrum_cli.library.removal import find_removable, removal_question, remove
-
-    library = app.library
-    installed = find_removable(library, library.parse(model))
-    require_agreement(app, removal_question(library, installed), installed.reference, yes)
-    app.streams.report(remove(library, installed))
+    removal = app.library.removal(model)
+    require_agreement(app, removal.question, removal.model.reference, yes)
+    app.streams.report(removal.carry_out())

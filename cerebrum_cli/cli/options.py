@@ -108,7 +108,7 @@ class AnswerOptions(ServerOptions, PullOptions):
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
         model = self.find_model(app, requested, servers) if may_pull else app.find_model(requested, servers)
-        source = app.source(model, servers, app.settings(overrides, model))
+        source = app.source(model, servers, app.settings(overrides, model.recommended))
         return replace(source, template_variables=variables, context=self.context)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:

@@ -150,7 +150,7 @@ def export(
     archived = history.archived(history.get(name))
     if as_ == TRANSCRIPT:
         model = app.library.resolve(archived.session.model)
-        text = archived.transcript(ModelSource(app, model, app.settings({}, model)))
+        text = archived.transcript(ModelSource(app, model, app.settings({}, model.recommended)))
     else:
         text = archived.export(as_)
     app.streams.answer(text)

@@ -30,7 +30,6 @@ from cerebrum_cli.doctor.assessment import (
 )
 from cerebrum_cli.doctor.check_lines import check_terminal
 from cerebrum_cli.engine.local import machine_state
-from cerebrum_cli.library import listing
 from cerebrum_cli.library.installed import bundled_model
 from cerebrum_cli.programs.sandbox import require_sandbox
 from cerebrum_cli.replies.interface import open_source
@@ -112,11 +111,9 @@ def _check_models(context: DoctorContext) -> CheckResult:
     problems = []
     n_readable = 0
     models = library.models()
-    capacity = library.capacity()
     for model in models:
-        row = listing.row(library, model, capacity)
-        if row["error"]:
-            problems.append((row["error"], f"cerebrum rm {row['reference']}, or pull it again"))
+        if problem := model.damage or model.refusal:
+            problems.append((problem, f"cerebrum rm {model.reference}, or pull it again"))
         else:
             n_readable += 1
     if models:

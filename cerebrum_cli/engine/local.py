@@ -14,7 +14,7 @@ from cerebrum_cli.core.text import Texts, format_size
 from cerebrum_cli.engine import machine, speed
 from cerebrum_cli.engine.memory import HEADROOM, Devices, host_bytes
 from cerebrum_cli.engine.memory_plan import place
-from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions
+from cerebrum_cli.engine.requests import DEFAULT_CONTEXT, ContextOptions, GgufFile, LoadOptions
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SYSTEM_RESERVE = 2**30  # bytes of memory left to the system
 PROMPT_TOKENS, ANSWER_TOKENS = 200, 100  # of the question and the answer that are forecast
+FORECAST = f"speed after a prompt of {PROMPT_TOKENS} tokens"
 KEY_FEATURES = ("AVX2", "FMA", "F16C", "DOTPROD")  # many times slower without; others change speed by a fraction
 
 # Loads a model file and reports progress; the flag interrupts it.
@@ -75,6 +76,11 @@ class ModelNeeds(NamedTuple):
     total: int
     host: int
     is_on_gpus: bool
+
+
+def planned_context(requested: int | None, trained: int | None) -> int:
+    """Context size to assess a model at: the requested one, or the default if memory is no limit."""
+    return requested or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 @frozen

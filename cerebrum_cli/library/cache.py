@@ -30,7 +30,10 @@ _MODELS = "models--"
 
 @frozen
 class CachedModel:
-    """A model in the cache: its repository and commit, and its files in order with their blobs."""
+    """A model in the cache: its repository and commit, and its files in order with their blobs.
+
+    Those of a vocabulary have their headers only, and no weights.
+    """
 
     repo_id: str
     commit: str
@@ -38,6 +41,7 @@ class CachedModel:
     names: tuple[str, ...]
     paths: Paths
     blobs: Paths
+    is_vocabulary: bool = False
 
 
 class CachedFile(NamedTuple):
@@ -111,10 +115,11 @@ class CachePath:
 
 @frozen
 class Cache:
-    """The cache in one directory: the repositories of one kind."""
+    """The cache in one directory: the repositories of one kind, or vocabularies of models in the same layout."""
 
     directory: Path
     kind: RepositoryKind = "model"
+    has_vocabularies: bool = False
 
     def models(self) -> Iterator[CachedModel]:
         """Yield every complete GGUF model, newest commit of a repository first; models that commits share only once."""
@@ -130,7 +135,10 @@ class Cache:
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
         snapshot = self.repository_directory(repo_id) / "snapshots" / commit
         paths = tuple(snapshot / PurePosixPath(name) for name in variant.files)
-        return CachedModel(repo_id, commit, variant.quantization, variant.files, paths, tuple(map(_link_target, paths)))
+        blobs = tuple(map(_link_target, paths))
+        return CachedModel(
+            repo_id, commit, variant.quantization, variant.files, paths, blobs, is_vocabulary=self.has_vocabularies
+        )
 
     def model_at(self, path: Path) -> CachedModel | None:
         try:

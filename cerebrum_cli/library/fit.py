@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.text import format_names, format_size
-from cerebrum_cli.engine.local import PROMPT_TOKENS, Capacity, Forecast
-from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
+from cerebrum_cli.engine.local import Capacity, Forecast, planned_context
 from cerebrum_cli.gguf.sizes import ModelSizes, uniform_sizes
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, same_quantization
@@ -21,6 +21,7 @@ from cerebrum_cli.library.reference import ModelReference, Variant, is_labeled, 
 if TYPE_CHECKING:
     from cerebrum_cli.gguf.header import Header
     from cerebrum_cli.library.hub import Listing
+    from cerebrum_cli.library.installed import InstalledModel
 
 Fit = Literal["fits", "tight", "too big"]
 
@@ -29,7 +30,6 @@ TIGHT_FRACTION = 7 / 8  # of the host's memory; above it other programs are swap
 ROOMY_FRACTION = 0.5  # of all usable memory; models that need more are listed after those that do not
 COMFORTABLE_FRACTION = 0.25  # of the host's memory; below it a file larger than the preferred one does no harm
 PATIENCE_S = 30  # for an answer; slower quantizations and models are not preferred
-FORECAST = f"speed after a prompt of {PROMPT_TOKENS} tokens"
 PREFERRED_BITS, FEWEST_BITS = 4, 2
 MAX_NAMED = 50  # quantizations listed in an error
 CATALOG_LAYERS = 32  # as most models have
@@ -49,11 +49,6 @@ class QuantizationFit:
     installed: bool
     recommended: bool = False
     speed: Forecast | None = None
-
-
-def planned_context(requested: int | None, trained: int | None) -> int:
-    """Context size to assess a model at: the requested one, or the default if memory is no limit."""
-    return requested or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
 
 
 class MemoryFit(NamedTuple):
@@ -192,6 +187,33 @@ class DownloadPlan:
         return ModelReference(self.name, self.chosen.quantization)
 
     @property
+    def heading(self) -> str:
+        return f"{self.name} at a context of {self.context} tokens; {self.capacity.description}"
+
+    @property
+    def described(self) -> JsonDict:
+        """Object of `pull --dry-run --json`."""
+        return {
+            "name": self.name,
+            "repo_id": self.listing.repo_id if self.listing else self.spec and self.spec.repo_id,
+            "revision": self.listing.commit if self.listing else None,
+            "chosen": self.chosen.quantization,
+            "weights": self.conversion and self.conversion.size,
+            **self.table,
+        }
+
+    @property
+    def table(self) -> JsonDict:
+        """The quantizations, and the context and memory they were assessed with, as JSON values."""
+        devices = self.capacity.devices
+        return {
+            "context": self.context,
+            "memory": self.capacity.memory,
+            "devices": None if devices is None else [asdict(device) for device in devices],
+            "quantizations": [asdict(candidate) for candidate in self.candidates],
+        }
+
+    @property
     def warning(self) -> str | None:
         if self.chosen.fit != "too big":
             return None
@@ -253,6 +275,30 @@ class PlanRequest:
             raise ModelNotFound(f"{name} has no quantization {wanted}", f"available: {format_names(names, MAX_NAMED)}")
         chosen = max(matching, key=lambda fit: fit.recommended)
         return DownloadPlan(name, candidates, chosen, context, self.capacity, spec, is_requested=wanted is not None)
+
+    def known_plan(self, spec: ModelSpec, models: Iterable[InstalledModel]) -> DownloadPlan | None:
+        """Plan with the quantizations of a catalog model, without the network; None without any.
+
+        The sizes of installed files override those of the catalog.
+        """
+        own = [model for model in models if model.spec == spec and model.is_usable]
+        sizes = dict(spec.quantizations)
+        if spec.sources:
+            sizes = dict(spec.sources[0].quantizations or spec.quantizations)
+        sizes |= {model.display_name: model.size for model in own}
+        if not sizes:
+            return None
+        memory, trained_context = spec_sizes(spec), spec.context_size
+        if own:
+            memory, trained_context = own[0].sizes, own[0].trained_context
+        installed = [model.display_name for model in own]
+        return self.plan(spec.name, sizes.items(), installed, memory, trained_context, spec)
+
+    def installed_plan(self, models: Sequence[InstalledModel]) -> DownloadPlan:
+        """Plan with the quantizations of a model outside the catalog, which are all installed."""
+        first = models[0]
+        sizes = {model.display_name: model.size for model in models}
+        return self.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
 
 
 def thinking_tokens(spec: ModelSpec | None) -> int:

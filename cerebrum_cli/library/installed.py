@@ -17,7 +17,7 @@ from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURC
 from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.settings import EMBEDDED, Layer, SourcedLayer
 from cerebrum_cli.formats.choice import FORMAT_NAMES
-from cerebrum_cli.gguf.header import Header, parts_sizes, read_header
+from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
 from cerebrum_cli.library.recommended import recommended_sampling
 from cerebrum_cli.library.reference import (
@@ -28,6 +28,7 @@ from cerebrum_cli.library.reference import (
 from cerebrum_cli.library.registry import RegistryEntry
 
 if TYPE_CHECKING:
+    from cerebrum_cli.engine.local import Capacity, Forecast
     from cerebrum_cli.library.adapters import Adapter
     from cerebrum_cli.library.cache import CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
@@ -70,12 +71,10 @@ class Registered:
 class Pulled:
     """Files in the Hugging Face cache.
 
-    If `is_shadowed`, another model has the same short name, which refers to that one. If `is_vocabulary`, its files
-    have their headers only and no weights: it is not installed, but its vocabulary is.
+    If `is_shadowed`, another model has the same short name, which refers to that one.
     """
 
     cached: CachedModel
-    is_vocabulary: bool = False
     is_shadowed: bool = False
 
 
@@ -156,12 +155,36 @@ class InstalledModel:
             return False
 
     @property
+    def damage(self) -> str:
+        """Why its files cannot be read as a model; empty if they can."""
+        try:
+            _ = self.sizes, self.size
+        except ModelFileError as error:
+            return error.message
+        except OSError as error:
+            return f"{self.path}: {error.strerror}"
+        return ""
+
+    @property
+    def refusal(self) -> str:
+        """Why it cannot answer and what to do, as far as its header shows; empty if it can."""
+        try:
+            require_generative(self.path, self.header)
+        except ModelFileError as error:
+            return f"{error.message}; {error.hint}"
+        return ""
+
+    def forecast(self, capacity: Capacity) -> Forecast | None:
+        return capacity.forecast(self.sizes, (self.spec and self.spec.thinking_tokens) or 0)
+
+    @property
     def is_served(self) -> bool:
         return isinstance(self.origin, Served)
 
     @property
     def is_vocabulary(self) -> bool:
-        return self.source == "vocabulary"
+        """Whether only its vocabulary is installed."""
+        return self.cached is not None and self.cached.is_vocabulary
 
     @property
     def is_shadowed(self) -> bool:
@@ -181,10 +204,8 @@ class InstalledModel:
         match self.origin:
             case Registered(entry):
                 return entry.source
-            case Pulled(is_vocabulary=True):
-                return "vocabulary"
-            case Pulled():
-                return "hub"
+            case Pulled(cached):
+                return "vocabulary" if cached.is_vocabulary else "hub"
         return "local"
 
     @property

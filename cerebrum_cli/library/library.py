@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,16 @@ from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
 from cerebrum_cli.core.text import did_you_mean
-from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, Pulled, Registered, bundled_model, model_paths
+from cerebrum_cli.library.installed import (
+    NANO_NAME,
+    Bundled,
+    InstalledModel,
+    LocalFile,
+    Pulled,
+    Registered,
+    bundled_model,
+    model_paths,
+)
 from cerebrum_cli.library.reference import (
     FILE_OF_REPO,
     HUB,
@@ -33,6 +42,8 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.cache import Cache, CachedModel
     from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.fit import DownloadPlan, PlanRequest
+    from cerebrum_cli.library.removal import Removal
+    from cerebrum_cli.library.stores import FoundModel
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -65,21 +76,16 @@ class Library:
         """Headers of models that are not installed, as sparse files, in the layout of the Hugging Face cache."""
         from cerebrum_cli.library.cache import Cache
 
-        return Cache((self.registry.directory / "vocabularies").resolve())
+        return Cache((self.registry.directory / "vocabularies").resolve(), has_vocabularies=True)
+
+    def cache_of(self, model: InstalledModel) -> Cache:
+        return self.vocabulary_cache if model.is_vocabulary else self.cache
 
     @cached_property
     def specs(self) -> tuple[ModelSpec, ...]:
         from cerebrum_cli.library.catalogue import load_catalogue
 
         return load_catalogue(self.catalogue_paths)
-
-    @property
-    def merge_directory(self) -> Path:
-        return (self.registry.directory / "merged").resolve()  # as the registry has it
-
-    @property
-    def conversion_directory(self) -> Path:
-        return (self.registry.directory / "converted").resolve()
 
     def models(self) -> list[InstalledModel]:
         """Installed models: registered ones in order of registration, then those in the cache."""
@@ -88,22 +94,22 @@ class Library:
         return registered + [model for model in self._pulled(self.cache) if model.path not in paths]
 
     def vocabularies(self) -> list[InstalledModel]:
-        return self._pulled(self.vocabulary_cache, is_vocabulary=True)
+        return self._pulled(self.vocabulary_cache)
 
-    def _pulled(self, cache: Cache, is_vocabulary: bool = False) -> list[InstalledModel]:
+    def _pulled(self, cache: Cache) -> list[InstalledModel]:
         seen = set[str]()
         pulled = []
         for cached in cache.models():
-            model = self.model_from_cache(cached, is_vocabulary)
+            model = self.model_from_cache(cached)
             if model.reference in seen:
-                model = replace(model, origin=Pulled(cached, is_vocabulary, is_shadowed=True))
+                model = replace(model, origin=Pulled(cached, is_shadowed=True))
             seen.add(model.reference)
             pulled.append(model)
         return pulled
 
-    def model_from_cache(self, cached: CachedModel, is_vocabulary: bool = False) -> InstalledModel:
+    def model_from_cache(self, cached: CachedModel) -> InstalledModel:
         spec = self.spec_in(cached.repo_id, cached.names[0])
-        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached, is_vocabulary), spec)
+        return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached), spec)
 
     def resolve(self, text: str | None) -> InstalledModel:
         """The model of a reference, or the default model if None. Raises ModelNotFound."""
@@ -334,12 +340,11 @@ class Library:
             return revision is None or self.cache.commit(reference.name, revision) == model.converted_from["commit"]
         if not reference.is_on_hub:
             return model.name == reference.name or bool(model.spec and model.spec.has_name(reference.name))
-        cache = self.vocabulary_cache if model.is_vocabulary else self.cache
         if cached is None or cached.repo_id.lower() != reference.name.lower():
             return False
         if reference.file not in (None, *cached.names):
             return False
-        return revision is None or cache.commit(cached.repo_id, revision) == cached.commit
+        return revision is None or self.cache_of(model).commit(cached.repo_id, revision) == cached.commit
 
     def best_match(self, reference: Reference, models: Iterable[InstalledModel]) -> InstalledModel | None:
         """The model of a reference: of several quantizations the default, else the recommended one."""
@@ -352,18 +357,71 @@ class Library:
                 return model
         if len(usable) <= 1:
             return usable[0] if usable else None
-        from cerebrum_cli.library.fit import PlanRequest
-
         first_by_name = {model.display_name: model for model in reversed(usable)}
-        request = PlanRequest(None, None, self.capacity())
-        plan = self.installed_plan([usable[0], *first_by_name.values()], request)
+        plan = self.plan_request(None).installed_plan([usable[0], *first_by_name.values()])
         return first_by_name[plan.chosen.quantization]
 
-    def installed_plan(self, models: Sequence[InstalledModel], request: PlanRequest) -> DownloadPlan:
-        """Plan with the quantizations of a model outside the catalog, which are all installed."""
-        first = models[0]
-        sizes = {model.display_name: model.size for model in models}
-        return request.plan(first.name, sizes.items(), sizes, first.sizes, first.trained_context)
+    def plan_request(self, context: int | None, quantization: str | None = None) -> PlanRequest:
+        from cerebrum_cli.library.fit import PlanRequest
+
+        return PlanRequest(context, quantization, self.capacity())
+
+    def catalogue_plan(self, reference: Reference, context: int | None) -> DownloadPlan | None:
+        """Plan with the quantizations of a catalog model, without the network; None if there are none."""
+        if not isinstance(reference, ModelReference) or not (spec := self.spec_named(reference.name)):
+            return None
+        return self.plan_request(context, reference.quantization).known_plan(spec, self.models())
+
+    def quantization_plan(self, model: InstalledModel, context: int | None) -> DownloadPlan | None:
+        """Plan with all quantizations of an installed model, without the network."""
+        request = self.plan_request(context, model.display_name)
+        others = [installed for installed in self.models() if installed.path != model.path]
+        if model.spec:
+            return request.known_plan(model.spec, [*others, model])
+        uploads = []
+        for other in others:
+            if model.cached and other.cached and other.name == model.name and other.is_usable:
+                uploads.append(other)
+        return request.installed_plan([*uploads, model])
+
+    def found_models(self) -> Iterator[FoundModel]:
+        """Yield the models of Ollama and LM Studio."""
+        from cerebrum_cli.library.stores import found_models
+
+        return found_models()
+
+    def unreadable_stores(self) -> Collection[ModelNotFound]:
+        """What is wrong with the directories of Ollama and LM Studio."""
+        from cerebrum_cli.library.stores import unreadable_stores
+
+        return unreadable_stores().values()
+
+    def removal(self, text: str) -> Removal:
+        """The removal of the model that a reference means. Raises ModelNotFound, UsageError."""
+        from cerebrum_cli.library.removal import Removal
+
+        model = self._find_removable(self.parse(text))
+        return Removal(self.registry, self.cache_of(model), model)
+
+    def _find_removable(self, reference: Reference) -> InstalledModel:
+        if entry := self.registry.find(str(reference)):
+            return self.model_from_entry(entry)
+        if cached := self.best_match(reference, [model for model in self.models() if not model.entry]):
+            return cached
+        try:
+            model = self.find(reference)
+        except ModelNotFound as error:
+            if vocabulary := self.stored_vocabulary(reference):
+                return vocabulary
+            error.hint = "list installed models with cerebrum list"
+            raise
+        if model.origin == Bundled():
+            hint = "cerebrum list shows which models can be deleted"
+            raise UsageError(f"{model.name} is part of cerebrum and cannot be deleted", hint)
+        if model.origin == LocalFile():
+            hint = "delete the file yourself; cerebrum list shows what rm can remove"
+            raise ModelNotFound(f"{model.path} is not registered", hint)
+        return model
 
     def spec_of_file(self, path: Path) -> ModelSpec | None:
         for spec in self.specs:

@@ -35,7 +35,6 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.listing import known_plan, quantization_plan
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -78,7 +77,7 @@ class Planner:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
         spec = self.library.spec_of(reference)
         quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
-        request = PlanRequest(self.context, quantization, self.library.capacity())
+        request = self.library.plan_request(self.context, quantization)
         if spec and spec.weights and (self.from_weights or not spec.sources):
             reference = ModelReference(spec.weights)
         match reference:
@@ -87,9 +86,9 @@ class Planner:
             case ModelReference(is_on_hub=True) if not self.is_offline:
                 return self._plan_repository(reference, request, spec)
         if spec is None:
-            plan = quantization_plan(self.library, self.library.find(reference), self.context)
+            plan = self.library.quantization_plan(self.library.find(reference), self.context)
         elif spec.package or spec.is_built or self.is_offline:
-            plan = known_plan(spec, self.library.models(), request)
+            plan = request.known_plan(spec, self.library.models())
         else:
             plan = self._plan_spec(spec, request)
         if plan is None:
@@ -112,7 +111,7 @@ class Planner:
         if listing is None:
             return None
         models = variants(listing.files)
-        request = PlanRequest(self.context, None, self.library.capacity())
+        request = self.library.plan_request(self.context)
         try:
             return self._assess(self._spec_of(listing, models), listing, models, request)
         except (ModelNotFound, PullError):

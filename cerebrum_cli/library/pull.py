@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -11,13 +11,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError
+from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
     atomic_write,
     exists,
     fsync_directory,
     is_directory,
+    is_file,
     translate_os_errors,
 )
 from cerebrum_cli.core.paths import is_missing
@@ -27,7 +28,7 @@ from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
-from cerebrum_cli.library.fit import Conversion, DownloadPlan
+from cerebrum_cli.library.fit import Conversion, DownloadPlan, SeveralModels
 from cerebrum_cli.library.hub import (
     HubError,
     HubFile,
@@ -61,7 +62,8 @@ class ModelBuilder(NamedTuple):
 class Puller:
     """Carries out what its planner plans: pulls models into a library; a failure leaves installed models unchanged.
 
-    `confirm` asks about models that do not fit, and downloads of weights, with a default answer; None without a user.
+    `confirm` asks about models that do not fit, and downloads of weights, with a default answer; `choose` asks which of
+    several is meant, and returns its number from 1; both return None without a user.
     Downloads of weights are deleted once converted if it `discards`. `merging` are the catalog models whose merge is in
     progress. Other fields are those of Planner.
     """
@@ -69,6 +71,7 @@ class Puller:
     library: Library
     progress: Progress
     confirm: Callable[[str, bool], bool | None]
+    choose: Callable[[str, Sequence[str]], int | None] = lambda *_: None
     builder: ModelBuilder | None = None
     offline: bool = False
     context: int | None = None
@@ -82,6 +85,20 @@ class Puller:
         chosen = (self.offline, self.context, self.type, self.from_weights)
         return Planner(self.library, self.progress, self._conversion, *chosen)
 
+    def parse(self, text: str) -> Reference:
+        """Parse a reference, and add the chosen type. Raises UsageError for a type of a file, or a second one."""
+        reference = self.library.parse(text)
+        match reference:
+            case _ if self.type is None:
+                return reference
+            case Path() if not is_file(reference):
+                return reference
+            case StoreReference():
+                return replace(reference, name=f"{reference.name}:{self.type}")
+            case ModelReference(file=None, quantization=None):
+                return replace(reference, quantization=self.type)
+        raise UsageError.conflict(str(reference), "--type")
+
     def plan(self, reference: Reference) -> DownloadPlan:
         return self.planner.plan(reference)
 
@@ -94,11 +111,17 @@ class Puller:
         return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
-        """Pull a model unless it is installed. It becomes the default if there is none.
+        """Pull a model unless it is installed, of several the chosen one. It becomes the default if there is none.
 
         Raises ModelFileError for one that cannot answer.
         """
-        model = self.find_or_pull(reference, name)
+        try:
+            model = self.find_or_pull(reference, name)
+        except SeveralModels as error:
+            number = self.choose(f"{error.message}:", [str(choice.file) for choice in error.choices])
+            if number is None:
+                raise
+            model = self.find_or_pull(error.choices[number - 1], name)
         require_generative(model.path, model.header)
         try:
             self.library.resolve(None)
@@ -166,7 +189,7 @@ class Puller:
                     atomic_write(place.stored, self.planner.header_bytes(listing, file), file.size)
                 fsync_directory(place.link().parent)
                 cache.write_ref(listing.repo_id, listing.revision, listing.commit)
-        return self._stored(cache, listing, variant, is_vocabulary=True)
+        return self._stored(cache, listing, variant)
 
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
@@ -270,7 +293,7 @@ class Puller:
                 return model
         return pulled
 
-    def _stored(self, cache: Cache, listing: Listing, variant: Variant, is_vocabulary: bool = False) -> InstalledModel:
+    def _stored(self, cache: Cache, listing: Listing, variant: Variant) -> InstalledModel:
         """The model that was just stored in a cache; the digests of its files are known from now on."""
         registry = self.library.registry
         for file in map(listing.file, variant.files):
@@ -278,7 +301,7 @@ class Puller:
             if registry.known_digest(stored) is None:
                 registry.remember_digest(RegistryEntry.of_file(stored, file.digest))
         cached = cache.model_from_files(listing.repo_id, listing.commit, variant)
-        return self.library.model_from_cache(cached, is_vocabulary)
+        return self.library.model_from_cache(cached)
 
     def with_name(self, model: InstalledModel, name: str | None) -> InstalledModel:
         if name is None or (model.entry and name in (model.entry.name, model.entry.name.partition(":")[0])):

@@ -18,6 +18,7 @@ from cerebrum_cli.core.errors import ConfigError, ModelFileError
 from cerebrum_cli.core.files import atomic_write, exists, lock_file, read_small_json, reading_model, translate_os_errors
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import from_json
+from cerebrum_cli.core.text import format_utc
 from cerebrum_cli.core.transfers import OnProgress
 
 Source = Literal["package", "local", "hub", "merge", "converted", "ollama", "lmstudio"]
@@ -59,6 +60,14 @@ class Registry:
     """Registered models by name. Every call reads the file again; changes are atomic and locked."""
 
     directory: Path
+
+    @property
+    def merge_directory(self) -> Path:
+        return (self.directory / "merged").resolve()  # as paths of entries are
+
+    @property
+    def conversion_directory(self) -> Path:
+        return (self.directory / "converted").resolve()
 
     @property
     def default(self) -> str | None:
@@ -115,6 +124,13 @@ class Registry:
         with suppress(ConfigError), self._locked() as (files, default):  # it can be computed again
             others = (entry for entry in files if entry.name or (entry.path != digest.path and exists(entry.path)))
             self._write([*others, digest], default)
+
+    def last_used(self, key: str) -> str | None:
+        """When a model was used, in UTC; None for never."""
+        try:
+            return format_utc((self.directory / USED / key).stat().st_mtime)
+        except OSError:
+            return None
 
     def touch(self, key: str) -> None:
         """Record that a model is used now, if the directory is writable."""

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.engine.engine import Engine
     from cerebrum_cli.engine.local import OpenFile
     from cerebrum_cli.engine.requests import LoadOptions
-    from cerebrum_cli.library.catalogue import ModelSpec
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
 
@@ -150,12 +149,12 @@ class Installation:
         model = self.library.with_adapters(model, settings.lora)
         return ModelSource(self, model, settings, servers)
 
-    def settings(self, overrides: Layer, model: InstalledModel | ModelSpec | None = None) -> Settings:
+    def settings(self, overrides: Layer, recommended: Layer | None = None) -> Settings:
         """Merge all layers: defaults, what a model recommends, config.toml, then the environment and the command line.
 
-        Raises ConfigError, UsageError, and ModelFileError for the model's file.
+        Raises ConfigError, UsageError.
         """
-        return fold(model.recommended if model else {}, self.config.settings, overrides)
+        return fold(recommended or {}, self.config.settings, overrides)
 
     def ignore_settings(self, keys: Collection[str]) -> None:
         self.config = replace(self.config, settings=without_keys(self.config.settings, keys))

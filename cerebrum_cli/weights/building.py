@@ -84,7 +84,7 @@ class Converter:
         weights, library = self.weights, self.puller.library
         kind, size = plan.chosen.quantization, plan.chosen.size
         base = name or plan.name
-        directory = library.conversion_directory / base.replace("/", "--")
+        directory = library.registry.conversion_directory / base.replace("/", "--")
         path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
         registered = self._free_name(base, name, kind, path)
         self.puller.require_confirmation(plan)
@@ -124,7 +124,7 @@ class Converter:
             return
         download = self.puller.download(weights.listing)
         missing = download.missing_bytes(weights.files)
-        directory = library.conversion_directory
+        directory = library.registry.conversion_directory
         if on_same_disk(directory, library.cache.directory):
             size += missing
         require_space(directory, size, PullError, DATA_ELSEWHERE)
@@ -160,7 +160,7 @@ def merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str 
     """
     from cerebrum_cli.weights.merge import MergeOptions, prepare, read_recipe, source_references, write
 
-    library, directory = puller.library, puller.library.merge_directory
+    library, directory = puller.library, puller.library.registry.merge_directory
     recipe, _, quantization = read_recipe(library, str(reference))
     if spec.quantizations:
         plan = puller.plan(reference)

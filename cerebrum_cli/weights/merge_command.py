@@ -131,8 +131,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
     import shutil
     from collections import Counter
 
-    from cerebrum_cli.engine.local import Capacity
-    from cerebrum_cli.library.fit import fit_memory, planned_context
+    from cerebrum_cli.engine.local import Capacity, planned_context
 
     plan = merge.plan
     path = merge.options.output
@@ -158,7 +157,7 @@ def describe(merge: Merge, context: int | None) -> JsonDict:
         "ignored_keys": merge.recipe.ignored_keys,
         "kv_bytes_per_token": header.kv_bytes_per_token,
         "context": context,
-        "memory": fit_memory(header.sizes.with_weights(size), context, Capacity(0)).needed,
+        "memory": Capacity(0).needs(header.sizes.with_weights(size), context).total,
         "memory_to_merge": merge.memory,
         "free": shutil.disk_usage(path.parent).free,
     }

@@ -11,15 +11,14 @@ import pytest
 from gguf_files import write_model
 from hub_user import RecordedProgress
 
+from cerebrum_cli.cli.model_objects import row
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
 from cerebrum_cli.library.installed import InstalledModel, Registered
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.listing import row
 from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
-from cerebrum_cli.library.removal import find_removable
 
 COMMIT, DIGEST = "c" * 40, "d" * 64
 REPO = "someone/Thinker-GGUF"
@@ -181,7 +180,7 @@ def test_bundled_model_is_referred_to_by_name_and_cannot_be_deleted(library: Lib
     nano = library.resolve("nano")
     assert (nano.reference, nano.label, library.resolve(nano.reference).path) == ("nano", "nano", nano.path)
     with pytest.raises(UsageError, match="cannot be deleted"):
-        find_removable(library, library.parse("nano"))
+        library.removal("nano")
 
 
 def test_library_offers_downloadable_models(library: Library) -> None:
