@@ -117,12 +117,7 @@ class AnswerOptions(ServerOptions, PullOptions):
             return None
         from cerebrum_cli.servers.endpoint import Servers
 
-        return Servers(self.find_endpoints(app, requested), **self.server_options)
-
-    @property
-    def server_options(self) -> JsonDict:
-        """How servers are used: fields of Servers other than the defaults."""
-        return {}
+        return Servers(self.find_endpoints(app, requested))
 
     def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
         """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
@@ -329,12 +324,15 @@ class ConcurrencyOptions(ConstrainedOptions):
 
         return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
 
-    @property
-    def server_options(self) -> JsonDict:
-        timeouts = {"waits_at_start": True, "row_timeout": self.row_timeout}
+    def find_servers(self, app: App, requested: Settings) -> Servers | None:
+        servers = super().find_servers(app, requested)
+        if servers is None:
+            return None
+        timeouts = replace(servers.timeouts, waits_at_start=True, row_timeout=self.row_timeout)
         if self.patience is not None:
-            timeouts["patience"] = self.patience
-        return {"window": self.window or None, "timeouts": timeouts, "may_differ": self.allow_different_models}
+            timeouts = replace(timeouts, patience=self.patience)
+        may_differ = self.allow_different_models
+        return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
 
 
 def template_variables(pairs: Sequence[str]) -> JsonDict:

@@ -14,8 +14,9 @@ from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.text import foreign_line, well_formed
 from cerebrum_cli.core.tools import ToolCalls, read_call
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import DONE, LostServerError, RefusedRequestError
+from cerebrum_cli.servers.client import DONE
 from cerebrum_cli.servers.endpoint import ServerInfo
+from cerebrum_cli.servers.faults import LostServerError, RefusedRequestError
 from cerebrum_cli.servers.kind import ANY_CONTEXT, ReplyChunk, ServerKind, stated_count
 from cerebrum_cli.servers.openai_servers import ENDS, SHARED_PARAMS
 

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from cerebrum_cli.core.environment import environment, named_proxy
-from cerebrum_cli.core.errors import CerebrumError, EndpointError
+from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import foreign_line
 from cerebrum_cli.servers.endpoint import KEY_VARIABLE, Endpoint
+from cerebrum_cli.servers.faults import (
+    LostServerError,
+    RequestError,
+    connection_problem,
+    failure,
+    require_success,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -42,50 +47,8 @@ IDLE_S = 2.0  # of a connection before it is closed: llama-server closes it afte
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 RESEND_S = 1.0  # in which a kept connection breaks that the server had closed
 DONE: JsonDict = {}  # instead of [DONE], the last event of a stream
-RETRY_LATER = (408, 429, 503)
-# Parts of messages that concern the request, though the status is 500, or missing within a stream.
-REFUSALS = ("validation error", "context length", "context window", "tools param requires")
 _opened = ContextVar[list[socket.socket]]("sockets that the running request has opened")
 CA_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
-
-
-@dataclass(eq=False)
-class ExchangeError(Exception):
-    """A request that got no reply; the reason is in the server's words, if it gives one."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-@dataclass(eq=False)
-class LostServerError(ExchangeError):
-    """The server is lost, or where `server_works`, only this reply; if it `was_sent`, the request may be the cause."""
-
-    was_sent: bool = True
-    server_works: bool = False
-
-
-@dataclass(eq=False)
-class BusyServerError(ExchangeError):
-    """The server takes no more requests now; `retry_after` is in seconds, None if not stated."""
-
-    retry_after: float | None = None
-
-
-@dataclass(eq=False)
-class RequestError(ExchangeError):
-    """A status of 400 to 499 that concerns one request, or 501."""
-
-    status: int
-
-
-@dataclass(eq=False)
-class RefusedRequestError(Exception):
-    """The server will never answer this request."""
-
-    error: CerebrumError
 
 
 class Client:
@@ -128,7 +91,7 @@ class Client:
         limit = QUESTION_BYTES if timeout_s else REPLY_BYTES
         async with self._exchange("POST", path, timeout_s, json=body) as response:
             content = await _content(response, limit)
-            return _require_success(json.loads(content))
+            return require_success(json.loads(content))
 
     async def stream(self, path: str, body: JsonObject) -> AsyncGenerator[JsonDict, None]:
         """Yield the JSON objects of server-sent events, each in a line; closing the iterator closes the connection."""
@@ -143,7 +106,7 @@ class Client:
                     continue
                 event = DONE if data == b"[DONE]" else json.loads(data)
                 if event is not None:  # null keeps the connection open
-                    yield _require_success(event)
+                    yield require_success(event)
 
     def fault(self, error: RequestError, hint: str, where: str = "") -> EndpointError:
         if error.status in (401, 403):
@@ -178,7 +141,7 @@ class Client:
             hint = "check the URL, or set SSL_CERT_FILE, or ca_file in its table in config.toml"
             raise EndpointError(f"{self.endpoint.name}: untrusted certificate: {reason}", hint) from error
         except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-            raise LostServerError(_connection_problem(error), was_sent=False) from error
+            raise LostServerError(connection_problem(error), was_sent=False) from error
         except aiohttp.ClientHttpProxyError as error:
             raise LostServerError(f"the proxy returned status {error.status}", was_sent=False) from error
         except TimeoutError as error:
@@ -232,17 +195,6 @@ async def _content(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(content)
 
 
-def _require_success(reply: Any) -> Any:
-    """A reply or an event, unless it states an error although its status is 200."""
-    if not isinstance(reply, dict) or reply.get("error") is None:
-        return reply
-    error = reply["error"]
-    status = 500
-    if isinstance(error, dict) and isinstance(error.get("code"), int):
-        status = error["code"]
-    raise failure(status, reply)
-
-
 def _delay(retry_after: str) -> float | None:
     """Seconds to wait, stated as such or as a date; None if neither."""
     if retry_after.isdecimal():
@@ -293,34 +245,3 @@ def _proxy_of(url: SplitResult) -> str | None:
     if proxy.scheme not in ("http", "https") or not proxy.hostname or proxy.port == 0:
         raise ValueError("its proxy is not an HTTP proxy")  # which may contain a password
     return proxy.geturl()
-
-
-def failure(status: int, body: Any, retry_after: float | None = None) -> Exception:
-    """Error for an HTTP status and the JSON of a response, or of an event in the middle of a stream."""
-    message = f"status {status}"
-    if stated := _stated_problem(body):
-        message = foreign_line(str(stated))
-    if status in RETRY_LATER:
-        return BusyServerError(message, retry_after)
-    if status == 500 and any(sign in message.lower() for sign in REFUSALS):
-        status = 400
-    if 400 <= status < 500 or status == 501:
-        return RequestError(message, status)
-    return LostServerError(message)
-
-
-def _stated_problem(body: Any) -> Any:
-    """What the body of an error says, in one of the usual places."""
-    if isinstance(body, dict):
-        body = body.get("error", body)
-    if isinstance(body, dict):
-        return body.get("message") or body.get("detail")
-    return body
-
-
-def _connection_problem(error: aiohttp.ClientError) -> str:
-    cause = getattr(error, "os_error", error)
-    number = getattr(cause, "errno", None) or 0  # negative where a name has no address, and of another kind for TLS
-    if number <= 0 or isinstance(cause, ssl.SSLError):
-        return str(cause)
-    return os.strerror(number)

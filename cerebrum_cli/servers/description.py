@@ -15,8 +15,9 @@ from cerebrum_cli.core.text import foreign_line, format_names
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.servers.chat_completions import OpenAIServer
-from cerebrum_cli.servers.client import Client, LostServerError, RequestError
+from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.endpoint import EXACT, Endpoint, ServerInfo
+from cerebrum_cli.servers.faults import LostServerError, RequestError
 from cerebrum_cli.servers.kind import ServerKind, origin
 from cerebrum_cli.servers.llama_server import LlamaServer
 from cerebrum_cli.servers.openai_servers import Sglang, Vllm

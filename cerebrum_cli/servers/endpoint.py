@@ -13,6 +13,7 @@ from cerebrum_cli.core.errors import ConfigError, GrammarError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.settings import PATIENCE_S
 from cerebrum_cli.core.token_ids import TokenIds
 
 KEY_VARIABLE = "CEREBRUM_API_KEY"
@@ -88,10 +89,34 @@ def base_url(text: str) -> str:
 
 
 @frozen
+class ServerTimeouts:
+    """How long servers are waited for, and when they are tried again, in seconds."""
+
+    patience: float = PATIENCE_S
+    row_timeout: float | None = None  # of one request
+    retries: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # before a lost server is tried again
+    hedge: float = 30.0  # of a row before other servers are asked, too
+    silent_row: float = 2.0  # of a row on a server that sends nothing, before faster servers are asked, too
+    silence: float = 30.0  # of a server with a reply that streams, before it is asked what it is
+    health: float = 25.0  # for the answer to that question
+    busy: float = 1.0  # before a busy server is, unless it states how long to wait
+    busy_notice: float = 5.0  # of a busy server before users are notified
+    notices: float = 300.0  # from one about a server to the next
+    join: float = 1.0  # for the other servers at the start, once one is ready
+    tick: float = 0.5  # after which servers and rows are looked at, if nothing happens
+    waits_at_start: bool = False  # for servers that do not answer then
+
+    def retry_delay(self, failures: int) -> float:
+        """Delay before a lost server is tried again; several are within the patience, unless that is short."""
+        longest = max(self.patience / 10, 1.0)
+        return min(self.retries[: failures + 1][-1], longest)
+
+
+@frozen
 class Servers:
     """Servers of a model, with `window` requests each at a time; with `earlier` records, only such servers.
 
-    `timeouts` are fields of ServerTimeouts other than the defaults. With `may_differ`, each may have its own model.
+    With `may_differ`, each may have its own model.
     """
 
     MAX_WINDOW: ClassVar[int] = 4096
@@ -99,7 +124,7 @@ class Servers:
     endpoints: Sequence[Endpoint]
     window: int | None = None
     earlier: Sequence[Mapping[str, str]] = ()
-    timeouts: JsonObject = field(default_factory=dict)
+    timeouts: ServerTimeouts = field(default_factory=ServerTimeouts)
     may_differ: bool = False
 
     def check_grammar(self, grammar: Grammar, as_messages: bool) -> None:

@@ -23,11 +23,12 @@ from time import monotonic
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
 from cerebrum_cli.core.events import Emit, NoticeEvent, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.servers.client import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.servers.description import NO_EXACT_PROMPTS
+from cerebrum_cli.servers.endpoint import ServerTimeouts
+from cerebrum_cli.servers.exchanges import Exchange
+from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
 from cerebrum_cli.servers.kind import origin
 from cerebrum_cli.servers.server import LATE, NOT_ASKED, AsyncioTask, PoolJob, Server
-from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
 SPLIT = 4  # divides a group of rows that was lost together
@@ -180,7 +181,9 @@ class Pool:
         if job.request.params.has_penalties and not kind.counts_last_tokens:
             problem = f"{kind.name}'s penalties count the whole text or reply, not the last 64 tokens"
             self._note_once(NoticeEvent(problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
-        server.start(job).add_done_callback(lambda task: self._end(task, job, server))
+        server.start(job)
+        job.task = asyncio.create_task(Exchange(server, job).run())
+        job.task.add_done_callback(lambda task: self._end(task, job, server))
 
     # Jobs that end.
 

@@ -7,7 +7,6 @@ import atexit
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import replace
 from importlib import import_module
 
 from cerebrum_cli.core.errors import EndpointError, EngineError, NotReadyError
@@ -15,14 +14,14 @@ from cerebrum_cli.core.events import Event, SequenceId
 from cerebrum_cli.core.sampling import SEEDS
 from cerebrum_cli.engine.engine import CancelScope, Completions, Engine, OpenBackend
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.client import BusyServerError, Client, LostServerError
+from cerebrum_cli.servers.client import Client
 from cerebrum_cli.servers.description import ExpectedModel, describe
 from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, Servers
+from cerebrum_cli.servers.faults import BusyServerError, LostServerError
 from cerebrum_cli.servers.kind import file_name
 from cerebrum_cli.servers.pool import Pool
 from cerebrum_cli.servers.replies import MessageSample, RemoteSample
 from cerebrum_cli.servers.server import AsyncioTask, PooledRequest, PoolJob, Server
-from cerebrum_cli.servers.timeouts import ServerTimeouts
 from cerebrum_cli.servers.token_replies import TokenSample
 
 MAX_OPEN_FILES = 10_240  # macOS refuses more where its hard limit is unlimited
@@ -118,7 +117,6 @@ class RemoteEngine(Engine):
 
     def __init__(self, open_vocabulary: OpenBackend, servers: Servers, as_messages: bool) -> None:
         self._open_vocabulary, self._servers, self._as_messages = open_vocabulary, servers, as_messages
-        self._timeouts = replace(ServerTimeouts(), **servers.timeouts)
         self._loop = asyncio.new_event_loop()
         self._serving: AsyncioTask | None = None
         self._pool: Pool | None = None  # once it is connected
@@ -205,8 +203,8 @@ class RemoteEngine(Engine):
         servers = []
         for number, endpoint in enumerate(given.endpoints, 1):
             alias = f"server {number}" if endpoint.name == endpoint.url else endpoint.name
-            servers.append(Server(endpoint, alias, given.window, most, expected, self._timeouts))
-        pool = Pool(servers, self._timeouts, self._loading.put)
+            servers.append(Server(endpoint, alias, given.window, most, expected, given.timeouts))
+        pool = Pool(servers, given.timeouts, self._loading.put)
         try:
             await pool.connect()
             self._pool = pool

@@ -1,46 +1,36 @@
-"""A server: its state, the jobs that it has, and the events of its replies; `pool.py` chooses the jobs."""
+"""A server: its state, and the jobs that it has; `pool.py` chooses these, `exchanges.py` asks for the replies."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import inf
 from time import monotonic
 
-from cerebrum_cli.core.errors import DAMAGE, CerebrumError, EndpointError, GrammarError, PromptTooLong, UnknownToken
+from cerebrum_cli.core.errors import CerebrumError, EndpointError, GrammarError, PromptTooLong
 from cerebrum_cli.core.events import (
     FinishEvent,
     NoticeEvent,
     Origin,
-    PromptEvent,
     RefusedEvent,
     SequenceId,
 )
 from cerebrum_cli.engine.engine import OnSampleEvent
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.chat_completions import chat_messages
-from cerebrum_cli.servers.client import (
+from cerebrum_cli.servers.client import Client
+from cerebrum_cli.servers.description import ExpectedModel, describe
+from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo, ServerTimeouts
+from cerebrum_cli.servers.faults import (
     BusyServerError,
-    Client,
     ExchangeError,
     LostServerError,
     RefusedRequestError,
     RequestError,
 )
-from cerebrum_cli.servers.description import ExpectedModel, describe
-from cerebrum_cli.servers.endpoint import Endpoint, ServerInfo
-from cerebrum_cli.servers.kind import ReplyChunk, ServerKind
+from cerebrum_cli.servers.kind import ServerKind
 from cerebrum_cli.servers.replies import RemoteSample, SampleEvent
-from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 TOO_LONG = ("exceeds the available context size", "context length", "context window", "max_tokens must be at least 1")
-MAX_CHARACTERS = 8  # of a prompt for each of its tokens; texts have 1 to 5
-UNSTATED_HINT = "the reply may be truncated; check the server's log, or update it"
-DROPPED_HINT = (
-    "it may have dropped the rest: give it a larger context, as with OLLAMA_CONTEXT_LENGTH=16384 ollama serve"
-)
 REFUSED_HINT = "check the settings of the request, and the server's log"
 MAX_REFUSALS = 5  # rows that a server refuses in turn before it is not used
 LATE = 2  # times the longest reply so far, after which a row is asked elsewhere, too
@@ -158,12 +148,12 @@ class Server:
         self._window = window
         self._most = most
         self._expected = expected
-        self._timeouts = timeouts
+        self.timeouts = timeouts
 
     async def open(self) -> None:
         """Find out what it serves. Raises LostServerError, BusyServerError, or EndpointError if it does not fit."""
         self._asked_at = monotonic()
-        limit = self._timeouts.health if self.is_reached else None
+        limit = self.timeouts.health if self.is_reached else None
         try:
             async with asyncio.timeout(limit):
                 kind, info = await describe(self.client)
@@ -184,7 +174,7 @@ class Server:
             return False
         if not self.is_reached:
             return monotonic() >= self._retry_at
-        if monotonic() - max(self.heard_at, self._asked_at) < self._timeouts.silence:
+        if monotonic() - max(self.heard_at, self._asked_at) < self.timeouts.silence:
             return False
         return any(job.request.ask.stream for job in self.running)
 
@@ -192,7 +182,7 @@ class Server:
     def is_noteworthy(self) -> bool:
         """Whether users should know its problem: not that it is busy for a moment."""
         if isinstance(self.problem, BusyServerError):
-            return self._retry_at - self.heard_at >= self._timeouts.busy_notice
+            return self._retry_at - self.heard_at >= self.timeouts.busy_notice
         return self.problem is not None
 
     def has_room(self, job: PoolJob) -> bool:
@@ -206,15 +196,14 @@ class Server:
         samples = min(len(job.samples), self.info.max_samples)
         return not self.failures and self.outstanding + samples <= self.window
 
-    def start(self, job: PoolJob) -> AsyncioTask:
+    def start(self, job: PoolJob) -> None:
+        """Note that it is asked for a job from now on."""
         origin = Origin(self.alias, self.info.weights)
         size = 0 if self.info.takes_messages else self.info.context_size
         job.samples = tuple(replace(sample, context_size=size, origin=origin) for sample in job.samples)
         job.start = self._asked_at = monotonic()
         self.running[job] = None
         self.outstanding += len(job.samples)
-        job.task = asyncio.create_task(self.answer(job))
-        return job.task
 
     def remove(self, job: PoolJob) -> None:
         del self.running[job]
@@ -255,10 +244,10 @@ class Server:
         """Give it no rows for as long as it asks for, or longer after each failure."""
         self.problem = problem
         if isinstance(problem, BusyServerError):
-            delay = max(self._timeouts.busy, min(problem.retry_after or 0.0, self._timeouts.patience))
+            delay = max(self.timeouts.busy, min(problem.retry_after or 0.0, self.timeouts.patience))
             self.window = max(1, min(self.window, self.outstanding))
         else:
-            delay = self._timeouts.retry_delay(self.failures)
+            delay = self.timeouts.retry_delay(self.failures)
             self.failures += 1
         self._retry_at = monotonic() + delay
 
@@ -268,31 +257,7 @@ class Server:
             if job.task:
                 job.task.cancel()
 
-    # Its replies.
-
-    async def answer(self, job: PoolJob) -> None:
-        """Generate a job's samples. Raises ExchangeError, RefusedRequestError, or EndpointError if it affects all."""
-        request = job.request
-        total = len(request.prompt_tokens)
-        evaluated = 0 if request.ask.stream else total  # whole replies show no progress
-        for sample in job.samples:
-            job.report(PromptEvent(sample.id, evaluated, total))
-        limit = self._timeouts.row_timeout
-        try:
-            async with asyncio.timeout(limit) as deadline:
-                if request.ask.stream:
-                    await self._receive_stream(job, deadline)
-                else:
-                    await self._receive_replies(job)
-        except RequestError as error:
-            raise self._refusal(job, error) from error
-        except TimeoutError as error:
-            works = self.heard_at > job.start  # has answered others meanwhile
-            raise LostServerError(f"no reply within {limit:g} s", server_works=works) from error
-        except (*DAMAGE, UnknownToken) as error:
-            raise LostServerError("damaged reply") from error
-
-    def _refusal(self, job: PoolJob, error: RequestError) -> Exception:
+    def refusal(self, job: PoolJob, error: RequestError) -> Exception:
         """What it means that a server refuses a row: a fault of the row, of the server, or not known yet."""
         if error.status == 404:  # as from a gateway while the server restarts
             return LostServerError(error.reason)
@@ -306,73 +271,7 @@ class Server:
                 return LostServerError(error.reason, server_works=True)
         return RefusedRequestError(_explain(error, job.request, self.alias))
 
-    async def _receive_replies(self, job: PoolJob) -> None:
-        """Wait for whole replies; nothing is emitted before the last turn, as another server may be asked for all."""
-        events = await self._ask(job, job.samples)
-        while waiting := [sample for sample in job.samples if sample.needs_turn]:
-            try:
-                async with asyncio.TaskGroup() as group:  # one that fails ends the others
-                    turns = [group.create_task(self._ask(job, [sample])) for sample in waiting]
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from errors
-            for turn in turns:
-                events += turn.result()
-        for event in events:
-            self._report(job, event)
-
-    async def _ask(self, job: PoolJob, samples: Sequence[RemoteSample]) -> list[SampleEvent]:
-        """The events of the next turn of some samples, which share it. Raises LostServerError if any is missing."""
-        turns = [sample.take_turn() for sample in samples]
-        body = self.kind.completion_body(turns[0], self.info, samples[0].seed, len(samples))
-        answer = await self.client.post(self.kind.completion_path, body)
-        replies = self.kind.read_replies(answer)
-        if len(replies) != len(samples) or not all(reply.end for reply in replies):
-            raise LostServerError(f"{len(replies)} replies instead of {len(samples)}")
-        for reply in replies:
-            self._note_end(job, reply)
-        return [event for sample, reply in zip(samples, replies, strict=True) for event in sample.add(reply)]
-
-    async def _receive_stream(self, job: PoolJob, deadline: asyncio.Timeout) -> None:
-        """Pass on the parts of a reply as they arrive; closing the stream of a turn stops the server."""
-        [sample] = job.samples
-        while job.unfinished:
-            body = self.kind.completion_body(sample.take_turn(), self.info, sample.seed, 1)
-            async with aclosing(self.client.stream(self.kind.completion_path, body)) as answers:
-                async for chunk in self.kind.read_stream(answers):
-                    self._note_life(deadline)
-                    self._note_end(job, chunk)
-                    for event in sample.add(chunk):
-                        job.has_output = job.has_output or not isinstance(event, PromptEvent)
-                        self._report(job, event)
-                    if sample.needs_turn or not job.unfinished:
-                        break
-                else:
-                    raise LostServerError("the reply is incomplete")
-
-    def _note_life(self, deadline: asyncio.Timeout) -> None:
-        self.heard_at = monotonic()
-        if self._timeouts.row_timeout:
-            deadline.reschedule(asyncio.get_running_loop().time() + self._timeouts.row_timeout)
-
-    def _note_end(self, job: PoolJob, chunk: ReplyChunk) -> None:
-        if chunk.end == "unstated":
-            self._notice(job, "gave no known reason for ending a reply", UNSTATED_HINT)
-
-    def _report(self, job: PoolJob, event: SampleEvent) -> None:
-        if isinstance(event, FinishEvent):
-            self._check_prompt(job, event)
-        job.report(event)
-
-    def _check_prompt(self, job: PoolJob, finish: FinishEvent) -> None:
-        """Report once if a server of messages seems to have dropped some: Ollama does, without an error."""
-        if not job.request.as_messages:
-            return
-        characters = sum(len(message["content"]) for message in chat_messages(job.request.ask.conversation))
-        if characters > MAX_CHARACTERS * (finish.prompt_tokens or inf):
-            problem = f"read {finish.prompt_tokens} tokens of a prompt with {characters} characters"
-            self._notice(job, problem, DROPPED_HINT)
-
-    def _notice(self, job: PoolJob, problem: str, hint: str) -> None:
+    def notice(self, job: PoolJob, problem: str, hint: str) -> None:
         """Report a problem of this server, once with each hint."""
         if hint not in self._noticed:
             self._noticed.add(hint)

@@ -15,7 +15,7 @@ from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, continuation
 from cerebrum_cli.engine.requests import Force, Request
 from cerebrum_cli.formats.reply_text import ReplyRules
-from cerebrum_cli.servers.client import RefusedRequestError
+from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 from cerebrum_cli.servers.replies import IGNORED_HINT, RemoteSample, SampleEvents
 

@@ -9,7 +9,7 @@ import pytest
 from command_line import CommandLine, Finished
 from llama_engines import open_engine
 from model_servers import ModelServer
-from remote_engines import QUICK, served_engine
+from remote_engines import QUICK, served_engine, set_timeouts
 from scripted_command import batch_backend, run_here
 from server_kinds import BUILD, LlamaServer, SglangServer, VllmServer
 
@@ -35,7 +35,7 @@ def nano_server() -> Iterator[LlamaServer]:
 @pytest.fixture
 def server(nano_server: LlamaServer, monkeypatch: pytest.MonkeyPatch) -> LlamaServer:
     """That server without faults, tried again soon after one."""
-    monkeypatch.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: QUICK)
+    set_timeouts(monkeypatch, QUICK)
     nano_server.models, nano_server.owner, nano_server.key = ("nano.gguf",), "llamacpp", None
     nano_server.is_loading, nano_server.n_vocab = False, None
     nano_server.asked.clear()

@@ -23,7 +23,7 @@ from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
-from cerebrum_cli.servers.client import RefusedRequestError
+from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 from cerebrum_cli.servers.token_replies import TokenSample
 

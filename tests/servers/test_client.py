@@ -14,8 +14,9 @@ import pytest
 
 from cerebrum_cli.core.errors import EndpointError
 from cerebrum_cli.servers import client as client_module
-from cerebrum_cli.servers.client import DONE, Client, LostServerError, RequestError
+from cerebrum_cli.servers.client import DONE, Client
 from cerebrum_cli.servers.endpoint import Endpoint, base_url
+from cerebrum_cli.servers.faults import LostServerError, RequestError
 
 CERTIFICATE = Path(__file__).parents[1] / "data" / "localhost.pem"  # with its key, self-signed
 LIMIT = 2**16

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, assert_error
-from remote_engines import HASTY
+from remote_engines import HASTY, set_timeouts
 from scripted_command import run_here
 from served import SEEDS, Served
 from server_kinds import BUILD
@@ -130,7 +130,7 @@ def test_endpoint_batch_resumes_on_servers_of_its_model_only(served: Served, mon
     first, second = served.servers
     command = (served.questions(ROWS), "--seed", "7", "-o", "out.jsonl")
     with monkeypatch.context() as hasty:
-        hasty.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: HASTY)
+        set_timeouts(hasty, HASTY)
         for server in served.servers:
             server.arm(times=None, let_through=5, status=500)
             server.arm(path="/v1/models", times=None, let_through=1, reset_after=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine, Finished, assert_error
-from remote_engines import QUICK
+from remote_engines import QUICK, set_timeouts
 from scripted_command import batch_backend, run_here
 from server_kinds import LlamaServer, LmStudioServer, OllamaServer
 
@@ -53,7 +53,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[OllamaServer]:
 @pytest.fixture
 def ask(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """Run a command on the server, with seed 0."""
-    monkeypatch.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: QUICK)
+    set_timeouts(monkeypatch, QUICK)
     monkeypatch.chdir(tmp_path)
 
     def run(command: str, *arguments: str | Path, piped: bytes | None = None) -> Finished:
@@ -277,7 +277,7 @@ def test_served_model_that_freezes_in_a_stream_is_an_error(
     server: OllamaServer, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeouts = replace(QUICK, silence=0.3, health=0.2)
-    monkeypatch.setattr("cerebrum_cli.servers.remote_engine.ServerTimeouts", lambda: timeouts)
+    set_timeouts(monkeypatch, timeouts)
     server.arm(hang_after=0, times=None)
     server.arm(path="/v1/models", hang_after=0, let_through=2, times=None)  # it still answers what it is
     assert_error(ask("ask", "What is 2 + 2?"), 1, "no sign of life for ", "check the server")

@@ -41,8 +41,8 @@ from cerebrum_cli.core.events import (
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyText
 from cerebrum_cli.servers import client
+from cerebrum_cli.servers.endpoint import ServerTimeouts
 from cerebrum_cli.servers.remote_engine import raise_open_files
-from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 REQUESTS = tuple(request_of(f"Q{at}", seed=100 * at, temperature=0.8) for at in range(20))
 STORY = endless({"Q": "once upon a time "})

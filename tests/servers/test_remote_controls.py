@@ -22,7 +22,7 @@ from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
 from cerebrum_cli.formats.reply_text import ReplyRules
 from cerebrum_cli.replies.reply_controls import OPENING_TOKENS, SENTENCE_TOKENS
-from cerebrum_cli.servers.client import RefusedRequestError
+from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk
 from cerebrum_cli.servers.token_replies import TokenSample
 

@@ -197,7 +197,7 @@ def test_server_reply_without_a_stated_end_is_kept() -> None:
 def impatient(servers: Sequence[ModelServer]) -> Iterator[RemoteEngine]:
     """Connect, with a short time limit for the first server alone: a loaded machine must not exceed the second's."""
     with connected(*servers, timeouts=replace(QUICK, row_timeout=0.2)) as engine:
-        engine.pool.known[1]._timeouts = QUICK
+        engine.pool.known[1].timeouts = QUICK
         yield engine
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any, TypeVar
 from zlib import crc32
 
+import pytest
 from asking import Reply, collect_replies, generate, loaded
 from model_servers import ModelServer
 from scripted_backend import END, Model, ScriptedBackend
@@ -18,9 +19,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.engine.engine import Engine
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import Request
-from cerebrum_cli.servers.endpoint import Endpoint, Servers
+from cerebrum_cli.servers.endpoint import Endpoint, Servers, ServerTimeouts
 from cerebrum_cli.servers.remote_engine import RemoteEngine
-from cerebrum_cli.servers.timeouts import ServerTimeouts
 
 # Servers are tried again soon, and waited for at the start however loaded the machine is.
 QUICK = ServerTimeouts(retries=(0.02,), busy=0.02, tick=0.02, notices=0.0, join=60.0, busy_notice=60.0)
@@ -58,6 +58,11 @@ def serving(model: Model, count: int = 1, **options: Any) -> AbstractContextMana
     return serving_kind(LlamaServer, model, count, **options)
 
 
+def set_timeouts(monkeypatch: pytest.MonkeyPatch, timeouts: ServerTimeouts) -> None:
+    """Let all servers have these timeouts by default."""
+    monkeypatch.setattr(ServerTimeouts.__init__, "__defaults__", tuple(asdict(timeouts).values()))
+
+
 def served_engine(engine: LocalEngine) -> LlamaServer:
     """A llama-server that generates greedily with a real model."""
     vocabulary = engine.vocabulary
@@ -80,7 +85,7 @@ def remote_engine(
     urls = [server if isinstance(server, str) else server.url for server in servers]
     vocabulary = ScriptedBackend(lambda held, seed: END)
     endpoints = [Endpoint(url, url, **endpoint) for url in urls]
-    return RemoteEngine(vocabulary.open, Servers(endpoints, window, timeouts=asdict(timeouts)), messages)
+    return RemoteEngine(vocabulary.open, Servers(endpoints, window, timeouts=timeouts), messages)
 
 
 @contextmanager
