@@ -100,7 +100,8 @@ def resumable(results: Results, unit: str, restart: bool) -> Iterator[None]:
         results.complete()
     except Interrupted as error:
         again = " without --restart" if restart else ""
-        error.hint = results.how_to_resume(unit, again)
+        done = results.what_is_saved(unit) or f"0 of {results.rows.size} {unit} done"
+        error.hint = f"{done}; run it again{again} to resume" if results.saved_in else ""
         raise
     except (EndpointError, EngineError) as error:
         hints = error.hint, results.what_is_saved(unit)

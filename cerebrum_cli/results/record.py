@@ -5,7 +5,8 @@ The record, OUTPUT.meta.json, has the settings, the SHA-256 of a file that may b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, field
 from pathlib import Path
@@ -43,6 +44,11 @@ class OutputPaths:
     @property
     def meta(self) -> Path:
         return self.output.with_name(f"{self.output.name}.meta.json")
+
+    def objects(self) -> Iterator[JsonDict]:
+        """Yield the objects of a complete result."""
+        with self.output.open("rb") as lines:
+            yield from map(json.loads, lines)
 
     @property
     def all(self) -> tuple[Path, ...]:

@@ -6,7 +6,6 @@ are answered again. After Ctrl-C, the store has the tokens of unfinished replies
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -210,8 +209,7 @@ class SavedResult:
         if not self.is_complete:
             yield from read_objects(self.paths.partial)
             return
-        with self.paths.output.open("rb") as lines:
-            yield from map(json.loads, lines)
+        yield from self.paths.objects()
 
     def how_differs(self, fingerprint: JsonObject) -> str:
         """Describe how another fingerprint differs, like "another model (a, now b)"; empty if it is equal."""

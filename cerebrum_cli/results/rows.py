@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cerebrum_cli.core.errors import BatchError
@@ -111,6 +112,8 @@ class Results:
     """Whether a reader waits for the rows in the order of the input."""
     is_complete = False
     """Whether the result file has all rows."""
+    saved_in: Path | None = None
+    """The file from which the next run resumes, if it can."""
 
     def __init__(self, rows: ResultRows, finished: FinishedRows) -> None:
         self.rows = rows
@@ -202,13 +205,11 @@ class Results:
         if self.missing_count:
             raise ValueError(f"{self.missing_count} rows are not finished")
 
-    def how_to_resume(self, unit: str, again: str) -> str:  # noqa: ARG002
-        """The hint after an interrupt, with the number of finished rows; empty if the result cannot be resumed."""
-        return ""
-
-    def what_is_saved(self, unit: str) -> str:  # noqa: ARG002
+    def what_is_saved(self, unit: str) -> str:
         """The number of finished rows and the file that has them; empty if nothing is saved."""
-        return ""
+        if self.saved_in is None or not (self.finished or self.unfinished):
+            return ""
+        return f"{len(self.finished)} of {self.rows.size} {unit} done, saved in {self.saved_in}"
 
     def close(self) -> None:
         """Free what the result holds."""

@@ -35,6 +35,7 @@ class StoredResults(Results):
     ) -> None:
         super().__init__(rows, finished)
         self.is_complete = is_complete
+        self.saved_in = paths.partial
         self.notes = record.notes
         self._paths = paths
         self._store = store
@@ -47,8 +48,7 @@ class StoredResults(Results):
 
     def objects(self) -> Iterator[JsonDict]:
         if self.is_complete:
-            with self._paths.output.open("rb") as lines:
-                yield from map(json.loads, lines)
+            yield from self._paths.objects()
             return
         self._store.flush()
         for position, text in self._store.objects():
@@ -93,15 +93,6 @@ class StoredResults(Results):
         self._record = record
         self.is_complete = True
         self.close()
-
-    def how_to_resume(self, unit: str, again: str) -> str:
-        done = self.what_is_saved(unit) or f"0 of {self.rows.size} {unit} done"
-        return f"{done}; run it again{again} to resume"
-
-    def what_is_saved(self, unit: str) -> str:
-        if not (self.finished or self.unfinished):
-            return ""
-        return f"{len(self.finished)} of {self.rows.size} {unit} done, saved in {self._paths.partial}"
 
     def close(self) -> None:
         """Release the lock. Finished rows stay; without any, no file is left. Raises BatchError."""
