@@ -26,7 +26,6 @@ from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, rec
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
-from cerebrum_cli.core.saved_prompts import PromptDirectory
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.repl import Repl
@@ -107,7 +106,7 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
         streams = standard_streams()
         signals = Signals(streams)
         display = ReplyDisplay(streams, signals=signals)
-        repl = Repl(chat, display, signals, SLASH_COMMANDS, PromptDirectory(directory), AttachmentReader())
+        repl = Repl(chat, display, signals, SLASH_COMMANDS, AttachmentReader())
         repl.render(record_times(chat.send(PROMPT), times))
         end = time.perf_counter()
     finally:

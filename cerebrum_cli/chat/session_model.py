@@ -17,7 +17,7 @@ from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import LOCAL_KEYS, SLASH_SET, Layer, Settings, SourcedLayer, without_keys
 from cerebrum_cli.core.tools import Tools
 from cerebrum_cli.replies.interface import Model, open_source
-from cerebrum_cli.replies.source import ModelSource
+from cerebrum_cli.replies.source import Installation, ModelSource
 
 MIN_PREFIX_TOKENS = 32  # of the system prompt, with which every conversation begins
 
@@ -36,6 +36,10 @@ class SessionModel(OpenSession):
     settings: Settings
     saved: Layer = field(default_factory=dict)
     tools: Tools = ()
+
+    @property
+    def installation(self) -> Installation:
+        return self.loaded.source.installation
 
     @property
     def conversation(self) -> Conversation:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerebrum_cli.cli.completion_values import installed_models
 from cerebrum_cli.cli.options import AnswerOptions, Names, QuestionOptions, only_question
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import INTEGER, option, option_group, switch
@@ -78,11 +76,8 @@ def chat(
     exit_code = run_chat(
         conversation,
         display,
+        reader,
         question,
-        prompts=app.prompts,
-        reader=reader,
-        history=app.history_path,
-        models=partial(installed_models, app),
         min_votes=options.min_votes,
         saved=saved if saved and saved.prompt else None,
         files=files,

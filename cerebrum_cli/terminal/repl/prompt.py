@@ -58,19 +58,21 @@ REFRESH_S = 0.5  # for the toolbar, which shows when the model is loaded
 Candidates = Mapping[ArgumentKind, Callable[[], Iterable[str]]]
 
 
-def candidates_of(repl: Repl, models: Callable[[], Iterable[str]]) -> Candidates:
+def candidates_of(repl: Repl) -> Candidates:
+    installation = repl.chat.installation
+
     def think_values() -> list[str]:
         loaded = repl.chat.loaded
         efforts = loaded.format.efforts if loaded.engine.is_loaded else ()
         return ["on", "off", *SHOWN, *efforts]
 
     return {
-        "model": models,
+        "model": lambda: [model.reference for model in installation.library.models()],
         "session": repl.chat.history.store.names,
         "setting": lambda: SETTABLE_ON_SERVERS if repl.chat.loaded.is_remote else SETTABLE,
         "part": lambda: PARTS,
         "think": think_values,
-        "prompt": repl.prompts.names,
+        "prompt": installation.prompts.names,
     }
 
 

@@ -12,7 +12,7 @@ from cerebrum_cli.chat.chat import Chat
 from cerebrum_cli.core.controls import strip_controls
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, PromptTooLong
 from cerebrum_cli.core.events import Events, NoticeEvent
-from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.replies.interface import Model
@@ -34,7 +34,7 @@ REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetitio
 class Repl:
     """A chat at a terminal.
 
-    `commands` are the slash commands, `prompts` the saved prompts. `is_done` ends the loop; `pending_files`, names and
+    `commands` are the slash commands. `is_done` ends the loop; `pending_files`, names and
     texts, go before the next question, which is the input of `pending_prompt`.
     """
 
@@ -42,7 +42,6 @@ class Repl:
     display: ReplyDisplay
     signals: Signals
     commands: Sequence[SlashCommand]
-    prompts: PromptDirectory
     reader: AttachmentReader
     min_votes: int | None = None
     pending_prompt: SavedPrompt | None = None
