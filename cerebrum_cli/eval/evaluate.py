@@ -30,7 +30,7 @@ from cerebrum_cli.eval.questions import (
     sample_object,
     sample_seed,
 )
-from cerebrum_cli.eval.report import RunningScore
+from cerebrum_cli.eval.running_score import RunningScore
 from cerebrum_cli.eval.scorers import ReplyScorer, reply_scorer
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Outcome, Reply, Row

@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 
 from cerebrum_cli.core.errors import CerebrumError, UsageError
-from cerebrum_cli.eval.estimates import estimate, majorities, mean
+from cerebrum_cli.eval.estimates import Estimate, Interval, estimate, majorities, mean
 from cerebrum_cli.eval.plot import plot_report
 from cerebrum_cli.eval.questions import SKIPPED, Basis, Sample
-from cerebrum_cli.eval.report import EvalProgress, Report, RunningScore, report_object, summarize, votes_of
+from cerebrum_cli.eval.report import Report, report_object, summarize, votes_of
 from cerebrum_cli.eval.report_tables import labeled_estimates
+from cerebrum_cli.eval.running_score import EvalProgress, RunningScore
 from cerebrum_cli.terminal.progress import BatchProgress
 from cerebrum_cli.terminal.streams import Streams
 
-EVAL = EvalProgress(24, 320, 3, 40, 0.5, (0.2, 0.8), 0.0, 0.25, 0)
+EVAL = EvalProgress(24, 320, 3, 40, Estimate(0.5, Interval(0.2, 0.8)), 0.0, 0.25, 0)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -95,19 +96,20 @@ def test_report_without_guesses_counts_them_as_wrong() -> None:
 # The score of a run in progress.
 
 
+def accuracy_of(score: RunningScore) -> float:
+    assert score.event.estimate
+    return score.event.estimate.value
+
+
 def test_score_counts_questions_with_all_their_samples() -> None:
     score = RunningScore(questions=3, samples=2)
-    assert score.event == EvalProgress(0, 6, 0, 3, None, None, 0.0, 0.0, 0)
+    assert score.event == EvalProgress(0, 6, 0, 3, None, 0.0, 0.0, 0)
     for id, number, answer in ((1, 1, "7"), (2, 0, "7"), (2, 1, "8")):
         score.add(sample(id, number, answer))
-    assert (score.done, score.event.total, score.questions, score.event.accuracy) == (3, 6, 1, 0.5)
+    assert (score.done, score.event.total, score.questions, accuracy_of(score)) == (3, 6, 1, 0.5)
     score.add(sample(1, 0, "7"))
-    assert (score.questions, score.event.accuracy, score.event.interval) == (
-        2,
-        0.75,
-        estimate([0.5, 1.0], [1, 2]).interval,
-    )
-    assert score.event == EvalProgress(4, 6, 2, 3, 0.75, estimate([0.5, 1.0], [1, 2]).interval, 0.0, 0.0, 0)
+    assert (score.questions, accuracy_of(score)) == (2, 0.75)
+    assert score.event == EvalProgress(4, 6, 2, 3, estimate([0.5, 1.0], [1, 2]), 0.0, 0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_score_shares_excludes_skipped_samples() -> None:
     score = RunningScore(questions=5, samples=1)
     for each in (sample(1, 0, "7"), sample(2, 0, None), sample(3, 0, None, "length"), sample(4, 0, None, SKIPPED)):
         score.add(each)
-    assert (score.done, score.skipped, score.questions, score.event.accuracy) == (4, 1, 4, 1 / 3)
+    assert (score.done, score.skipped, score.questions, accuracy_of(score)) == (4, 1, 4, 1 / 3)
     assert (score.event.no_answer, score.event.cut_off) == (1 / 3, 1 / 3)
     score.add(replace(sample(5, 0, None), correct=True))  # scored by its text
     assert score.event.no_answer == 1 / 4
