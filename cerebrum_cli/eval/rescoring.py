@@ -72,20 +72,18 @@ def compare_runs(before: Run, after: Run) -> tuple[Comparison, list[str]]:
             "evaluate the same task or the same file",
         )
     first, second = question_results(before.finished_questions()), question_results(after.finished_questions())
-    notes = [*_left_out(before, first, after, second), *_left_out(after, second, before, first)]
-    if not first:
+    common = [id for id in first if id in second]
+    if not common:
         raise UsageError(f"{before.name} and {after.name} have no finished question in common", "finish both runs")
-    return compare([*first.values()], [second[id] for id in first]), notes
+    notes = [*_left_out(before, first, after, second), *_left_out(after, second, before, first)]
+    return compare([first[id] for id in common], [second[id] for id in common]), notes
 
 
 def _left_out(run: Run, results: QuestionResults, other: Run, others: QuestionResults) -> Iterator[str]:
-    """Remove the results of a run that another lacks, and yield a note that names them."""
-    unpaired = [id for id in results if id not in others]
-    for id in unpaired:
-        del results[id]
-    if unpaired:
-        count, names = format_count(len(unpaired), "question"), format_names([*map(str, unpaired)])
-        yield f"left out {count} of {run.name} without a result in {other.name}: {names}"
+    """Yield a note that names the questions of a run without a result in another."""
+    if unpaired := [str(id) for id in results if id not in others]:
+        count = format_count(len(unpaired), "question")
+        yield f"left out {count} of {run.name} without a result in {other.name}: {format_names(unpaired)}"
 
 
 def differences(before: Run, after: Run) -> Differences:

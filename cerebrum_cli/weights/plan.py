@@ -80,29 +80,26 @@ def merged_metadata(
 
 def hyperparameters(first: Table, tables: TablesByName, origins: Origins) -> Metadata:
     """Hyperparameters that may differ from the first model's: number of layers, context length, per-layer arrays."""
-    prefix = f"{first.architecture}."
-    result = {f"{prefix}block_count": Value("UINT32", len(origins))}
+    block_count, context_length = (f"{first.architecture}.{key}" for key in ("block_count", "context_length"))
+    result = {block_count: Value("UINT32", len(origins))}
     lengths = []
     for table in tables.values():
         if table.whole_number("context_length") is not None:
-            lengths.append(table.metadata[f"{prefix}context_length"])
+            lengths.append(table.metadata[context_length])
         for key, value in table.metadata.items():
             if key not in result and table.is_per_layer(key):
-                result[key] = value._replace(content=layer_values(key, tables, origins))
+                values = tuple(layer_value(key, tables[model], layer) for model, layer in origins)
+                result[key] = value._replace(content=values)
     if lengths:
-        result[f"{prefix}context_length"] = min(lengths, key=lambda value: value.content)
+        result[context_length] = min(lengths, key=lambda value: value.content)
     return result
 
 
-def layer_values(key: str, tables: TablesByName, origins: Origins) -> tuple[Any, ...]:
-    values = []
-    for model, layer in origins:
-        table = tables[model]
-        value = table.layer_value(key, layer)
-        if value is None:
-            raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
-        values.append(value)
-    return tuple(values)
+def layer_value(key: str, table: Table, layer: int) -> Any:
+    value = table.layer_value(key, layer)
+    if value is None:
+        raise MergeError(f"{table.name} has no {key}, which another model has for each layer", SAME_SHAPE_HINT)
+    return value
 
 
 def base_models(tables: Iterable[Table]) -> Metadata:

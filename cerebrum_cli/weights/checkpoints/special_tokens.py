@@ -27,9 +27,9 @@ def special_tokens(
     """The metadata, from tokenizer_config.json, tokenizer.json, generation_config.json and config.json."""
     stated = {name: _stated(name, ids, size, settings, configs) for name in _NAMES}
     numbers = {_NAMES[name]: found[0] for name, found in stated.items() if found}
-    adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
-    if tokenizer:  # transformers then ignores these settings
-        adds = dict.fromkeys(adds, False)
+    adds = {"bos": False, "eos": False}
+    if not tokenizer:  # otherwise transformers ignores these settings
+        adds = {"bos": settings.get("add_bos_token") is not False, "eos": settings.get("add_eos_token") is True}
     for name, text in _template_tokens(tokenizer):
         if adds[name] or numbers.setdefault(name, ids[text]) != ids[text]:
             raise Unsupported(f"a post-processor that adds another token than {name}_token:", text)
