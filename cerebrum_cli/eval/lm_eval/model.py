@@ -1,6 +1,6 @@
 """A model for lm-evaluation-harness on this engine: exact tokens, shared prefixes evaluated once, requests packed.
 
-Only this module and `tasks` import lm_eval, which takes seconds.
+Only the modules of this folder import lm_eval, which takes seconds.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from cerebrum_cli.core.conversation import Conversation, Text, Tokens
@@ -28,7 +26,7 @@ from cerebrum_cli.core.version import __version__
 from cerebrum_cli.engine.engine import LogprobScores
 from cerebrum_cli.engine.local import build_version
 from cerebrum_cli.engine.requests import ScoreRequest
-from cerebrum_cli.eval.lm_eval.generation import MAX_GEN_TOKENS, answer_of, generation_settings, ignored_keys
+from cerebrum_cli.eval.lm_eval.generation import Prompt, answer_of, group_requests
 from cerebrum_cli.formats.prompt_format import RAW
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Continuation, Outcome, Reply, Row
@@ -172,60 +170,45 @@ class CerebrumLM(TemplateLM):  # type: ignore[misc]  # lm_eval is not a dependen
             if not isinstance(event, Outcome):
                 self.on_event(event)
                 continue
-            key, positions = event.row.key
-            prompt = event.row.request
-            assert isinstance(prompt, Continuation)
-            answer = self._answer_of(event, prompt)
+            prompt: Prompt = event.row.key
+            answer = self._answer_of(event, prompt.settings)
             answered += 1
             unfinished += answer is None
             text = answer or ""
-            if self._ends_in_reply_space(key[0]):
+            if self._ends_in_reply_space(prompt.text):
                 text = text.removeprefix(REPLY_SPACE)
-            for position in positions[event.sample]:
+            for position in prompt.answered[event.sample]:
                 texts[position] = text
                 done += 1
             if prompt.settings.temperature == 0:  # equal requests would get the same text from the cache
-                self.cache_hook.add_partial("generate_until", key, text)
+                self.cache_hook.add_partial("generate_until", prompt.key, text)
             self.on_event(StageEvent("generating", done, len(requests)))
         if unfinished:
             problem = f"{unfinished} of {answered} replies ended while thinking"
             self.on_event(NoticeEvent(problem, "raise --gen-kwargs max_gen_toks=N, or limit thinking with --think N"))
         return texts
 
-    def _answer_of(self, event: Outcome, prompt: Continuation) -> str | None:
+    def _answer_of(self, event: Outcome, settings: Settings) -> str | None:
         if isinstance(event.result, RefusedEvent):
             raise event.result.error
         assert isinstance(event.result, Reply)
-        return answer_of(event.result, self._model.format.own_markups(prompt.settings.system))
+        return answer_of(event.result, self._model.format.own_markups(settings.system))
 
     def _plan_prompts(self, requests: Sequence[Instance]) -> list[Row]:
-        """Adjacent equal requests as one text to continue; tokens on the left give way to the reply.
-
-        The id of a row is their key in lm-eval's cache, and the positions of the requests that each sample answers: of
-        a sampled text one each, of a greedy one all.
-        """
+        """The texts to continue; tokens on the left give way to the reply."""
         rows = []
         ignored: set[str] = set()
         truncated = 0
-        base = self._base_settings()
-        for key, group in groupby(enumerate(requests), key=lambda pair: pair[1].args):
-            positions = [position for position, _ in group]
-            kwargs = normalize_gen_kwargs(key[1], MAX_GEN_TOKENS)
-            if kwargs["do_sample"]:
-                for position in positions:  # otherwise, lm-eval's cache returns one text for all
-                    requests[position].args[1]["do_sample"] = True
-            ignored |= ignored_keys(kwargs)
-            settings = generation_settings(kwargs, self._seed + positions[0], base)
-            room = self.max_length - kwargs["max_gen_toks"]
+        for prompt in group_requests(requests, self._seed, self._base_settings()):
+            ignored |= prompt.ignored
+            room = self.max_length - prompt.max_tokens
             if room <= 0:
-                problem = f"max_gen_toks is {settings.max_tokens}, but the context has {self.max_length} tokens"
+                problem = f"max_gen_toks is {prompt.max_tokens}, but the context has {self.max_length} tokens"
                 raise UsageError(problem, "raise --ctx, or set --gen-kwargs max_gen_toks=N")
-            answered = [positions]
-            if settings.temperature > 0:
-                answered = [[position] for position in positions]
-            tokens = self._encode_prompt(key[0])
+            tokens = self._encode_prompt(prompt.text)
             truncated += len(tokens) > room
-            rows.append(Row((key, answered), Continuation(key[0], tokens[-room:], settings, len(answered))))
+            request = Continuation(prompt.text, tokens[-room:], prompt.settings, len(prompt.answered))
+            rows.append(Row(prompt, request))
         if ignored:
             self.on_event(NoticeEvent(f"ignored generation settings: {', '.join(sorted(ignored))}", "omit them"))
         self._notify_of_truncation(truncated, len(rows))
