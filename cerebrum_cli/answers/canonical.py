@@ -18,12 +18,13 @@ the sign round ("a $20 loss") are no units. Nothing is computed: 2^10 is not 102
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 
-from cerebrum_cli.answers.notation import amount, is_unit, normalize_spelling
-from cerebrum_cli.answers.plain_text import plain, rewriting, rewritten
-from cerebrum_cli.core.text import Match, Pattern, one_line
+from cerebrum_cli.answers.amounts import amount, is_unit
+from cerebrum_cli.answers.plain_text import plain
+from cerebrum_cli.answers.rewriting import rewriting
+from cerebrum_cli.answers.spelling import spelled
+from cerebrum_cli.core.text import Pattern, one_line
 
 _LONGEST = 1000  # longer answers are compared as text, so that no rule has to be fast on them
 _ROUNDS = 6
@@ -37,7 +38,7 @@ _YES_NO = re.compile(r"(?i)(yes|no|true|false)(?=[,;:.!(]|\s?-\s|\Z)")
 _SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
 _NAME = re.compile(rf"(?i){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++")
-_TIDY = rewriting(
+_tidy = rewriting(
     (r"(?<!\d)\s|\s(?!\d)", ""),
     (rf"({_FUNCTION})\((\w)\)", r"\1\2"),
     (rf"(?<=[\w)])\*(?={_LETTER}|[(√])", ""),  # 2*x
@@ -47,7 +48,7 @@ _TIDY = rewriting(
     ),
     (r"(?<![\w)^*/√])\(([\w√.]++)\)(?=/)|(?<=/)\((\d++|√?\w|√\d++)\)(?![\w(^√!])", r"\1\2"),  # (2π)/3
 )
-_OTHER_SPELLINGS = rewriting(
+_other_spelling = rewriting(
     (r"\A(-?\d++),(\d{1,2})(?![\d,]|\s\d)", r"\1.\2"),  # a decimal comma
     (r"\A[^≈]++≈([^≈]++)\Z", r"\1"),
 )
@@ -69,7 +70,7 @@ def canonical(answer: str) -> str:
             return form
         last = form
         if len(last) <= _LONGEST:
-            form = _ruled(normalize_spelling(last), 0)
+            form = _ruled(spelled(last), 0)
         else:
             form = one_line(last.casefold())
         if form == last:
@@ -95,7 +96,7 @@ def latex(answer: str) -> str:
 
 def _implied(text: str, form: str) -> str | None:
     """Form of a percentage as a share, of a time without its half of the day, or of what is rounded."""
-    other = rewritten(text, _OTHER_SPELLINGS)
+    other = _other_spelling(text)
     if other != text:
         return canonical(other)
     if time := re.fullmatch(r"([\d:]++)[ap]m", form):
@@ -142,7 +143,8 @@ def _nested(text: str, depth: int) -> str | None:
     number, space, unit = text.partition(" ")
     if unit and re.search("[√π)]", number) and is_unit(space + unit):
         return _ruled(number, depth)
-    if len(sets := _split(_UNION, text)) > 1:
+    sets, unions = _split(_UNION, text)
+    if unions:
         return "∪".join(sorted(_ruled(part, depth) for part in sets))
     if _is_enclosed(text):
         return _enclosed(text[0], text[1:-1], text[-1], depth)
@@ -184,7 +186,7 @@ def _algebra(text: str) -> str | None:
     operands = re.sub(_FUNCTION, "·", text, flags=re.IGNORECASE)
     if re.search(_LETTER + "{3}", operands) or not re.search(r"[^\w\s'.,!?]|\d", operands):
         return None
-    return _sum(rewritten(text.casefold(), _TIDY))
+    return _sum(_tidy(text.casefold()))
 
 
 def _words(text: str) -> str:
@@ -195,19 +197,22 @@ def _words(text: str) -> str:
 
 def _parts(text: str) -> tuple[list[str], bool]:
     """Split at commas, "and" and "or" outside brackets; also whether there was an "or"."""
-    parts = [part for part in _split(_SEPARATOR, text) if part.strip()]
-    separators = [mark[0].lower() for mark in _outside_brackets(_SEPARATOR, text)]
-    return parts, any(separator.endswith("or") for separator in separators)
+    parts, separators = _split(_SEPARATOR, text)
+    return [part for part in parts if part.strip()], any(mark.lower().endswith("or") for mark in separators)
 
 
-def _outside_brackets(pattern: Pattern, text: str) -> Iterator[Match]:
-    """Yield the matches of a pattern outside of brackets; it must match brackets too."""
-    depth = 0
+def _split(pattern: Pattern, text: str) -> tuple[list[str], list[str]]:
+    """Split at the matches of a pattern outside of brackets, which it must match too; also what it matches there."""
+    parts, separators = list[str](), list[str]()
+    start = depth = 0
     for mark in pattern.finditer(text):
         change = _NESTING.get(mark[0], 0)
         if not (depth or change):
-            yield mark
+            parts.append(text[start : mark.start()])
+            separators.append(mark[0])
+            start = mark.end()
         depth = max(0, depth + change)
+    return [*parts, text[start:]], separators
 
 
 def _members(parts: list[str], depth: int) -> list[str]:
@@ -248,23 +253,14 @@ def _is_enclosed(text: str) -> bool:
     return False
 
 
-def _split(pattern: Pattern, text: str) -> list[str]:
-    """Split at the matches of a pattern outside of brackets."""
-    parts, start = [], 0
-    for mark in _outside_brackets(pattern, text):
-        parts.append(text[start : mark.start()])
-        start = mark.end()
-    return [*parts, text[start:]]
-
-
 def _sum(text: str) -> str:
     """Sort the terms of a sum: powers, other letters, numbers."""
     if re.search(r"[^\w\s.()√π^*/!+-]", text) or not re.search(f"{_LETTER}|√", text):
         return text
-    first, *others = _split(_BEFORE_SIGN, text)
-    if not first.startswith(("+", "-")):
-        first = f"+{first}"
-    return "".join(sorted([first, *others], key=_order_of_term)).removeprefix("+")
+    if not text.startswith(("+", "-")):
+        text = f"+{text}"
+    terms, _ = _split(_BEFORE_SIGN, text)
+    return "".join(sorted(terms, key=_order_of_term)).removeprefix("+")
 
 
 def _order_of_term(term: str) -> tuple[bool, bool, str, str]:

@@ -6,9 +6,9 @@ Every pattern runs in linear time; hence the possessive quantifiers (`++`), whic
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from cerebrum_cli.core.text import Match, Pattern
+from cerebrum_cli.answers.rewriting import in_order, rewriting
+from cerebrum_cli.core.text import Match
 
 _ABBREVIATIONS = "Dr Mr Mrs Ms Prof St Mt vs approx sq cu No"
 _NO_ABBREVIATION = "".join(rf"(?<!\b{title}\.)" for title in _ABBREVIATIONS.split())
@@ -21,125 +21,102 @@ _OPENING, _CLOSING = r"\s,;:*\"“«「『《〈【_~→⇒←†‡=¡", r"\s.,
 
 CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 
-Replacement = str | Callable[[Match], str]
-Rewriting = tuple[tuple[Pattern, Replacement], ...]
-
-
-def rewriting(*rows: tuple[str, Replacement], flags: int = 0) -> Rewriting:
-    return tuple((re.compile(pattern, flags), replacement) for pattern, replacement in rows)
-
-
-def rewritten(text: str, rows: Rewriting) -> str:
-    for pattern, replacement in rows:
-        text = pattern.sub(replacement, text)
-    return text
-
-
 # Symbols that decorate: ticks, stars, emoji, and their modifiers; not mathematical ones.
 _DECORATION = (
     "[\u2300-\u2307\u230c-\u23ff\u25a0-\u27bf\u2b00-\u2bff\u3000-\u3007\U0001f000-\U0001faff\ufe0e\ufe0f\u20e3]"
 )
+_NOT_ASCII = r"[^\x00-\x7f]"
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_MARKUP = rewriting(
-    (r"(?i)<br\s?/?>|</?p>", "\n"),
-    (r"<sup>\s?\d+\s?</sup>|(?<=\S)\s?(?:\^\[\d+\]|\[\^\d+\])", ""),  # footnotes
-    (r"(?i)</?(?:ans|b|center|code|div|em|font|i|mark|span|strong|u)(?:\s[^<>\n]*)?>", ""),
-    (r"(?m)^\|[-:|]++$|^[ \t]*\|\s|\s\|[ \t]*$|&nbsp;", " "),  # a row of a table
-    ("[\u200b-\u200d\u2060\ufeff]", ""),
+# Without HTML tags, footnotes and the bars of tables; characters of full width become ASCII.
+without_markup = in_order(
+    lambda text: text.translate(_FULL_WIDTH),
+    rewriting(
+        (r"(?i)<br\s?/?>|</?p>", "\n"),
+        (r"<sup>\s?\d+\s?</sup>|(?<=\S)\s?(?:\^\[\d+\]|\[\^\d+\])", ""),  # footnotes
+        (r"(?i)</?(?:ans|b|center|code|div|em|font|i|mark|span|strong|u)(?:\s[^<>\n]*)?>", ""),
+        (r"(?m)^\|[-:|]++$|^[ \t]*\|\s|\s\|[ \t]*$|&nbsp;", " "),  # a row of a table
+        ("[\u200b-\u200d\u2060\ufeff]", ""),
+        where=rf"[<\[&|]|{_NOT_ASCII}",
+    ),
 )
-
-
-def without_markup(text: str) -> str:
-    """Remove HTML tags, footnotes and the bars of tables; characters of full width become ASCII."""
-    text = text.translate(_FULL_WIDTH)
-    if re.search(r"[<\[&|]", text) or not text.isascii():
-        text = rewritten(text, _MARKUP)
-    return text
-
 
 _TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
-_PLAIN = rewriting(
-    (CALCULATOR_NOTE.pattern, ""),
-    (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
-    (_TEXT_COMMAND, r"\1"),
-    (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather)\w*\*?\}", ""),
-    (r"(?<=\d)(?:\{,\}|,\\!\s|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
-    (r"(?<!\\)\\!", ""),
-    (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
-    (r"(?<!\\)\\[()\[\]]", ""),
-    (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
-    (r"\\([%{}#&_])", r"\1"),
-    (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
-)
 
 
 def _without_separators(number: Match) -> str:
     return re.sub("[.,]", "", number[0])
 
 
-_NUMBERS = rewriting(  # grouped as in other countries, and with a decimal comma
-    (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", _without_separators),
-    (r"(?<=\d)['’_](?=\d{3}(?!\d))", ""),
-    (
-        r"(?<![\d.,])(\d{1,3})((?:[. \u00a0\u202f]\d{3})++),(\d{1,2})(?![\d,])",
-        lambda number: f"{number[1]}{re.sub('[^0-9]', '', number[2])}.{number[3]}",
-    ),
-    (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}+(?![\d.,]\d)", _without_separators),
-    (r"(€\s?\d++),(\d\d)(?!\d)", r"\1.\2"),
-    (r"(?<![\d.,])(\d++),(\d\d)(?=\s?(?:€|EUR|[Ee]uros?\b))", r"\1.\2"),
-    (
-        r"(?<![\d.,])\d{1,3}(?:\.\d{3})++(?=\s?(?:€|EUR|[Ee]uros?\b))|(?<=€)\s?\d{1,3}(?:\.\d{3})++(?![.\d])",
-        _without_separators,
-    ),
-    (r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)", _without_separators),
-)
-_MINUS = re.compile(r"(?i)(?<![\d)]\s)\b(?:minus|negative)\s(?=[$€£]?\d)|(?<!\S)–(?=\d)")
-_SEPARATED = re.compile(r"\d[.,'’_ \u00a0\u202f]\d")
-_DECORATED = re.compile(rf"\s?[(\[]\s?{_DECORATION}++\s?[)\]]|{_DECORATION}++|(?<!\S)[:;]-?[)(D](?!\S)")
-_MARKED = re.compile(r"[\\$`*<~{]")  # what all of these patterns need
-_SPACED_THOUSANDS = re.compile(
-    r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*+(?![\w/-]|[ ,]\d)"
-)
-
 _ARGUMENT = r"\s*+(?:\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}|([0-9A-Za-z]))"
-_FRACTION = re.compile(r"\\(?:[dtcs]|nice)?frac" + _ARGUMENT + _ARGUMENT + r"(?=([^\W_]|[\\(^])?)")
-_BEFORE_FRACTION = re.compile(r"(?<=\w)\s*+(?=\\(?:[dtcs]|nice)?frac)")
+_COMMAND = r"\\(?:[dtcs]|nice)?frac"
 _TERM = re.compile(r"-?(?:\d[\d.,]*+|[A-Za-z]|\\[A-Za-z]++(?:\{[^{}]*+\})?)")
 _FRACTION_DEPTH = 3
 
 
-def plain(text: str) -> str:
-    """Remove markup from a text: fractions as "4/5", numbers without thousands separators, no delimiters."""
-    if _MARKED.search(text):
-        text = _BEFORE_FRACTION.sub(" ", rewritten(text, _PLAIN))  # 3\frac{1}{2} is three and a half, not 31/2
-        for _ in range(_FRACTION_DEPTH):
-            text = _FRACTION.sub(_slashed, text)
-    if ")" in text or not text.isascii():
-        text = _DECORATED.sub(" ", text)
-    text = _MINUS.sub("-", text)
-    if _SEPARATED.search(text):
-        text = rewritten(text, _NUMBERS)
-    return _SPACED_THOUSANDS.sub(lambda number: number[0].replace(number[1], ""), text)
-
-
 def _slashed(fraction: Match) -> str:
     r"""Write a LaTeX fraction with a slash, and with the parentheses its value needs."""
-    over = _term(fraction[1] or fraction[2])
-    under = _term(fraction[3] or fraction[4])
+    over, under = _term(fraction.expand(r"\1\2")), _term(fraction.expand(r"\3\4"))
     if fraction[5]:
         return f"({over}/{under})"
     return f"{over}/{under}"
 
 
-def _term(text: str | None) -> str:
-    term = (text or "").strip()
+def _term(text: str) -> str:
+    term = text.strip()
     if _TERM.fullmatch(term):
         return term
     return f"({term})"
 
 
+# Without markup: fractions as "4/5", numbers without thousands separators, no delimiters.
+plain = in_order(
+    rewriting(
+        (CALCULATOR_NOTE.pattern, ""),
+        (r"(?<=[\w}%])" + _TEXT_COMMAND, r" \1"),
+        (_TEXT_COMMAND, r"\1"),
+        (r"\\(?:left|right|displaystyle)(?![A-Za-z])|\\(?:begin|end)\{(?:align|equation|gather)\w*\*?\}", ""),
+        (r"(?<=\d)(?:\{,\}|,\\!\s|,?\\[,!;:])(?=\d{3}(?!\d))", ","),
+        (r"(?<!\\)\\!", ""),
+        (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\d)~", " "),
+        (r"(?<!\\)\\[()\[\]]", ""),
+        (r"(?:\bUS)?\\?\$|`", ""),  # a dollar sign opens money or a formula; the answer is what stands behind it
+        (r"\\([%{}#&_])", r"\1"),
+        (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
+        (rf"(?<=\w)\s*+(?={_COMMAND})", " "),  # 3\frac{1}{2} is three and a half, not 31/2
+        *[(_COMMAND + _ARGUMENT + _ARGUMENT + r"(?=([^\W_]|[\\(^])?)", _slashed)] * _FRACTION_DEPTH,
+        where=r"[\\$`*<~{]",
+    ),
+    rewriting(
+        (rf"\s?[(\[]\s?{_DECORATION}++\s?[)\]]|{_DECORATION}++|(?<!\S)[:;]-?[)(D](?!\S)", " "),
+        (r"(?i)(?<![\d)]\s)\b(?:minus|negative)\s(?=[$€£]?\d)|(?<!\S)–(?=\d)", "-"),
+        where=rf"(?i)\)|{_NOT_ASCII}|minus|negative",
+    ),
+    rewriting(  # numbers grouped as in other countries, and with a decimal comma
+        (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", _without_separators),
+        (r"(?<=\d)['’_](?=\d{3}(?!\d))", ""),
+        (
+            r"(?<![\d.,])(\d{1,3})((?:[. \u00a0\u202f]\d{3})++),(\d{1,2})(?![\d,])",
+            lambda number: f"{number[1]}{re.sub('[^0-9]', '', number[2])}.{number[3]}",
+        ),
+        (r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}+(?![\d.,]\d)", _without_separators),
+        (r"(€\s?\d++),(\d\d)(?!\d)", r"\1.\2"),
+        (r"(?<![\d.,])(\d++),(\d\d)(?=\s?(?:€|EUR|[Ee]uros?\b))", r"\1.\2"),
+        (
+            r"(?<![\d.,])\d{1,3}(?:\.\d{3})++(?=\s?(?:€|EUR|[Ee]uros?\b))|(?<=€)\s?\d{1,3}(?:\.\d{3})++(?![.\d])",
+            _without_separators,
+        ),
+        (r"(?<![\w.,(\[{])[1-9]\d{0,2}(?:,\d{3})++(?![\d,]*\d)", _without_separators),
+        (
+            r"(?<![\w.,/])(?<!\d\s)[1-9]\d{0,2}([ \u00a0\u2009\u202f])\d{3}(?:\1\d{3})*+(?![\w/-]|[ ,]\d)",
+            lambda number: number[0].replace(number[1], ""),
+        ),
+        where=r"\d[.,'’_ \u00a0\u2009\u202f]\d",
+    ),
+)
+
 _CLOSED = rf"(?<![{_CLOSING}])((?<=[A-Za-z]\.[A-Za-z])\.)?[{_CLOSING}]*+\Z"  # the stop of "p.m." stays
-_ENDS = rewriting(
+# Without closing punctuation and the quotes around a text, but with the marks of a factorial and of "p.m.".
+trimmed = rewriting(
     (r"(?<=[.,!?])['’]\s*\Z", ""),
     (rf"\A[{_OPENING}]++", ""),
     (_CLOSED, r"\1"),
@@ -152,11 +129,6 @@ _ENDS = rewriting(
     (r"\A['‘](.+)['’]\Z|\A['‘](\d[\w.]*+)\Z|\A(\d[\w.]*+)['’]\Z", r"\1\2\3"),
     (r"\A(?:\(([A-Z])\)|[\[<|⟨]{1,2}\$?(-?[\d./]++)[\]>|⟩]{1,2})\Z", r"\1\2"),
 )
-
-
-def trimmed(text: str) -> str:
-    """Strip closing punctuation and the quotes around a text, but not the marks of a factorial and of "p.m."."""
-    return rewritten(text, _ENDS)
 
 
 def sentences(line: str) -> list[str]:
