@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from cerebrum_cli.cli.options import LAST, AskOptions
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import CerebrumError, Interrupted, NoAnswer, OutputError, SessionError
 from cerebrum_cli.core.events import Event, LoadEvent, NoticeEvent
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import format_count
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.terminal.sinks import ReplyDisplay, show_answer
@@ -26,17 +25,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.replies.interface import Model
     from cerebrum_cli.replies.reply import MajorityVote
     from cerebrum_cli.terminal.streams import Streams
-
-TIMING_DIGITS = {  # decimals of what `--json` prints
-    "load_s": 4,
-    "prefill_s": 4,
-    "ttft_s": 4,
-    "decode_s": 4,
-    "prompt_tokens_per_second": 2,
-    "tokens_per_second": 2,
-    "draft_n": 0,
-    "draft_n_accepted": 0,
-}
 
 
 def show_prompt(streams: Streams, loaded: Model, request: Ask, options: AskOptions) -> None:
@@ -277,6 +265,8 @@ class AnswerPrinter:
         """Print what is not streamed: the JSON object, final answer or code block, uncertain tokens, and statistics."""
         streams, loaded, options = self.streams, self.loaded, self.options
         if options.json:
+            from cerebrum_cli.cli.reply_object import reply_object
+
             path = None if loaded.is_remote else loaded.model.path
             value = reply_object(reply, loaded.model.name, path, loaded.format_name, final_answer, votes, code)
             value["session"] = self.saved_as
@@ -296,33 +286,3 @@ class AnswerPrinter:
             sampling = sampling_text(settings.samplers, settings.origins)
             line = stats_line(reply.finish, loaded.model.name, loaded.format_name, loaded.repacks, sampling)
             streams.write_line("", line)
-
-
-def reply_object(
-    reply: Reply,
-    model: str,
-    file: Path | None,
-    format_name: str,
-    final_answer: str | None,
-    votes: JsonObject | None,
-    extracted: str | None,
-) -> JsonDict:
-    """The object `ask --json` prints; `file` is the model file used, None behind a server. Rates are per second."""
-    finish = reply.finish
-    return {
-        "model": model,
-        "file": file and str(file),
-        "format": format_name,
-        "text": reply.text,
-        "final_answer": final_answer,
-        "extracted": extracted,
-        "finish_reason": finish.reason,
-        "reasoning_closed_at": reply.reasoning_closed_at,
-        "prompt_tokens": finish.prompt_tokens or None,
-        "cached_tokens": finish.cached_tokens if finish.context_size else None,
-        "completion_tokens": finish.completion_tokens,
-        "seed": finish.seed,
-        "reasoning": reply.reasoning,
-        "votes": votes,
-        "timings": {name: round(getattr(finish.timings, name), digits) for name, digits in TIMING_DIGITS.items()},
-    }

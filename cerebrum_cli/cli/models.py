@@ -1,14 +1,12 @@
-"""`cerebrum search`, `pull`, `list`, `show` and `rm`."""
+"""`cerebrum list`, `show` and `rm`."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.completion_values import known_models, stored_models
-from cerebrum_cli.cli.model_choice import choose_model, pull_model
+from cerebrum_cli.cli.completion_values import stored_models
 from cerebrum_cli.cli.model_tables import (
     is_url,
     print_candidates,
@@ -16,167 +14,21 @@ from cerebrum_cli.cli.model_tables import (
     print_description,
     print_found,
     print_models,
-    print_repositories,
-    speed_text,
 )
-from cerebrum_cli.cli.options import Json, JsonArray, PullOptions, QuietOptions, Yes, json_option, require_agreement
+from cerebrum_cli.cli.options import Json, QuietOptions, Yes, require_agreement
+from cerebrum_cli.cli.pull import given_flags
 from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
-from cerebrum_cli.core.declaration import SWITCH, Option, flag, option, option_group, switch
-from cerebrum_cli.core.errors import CerebrumError, FormatError, ModelNotFound, UsageError
+from cerebrum_cli.core.declaration import option_group, switch
+from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import MODES, REPLY_KEYS, SAMPLING_KEYS, Layer, Settings, SourcedLayer
-from cerebrum_cli.core.text import format_size
 from cerebrum_cli.terminal.progress import FileProgress, interruptible
-from cerebrum_cli.terminal.tables import print_rows
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.transfers import OnProgress
     from cerebrum_cli.library.installed import InstalledModel
-    from cerebrum_cli.library.pull import Puller
-
-
-@composed
-def search(
-    app: App,
-    text: Annotated[str, Argument("TEXT", "Part of a repository's name")],
-    _: QuietOptions,
-    offline: Annotated[bool, Option("Do not use the network", "Model", SWITCH)] = False,
-    json: JsonArray = False,
-) -> None:
-    """Lists the 10 most downloaded GGUF repositories with the quantization recommended for this machine.
-
-    Whether it fits is an estimate; `cerebrum pull --dry-run REPOSITORY` is exact, and lists all quantizations.
-
-    Examples:
-      cerebrum search qwen3.5
-      cerebrum search "gemma 4" --json
-    """
-    from cerebrum_cli.cli.model_objects import best_fit
-
-    ctx = app.readable_settings(environment_layer("ctx")).ctx
-    rows = []
-    with app.puller(offline, ctx) as puller:
-        for repository, plan in puller.planner.search(text):
-            rows.append({**repository._asdict(), **best_fit(asdict(plan.chosen) if plan else {})})
-    print_rows(app.streams, rows, json, print_repositories, f"no GGUF repository on the Hub matches {text!r}")
-    if rows and app.streams.err_is_terminal:
-        app.streams.report("next: cerebrum pull REPOSITORY")
-
-
-@option_group
-class PullCommandOptions(PullOptions):
-    name: str | None = option("Name for the model", "Model", metavar="NAME")
-    default: bool = switch("Make this the default model", "Model")
-    vocabulary: bool = switch("Download only the vocabulary, for --endpoint", "Model")
-    type: str | None = option("Quantization; safetensors are converted to it", "Model", metavar="TYPE")
-    from_weights: bool = switch("Convert safetensors even if GGUF files exist", "Model")
-    discard: bool = switch("Delete downloaded safetensors once converted", "Model")
-    dry_run: bool = switch("Show what is available and what fits; download nothing", "Output")
-    json: bool = json_option()
-
-
-@composed
-def pull(
-    app: App,
-    model: Annotated[
-        str | None,
-        Argument(
-            "[MODEL]", "NAME[:QUANT], OWNER/REPO[:QUANT], a URL, a path, ollama:NAME or lmstudio:NAME", known_models
-        ),
-    ] = None,
-    *,
-    options: PullCommandOptions,
-) -> None:
-    """Without MODEL, offers a few models that fit this machine. Without :QUANT, downloads the recommended quantization.
-    Run an interrupted download again to resume it.
-
-    A local file is used in place, and so are models of Ollama and LM Studio (`cerebrum list --found`). Safetensors are
-    converted to GGUF.
-
-    Examples:
-      cerebrum pull cerebrum-7b
-      cerebrum pull owner/repo:Q5_K_M --name mine
-      cerebrum pull ./folder --type Q4_K_M
-      cerebrum pull --dry-run cerebrum-8x7b
-    """
-    others = given_flags(options, "name", "default", "dry_run", "type", "from_weights", "discard")
-    if options.vocabulary and others:
-        raise UsageError.conflict("--vocabulary", others[0])
-    ctx = app.settings(environment_layer("ctx")).ctx
-    text = model or suggested_model(app, ctx)
-    opened = app.puller(options.offline, ctx, options.yes, options.type, options.from_weights, options.discard)
-    if options.dry_run:
-        app.machine.record_bandwidth()
-        show_download_plan(app, opened, text, options.json)
-        return
-    if options.vocabulary:
-        with opened as puller, interruptible("run it again"):
-            installed = puller.pull_vocabulary(puller.parse(text))
-        what = "installed the vocabulary of" if installed.is_vocabulary else "the vocabulary is part of the installed"
-        app.streams.report(f"{what} {installed.reference}: {installed.path}")
-    else:
-        installed = pull_model(app, opened, text, options.name)
-        if options.default:
-            app.library.registry.set_default(installed.reference)
-        if app.streams.err_is_terminal:
-            report_next_step(app, installed)
-    if options.json:
-        from cerebrum_cli.cli.model_objects import row
-
-        app.streams.answer_object(row(app.library, installed, app.library.capacity()))
-
-
-def suggested_model(app: App, ctx: int | None) -> str:
-    """A model that the user chooses from a few that fit. Raises UsageError without a choice."""
-    from cerebrum_cli.cli.model_objects import suggestions
-
-    app.machine.record_bandwidth()
-    rows = suggestions(app.library, ctx)
-    chosen = choose_model(app, "models that fit this machine, best first", rows)
-    if chosen is None:
-        example = f"name one, such as cerebrum pull {rows[0]['name']}, or " if rows else ""
-        raise UsageError("no model given", f"{example}see cerebrum list --available")
-    return chosen
-
-
-def given_flags(options: object, *names: str) -> list[str]:
-    return [flag(name) for name in names if getattr(options, name)]
-
-
-def report_next_step(app: App, model: InstalledModel) -> None:
-    """Report how fast an installed model should be, and the command that tries it."""
-    from cerebrum_cli.cli.model_objects import row
-    from cerebrum_cli.engine.local import FORECAST
-    from cerebrum_cli.replies.source import ModelSource
-
-    app.machine.record_bandwidth()
-    if speed := speed_text(row(app.library, model, app.library.capacity())):
-        app.streams.report(f"expected {FORECAST}: {speed}")
-    try:
-        _ = ModelSource(app, model, app.settings({}, model.recommended)).chosen_format
-    except FormatError:
-        command = f'cerebrum ask --raw -m {model.reference} "Once upon a time"'
-        app.streams.report(f"its file has no chat template; next: {command}")
-        return
-    app.streams.report(f"next: cerebrum chat {model.reference}")
-
-
-def show_download_plan(app: App, opened: AbstractContextManager[Puller], text: str, is_json: bool) -> None:
-    with opened as puller:
-        reference = puller.parse(text)
-        plan = puller.plan(reference)
-    if is_json:
-        app.streams.answer_object(plan.described)
-        return
-    print_candidates(app.streams, plan.heading, plan.table["quantizations"])
-    what = f"download {plan.reference}"
-    if plan.conversion:
-        what = f"convert {format_size(plan.conversion.size)} of safetensors to {plan.reference}"
-    elif plan.listing:
-        _ = plan.download  # raises an error if several models were meant
-    app.streams.report(f"cerebrum pull {reference} would {what}")
 
 
 @option_group

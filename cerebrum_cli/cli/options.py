@@ -13,7 +13,6 @@ import typer
 
 from cerebrum_cli.core.declaration import (
     INTEGER,
-    NUMBER,
     PATH,
     SOURCES,
     SWITCH,
@@ -27,7 +26,7 @@ from cerebrum_cli.core.declaration import (
 )
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S, Layer, without_keys
+from cerebrum_cli.core.settings import Layer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
@@ -195,11 +194,6 @@ class ToolOptions:
     )
 
 
-def split_paths(text: str) -> list[str]:
-    """Paths separated by colons."""
-    return text.split(":")
-
-
 @option_group
 class QuestionOptions(ToolOptions, SavedPromptOptions):
     file: tuple[Path | str, ...] = option(
@@ -209,7 +203,7 @@ class QuestionOptions(ToolOptions, SavedPromptOptions):
         default=(),
         short="-f",
         metavar="PATH|URL",
-        splits=split_paths,
+        splits=lambda paths: paths.split(":"),
     )
     continue_: bool = switch("Continue the latest session", "Input", short="-c")
     session: str | None = option("Continue this session, or create it", "Input", metavar="NAME")
@@ -292,47 +286,6 @@ class AskOptions(QuestionOptions, GenerationOptions):
             from cerebrum_cli.core.inspection import parse_likeliest
 
             parse_likeliest("--top-logprobs", str(self.top_logprobs))
-
-
-@option_group
-class ConcurrencyOptions(ConstrainedOptions):
-    parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
-    allow_different_models: bool = switch("Allow servers with different models", "Server")
-    patience: float | None = option(
-        f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", kind=NUMBER, least=0
-    )
-    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", kind=NUMBER, least=0.1)
-    batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
-
-    @property
-    def window(self) -> int:
-        """What `--parallel` gives each server or this machine; 0 if that is chosen automatically. Raises UsageError."""
-        if self.parallel in (None, "auto"):
-            return 0
-        most = MAX_PARALLEL
-        if self.endpoint:
-            from cerebrum_cli.servers.endpoint import Servers
-
-            most = Servers.MAX_WINDOW
-        if self.parallel.isdecimal() and 1 <= int(self.parallel) <= most:
-            return int(self.parallel)
-        raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")
-
-    @property
-    def context(self) -> ContextOptions:
-        from cerebrum_cli.engine.requests import ContextOptions
-
-        return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
-
-    def find_servers(self, app: App, requested: Settings) -> Servers | None:
-        servers = super().find_servers(app, requested)
-        if servers is None:
-            return None
-        timeouts = replace(servers.timeouts, waits_at_start=True, row_timeout=self.row_timeout)
-        if self.patience is not None:
-            timeouts = replace(timeouts, patience=self.patience)
-        may_differ = self.allow_different_models
-        return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
 
 
 def template_variables(pairs: Sequence[str]) -> JsonDict:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 from cerebrum_cli.cli.commands import loaded, optional_packages
 from cerebrum_cli.cli.constraints import name_grammar_in_errors
-from cerebrum_cli.cli.options import ConcurrencyOptions, ToolOptions
-from cerebrum_cli.core.declaration import flag, option_group
+from cerebrum_cli.cli.options import ConstrainedOptions, ToolOptions
+from cerebrum_cli.core.declaration import NUMBER, flag, option, option_group, switch
 from cerebrum_cli.core.errors import EndpointError, EngineError, Interrupted, UsageError
 from cerebrum_cli.core.events import Events
+from cerebrum_cli.core.settings import MAX_PARALLEL, PATIENCE_S
 from cerebrum_cli.core.tools import Tools
 
 if TYPE_CHECKING:
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict
+    from cerebrum_cli.core.settings import Settings
+    from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
+    from cerebrum_cli.servers.endpoint import Servers
 
 T = TypeVar("T", bound="RowOptions")
 Answering = tuple[Events, Callable[[], None]]  # the events, and what cancels them
@@ -36,6 +41,47 @@ class Work(NamedTuple):
     rows: Any
     samples: int
     answer: Callable[..., Events]
+
+
+@option_group
+class ConcurrencyOptions(ConstrainedOptions):
+    parallel: str | None = option("Answers generated at the same time [default: auto]", "Speed", metavar="N|auto")
+    allow_different_models: bool = switch("Allow servers with different models", "Server")
+    patience: float | None = option(
+        f"Seconds to wait while no server answers [default: {PATIENCE_S:g}]", kind=NUMBER, least=0
+    )
+    row_timeout: float | None = option("Seconds per row on a server [default: no limit]", kind=NUMBER, least=0.1)
+    batch_invariant: bool = switch("Make answers independent of concurrency; slower [default: off]", local=True)
+
+    @property
+    def window(self) -> int:
+        """What `--parallel` gives each server or this machine; 0 if that is chosen automatically. Raises UsageError."""
+        if self.parallel in (None, "auto"):
+            return 0
+        most = MAX_PARALLEL
+        if self.endpoint:
+            from cerebrum_cli.servers.endpoint import Servers
+
+            most = Servers.MAX_WINDOW
+        if self.parallel.isdecimal() and 1 <= int(self.parallel) <= most:
+            return int(self.parallel)
+        raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")
+
+    @property
+    def context(self) -> ContextOptions:
+        from cerebrum_cli.engine.requests import ContextOptions
+
+        return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
+
+    def find_servers(self, app: App, requested: Settings) -> Servers | None:
+        servers = super().find_servers(app, requested)
+        if servers is None:
+            return None
+        timeouts = replace(servers.timeouts, waits_at_start=True, row_timeout=self.row_timeout)
+        if self.patience is not None:
+            timeouts = replace(timeouts, patience=self.patience)
+        may_differ = self.allow_different_models
+        return replace(servers, window=self.window or None, timeouts=timeouts, may_differ=may_differ)
 
 
 @option_group

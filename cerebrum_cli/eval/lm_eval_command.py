@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cerebrum_cli.cli.options import ConcurrencyOptions, json_option
+from cerebrum_cli.cli.options import json_option
+from cerebrum_cli.cli.row_commands import ConcurrencyOptions
 from cerebrum_cli.cli.signature import Argument, composed, settings_options
 from cerebrum_cli.core.declaration import EFFORTS, INTEGER, PATH, SWITCH, option, option_group, switch
 from cerebrum_cli.core.environment import set_environment_default

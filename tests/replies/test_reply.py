@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cerebrum_cli.cli.answer import reply_object
+from cerebrum_cli.cli.reply_object import reply_object
 from cerebrum_cli.core.events import FinishEvent, FinishReason, SequenceId, Timings, TokenEvent
 from cerebrum_cli.replies.reply import Reply
 
