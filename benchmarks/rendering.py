@@ -23,13 +23,9 @@ from typing import NamedTuple
 from chat import close_chat, open_chat
 from harness import Row, attach_to, in_subprocess, medians, pseudo_terminal, record
 
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.events import Event, SequenceId, TokenEvent
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText
-from cerebrum_cli.terminal.interrupts import Signals
-from cerebrum_cli.terminal.repl.repl import Repl
-from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
 from cerebrum_cli.terminal.sinks import AnswerSink, ReplyDisplay
 from cerebrum_cli.terminal.streams import standard_streams
 
@@ -103,11 +99,9 @@ def draw_reply(directory: Path, tokens: int, device: str) -> ReplyTimes:
     )
     times: list[float] = []
     try:
-        streams = standard_streams()
-        signals = Signals(streams)
-        display = ReplyDisplay(streams, signals=signals)
-        repl = Repl(chat, display, signals, SLASH_COMMANDS, AttachmentReader())
-        repl.render(record_times(chat.send(PROMPT), times))
+        events = record_times(chat.send(PROMPT), times)
+        display = ReplyDisplay(standard_streams())
+        display.show_reply(events, lambda: chat.loaded, shows_reasoning=False, markdown=is_markdown)
         end = time.perf_counter()
     finally:
         close_chat(chat)

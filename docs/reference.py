@@ -11,8 +11,7 @@ from typing import Any
 from cerebrum_cli.cli.commands import own_commands
 from cerebrum_cli.core.declaration import HEADINGS
 from cerebrum_cli.main import assembled
-from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import KEYS
+from cerebrum_cli.terminal.repl.interactive import chat_help
 
 DIRECTORY = Path(__file__).with_name("reference")
 WIDTH = 78  # Typer leaves a margin of 2
@@ -136,8 +135,8 @@ def block(text: str) -> list[str]:
 
 def chat_page() -> str:
     """Slash commands and keys of `cerebrum chat`."""
-    commands = [(slash.usage, slash.help) for slash in SLASH_COMMANDS]
-    lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(KEYS))]
+    commands, keys = chat_help()
+    lines = ["# Chat commands and keys", "", NOTE, "", *block(columns(commands)), *block(columns(keys))]
     return "\n".join(lines).rstrip() + "\n"
 
 

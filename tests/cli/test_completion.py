@@ -13,7 +13,8 @@ from prompt_toolkit.document import Document
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 from cerebrum_cli.terminal.repl.prompt import SlashCompleter
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import PARTS, SETTABLE
+from cerebrum_cli.terminal.repl.slash_replies import PARTS
+from cerebrum_cli.terminal.repl.slash_settings import SETTABLE
 
 
 def complete(user: CommandLine, line: str) -> list[str]:

@@ -40,14 +40,13 @@ from cerebrum_cli.terminal.repl.questions import (
 )
 from cerebrum_cli.terminal.repl.repl import Repl
 from cerebrum_cli.terminal.repl.slash_commands import SLASH_COMMANDS
-from cerebrum_cli.terminal.repl.slash_lines import (
-    PARTS,
+from cerebrum_cli.terminal.repl.slash_lines import ArgumentKind, find_slash
+from cerebrum_cli.terminal.repl.slash_replies import PARTS
+from cerebrum_cli.terminal.repl.slash_settings import (
     SETTABLE,
     SETTABLE_ON_SERVERS,
     SETTING_VALUES,
     SHOWN,
-    ArgumentKind,
-    find_slash,
     setting_key,
 )
 from cerebrum_cli.terminal.streams import discard_closed

@@ -1,4 +1,4 @@
-"""Slash commands as values, the parser of their lines, and the keys and settings of a chat."""
+"""Slash commands as values, the parser of their lines, and the keys of a chat."""
 
 from __future__ import annotations
 
@@ -16,25 +16,7 @@ from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists
 from cerebrum_cli.core.paths import as_path
-from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS
 from cerebrum_cli.core.text import Texts, did_you_mean
-from cerebrum_cli.formats.choice import FORMAT_NAMES
-
-DEFAULT = "default"  # argument of /system and /set that undoes a change
-
-OTHER_SETTINGS = {  # settings with their own command, and those of ollama
-    "model": "/model",
-    "system": "/system",
-    "nothink": "/think off",
-    "num_ctx": "/set ctx",
-    "num_predict": "/set max_tokens",
-    "verbose": "/stats",
-}
-SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
-SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
-SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.words for key, option in OPTIONS.items() if option.words}
-SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
-PARTS = ("question", "answer")  # of a turn; both can be edited
 
 ArgumentKind = Literal["", "path", "model", "session", "setting", "part", "prompt", "think"]
 
@@ -59,7 +41,9 @@ class SlashCommand(NamedTuple):
         return f"/{self.name} {self.argument}".rstrip()
 
 
-KEYS = (
+HelpRow = tuple[str, str]  # what is typed, and what it does
+
+KEYS: tuple[HelpRow, ...] = (
     ("Enter", "send"),
     ("Alt-Enter, Ctrl-J", "new line; Shift-Enter too, if your terminal sends it"),
     ('"""', "start or end multi-line input"),
@@ -171,20 +155,7 @@ def find_slash(name: str, commands: Iterable[SlashCommand]) -> SlashCommand | No
     return None
 
 
-def setting_key(text: str) -> str:
-    return text.removeprefix("--").replace("-", "_")
-
-
-def setting_hint(argument: str) -> str:
-    """How to change a setting that is unknown, or written as in another program."""
-    name, *value = re.split(r"[\s=:]+", argument.removeprefix("parameter "), maxsplit=1)
-    key = setting_key(name)
-    if key in (*SETTABLE, *OTHER_SETTINGS):
-        return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
-    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
-
-
-def help_text(rows: Sequence[tuple[str, str]], width: int) -> str:
+def help_text(rows: Sequence[HelpRow], width: int) -> str:
     """Rows of help, wrapped to a width in columns; in a narrow one, each explanation is below what it is about."""
     indent = max(len(typed) for typed, _ in rows) + 2
     lines = []

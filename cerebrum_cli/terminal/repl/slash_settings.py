@@ -1,0 +1,142 @@
+"""The slash commands for what a chat is asked with: its settings, its model, saved prompts and functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import asdict
+
+from cerebrum_cli.core.declaration import NONE
+from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.sampling import SAMPLERS
+from cerebrum_cli.core.saved_prompts import SavedPrompt
+from cerebrum_cli.core.settings import LOCAL_KEYS, OPTIONS, SHORTHANDS, Settings, keys_of
+from cerebrum_cli.core.text import did_you_mean
+from cerebrum_cli.formats.choice import FORMAT_NAMES
+from cerebrum_cli.terminal.repl.repl import Repl, model_text
+from cerebrum_cli.terminal.tables import print_prompts, settings_lines
+
+DEFAULT = "default"  # argument of /system and /set that undoes a change
+
+OTHER_SETTINGS = {  # settings with their own command, and those of ollama
+    "model": "/model",
+    "system": "/system",
+    "nothink": "/think off",
+    "num_ctx": "/set ctx",
+    "num_predict": "/set max_tokens",
+    "verbose": "/stats",
+}
+SETTABLE = tuple(key for key in OPTIONS if key not in (*OTHER_SETTINGS, "no_log", "vi"))  # which apply to the next chat
+SETTABLE_ON_SERVERS = tuple(key for key in SETTABLE if key not in (*LOCAL_KEYS, "lora"))  # "none" is its only value
+SETTING_VALUES = {"format": FORMAT_NAMES} | {key: option.words for key, option in OPTIONS.items() if option.words}
+SHOWN = {"show": "on", "hide": "off"}  # arguments of /think for reasoning as it is generated
+LOADED = ("format", "ctx")  # settings whose values are known once the model is loaded
+
+
+def set_system_prompt(repl: Repl, argument: str) -> str:
+    if argument:
+        repl.chat.set_system_prompt(None if argument == DEFAULT else argument)
+    repl.wait_for(repl.chat.load())
+    shown = repl.chat.conversation.system_prompt
+    if shown is None:
+        shown = repl.chat.loaded.format.default_system
+    return f"system prompt: {shown}" if shown else "no system prompt"
+
+
+def change_model(repl: Repl, argument: str) -> str:
+    if argument:
+        repl.wait_for(repl.chat.change_settings({"model": argument, "format": None}))
+    loaded = repl.chat.loaded
+    return f"{model_text(loaded)}, prompt format: {loaded.format_name}"
+
+
+def change_setting(repl: Repl, argument: str) -> str:
+    name, _, value = argument.partition(" ")
+    key = setting_key(name)
+    value = value.strip()
+    if not key:
+        return list_settings(repl, asdict(repl.chat.settings))
+    if key not in (*SETTABLE, *SHORTHANDS):
+        raise UsageError(f"unknown setting {key!r}", setting_hint(argument))
+    expected = OPTIONS[keys_of(key)[0]].expected
+    if not value and "off" in expected:
+        raise UsageError(f"/set {key} needs a value", f"{expected}; or {DEFAULT} to reset it")
+    return apply_setting(repl, key, value or DEFAULT, key)
+
+
+def apply_setting(repl: Repl, key: str, value: str, source: str) -> str:
+    """Change a setting, or reset it, and return its new value; `source` names it in errors."""
+    changes = dict.fromkeys(keys_of(key))
+    if value != DEFAULT:
+        for changed in changes:
+            changes[changed] = OPTIONS[changed].parse([value], source)
+    repl.wait_for(repl.chat.change_settings(changes))
+    settings = repl.chat.settings
+    shown = {changed: getattr(settings, changed) for changed in changes}
+    return settings_lines(shown, settings.origins if value == DEFAULT else {})
+
+
+def setting_key(text: str) -> str:
+    return text.removeprefix("--").replace("-", "_")
+
+
+def setting_hint(argument: str) -> str:
+    """How to change a setting that is unknown, or written as in another program."""
+    name, *value = re.split(r"[\s=:]+", argument.removeprefix("parameter "), maxsplit=1)
+    key = setting_key(name)
+    if key in (*SETTABLE, *OTHER_SETTINGS):
+        return " ".join(["use", OTHER_SETTINGS.get(key, f"/set {key}"), *value])
+    return f"{did_you_mean(key, SETTABLE, cutoff=0.5)}list all with /set"
+
+
+def show_settings(repl: Repl, _: str) -> str:
+    settings = repl.chat.settings
+    defaults = Settings()
+    shown = [*settings.samplers, *LOADED]
+    for key in OPTIONS:
+        if key not in SAMPLERS and getattr(settings, key) != getattr(defaults, key):
+            shown.append(key)
+    return list_settings(repl, shown)
+
+
+def list_settings(repl: Repl, shown: Collection[str]) -> str:
+    chat = repl.chat
+    values = {**asdict(chat.settings), "format": chat.loaded.format_name}
+    if usage := chat.context_usage:
+        values["ctx"] = usage[1]
+    settable = SETTABLE_ON_SERVERS if chat.loaded.is_remote else SETTABLE
+    listed = {"model": chat.loaded.model.reference}
+    for key, value in values.items():
+        if key in shown and key in (*settable, *LOADED):
+            listed[key] = value
+    return settings_lines(listed, chat.settings.origins)
+
+
+def think(repl: Repl, argument: str) -> str | None:
+    if argument in SHOWN:
+        return apply_setting(repl, "show_thinking", SHOWN[argument], "/think")
+    if argument:
+        return apply_setting(repl, "think", argument, "/think")
+    reasoning = repl.chat.require_reply().message.reasoning
+    if not reasoning:
+        raise UsageError("the last reply has no reasoning", "not every model marks its reasoning")
+    repl.streams.answer(reasoning + "\n")
+    return None
+
+
+def use_prompt(repl: Repl, argument: str) -> str | None:
+    if not argument:
+        print_prompts(repl.streams, [saved.as_object() for saved in repl.chat.installation.prompts.read_all()])
+        return None
+    saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find(argument)
+    repl.wait_for(repl.chat.use(saved))
+    repl.pending_prompt = saved if saved.prompt else None
+    return f"using {saved.name}{' for the next question' if saved.prompt else ''}"
+
+
+def change_tools(repl: Repl, argument: str) -> str:
+    if argument == "off":
+        repl.chat.tools = ()
+    elif argument:
+        repl.chat.tools = repl.display.calls.tools_of([*repl.chat.tools, argument])
+    return ", ".join(tool.spec.name for tool in repl.chat.tools) or "no functions; /tools FILE adds some"
