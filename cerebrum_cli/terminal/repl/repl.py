@@ -19,6 +19,7 @@ from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import MajorityVote, Reply
 from cerebrum_cli.terminal.interrupts import Signals
 from cerebrum_cli.terminal.repl.questions import InputLine, InputSource, echo, shorten_question
+from cerebrum_cli.terminal.repl.reply_notices import reply_notice
 from cerebrum_cli.terminal.repl.slash_lines import BARE_EXITS, SlashCommand, parse_slash
 from cerebrum_cli.terminal.sinks import ReplyDisplay, Sink, show_answer
 from cerebrum_cli.terminal.streams import Streams
@@ -27,7 +28,6 @@ from cerebrum_cli.terminal.tables import result_text
 LIST_SESSIONS = "list sessions with /sessions"
 NEARLY_FULL = 0.75
 SEPARATOR = " | "
-REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
 
 
 @dataclass(slots=True)
@@ -144,26 +144,8 @@ class Repl:
                 self._end_turn()
         finally:
             if reply.is_finished:
-                self.streams.report(self._notice(reply))
+                self.streams.report(reply_notice(reply, self.chat, self.streams.in_is_terminal))
                 self._end_turn()
-
-    def _notice(self, reply: Reply) -> NoticeEvent | None:
-        reason = reply.finish.reason
-        hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
-        if reason == "cancelled":
-            return NoticeEvent("reply interrupted", hint) if reply.has_text else None  # an error says so
-        if reason == "length" and (reply.text or reply.reasoning) and self.streams.in_is_terminal:
-            stage = "" if reply.text else " of reasoning"
-            return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
-        loaded = self.chat.loaded
-        notice = reply.notice(loaded.engine.larger_context)
-        if notice is None:
-            return None
-        if reason == "context" and not loaded.is_remote:
-            return notice._replace(hint=full_context_hint(reply, self.chat.doubled_context))
-        if reason == "repetition":
-            return notice._replace(hint=REPETITION_HINT)
-        return notice
 
     def switch_session(self, name: str | None) -> None:
         """Switch to a session, or to a new one; what would go before the next question is dropped."""
@@ -296,15 +278,6 @@ class Repl:
         return (
             error.exit_code == 128 + signal.SIGINT and self.streams.in_is_terminal and self.signals.exit_signal is None
         )
-
-
-def full_context_hint(reply: Reply, larger: int | None) -> str:
-    """What helps where a reply fills the context, although older turns were dropped."""
-    limit = "" if reply.text else "use /think N, then /retry"
-    if larger is None:
-        return limit or "this is the model's largest context; ask for a shorter answer"
-    resume = f"/continue resumes it with a context of {larger} tokens"
-    return f"{resume}; or {limit}" if limit else resume
 
 
 def model_text(loaded: Model) -> str:

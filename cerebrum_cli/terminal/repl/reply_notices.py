@@ -1,0 +1,37 @@
+"""What a chat says about the end of a reply, with the slash command that helps."""
+
+from __future__ import annotations
+
+from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.core.events import NoticeEvent
+from cerebrum_cli.replies.reply import Reply
+
+REPETITION_HINT = "try /retry 0.9, or /set repeat_penalty 1.1 to avoid repetition"
+
+
+def reply_notice(reply: Reply, chat: Chat, at_terminal: bool) -> NoticeEvent | None:
+    """Why a reply ended early, if it did."""
+    reason = reply.finish.reason
+    hint = "/continue resumes it" if reply.finish.has_all_tokens else "/retry asks again"
+    if reason == "cancelled":
+        return NoticeEvent("reply interrupted", hint) if reply.has_text else None  # an error says so
+    if reason == "length" and (reply.text or reply.reasoning) and at_terminal:
+        stage = "" if reply.text else " of reasoning"
+        return NoticeEvent(f"reply truncated at {reply.finish.completion_tokens} tokens{stage}", hint)
+    notice = reply.notice(chat.loaded.engine.larger_context)
+    if notice is None:
+        return None
+    if reason == "context" and not chat.loaded.is_remote:
+        return notice._replace(hint=full_context_hint(reply, chat.doubled_context))
+    if reason == "repetition":
+        return notice._replace(hint=REPETITION_HINT)
+    return notice
+
+
+def full_context_hint(reply: Reply, larger: int | None) -> str:
+    """What helps where a reply fills the context, although older turns were dropped."""
+    limit = "" if reply.text else "use /think N, then /retry"
+    if larger is None:
+        return limit or "this is the model's largest context; ask for a shorter answer"
+    resume = f"/continue resumes it with a context of {larger} tokens"
+    return f"{resume}; or {limit}" if limit else resume
