@@ -6,37 +6,29 @@ import atexit
 import os
 import threading
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 
 from cerebrum_cli.core.errors import EngineError
 from cerebrum_cli.core.events import (
     Emit,
     Event,
     FinishEvent,
-    FinishReason,
-    Forced,
     RefusedEvent,
     SequenceId,
     StageEvent,
-    TokenEvent,
 )
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
-from cerebrum_cli.core.token_ids import TokenIds, Tokens
-from cerebrum_cli.engine.repetition import cycle_end
-from cerebrum_cli.engine.requests import ReplyControl, Request
+from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.formats.reply_text import ReplyText, SplitText
 
 if TYPE_CHECKING:
     from cerebrum_cli.core.vocabulary import Vocabulary
     from cerebrum_cli.engine.backend import Backend
-    from cerebrum_cli.engine.requests import ScoreRequest
+    from cerebrum_cli.engine.requests import ReplySample, Request, ScoreRequest
 
 T = TypeVar("T")
 
@@ -47,76 +39,7 @@ OpenBackend: TypeAlias = "Callable[[Emit, StopFlag], Backend]"
 # What `Engine.cancel_scope` is when some work starts: set once everything is cancelled, also while nothing runs.
 CancelScope: TypeAlias = threading.Event
 
-
 OnSampleEvent: TypeAlias = "Callable[[Event | BaseException], None]"  # receives events of a sample, or its error
-
-
-@dataclass(eq=False)
-class ReplySample:
-    """One sample of a request, on this machine or on a server: its text, its controls, and where tokens were forced."""
-
-    id: SequenceId
-    request: Request
-    seed: int
-    prompt: Tokens = field(init=False)
-    text: ReplyText = field(init=False)
-    controls: list[ReplyControl] = field(init=False)
-    forced: list[Forced] = field(init=False, default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.prompt = self.request.prompt_tokens
-        self.text = ReplyText(self.request.rules, self.request.stop)
-        self.controls = [create() for create in self.request.controls]
-
-    @property
-    def is_constrained(self) -> bool:
-        """Whether the next token has to match the grammar; controls do not intervene then."""
-        return self.request.has_grammar and self.text.stage == "answer"
-
-    @property
-    def awaits_answer(self) -> bool:
-        """Whether there is a grammar that does not apply yet."""
-        return self.request.has_grammar and self.text.stage != "answer"
-
-    def token_events(
-        self, pieces: list[SplitText], tokens: Sequence[int], logprobs: Sequence[float | None]
-    ) -> Iterator[TokenEvent]:
-        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
-        yield from self._reclassification()
-        for channel, text in pieces[:-1]:
-            yield TokenEvent(self.id, text, channel)
-        channel = self.text.channel
-        text = ""
-        if pieces:
-            channel, text = pieces[-1]
-        yield TokenEvent(self.id, text, channel, tokens, logprobs)
-
-    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
-        """The events of the text that was held back until the end."""
-        pieces = self.text.finish(is_truncated)
-        yield from self._reclassification()
-        for channel, text in pieces:
-            yield TokenEvent(self.id, text, channel)
-
-    def _reclassification(self) -> Iterator[TokenEvent]:
-        if self.text.was_reasoning:
-            self.text.was_reasoning = False
-            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
-
-    def cycle_end(self, tokens: array[int], checked: int) -> int | None:
-        """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
-        return cycle_end(tokens, checked) if self.request.loop_check else None
-
-    def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
-        """The last event, with what is `known` of counts and times."""
-        return FinishEvent(
-            self.id,
-            reason,
-            seed=self.seed,
-            forced=tuple(self.forced),
-            in_reasoning=self.text.stage == "thinking",
-            **known,
-        )
 
 
 class Score(NamedTuple):

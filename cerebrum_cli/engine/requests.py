@@ -1,21 +1,22 @@
-"""What is asked of an engine: to load a model, to generate replies, and to score texts."""
+"""What is asked of an engine: to load a model, to generate replies, each a sample of a request, and to score texts."""
 
 from __future__ import annotations
 
 import secrets
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.events import FinishReason
+from cerebrum_cli.core.events import FinishEvent, FinishReason, Forced, SequenceId, TokenEvent
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
+from cerebrum_cli.engine.repetition import cycle_end
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -201,6 +202,74 @@ class Request:
     def expected_length(self, context_size: int, generated: int = 0) -> int:
         """Length to reserve memory for at least; more is reserved if a sample outgrows it."""
         return min(self.max_length(context_size), len(self.prompt_tokens) + max(EXPECTED_REPLY_TOKENS, 2 * generated))
+
+
+@dataclass(eq=False)
+class ReplySample:
+    """One sample of a request, on this machine or on a server: its text, its controls, and where tokens were forced."""
+
+    id: SequenceId
+    request: Request
+    seed: int
+    prompt: Tokens = field(init=False)
+    text: ReplyText = field(init=False)
+    controls: list[ReplyControl] = field(init=False)
+    forced: list[Forced] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt_tokens
+        self.text = ReplyText(self.request.rules, self.request.stop)
+        self.controls = [create() for create in self.request.controls]
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the next token has to match the grammar; controls do not intervene then."""
+        return self.request.has_grammar and self.text.stage == "answer"
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether there is a grammar that does not apply yet."""
+        return self.request.has_grammar and self.text.stage != "answer"
+
+    def token_events(
+        self, pieces: list[SplitText], tokens: Sequence[int], logprobs: Sequence[float | None]
+    ) -> Iterator[TokenEvent]:
+        """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
+        yield from self._reclassification()
+        for channel, text in pieces[:-1]:
+            yield TokenEvent(self.id, text, channel)
+        channel = self.text.channel
+        text = ""
+        if pieces:
+            channel, text = pieces[-1]
+        yield TokenEvent(self.id, text, channel, tokens, logprobs)
+
+    def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:
+        """The events of the text that was held back until the end."""
+        pieces = self.text.finish(is_truncated)
+        yield from self._reclassification()
+        for channel, text in pieces:
+            yield TokenEvent(self.id, text, channel)
+
+    def _reclassification(self) -> Iterator[TokenEvent]:
+        if self.text.was_reasoning:
+            self.text.was_reasoning = False
+            yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
+
+    def cycle_end(self, tokens: array[int], checked: int) -> int | None:
+        """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
+        return cycle_end(tokens, checked) if self.request.loop_check else None
+
+    def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
+        """The last event, with what is `known` of counts and times."""
+        return FinishEvent(
+            self.id,
+            reason,
+            seed=self.seed,
+            forced=tuple(self.forced),
+            in_reasoning=self.text.stage == "thinking",
+            **known,
+        )
 
 
 @frozen

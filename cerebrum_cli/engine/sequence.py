@@ -20,8 +20,8 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
-from cerebrum_cli.engine.engine import OnSampleEvent, ReplySample
-from cerebrum_cli.engine.requests import Force
+from cerebrum_cli.engine.engine import OnSampleEvent
+from cerebrum_cli.engine.requests import Force, ReplySample
 from cerebrum_cli.engine.step import Constraint
 
 if TYPE_CHECKING:

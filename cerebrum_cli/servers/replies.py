@@ -23,8 +23,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.tools import ToolCalls
-from cerebrum_cli.engine.engine import ReplySample
-from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.engine.requests import ReplySample, Request
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
