@@ -14,7 +14,7 @@ from cerebrum_cli.core.token_ids import TokenIds, common_prefix
 from cerebrum_cli.engine.context_checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
 from cerebrum_cli.engine.memory import plan_cache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of, with_draft
+from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -96,7 +96,7 @@ class Loop:
                     break
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
             if self._may_draft(step):
-                drafted = [with_draft(step[0], backend)]
+                drafted = [step[0].with_draft(step[0].sequence.draft(backend))]
                 if scheduler.has_cells(len(rows_of(drafted)), backend.capacity):
                     step = drafted
                     rows = rows_of(drafted)

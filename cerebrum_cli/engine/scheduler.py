@@ -13,15 +13,11 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from itertools import count, islice, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cerebrum_cli.core.token_ids import TokenIds, Tokens, common_tokens, pack_tokens
-from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.step import Checkpoint, TokenRow
-
-if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend
 
 MIN_FREE_CELLS = 256  # tokens of room for a reply that admission to a unified KV cache requires
 MAX_PREFILL_BETWEEN_DECODES = 1024  # tokens of prompts
@@ -98,6 +94,9 @@ class Share(NamedTuple):
     outputs: int
     draft: TokenIds = ()
 
+    def with_draft(self, draft: TokenIds) -> Share:
+        return self._replace(outputs=1 + len(draft), draft=draft)
+
 
 def rows_of(step: Iterable[Share]) -> list[TokenRow]:
     rows = []
@@ -109,19 +108,6 @@ def rows_of(step: Iterable[Share]) -> list[TokenRow]:
             for index, token in enumerate((*tokens, *draft))
         ]
     return rows
-
-
-def with_draft(share: Share, backend: Backend) -> Share:
-    """Add the draft tokens that pay off to the share of a decoding sequence.
-
-    There are at most as many as leave room to sample a token after them.
-    """
-    sequence = share.sequence
-    room = sequence.request.max_length(backend.capacity) - sequence.length - 1
-    if sequence.drafter is None:
-        sequence.drafter = Drafter(sequence.prompt)
-    draft = sequence.drafter.draft(sequence.generated, min(room, backend.max_draft))
-    return share._replace(outputs=1 + len(draft), draft=draft)
 
 
 class Scheduler:

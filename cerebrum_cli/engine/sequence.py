@@ -20,13 +20,13 @@ from cerebrum_cli.core.events import (
 )
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.token_ids import TokenIds, Tokens
+from cerebrum_cli.engine.drafter import Drafter
 from cerebrum_cli.engine.engine import OnSampleEvent
 from cerebrum_cli.engine.requests import Force, ReplySample
 from cerebrum_cli.engine.step import Constraint
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Backend, Sampler
-    from cerebrum_cli.engine.drafter import Drafter
 
 
 @dataclass(eq=False)
@@ -87,6 +87,13 @@ class Sequence(ReplySample):
         if self.request.inspected:
             return self.length - len(self.request.inspected) + self.inspected
         return self.length - 1
+
+    def draft(self, backend: Backend) -> TokenIds:
+        """Draft the next tokens that pay off, at most as many as leave room to sample a token after them."""
+        if self.drafter is None:
+            self.drafter = Drafter(self.prompt)
+        room = self.request.max_length(backend.capacity) - self.length - 1
+        return self.drafter.draft(self.generated, min(room, backend.max_draft))
 
     def add(self, token: int, piece: bytes, logprobs: tuple[float, ...] = ()) -> FinishReason | None:
         """Add a token and emit its text; return the reason if it is the last: "stop" means a stop string."""

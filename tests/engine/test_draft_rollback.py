@@ -14,7 +14,7 @@ from llama_engines import options
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.settings import Settings
-from cerebrum_cli.engine import scheduler
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.devices import accelerators
 from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
@@ -45,7 +45,7 @@ def require_equal_replies(monkeypatch: pytest.MonkeyPatch) -> Compare:
         request = Request(prompt, params, Ask(ignore_eos=True))
         [plain] = generate_all(path, context, [request])
         monkeypatch.setattr(Guesser, "known", [plain.ids])
-        monkeypatch.setattr(scheduler, "Drafter", Guesser)
+        monkeypatch.setattr(sequence, "Drafter", Guesser)
         context = replace(context, rolls_back=True)
         next_turn = Request((*prompt, *plain.ids, 9, 9), replace(params, max_tokens=10))
         [drafted, after] = generate_all(path, context, [replace(request, speculative=True), next_turn])

@@ -23,7 +23,7 @@ from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.events import TokenEvent
 from cerebrum_cli.core.sampling import SamplingParams, TokenBias
 from cerebrum_cli.core.vocabulary import resolve_biases
-from cerebrum_cli.engine import scheduler
+from cerebrum_cli.engine import sequence
 from cerebrum_cli.engine.llama.bindings import llama
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.llama.load import open_llama
@@ -90,7 +90,7 @@ def test_sampler_that_changes_logits_changes_greedy_replies(chatml_model: Path, 
 def test_sampler_state_is_the_same_with_drafts(chatml_model: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sampled = {"temperature": 0.7, "seed": 5, "top_n_sigma": 2.0, "typical_p": 0.9, "dry_multiplier": 0.5}
     params = {"grammar": "root ::= [a-z, ]{74}", **CHANGES.get(name, sampled)}
-    monkeypatch.setattr(scheduler, "Drafter", Guesser)
+    monkeypatch.setattr(sequence, "Drafter", Guesser)
     exact = in_f32(options(chatml_model))
     with loaded(LocalEngine(lambda tell, stop: open_llama(exact, tell, stop))) as engine:
         [plain] = ask(engine, STORY, **params)
@@ -118,7 +118,7 @@ def test_sampler_never_draws_suppressed_tokens(
         [plain] = ask(engine, "aaaa", max_tokens=30, **params)
     suppressed = plain.ids[:5]
     path = rewritten(chatml_model, tmp_path / "tiny.gguf", arrays={"tokenizer.ggml.suppress_tokens": suppressed})
-    monkeypatch.setattr(scheduler, "Drafter", Guesser)
+    monkeypatch.setattr(sequence, "Drafter", Guesser)
     with open_engine(path, slots=slots) as engine:
         [changed] = ask(engine, "aaaa", max_tokens=30, **params)
         monkeypatch.setattr(Guesser, "known", [changed.ids])
