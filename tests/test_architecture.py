@@ -128,8 +128,8 @@ DOORS: Mapping[str, Door] = {
         ("endpoint", "remote_engine"),
     ),
     "library": Door(
-        20,
-        ("catalogue", "fit", "hub", "installed", "library", "pull", "reference"),
+        10,
+        ("installed", "library", "pull"),
     ),
     "attachments": Door(
         4,

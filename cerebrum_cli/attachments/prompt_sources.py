@@ -20,6 +20,7 @@ from cerebrum_cli.attachments.documents import (
 )
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
+from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent, OnNotice
 from cerebrum_cli.core.files import decode_text, read_beginning, read_text, readable
@@ -86,9 +87,7 @@ class AttachmentReader:
         return name, text
 
     def _read_page(self, address: str) -> str:
-        from cerebrum_cli.library.hub import is_offline
-
-        if self.is_offline or is_offline():
+        if self.is_offline or is_hub_offline():
             problem = f"{address} cannot be read: the network is disabled"
             raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
         return read_page(address, self.commands)

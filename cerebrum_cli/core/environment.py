@@ -22,6 +22,12 @@ def set_environment_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def is_hub_offline() -> bool:
+    """Whether a variable disables the network, as huggingface_hub reads it."""
+    text = environment("HF_HUB_OFFLINE") or environment("TRANSFORMERS_OFFLINE") or ""
+    return text.upper() in ("1", "ON", "YES", "TRUE")
+
+
 def named_proxy(scheme: str, host: str) -> str:
     """The proxy that variables name for a URL with this scheme and host; empty without one."""
     from urllib.request import getproxies, proxy_bypass

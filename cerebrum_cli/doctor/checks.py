@@ -11,6 +11,7 @@ from shutil import disk_usage
 
 from cerebrum_cli.cli.app import App
 from cerebrum_cli.core.config import read_config
+from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, EngineError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.llama_cpp import rebuild_command
@@ -126,23 +127,19 @@ def _check_models(context: DoctorContext) -> CheckResult:
     return check_result("; ".join(details), *problems)
 
 
-def _check_token(_: DoctorContext) -> CheckResult:
-    from cerebrum_cli.library.hub import token_location
-
-    if location := token_location():
+def _check_token(context: DoctorContext) -> CheckResult:
+    if location := context.app.library.hub_token:
         return check_result(f"found in {location}")
     return check_result("none; private and gated models need one: run hf auth login")
 
 
 def _check_network(context: DoctorContext) -> CheckResult:
-    from cerebrum_cli.library import hub
-
     if context.offline:
         return check_result("skipped: --offline")
-    if hub.is_offline():
+    if is_hub_offline():
         return check_result("skipped: HF_HUB_OFFLINE is set")
     try:
-        return check_result(f"{hub.check_reachable()} is reachable")
+        return check_result(f"{context.app.library.check_hub()} is reachable")
     except PullError as error:
         return check_result("", (error.message, f"{error.hint}; installed models need no network"))
 

@@ -1,4 +1,4 @@
 """What is installed, the catalog and the Hub, downloads, and what fits this machine.
 
-Public modules: `library`, `installed`, `catalogue`, `fit`, `hub`, `pull` and `reference`.
+Public modules: `library`, `installed` and `pull`.
 """

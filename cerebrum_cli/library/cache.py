@@ -133,7 +133,7 @@ class Cache:
             yield from unique.values()
 
     def model_from_files(self, repo_id: str, commit: str, variant: Variant) -> CachedModel:
-        snapshot = self.repository_directory(repo_id) / "snapshots" / commit
+        snapshot = self.snapshot(repo_id, commit)
         paths = tuple(snapshot / PurePosixPath(name) for name in variant.files)
         blobs = tuple(map(_link_target, paths))
         return CachedModel(
@@ -161,6 +161,9 @@ class Cache:
 
     def repository_directory(self, repo_id: str) -> Path:
         return self.directory / f"{self.kind}s--{repo_id.replace('/', '--')}"
+
+    def snapshot(self, repo_id: str, commit: str) -> Path:
+        return self.repository_directory(repo_id) / "snapshots" / commit
 
     def commit(self, repo_id: str, revision: str) -> str | None:
         if COMMIT.fullmatch(revision):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -145,22 +145,40 @@ class SeveralModels(UsageError):
         super().__init__(f"{repo_id} has several {kind}", f"choose one: {references}")
 
 
-@frozen
-class Conversion:
-    """Weights of `size` bytes in safetensors, and the files that they can be converted to.
+class Conversion(Protocol):
+    """Weights in safetensors, and the files that they can be converted to, as the optional package `weights` has them.
 
-    `sizes` are the bytes of these files by type, `installed` the types that are installed, the newest last, and
-    `header` is that of any of them. `build` converts the weights as planned, under a name if one is chosen, and returns
-    the model's reference; `fetch` downloads the weights alone, and returns their folder.
+    Downloads are asked about unless they are requested: `is_requested` if the user has named a type.
     """
 
-    name: str
-    size: int
-    header: Header
-    sizes: Mapping[str, int]
-    installed: Sequence[str]
-    build: Callable[[DownloadPlan, str | None], str]
-    fetch: Callable[[DownloadPlan], Path]
+    @property
+    def name(self) -> str:
+        """The name of their repository or folder."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weights."""
+
+    @property
+    def header(self) -> Header:
+        """The header of any of the files."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of the files by type."""
+
+    @property
+    def installed(self) -> Sequence[str]:
+        """The types that are installed, the newest last."""
+
+    def build(self, type: str, base: str, name: str | None, is_requested: bool) -> InstalledModel:
+        """Convert the weights, which are downloaded first, unless this is installed.
+
+        It is named after the type and `base`, unless a name was chosen.
+        """
+
+    def fetch(self, type: str, is_requested: bool) -> Path:
+        """Download the weights alone, to be merged to a type, and return their folder."""
 
 
 @frozen

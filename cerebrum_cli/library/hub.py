@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from cerebrum_cli.core.environment import environment, named_proxy
+from cerebrum_cli.core.environment import environment, named_proxy, set_environment
 from cerebrum_cli.core.errors import DAMAGE, CerebrumError, ConfigError, ModelNotFound, PullError
 from cerebrum_cli.core.files import Paths, exists
 from cerebrum_cli.core.frozen import frozen
@@ -95,10 +95,6 @@ def cache_directory() -> Path:
     return Path(_constants().HF_HUB_CACHE).absolute()
 
 
-def is_offline() -> bool:
-    return bool(_constants().is_offline_mode())
-
-
 def token_location() -> str | None:
     """Where the user's token is: in a variable or a file; None without one."""
     if environment("HF_TOKEN"):
@@ -132,7 +128,8 @@ def offline_if_unreachable() -> str:
     if problem:
         from huggingface_hub import constants
 
-        constants.HF_HUB_OFFLINE = True
+        set_environment("HF_HUB_OFFLINE", "1")
+        constants.HF_HUB_OFFLINE = True  # it has read the variable already
     return problem
 
 

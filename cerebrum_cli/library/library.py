@@ -396,6 +396,30 @@ class Library:
 
         return unreadable_stores().values()
 
+    @property
+    def hub_token(self) -> str | None:
+        """Where the user's token for the Hub is: in a variable or a file; None without one."""
+        from cerebrum_cli.library.hub import token_location
+
+        return token_location()
+
+    def check_hub(self) -> str:
+        """Request the Hub, within seconds, and return its address. Raises PullError if it cannot be reached."""
+        from cerebrum_cli.library.hub import check_reachable
+
+        return check_reachable()
+
+    def offline_if_unreachable(self) -> str:
+        """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
+        from cerebrum_cli.library.hub import offline_if_unreachable
+
+        return offline_if_unreachable()
+
+    def merged_spec(self, text: str) -> ModelSpec | None:
+        """The catalog model that a text names, with or without a quantization, if it is merged from a recipe."""
+        spec = self.spec_named(text.partition(":")[0])
+        return spec if spec and spec.recipe else None
+
     def removal(self, text: str) -> Removal:
         """The removal of the model that a reference means. Raises ModelNotFound, UsageError."""
         from cerebrum_cli.library.removal import Removal

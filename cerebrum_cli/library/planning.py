@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 
+from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ModelNotFound, PullError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import exists, is_directory
@@ -29,7 +30,6 @@ from cerebrum_cli.library.hub import (
     HubFile,
     Listing,
     find_repositories,
-    is_offline,
     list_repository,
     open_file,
 )
@@ -71,7 +71,7 @@ class Planner:
 
     @property
     def is_offline(self) -> bool:
-        return self.offline or is_offline()
+        return self.offline or is_hub_offline()
 
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""

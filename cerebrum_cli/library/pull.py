@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from cerebrum_cli.core.environment import is_hub_offline
 from cerebrum_cli.core.errors import CerebrumError, ConfigError, ModelNotFound, PullError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.files import (
@@ -21,6 +22,7 @@ from cerebrum_cli.core.files import (
     is_file,
     translate_os_errors,
 )
+from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.core.transfers import Progress
@@ -35,7 +37,6 @@ from cerebrum_cli.library.hub import (
     Listing,
     cache_directory,
     delete,
-    is_offline,
     list_repository,
     unreachable,
 )
@@ -50,12 +51,12 @@ from cerebrum_cli.library.stores import FoundModel, find_in_store
 class ModelBuilder(NamedTuple):
     """What the optional package `weights` does for a Puller: convert safetensors, and merge catalog models.
 
-    `conversion` reads what weights in a folder or repository can be converted to; `merge` makes the model of a row in
-    the catalog, for a reference and a chosen name, from source models, which are pulled first.
+    `conversion` reads what weights in a folder or repository can be converted to; `merge` makes a model of the catalog,
+    by its reference and a chosen name, from source models, which are pulled first.
     """
 
-    conversion: Callable[[Puller, Path | Listing], Conversion]
-    merge: Callable[[Puller, ModelSpec, ModelReference, str | None], InstalledModel]
+    conversion: Callable[[Puller, Path | RemoteFiles], Conversion]
+    merge: Callable[[Puller, str, str | None], InstalledModel]
 
 
 @dataclass(kw_only=True)
@@ -206,7 +207,7 @@ class Puller:
             case StoreReference():
                 return self._register_found(find_in_store(reference), name)
             case ModelReference() if spec and is_merged:
-                return self._merge(spec, reference, name)
+                return self._merge(spec.name, reference, name)
             case ModelReference() if spec and spec.package and not self.is_unavailable_offline(reference):
                 return self._pull_package(spec, spec.package, name or spec.name)
             case ModelReference() if spec or reference.is_on_hub:
@@ -227,11 +228,13 @@ class Puller:
 
     def _convert(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
         """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        return self.library.resolve(plan.required_conversion.build(plan, name))
+        conversion = plan.required_conversion
+        self.require_confirmation(plan)
+        return conversion.build(plan.chosen.quantization, plan.name, name, plan.is_requested)
 
     def _conversion(self, source: Path | Listing) -> Conversion:
         if self.builder:
-            return self.builder.conversion(self, source)
+            return self.builder.conversion(self, source if isinstance(source, Path) else RemoteFiles(self, source))
         if isinstance(source, Path):
             raise _no_builder(f"{source}: safetensors need", "pull a .gguf file instead")
         if not any(name.endswith(".safetensors") for name in source.files):
@@ -239,14 +242,14 @@ class Puller:
         others = self.planner.other_conversions(source.repo_id)
         raise _no_builder(f"{source.repo_id}: safetensors need", others or "pull a repository with GGUF files instead")
 
-    def _merge(self, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
+    def _merge(self, own_name: str, reference: ModelReference, name: str | None) -> InstalledModel:
         """Merge a catalog model. Raises ConfigError if it is one of its own sources."""
         if self.builder is None:
-            raise _no_builder(f"{spec.name} is merged, which needs", "choose another: cerebrum list --available")
-        if spec.name in self.merging:
-            raise ConfigError(f"{spec.name}: circular recipe", "correct its row in models.toml")
-        inner = replace(self, merging=(*self.merging, spec.name))
-        return self.builder.merge(inner, spec, reference, name)
+            raise _no_builder(f"{own_name} is merged, which needs", "choose another: cerebrum list --available")
+        if own_name in self.merging:
+            raise ConfigError(f"{own_name}: circular recipe", "correct its row in models.toml")
+        inner = replace(self, merging=(*self.merging, own_name))
+        return self.builder.merge(inner, str(reference), name)
 
     def _pull_registered(self, entry: RegistryEntry, name: str | None) -> InstalledModel:
         """The model of a name, in its newest upload if it is from the Hub, or registered under another name."""
@@ -266,12 +269,6 @@ class Puller:
 
     def download(self, listing: Listing) -> Download:
         return Download(listing, self.library.cache, self.progress, self.digest)
-
-    def discard(self, listing: Listing, files: Iterable[HubFile]) -> int:
-        """Delete downloaded files, and return the number of freed bytes."""
-        cache = self.library.cache
-        places = [listing.place(cache, file).pointer for file in files]
-        return delete(tuple(filter(exists, places)), cache.directory)
 
     def require_confirmation(self, plan: DownloadPlan) -> None:
         question = f"{plan.warning}. Pull it anyway?"
@@ -340,6 +337,38 @@ class Puller:
         return model
 
 
+@frozen
+class RemoteFiles:
+    """The files of a repository by name, which can be read up to their weights, downloaded and deleted again."""
+
+    puller: Puller
+    listing: Listing
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are once they are downloaded."""
+        return self.puller.library.cache.snapshot(self.listing.repo_id, self.listing.commit)
+
+    def write_header(self, name: str, folder: Path) -> None:
+        """Write a file with a hole in place of its weights."""
+        file = self.listing.file(name)
+        atomic_write(folder / name, self.puller.planner.header_bytes(self.listing, file), file.size)
+
+    def missing_bytes(self, names: Iterable[str]) -> int:
+        return self.puller.download(self.listing).missing_bytes(self._files(names))
+
+    def fetch(self, names: Iterable[str]) -> None:
+        self.puller.download(self.listing).fetch(self._files(names))
+
+    def discard(self, names: Iterable[str]) -> int:
+        """Delete downloaded files, and return the number of freed bytes."""
+        places = [self.folder / name for name in names]
+        return delete(tuple(filter(exists, places)), self.puller.library.cache.directory)
+
+    def _files(self, names: Iterable[str]) -> tuple[HubFile, ...]:
+        return tuple(map(self.listing.file, names))
+
+
 def _no_builder(problem: str, hint: str) -> ModelNotFound:
     return ModelNotFound(f"{problem} the optional package weights, which is not installed", hint)
 
@@ -388,7 +417,7 @@ def _cached_dataset(cache: Cache, repo_id: str, pattern: str, count: int) -> lis
 
 def _require_hub(task: str, repo_id: str, offline: bool) -> None:
     """Raise PullError if the Hub cannot be reached."""
-    if offline or is_offline():
+    if offline or is_hub_offline():
         reason = "cerebrum is offline"
     elif problem := unreachable():
         reason = f"the Hub cannot be reached ({problem})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -14,66 +15,56 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
-from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.catalogue import ModelSpec
-from cerebrum_cli.library.fit import PREFERRED_QUANTIZATION, Conversion, DownloadPlan
-from cerebrum_cli.library.hub import Listing
+from cerebrum_cli.gguf.header import Header, require_generative
 from cerebrum_cli.library.installed import Folder, InstalledModel
-from cerebrum_cli.library.pull import ModelBuilder, Puller
-from cerebrum_cli.library.reference import ModelReference
+from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.source_weights import Weights, local_weights, repository_weights
 from cerebrum_cli.weights.table import Table
 
+DEFAULT_TYPE = "Q4_K_M"  # of models that are merged from weights
 ROW = 256  # weights; a multiple of every type's block size
 
 
 @frozen
 class Converter:
-    """Converts weights with what a Puller asks and reports."""
+    """Converts weights with what a Puller asks and reports.
+
+    `header` is that of any file, `sizes` are their bytes by type; `found` are installed conversions of the same files.
+    """
 
     puller: Puller
     weights: Weights
+    header: Header
+    sizes: Mapping[str, int]
+    found: Mapping[str, InstalledModel]
 
-    def conversion(self) -> Conversion:
-        from cerebrum_cli.weights.convert import TYPES, plan_conversion
+    @property
+    def name(self) -> str:
+        return self.weights.name
 
-        weights = self.weights
-        plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
-        path, full = Path(weights.name), plans["F32"]
-        header = full.header_at(path)
-        require_generative(path, header)
-        sizes = {type: planned.size for type, planned in plans.items()}
-        return Conversion(
-            weights.name, weights.size, header, sizes, [*self._installed()], self._build, self._fetch_to_merge
-        )
+    @property
+    def size(self) -> int:
+        return self.weights.size
 
-    def _installed(self) -> dict[str, InstalledModel]:
-        """Installed conversions of the same files by quantization."""
-        found = {}
-        for model in self.puller.library.models():
-            if model.is_converted:
-                origin = model.converted_from
-                # The configuration first: its digest is fast, unlike that of the shards.
-                is_same = origin.get("configuration") == self.weights.configuration
-                if is_same and origin["sha256"] == self.weights.sha256:
-                    found[model.display_name] = model
-        return found
+    @property
+    def installed(self) -> Sequence[str]:
+        return list(self.found)
 
-    def _build(self, plan: DownloadPlan, name: str | None) -> str:
-        """Convert weights, which are downloaded first, unless a conversion of them is installed."""
-        puller, listing = self.puller, self.weights.listing
-        if plan.chosen.installed:
-            model = puller.with_name(self._installed()[plan.chosen.quantization], name)
+    def build(self, type: str, base: str, name: str | None, is_requested: bool) -> InstalledModel:
+        puller, remote = self.puller, self.weights.remote
+        if type in self.found:
+            model = puller.with_name(self.found[type], name)
         else:
-            model = self._write(plan, name)
-        if listing and puller.discards:
-            freed = puller.discard(listing, self.weights.files)
+            model = self._write(type, base, name, is_requested)
+        if remote and puller.discards:
+            freed = remote.discard(self.weights.files)
             problem = f"deleted the download of {self.weights.name}"
             puller.progress.notice(NoticeEvent(problem, f"freed {format_size(freed)}"))
-        return model.reference
+        return model
 
-    def _write(self, plan: DownloadPlan, name: str | None) -> InstalledModel:
+    def _write(self, type: str, base: str, name: str | None, is_requested: bool) -> InstalledModel:
         """Convert weights in their folder, and register the model.
 
         Raises ModelFileError for damaged weights, MergeError if the file cannot be written, which leaves none.
@@ -82,29 +73,28 @@ class Converter:
         from cerebrum_cli.weights.merge import write_plan
 
         weights, library = self.weights, self.puller.library
-        kind, size = plan.chosen.quantization, plan.chosen.size
-        base = name or plan.name
+        base = name or base
         directory = library.registry.conversion_directory / base.replace("/", "--")
-        path = directory / f"{weights.name.rpartition('/')[2]}-{kind}.gguf"
-        registered = self._free_name(base, name, kind, path)
-        self.puller.require_confirmation(plan)
-        duration = format_duration(estimate_seconds(weights.table, kind))
-        self._fetch(plan, size, f"convert it to {kind} ({format_size(size)}, in about {duration})")
+        path = directory / f"{weights.name.rpartition('/')[2]}-{type}.gguf"
+        registered = self._free_name(base, name, type, path)
+        size = self.sizes[type]
+        duration = format_duration(estimate_seconds(weights.table, type))
+        self._fetch(type, is_requested, size, f"convert it to {type} ({format_size(size)}, in about {duration})")
         texts = {"source": weights.name}
-        if weights.listing:
-            texts["commit"] = weights.listing.commit
+        if weights.remote:
+            texts["commit"] = weights.remote.listing.commit
         texts |= {"sha256": weights.sha256, "configuration": weights.configuration}
-        converted = plan_conversion(read_checkpoint(weights.folder, weights.name), kind, texts)
+        converted = plan_conversion(read_checkpoint(weights.folder, weights.name), type, texts)
         on_progress = partial(self.puller.progress.update, "convert")
         return write_plan(library, converted, path, registered, "converted", on_progress)
 
-    def _free_name(self, base: str, name: str | None, kind: str, path: Path) -> str:
+    def _free_name(self, base: str, name: str | None, type: str, path: Path) -> str:
         """The name for a conversion to a type. Raises UsageError if it, or the path, belongs to other weights."""
         library = self.puller.library
-        is_local = self.weights.listing is None
-        registered = name or f"{base}:{kind}"
-        if name in [model.name for model in self._installed().values()]:
-            registered = f"{name}:{kind}"  # the name means another type of these weights
+        is_local = self.weights.remote is None
+        registered = name or f"{base}:{type}"
+        if name in [model.name for model in self.found.values()]:
+            registered = f"{name}:{type}"  # the name means another type of these weights
         elif name or is_local:
             library.require_free_name(base, library.spec_of_file(path), path=path)
         for entry in library.registry.entries():
@@ -113,47 +103,64 @@ class Converter:
                 raise UsageError(f"{path} was converted from other weights", hint)
         return registered
 
-    def _fetch_to_merge(self, plan: DownloadPlan) -> Path:
-        self._fetch(plan, 0, "merge it")
+    def fetch(self, type: str, is_requested: bool) -> Path:
+        self._fetch(type, is_requested, 0, "merge it")
         return self.weights.folder
 
-    def _fetch(self, plan: DownloadPlan, size: int, then: str) -> None:
+    def _fetch(self, type: str, is_requested: bool, size: int, then: str) -> None:
         """Download weights if the user agrees and a result of `size` bytes fits on the disk, too. Raises PullError."""
-        weights, library = self.weights, self.puller.library
-        if weights.listing is None:
+        remote, files, library = self.weights.remote, self.weights.files, self.puller.library
+        if remote is None:
             return
-        download = self.puller.download(weights.listing)
-        missing = download.missing_bytes(weights.files)
+        missing = remote.missing_bytes(files)
         directory = library.registry.conversion_directory
         if on_same_disk(directory, library.cache.directory):
             size += missing
         require_space(directory, size, PullError, DATA_ELSEWHERE)
         if missing:
-            self._require_agreement(plan, format_size(missing), then)
-        download.fetch(weights.files)
+            self._require_agreement(type, is_requested, format_size(missing), then)
+        remote.fetch(files)
 
-    def _require_agreement(self, plan: DownloadPlan, size: str, then: str) -> None:
+    def _require_agreement(self, type: str, is_requested: bool, size: str, then: str) -> None:
         """Ask about a download of weights. Without a terminal, --from-weights or a type must have been given."""
         puller, name = self.puller, self.weights.name
-        is_requested = plan.is_requested or puller.from_weights
-        hint = f"add -y or --type {plan.chosen.quantization}"
+        hint = f"add -y or --type {type}"
         if not puller.from_weights:
             others = puller.planner.other_conversions(name)
             puller.progress.notice(NoticeEvent(f"{name} has no GGUF files", others or "none were found elsewhere"))
             hint = f"{others}; or {hint}" if others else hint
         answer = puller.confirm(f"Download {size} and {then}?", True)
-        if answer is False or (answer is None and not is_requested):
+        if answer is False or (answer is None and not (is_requested or puller.from_weights)):
             raise PullError(f"not confirmed: the download of {name} ({size} of safetensors)", hint)
 
 
-def conversion(puller: Puller, source: Path | Listing) -> Conversion:
+def converter(puller: Puller, source: Path | RemoteFiles) -> Converter:
     """What the weights in a folder or repository can be converted to. Raises ModelFileError or ModelNotFound."""
-    if isinstance(source, Path):
-        return Converter(puller, local_weights(puller, source)).conversion()
-    return Converter(puller, repository_weights(puller, source)).conversion()
+    from cerebrum_cli.weights.convert import TYPES, plan_conversion
+
+    weights = local_weights(puller, source) if isinstance(source, Path) else repository_weights(puller, source)
+    plans = {name: plan_conversion(weights.table, name, {}) for name in TYPES}
+    path = Path(weights.name)
+    header = plans["F32"].header_at(path)
+    require_generative(path, header)
+    sizes = {type: planned.size for type, planned in plans.items()}
+    return Converter(puller, weights, header, sizes, find_conversions(puller.library, weights))
 
 
-def merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str | None) -> InstalledModel:
+def find_conversions(library: Library, weights: Weights) -> dict[str, InstalledModel]:
+    """Installed conversions of weights by quantization."""
+    found = {}
+    for model in library.models():
+        if model.is_converted:
+            origin = model.converted_from
+            # The configuration first: its digest is fast, unlike that of the shards.
+            is_same = origin.get("configuration") == weights.configuration
+            if is_same and origin["sha256"] == weights.sha256:
+                found[model.display_name] = model
+    return found
+
+
+def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
     """Merge a catalog model from source models in the planned quantization, or from weights.
 
     Without a quantization it takes that of the first source model.
@@ -161,9 +168,11 @@ def merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str 
     from cerebrum_cli.weights.merge import MergeOptions, prepare, read_recipe, source_references, write
 
     library, directory = puller.library, puller.library.registry.merge_directory
-    recipe, _, quantization = read_recipe(library, str(reference))
+    recipe, quantization = read_recipe(library, text)
+    spec = library.merged_spec(text)
+    assert spec, "only models of the catalog are merged"
     if spec.quantizations:
-        plan = puller.plan(reference)
+        plan = puller.plan(library.parse(text))
         if plan.chosen.installed and not puller.from_weights:
             return puller.with_name(library.find(plan.reference), name)
         puller.require_confirmation(plan)
@@ -173,7 +182,7 @@ def merge(puller: Puller, spec: ModelSpec, reference: ModelReference, name: str 
         library.require_free_name(name, spec, path=directory)
     kind = None
     if puller.from_weights:
-        kind, quantization = quantization or PREFERRED_QUANTIZATION, None
+        kind, quantization = quantization or DEFAULT_TYPE, None
     references = source_references(library, recipe.models, quantization)
     models = {source: find_source(puller, text) for source, text in references.items()}
     label = kind or quantization or models[recipe.models[0]].display_name
@@ -199,8 +208,8 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
     if puller.from_weights:
         plan = puller.plan(source)
         weights = plan.required_conversion
-        spec = puller.library.spec_of(source)
-        return InstalledModel(weights.name, (weights.fetch(plan),), Folder(), spec)
+        folder = weights.fetch(plan.chosen.quantization, plan.is_requested)
+        return InstalledModel(weights.name, (folder,), Folder(), puller.library.spec_of(source))
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)
@@ -223,4 +232,4 @@ def estimate_seconds(table: Table, type: str) -> float:
     return (perf_counter() - started) * weights / sample.size / thread_count()
 
 
-BUILDER = ModelBuilder(conversion, merge)
+BUILDER = ModelBuilder(converter, merge)

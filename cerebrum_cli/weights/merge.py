@@ -23,10 +23,8 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
-from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.installed import Folder, InstalledModel
 from cerebrum_cli.library.library import Library
-from cerebrum_cli.library.reference import ModelReference
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
 from cerebrum_cli.weights.methods import input_tensors
@@ -44,15 +42,14 @@ MERGE_RECIPE = "cerebrum.merge.recipe"  # metadata of a merge
 Models = Mapping[str, InstalledModel]  # by their names in the recipe
 
 
-def read_recipe(library: Library, text: str) -> tuple[Recipe, ModelSpec | None, str | None]:
-    """Read a recipe file, or that of a catalog model with its row and the requested quantization. Raises UsageError."""
+def read_recipe(library: Library, text: str) -> tuple[Recipe, str | None]:
+    """Read a recipe file, or that of a catalog model, with the requested quantization. Raises UsageError."""
     path = as_path(text)
-    name, _, quantization = text.partition(":")
-    spec = library.spec_named(name)
+    spec = library.merged_spec(text)
     if spec and spec.recipe:
-        return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), spec, quantization or None
+        return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), text.partition(":")[2] or None
     if not is_missing(path):
-        return parse_recipe(read_text(path, MAX_RECIPE_BYTES), path.name), None, None
+        return parse_recipe(read_text(path, MAX_RECIPE_BYTES), path.name), None
     known = ", ".join(spec.name for spec in library.specs if spec.recipe)
     raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
 
@@ -66,8 +63,7 @@ def source_references(
     """
     references = {name: name for name in names}
     for name in names if quantization else ():
-        reference = library.parse(name)
-        if isinstance(reference, ModelReference) and not reference.quantization and library.spec_of(reference):
+        if library.spec_named(name):
             references[name] = f"{name}:{quantization}"
     for text in sources:
         name, _, model = text.partition("=")

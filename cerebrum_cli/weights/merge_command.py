@@ -84,7 +84,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
     from cerebrum_cli.weights.merge import prepare, read_recipe, require_not_source, resolve_models, source_references
 
     library = app.library
-    parsed, spec, quantization = read_recipe(library, recipe)
+    parsed, quantization = read_recipe(library, recipe)
     target = merge_options(options, Path(recipe).stem)
     references = source_references(library, parsed.models, quantization, options.source)
     if options.dry_run:
@@ -92,7 +92,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
             hint = "download first, and pass the folders with --source"
             raise UsageError.conflict("--dry-run", "--from-weights", hint)
         return prepare(parsed, resolve_models(references, library.resolve), target)
-    library.require_free_name(target.name, spec, path=target.output.resolve())
+    library.require_free_name(target.name, library.merged_spec(recipe), path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
         if options.from_weights:

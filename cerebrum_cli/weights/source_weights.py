@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError, ModelNotFound, PullError
-from cerebrum_cli.core.files import atomic_write, reading_model, translate_os_errors, work_directory
+from cerebrum_cli.core.files import reading_model, translate_os_errors, work_directory
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import name_from_stem
-from cerebrum_cli.library.hub import HubFile, Listing
-from cerebrum_cli.library.pull import Puller
+from cerebrum_cli.library.pull import Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import CONFIG, read_checkpoint, read_configuration
 from cerebrum_cli.weights.checkpoints.safetensors import is_shard, shards_among
 from cerebrum_cli.weights.table import Table
@@ -30,7 +29,7 @@ class Weights:
 
     `shards` and `others`, such as the configuration and the tokenizer, are names of files. The `table` is that of a
     GGUF file with the weights unquantized. `digest_of` a local shard may take long. Those of a repository have its
-    `listing`, and all `files` to download.
+    `remote` files.
     """
 
     name: str
@@ -39,8 +38,11 @@ class Weights:
     others: Sequence[str]
     table: Table
     digest_of: Callable[[str], str]
-    listing: Listing | None = None
-    files: tuple[HubFile, ...] = ()
+    remote: RemoteFiles | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (*self.others, *self.shards)
 
     @property
     def size(self) -> int:
@@ -74,40 +76,31 @@ def local_weights(puller: Puller, folder: Path) -> Weights:
     return Weights(name, folder, shards, others, table, lambda file: puller.digest(whole / file).sha256)
 
 
-def repository_weights(puller: Puller, listing: Listing) -> Weights:
+def repository_weights(puller: Puller, remote: RemoteFiles) -> Weights:
     """The weights in a repository, of which only headers and small files are read.
 
     The error for those that cannot be converted names GGUF repositories of the model.
     """
-    repo_id = listing.repo_id
+    listing, repo_id = remote.listing, remote.listing.repo_id
     names = list(listing.files)
-    small = [file for file in listing.files.values() if SMALL_FILES.fullmatch(file.name)]
+    others = list(filter(SMALL_FILES.fullmatch, names))
     directory = puller.library.registry.directory
     with translate_os_errors(PullError, directory), work_directory(directory, "weights") as folder:
         try:
             require_weights(Path(repo_id), names)
-            _write_headers(puller, listing, small, folder)
+            for name in others:
+                remote.write_header(name, folder)
             read_configuration(folder)
             shards = shards_among(folder, names)
-            large = tuple(map(listing.file, shards))
-            _write_headers(puller, listing, large, folder)
+            for name in shards:
+                remote.write_header(name, folder)
             table = read_checkpoint(folder, repo_id)
         except ModelFileError as error:
             error.message = error.message.replace(str(folder), repo_id)
             if converted := puller.planner.other_conversions(repo_id):
                 error.hint += f"; others have converted it: {converted}"
             raise
-    stored = listing.place(puller.library.cache, small[0]).pointer.parent
-    others = [file.name for file in small]
-    return Weights(
-        repo_id, stored, shards, others, table, lambda name: listing.file(name).digest, listing, (*small, *large)
-    )
-
-
-def _write_headers(puller: Puller, listing: Listing, files: Sequence[HubFile], folder: Path) -> None:
-    """Write files with a hole in place of the weights."""
-    for file in files:
-        atomic_write(folder / file.name, puller.planner.header_bytes(listing, file), file.size)
+    return Weights(repo_id, remote.folder, shards, others, table, lambda name: listing.file(name).digest, remote)
 
 
 def require_weights(path: Path, names: Collection[str]) -> None:

@@ -281,6 +281,6 @@ def test_web_page_has_limits_on_size_and_time(site: str, monkeypatch: pytest.Mon
 def test_web_page_is_not_requested_offline(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="the network is disabled"):
         AttachmentReader(is_offline=True).read([site], lambda _: None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert refusal(site) == f"{site} cannot be read: the network is disabled"
     assert Site.seen == []
