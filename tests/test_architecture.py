@@ -38,8 +38,8 @@ LAYER_OF = {package: number for number, layer in enumerate(LAYERS) for package i
 # Libraries and the only modules, or packages with all below them, that may import each.
 ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "llama_cpp": ("engine.llama", "weights.codec"),
-    "huggingface_hub": ("library.hub",),
-    "httpx2": ("library.hub", "servers.client", "attachments.web_page"),
+    "huggingface_hub": ("library.hub", "library.hub_requests"),
+    "httpx2": ("library.hub_requests", "servers.client", "attachments.web_page"),
     "aiohttp": ("servers.client",),
     "gguf": (),  # headers are read without it, which takes half a second to import
     "yaml": ("weights.document",),

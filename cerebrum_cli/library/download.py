@@ -33,7 +33,12 @@ from cerebrum_cli.core.files import (
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import PackageSource
-from cerebrum_cli.library.hub import HubError, HubFile, Listing, open_file
+from cerebrum_cli.library.hub import (
+    HubFile,
+    Listing,
+    open_file,
+)
+from cerebrum_cli.library.hub_requests import HubError
 from cerebrum_cli.library.registry import RegistryEntry, hash_file
 
 MAX_WAIT_S = 600.0  # the rate limits of the Hub last 300

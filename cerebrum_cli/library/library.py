@@ -399,19 +399,19 @@ class Library:
     @property
     def hub_token(self) -> str | None:
         """Where the user's token for the Hub is: in a variable or a file; None without one."""
-        from cerebrum_cli.library.hub import token_location
+        from cerebrum_cli.library.hub_requests import token_location
 
         return token_location()
 
     def check_hub(self) -> str:
         """Request the Hub, within seconds, and return its address. Raises PullError if it cannot be reached."""
-        from cerebrum_cli.library.hub import check_reachable
+        from cerebrum_cli.library.hub_requests import check_reachable
 
         return check_reachable()
 
     def offline_if_unreachable(self) -> str:
         """If the Hub cannot be reached, keep this process from trying, and return why; otherwise return no text."""
-        from cerebrum_cli.library.hub import offline_if_unreachable
+        from cerebrum_cli.library.hub_requests import offline_if_unreachable
 
         return offline_if_unreachable()
 

@@ -32,14 +32,13 @@ from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
 from cerebrum_cli.library.fit import Conversion, DownloadPlan, SeveralModels
 from cerebrum_cli.library.hub import (
-    HubError,
     HubFile,
     Listing,
     cache_directory,
     delete,
     list_repository,
-    unreachable,
 )
+from cerebrum_cli.library.hub_requests import HubError, unreachable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.planning import Planner

@@ -10,7 +10,7 @@ import pytest
 from command_line import CommandLine, Finished, assert_error
 from hostile_hub import DIGEST, LATE, REPLIES, SEARCHES, HostileHub, Pieces, endless, head, http, listing
 
-from cerebrum_cli.library import download, hub
+from cerebrum_cli.library import download, hub_requests
 
 MOST_MEMORY = 240 << 20  # bytes that a command may add to those of the tests
 
@@ -54,7 +54,7 @@ def test_pull_survives_any_reply(new_user: CommandLine, reply: Pieces) -> None:
 def test_pull_ends_if_a_reply_comes_byte_by_byte(
     new_user: CommandLine, monkeypatch: pytest.MonkeyPatch, reply: Pieces
 ) -> None:
-    monkeypatch.setattr(hub, "STAGES", 0.05)
+    monkeypatch.setattr(hub_requests, "STAGES", 0.05)
     with HostileHub(reply, pause_s=0.02) as server:
         assert_error(run(new_user, server, "pull", "a/b"), 1, f"{server.url} did not respond completely within 0.5 s")
         assert len(server.paths) == 1
@@ -97,7 +97,7 @@ def test_pull_survives_any_reply_for_a_file(new_user: CommandLine, reply: Pieces
 
 
 def test_pull_ends_if_a_file_comes_byte_by_byte(new_user: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "STAGES", 0.05)
+    monkeypatch.setattr(hub_requests, "STAGES", 0.05)
     with HostileHub(http(listing()), [head(200, "Content-Length: 1000000"), *[b"G"] * 400], pause_s=0.02) as server:
         assert_error(run(new_user, server, "pull", "a/b"), 1, "check the network")
 

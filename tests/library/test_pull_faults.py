@@ -21,7 +21,8 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.library import download
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.download import Download, RetryPolicy
-from cerebrum_cli.library.hub import HubError, HubFile, Listing
+from cerebrum_cli.library.hub import HubFile, Listing
+from cerebrum_cli.library.hub_requests import HubError
 
 REPO, FILE = "owner/large", "large-Q4_K_M.gguf"
 SLOW = Fault(part="cdn", let_through=1, bytes_per_second=3_000_000)  # the header comes at once, the file in 3 seconds
