@@ -21,13 +21,12 @@ from dataclasses import replace
 from time import monotonic
 
 from cerebrum_cli.core.errors import CerebrumError, EndpointError, NoServerError
-from cerebrum_cli.core.events import Emit, NoticeEvent, ServersEvent
+from cerebrum_cli.core.events import Emit, ServersEvent
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.servers.description import NO_EXACT_PROMPTS
 from cerebrum_cli.servers.endpoint import ServerTimeouts
 from cerebrum_cli.servers.exchanges import Exchange
 from cerebrum_cli.servers.faults import BusyServerError, ExchangeError, LostServerError, RefusedRequestError
-from cerebrum_cli.servers.kind import origin
+from cerebrum_cli.servers.notices import Notices
 from cerebrum_cli.servers.server import LATE, NOT_ASKED, AsyncioTask, PoolJob, Server
 
 ATTEMPTS = 3  # at a row; twice as many at servers that answer nothing else
@@ -39,10 +38,9 @@ class Pool:
     def __init__(self, servers: Sequence[Server], timeouts: ServerTimeouts, emit: Emit) -> None:
         self._servers = servers
         self._timeouts = timeouts
-        self._emit = emit  # later replaced by that of the latest job
+        self._notices = Notices(emit, lambda: any(self._jobs) or not self._is_connected, timeouts.notices)
         self._waiting = deque[PoolJob]()
         self._suspects = deque[PoolJob]()  # which were lost twice
-        self._notices = set[NoticeEvent]()  # which are given once
         self._longest_s = 0.0  # of all replies
         self._alive_at = monotonic()  # when a reply last arrived, or there was nothing to do
         self._has_started = asyncio.Event()  # a server can be used, or the start has failed
@@ -58,7 +56,7 @@ class Pool:
             raise self._error
         for server in self._servers:
             if not server.is_known:
-                self._note(server, "retrying")
+                self._notices.note_problem(server, "retrying")
         self._is_connected = True
         self._schedule()
 
@@ -73,7 +71,7 @@ class Pool:
 
     def submit(self, jobs: Sequence[PoolJob], scope: CancelScope) -> None:
         for job in jobs:
-            self._emit = job.pooled.emit
+            self._notices.emit = job.pooled.emit
             self._waiting.append(job)
             if scope.is_set():
                 job.cancel()
@@ -175,12 +173,7 @@ class Pool:
             self._waiting.appendleft(rest)
         job.pooled.server = server
         job.pooled.jobs[job] = server
-        kind = server.kind
-        if ignored := kind.ignored(job.request, server.info):
-            self._note_once(NoticeEvent(f"{kind.name} ignores {', '.join(ignored)}", "omit it, or use llama-server"))
-        if job.request.params.has_penalties and not kind.counts_last_tokens:
-            problem = f"{kind.name}'s penalties count the whole text or reply, not the last 64 tokens"
-            self._note_once(NoticeEvent(problem, "replies differ from those of llama.cpp; use --set repeat_penalty=1"))
+        self._notices.note_limits(server, job.request)
         server.start(job)
         job.task = asyncio.create_task(Exchange(server, job).run())
         job.task.add_done_callback(lambda task: self._end(task, job, server))
@@ -310,16 +303,9 @@ class Pool:
 
     def _note_reached(self) -> None:
         self._has_started.set()
-        if any(server.info.takes_messages for server in self.known):
-            self._note_once(NO_EXACT_PROMPTS)
-        variants = {f"{origin(server.info.recorded)} {server.info.build}" for server in self.known}
-        if len(variants) > 1:
-            problem = f"the servers differ, so answers may depend on the server ({'; '.join(sorted(variants))})"
-            self._note_once(NoticeEvent(problem, "for identical answers, use identical machines, builds and models"))
+        self._notices.note_differences(self.known)
         if self._is_connected:
-            self._emit(ServersEvent())  # so that it is recorded before its first reply
-
-    # Notices.
+            self._notices.emit(ServersEvent())  # so that it is recorded before its first reply
 
     def _note_servers(self) -> None:
         """Note problems of servers, and their ends."""
@@ -328,30 +314,6 @@ class Pool:
         for server in self._servers:
             is_first = not (is_usable or self._is_connected or server.problem is NOT_ASKED)
             if server.is_noteworthy or is_first:
-                self._note(server, hint)
-            elif server.is_noted and server.problem is None and self._is_read:
-                server.is_noted = False
-                self._emit(NoticeEvent(f"{server.name} is available again"))
-
-    def _note(self, server: Server, hint: str) -> None:
-        """Note why a server is not usable, once until it is, and once within `notices` seconds."""
-        now = monotonic()
-        problem = server.problem
-        if server.is_noted or now - server.noted_at < self._timeouts.notices or not self._is_read:
-            return
-        server.is_noted = True
-        server.noted_at = now
-        if isinstance(problem, EndpointError):
-            self._emit(NoticeEvent(problem.message, problem.hint))
-        else:
-            self._emit(NoticeEvent(f"{server.name} is unavailable: {problem}", hint))
-
-    def _note_once(self, notice: NoticeEvent) -> None:
-        if notice not in self._notices and self._is_read:
-            self._notices.add(notice)
-            self._emit(notice)
-
-    @property
-    def _is_read(self) -> bool:
-        """Whether someone reads notices."""
-        return any(self._jobs) or not self._is_connected
+                self._notices.note_problem(server, hint)
+            else:
+                self._notices.note_end(server)
