@@ -14,7 +14,7 @@ from vocabularies import open_vocabulary
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.gguf.contents import Value
-from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary, tokenizer_files
 from cerebrum_cli.weights.table import encode_header
 
 FOLDER = Path(__file__).parents[1] / "data" / "checkpoints" / "tokenizers"
@@ -74,13 +74,13 @@ def with_pre_tokenizer(name: str, target: Path) -> Path:
 
 
 def contents(folder: Path, config: Mapping[str, Any] = {}, architecture: str = "llama", size: int = SIZE) -> Any:
-    values = read_vocabulary(folder, config, architecture, size)
+    values = read_vocabulary(tokenizer_files(folder), config, architecture, size)
     return {key.removeprefix("tokenizer.").removeprefix("ggml."): value.content for key, value in values.items()}
 
 
 def llama_ids(folder: Path, target: Path, texts: list[str], trusted: bool = False) -> list[list[int]]:
     """The ids of texts in llama.cpp, without BOS."""
-    values = dict(read_vocabulary(folder, {"eos_token_id": 2}, "llama", SIZE))
+    values = dict(read_vocabulary(tokenizer_files(folder), {"eos_token_id": 2}, "llama", SIZE))
     values |= {"general.architecture": Value("STRING", "llama"), "tokenizer.ggml.add_bos_token": Value("BOOL", False)}
     target.write_bytes(encode_header(values, []))
     with open_vocabulary(target) as backend:
@@ -246,8 +246,8 @@ def test_the_general_name_decides_about_spaces_behind_special_tokens(
     name: str, changes: Mapping[str, Any], expected: str, tmp_path: Path
 ) -> None:
     folder = copied(LLAMA, tmp_path, changes)
-    assert general_name(folder, name) == expected
-    values = dict(read_vocabulary(folder, {}, "llama", SIZE))
+    assert general_name(tokenizer_files(folder), name) == expected
+    values = dict(read_vocabulary(tokenizer_files(folder), {}, "llama", SIZE))
     values |= {"general.architecture": Value("STRING", "llama"), "general.name": Value("STRING", expected)}
     (tmp_path / "vocabulary.gguf").write_bytes(encode_header(values, []))
     with open_vocabulary(tmp_path / "vocabulary.gguf") as backend:
@@ -356,7 +356,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def require_values_or_refusal(folder: Path) -> None:
     """A damaged tokenizer either raises ModelFileError, or its values can be written."""
     try:
-        values = read_vocabulary(folder, {}, "llama", SIZE)
+        values = read_vocabulary(tokenizer_files(folder), {}, "llama", SIZE)
     except ModelFileError:
         return
     encode_header({"general.architecture": Value("STRING", "llama"), **values}, [])

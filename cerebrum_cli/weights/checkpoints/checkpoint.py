@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
 from cerebrum_cli.weights.checkpoints.families import USE_GGUF, Configuration, configuration
@@ -18,7 +19,7 @@ from cerebrum_cli.weights.checkpoints.safetensors import (
     read_json,
     read_shards,
 )
-from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary
+from cerebrum_cli.weights.checkpoints.vocabulary import general_name, read_vocabulary, tokenizer_files
 from cerebrum_cli.weights.table import ARCHITECTURE, Table
 from cerebrum_cli.weights.tensor_names import hugging_face_names, stored_offset
 
@@ -56,14 +57,15 @@ def read_checkpoint(folder: Path, name: str) -> Table:
         tensors = {tensor.name: tensor for tensor in _tensors(config, shards)}
     except _DAMAGED as error:
         raise ModelFileError(config.path, f"invalid: {error!r}", PULL_AGAIN) from error
-    vocabulary = read_vocabulary(folder, config.content, architecture, tensors[EMBEDDING].shape[1])
+    files = tokenizer_files(folder)
+    vocabulary = read_vocabulary(files, config.content, architecture, tensors[EMBEDDING].shape[1])
     metadata = {
         ARCHITECTURE: Value("STRING", architecture),
         "general.type": Value("STRING", "model"),
-        "general.name": Value("STRING", general_name(folder, name)),
+        "general.name": Value("STRING", general_name(files, name)),
         "general.quantization_version": Value("UINT32", 2),
         **hyperparameters,
-        **_sampling(folder),
+        **_sampling(files.generation),
         **vocabulary,
     }
     return Table(name, metadata, tensors)
@@ -160,9 +162,8 @@ def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None
         raise ModelFileError(first.path, problem, "use the configuration of these weights")
 
 
-def _sampling(folder: Path) -> Values:
-    """Settings that the model's makers recommend."""
-    content = read_json(folder / "generation_config.json")
+def _sampling(content: JsonObject) -> Values:
+    """Settings that the model's makers recommend, in generation_config.json."""
     values = {}
     for key, name in _SAMPLING.items():
         if isinstance(content.get(name), int | float):

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
+from typing import NamedTuple
 
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import reading_model
@@ -45,39 +46,50 @@ Tokens = dict[int, Token]
 Vocabulary = tuple[Tokens, dict[str, Value]]
 
 
-def read_vocabulary(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
+class TokenizerFiles(NamedTuple):
+    """The folder of a checkpoint, and the content of JSON files about its tokenizer; empty if there is none."""
+
+    folder: Path
+    tokenizer: JsonObject
+    settings: JsonObject
+    generation: JsonObject
+
+
+def tokenizer_files(folder: Path) -> TokenizerFiles:
+    names = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
+    return TokenizerFiles(folder, *(read_json(folder / name) for name in names))
+
+
+def read_vocabulary(files: TokenizerFiles, config: JsonObject, architecture: str, size: int) -> Values:
     """Read the vocabulary of a model with `size` embedding rows; those without a token get a padding token.
 
     `config` is its config.json. Raises ModelFileError for missing or damaged files, and for a tokenizer that llama.cpp
     cannot follow.
     """
     try:
-        return _read(folder, config, architecture, size)
+        return _read(files, config, architecture, size)
     except Unsupported as error:
         problem = f"llama.cpp does not support {error.what} {quoted(error.value)}"
-        raise ModelFileError(folder, problem, "pull a GGUF of this model") from error
+        raise ModelFileError(files.folder, problem, "pull a GGUF of this model") from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
         problem = f"its tokenizer is damaged: {quoted(str(error))}"
-        raise ModelFileError(folder, problem, "download its tokenizer files again") from error
+        raise ModelFileError(files.folder, problem, "download its tokenizer files again") from error
 
 
-def general_name(folder: Path, name: str) -> str:
+def general_name(files: TokenizerFiles, name: str) -> str:
     """The general.name to write for a model: llama.cpp infers from it whether the vocabulary is Phi-3's."""
-    tokenizer, settings = (read_json(folder / name) for name in ("tokenizer.json", "tokenizer_config.json"))
-    added = [*settings.get("added_tokens_decoder", {}).values(), *tokenizer.get("added_tokens", [])]
+    added = [*files.settings.get("added_tokens_decoder", {}).values(), *files.tokenizer.get("added_tokens", [])]
     drops_space = {token["content"]: token.get("rstrip") for token in added}
     return phi3_name(name, _PHI3_TOKENS.items() <= drops_space.items())
 
 
-def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Values:
-    tokenizer, settings, generation = (
-        read_json(folder / f"{name}.json") for name in ("tokenizer", "tokenizer_config", "generation_config")
-    )
+def _read(files: TokenizerFiles, config: JsonObject, architecture: str, size: int) -> Values:
+    folder, tokenizer, settings, generation = files
     if any(step["type"] == "ByteLevel" for step in steps(tokenizer, "pre_tokenizer")):
         tokens, values = _byte_level(tokenizer, architecture)
-        tokens |= _added_tokens(folder, settings, tokenizer)
+        tokens |= _added_tokens(files)
     else:
-        tokens, values = _scored_tokens(folder, settings, tokenizer)
+        tokens, values = _scored_tokens(files)
     for number in range(size):
         tokens.setdefault(number, Token(f"[PAD{number}]", _UNUSED, _UNUSED_SCORE))
     ids = _ids(folder, tokens, size)
@@ -88,7 +100,7 @@ def _read(folder: Path, config: JsonObject, architecture: str, size: int) -> Val
     if "eos_token_id" not in values:
         raise ModelFileError(folder, "has no EOS token", "set eos_token in its tokenizer_config.json")
     metadata = {VOCABULARY + key: value for key, value in values.items()}
-    template = _chat_template(folder, settings)
+    template = _chat_template(files)
     if template:
         metadata["tokenizer.chat_template"] = Value("STRING", template)
     return metadata
@@ -116,12 +128,13 @@ def _byte_level(tokenizer: JsonObject, architecture: str) -> Vocabulary:
     return {number: Token(text) for text, number in bpe.ids.items()}, values
 
 
-def _scored_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Vocabulary:
+def _scored_tokens(files: TokenizerFiles) -> Vocabulary:
     """Tokens of SentencePiece's kind, with scores from tokenizer.model, or from the merges of tokenizer.json."""
+    folder, tokenizer = files.folder, files.tokenizer
     model = folder / "tokenizer.model"
     pieces: Tokens = {}
     if model.is_file():
-        pieces, space_prefix = _pieces(model, settings)
+        pieces, space_prefix = _pieces(model, files.settings)
     elif not tokenizer:
         hint = "save its tokenizer with transformers' save_pretrained"
         raise ModelFileError(folder, "has neither tokenizer.json nor tokenizer.model", hint)
@@ -129,7 +142,7 @@ def _scored_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) ->
     if tokenizer and not (learned and learned.items() <= tokenizer["model"]["vocab"].items()):
         pieces = _byte_fallback(tokenizer)  # tokenizer.model is missing, or is another model's
         space_prefix = has_space_prefix(tokenizer)
-    tokens = pieces | _added_tokens(folder, settings, tokenizer)
+    tokens = pieces | _added_tokens(files)
     for number, token in tokens.items():
         if token.type == _USER_DEFINED:  # llama.cpp looks for these before it escapes spaces
             tokens[number] = token._replace(text=token.text.replace(SPACE, " "))
@@ -160,12 +173,12 @@ def _byte_fallback(tokenizer: JsonObject) -> Tokens:
     return tokens
 
 
-def _added_tokens(folder: Path, settings: JsonObject, tokenizer: JsonObject) -> Tokens:
+def _added_tokens(files: TokenizerFiles) -> Tokens:
     """Added tokens, which are matched before all others; later files override earlier ones."""
-    found = [(number, text, False) for text, number in read_json(folder / "added_tokens.json").items()]
-    for key, token in settings.get("added_tokens_decoder", {}).items():
+    found = [(number, text, False) for text, number in read_json(files.folder / "added_tokens.json").items()]
+    for key, token in files.settings.get("added_tokens_decoder", {}).items():
         found.append((int(key), token["content"], token.get("special")))
-    for token in tokenizer.get("added_tokens", []):
+    for token in files.tokenizer.get("added_tokens", []):
         found.append((token["id"], token["content"], token.get("special")))
     tokens = {}
     for number, text, is_special in found:
@@ -189,13 +202,15 @@ def _ids(folder: Path, tokens: Tokens, size: int) -> Mapping[str, int]:
     return ids
 
 
-def _chat_template(folder: Path, settings: JsonObject) -> str:
+def _chat_template(files: TokenizerFiles) -> str:
     """The chat template, or the default of several; empty without one."""
-    path = folder / "chat_template.jinja"
+    path = files.folder / "chat_template.jinja"
     if path.is_file():
         with reading_model(path):
             return path.read_text("utf-8")
-    template = settings.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    template = files.settings.get("chat_template")
+    if not template:
+        template = read_json(files.folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         named = {item["name"]: item["template"] for item in template}
         if "default" not in named:
