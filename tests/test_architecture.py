@@ -70,7 +70,7 @@ PURE = (
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),
     *("weights.checkpoints.bpe", "weights.checkpoints.sentencepiece", "weights.checkpoints.special_tokens"),
-    *("programs.code", "replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
+    *("programs.blocks", "programs.code", "replies.tally", "weights.compatibility", "weights.methods", "weights.plan"),
     *(
         "weights.recipe",
         "weights.mixtures",

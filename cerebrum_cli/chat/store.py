@@ -36,6 +36,7 @@ from cerebrum_cli.chat.session import (
     session_from_row,
     validated_name,
 )
+from cerebrum_cli.chat.text_search import MATCHES, UNSPACED_MATCHES, search_words
 from cerebrum_cli.core.conversation import Message
 from cerebrum_cli.core.errors import SessionError
 from cerebrum_cli.core.text import well_formed
@@ -58,19 +59,6 @@ _UNNEEDED_MESSAGES = (
     " SELECT parent FROM messages JOIN needed USING (id) WHERE parent IS NOT NULL)"
     " SELECT id FROM messages WHERE id NOT IN needed ORDER BY id DESC"
 )
-_MATCHES = (  # best first; FTS5 computes an excerpt when its row is read
-    "SELECT messages.*, snippet(texts, 0, '', '', ' ... ', 16) AS excerpt FROM texts"
-    " JOIN messages ON messages.id = texts.rowid WHERE texts MATCH :query ORDER BY rank"
-)
-# Thai to Burmese, Khmer, Chinese, Japanese and Korean: the index takes a text without spaces for one word.
-_UNSPACED = "*[\u0e00-\u11ff\u1780-\u17ff\u3005-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff]*"
-_UNSPACED_MATCHES = (  # latest first
-    "SELECT *, substr(content, max(1, instr(lower(content), lower(:first)) - 30), 100) AS excerpt FROM messages"
-    f" WHERE instr(lower(content), lower(:first)) AND content GLOB '{_UNSPACED}'"  # the cheapest first
-    " AND id NOT IN (SELECT rowid FROM texts WHERE texts MATCH :query) AND NOT EXISTS"
-    " (SELECT 1 FROM json_each(:words) WHERE NOT instr(lower(content), lower(value))) ORDER BY id DESC"
-)
-
 _BRANCH = (  # messages that end at one, oldest first
     "WITH RECURSIVE path (at, depth) AS (SELECT ?, 0 UNION ALL"
     " SELECT messages.parent, depth + 1 FROM path JOIN messages ON messages.id = at WHERE parent < at)"
@@ -246,7 +234,7 @@ class Store:
         sessions = {session.id: session for session in self._sessions()}
         session_of = dict(self._rows(_SESSION_OF_MESSAGE))
         hits = []
-        queries = _MATCHES, _UNSPACED_MATCHES
+        queries = MATCHES, UNSPACED_MATCHES
         matches = (row for query in queries for row in self._opened().execute(query, parameters))
         with translated(self.path), closing(matches):
             for row in matches:
@@ -296,12 +284,3 @@ class Store:
             if "sessions.name" not in str(error):
                 raise
             raise SessionError(f"session {name!r} already exists", "choose another name") from error
-
-
-def search_words(text: str) -> str:
-    """A query of FTS5 for the beginnings of all words; none of the text is read as its syntax."""
-    words = []
-    for word in well_formed(text).replace("\0", " ").split():
-        quoted = word.replace('"', '""')
-        words.append(f'"{quoted}"*')
-    return " ".join(words)

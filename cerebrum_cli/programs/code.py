@@ -5,32 +5,21 @@ from __future__ import annotations
 import ast
 import re
 import textwrap
-import warnings
 from collections.abc import Sequence
-from itertools import takewhile
-from typing import NamedTuple
 
-FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)")
+from cerebrum_cli.programs.blocks import PLAIN_SPACES, Block, before_fence, code_of, fenced_blocks, first_error, parse
+
 FUTURE_IMPORT = re.compile(r"(?m)^from __future__ import .*$")
 TOP_LEVEL = re.compile(r"from [\w.]+ import |import [\w., ]+$|@\w|(async )?def \w|class \w|\w+ *(:[^=]+)?= ")
 INDENT = "    "
 # A program's own tests, examples and end; "main" is also that of unittest.
 OWN_CALLS = r"input|print|main|(?:run_)?tests?(?:_\w+)?|testmod|solve|demo|_?exit|quit"
-PLAIN_SPACES = str.maketrans("\xa0\u2002\u2003\u2007\u2009\u202f\u3000", " " * 7, "\xad\u200b\u200c\u200d\u2060\ufeff")
 INTERACTIVE = """import ast
 exec(compile(ast.Interactive(compile({!r}, "python", "exec", ast.PyCF_ONLY_AST).body), "python", "single"))"""
 MAX_ERRORS = 8  # in a truncated program, each above the last: our tests have at most 3, and many would take too long
-INNER_FENCES = 8  # in a program's strings, such as examples of its use
 
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-class Block(NamedTuple):
-    """Text that may be code; an unclosed block may be truncated, or followed by other text."""
-
-    text: str
-    is_closed: bool
 
 
 def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
@@ -43,7 +32,7 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
     the model's own tests, is left out.
     """
     reply = reply.replace("\r\n", "\n")
-    blocks = _fenced_blocks(reply)
+    blocks = fenced_blocks(reply)
     reply = reply.translate(PLAIN_SPACES)
     name = re.escape(entry_point)
     preamble = _preamble(prompt, name)
@@ -58,7 +47,7 @@ def extract_program(reply: str, prompt: str, entry_point: str) -> str | None:
         code = _bare_definition(reply, name)
     if code:
         return _with_preamble(preamble, code) + end
-    for block in (*reversed(blocks), _before_fence(reply)):
+    for block in (*reversed(blocks), before_fence(reply)):
         if program := _continue_prompt(prompt, block, entry_point):
             return program
     if not blocks:
@@ -79,16 +68,16 @@ def first_program(reply: str) -> str:
 
     A reply without blocks is a program.
     """
-    blocks = _fenced_blocks(reply)
+    blocks = fenced_blocks(reply)
     if not blocks:
-        return _code(reply.split("\n"))
+        return code_of(reply.split("\n"))
     chosen = max(blocks, key=lambda block: "print(" in block.text)
     return _with_helpers(chosen.text, blocks, "", "print")
 
 
 def interactive_program(text: str) -> str:
     """A program that runs another, without its fence, as an interactive interpreter does: it prints values."""
-    if _first_error(text) is not None:
+    if first_error(text) is not None:
         text = first_program(text)
     return INTERACTIVE.format(text)
 
@@ -110,17 +99,11 @@ def _defining_code(blocks: list[Block], name: str) -> str:
     return _without_own_tests(code, name)
 
 
-def _before_fence(reply: str) -> Block:
-    """Text before the first fence, which may close a block that was opened by the prompt."""
-    lines = takewhile(lambda line: not FENCE.fullmatch(line), reply.split("\n"))
-    return Block("\n".join(lines), is_closed=False)
-
-
 def _definitions(code: str) -> dict[str, ast.stmt]:
     """The statements of code that bind names at its top level, by name; none of invalid code."""
-    if _first_error(code) is not None:
+    if first_error(code) is not None:
         return {}
-    return {name: node for node in _parse(code).body for name in _bound_names(node)}
+    return {name: node for node in parse(code).body for name in _bound_names(node)}
 
 
 def _bound_names(node: ast.stmt) -> list[str]:
@@ -161,7 +144,7 @@ def _without_own_tests(code: str, entry_point: str) -> str:
     start = definitions[entry_point].lineno if entry_point in definitions else 0
     own = re.compile(rf"\A\s*assert\b|\b({entry_point}|{OWN_CALLS})\(|\b(__name__|SystemExit)\b")
     lines = code.split("\n")
-    for node in reversed(_parse(code).body):
+    for node in reversed(parse(code).body):
         text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
         if node.lineno > start and not isinstance(node, Function | ast.ClassDef) and own.search(text):
             del lines[node.lineno - 1 : node.end_lineno]
@@ -184,50 +167,9 @@ def _with_helpers(code: str, blocks: Sequence[Block], preamble: str, entry_point
 
 def _used_names(code: str) -> set[str]:
     """Names in code; empty if it is invalid."""
-    if _first_error(code) is not None:
+    if first_error(code) is not None:
         return set()
-    return {node.id for node in ast.walk(_parse(code)) if isinstance(node, ast.Name)}
-
-
-def _fenced_blocks(text: str) -> list[Block]:
-    blocks = []
-    lines = text.split("\n")
-    at = 0
-    while at < len(lines):
-        opening = FENCE.fullmatch(lines[at])
-        at += 1
-        if opening is None:
-            continue
-        start = at
-        at = _end_of_block(lines, start, opening["marks"])
-        code = _code(lines[start:at])
-        if code.strip():
-            blocks.append(Block(code, is_closed=at < len(lines)))
-        at += 1
-    return blocks
-
-
-def _end_of_block(lines: list[str], start: int, marks: str) -> int:
-    """Index of the line that closes a block: the first fence, unless it is in a string of a valid program."""
-    ends = []
-    for at in range(start, len(lines)):
-        fence = FENCE.fullmatch(lines[at])
-        if fence is None or not fence["marks"].startswith(marks) or fence["info"].strip():
-            continue
-        if _first_error(_code(lines[start:at])) is None:
-            return at
-        ends.append(at)
-        if len(ends) > INNER_FENCES:
-            break
-    return ends[0] if ends else len(lines)
-
-
-def _code(lines: list[str]) -> str:
-    """Code without common indentation, and if it is invalid, with plain spaces."""
-    code = textwrap.dedent("\n".join(lines))
-    if _first_error(code) is None:
-        return code
-    return textwrap.dedent(code.translate(PLAIN_SPACES))
+    return {node.id for node in ast.walk(parse(code)) if isinstance(node, ast.Name)}
 
 
 def _with_preamble(preamble: str, code: str) -> str:
@@ -247,7 +189,7 @@ def _bare_definition(text: str, name: str) -> str:
     lines = [line.removeprefix(indent) for line in text.split("\n")]
     for number in range(start - 1, -1, -1):
         if TOP_LEVEL.match(lines[number]):
-            if _first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
+            if first_error("\n".join([*lines[number:start], "def following(): pass"])) is not None:
                 break
             start = number
     return _without_last_words(_valid_prefix("\n".join(lines[start:])))
@@ -284,7 +226,7 @@ def _variants(block: Block) -> list[str]:
 
 def _without_last_words(code: str) -> str:
     """Cut off the end of valid code where it only looks like code: words, or examples of the function's use."""
-    statements = _parse(code).body
+    statements = parse(code).body
     while statements and (isinstance(statements[-1], ast.Expr) or _is_placeholder(statements[-1])):
         statements.pop()
     if not statements:
@@ -296,27 +238,8 @@ def _valid_prefix(code: str) -> str:
     """The lines above the errors in code; empty if there are too many errors."""
     lines = code.split("\n")
     for _ in range(MAX_ERRORS):
-        error = _first_error("\n".join(lines))
+        error = first_error("\n".join(lines))
         if error is None:
             return "\n".join(lines)
         del lines[max(0, min(error, len(lines)) - 1) :]
     return ""
-
-
-def _first_error(code: str) -> int | None:
-    """Line of an error in code, counted from 1; None if it is valid."""
-    try:
-        _parse(code)
-    except SyntaxError as error:
-        return error.lineno or 1
-    except (ValueError, OverflowError, MemoryError, RecursionError):  # null characters, or nested too deep
-        return 1
-    return None
-
-
-def _parse(code: str) -> ast.Module:
-    """Parse code, and compile it too, which finds more errors: a `return` outside of functions, for example."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a model wrote
-        compile(code, "<reply>", "exec", dont_inherit=True)
-        return ast.parse(code)
