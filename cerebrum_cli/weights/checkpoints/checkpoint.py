@@ -10,7 +10,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
-from cerebrum_cli.weights.checkpoints.families import USE_GGUF, Configuration, configuration
+from cerebrum_cli.weights.checkpoints.configuration import USE_GGUF, Configuration, configuration
 from cerebrum_cli.weights.checkpoints.safetensors import (
     FLOATS,
     PULL_AGAIN,

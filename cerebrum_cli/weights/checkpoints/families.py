@@ -1,21 +1,15 @@
-"""Families of models in Hugging Face's layout, and the hyperparameters that llama.cpp needs of each. Pure.
+"""Families of models in Hugging Face's layout, and the hyperparameters that llama.cpp needs of each, as tables of data.
 
-A configuration that differs from what llama.cpp hard-codes is rejected. From llama.cpp 0c1e57098, conversion/
-and src/models/.
+From llama.cpp 0c1e57098, conversion/ and src/models/.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.core.errors import ModelFileError
-from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonDict, JsonObject
-from cerebrum_cli.core.text import Texts, truncate
-from cerebrum_cli.gguf.contents import Value
+from cerebrum_cli.core.json_types import JsonDict
+from cerebrum_cli.core.text import Texts
 
 # By the first of `architectures` in config.json, without its ending: the architecture in GGUF, and the tensors of a
 # layer, of which biases may be missing. If "permuted", the rows of queries and keys are in another order in GGUF.
@@ -46,10 +40,8 @@ _PARTS = {
     "head_norms": "attn_q_norm.weight attn_k_norm.weight",
     "last_norms": "post_attention_norm.weight post_ffw_norm.weight",
 }
-_ENDING = "ForCausalLM"
-_MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language model is converted
 # Hyperparameters in GGUF, without the architecture, and in config.json.
-_KEYS = """
+HYPERPARAMETERS = """
 context_length                    max_position_embeddings
 embedding_length                  hidden_size
 feed_forward_length               intermediate_size
@@ -74,9 +66,8 @@ rope.freq_base_swa                rope_local_base_freq
 rope.scaling.yarn_beta_fast       beta_fast
 rope.scaling.yarn_beta_slow       beta_slow
 """
-_FLOATS = ("epsilon", "softcapping", "scale", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
 # Values that llama.cpp assumes, by architecture; null allows any, and 0, false and null are the same.
-_ASSUMED = """
+ASSUMED = """
 all      {"hidden_act": "silu", "hidden_activation": "gelu_pytorch_tanh", "partial_rotary_factor": 1, "truncate": true}
 all      {"use_sliding_window": false, "use_bidirectional_attention": false}
 gemma2   {"hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": true}
@@ -87,7 +78,7 @@ smollm3  {"no_rope_layer_interval": 4}
 """
 # Values that transformers 5.24 assumes where config.json has no such key. Of as many layers as in a
 # `sliding_window_pattern`, the last has no window.
-_DEFAULTS = """
+DEFAULTS = """
 all      {"rope_theta": 10000, "partial_rotary_factor": 1}
 Llama    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
 Mistral  {"max_position_embeddings": 131072, "num_key_value_heads": 8, "rms_norm_eps": 1e-6}
@@ -104,15 +95,11 @@ Olmo2    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5}
 Olmo3    {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "rope_theta": 5e5, "sliding_window": 4096, "sliding_window_pattern": 4}
 """  # noqa: E501
 # Values that must not be 0 or null, for which llama.cpp has others, or fails; 1 stands for any.
-_NOT_ZERO = """
+NOT_ZERO = """
 all      {"rms_norm_eps": 1, "num_experts_per_tok": 1}
 gemma2   {"attn_logit_softcapping": 1, "final_logit_softcapping": 1}
 granite  {"attention_multiplier": 1, "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1}
 """
-_WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
-_SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
-FROM_SOURCE = "convert the unquantized original, or use a GGUF: cerebrum search NAME"
-USE_GGUF = "use a GGUF of this model: cerebrum search NAME"
 
 
 class Family(NamedTuple):
@@ -131,7 +118,7 @@ def _expanded(names: list[str]) -> Texts:
     return tuple(parts)
 
 
-def _values(table: str, name: str) -> JsonDict:
+def values_of(table: str, name: str) -> JsonDict:
     """The values in the rows of all, and then of a name."""
     values: JsonDict = {}
     for row in table.strip().splitlines():
@@ -145,187 +132,3 @@ FAMILIES = {
     name: Family(architecture, _expanded(parts), "permuted" in parts)
     for name, architecture, *parts in map(str.split, _FAMILIES.strip().splitlines())
 }
-
-
-@frozen
-class Configuration:
-    """The content of config.json, with defaults; of a multimodal model, the part about the language model."""
-
-    path: Path
-    family: Family
-    content: JsonObject
-
-    @property
-    def n_layers(self) -> int:
-        return self.integer("num_hidden_layers")
-
-    def integer(self, key: str) -> int:
-        value = self.content.get(key)
-        if type(value) is not int or value <= 0:
-            raise self.invalid(key)
-        return value
-
-    def invalid(self, key: str) -> ModelFileError:
-        shown = truncate(ascii(self.content.get(key)), 60)
-        return ModelFileError(self.path, f"cannot convert a model with {key} {shown}", USE_GGUF)
-
-    def is_tied(self, has_head: bool) -> bool:
-        """Whether the embeddings are also the output matrix; one that is stored may have been trained apart."""
-        if has_head:
-            return self.family.architecture == "gemma2"  # in GGUF, it has no other
-        return bool(self.content.get("tie_word_embeddings", True))
-
-    @property
-    def rotated(self) -> int:
-        """Number of elements of a head that are rotated."""
-        return int(self.content["partial_rotary_factor"] * self.integer("head_dim"))
-
-    def shape_of(self, part: str) -> tuple[int, int] | None:
-        """Length and number of the rows of a matrix by the part of its name; None for other tensors."""
-        hidden, head = self.integer("hidden_size"), self.integer("head_dim")
-        queries = head * self.integer("num_attention_heads")
-        values = head * self.integer("num_key_value_heads")
-        inner = self.integer("intermediate_size")
-        if part.endswith("_exps") and "moe_intermediate_size" in self.content:
-            inner = self.integer("moe_intermediate_size")
-        up = 2 * inner if self.family.architecture == "phi3" else inner
-        shapes = {
-            "attn_q": (hidden, queries),
-            "attn_k": (hidden, values),
-            "attn_v": (hidden, values),
-            "attn_qkv": (hidden, queries + 2 * values),
-            "attn_output": (queries, hidden),
-            "ffn_gate": (hidden, inner),
-            "ffn_up": (hidden, up),
-            "ffn_down": (inner, hidden),
-        }
-        return shapes.get(part.removesuffix("_exps"))
-
-    def metadata(self) -> dict[str, Value]:
-        rows = map(str.split, _KEYS.strip().splitlines())
-        values = {key: self.content[name] for key, name in rows if self.content.get(name) is not None}
-        values |= {"rope.dimension_count": self.rotated, **self._scaling_values()}
-        architecture = self.family.architecture
-        if "sliding_window_pattern" in self.content:
-            values["attention.sliding_window"] = self.integer("sliding_window")
-            values["attention.sliding_window_pattern"] = self._has_window
-        return {f"{architecture}.{key}": self._value(key, value) for key, value in values.items()}
-
-    def _value(self, key: str, value: object) -> Value:
-        if key == "rope.scaling.type":
-            return Value("STRING", value)
-        if isinstance(value, tuple):
-            return Value("ARRAY", value, "BOOL")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1 << 32:
-            raise ModelFileError(self.path, f"cannot convert {key} {truncate(ascii(value), 60)}", USE_GGUF)
-        if key.endswith(_FLOATS):
-            return Value("FLOAT32", float(value))
-        return Value("UINT32", int(value))
-
-    @property
-    def _has_window(self) -> tuple[bool, ...]:
-        """Whether each layer has a sliding window; llama.cpp needs one."""
-        period = self.integer("sliding_window_pattern")
-        windows = tuple((layer + 1) % period != 0 for layer in range(self.n_layers))
-        if kinds := self.content.get("layer_types"):
-            windows = tuple(kind == "sliding_attention" for kind in kinds)
-        if not any(windows):
-            raise self.invalid("layer_types")
-        return windows
-
-    def _scaling_values(self) -> JsonDict:
-        """How the rotary embedding is extended to longer contexts."""
-        content, architecture = self.content, self.family.architecture
-        kind, original = content["rope_type"], content["original_max_position_embeddings"]
-        if kind == "default" or (kind == "llama3" and architecture in _WITH_FACTORS):
-            return {}
-        values = {"rope.scaling.original_context_length": original}
-        if "long_factor" in content and architecture == "phi3":
-            scale = max(1.0, content.get("factor") or self.integer("max_position_embeddings") / original)
-            default = math.sqrt(1 + math.log(scale) / math.log(original))
-            values["rope.scaling.attn_factor"] = content.get("attention_factor") or default
-        elif kind in ("linear", "yarn"):
-            values |= {"rope.scaling.type": kind, "rope.scaling.factor": content["factor"]}
-            if kind == "yarn" and content.get("attention_factor"):  # llama.cpp multiplies its own with what is stored
-                own = 1 + 0.1 * math.log(content["factor"])
-                values["rope.scaling.attn_factor"] = content["attention_factor"] / own
-            elif content.get("mscale") and content.get("mscale_all_dim"):
-                raise self.invalid("mscale")
-        else:
-            raise self.invalid("rope_type")
-        return values
-
-    def rope_factors(self) -> dict[str, list[float]]:
-        """Tensors with divisors of the frequencies of the rotary embedding, by their names."""
-        rope = self.content
-        if "long_factor" in rope:
-            return {f"rope_factors_{kind}.weight": rope[f"{kind}_factor"] for kind in ("long", "short")}
-        if rope["rope_type"] != "llama3":
-            return {}
-        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-        factors = []
-        rotated = self.rotated
-        for index in range(0, rotated, 2):
-            wavelength = 2 * math.pi * rope["rope_theta"] ** (index / rotated)
-            turns = rope["original_max_position_embeddings"] / wavelength
-            smooth = min(1.0, max(0.0, (turns - low) / (high - low)))  # 1 for high frequencies
-            factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
-        return {"rope_freqs.weight": factors}
-
-
-def configuration(path: Path, content: JsonObject) -> Configuration:
-    """The configuration in a file. Raises ModelFileError if such a model cannot be converted."""
-    if not content.get("architectures"):
-        raise ModelFileError(path, "has no `architectures`", 'add the class of the model, such as ["LlamaForCausalLM"]')
-    architecture = str(content["architectures"][0])
-    name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
-    family = FAMILIES.get(name)
-    if family is None or name == architecture:
-        raise ModelFileError(path, f"cannot convert {architecture}", f"supported: {', '.join(FAMILIES)}")
-    if quantization := content.get("quantization_config"):
-        method = quantization.get("quant_method")
-        raise ModelFileError(path, f"its weights are already quantized ({method})", FROM_SOURCE)
-    whole = {**_values(_DEFAULTS, name), **content, **content.get("text_config", {})}
-    if "num_experts" in whole:  # its name in older versions of transformers
-        whole["num_local_experts"] = whole["num_experts"]
-    checked = Configuration(path, family, whole)
-    heads = checked.integer("num_attention_heads")
-    whole["num_key_value_heads"] = whole.get("num_key_value_heads") or heads
-    size = checked.integer("hidden_size") // heads
-    whole["head_dim"] = whole.get("head_dim") or size
-    _set_rope(checked, whole)
-    _require_hyperparameters(checked, size)
-    return checked
-
-
-def _set_rope(configuration: Configuration, content: JsonDict) -> None:
-    """Put parameters of the rotary embedding beside all others: of layers without windows, where others differ."""
-    stated: JsonObject = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    full: JsonObject = stated.get("full_attention", stated)
-    local: JsonObject = stated.get("sliding_attention", {})
-    if local.get("rope_type", "default") != "default":
-        raise configuration.invalid("rope_parameters")
-    if "rope_theta" in local:
-        content["rope_local_base_freq"] = local["rope_theta"]
-    content |= {"rope_type": full.get("type", "default"), **full}
-    content.setdefault("original_max_position_embeddings", configuration.integer("max_position_embeddings"))
-
-
-def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
-    """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
-    content, architecture = configuration.content, configuration.family.architecture
-    for key, value in _values(_NOT_ZERO, architecture).items():
-        if not content.get(key, value):
-            raise configuration.invalid(key)
-    assumed = _values(_ASSUMED, architecture)
-    if architecture in _SCALED:
-        is_scaled = configuration.n_layers == _SCALED[architecture]
-        assumed["query_pre_attn_scalar"] = head_size if is_scaled else content["head_dim"]
-    if architecture == "smollm3":
-        assumed["no_rope_layers"] = [int((layer + 1) % 4 != 0) for layer in range(configuration.n_layers)]
-    if architecture == "olmo2":
-        assumed["rope_local_base_freq"] = content["rope_theta"]
-    for key, value in assumed.items():
-        stated = content.get(key, value)
-        if value is not None and stated != value and (stated or value):  # null is false
-            raise configuration.invalid(key)
