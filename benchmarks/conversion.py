@@ -26,7 +26,7 @@ from gguf import GGUFReader, LlamaFileType
 from harness import ROOT, SCRIPT, Row, argument_parser, isolated_environment, record, run
 from quantized import quantize
 
-from cerebrum_cli.library.catalogue import RECIPES
+from cerebrum_cli.library.catalogue_file import RECIPES
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 from checkpoint_models import FIXTURES, CheckpointModel, read_model, write_checkpoint

@@ -13,7 +13,7 @@ from cerebrum_cli.cli.parser import option_names
 from cerebrum_cli.core.config import read_config
 from cerebrum_cli.core.saved_prompts import read_prompt
 from cerebrum_cli.core.settings import SHORTHANDS
-from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.main import assembled
 

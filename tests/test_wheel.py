@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from cerebrum_cli import __version__
-from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,7 @@ def stored_models(app: App) -> Candidates:
 
 
 def known_models(app: App) -> Candidates:
-    return (spec.name for spec in app.library.specs)
+    return (spec.name for spec in app.library.catalogue.specs)
 
 
 def sessions(app: App) -> Candidates:

@@ -169,7 +169,7 @@ def catalogue_rows(library: Library, context: int | None) -> list[JsonDict]:
     models = library.models()
     installed = {model.spec.name for model in models if model.spec}
     request = library.plan_request(context)
-    plans = [(spec, request.known_plan(spec, models)) for spec in library.specs]
+    plans = [(spec, request.known_plan(spec, models)) for spec in library.catalogue.specs]
     rows = []
     for spec, plan in sorted(plans, key=lambda pair: (pair[1] is None, pair[1].rank if pair[1] else ())):
         described = {

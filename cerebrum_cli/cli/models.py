@@ -160,7 +160,7 @@ def describe_not_installed(app: App, name: str, error: ModelNotFound) -> JsonDic
     reference = app.library.parse(name)
     if vocabulary := app.library.stored_vocabulary(reference):
         return describe(app, vocabulary)
-    spec = app.library.spec_of(reference)
+    spec = app.library.catalogue.meant_by(reference)
     if spec is None:
         raise error
     return {

@@ -108,7 +108,7 @@ def _check_config(context: DoctorContext) -> CheckResult:
 
 def _check_models(context: DoctorContext) -> CheckResult:
     library = context.app.library
-    details = [f"{len(library.specs)} in the catalog"]
+    details = [f"{len(library.catalogue.specs)} in the catalog"]
     problems = []
     n_readable = 0
     models = library.models()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import parse_adapter
 from cerebrum_cli.core.environment import environment
-from cerebrum_cli.core.errors import ModelNotFound, PullError, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
 from cerebrum_cli.core.text import did_you_mean
@@ -40,8 +40,8 @@ from cerebrum_cli.library.registry import Registry, RegistryEntry, Source
 if TYPE_CHECKING:
     from cerebrum_cli.engine.local import Capacity
     from cerebrum_cli.library.cache import Cache, CachedModel
-    from cerebrum_cli.library.catalogue import ModelSpec
-    from cerebrum_cli.library.fit import DownloadPlan, PlanRequest
+    from cerebrum_cli.library.catalogue import Catalogue, ModelSpec
+    from cerebrum_cli.library.plans import DownloadPlan, PlanRequest
     from cerebrum_cli.library.removal import Removal
     from cerebrum_cli.library.stores import FoundModel
 
@@ -82,10 +82,11 @@ class Library:
         return self.vocabulary_cache if model.is_vocabulary else self.cache
 
     @cached_property
-    def specs(self) -> tuple[ModelSpec, ...]:
-        from cerebrum_cli.library.catalogue import load_catalogue
+    def catalogue(self) -> Catalogue:
+        from cerebrum_cli.library.catalogue import Catalogue
+        from cerebrum_cli.library.catalogue_file import load_catalogue
 
-        return load_catalogue(self.catalogue_paths)
+        return Catalogue(load_catalogue(self.catalogue_paths))
 
     def models(self) -> list[InstalledModel]:
         """Installed models: registered ones in order of registration, then those in the cache."""
@@ -108,7 +109,7 @@ class Library:
         return pulled
 
     def model_from_cache(self, cached: CachedModel) -> InstalledModel:
-        spec = self.spec_in(cached.repo_id, cached.names[0])
+        spec = self.catalogue.in_repository(cached.repo_id, cached.names[0])
         return InstalledModel(spec.name if spec else cached.repo_id, cached.paths, Pulled(cached), spec)
 
     def resolve(self, text: str | None) -> InstalledModel:
@@ -130,7 +131,7 @@ class Library:
         except ModelNotFound as error:
             if vocabulary := self.stored_vocabulary(reference):
                 return vocabulary
-            spec = self.spec_of(reference)
+            spec = self.catalogue.meant_by(reference)
             if error.pullable is None or (spec and (spec.package or spec.is_built)):
                 raise
             whole = f"cerebrum pull {error.pullable}"
@@ -180,7 +181,7 @@ class Library:
             return model
         if reference.is_on_hub:
             raise _not_installed(reference)
-        if spec := self.spec_named(reference.name):
+        if spec := self.catalogue.named(reference.name):
             raise _not_installed(reference, spec)
         raise self._unknown(str(reference))
 
@@ -195,7 +196,7 @@ class Library:
         if entry:
             model = self.model_from_entry(entry)
         else:
-            model = InstalledModel(path.stem, model_paths(resolved), spec=self.spec_of_file(path))
+            model = InstalledModel(path.stem, model_paths(resolved), spec=self.catalogue.in_file(path))
         _ = model.header
         if model.missing:
             raise ModelNotFound(
@@ -204,7 +205,7 @@ class Library:
         return model
 
     def model_from_entry(self, entry: RegistryEntry) -> InstalledModel:
-        spec = self.spec_named(entry.name) or self.spec_of_file(entry.path)
+        spec = self.catalogue.named(entry.name) or self.catalogue.in_file(entry.path)
         cached = self.cache.model_at(entry.path) if entry.source == "hub" else None
         return InstalledModel(entry.name, model_paths(entry.path), Registered(entry, cached), spec)
 
@@ -223,33 +224,12 @@ class Library:
         if not MODEL_NAME.fullmatch(name) or looks_like_path(name):
             hint = "use --name with letters, digits, `.`, `_` and `-`, and without .gguf"
             raise UsageError(f"invalid name: {name!r}", hint)
-        named = self.spec_named(name)
+        named = self.catalogue.named(name)
         entry = self.registry.find(name)
         if entry and (entry.sha256 == sha256 or path in (entry.path, entry.path.parent) or is_missing(entry.path)):
             entry = None
         if entry or (named and named is not spec):
             raise UsageError(f"the name {name} belongs to another model", "choose another with --name")
-
-    def spec_of(self, reference: Reference) -> ModelSpec | None:
-        return self.spec_named(reference.name) if isinstance(reference, ModelReference) else None
-
-    def spec_named(self, name: str) -> ModelSpec | None:
-        matches = [spec for spec in self.specs if spec.has_name(name)]
-        return min(matches, key=lambda spec: spec.name.lower() != name.lower(), default=None)
-
-    def spec_in(self, repo_id: str, file: str) -> ModelSpec | None:
-        name = file.rpartition("/")[2]
-        for spec in self.specs:
-            for source in spec.sources:
-                if source.repo_id.lower() == repo_id.lower() and source.matches(name):
-                    return spec
-        return None
-
-    def require_not_refused(self, repo_id: str) -> None:
-        """Raise PullError for a repository that the catalog lists as broken; the hint names the model's own."""
-        for spec in self.specs:
-            if reason := spec.refuse.get(repo_id):
-                raise PullError(f"{repo_id}: {reason}", f"cerebrum pull {spec.name}")
 
     def identity(self, model: InstalledModel) -> str:
         """Unique text for a model's files and adapters."""
@@ -303,7 +283,7 @@ class Library:
         name = text.partition(":")[0]
         names = {NANO_NAME}
         names.update(model.name for model in self.models())
-        names.update(spec.name for spec in self.specs)
+        names.update(spec.name for spec in self.catalogue.specs)
         similar = did_you_mean(name, sorted(names), 3, 0.5)
         problem = f"unknown model {text!r}"
         if ":" in text and not similar:
@@ -362,13 +342,13 @@ class Library:
         return first_by_name[plan.chosen.quantization]
 
     def plan_request(self, context: int | None, quantization: str | None = None) -> PlanRequest:
-        from cerebrum_cli.library.fit import PlanRequest
+        from cerebrum_cli.library.plans import PlanRequest
 
         return PlanRequest(context, quantization, self.capacity())
 
     def catalogue_plan(self, reference: Reference, context: int | None) -> DownloadPlan | None:
         """Plan with the quantizations of a catalog model, without the network; None if there are none."""
-        if not isinstance(reference, ModelReference) or not (spec := self.spec_named(reference.name)):
+        if not isinstance(reference, ModelReference) or not (spec := self.catalogue.named(reference.name)):
             return None
         return self.plan_request(context, reference.quantization).known_plan(spec, self.models())
 
@@ -415,11 +395,6 @@ class Library:
 
         return offline_if_unreachable()
 
-    def merged_spec(self, text: str) -> ModelSpec | None:
-        """The catalog model that a text names, with or without a quantization, if it is merged from a recipe."""
-        spec = self.spec_named(text.partition(":")[0])
-        return spec if spec and spec.recipe else None
-
     def removal(self, text: str) -> Removal:
         """The removal of the model that a reference means. Raises ModelNotFound, UsageError."""
         from cerebrum_cli.library.removal import Removal
@@ -446,12 +421,6 @@ class Library:
             hint = "delete the file yourself; cerebrum list shows what rm can remove"
             raise ModelNotFound(f"{model.path} is not registered", hint)
         return model
-
-    def spec_of_file(self, path: Path) -> ModelSpec | None:
-        for spec in self.specs:
-            if spec.matches(path.name):
-                return spec
-        return None
 
 
 def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:

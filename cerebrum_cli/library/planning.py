@@ -19,12 +19,7 @@ from cerebrum_cli.gguf.contents import HeaderTruncated
 from cerebrum_cli.gguf.header import Header, NoLanguageModel, header_from_tables, parse_tables, require_generative
 from cerebrum_cli.library.catalogue import ModelSpec
 from cerebrum_cli.library.download import RetryPolicy
-from cerebrum_cli.library.fit import (
-    Conversion,
-    DownloadPlan,
-    PlanRequest,
-    spec_sizes,
-)
+from cerebrum_cli.library.fit import spec_sizes
 from cerebrum_cli.library.hub import (
     FoundRepository,
     HubFile,
@@ -35,6 +30,7 @@ from cerebrum_cli.library.hub import (
 )
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.plans import Conversion, DownloadPlan, PlanRequest
 from cerebrum_cli.library.reference import (
     ModelReference,
     Reference,
@@ -75,7 +71,7 @@ class Planner:
 
     def plan(self, reference: Reference) -> DownloadPlan:
         """Plan a reference's download. Raises ModelNotFound if nothing matches, HubError if the Hub fails."""
-        spec = self.library.spec_of(reference)
+        spec = self.library.catalogue.meant_by(reference)
         quantization = reference.quantization if isinstance(reference, ModelReference) else self.type
         request = self.library.plan_request(self.context, quantization)
         if spec and spec.weights and (self.from_weights or not spec.sources):
@@ -147,7 +143,7 @@ class Planner:
 
     def _plan_repository(self, reference: ModelReference, request: PlanRequest, spec: ModelSpec | None) -> DownloadPlan:
         repo_id = reference.name
-        self.library.require_not_refused(repo_id)
+        self.library.catalogue.require_not_refused(repo_id)
         listing = RetryPolicy(self.progress).run(list_repository, repo_id, reference.revision)
         names = [name for name in listing.files if name.lower().endswith(".gguf")]
         if self.from_weights or not (names or reference.file):
@@ -240,7 +236,7 @@ class Planner:
 
     def _spec_of(self, listing: Listing, models: Sequence[Variant]) -> ModelSpec | None:
         for model in models:
-            if spec := self.library.spec_in(listing.repo_id, model.files[0]):
+            if spec := self.library.catalogue.in_repository(listing.repo_id, model.files[0]):
                 return spec
         return None
 

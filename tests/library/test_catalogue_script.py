@@ -8,7 +8,7 @@ import pytest
 from command_line import ROOT
 from hub_user import HubUser
 
-from cerebrum_cli.library.catalogue import load_catalogue
+from cerebrum_cli.library.catalogue_file import load_catalogue
 
 TEXT = """\
 # The catalog.

@@ -16,7 +16,7 @@ from scripted_command import app_for
 from tiny_models import Shape
 
 from cerebrum_cli.library.cache import Cache
-from cerebrum_cli.library.catalogue import RECIPES
+from cerebrum_cli.library.catalogue_file import RECIPES
 from cerebrum_cli.library.reference import parts_of
 from cerebrum_cli.main import run
 from cerebrum_cli.terminal.streams import Streams
