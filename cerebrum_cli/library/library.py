@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.declaration import parse_adapter
@@ -14,7 +13,6 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
-from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.installed import (
     NANO_NAME,
     Bundled,
@@ -25,6 +23,7 @@ from cerebrum_cli.library.installed import (
     bundled_model,
     model_paths,
 )
+from cerebrum_cli.library.not_found import no_default, not_installed, unknown_model
 from cerebrum_cli.library.reference import (
     FILE_OF_REPO,
     HUB,
@@ -180,9 +179,9 @@ class Library:
         if model := self.best_match(reference, self.models()):
             return model
         if reference.is_on_hub:
-            raise _not_installed(reference)
+            raise not_installed(reference)
         if spec := self.catalogue.named(reference.name):
-            raise _not_installed(reference, spec)
+            raise not_installed(reference, spec)
         raise self._unknown(str(reference))
 
     def model_at(self, path: Path) -> InstalledModel:
@@ -280,35 +279,16 @@ class Library:
         return self.registry.default in model.references
 
     def _unknown(self, text: str) -> ModelNotFound:
-        name = text.partition(":")[0]
         names = {NANO_NAME}
         names.update(model.name for model in self.models())
         names.update(spec.name for spec in self.catalogue.specs)
-        similar = did_you_mean(name, sorted(names), 3, 0.5)
-        problem = f"unknown model {text!r}"
-        if ":" in text and not similar:
-            pull = f"cerebrum pull ollama:{text}; or pull from the Hub: cerebrum pull OWNER/REPO"
-            return ModelNotFound(problem, f"if Ollama has it, run {pull}")
-        search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
-        known = similar or "see cerebrum list --available; "
-        return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")
+        return unknown_model(text, sorted(names))
 
     def _default_model(self) -> InstalledModel:
         default = self.registry.default
-        if default is not None:
-            return self.resolve(default)
-        if model := next(
-            (model for model in self.models() if model.is_usable), None
-        ):  # installed by another tool, so not chosen by the user
-            raise ModelNotFound(
-                "no model given, and no default model is set",
-                f"add -m {model.reference}, or set the default: cerebrum pull --default {model.reference}",
-            )
-        raise ModelNotFound(
-            "no model is installed",
-            "cerebrum pull  (choose one that fits this machine)  or  cerebrum pull starter  (98 MB, to try it out)",
-            pullable="starter",
-        )
+        if default is None:
+            raise no_default(next((model.reference for model in self.models() if model.is_usable), None))
+        return self.resolve(default)
 
     def _matches(self, reference: ModelReference, model: InstalledModel) -> bool:
         cached = model.cached
@@ -421,18 +401,3 @@ class Library:
             hint = "delete the file yourself; cerebrum list shows what rm can remove"
             raise ModelNotFound(f"{model.path} is not registered", hint)
         return model
-
-
-def _not_installed(reference: ModelReference, spec: ModelSpec | None = None) -> ModelNotFound:
-    if spec and not spec.is_obtainable:
-        return ModelNotFound(f"{spec.name} is not installed and cannot be downloaded", spec.notes)
-    return ModelNotFound(
-        f"{reference} is not downloaded", f"cerebrum pull {reference}{_file_hint(str(reference))}", str(reference)
-    )
-
-
-def _file_hint(text: str) -> str:
-    """Hint for referring to the file or folder of this name, if there is one: a name never means a file."""
-    if exists(Path(text)):
-        return f"; for a file or folder of this name, use ./{text}"
-    return ""
