@@ -14,10 +14,10 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.core.token_ids import TokenIds
 from cerebrum_cli.core.vocabulary import Vocabulary, least_tokens
+from cerebrum_cli.formats.markers import REASONING_MARKUPS, closing_sentence, mentions_markup
 from cerebrum_cli.formats.named_templates import NAMED_TEMPLATES, TURN_ENDS
 from cerebrum_cli.formats.plain import PLAIN_FORMATS
 from cerebrum_cli.formats.prompt_format import RAW, PromptFormat, RawFormat
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, closing_sentence, mentions_markup
 
 SERVER = "server"
 BUILT_IN: Mapping[str, PromptFormat] = {
@@ -118,7 +118,7 @@ def choose_format(requested: str | None, known: str | None, template: str | None
 
 def mentions_reasoning(template: str | None) -> bool:
     """Whether a chat template has markup that opens reasoning."""
-    return any(markup.open in (template or "") for markup in REASONING_MARKUPS)
+    return template is not None and any(markup.open in template for markup in REASONING_MARKUPS)
 
 
 def try_template(path: Path) -> None:

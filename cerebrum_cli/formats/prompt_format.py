@@ -96,7 +96,10 @@ class PromptFormat:
     def open_markup(self, prompt_end: str) -> ReasoningMarkup | None:
         """The markup of reasoning that a prompt leaves open, as some templates do; None if there is none."""
         end = prompt_end.rstrip()
-        return next((markup for markup in self.markups if end.endswith(markup.open)), None)
+        for markup in self.markups:
+            if end.endswith(markup.open):
+                return markup
+        return None
 
     def without_format(self, system_prompt: str | None) -> PromptFormat:
         """No format, but the markup that this model may use."""

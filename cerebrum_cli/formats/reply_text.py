@@ -23,6 +23,7 @@ from cerebrum_cli.formats.markers import (
     MARKER_START,
     MARKERS,
     PARTIAL_MARKER,
+    REASONING_MARKUPS,
     Marker,
     end_pattern,
     find_markers,
@@ -33,7 +34,6 @@ from cerebrum_cli.formats.markers import (
     read_header,
 )
 from cerebrum_cli.formats.prompt_format import ReasoningMarkup
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 
 MAX_BLANKS = 4  # characters of white space before an answer under a grammar
 MAX_LINE = 500  # characters of a line in which markup may be quoted

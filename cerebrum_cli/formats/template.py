@@ -29,6 +29,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
 from cerebrum_cli.core.tools import Round
+from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
     CHANGED,
@@ -53,7 +54,6 @@ from cerebrum_cli.formats.template_sandbox import (
     variables,
     write_turn,
 )
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.formats.tool_calls import ToolFormat
 from cerebrum_cli.formats.tool_syntax import find_tool_format, tool_variables
 

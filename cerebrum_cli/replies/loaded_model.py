@@ -131,7 +131,8 @@ class LoadedModel:
             asked, prompt_end = self._continuing(asked, tokens)
         self._make_room(len(tokens), settings)
         prefix = asked.prefix_tokens
-        rules, controls = self.controls.create(asked, prompt_end, self._text_of(prefix), self.answer_now)
+        prefix_text = self._text_of(prefix) if prefix else ""
+        rules, controls = self.controls.create(asked, prompt_end, prefix_text, self.answer_now)
         may_repeat = asked.ignore_eos or self.format.verbatim  # text of a given length, or without a format
         return Request(
             array("i", tokens),

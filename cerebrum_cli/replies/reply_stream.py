@@ -109,7 +109,8 @@ class ReplyStream:
                     self._texts["answer"] = []
                 self._texts[event.channel].append(event.text)
                 self._tokens.extend(event.tokens)
-                self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
+                if event.logprobs:
+                    self._logprobs.extend(logprob for logprob in event.logprobs if logprob is not None)
             case CallEvent(is_done=False):  # if the call is interrupted, the round is generated again
                 self._tokens = array("i")
             case RoundEvent():

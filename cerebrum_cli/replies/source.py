@@ -63,8 +63,10 @@ class Installation:
     open_file: OpenFile  # loads a model file: llama.cpp, or something smaller in tests
     try_template: Callable[[Path], None] = lambda *_: None
     library: Library = field(init=False)
+    machine: MachineRecords = field(init=False)
 
     def __post_init__(self) -> None:
+        self.machine = MachineRecords(self.data_directory)
         self.library = Library.of_user(self.config_directory, self.data_directory, self.machine.capacity)
 
     @classmethod
@@ -97,18 +99,6 @@ class Installation:
     def prompt_cache_directory(self) -> Path:
         """The prompt cache, which holds tokens of conversations."""
         return self.cache_directory / "states"
-
-    @property
-    def machine(self) -> MachineRecords:
-        """What is recorded of this machine."""
-        return MachineRecords(self.data_directory)
-
-    def prompt_cache(self, model: InstalledModel, format_name: str, settings: Settings) -> PromptCacheOptions | None:
-        """The prompt cache on disk of a model and prompt format; None if caching is off."""
-        if not settings.cache_gb:
-            return None
-        limit = int(settings.cache_gb * 1e9)
-        return PromptCacheOptions(self.prompt_cache_directory, limit, self.library.identity(model), format_name)
 
     def find_endpoints(
         self,
@@ -296,8 +286,10 @@ class ModelSource:
         if self.servers and not self.vocabulary_only:
             return self._connect(self.servers)
         cache = None
-        if self.caches_prompts and not self.vocabulary_only:
-            cache = self.installation.prompt_cache(self.model, format_name, self.settings)
+        if self.caches_prompts and self.settings.cache_gb and not self.vocabulary_only:
+            limit = int(self.settings.cache_gb * 1e9)
+            model = self.installation.library.identity(self.model)
+            cache = PromptCacheOptions(self.installation.prompt_cache_directory, limit, model, format_name)
         return open_engine(self.options(), self.installation.open_file, cache)
 
     def _connect(self, servers: Servers) -> Engine:

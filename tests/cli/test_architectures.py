@@ -33,7 +33,7 @@ from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import TokenRow
 from cerebrum_cli.gguf.header import read_header, require_generative
 from cerebrum_cli.main import run
-from cerebrum_cli.replies.attention import has_stable_attention
+from cerebrum_cli.replies.loading import has_stable_attention
 from cerebrum_cli.replies.reply import MajorityVote
 from cerebrum_cli.terminal.streams import Streams
 

@@ -19,8 +19,8 @@ from cerebrum_cli.core.sampling import SamplingParams
 from cerebrum_cli.core.vocabulary import Vocabulary
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.reply_text import ReplyRules
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS
 from cerebrum_cli.replies.reply import Reply
 from cerebrum_cli.replies.reply_controls import AnswerNow, ReasoningBudget, endings
 from cerebrum_cli.servers.faults import RefusedRequestError

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from thinkers import answering_late
 
+from cerebrum_cli.formats.markers import HARMONY_FINAL, MUSE, REASONING_MARKUPS
 from cerebrum_cli.formats.prompt_format import PromptFormat, ReasoningMarkup
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
-from cerebrum_cli.formats.thinking import HARMONY_FINAL, MUSE, REASONING_MARKUPS
 
 THINK = REASONING_MARKUPS[0]
 ANY_MARKUP = PromptFormat(name="any", markups=REASONING_MARKUPS)

@@ -34,10 +34,10 @@ from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
+from cerebrum_cli.formats.markers import REASONING_MARKUPS, mentions_markup
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.template import PRESERVE
 from cerebrum_cli.formats.template_sandbox import find_switch, run_template, variables
-from cerebrum_cli.formats.thinking import REASONING_MARKUPS, mentions_markup
 
 CONVERSATIONS = {
     "one question": ONE_TURN,
