@@ -136,8 +136,10 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
 
 def named_command(words: Sequence[str], commands: Commands) -> Command | None:
     """The command on a command line, also behind `--`."""
-    first = next((word for word in words[:2] if not word.startswith("-")), "")
-    return commands.get(first)
+    for word in words[:2]:
+        if not word.startswith("-"):
+            return commands.get(word)
+    return None
 
 
 def commands_for(words: Sequence[str], app: App | None) -> Commands:

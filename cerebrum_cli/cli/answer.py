@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -81,15 +81,17 @@ class AnswerPrinter:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Print no keys that are pressed meanwhile, and how to continue an answer that is interrupted."""
-        hides_keys = self.display.calls.keyboard.without_echo() if self.streams.out_is_terminal else nullcontext()
+        options = self.options
         try:
-            with hides_keys, name_grammar_in_errors(self.options):
+            with ExitStack() as stack:
+                if self.streams.out_is_terminal:
+                    stack.enter_context(self.display.calls.keyboard.without_echo())
+                if self.request.grammar:
+                    stack.enter_context(name_grammar_in_errors(options.schema, options.grammar))
                 yield
         except Interrupted:
             if self.saved_as and self.streams.err_is_terminal:
-                what = (
-                    "leading answer is saved" if self.options.votes else f"answer so far is saved{self._continuation}"
-                )
+                what = "leading answer is saved" if options.votes else f"answer so far is saved{self._continuation}"
                 self.streams.report(f"interrupted; the {what}")
             raise
         except OutputError as error:

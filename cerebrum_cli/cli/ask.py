@@ -69,7 +69,6 @@ def answer(
     app: App, overrides: Layer, options: AskOptions, question: PromptSources, votes: Votes | None, continues: bool
 ) -> None:
     """Load the model, read the question meanwhile, and print the answer."""
-    from cerebrum_cli.cli.constraints import read_grammar
     from cerebrum_cli.replies.interface import open_source
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
@@ -86,7 +85,7 @@ def answer(
     if votes:
         source = source.for_samples("--votes", votes.maximum)
     settings = source.settings
-    grammar = read_grammar(options, source)
+    grammar = options.read_grammar(source)
     if session and continues:
         continued, conversation, settings = open_history().resume(session, source.model, settings)
     with open_source(source) as loaded:

@@ -112,7 +112,6 @@ class BatchRun:
     ) -> BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
-        from cerebrum_cli.cli.constraints import read_grammar
 
         tools = options.find_tools()
         votes = options.vote_bounds
@@ -128,7 +127,7 @@ class BatchRun:
         asked = BatchOptions(
             source.settings,
             source.model.names,
-            grammar=read_grammar(options, source),
+            grammar=options.read_grammar(source),
             votes=votes,
             ignore_eos=options.ignore_eos,
             modes=modes,

@@ -11,20 +11,19 @@ from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_object, sche
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from cerebrum_cli.cli.options import ConstrainedOptions
     from cerebrum_cli.replies.source import ModelSource
 
 GRAMMAR_KINDS: dict[str, GrammarKind] = {".lark": "lark", ".regex": "regex"}  # of files, by suffix
 MAX_GRAMMAR_BYTES = 4_000_000  # of a file with a schema or a grammar
 
 
-def read_grammar(options: ConstrainedOptions, source: ModelSource) -> Grammar | None:
+def read_grammar(schema: str | None, path: Path | None, source: ModelSource) -> Grammar | None:
     """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
-    schema, path = options.schema, options.grammar
     if schema is not None and path:
         raise UsageError.conflict("--schema", "--grammar")
-    with name_grammar_in_errors(options):
+    with name_grammar_in_errors(schema, path):
         if schema is not None:
             grammar = schema_grammar(schema_text(schema))
         elif path:
@@ -49,13 +48,12 @@ def schema_text(schema: str) -> str:
 
 
 @contextmanager
-def name_grammar_in_errors(options: ConstrainedOptions) -> Iterator[None]:
+def name_grammar_in_errors(schema: str | None, path: Path | None) -> Iterator[None]:
     """Name the file in errors, or the option."""
     try:
         yield
     except GrammarError as error:
-        path = options.grammar
-        if options.schema:
-            path = schema_file(options.schema)
+        if schema:
+            path = schema_file(schema)
         error.message = f"{path or '--schema'}: {error.message}"
         raise

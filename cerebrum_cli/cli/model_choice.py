@@ -1,4 +1,4 @@
-"""The model that a command uses: the one its settings name, or one to download, if the user agrees."""
+"""The model that a command downloads instead of one that is not installed, if the user agrees."""
 
 from __future__ import annotations
 
@@ -17,38 +17,33 @@ if TYPE_CHECKING:
     from cerebrum_cli.library.pull import Puller
 
 
-def find_model(app: App, settings: Settings, *, yes: bool, offline: bool) -> InstalledModel:
-    """Find the model the settings name; download it if it is not installed, and the user agrees or `yes` is given.
+def pull_missing(app: App, settings: Settings, error: ModelNotFound, *, yes: bool, offline: bool) -> InstalledModel:
+    """Download the model that settings name and that is not installed, if the user agrees or `yes` is given.
 
-    Raises ModelNotFound.
+    Raises the error otherwise.
     """
-    try:
-        model = app.library.resolve(settings.model)
-    except ModelNotFound as error:
-        origin = settings.origin("model")
-        if origin not in (DEFAULT, COMMAND_LINE):
-            error.message = f"{origin}: {error.message}"
-        if origin == SESSION and error.pullable is None:
-            error.hint = "add --endpoint if a server has it, or choose another model with -m"
-        if error.pullable is None or not (yes or app.streams.can_ask):
-            raise
-        text: str = error.pullable
-        with app.puller(offline, settings.ctx) as puller:
-            if puller.is_unavailable_offline(puller.parse(text)):
-                raise
-            if settings.model is None and not yes:
-                from cerebrum_cli.cli.model_objects import suggestions
+    origin = settings.origin("model")
+    if origin not in (DEFAULT, COMMAND_LINE):
+        error.message = f"{origin}: {error.message}"
+    if origin == SESSION and error.pullable is None:
+        error.hint = "add --endpoint if a server has it, or choose another model with -m"
+    if error.pullable is None or not (yes or app.streams.can_ask):
+        raise error
+    text: str = error.pullable
+    with app.puller(offline, settings.ctx) as puller:
+        if puller.is_unavailable_offline(puller.parse(text)):
+            raise error
+        if settings.model is None and not yes:
+            from cerebrum_cli.cli.model_objects import suggestions
 
-                rows = suggestions(app.library, settings.ctx)
-                chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
-                if chosen is None:
-                    raise
-                text = chosen
-            elif not (yes or confirm_pull(app, error, puller, text)):
-                raise
-        model = pull_model(app, app.puller(offline, settings.ctx, yes), text)
-    app.library.registry.touch(model.usage_key)
-    return model
+            rows = suggestions(app.library, settings.ctx)
+            chosen = choose_model(app, f"{error.message}; these fit this machine, best first", rows)
+            if chosen is None:
+                raise error
+            text = chosen
+        elif not (yes or confirm_pull(app, error, puller, text)):
+            raise error
+    return pull_model(app, app.puller(offline, settings.ctx, yes), text)
 
 
 def choose_model(app: App, heading: str, rows: list[JsonDict]) -> str | None:

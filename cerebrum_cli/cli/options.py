@@ -24,12 +24,13 @@ from cerebrum_cli.core.declaration import (
     options_of,
     switch,
 )
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Layer, without_keys
 
 if TYPE_CHECKING:
     from cerebrum_cli.cli.app import App
+    from cerebrum_cli.core.grammar import Grammar
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.votes import Votes
@@ -67,6 +68,19 @@ class QuietOptions:
 class PullOptions(QuietOptions):
     offline: bool = switch("Do not use the network", "Model")
     yes: bool = switch("Answer yes to every question", "Output", short="-y")
+
+    def find_model(self, app: App, requested: Settings, servers: Servers | None = None) -> InstalledModel:
+        """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
+        if servers:
+            return app.find_model(requested, servers)
+        try:
+            model = app.library.resolve(requested.model)
+        except ModelNotFound as error:
+            from cerebrum_cli.cli.model_choice import pull_missing
+
+            model = pull_missing(app, requested, error, yes=self.yes, offline=self.offline)
+        app.library.registry.touch(model.usage_key)
+        return model
 
 
 @option_group
@@ -118,19 +132,19 @@ class AnswerOptions(ServerOptions, PullOptions):
 
         return Servers(self.find_endpoints(app, requested))
 
-    def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
-        """The model of the servers, or one that is installed, which may be downloaded first. Raises ModelNotFound."""
-        from cerebrum_cli.cli.model_choice import find_model
-
-        if servers:
-            return app.find_model(requested, servers)
-        return find_model(app, requested, yes=self.yes, offline=self.offline)
-
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
     schema: str | None = option("JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA")
     grammar: Path | None = option("Grammar of the answer: .gbnf, .lark or .regex", "Output", PATH, metavar="FILE")
+
+    def read_grammar(self, source: ModelSource) -> Grammar | None:
+        """What `--schema` or `--grammar` gives; None without either. Raises UsageError, GrammarError."""
+        if self.schema is None and not self.grammar:
+            return None
+        from cerebrum_cli.cli.constraints import read_grammar
+
+        return read_grammar(self.schema, self.grammar, source)
 
 
 @option_group

@@ -57,7 +57,7 @@ class DeclaredCommand(TyperCommand):
     def __init__(self, name: str, declared: Declared, **shown: Any) -> None:
         self.declared = declared
         self.settable = declared.settable
-        self.arguments = [ArgumentParameter(argument) for argument in declared.arguments.values()]
+        self.arguments = list(map(ArgumentParameter, declared.arguments.values()))
         parameters: list[Any] = [*self.arguments]
         for each in declared.options.values():
             if each.heading:

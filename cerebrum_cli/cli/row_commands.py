@@ -99,7 +99,7 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
         from cerebrum_cli.replies.interface import open_source
 
         loaded = open_source(source.for_rows(results.missing_count * work.samples, results.servers))
-        with loaded, name_grammar_in_errors(self):
+        with loaded, name_grammar_in_errors(self.schema, self.grammar):
             answered = work.answer(loaded, work.rows, results=results)
             yield results.noting_origins(answered, loaded), loaded.cancel
 

@@ -98,7 +98,10 @@ def composed(function: Function) -> Declared:
         elif group := options_in(parameter):
             groups[name] = group
             options |= group
-    settable = {name: declared for name, declared in options.items() if name in OPTIONS or not declared.heading}
+    settable = {}
+    for name, declared in options.items():
+        if name in OPTIONS or not declared.heading:
+            settable[name] = declared
     return Declared(function, parameters, arguments, groups, options, settable)
 
 

@@ -30,7 +30,7 @@ class RayOptions(RowOptions):
     def place_flag(self) -> str:
         return "" if self.ray is None else "--ray"
 
-    def find_model(self, app: App, requested: Settings, servers: Servers | None) -> InstalledModel:
+    def find_model(self, app: App, requested: Settings, servers: Servers | None = None) -> InstalledModel:
         """As other options do; nodes of a cluster have the model themselves, and only its vocabulary is needed here."""
         if self.ray_workers is not None and (self.ray is None or self.ray_workers < 1):
             raise UsageError.invalid("--ray-workers", self.ray_workers, "1 or more, and needs --ray")

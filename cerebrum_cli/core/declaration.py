@@ -117,15 +117,13 @@ class Option(NamedTuple):
         An item of a list is one text; if it `has_quotes`, it may be several in quotes, as in a shell.
         """
         if not self.kind.is_list:
-            return self.validate(self.read(texts[-1]), source)
+            value = texts[-1]
+            with suppress(ValueError):  # what is no number is refused when it is converted
+                value = self.kind.read(value)
+            return self.validate(value, source)
         if has_quotes:
             texts = [item for text in texts for item in split_quoted(text)]
         return self.validate(list(texts), source)
-
-    def read(self, text: str) -> Any:
-        with suppress(ValueError):
-            return self.kind.read(text)
-        return text
 
 
 def option(

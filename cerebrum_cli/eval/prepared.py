@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cerebrum_cli.cli.constraints import read_grammar
 from cerebrum_cli.core.environment import without_home
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
@@ -84,7 +83,7 @@ def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> Pr
         settings,
         model_source.model.label,
         task.match,
-        read_grammar(options, model_source),
+        options.read_grammar(model_source),
         task.examples,
         checks=options.check is not None,
         is_raw=options.raw,

@@ -6,6 +6,7 @@ import sys
 import termios
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.events import CallEvent, Event
@@ -24,8 +25,11 @@ class CallSink:
 
     streams: Streams
     agrees: bool = False
-    keyboard: Keyboard = field(default_factory=Keyboard)
     _asking: set[str] = field(default_factory=set)  # names of functions
+
+    @cached_property
+    def keyboard(self) -> Keyboard:
+        return Keyboard()
 
     def tools_of(self, sources: Iterable[Tool | str]) -> Tools:
         """Tools that ask the user, if they must, before they run. Raises UsageError, also without a terminal."""

@@ -64,9 +64,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         """Handle SIGNALS, except those this process was started to ignore, by `nohup` or `&`."""
-        ignored = (signal.SIG_IGN, None)  # None: the handler was set in C
-        handled = [number for number in SIGNALS if signal.getsignal(number) not in ignored]
-        self._previous_handlers = {number: signal.signal(number, self._handle) for number in handled}
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: the handler was set in C
+                self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cerebrum_cli.cli.model_choice import find_model
 from cerebrum_cli.cli.options import PullOptions, json_option
 from cerebrum_cli.cli.signature import Argument, composed
 from cerebrum_cli.cli.variables import environment_layer
@@ -98,7 +97,7 @@ def plan_merge(app: App, recipe: str, options: MergeCommandOptions) -> Merge:
         if options.from_weights:
             with app.puller(options.offline, yes=options.yes, from_weights=True) as puller:
                 return find_source(puller, reference)
-        return find_model(app, app.settings({"model": reference}), yes=options.yes, offline=options.offline)
+        return options.find_model(app, app.settings({"model": reference}))
 
     models = resolve_models(references, find)
     require_not_source(models, target.output)
