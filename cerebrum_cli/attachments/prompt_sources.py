@@ -193,9 +193,13 @@ def compose_prompt(
 
     They are the input of a `saved` prompt. Raises UsageError for an empty question.
     """
-    blocks = [fence_file(name, text) for name, text in files]
-    blocks += [text for text in (prompt, piped) if text and text.strip()]
-    return fill(saved, "\n\n".join(block.rstrip("\n") for block in blocks))
+    blocks = []
+    for name, text in files:
+        blocks.append(fence_file(name, text).rstrip("\n"))
+    for given in (prompt, piped):
+        if given and given.strip():
+            blocks.append(given.rstrip("\n"))
+    return fill(saved, "\n\n".join(blocks))
 
 
 def fill(saved: SavedPrompt | None, input: str) -> str:

@@ -15,8 +15,12 @@ Pattern = re.Pattern[str]
 
 def partial_marker_length(text: str, markers: Iterable[str]) -> int:
     """Length of the longest end of `text` that may be the start of one of `markers`."""
-    starts = (marker[:length] for marker in markers for length in range(1, len(marker)))
-    return max((len(start) for start in starts if text.endswith(start)), default=0)
+    longest = 0
+    for marker in markers:
+        for length in range(longest + 1, len(marker)):
+            if text.endswith(marker[:length]):
+                longest = length
+    return longest
 
 
 def format_size(size: int) -> str:

@@ -142,8 +142,10 @@ class LocalCompletions(Completions):
         super().__init__(scope)
         self._commands = commands
         self._requests = list(requests)
-        self._seeds = [request.first_seed() for request in self._requests]
         self._counts = [0] * len(self._requests)  # of samples
+        self._seeds = []
+        for request in self._requests:
+            self._seeds.append(request.first_seed())
         new = []
         for index, request in enumerate(self._requests):
             new += self._create(index, request.ask.n)
@@ -185,7 +187,8 @@ class LocalCompletions(Completions):
     def _submit(self, new: list[Sequence], first: bool = False) -> None:
         """Submit samples. Raises EngineError if the engine is closed."""
         self._commands.submit(new, self._scope, first)
-        self._live.update((sequence.id, sequence) for sequence in new)
+        for sequence in new:
+            self._live[sequence.id] = sequence
 
 
 class LocalEngine(Engine):

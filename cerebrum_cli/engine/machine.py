@@ -150,7 +150,7 @@ def processor_flags() -> frozenset[str] | None:
     listed = first.get("flags") or first.get("Features")
     if not listed:
         return None
-    version = [int(number) for number in re.findall(r"\d+", platform.release())[:2]]
+    version = list(map(int, re.findall(r"\d+", platform.release())[:2]))
     recent = RECENT_FLAGS if version < LISTED_BY else ()
     return frozenset((*listed.split(), *recent))
 
@@ -251,7 +251,7 @@ def lacking(features: Iterable[str]) -> list[str]:
 def save_devices(records: Path, devices: Devices) -> None:
     """Record the GPUs that llama.cpp found, since finding them requires loading it; failures are ignored."""
     if load_devices(records) != devices:
-        cache_json(records / DEVICES_FILE, [asdict(device) for device in devices])
+        cache_json(records / DEVICES_FILE, list(map(asdict, devices)))
 
 
 def load_devices(records: Path) -> Devices | None:

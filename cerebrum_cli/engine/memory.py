@@ -113,8 +113,7 @@ def memory_needs(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCou
     """
     weights = weight_needs(sizes, offloaded)
     others = context_needs(sizes, context, offloaded)
-    devices = (sum(pair) for pair in zip(weights.devices, others.devices, strict=True))
-    return MemoryNeeds(weights.host + others.host, tuple(devices))
+    return MemoryNeeds(weights.host + others.host, tuple(map(sum, zip(weights.devices, others.devices, strict=True))))
 
 
 def weight_needs(sizes: ModelSizes, offloaded: LayerCounts) -> MemoryNeeds:
@@ -160,22 +159,28 @@ def checkpoint_budget(sizes: ModelSizes, context: ContextOptions) -> int:
     if context.n_streams != 1:
         return 0
     length = pad_length(context.length)
-    windows = [layer for layer in sizes.layers if cells(layer, context) < length]
-    checkpoint = sizes.state_bytes + sum(int(token_bytes(layer, context) * layer.window) for layer in windows)
+    checkpoint = sizes.state_bytes
+    for layer in sizes.layers:
+        if cells(layer, context) < length:
+            checkpoint += int(token_bytes(layer, context) * layer.window)
     return max(MIN_CHECKPOINTS * checkpoint, min(CHECKPOINTS * checkpoint, CHECKPOINT_BYTES))
 
 
 def fits(needs: MemoryNeeds, free: FreeMemory) -> bool:
     """Whether it fits with some memory left on the host and on each GPU."""
-    pairs = zip(needs.devices, free.devices, strict=True)
-    return host_bytes(needs, free.devices) + HEADROOM <= free.host and all(
-        not need or need + HEADROOM <= device.free for need, device in pairs
-    )
+    for need, device in zip(needs.devices, free.devices, strict=True):
+        if need and need + HEADROOM > device.free:
+            return False
+    return host_bytes(needs, free.devices) + HEADROOM <= free.host
 
 
 def host_bytes(needs: MemoryNeeds, devices: Sequence[Device]) -> int:
     """Bytes of the host's memory, with those of GPUs that share it."""
-    return needs.host + sum(need for need, device in zip(needs.devices, devices, strict=True) if device.is_unified)
+    total = needs.host
+    for need, device in zip(needs.devices, devices, strict=True):
+        if device.is_unified:
+            total += need
+    return total
 
 
 def _divide(sizes: Sequence[int], offloaded: LayerCounts) -> tuple[int, tuple[int, ...]]:

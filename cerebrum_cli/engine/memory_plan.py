@@ -161,6 +161,8 @@ def fitting_slots(options: LoadOptions, context: ContextOptions, free: FreeMemor
         if not sizes.state_bytes:
             return most
         most = max(1, min(most, UNIFIED_STATE_BYTES // (sizes.state_bytes * (1 + context.n_rs_seq))))
+    if most == 1:
+        return 1
     single = place(options, replace(context, slots=1), free.devices)
 
     def have_memory(slots: int) -> bool:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice, takewhile
 from typing import NamedTuple
 
@@ -38,7 +39,7 @@ class Slot:
 
     index: int
     uses: Counter[int] | None
-    tokens: array[int] = field(default_factory=lambda: array("i"))
+    tokens: array[int] = field(default_factory=partial(array, "i"))
     cells: list[int] = field(default_factory=list)
     sequence: Sequence | None = None
     checkpoints: list[Checkpoint] = field(default_factory=list)
@@ -103,10 +104,8 @@ def rows_of(step: Iterable[Share]) -> list[TokenRow]:
     for sequence, tokens, outputs, draft in step:
         assert sequence.slot is not None
         first_output = len(tokens) + len(draft) - outputs
-        rows += [
-            TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output)
-            for index, token in enumerate((*tokens, *draft))
-        ]
+        for index, token in enumerate((*tokens, *draft)):
+            rows.append(TokenRow(sequence.slot, sequence.evaluated + index, token, index >= first_output))
     return rows
 
 
@@ -146,7 +145,10 @@ class Scheduler:
 
     @property
     def prefilling(self) -> Sequence | None:
-        return next((sequence for sequence in self.running if sequence.is_prefilling), None)
+        for sequence in self.running:
+            if sequence.is_prefilling:
+                return sequence
+        return None
 
     def has_cells(self, tokens: int, cells: int) -> bool:
         """Whether memory holds this many additional tokens without evicting any."""
@@ -223,11 +225,14 @@ class Scheduler:
 
         llama.cpp computes a step in one pass only for consecutive slots.
         """
-        running = [slot.index for slot in self.slots if slot.sequence]
-        if not running or running[-1] - running[0] == len(running) - 1:
+        running = self.running
+        if not running:
             return None
-        free = next(slot for slot in self.free_slots if slot.index > running[0])
-        return self.slots[running[-1]], free
+        lowest, highest = self.slot_of(running[0]), self.slot_of(running[-1])
+        if highest.index - lowest.index == len(running) - 1:
+            return None
+        free = next(slot for slot in self.free_slots if slot.index > lowest.index)
+        return highest, free
 
     def move(self, source: Slot, target: Slot) -> None:
         assert source.sequence is not None
@@ -289,5 +294,8 @@ def common_prefixes(
 ) -> list[int]:
     """How many of the tokens each slot begins with, as far as these are `reusable`."""
     packed = pack_tokens(tokens)
-    lengths = [common_tokens(pack_tokens(slot.tokens), packed) for slot in slots]
-    return [reusable(slot, length) if length else 0 for slot, length in zip(slots, lengths, strict=True)]
+    lengths = []
+    for slot in slots:
+        length = common_tokens(pack_tokens(slot.tokens), packed)
+        lengths.append(reusable(slot, length) if length else 0)
+    return lengths

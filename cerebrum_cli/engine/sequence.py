@@ -6,6 +6,7 @@ from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Sequence(ReplySample):
     emit: OnSampleEvent
     followed: Sequence | None = None
     # What it has generated.
-    generated: array[int] = field(default_factory=lambda: array("i"))
+    generated: array[int] = field(default_factory=partial(array, "i"))
     pending: deque[int] = field(default_factory=deque)
     bias: TokenBias | None = None
     inspected: int = 0

@@ -43,7 +43,7 @@ class Speed(NamedTuple):
         """The faster of this and of a model's reply, if that is long enough: other programs only slow replies down."""
         steps = timings.decode_steps - timings.draft_n_accepted
         is_short = timings.prefill_tokens < MIN_PREFILL or steps < MIN_STEPS
-        if is_short or timings.draft_n > MAX_DRAFTED * steps or sizes.active_bytes < MIN_BYTES:
+        if is_short or timings.draft_n > MAX_DRAFTED * steps:
             return self
         generation = steps / timings.decode_s * work(sizes, LAYER)
         prompts = timings.prompt_tokens_per_second * work(sizes, self.prompt_layer)
@@ -74,6 +74,8 @@ def load_speed(records: Path) -> Speed:
 
 def record_replies(records: Path, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
     """Record how fast a model on this machine has replied; failures are ignored."""
+    if sizes.active_bytes < MIN_BYTES:
+        return
     recorded = speed = _read(records)
     for timings in replies:
         speed = speed.with_reply(sizes, timings)

@@ -81,17 +81,19 @@ class Cursor:
 
     def _array(self) -> Value:
         kind, length = self.unpack("IQ")
-        items = self._strings(length) if kind == STRING else self._numbers(kind, length)
+        items: Array | tuple[Any, ...]
+        if kind == STRING:
+            items = self._strings(length)
+        else:
+            layout = self._layout(kind)
+            if self.whole:
+                items = self.unpack(f"{length}{layout}")
+            elif length <= _MAX_STORED_ITEMS:
+                items = Array(ITEM_TYPES[kind], length, self.unpack(f"{length}{layout}"))
+            else:
+                self.unpack(f"{length * struct.calcsize(layout)}x")
+                items = Array(ITEM_TYPES[kind], length)
         return Value("ARRAY", items, VALUE_TYPES[kind])
-
-    def _numbers(self, kind: int, length: int) -> Array | tuple[Any, ...]:
-        layout = self._layout(kind)
-        if self.whole:
-            return self.unpack(f"{length}{layout}")
-        if length <= _MAX_STORED_ITEMS:
-            return Array(ITEM_TYPES[kind], length, self.unpack(f"{length}{layout}"))
-        self.unpack(f"{length * struct.calcsize(layout)}x")
-        return Array(ITEM_TYPES[kind], length)
 
     def _strings(self, length: int) -> Array | tuple[bytes, ...]:
         if self.whole:

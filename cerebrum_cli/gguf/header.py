@@ -81,19 +81,27 @@ def header_from_tables(path: Path, tables: Tables) -> Header:
     """The header with these tables; `path` is for error messages. Raises ModelFileError for an unusable value."""
     metadata = tables.metadata
     _require_part_name(path, metadata)
-    names = [tensor.name for tensor in tables.tensors]
+    names = []
+    sizes_by_name = []
+    tensor_types: Counter[str] = Counter()
+    parameters = 0
+    for tensor in tables.tensors:
+        names.append(tensor.name)
+        sizes_by_name.append((tensor.name, tensor.size))
+        tensor_types[tensor.kind.name] += 1
+        parameters += math.prod(tensor.shape)
     kind = kind_of(metadata, names)
     if kind:
         metadata = {"general.architecture": "", **metadata}
     keys = Hyperparameters(path, metadata)
-    sizes = model_sizes(keys, [(tensor.name, tensor.size) for tensor in tables.tensors])
+    sizes = model_sizes(keys, sizes_by_name)
     file_type = metadata.get("general.file_type", UNKNOWN_FILE_TYPE)
     template = metadata.get("tokenizer.chat_template")
     return Header(
         architecture=keys.architecture,
         quantization=FILE_TYPES.get(checked_integer(path, "general.file_type", file_type)),
-        tensor_types=Counter(tensor.kind.name for tensor in tables.tensors),
-        parameters=sum(math.prod(tensor.shape) for tensor in tables.tensors),
+        tensor_types=tensor_types,
+        parameters=parameters,
         n_layers=keys.n_layers,
         n_kv_heads=max(keys.per_layer("attention.head_count_kv"), default=sizes.n_heads),
         context_length=keys.integer("context_length") or None,
@@ -171,9 +179,14 @@ def parse_tables(path: Path, data: mmap.mmap | bytes, size: int, whole: bool = F
     alignment = checked_integer(path, "general.alignment", metadata.get("general.alignment", ALIGNMENT))
     if alignment.bit_count() != 1:
         raise cursor.damaged(f"its general.alignment {alignment:,} is not a power of two")
-    tensors = [cursor.tensor() for _ in range(n_tensors)]
+    tensors = []
+    data_size = 0
+    for _ in range(n_tensors):
+        tensor = cursor.tensor()
+        tensors.append(tensor)
+        data_size = max(data_size, tensor.offset + tensor.size)
     data_start = aligned(cursor.position, alignment)
-    end = data_start + max((tensor.offset + tensor.size for tensor in tensors), default=0)
+    end = data_start + data_size
     if tensors and end > size:
         problem = f"truncated: its tensors end at byte {end:,}, but the file has {size:,} bytes"
         raise ModelFileError(path, problem, "pull it again, or copy it again")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -255,11 +255,13 @@ class Library:
             return model.name
         return " ".join(f"{digest.sha256} {digest.size}" for digest in map(self.registry.digest, model.paths))
 
-    def with_adapters(self, model: InstalledModel, texts: Iterable[str]) -> InstalledModel:
+    def with_adapters(self, model: InstalledModel, texts: Sequence[str]) -> InstalledModel:
         """The model with the adapters that `--lora` names; one with scale 0 is only checked.
 
         Raises UsageError for a missing file, and ModelFileError for one that is no adapter, or does not fit the model.
         """
+        if not (texts or model.adapters):
+            return model
         adapters = []
         for text in texts:
             from cerebrum_cli.library.adapters import Adapter, adapter_size

@@ -80,7 +80,10 @@ class Registry:
 
     def find(self, name: str) -> RegistryEntry | None:
         """The model with this name, in any case."""
-        return next((entry for entry in self.entries() if entry.name.lower() == name.lower()), None)
+        for entry in self.entries():
+            if entry.name.lower() == name.lower():
+                return entry
+        return None
 
     def add(self, model: RegistryEntry) -> None:
         with self._locked() as (files, default):

@@ -115,7 +115,8 @@ class LlamaContext:
         params = context_params(options, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model)))
         self.handle = create_context(model, params, options)
         self._allow_abort(True)
-        apply_adapters(self.handle, adapters)
+        if adapters:
+            apply_adapters(self.handle, adapters)
         self.capacity: int = llama.llama_n_ctx_seq(self.handle)
         self.max_rollback: int = llama.llama_n_rs_seq(self.handle)
         self._memory = llama.llama_get_memory(self.handle)

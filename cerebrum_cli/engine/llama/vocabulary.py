@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Iterable
 from functools import cache, cached_property, lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from cerebrum_cli.core.conversation import PromptPart, Text, Tokens
@@ -166,9 +166,12 @@ class LlamaVocabulary:
 
     def _tokenize_plain(self, run: list[Text], continues: bool) -> list[int]:
         """Tokenize joined plain text so that no untrusted character is part of a user-defined token."""
-        text = "".join(plain.value for plain in run)
-        edges = pairwise(accumulate((len(plain.value) for plain in run), initial=0))
-        untrusted = [edge for edge, plain in zip(edges, run, strict=True) if not plain.trusted]
+        text = ""
+        untrusted = []
+        for plain in run:
+            if not plain.trusted:
+                untrusted.append((len(text), len(text) + len(plain.value)))
+            text += plain.value
         splits: set[int] = set()
         while text:
             ids = [
