@@ -22,7 +22,7 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.local import OpenFile
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 from cerebrum_cli.replies.interface import Model, open_source
 from cerebrum_cli.replies.source import AUTO_PARALLEL, ModelSource
 from cerebrum_cli.results.results import open_results

@@ -56,7 +56,7 @@ from server import LlamaServer, completion, running_server
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.settings import fold
 from cerebrum_cli.engine.memory import CPU_UBATCH
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 
 TOKENS, LONG, LONG_EVERY, CONTEXT = 24, 1400, 20, 4096
 SLOTS = 8

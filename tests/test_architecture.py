@@ -65,7 +65,7 @@ PURE = (
     *("answers", "batch.input_row", "results.rows", "eval.comparison", "eval.estimates"),
     *("core.conversation", "core.declaration", "core.errors", "core.events", "core.sampling"),
     *("engine.drafter", "engine.llama.batch_invariance", "engine.memory", "engine.repetition", "engine.requests"),
-    *("engine.memory_plan", "engine.scheduler", "formats.plain", "formats.prompt_format", "formats.reply_text"),
+    *("engine.memory_plan", "engine.scheduler", "formats.prompt_format", "formats.reply_text"),
     "formats.markers",
     *("gguf.kinds", "gguf.layers", "gguf.sizes", "replies.reply_controls"),
     *("core.ask", "core.inspection", "core.votes"),

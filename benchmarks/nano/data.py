@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from sentencepiece import SentencePieceProcessor
 
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 from nano.questions import Question, first_question, follow_up, held_out
 from nano.replies import NOT_A_SUM, Noise, reply
 

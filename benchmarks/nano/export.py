@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.quants import quantize
 from mistral_vocabulary import MetadataValue
 
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 from nano.data import Vocabulary
 from nano.model import Nano, Shape
 from nano.thinker import CHAT_TEMPLATE as THINKER_TEMPLATE

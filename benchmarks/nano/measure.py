@@ -20,8 +20,7 @@ from cerebrum_cli.engine.llama.load import open_llama
 from cerebrum_cli.engine.local_engine import LocalEngine
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.formats.choice import choose_format
-from cerebrum_cli.formats.plain import CEREBRUM
-from cerebrum_cli.formats.prompt_format import PromptFormat
+from cerebrum_cli.formats.prompt_format import CEREBRUM, PromptFormat
 from cerebrum_cli.gguf.header import read_header
 from nano.questions import held_out, questions
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cerebrum_cli.core.saved_prompts import SavedPrompt
     from cerebrum_cli.core.settings import Settings
     from cerebrum_cli.core.votes import Votes
-    from cerebrum_cli.engine.requests import ContextOptions
     from cerebrum_cli.library.installed import InstalledModel
     from cerebrum_cli.replies.source import Installation, ModelSource
     from cerebrum_cli.servers.endpoint import Endpoint, Servers
@@ -104,25 +103,17 @@ class AnswerOptions(ServerOptions, PullOptions):
     )
     verbose: bool = switch("Show llama.cpp's log on standard error [default: off]")
 
-    @property
-    def context(self) -> ContextOptions:
-        from cerebrum_cli.engine.requests import ContextOptions
-
-        return ContextOptions()
-
     def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
         """The model that settings name, and where it runs; one that is not installed may be downloaded (`may_pull`).
 
-        The context of commands with `--parallel` has 0 slots without it. Raises UsageError, ConfigError, ModelNotFound,
-        EndpointError, ModelFileError.
+        Raises UsageError, ConfigError, ModelNotFound, EndpointError, ModelFileError.
         """
-
         variables = template_variables(self.template_arg)
         requested = app.settings(overrides)
         servers = self.find_servers(app, requested)
         model = self.find_model(app, requested, servers) if may_pull else app.find_model(requested, servers)
         source = app.source(model, servers, app.settings(overrides, model.recommended))
-        return replace(source, template_variables=variables, context=self.context)
+        return replace(source, template_variables=variables)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         """Where the model runs; None for this machine. Raises UsageError, ConfigError."""

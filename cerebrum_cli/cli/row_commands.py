@@ -67,11 +67,13 @@ class ConcurrencyOptions(ConstrainedOptions):
             return int(self.parallel)
         raise UsageError.invalid("--parallel", self.parallel, f"a number from 1 to {most}, or auto")
 
-    @property
-    def context(self) -> ContextOptions:
+    def find_source(self, app: App, overrides: Layer, may_pull: bool = True) -> ModelSource:
+        """The same, with a context that has 0 slots without `--parallel`."""
         from cerebrum_cli.engine.requests import ContextOptions
 
-        return ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
+        source = super().find_source(app, overrides, may_pull)
+        context = ContextOptions(slots=self.window, batch_invariant=True, pad_steps=self.batch_invariant)
+        return replace(source, context=context)
 
     def find_servers(self, app: App, requested: Settings) -> Servers | None:
         servers = super().find_servers(app, requested)

@@ -13,7 +13,7 @@ from cerebrum_cli.core.text import did_you_mean
 
 def unknown_variables(known: Iterable[str]) -> dict[str, str]:
     """Variables that set no option, each with a hint."""
-    names = [variable(name) for name in (*SHORTHANDS, *known)]
+    names = list(map(variable, (*SHORTHANDS, *known)))
     unknown = {}
     for name in environment_names():
         if name.startswith(ENVIRONMENT) and name not in names:

@@ -54,12 +54,14 @@ def read_small_json(path: Path) -> Any:
 
 
 def cache_json(path: Path, value: Any) -> None:
-    """Save what can be found out again, as JSON; failures are ignored."""
+    """Save what can be found out again, as JSON, without waiting for the disk; failures are ignored."""
     import json
 
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(value).encode())
+        part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+        part.write_text(json.dumps(value))
+        part.replace(path)
 
 
 def file_sha256(path: Path) -> str | None:

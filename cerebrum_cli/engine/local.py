@@ -171,7 +171,7 @@ class MachineRecords:
 
     def record_replies(self, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
         """Record how fast a model without GPUs has replied, for forecasts."""
-        if not machine.load_devices(self.directory):
+        if sizes.active_bytes >= speed.MIN_BYTES and not machine.load_devices(self.directory):
             speed.record_replies(self.directory, sizes, replies)
 
 

@@ -201,7 +201,9 @@ def own_cgroups() -> set[Path]:
             for name in {"", "memory", "cpu"}.intersection(controllers.split(",")):  # without a name: cgroup v2
                 root = CGROUPS / name
                 folder = root / path.lstrip("/")
-                found |= {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(root)}
+                while folder.is_relative_to(root):
+                    found.add(folder)
+                    folder = folder.parent
     return found
 
 

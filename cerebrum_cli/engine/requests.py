@@ -219,7 +219,9 @@ class ReplySample:
     def __post_init__(self) -> None:
         self.prompt = self.request.prompt_tokens
         self.text = ReplyText(self.request.rules, self.request.stop)
-        self.controls = [create() for create in self.request.controls]
+        self.controls = []
+        for create in self.request.controls:
+            self.controls.append(create())
 
     @property
     def is_constrained(self) -> bool:
@@ -236,12 +238,12 @@ class ReplySample:
     ) -> Iterator[TokenEvent]:
         """The events of some tokens and the pieces of text that they complete, the last of which has the tokens."""
         yield from self._reclassification()
-        for channel, text in pieces[:-1]:
-            yield TokenEvent(self.id, text, channel)
-        channel = self.text.channel
-        text = ""
+        last: SplitText = ("thinking" if self.text.open_markup else "answer", "")
         if pieces:
-            channel, text = pieces[-1]
+            *before, last = pieces
+            for channel, text in before:
+                yield TokenEvent(self.id, text, channel)
+        channel, text = last
         yield TokenEvent(self.id, text, channel, tokens, logprobs)
 
     def last_events(self, is_truncated: bool) -> Iterator[TokenEvent]:

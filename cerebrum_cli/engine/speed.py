@@ -21,7 +21,7 @@ LAYER = 4_000_000
 AVX512_PROMPT_LAYER = 12_000_000  # for a token of a prompt, whose weights take less time
 MIN_PREFILL, MIN_STEPS = 32, 16  # tokens; shorter prompts and replies say little about speed
 MAX_DRAFTED = 0.3  # draft tokens by step; more slow the steps down
-MIN_BYTES = 50_000_000  # so do models that caches hold
+MIN_BYTES = 50_000_000  # of weights read for a token; so do models that caches hold
 AVX2, AVX512 = (10e9, 35e9), (14e9, 60e9)  # bytes per second of a thread, measured on AMD EPYC
 MEMORY_THREADS = 2  # that read as fast as the memory is on most desktop computers
 SPEED_FILE = "speed.json"
@@ -74,8 +74,6 @@ def load_speed(records: Path) -> Speed:
 
 def record_replies(records: Path, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
     """Record how fast a model on this machine has replied; failures are ignored."""
-    if sizes.active_bytes < MIN_BYTES:
-        return
     recorded = speed = _read(records)
     for timings in replies:
         speed = speed.with_reply(sizes, timings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 from cerebrum_cli.core.grammar import Grammar
@@ -57,7 +58,7 @@ class TokenScore(NamedTuple):
 class StopFlag:
     """A flag that native code can read without Python: one byte, `0` to continue, `1` to stop."""
 
-    buffer: ctypes.Array[ctypes.c_char] = field(default_factory=lambda: ctypes.create_string_buffer(b"0"))
+    buffer: ctypes.Array[ctypes.c_char] = field(default_factory=partial(ctypes.create_string_buffer, b"0"))
 
     def set(self) -> None:
         """Interrupt the running load or decode."""

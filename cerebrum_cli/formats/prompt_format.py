@@ -1,4 +1,9 @@
-"""The interface of prompt formats, and the markup of a model's reasoning."""
+"""The interface of prompt formats, the built-in ones without a template, and the markup of a model's reasoning.
+
+Sources of the built-in formats: the model cards of Cerebrum-1.0-7b and -8x7b and their chat template; the card of
+CollectiveCognition-v1-Mistral-7B and the EOS token that its training tool put after each reply. How that tool joined
+turns is not published; here they follow each other without a line break.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from dataclasses import dataclass
 from cerebrum_cli.core.conversation import Conversation, PromptPart, PromptParts, Text, Tokens
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.text import Texts
+from cerebrum_cli.formats.plain_tools import with_plain_tools
 from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
 
 
@@ -141,6 +147,39 @@ class RawFormat(PromptFormat):
         return (Text(last.content, True),)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainFormat(PromptFormat):
+    """A system line, then turns that start with a name: that of the `user` or of the `assistant`, with `reply_end`.
+
+    `removed_text` is removed from every message except the first, where it is plain text.
+    """
+
+    user: str
+    assistant: str
+    reply_end: str
+    removed_text: str = ""
+
+    def render(self, conversation: Conversation) -> PromptParts:
+        if conversation.uses_functions:
+            conversation = with_plain_tools(conversation, self.default_system)
+        system = self.default_system if conversation.system_prompt is None else conversation.system_prompt
+        parts: list[PromptPart] = [Text(system), Text("\n", True)] if system else []
+        for index, message in enumerate(conversation.messages):
+            content = message.content.replace(self.removed_text, "") if index else message.content
+            text = content.strip()
+            if message.role == "user":
+                parts += Text(f"{self.user} ", True), Text(text), Text("\n", True)
+            else:
+                reply = Text(f" {text}") if message.tokens is None else Tokens(message.tokens)
+                parts += Text(self.assistant, True), reply, Text(self.reply_end, True)
+        parts.append(Text(self.assistant, True))
+        beginning = conversation.prefill.content if conversation.prefill else ""
+        beginning = beginning.replace(self.removed_text, "").strip()
+        if beginning:
+            parts.append(Text(f" {beginning}"))
+        return join_parts(tuple(parts))
+
+
 def join_parts(parts: PromptParts) -> PromptParts:
     out: list[PromptPart] = []
     for part in parts:
@@ -152,3 +191,23 @@ def join_parts(parts: PromptParts) -> PromptParts:
         else:
             out.append(part)
     return tuple(out)
+
+
+CEREBRUM = PlainFormat(
+    name="cerebrum",
+    user="User:",
+    assistant="AI:",
+    reply_end="\n",
+    stop=("\nUser:",),
+    default_system=(
+        "A chat between a user and a thinking artificial intelligence assistant. The assistant describes its thought"
+        " process and gives helpful and detailed answers to the user's questions."
+    ),
+    removed_text="</s>",
+)
+
+COLLECTIVE_COGNITION = PlainFormat(
+    name="collective-cognition", user="USER:", assistant="ASSISTANT:", reply_end="</s>", stop=("\nUSER:",)
+)
+
+PLAIN_FORMATS = {CEREBRUM.name: CEREBRUM, COLLECTIVE_COGNITION.name: COLLECTIVE_COGNITION}

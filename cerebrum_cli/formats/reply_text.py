@@ -161,13 +161,6 @@ class ReplyText:
         return pieces
 
     @property
-    def channel(self) -> Channel:
-        """The channel of a token that completes no text."""
-        if self.open_markup:
-            return "thinking"
-        return "answer"
-
-    @property
     def is_stopped(self) -> bool:
         """Whether a stop string has ended the reply."""
         return self._stops.is_found

@@ -20,7 +20,7 @@ from cerebrum_cli.engine.memory import CPU_UBATCH, HEADROOM, FreeMemory, memory_
 from cerebrum_cli.engine.requests import ContextOptions, GgufFile, LoadOptions, Request
 from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import TokenRow
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
 from cerebrum_cli.gguf.header import read_header
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from scripted_command import RecordingBackend, run_here
 from templates import chatml_prompt
 
 from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 
 A_CITY = {"type": "object", "properties": {"a": {"enum": ["Köln"]}}, "required": ["a"], "additionalProperties": False}
 OPENAI = {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions"}

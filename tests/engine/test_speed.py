@@ -7,7 +7,7 @@ from command_line import CommandLine
 
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine import speed as speeds
-from cerebrum_cli.engine.local import Capacity, Forecast
+from cerebrum_cli.engine.local import Capacity, Forecast, MachineRecords
 from cerebrum_cli.engine.machine import instruction_set, thread_count
 from cerebrum_cli.engine.speed import Speed, expected
 from cerebrum_cli.gguf.contents import Metadata
@@ -73,7 +73,7 @@ def test_speed_before_a_reply_is_that_of_the_processor_within_the_memory() -> No
 def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "speed.json"
     reply = Timings(prefill_s=2, prefill_tokens=200, decode_s=2, decode_steps=56)
-    speeds.record_replies(tmp_path, ModelSizes((LayerSizes(MB),) * 24), [reply])
+    MachineRecords(tmp_path).record_replies(ModelSizes((LayerSizes(MB),) * 24), [reply])
     assert not path.exists(), "the model is too small"
     monkeypatch.setattr(speeds, "READ_BYTES", 1000)
     speeds.record_bandwidth(tmp_path)

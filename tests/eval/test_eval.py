@@ -28,7 +28,7 @@ from cerebrum_cli.eval import lm_eval_command as lm_eval
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import SAMPLE_KEYS
 from cerebrum_cli.eval.scorers import SCORING_VERSION
-from cerebrum_cli.formats.plain import CEREBRUM
+from cerebrum_cli.formats.prompt_format import CEREBRUM
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.errors import CerebrumError, FormatError, UsageError
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
 from cerebrum_cli.formats.choice import choose_format, special_tokens
-from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION
+from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION
 
 CONTEXT_SIZE = 512
 

@@ -13,8 +13,7 @@ from cerebrum_cli.core.conversation import Conversation, Text, Tokens
 from cerebrum_cli.core.messages import conversation_from_messages
 from cerebrum_cli.core.vocabulary import detokenize
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.formats.plain import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS
-from cerebrum_cli.formats.prompt_format import PromptFormat, join_parts
+from cerebrum_cli.formats.prompt_format import CEREBRUM, COLLECTIVE_COGNITION, PLAIN_FORMATS, PromptFormat, join_parts
 
 BOS, EOS = 1, 2
 DATA = Path(__file__).parents[1] / "data" / "formats"

@@ -7,7 +7,7 @@ import tomlkit
 
 from cerebrum_cli.core.errors import ConfigError
 from cerebrum_cli.core.settings import fold
-from cerebrum_cli.formats.plain import PLAIN_FORMATS
+from cerebrum_cli.formats.prompt_format import PLAIN_FORMATS
 from cerebrum_cli.library.catalogue import ModelSpec, Repository
 from cerebrum_cli.library.catalogue_file import load_catalogue
 from cerebrum_cli.library.library import CATALOGUE

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ SHOW_LOG = "show its log with --set verbose=on"
 class Log:
     """The last problems in llama.cpp's log; the whole log is forwarded to a listener if there is one."""
 
-    problems: deque[str] = field(default_factory=lambda: deque(maxlen=20))
+    problems: deque[str] = field(default_factory=partial(deque, maxlen=20))
     forward: Callable[[str], None] | None = None
     _open: str = ""
     _level: int = 0
