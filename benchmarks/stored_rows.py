@@ -67,7 +67,7 @@ def write_all_but_one(source: Path, output: Path) -> None:
             window = positions[start : start + WINDOW]
             randomness.shuffle(window)
             for position in window:
-                results.write(position, answer(rows[position]))
+                results.write_row(position, answer(rows[position]))
 
 
 def resume(source: Path, output: Path) -> float:
@@ -80,7 +80,7 @@ def resume(source: Path, output: Path) -> float:
 
 def complete(source: Path, output: Path) -> float:
     with closing(InputOptions().open(source, None, output)) as rows, closing(open_rows(output, rows)) as results:
-        results.write(len(rows) - 1, answer(rows[len(rows) - 1]))
+        results.write_row(len(rows) - 1, answer(rows[len(rows) - 1]))
         start = time.process_time()
         results.complete()
         return time.process_time() - start

@@ -92,7 +92,7 @@ def answer_rows(model: Model, rows: Rows, options: BatchOptions, results: Result
             keep_tokens(model, event.row, event.result, results)
         else:
             position, _ = event.row.key
-            results.write(position, row_object(event, model.engine.larger_context))
+            results.write_row(position, row_object(event, model.engine.larger_context))
             yield results.progress
 
 

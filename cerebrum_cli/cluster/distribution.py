@@ -167,7 +167,7 @@ class Distribution:
         objects, tokens, notices = pickle.loads(answer)
         for position, object in objects.items():
             if position not in self.run.finished:
-                self.run.write(position, object)
+                self.run.write_row(position, object)
         self._tokens += tokens
         yield from notices
         yield events.ServersEvent(self._tokens)
@@ -184,7 +184,7 @@ class BlockResult(Results):
         self.unfinished = {}
         self.written: dict[int, JsonObject] = {}
 
-    def write(self, position: int, object: JsonObject) -> None:
+    def write_row(self, position: int, object: JsonObject) -> None:
         written = {**object, "server": platform.node()}
         if INPUT in written:
             written[INPUT] = written.pop(INPUT)

@@ -193,7 +193,7 @@ class SampleWriter:
             cluster=question.cluster,
         )
         written = replace(skipped, **taken)
-        self._run.write(position * evaluation.samples + sample, sample_object(written))
+        self._run.write_row(position * evaluation.samples + sample, sample_object(written))
         self.score.add(written)
 
 

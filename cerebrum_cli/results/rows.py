@@ -144,7 +144,7 @@ class Results:
         records: Records = self.notes.get(SERVERS, ())
         return records
 
-    def write(self, position: int, object: JsonObject) -> None:
+    def write_row(self, position: int, object: JsonObject) -> None:
         """Write the object of a row, once."""
         flags = self.rows.flags(object)
         self._save(position, to_json_line(object), flags)

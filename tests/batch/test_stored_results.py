@@ -56,7 +56,7 @@ def batch_error(action: Callable[[], object]) -> tuple[str, str]:
 
 def write(results: Results, positions: Iterable[int]) -> None:
     for position in positions:
-        results.write(position, answer(ROWS[position]))
+        results.write_row(position, answer(ROWS[position]))
 
 
 def names(folder: Path) -> set[str]:
@@ -102,7 +102,7 @@ def test_finished_rows_are_on_disk_within_a_second(output: Path) -> None:
     assert names(output.parent) == IN_PROGRESS
     assert json.loads(output_paths(output).meta.read_bytes())["result"] is None
     for position in ORDER:
-        results.write(position, answer(ROWS[position]))
+        results.write_row(position, answer(ROWS[position]))
         wait_until(lambda position=position: answer(ROWS[position]) in saved_objects(output))  # type: ignore[misc]
         assert position in results.finished
     assert saved_objects(output) == list(map(answer, ROWS))
@@ -143,7 +143,7 @@ def test_results_take_few_bytes_a_row(output: Path) -> None:
             with contextlib.closing(open_results(output, FINGERPRINT, rows(first))) as results:
                 for position in range(0, 20_000, 100):
                     if position not in results.finished:
-                        results.write(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
+                        results.write_row(position, {**answer(ROWS[0], "x" * 1000), "prompt": str(position - first)})
                     if position % 2000 == 0:
                         next(results.objects())
                 assert len(results.finished) == 200 * (1 + first)
@@ -158,11 +158,11 @@ def test_identical_rows_are_distinguished_by_position(output: Path) -> None:
     rows = rows_in("\n".join(map(json.dumps, lines)), "jsonl")
     with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position in (1, 3):
-            results.write(position, {**answer(rows[position]), "text": f'{position}, "row": 0}}'})
+            results.write_row(position, {**answer(rows[position]), "text": f'{position}, "row": 0}}'})
     with contextlib.closing(open_batch(output, rows=rows)) as results:
         assert set(results.finished) == {1, 3}
         for position in (4, 2, 0):
-            results.write(position, {**answer(rows[position]), "text": str(position)})
+            results.write_row(position, {**answer(rows[position]), "text": str(position)})
         results.complete()
     written = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert [row["text"] for row in written] == ["0", '1, "row": 0}', "2", '3, "row": 0}', "4"]
@@ -248,7 +248,7 @@ def test_answer_of_a_retried_row_stays_with_it_when_it_moves(output: Path) -> No
         with contextlib.closing(results):
             if moved.startswith("How?"):
                 assert not results.finished
-                results.write(position, {**answer(rows[position]), "text": "Me.", "error": None})
+                results.write_row(position, {**answer(rows[position]), "text": "Me.", "error": None})
             assert (list(results.finished), results.counts.failed) == ([position], 0)
 
 
@@ -274,7 +274,7 @@ def test_rows_are_told_apart_by_what_else_they_ask(output: Path) -> None:
     assert {len(request) for request in requests if request} == {12}
     with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position, row in enumerate(rows):
-            results.write(position, {**answer(row), "text": str(position)})
+            results.write_row(position, {**answer(row), "text": str(position)})
     with contextlib.closing(open_batch(output, rows=rows[::-1], sha256="new")) as results:
         results.complete()
     written = [json.loads(line) for line in output.read_text().splitlines()]
@@ -399,7 +399,7 @@ def test_result_has_a_single_writer(output: Path) -> None:
         for restart in (False, True):
             message, hint = batch_error(lambda restart=restart: open_batch(output, restart))  # type: ignore[misc]
             assert (message, hint) == ("another process is writing out.jsonl", "wait for it, or choose another -o")
-        results.write(0, answer(ROWS[0]))
+        results.write_row(0, answer(ROWS[0]))
     assert run(output) == [2, 3, 1]
 
 
@@ -545,7 +545,7 @@ def test_batch_killed_at_any_call_resumes_without_repeats(
         finished.clear()
         with contextlib.closing(open_batch(output)) as results:
             for position in ORDER:
-                results.write(position, answer(ROWS[position], "First."))
+                results.write_row(position, answer(ROWS[position], "First."))
                 next(results.objects())  # which stores them
                 finished.append(position)
             results.complete()
@@ -623,7 +623,7 @@ def test_growth_killed_at_any_call_loses_and_repeats_nothing(tmp_path: Path, mon
 
 def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
     with contextlib.closing(open_growing(output, 2)) as results:
-        results.write(0, answer(ROWS[0]))
+        results.write_row(0, answer(ROWS[0]))
         results.write_notes({"seconds": 1.5})
     for finished in (1, 3):
         with contextlib.closing(open_growing(output, 3)) as results:
@@ -635,7 +635,7 @@ def test_notes_survive_a_resume_and_the_completion(output: Path) -> None:
 def test_error_of_a_server_names_the_file_with_the_finished_rows(output: Path) -> None:
     results = open_batch(output)
     with pytest.raises(NoServerError) as caught, resumable(results, "rows", restart=False):
-        results.write(0, answer(ROWS[0]))
+        results.write_row(0, answer(ROWS[0]))
         raise NoServerError("no server answers", "start one")
     assert caught.value.hint == f"start one; 1 of {len(ROWS)} rows done, saved in {output}.partial"
 
@@ -652,10 +652,10 @@ def test_full_disk_keeps_committed_rows_and_resumes(output: Path) -> None:
     run_some(output, 2)
     size = output_paths(output).partial.stat().st_size
     results = open_batch(output)
-    results.write(0, answer(ROWS[0]))
+    results.write_row(0, answer(ROWS[0]))
     list(results.objects())
     with full_disk(size):
-        results.write(1, answer(ROWS[1], "x" * 100_000))
+        results.write_row(1, answer(ROWS[1], "x" * 100_000))
         assert batch_error(lambda: next(results.objects()))[1] == FREE_SPACE
         assert batch_error(results.close)[1] == FREE_SPACE
     assert names(output.parent) == IN_PROGRESS
@@ -667,10 +667,10 @@ def test_rows_wait_for_room_on_a_full_disk(output: Path) -> None:
     results = open_batch(output)
     size = output_paths(output).partial.stat().st_size
     with full_disk(size):
-        results.write(1, answer(ROWS[1], "x" * 100_000))
+        results.write_row(1, answer(ROWS[1], "x" * 100_000))
         wait_until(lambda: writes_fail(results))
     for position in (0, 2, 3):
-        results.write(position, answer(ROWS[position]))
+        results.write_row(position, answer(ROWS[position]))
     results.complete()
     assert json.loads(output.read_bytes().splitlines()[1]) == answer(ROWS[1], "x" * 100_000)
 
@@ -678,7 +678,7 @@ def test_rows_wait_for_room_on_a_full_disk(output: Path) -> None:
 def writes_fail(results: Results) -> bool:
     """Whether the error of a commit is raised by the next write."""
     try:
-        results.write(0, answer(ROWS[0]))
+        results.write_row(0, answer(ROWS[0]))
     except BatchError as error:
         assert error.hint == FREE_SPACE
         return True
@@ -701,9 +701,9 @@ def test_rows_are_committed_together(output: Path) -> None:
     rows = rows_in("".join(f"Question {number}?\n" for number in range(300)))
     with contextlib.closing(open_batch(output, rows=rows)) as results:
         for position in range(200):
-            results.write(position, answer(rows[position]))
+            results.write_row(position, answer(rows[position]))
         wait_until(lambda: len(saved_objects(output)) == 200)
-        results.write(200, answer(rows[200]))
+        results.write_row(200, answer(rows[200]))
     assert len(saved_objects(output)) == 201
     assert not [thread for thread in threading.enumerate() if thread.name == "commit"]
 
@@ -734,7 +734,7 @@ def test_streamed_result_writes_in_input_order() -> None:
         written: list[str] = []
         streamed = StreamedResults(result_rows(ROWS), written.append)
         for position, count in zip(order, counts, strict=True):
-            streamed.write(position, answer(ROWS[position]))
+            streamed.write_row(position, answer(ROWS[position]))
             assert len(written) == count
         for _ in range(2):
             streamed.close()
@@ -753,8 +753,8 @@ def test_streamed_result_stops_after_a_broken_pipe() -> None:
         raise BrokenPipeError
 
     streamed = StreamedResults(result_rows(ROWS), write)
-    streamed.write(1, answer(ROWS[1]))
+    streamed.write_row(1, answer(ROWS[1]))
     with pytest.raises(BrokenPipeError):
-        streamed.write(0, answer(ROWS[0]))
+        streamed.write_row(0, answer(ROWS[0]))
     streamed.close()
     assert len(tries) == 1

@@ -89,7 +89,7 @@ def write_run(
     """Write samples of a run of `questions` questions with `k` samples each; it is complete once it has all of them."""
     with contextlib.closing(start_run(path, questions, k, condition)) as results:
         for each in samples:
-            results.write((int(each.id) - 1) * k + each.sample, sample_object(each))
+            results.write_row((int(each.id) - 1) * k + each.sample, sample_object(each))
         if notes is not None:
             results.write_notes(notes)
         if len(results.finished) == questions * k:
@@ -191,7 +191,7 @@ def test_run_killed_before_its_file_is_replaced_has_all_samples(tmp_path: Path) 
 def test_run_in_progress_is_not_deleted(store: RunStore) -> None:
     path, _ = store.path_for(CONDITION)
     results = start_run(path, 2)
-    results.write(0, sample_object(sample(1)))
+    results.write_row(0, sample_object(sample(1)))
     list(results.objects())  # which stores them
     run = store.find("sums-tiny")
     with pytest.raises(BatchError, match=r"another process is writing sums-tiny\.jsonl") as error:

@@ -106,7 +106,7 @@ def finish(
     with contextlib.closing(journal):
         missing = [position for position in order or range(len(rows)) if position not in journal.finished][:most]
         for position in missing:
-            journal.write(position, answer(rows[position], text))
+            journal.write_row(position, answer(rows[position], text))
         if len(journal.finished) == len(rows):
             journal.complete()
     return missing
@@ -124,7 +124,7 @@ def run(output: Path, restart: bool = False, text: str = "So.", **changed: Any) 
 def run_some(output: Path, *positions: int, restart: bool = False, text: str = "So.", **changed: Any) -> None:
     with contextlib.closing(open_batch(output, restart, **changed)) as journal:
         for position in positions:
-            journal.write(position, answer(ROWS[position], text))
+            journal.write_row(position, answer(ROWS[position], text))
 
 
 def saved_objects(output: Path) -> list[Any]:
