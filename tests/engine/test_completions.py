@@ -207,7 +207,7 @@ def test_process_failing_with_an_open_stream_exits() -> None:
         "from asking import generate\n"
         "from cerebrum_cli.engine.local_engine import LocalEngine\n"
         "from scripted_backend import *\n"
-        "from cerebrum_cli.engine.sequence import Request\n"
+        "from cerebrum_cli.engine.requests import Request\n"
         "engine = LocalEngine(ScriptedBackend(replies({'?': 'a' * 90})).open)\n"
         "events = generate(engine, [Request(tokens('?'))])\n"
         "next(events)\n"
