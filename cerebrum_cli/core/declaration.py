@@ -107,7 +107,7 @@ class Option(NamedTuple):
     def validate(self, value: Any, source: str | None = None) -> Any:
         """Convert a value to its type. Raises UsageError, which names the source of the value, or else the option."""
         try:
-            return self.convert(value)
+            return self.kind.convert(self, value)
         except InvalidValue as invalid:
             raise UsageError.invalid(source or self.argument, invalid.value, invalid.expected) from invalid
 

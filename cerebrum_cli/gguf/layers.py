@@ -58,15 +58,16 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
     """Sizes of a model from its metadata, and from the names and bytes of its tensors."""
     by_layer: dict[int, Counter[str]] = defaultdict(Counter)  # bytes by kind of tensor
     others: Counter[str] = Counter()
+    input_bytes = 0
     for name, size in tensors:
         if match := _LAYER.match(name):
             by_layer[int(match[1])][match[2]] += size
         else:
-            others[name] = size
+            others[name] += size
+            input_bytes += size if name.startswith(_INPUT) else 0
     kinds = set().union(*by_layer.values())
     layers = _layer_sizes(keys, by_layer)
-    attending = {layer.window > 0 for layer in layers if layer.key_length}
-    input_bytes = sum(size for name, size in others.items() if name.startswith(_INPUT))
+    head_lengths = {_head_lengths(keys, layer.window > 0) for layer in layers if layer.key_length}
     return ModelSizes(
         layers=layers,
         input_bytes=input_bytes,
@@ -76,7 +77,7 @@ def model_sizes(keys: Hyperparameters, tensors: Iterable[tuple[str, int]]) -> Mo
         activation_length=_activation_length(keys),
         vocabulary_size=_vocabulary_size(keys),
         n_heads=keys.n_heads,
-        head_lengths=tuple(sorted({_head_lengths(keys, has_window) for has_window in attending})),
+        head_lengths=tuple(sorted(head_lengths)),
         step_states=2 if _DELTA_NET & kinds else 1,
         active_share=_active_share(keys, layers, others, input_bytes),
     )

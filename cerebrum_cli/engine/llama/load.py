@@ -173,10 +173,13 @@ def place_weights(params: Any, plan: LoadPlan, devices: Sequence[Device]) -> Non
     """
     used = [(device, count) for device, count in zip(devices, plan.offloaded, strict=False) if count]
     handles = (ctypes.c_void_p * (len(used) + 1))()  # a null pointer ends the list
+    split = (ctypes.c_float * llama.llama_max_devices())()
     find = bind("ggml_backend_dev_by_name", ctypes.c_void_p, (ctypes.c_char_p,))
-    handles[:-1] = [find(device.name.encode()) for device, _ in used]
+    for index, (device, count) in enumerate(used):
+        handles[index] = find(device.name.encode())
+        split[index] = count
     params.devices = ctypes.cast(handles, ctypes.c_void_p)
-    params.tensor_split = (ctypes.c_float * llama.llama_max_devices())(*(count for _, count in used))
+    params.tensor_split = split
     if plan.host_experts:
         params.tensor_buft_overrides = ctypes.cast(expert_overrides(plan.host_experts), ctypes.c_void_p)
 
