@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from cerebrum_cli.cli.app import App
     from cerebrum_cli.core.json_types import JsonDict
-    from cerebrum_cli.core.settings import Settings
-    from cerebrum_cli.engine.requests import ContextOptions
+    from cerebrum_cli.core.settings import Layer, Settings
     from cerebrum_cli.replies.source import ModelSource
     from cerebrum_cli.results.rows import Results
     from cerebrum_cli.servers.endpoint import Servers
