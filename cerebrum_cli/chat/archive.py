@@ -95,15 +95,15 @@ class ArchivedSession:
 
     def transcript_by(self, loaded: Model) -> str:
         """The exact prompt and last reply, by a model that is loaded."""
-        model, settings = loaded.model, loaded.source.settings
-        if not self.messages:
-            return format_transcript(loaded, conversation_of(self.session, [], model, settings))
-        last = self.messages[-1]
-        conversation = conversation_of(self.session, self.messages, model, settings_of(last, settings))
-        # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
-        if has_valid_tokens(last, model):
-            conversation = replace(conversation, messages=(*conversation.messages[:-1], last.message))
-        return format_transcript(loaded, conversation)
+        settings = loaded.source.settings
+        conversation = conversation_of(self.session, self.messages, loaded.model)
+        if self.messages:
+            last = self.messages[-1]
+            settings = settings_of(last, settings)
+            # Nothing follows the last reply, so its own tokens are exact even if it ended while reasoning.
+            if has_valid_tokens(last, loaded.model):
+                conversation = replace(conversation, messages=(*conversation.messages[:-1], last.message))
+        return format_transcript(loaded, settings.applied_to(conversation))
 
     def write(self, path: Path, loaded: Model) -> None:
         """Export to a new file, in the format of its suffix. Raises UsageError if that is not possible."""

@@ -177,9 +177,9 @@ class History:
             return name
         return self.store.unused_name(f"{name}-{date.today().isoformat()}")
 
-    def conversation(self, session: Session, model: InstalledModel, settings: Settings | None = None) -> Conversation:
-        """What a model sees of a session; the settings decide whether the next reply begins with reasoning."""
-        return conversation_of(session, self.store.messages(session), model, settings)
+    def conversation(self, session: Session, model: InstalledModel) -> Conversation:
+        """What a model sees of a session."""
+        return conversation_of(session, self.store.messages(session), model)
 
     def prepend(
         self, session: Session, model: InstalledModel, conversation: Conversation, system_prompt: str | None
@@ -197,8 +197,7 @@ class History:
         if not messages or not can_continue(messages[-1], model):
             raise SessionError(NO_CONTINUATION, 'ask a question: cerebrum ask -c "..."')
         settings = settings_of(messages[-1], settings)
-        conversation = conversation_of(session, messages, model, settings)
-        return messages[-1], without_last(conversation), settings
+        return messages[-1], without_last(conversation_of(session, messages, model)), settings
 
     def continue_reply(self, stored: StoredMessage, model: Model, request: Ask) -> Reply:
         """A reply that continues a stored one, and begins with its text."""

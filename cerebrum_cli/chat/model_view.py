@@ -7,7 +7,6 @@ from dataclasses import replace
 from cerebrum_cli.chat.session import Messages, ReplyMetadata, Session, StoredMessage
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.declaration import LORA
-from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.vocabulary import drop_partial_character
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
@@ -15,12 +14,8 @@ from cerebrum_cli.replies.interface import Model
 NO_CONTINUATION = "nothing to continue: the reply is complete, by another model, or without token ids"
 
 
-def conversation_of(
-    session: Session, messages: Messages, model: InstalledModel, settings: Settings | None = None
-) -> Conversation:
+def conversation_of(session: Session, messages: Messages, model: InstalledModel) -> Conversation:
     """Build the conversation that a model sees of a session, starting at the first message in its context.
-
-    The settings decide whether the next reply begins with reasoning.
 
     Its own replies keep their tokens; those of other models are tokenized again. So are replies that ended while
     reasoning, or before it: their markup is unclosed, and everything after it would be reasoning.
@@ -34,8 +29,7 @@ def conversation_of(
         if message.tokens and not message.content:
             message = replace(message, tokens=None if message.reasoning else ())
         seen.append(message)
-    conversation = Conversation(tuple(seen), session.system_prompt)
-    return settings.applied_to(conversation) if settings else conversation
+    return Conversation(tuple(seen), session.system_prompt)
 
 
 def visible_messages(session: Session, messages: Messages) -> Messages:

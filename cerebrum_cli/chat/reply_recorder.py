@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from cerebrum_cli.chat.model_view import calls_of, conversation_of, visible_messages
 from cerebrum_cli.chat.reply_params import begin_after, forced_tokens, reply_metadata, session_params
-from cerebrum_cli.chat.session import Session, StoredMessage
+from cerebrum_cli.chat.session import Messages, Session, StoredMessage
 from cerebrum_cli.chat.store import Store
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
@@ -47,12 +47,12 @@ class ReplyRecorder:
     tools: Tools = ()
     reply: Reply = field(default_factory=Reply)
     _is_stored: bool = False
-    _question: int | None = field(init=False)  # the message that is answered
+    _messages: Messages = field(init=False)  # up to the question: later, a part of the reply may be stored
     _prefix: TokenIds = field(init=False)  # tokens of the reply that the next request continues
     _generated: int = 0  # tokens of this reply before older turns were dropped
 
     def __post_init__(self) -> None:
-        self._question = self.session.leaf
+        self._messages = self.store.messages(self.session)
         self._prefix = self._continued_tokens
 
     def record(self, majority_vote: MajorityVote | None) -> Events:
@@ -125,14 +125,8 @@ class ReplyRecorder:
 
     @property
     def _conversation(self) -> Conversation:
-        asked = self._asked
-        conversation = conversation_of(asked, self.store.messages(asked), self.loaded.model, self.settings)
-        return replace(conversation, tools=tuple(tool.spec for tool in self.tools))
-
-    @property
-    def _asked(self) -> Session:
-        """The session up to the question: a part of the reply may be stored."""
-        return replace(self.session, leaf=self._question)
+        conversation = conversation_of(self.session, self._messages, self.loaded.model)
+        return Ask(conversation, self.settings, tools=self.tools).conversation
 
     def _make_room(self) -> NoticeEvent | None:
         """Drop the session's oldest turns if the reply needs the room; return a notice if others than before are.
@@ -145,7 +139,7 @@ class ReplyRecorder:
             self.session = self.store.update_session(self.session, first=None)
         if self.settings.overflow == "stop":
             return None
-        conversation, visible = self._conversation, visible_messages(self.session, self.store.messages(self._asked))
+        conversation, visible = self._conversation, visible_messages(self.session, self._messages)
         longest = max(len(stored.message.tokens or ()) for stored in visible)
         dropped = messages_to_drop(conversation, self._count, size, self.settings.max_tokens, longest)
         if not dropped:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from cerebrum_cli.chat.open_session import OpenSession
 from cerebrum_cli.chat.reply_params import session_params
 from cerebrum_cli.chat.session import KEPT, Session
+from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import SessionError, UsageError
@@ -44,10 +45,10 @@ class SessionModel(OpenSession):
     @property
     def conversation(self) -> Conversation:
         if self.session is None:
-            conversation = self.settings.applied_to(Conversation((), self.settings.system))
+            conversation = Conversation((), self.settings.system)
         else:
-            conversation = self.history.conversation(self.session, self.loaded.model, self.settings)
-        return replace(conversation, tools=tuple(tool.spec for tool in self.tools))
+            conversation = self.history.conversation(self.session, self.loaded.model)
+        return Ask(conversation, self.settings, tools=self.tools).conversation
 
     def set_system_prompt(self, system_prompt: str | None) -> None:
         """Change the system prompt from now on; None means the format's own."""
