@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from cerebrum_cli.core.declaration import LORA
 from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.files import Paths
-from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.metadata_keys import CONVERTED, MERGE_FORMAT, MERGE_SOURCES
 from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.settings import EMBEDDED, Layer, SourcedLayer
 from cerebrum_cli.formats.choice import FORMAT_NAMES
 from cerebrum_cli.gguf.header import Header, parts_sizes, read_header, require_generative
 from cerebrum_cli.gguf.sizes import ModelSizes
+from cerebrum_cli.library.origins import LOCAL_FILE, Bundled, Folder, LocalFile, Origin, Pulled, Registered, Served
 from cerebrum_cli.library.recommended import recommended_sampling
 from cerebrum_cli.library.reference import (
     STORES,
@@ -39,49 +39,6 @@ NANO = _PACKAGE / "data" / "nano.gguf"  # the bundled model
 NANO_NAME = "nano"
 
 
-@frozen
-class LocalFile:
-    """A file that only its path refers to."""
-
-
-@frozen
-class Bundled:
-    """Part of this program."""
-
-
-@frozen
-class Served:
-    """Known by name only: a server has it, and the bundled model's vocabulary stands in for its own."""
-
-
-@frozen
-class Folder:
-    """A folder with safetensors, which can be merged."""
-
-
-@frozen
-class Registered:
-    """A registered file, which may be one in the Hugging Face cache."""
-
-    entry: RegistryEntry
-    cached: CachedModel | None = None
-
-
-@frozen
-class Pulled:
-    """Files in the Hugging Face cache.
-
-    If `is_shadowed`, another model has the same short name, which refers to that one.
-    """
-
-    cached: CachedModel
-    is_shadowed: bool = False
-
-
-Origin = LocalFile | Bundled | Served | Folder | Registered | Pulled
-_LOCAL_FILE = LocalFile()
-
-
 @dataclass(frozen=True)
 class InstalledModel:
     """An installed model: its files in order, where it comes from, and its catalog entry.
@@ -91,7 +48,7 @@ class InstalledModel:
 
     name: str
     paths: Paths
-    origin: Origin = _LOCAL_FILE
+    origin: Origin = LOCAL_FILE
     spec: ModelSpec | None = None
     adapters: tuple[Adapter, ...] = ()
 
@@ -180,6 +137,10 @@ class InstalledModel:
     @property
     def is_served(self) -> bool:
         return isinstance(self.origin, Served)
+
+    @property
+    def is_folder(self) -> bool:
+        return isinstance(self.origin, Folder)
 
     @property
     def is_vocabulary(self) -> bool:
@@ -322,6 +283,11 @@ def bundled_model() -> InstalledModel:
 def served_model(name: str) -> InstalledModel:
     """A model that only a server has."""
     return InstalledModel(name, (NANO,), Served())
+
+
+def folder_model(name: str, folder: Path, spec: ModelSpec | None = None) -> InstalledModel:
+    """Weights in a folder with safetensors, which can be merged."""
+    return InstalledModel(name, (folder,), Folder(), spec)
 
 
 def model_paths(path: Path) -> Paths:

@@ -13,17 +13,9 @@ from cerebrum_cli.core.environment import environment
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
-from cerebrum_cli.library.installed import (
-    NANO_NAME,
-    Bundled,
-    InstalledModel,
-    LocalFile,
-    Pulled,
-    Registered,
-    bundled_model,
-    model_paths,
-)
+from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, bundled_model, model_paths
 from cerebrum_cli.library.not_found import no_default, not_installed, unknown_model
+from cerebrum_cli.library.origins import Bundled, LocalFile, Pulled, Registered
 from cerebrum_cli.library.reference import (
     FILE_OF_REPO,
     HUB,

@@ -16,7 +16,7 @@ from cerebrum_cli.core.text import format_duration, format_size
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.contents import TYPE_NUMBERS
 from cerebrum_cli.gguf.header import Header, require_generative
-from cerebrum_cli.library.installed import Folder, InstalledModel
+from cerebrum_cli.library.installed import InstalledModel, folder_model
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.library.pull import ModelBuilder, Puller, RemoteFiles
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
@@ -209,7 +209,7 @@ def find_source(puller: Puller, text: str) -> InstalledModel:
         plan = puller.plan(source)
         weights = plan.required_conversion
         folder = weights.fetch(plan.chosen.quantization, plan.is_requested)
-        return InstalledModel(weights.name, (folder,), Folder(), puller.library.catalogue.meant_by(source))
+        return folder_model(weights.name, folder, puller.library.catalogue.meant_by(source))
     if isinstance(source, Path):
         return local_source(source) or puller.library.find(source)
     return puller.find_or_pull(source)

@@ -23,7 +23,7 @@ from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.transfers import OnProgress
 from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.gguf.header import read_header, require_loadable
-from cerebrum_cli.library.installed import Folder, InstalledModel
+from cerebrum_cli.library.installed import InstalledModel, folder_model
 from cerebrum_cli.library.library import Library
 from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
 from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, execute, require_supported_types
@@ -81,7 +81,7 @@ def local_source(path: Path) -> InstalledModel | None:
     if not is_directory(path):
         return None
     path = path.resolve()
-    return InstalledModel(path.name, (path,), Folder())
+    return folder_model(path.name, path)
 
 
 def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
@@ -132,7 +132,7 @@ def prepare(recipe: Recipe, models: Models, options: MergeOptions) -> Merge:
     tables = {}
     array_items = 0
     for name, model in models.items():
-        if model.origin == Folder():
+        if model.is_folder:
             tables[name] = read_checkpoint(model.path, model.name)
         else:
             require_loadable(model.path, read_header(model.path))

@@ -23,7 +23,8 @@ from cerebrum_cli.core.events import FinishEvent, RoundEvent, SequenceId, Timing
 from cerebrum_cli.core.sampling import TokenBias
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.core.tools import Round, ToolCall
-from cerebrum_cli.library.installed import NANO, InstalledModel, Registered
+from cerebrum_cli.library.installed import NANO, InstalledModel
+from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.replies.reply import Reply
 

@@ -15,8 +15,9 @@ from cerebrum_cli.cli.model_objects import row
 from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.engine.local import Capacity
 from cerebrum_cli.library.cache import Cache, CachePath
-from cerebrum_cli.library.installed import InstalledModel, Registered
+from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.library.library import Library
+from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.pull import Puller
 from cerebrum_cli.library.registry import Registry, RegistryEntry
 

@@ -16,7 +16,8 @@ from cerebrum_cli.engine.backend import Backend
 from cerebrum_cli.engine.local import PromptCacheOptions
 from cerebrum_cli.engine.requests import LoadOptions
 from cerebrum_cli.engine.step import StopFlag
-from cerebrum_cli.library.installed import InstalledModel, Registered
+from cerebrum_cli.library.installed import InstalledModel
+from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.registry import RegistryEntry
 from cerebrum_cli.replies.interface import open_source
 from cerebrum_cli.replies.source import Installation, ModelSource
