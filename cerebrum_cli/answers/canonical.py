@@ -130,10 +130,8 @@ def _trimmed(text: str) -> str:
 def _choice(text: str, depth: int) -> str | None:
     if re.fullmatch(_LETTER, text):
         return text
-    match = _CHOICE.fullmatch(text)
-    if not depth:
-        match = match or _CHOICE_AND_TEXT.fullmatch(text)
-    if match is None:
+    match = _CHOICE.fullmatch(text) or (not depth and _CHOICE_AND_TEXT.fullmatch(text))
+    if not match:
         return None
     return str(match[match.lastindex or 0]).upper()
 

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from cerebrum_cli.answers.canonical import canonical
 from cerebrum_cli.answers.extract import extract_answers
 from cerebrum_cli.answers.plain_text import plain, sentences, trimmed
-from cerebrum_cli.core.text import Match, Pattern
+from cerebrum_cli.core.text import Match, Pattern, Texts
 
 # In patterns, <upper> is a letter, and <letter> also one in lower case where it cannot be a word. <label> announces a
 # letter, <copula> and <filler> may stand between both, and <right> is what a letter is said to be.
@@ -108,7 +108,7 @@ _ABOUT_ANSWER = re.compile(r"(?i)\b(?:answer|correct|best|right\s(?:answer|choic
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
 
-Choices = tuple[str, ...]
+Mention = tuple[int, int, str]  # start and end of what names choices, and their letters
 
 
 class Patterns(NamedTuple):
@@ -134,7 +134,7 @@ def _patterns(count: int) -> Patterns:
     return Patterns(*compiled)
 
 
-def chosen_letter(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
+def chosen_letter(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bool]:
     """The letter of the choice that a reply's own text means, and whether rules 1 to 3 find it, as a statement.
 
     Of a truncated reply, only what it states or begins with counts.
@@ -166,7 +166,7 @@ def _items(lines: list[Match]) -> list[Match]:
     return list(dict.fromkeys(items))
 
 
-def _stated(text: str, patterns: Patterns, items: list[Match], choices: Choices) -> list[tuple[int, str]]:
+def _stated(text: str, patterns: Patterns, items: list[Match], choices: Texts) -> list[tuple[int, str]]:
     """Places of statements, and their letters; none in a statement that several letters, or no choice, are right."""
     stated = []
     if not any(map(_NONE.search, choices)):
@@ -195,7 +195,7 @@ def _opening(text: str, letter: str, patterns: Patterns) -> str | None:
     return letter if _letters(sentence, (), patterns) <= {letter} else None
 
 
-def _equal(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, bool]:
+def _equal(text: str, choices: Texts, is_complete: bool) -> tuple[str | None, bool]:
     """The letter of the choice whose text is a line or the final answer, and whether that is stated, not guessed."""
     final, stated = extract_answers(text, is_complete)
     first_line, last_line = text.partition("\n")[0], text.rpartition("\n")[2]
@@ -209,7 +209,7 @@ def _equal(text: str, choices: Choices, is_complete: bool) -> tuple[str | None, 
     return None, False
 
 
-def _named(text: str, choices: Choices, patterns: Patterns) -> str | None:
+def _named(text: str, choices: Texts, patterns: Patterns) -> str | None:
     for sentence in _last_sentences(text):
         if letters := _letters(sentence, choices, patterns):
             if len(letters) > 1 or _REFUSAL.search(sentence):
@@ -230,7 +230,7 @@ def _last_sentences(text: str) -> list[str]:
     return [*reversed(about), *reversed(last), *reversed(before_last)]
 
 
-def _letters(sentence: str, choices: Choices, patterns: Patterns) -> set[str]:
+def _letters(sentence: str, choices: Texts, patterns: Patterns) -> set[str]:
     """The letters of choices that a sentence names, by letter or by text, and does not rule out."""
     sentence = sentence[:_LONGEST_SENTENCE]
     phrases = dict(zip(LETTERS, map(_phrase, choices), strict=False))
@@ -251,22 +251,19 @@ def names(sentence: str, phrase: str) -> bool:
     return bool(_letters(sentence, (phrase,), _patterns(1)) & {"A"})
 
 
-def _mentions(sentence: str, phrases: Mapping[str, str], patterns: Patterns) -> list[tuple[int, int, str]]:
-    """Start and end of what names choices, and their letters; without what is part of a longer one."""
-    found = []
-    for match in patterns.named.finditer(sentence):
-        found.append((*match.span(), match[1] or match[2]))
-    for match in patterns.several.finditer(sentence):
-        found.append((*match.span(), match[0]))
+def _mentions(sentence: str, phrases: Mapping[str, str], patterns: Patterns) -> list[Mention]:
+    """What names choices in a sentence, without what is part of a longer one."""
+    found = [(*match.span(), match[1] or match[2]) for match in patterns.named.finditer(sentence)]
+    found += [(*match.span(), match[0]) for match in patterns.several.finditer(sentence)]
     for letter, phrase in phrases.items():
         if in_words := _phrase_in(sentence.casefold(), phrase):
             found.append((*in_words.span(), letter))
-    spans = {(start, end) for start, end, _ in found}
-    return [mention for mention in found if not _is_inside(mention[0], mention[1], spans)]
+    return [mention for mention in found if not any(_is_longer(other, mention) for other in found)]
 
 
-def _is_inside(start: int, end: int, spans: set[tuple[int, int]]) -> bool:
-    return any(a <= start and end <= b and (a, b) != (start, end) for a, b in spans)
+def _is_longer(mention: Mention, part: Mention) -> bool:
+    (start, end, _), (inner_start, inner_end, _) = mention, part
+    return start <= inner_start and inner_end <= end and end - start > inner_end - inner_start
 
 
 def _phrase(choice: str) -> str:

@@ -15,7 +15,7 @@ from cerebrum_cli.core.text import Match, Texts
 
 
 class Expected(NamedTuple):
-    """The kind of answer that a question has; `choices` are the texts of its options, lettered from A."""
+    """The kind of answer that a question has; `choices` are their texts, lettered from A."""
 
     kind: Literal["any", "yes or no", "words", "choice"] = "any"
     choices: Texts = ()
@@ -118,7 +118,7 @@ _UNMARKED = re.compile(r"(?:is|are|was|were|does)\s[^:;,.]*")
 _STATEMENT_BELOW = re.compile(r"(?:is|are) the following\b.*\b(?:statement|sentence|claim|argument)\b.*")
 
 # "A) one B) two", "(A) one", "- **A.** one", each letter written as the first.
-_OPTION = re.compile(r"(?<!\S)[*_•>-]*\s?([(（]?)([A-Za-z])([).:）、：])(?:[*_]*(?=[\s$\\])|(?<=[)）、]))")
+_CHOICE = re.compile(r"(?<!\S)[*_•>-]*\s?([(（]?)([A-Za-z])([).:）、：])(?:[*_]*(?=[\s$\\])|(?<=[)）、]))")
 _CHOOSE = re.compile(
     r"(?i)\b(?:which|choose|select|pick|options?|choices|letter|best|answer:)(?!\w)|_{2,}|[(（]\s*[)）]|[?？]\W*\Z|答案"
 )
@@ -168,27 +168,27 @@ def _is_yes_or_no(text: str) -> bool:
 
 
 def _choices(text: str) -> Texts:
-    """The options at the end of a question that asks for one of them; none if it may ask for something else."""
+    """The choices at the end of a question that asks for one of them; none if it may ask for something else."""
     run = _marks(text)
     if len(run) < 2:
         return ()
-    options = [text[mark.end() : following.start()] for mark, following in pairwise(run)]
     last, _, below = text[run[-1].end() :].partition("\n")
-    options = [option.strip(" \t\n*_;,-") for option in (*options, last)]
-    if "" in options or "?" in "".join(options) or not all(map(_INSTRUCTION.fullmatch, _sentences(below))):
+    texts = [*(text[mark.end() : following.start()] for mark, following in pairwise(run)), last]
+    choices = tuple(choice.strip(" \t\n*_;,-") for choice in texts)
+    if "" in choices or "?" in "".join(choices) or not all(map(_INSTRUCTION.fullmatch, _sentences(below))):
         return ()
     stem = text[: run[0].start()].strip()
     if not _CHOOSE.search(f"{stem}\n{below}") or _NOT_ONE.search(stem) or any(map(_TASK.search, _sentences(stem))):
         return ()
-    if _TOTAL.search(stem) and not all(map(_AMOUNT.fullmatch, options)):
+    if _TOTAL.search(stem) and not all(map(_AMOUNT.fullmatch, choices)):
         return ()
-    return tuple(options)
+    return choices
 
 
 def _marks(text: str) -> list[Match]:
-    """The marks of the last options in a text, from A on, all written as the first."""
+    """The marks of the last choices in a text, from A on, all written as the first."""
     run = []
-    for mark in _OPTION.finditer(text):
+    for mark in _CHOICE.finditer(text):
         opening, letter, closing = mark.groups()
         if letter in "Aa":
             run = [mark]

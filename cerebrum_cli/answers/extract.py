@@ -32,6 +32,7 @@ from cerebrum_cli.answers.plain_text import (
     trimmed,
     without_markup,
 )
+from cerebrum_cli.answers.rewriting import rewriting
 from cerebrum_cli.answers.sentence import result, values_alone, values_in
 from cerebrum_cli.answers.values import (
     BRACKETED,
@@ -41,7 +42,12 @@ from cerebrum_cli.answers.values import (
 )
 from cerebrum_cli.core.text import Match, braced, one_line
 
-_REASONING = re.compile(r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z")
+_without_reasoning = rewriting(
+    (r"\r\n", "\n"),
+    (r'\\"', '"'),
+    ("\N{MINUS SIGN}", "-"),
+    (r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", ""),
+)
 _NEXT_QUESTION = re.compile(
     r"(?im)^[ \t#*>_-]*+(?:question|q|user|human|problem|exercise|instruction|input)\s?\d*+"
     r"(?:[*_]*+:|[.)]\s|(?<=\d)[ *_]*$)"
@@ -52,7 +58,6 @@ _END_OF_TURN = re.compile(
     r"<\|(?:start_header_id|im_start|channel|start)\|>\w*(?:<\|\w+\|>)?|<[|｜][^<>\n]{1,40}[|｜]>|<\|?/?(?:s|eos|bos|pad|unk|turn|end_of_\w+|start_of_turn|endoftext|extra_id_\d+)\|?>|<turn\|>"
     r"|\[(?:/?INST|EOS|\|\w+\||end of text)\]"
 )
-_BOXES = re.compile(r"\\boxed\{([^{}]*+)\}(?:\$?(?:,|,?\s(?:and|or))\s\$?\\boxed\{([^{}]*+)\})++")
 _MARKER = re.compile(
     rf"""(?imx)
       (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
@@ -157,16 +162,9 @@ def own_text(text: str, is_complete: bool) -> tuple[str, bool]:
 
     It is complete, too, if another turn follows, which a base model made up.
     """
-    text = text.replace("\r\n", "\n").replace('\\"', '"').replace("\N{MINUS SIGN}", "-")
-    if "think" in text:
-        text = _REASONING.sub("", text)
+    text = _without_reasoning(text)
     turns = [turn for turn in _END_OF_TURN.split(text) if has_content(turn)]
     text = without_markup(turns[0] if turns else text)
-    if "boxed" in text:
-        text = _BOXES.sub(
-            lambda boxes: "\\boxed{" + ", ".join(re.findall(r"\{([^{}]*+)\}", boxes[0])) + "}",
-            text,
-        )
     own, *following = _NEXT_QUESTION.split(text, maxsplit=1)
     is_cut = len(turns) > 1
     if following and _holds_answer(own):

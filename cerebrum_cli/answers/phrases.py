@@ -1,4 +1,4 @@
-"""Words around answers, in the languages people use: labels, remarks, corrections, fillers, negations, yes and no."""
+"""Words around answers, in the languages people use: labels, remarks, corrections, fillers, negations."""
 
 from __future__ import annotations
 
@@ -51,11 +51,6 @@ FILLER = r"""
   | USD | EUR | GBP | CHF | CAD | AUD | INR | JPY | CNY | Rs\.? | R | AU | HK | kr\.?
 """
 
-_YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да
-是 是的 对 はい 예 네"""
-_NO = "no nope false incorrect wrong untrue nein non não нет 否 不是 不 いいえ 아니요 아니오"
-YES, NO = _YES.split(), _NO.split()
-
 # What is only compared with the answer, or counts something else.
 NOT_IT = r"""
     \b(?:at\ (?:least|most) | (?:fewer|greater|higher|less|lower|more)\ than
@@ -68,16 +63,3 @@ NOT_IT = r"""
   | не\ (?:менее|более)? )
   | 至少 | 最多 | 不是
 """
-
-# What is beside the point: "240 apples in 30 days", "5 of the 20 students".
-BESIDE = r"""
-    (?<!total\ )(?<!sum\ )(?<!average\ )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s
-    (?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+
-"""
-COMPUTED = r"""
-    (?<!!)= | ≈ | \\approx(?![a-z]) | \b(?:equals?(?:\ to)? | amounts?\ to | adds?\ up\ to | comes?\ to
-  | totals | results?\ in)
-"""
-# "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
-CONSEQUENCE = r"\b(?:so|thus|therefore|hence|leaving|giving|which\ (?:is|means|leaves|gives))\b(?!\ far)"
-EXPLANATION = r"\b(?:since|because|after|to\s(?!a|the\b)[a-z]+)\b | \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"

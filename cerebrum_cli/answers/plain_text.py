@@ -25,9 +25,15 @@ CALCULATOR_NOTE = re.compile(r"<<[^<>]*+>>")  # of GSM8K
 _DECORATION = (
     "[\u2300-\u2307\u230c-\u23ff\u25a0-\u27bf\u2b00-\u2bff\u3000-\u3007\U0001f000-\U0001faff\ufe0e\ufe0f\u20e3]"
 )
+
+
+def _joined_boxes(boxes: Match) -> str:
+    return "\\boxed{" + ", ".join(re.findall(r"\{([^{}]*+)\}", boxes[0])) + "}"
+
+
 _NOT_ASCII = r"[^\x00-\x7f]"
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-# Without HTML tags, footnotes and the bars of tables; characters of full width become ASCII.
+# Without HTML tags, footnotes and the bars of tables; listed boxes are one, and characters of full width are ASCII.
 without_markup = in_order(
     lambda text: text.translate(_FULL_WIDTH),
     rewriting(
@@ -36,7 +42,8 @@ without_markup = in_order(
         (r"(?i)</?(?:ans|b|center|code|div|em|font|i|mark|span|strong|u)(?:\s[^<>\n]*)?>", ""),
         (r"(?m)^\|[-:|]++$|^[ \t]*\|\s|\s\|[ \t]*$|&nbsp;", " "),  # a row of a table
         ("[\u200b-\u200d\u2060\ufeff]", ""),
-        where=rf"[<\[&|]|{_NOT_ASCII}",
+        (r"\\boxed\{([^{}]*+)\}(?:\$?(?:,|,?\s(?:and|or))\s\$?\\boxed\{([^{}]*+)\})++", _joined_boxes),
+        where=rf"[<\[&|]|boxed|{_NOT_ASCII}",
     ),
 )
 

@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 from typing import NamedTuple
 
-from cerebrum_cli.answers.phrases import BESIDE, COMPUTED, CONSEQUENCE, EXPLANATION, NOT_IT
+from cerebrum_cli.answers.phrases import NOT_IT
 from cerebrum_cli.answers.values import VALUE, is_value, solved
 
 _NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
@@ -16,10 +16,23 @@ _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than
 _FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
 _JOINT = re.compile(r"(?:, ?(?:and |or )?| (?:and|or|to) )")
 _STATED = re.compile(r"(?:\b(?:are|is|either)|[:=])\s\Z")
-_BESIDE = re.compile(rf"(?ix){BESIDE}\Z")
-_COMPUTED = re.compile(rf"(?ix)(?:{COMPUTED})\s*\Z")
-_CONSEQUENCE = re.compile(rf"(?ix)(?:{CONSEQUENCE})")
-_EXPLANATION = re.compile(rf"(?ix)(?:{EXPLANATION})")
+# What is beside the point: "240 apples in 30 days", "5 of the 20 students".
+_BESIDE = re.compile(
+    r"""(?ix)
+    (?<!total\ )(?<!sum\ )(?<!average\ )\b(?:at|during|every|for|in|of|on|over|per|than|to|within)\s
+    (?:(?:an?|all|the|those|these|\w++'s)\s(?:(?:first|initial|original|other|total)\s)?)?+ \Z"""
+)
+_COMPUTED = re.compile(
+    r"""(?ix) (?:(?<!!)= | ≈ | \\approx(?![a-z]) | \b(?:equals?(?:\ to)? | amounts?\ to | adds?\ up\ to | comes?\ to
+  | totals | results?\ in))\s*\Z"""
+)
+# "= 90 minutes, which is 1.5 hours"; not "= 8, which is 2 more than 6"
+_CONSEQUENCE = re.compile(
+    r"(?ix)\b(?:so|thus|therefore|hence|leaving|giving|which\ (?:is|means|leaves|gives))\b(?!\ far)"
+)
+_EXPLANATION = re.compile(
+    r"(?ix)\b(?:since|because|after|to\s(?!a|the\b)[a-z]+)\b | \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
+)
 _EQUAL = re.compile("(?<![<>!])=|≈")
 
 

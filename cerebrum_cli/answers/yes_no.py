@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 
-from cerebrum_cli.answers.phrases import NO, YES
 from cerebrum_cli.answers.plain_text import plain, sentences
 
-_WORDS = "|".join(sorted({*YES, *NO}, key=len, reverse=True))
+_YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да
+是 是的 对 はい 예 네"""
+_NO = "no nope false incorrect wrong untrue nein non não нет 否 不是 不 いいえ 아니요 아니오"
+_WORDS = "|".join(sorted(f"{_YES} {_NO}".split(), key=len, reverse=True))
 # A word that answers: alone, at the beginning or the end of a sentence, behind a label or a conclusion, or bold.
 _ANSWER = re.compile(
     rf"""(?ix)
@@ -24,6 +26,6 @@ def yes_or_no(text: str) -> str | None:
         for sentence in reversed(sentences(plain(line))):
             found = [*_ANSWER.finditer(sentence.strip())]
             if found:
-                is_yes = found[-1]["word"].casefold() in YES
+                is_yes = found[-1]["word"].casefold() in _YES.split()
                 return "yes" if is_yes != bool(found[-1]["not"]) else "no"
     return None
