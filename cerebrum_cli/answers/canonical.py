@@ -145,12 +145,13 @@ def _nested(text: str, depth: int) -> str | None:
     if unions:
         return "∪".join(sorted(_ruled(part, depth) for part in sets))
     if _is_enclosed(text):
-        return _enclosed(text[0], text[1:-1], text[-1], depth)
-    parts, are_alternatives = _parts(text)
-    if are_alternatives:
-        return _set(parts, depth)
-    if len(parts) > 1:
-        return ", ".join(_members(parts, depth))
+        opening, inside, closing = text[0], text[1:-1], text[-1]
+        if listed := _listed(inside, depth, opening, closing):
+            return listed
+        form = _ruled(inside, depth)
+        return form if opening + closing == "()" else opening + form + closing
+    if listed := _listed(text, depth):
+        return listed
     exact, _, rounded = text.partition("≈")
     if rounded and exact and not _NAME.fullmatch(exact.strip()):
         return _ruled(exact, depth)
@@ -160,24 +161,18 @@ def _nested(text: str, depth: int) -> str | None:
     return _ruled(value, depth)
 
 
-def _enclosed(opening: str, inside: str, closing: str, depth: int) -> str:
-    """Form of a set, of a list in brackets, or of what is in brackets."""
-    parts, are_alternatives = _parts(inside)
-    if opening == "{" or are_alternatives:
-        return _set(parts, depth)
-    if len(parts) > 1:
-        return opening + ", ".join(_members(parts, depth)) + closing
-    form = _ruled(inside, depth)
-    if opening + closing == "()":
-        return form
-    return opening + form + closing
-
-
-def _set(parts: list[str], depth: int) -> str:
-    members = sorted(set(_members(parts, depth))) or ["∅"]
-    if len(members) == 1:
-        return members[0]
-    return "{" + ", ".join(members) + "}"
+def _listed(text: str, depth: int, opening: str = "", closing: str = "") -> str | None:
+    """Form of alternatives as a set, or of a list in its brackets; None if a text is neither."""
+    parts, separators = _split(_SEPARATOR, text)
+    parts = [part for part in parts if part.strip()]
+    is_set = opening == "{" or any(mark.lower().endswith("or") for mark in separators)
+    if len(parts) < 2 and not is_set:
+        return None
+    members = _members(parts, depth)
+    if is_set:
+        members = sorted(set(members)) or ["∅"]
+        opening, closing = ("{", "}") if len(members) > 1 else ("", "")
+    return opening + ", ".join(members) + closing
 
 
 def _algebra(text: str) -> str | None:
@@ -191,12 +186,6 @@ def _words(text: str) -> str:
     """Plain text, without articles and stops, as in SQuAD's normal form (Rajpurkar et al. 2016, arXiv:1606.05250)."""
     text = text.casefold()
     return one_line(re.sub(r"(?<!\d)\.|\.(?!\d)", "", _ARTICLE.sub("", text))) or text
-
-
-def _parts(text: str) -> tuple[list[str], bool]:
-    """Split at commas, "and" and "or" outside brackets; also whether there was an "or"."""
-    parts, separators = _split(_SEPARATOR, text)
-    return [part for part in parts if part.strip()], any(mark.lower().endswith("or") for mark in separators)
 
 
 def _split(pattern: Pattern, text: str) -> tuple[list[str], list[str]]:

@@ -137,9 +137,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
     if in_words:
         return doubtful or _last_words(text), None
     value = _last_value(text) or _last_value(with_digits(text)) or doubtful
-    whole = trimmed(plain(text))
-    is_stated = values_alone(whole) or _ALONE.fullmatch(whole)
-    return value, value if is_stated else None
+    return value, value if _alone(text) else None
 
 
 def _without_remarks(text: str) -> str:
@@ -264,12 +262,17 @@ def _answer(text: str) -> str:
     return text
 
 
+def _alone(text: str) -> str:
+    """A text that is a yes, a no, a letter, a value or a list of values; "" if it is more."""
+    text = trimmed(plain(text))
+    if _ALONE.fullmatch(text):
+        return text
+    return values_alone(text)
+
+
 def _last_value(text: str) -> str | None:
     text = CALCULATOR_NOTE.sub(" = ", text).strip()
-    last = trimmed(plain(text.rpartition("\n")[2]))
-    if _ALONE.fullmatch(last):
-        return last
-    if alone := values_alone(last):
+    if alone := _alone(text.rpartition("\n")[2]):
         return alone
     for line in filter(MAY_HOLD_VALUE.search, reversed(text.split("\n"))):
         line = next(filter(starts_with_value, reversed(_BOLD.findall(line))), line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from typing import NamedTuple
 
 from cerebrum_cli.answers.phrases import NOT_IT
@@ -51,10 +50,9 @@ Values = list[FoundValue]  # of a sentence, in order
 
 def values_in(text: str) -> Values:
     found = [match for match in VALUE.finditer(text) if is_value(match[1])]
-    ends = [0, *(match.end() for match in found)]
-    starts = [*(match.start() for match in found), len(text)]
-    words = [text[end:start] for end, start in zip(ends, starts, strict=True)]
-    return [FoundValue(match[1], *match.span(1), *beside) for match, beside in zip(found, pairwise(words), strict=True)]
+    edges = [0, *(edge for match in found for edge in match.span()), len(text)]
+    words = [text[end:start] for end, start in zip(edges[::2], edges[1::2], strict=True)]
+    return [FoundValue(match[1], *match.span(1), *words[place : place + 2]) for place, match in enumerate(found)]
 
 
 def result(text: str) -> str | None:
