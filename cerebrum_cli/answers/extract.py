@@ -32,7 +32,7 @@ from cerebrum_cli.answers.plain_text import (
     trimmed,
     without_markup,
 )
-from cerebrum_cli.answers.rewriting import rewriting
+from cerebrum_cli.answers.rewriting import in_order, rewriting
 from cerebrum_cli.answers.sentence import result, values_alone, values_in
 from cerebrum_cli.answers.values import (
     BRACKETED,
@@ -85,12 +85,29 @@ _REFUSAL = re.compile(
     r"|\b(?:none of the (?:above|given|options)|(?:not enough|insufficient) info)"
     r"|\A(?:none|null|n/a|unknown|undetermined|indetermina(?:te|ble))\Z",
 )
-_REASON = re.compile(  # samples that agree should not differ by it
-    r"(?i)(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not|nicht|et non|non|no"
-    r"|rather than|instead of)\b|\s(?:rather than|instead of|et non|i\.e\.)\b|[,，]不是|\s\(?(?:because|since)\b",
+_without_asides = rewriting(
+    (r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)", ""),
 )
-_FILLER = re.compile(
-    rf"(?ix)\A(?:(?:{FILLER})(?:[,:]?\s|[,:])\s*+|[a-z]+(?:\s[a-z]+)?:\s)++(?=[^\W_a-z]|[^\w\s]|[a-z]\b)"
+# What a sentence states, without decoration, and without a reason: samples that agree should not differ by it.
+_statement_in = in_order(
+    rewriting(
+        (
+            r"(?is)(?:(?:[,;]|\s[—–-])\s++(?:because|since|which|so|as|but|where|meaning|given|assuming|not|nicht"
+            r"|et non|non|no|rather than|instead of)\b|\s(?:rather than|instead of|et non|i\.e\.)\b|[,，]不是"
+            r"|\s\(?(?:because|since)\b).*+",
+            "",
+        )
+    ),
+    _without_asides,
+    one_line,
+    rewriting(
+        (
+            rf"(?ix)\A(?:(?:{FILLER})(?:[,:]?\s|[,:])\s*+|[a-z]+(?:\s[a-z]+)?:\s)++(?=[^\W_a-z]|[^\w\s]|[a-z]\b)",
+            "",
+        )
+    ),
+    trimmed,
+    rewriting((r"\A[_\-–—…^= ]++\Z", "")),
 )
 _QUESTION = re.compile(
     r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
@@ -102,7 +119,6 @@ _EQUAL = re.compile("[=≈]")
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?(?=\d)")
 _AS_IS = re.compile(r"(?i)\(?[A-H]\)|[A-H](?:[.:]\s|\Z)|(?:yes|no)\b")  # not an amount
 _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
-_ASIDE = re.compile(r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)")
 _ALONE = re.compile(r"(?i)yes|no|[a-z]|\([a-z]\)")
 _ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
@@ -188,7 +204,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     for marker in reversed(list(_MARKER.finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
         sentence, *others = [line] if is_box else sentences(next(_BALANCED.finditer(line))[0])
-        answer = _answer(sentence)
+        answer = _statement_in(sentence)
         remainder = " ".join(others)
         if marker.lastgroup == "correction":
             answer = result(line) or ""
@@ -253,15 +269,6 @@ def _value(answer: str) -> str:
     return result(answer) or answer
 
 
-def _answer(text: str) -> str:
-    """A sentence without its reason, remarks in parentheses, and decoration."""
-    text = _ASIDE.sub("", _REASON.split(text, maxsplit=1)[0])
-    text = trimmed(_FILLER.sub("", one_line(text)))
-    if not text.strip("_-–—…^= "):
-        return ""
-    return text
-
-
 def _alone(text: str) -> str:
     """A text that is a yes, a no, a letter, a value or a list of values; "" if it is more."""
     text = trimmed(plain(text))
@@ -285,6 +292,6 @@ def _last_result(line: str) -> str | None:
     for sentence in reversed(sentences(_ITEM.sub("", line))):
         if sentence.rstrip().endswith("?") and _QUESTION.search(sentence):
             continue
-        if value := result(trimmed(_ASIDE.sub("", sentence))):
+        if value := result(trimmed(_without_asides(sentence))):
             return value
     return None
