@@ -44,7 +44,7 @@ class ArchivedSession:
     def object(self) -> JsonDict:
         """The object of `sessions show --json`."""
         return {
-            **session_fields(self.session),
+            **self.session.fields,
             "system_prompt": self.session.system_prompt,
             "params": self.session.params,
             "messages": [_message_object(stored) for stored in self.messages],
@@ -193,17 +193,6 @@ def format_transcript(model: Model, conversation: Conversation) -> str:
     if not prompt[-1:].isspace():
         prompt += " "
     return f"{prompt}{last.content}\n"
-
-
-def session_fields(session: Session) -> JsonDict:
-    return {
-        "name": session.name,
-        "origin": session.origin,
-        "model": session.model,
-        "format": session.format,
-        "created": format_utc(session.created),
-        "updated": format_utc(session.updated),
-    }
 
 
 def _message_object(stored: StoredMessage) -> JsonDict:

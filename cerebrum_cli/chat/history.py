@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cerebrum_cli.chat.archive import ArchivedSession, parse_conversation, session_fields
 from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.model_view import (
     NO_CONTINUATION,
@@ -51,6 +51,9 @@ from cerebrum_cli.engine.local import clear_prompt_cache
 from cerebrum_cli.library.installed import InstalledModel
 from cerebrum_cli.replies.interface import Model
 from cerebrum_cli.replies.reply import Reply
+
+if TYPE_CHECKING:
+    from cerebrum_cli.chat.archive import ArchivedSession
 
 UNITS_S = {"d": 86_400, "w": 604_800}
 MAX_IMPORT_BYTES = 1_000_000_000
@@ -216,7 +219,7 @@ class History:
         """The rows of `sessions list`, the session that was changed last first."""
         rows = []
         for session, messages, first in self.store.summaries():
-            rows.append({**session_fields(session), "messages": messages, "first": without_files(first)})
+            rows.append({**session.fields, "messages": messages, "first": without_files(first)})
         return rows
 
     def search(self, text: str) -> list[JsonDict]:
@@ -228,10 +231,14 @@ class History:
         return rows
 
     def archived(self, session: Session) -> ArchivedSession:
+        from cerebrum_cli.chat.archive import ArchivedSession
+
         return ArchivedSession(session, self.store.messages(session), self.store.alternatives(session))
 
     def import_file(self, path: Path, name: str | None) -> Session:
         """Create a session from a JSON file of another program. Raises UsageError, SessionError."""
+        from cerebrum_cli.chat.archive import parse_conversation
+
         own_name, conversation = parse_conversation(read_text(path, MAX_IMPORT_BYTES), str(path))
         if name is None:
             name = self.store.unused_name(own_name or printable_name(path.stem) or suggest_name(conversation))

@@ -101,6 +101,18 @@ class Session:
     updated: float
     first: int | None = None
 
+    @property
+    def fields(self) -> JsonDict:
+        """The fields of its row in `sessions list`."""
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "model": self.model,
+            "format": self.format,
+            "created": format_utc(self.created),
+            "updated": format_utc(self.updated),
+        }
+
     def add_defaults(self, overrides: Layer, is_remote: bool = False) -> Layer:
         """Add the model, format, chat template and adapters to the overrides, unless these name another model.
 

@@ -173,6 +173,12 @@ def test_session_defaults_apply_to_the_same_file_by_any_path(
         assert session.add_defaults({"model": reference}) == {"model": reference}
 
 
+def test_record_keeps_the_reasoning_of_given_messages(history: History) -> None:
+    given = SUM.assistant("Four.", None, "2 and 2").user("And 3 + 3?")
+    session = history.record(None, given, SIX, LOADED, SETTINGS)
+    assert history.conversation(session, MODEL) == given.assistant("Six.", (9,))
+
+
 def test_record_omits_the_tokens_of_a_reply_ended_by_a_stop_string(history: History) -> None:
     reply = finished("Four", None, (5, 6, 7), FINISH._replace(by_stop_string=True))
     session = history.record(None, SUM, reply, LOADED, SETTINGS)
