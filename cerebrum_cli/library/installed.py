@@ -68,8 +68,9 @@ class InstalledModel:
     @cached_property
     def sizes(self) -> ModelSizes:
         sizes = self.header.sizes if len(self.paths) == 1 else parts_sizes(self.paths)
-        adapters = sum(adapter.size for adapter in self.adapters)
-        return replace(sizes, input_bytes=sizes.input_bytes + adapters)
+        for adapter in self.adapters:
+            sizes = replace(sizes, input_bytes=sizes.input_bytes + adapter.size)
+        return sizes
 
     @property
     def adapter_names(self) -> list[str]:

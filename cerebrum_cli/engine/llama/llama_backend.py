@@ -182,8 +182,9 @@ class LlamaBackend(LlamaVocabulary):
         if params.is_argmax and any(self._offloaded):  # where a step is as fast as llama.cpp's search of all tokens
             is_single = False
         if constraint is None and is_single and sorts_few:
-            suppressed = (TokenBias(token, -inf) for token in self._suppressed)
-            params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
+            if self._suppressed:
+                suppressed = (TokenBias(token, -inf) for token in self._suppressed)
+                params = replace(params, logit_bias=(*params.logit_bias, *suppressed))
             chain = create_chain(self._vocab, params, seed, prompt, self._prototype)
             return LlamaSampler(chain, self.batch_position)
         from cerebrum_cli.engine.llama.logits import ChainSampler, GreedySampler
