@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection
-from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.events import FinishReason, RefusedEvent
 from cerebrum_cli.core.token_ids import TokenIds, common_prefix
-from cerebrum_cli.engine.context_checkpoints import Checkpoints, PromptCache
 from cerebrum_cli.engine.engine import CancelScope
-from cerebrum_cli.engine.memory import plan_cache
-from cerebrum_cli.engine.scheduler import Admission, Scheduler, Share, rows_of
+from cerebrum_cli.engine.placement import Placement
+from cerebrum_cli.engine.scheduler import Share, rows_of
 from cerebrum_cli.engine.sequence import Sequence
 from cerebrum_cli.engine.state_store import StateStore
 
@@ -32,15 +30,11 @@ class Loop:
     def __init__(self, backend: Backend, load_s: float, state_store: StateStore | None = None) -> None:
         self._backend = backend
         self._load_s = load_s
-        self._scheduler = Scheduler(backend.slots, backend.kv_unified)
-        self._checkpoints = Checkpoints(backend, self._scheduler)
-        self._takes_checkpoints = backend.trimmable_length < inf
+        self._placement = Placement(backend, state_store)
+        self._scheduler = self._placement.scheduler
+        self._checkpoints = self._placement.checkpoints
         self._score_jobs: deque[ScoreJob] = deque()
-        self._max_slots = backend.slots
-        self._reserves_max = backend.slots == 1 or backend.kv_unified
-        self.prompt_cache: PromptCache | None = None
-        if state_store:
-            self.prompt_cache = PromptCache(backend, self._scheduler, self._checkpoints, state_store)
+        self.prompt_cache = self._placement.prompt_cache
 
     @property
     def is_idle(self) -> bool:
@@ -80,19 +74,19 @@ class Loop:
         backend = self._backend
         try:
             # make room
-            self._preempt_full()
+            self._placement.preempt_full()
             # admit
             if not self._score_jobs:
-                self._admit()
+                self._placement.admit()
             elif not scheduler.running:
                 self._score()
                 return
-            self._compact()
+            self._placement.compact()
             # schedule
             while True:
                 step = scheduler.schedule(backend.prefill_chunk, backend.max_outputs)
                 rows = rows_of(step)
-                if self._make_room(len(rows)):
+                if self._placement.make_room(len(rows)):
                     break
                 scheduler.preempt(scheduler.running[-1])  # it is in the highest slot
             if self._may_draft(step):
@@ -124,127 +118,6 @@ class Loop:
         if not self._score_jobs[0].step(self._backend):
             self._score_jobs.popleft()
         self._scheduler.reset_slots(self._backend.slots)  # memory may have been reserved again
-
-    def _preempt_full(self) -> None:
-        """Preempt sequences that fill their slots, to resume in longer ones: all now if memory holds as many of those.
-
-        Otherwise only the full ones are preempted, to the end of the queue, while the others finish.
-        """
-        scheduler = self._scheduler
-        backend = self._backend
-        full = [sequence for sequence in scheduler.running if sequence.length >= backend.capacity]
-        if not full:
-            return
-        has_memory = backend.slots_for(max(map(self._required_length, full))) >= backend.slots
-        if has_memory:
-            full = scheduler.running
-        for sequence in full:
-            scheduler.preempt(sequence)
-        if has_memory:
-            scheduler.waiting.rotate(len(full))
-            self._reserve(n_slots=backend.slots)
-
-    def _admit(self) -> None:
-        """Give waiting sequences slots, up to one whose prompt is evaluated first, or which has to wait for memory."""
-        scheduler = self._scheduler
-        while scheduler.waiting and scheduler.free_slots and not scheduler.prefilling:
-            sequence = scheduler.waiting[0]
-            needs_memory = self._needs_memory(sequence)
-            if scheduler.running and (needs_memory or not scheduler.can_hold(sequence, self._backend.capacity)):
-                return
-            self._restore(sequence, needs_memory)
-            if self._takes_checkpoints:
-                self._checkpoints.prepare(sequence)
-            try:
-                self._place(scheduler.next_admission(self._backend.capacity, self._checkpoints.reusable))
-            except GrammarError as error:  # the caller then cancels the others of the same stream
-                self._release(sequence)
-                sequence.emit(error)
-            else:
-                sequence.report_prefill()
-
-    def _needs_memory(self, sequence: Sequence) -> bool:
-        """Whether memory has to be reserved again for a sequence, or the last ones were longer, and needed more."""
-        backend = self._backend
-        if self._required_length(sequence) > backend.capacity:
-            return True
-        if self._scheduler.running or len(self._scheduler.waiting) <= backend.slots:
-            return False
-        length, slots = self._plan_cache()
-        return min(slots, backend.slots_for(length)) > backend.slots
-
-    def _restore(self, sequence: Sequence, needs_memory: bool) -> None:
-        """Reserve memory if that is needed, and load what the prompt cache has of a sequence."""
-        cache = self.prompt_cache
-        state = cache.find(sequence, needs_memory) if cache else None
-        if needs_memory:
-            kind = self._backend.state_kind
-            self._reserve(len(state.tokens) if state else 0)
-            if self._backend.state_kind != kind:  # fewer slots than requested
-                return
-        if cache and state and self._make_room(len(state.tokens)):
-            cache.restore(state)
-
-    def _required_length(self, sequence: Sequence) -> int:
-        """Length to reserve memory for: the maximum for a single slot, the expected length for many."""
-        context_size = self._backend.context_size
-        if self._reserves_max:
-            return sequence.request.max_length(context_size)
-        return sequence.request.expected_length(context_size, len(sequence.generated))
-
-    def _plan_cache(self) -> tuple[int, int]:
-        waiting = self._scheduler.waiting
-        required = max(map(self._required_length, waiting))
-        if self._reserves_max:
-            return required, self._max_slots
-        requests = [sequence.request for sequence in waiting]
-        return plan_cache(required, requests, self._backend.context_size, self._max_slots, self._backend.slots_for)
-
-    def _reserve(self, min_length: int = 0, n_slots: int | None = None) -> None:
-        length, slots = self._plan_cache()
-        self._backend.reserve(max(min_length, length), n_slots or slots)
-        self._scheduler.reset_slots(self._backend.slots)
-
-    def _make_room(self, tokens: int) -> bool:
-        """Evict idle slots from a unified KV cache until it holds this many additional tokens; False if it cannot."""
-        while not self._scheduler.has_cells(tokens, self._backend.capacity):
-            filled = [slot for slot in self._scheduler.slots_to_overwrite if slot.tokens]
-            if not filled:
-                return False
-            self._backend.context.clear(filled[0].index)
-            filled[0].truncate(0)
-        return True
-
-    def _compact(self) -> None:
-        """Move the sequences in the highest slots to holes below, unless waiting sequences will fill those."""
-        scheduler = self._scheduler
-        backend = self._backend
-        if backend.kv_unified or (scheduler.waiting and scheduler.free_slots):
-            return
-        while hole := scheduler.hole():
-            source, target = hole
-            if not source.tokens:  # just admitted: nothing to copy yet
-                return
-            backend.context.copy(source.index, target.index)
-            backend.context.clear(source.index)
-            scheduler.move(source, target)
-
-    def _place(self, admission: Admission) -> None:
-        """Prepare the sampler and the slot of a sequence, and admit it with the prefix that could be reused."""
-        sequence, slot, source, length = admission
-        backend = self._backend
-        request = sequence.request
-        if sequence.sampler is None and not request.inspected:
-            sequence.sampler = backend.sampler(request.params, sequence.seed, sequence.constraint, sequence.prompt)
-        if length < len(sequence.prompt):
-            length = backend.reusable_prefix(length)
-        if slot is not source and length:
-            backend.context.copy(source.index, slot.index)
-        length = self._checkpoints.rewind(slot, length, source.checkpoints)
-        self._scheduler.admit(admission, length)
-        if self._takes_checkpoints:
-            self._checkpoints.plan(sequence)
-        sequence.admitted_at = sequence.admitted_at or perf_counter()
 
     def _process_output(self, step: list[Share], is_complete: bool) -> None:
         if not is_complete:
@@ -282,7 +155,7 @@ class Loop:
         """Sample the first token of a sequence, and of the other samples of its prompt that get slots."""
         siblings = self._scheduler.sibling_samples(sequence)
         for sibling in siblings:
-            self._place(sibling)
+            self._placement.place(sibling)
         self._sample_token(sequence, row)
         for sibling in siblings:
             self._sample_token(sibling.sequence, row)
@@ -316,7 +189,7 @@ class Loop:
             try:
                 token = self._next_token(sequence, row)
             except GrammarError as error:
-                self._release(sequence)
+                self._placement.release(sequence)
                 sequence.emit(RefusedEvent(sequence.id, error))
                 return False
             sequence.sampled_at.append(perf_counter())
@@ -352,7 +225,7 @@ class Loop:
         """End a sequence, and ask its follow-up if there is one; False, since it has left its slot."""
         for event in sequence.last_events(is_truncated=reason != "stop"):
             sequence.emit(event)
-        self._release(sequence)
+        self._placement.release(sequence)
         size = self._backend.context_size
         follow_up = None
         if sequence.text.is_stopped:
@@ -364,17 +237,11 @@ class Loop:
             self._scheduler.submit([follow_up], first=True)  # to the slot that holds the sample
         return False
 
-    def _release(self, sequence: Sequence) -> None:
-        self._scheduler.remove(sequence)
-        if sequence.sampler is not None:
-            sequence.sampler.close()
-            sequence.sampler = None
-
     def fail(self, error: BaseException) -> None:
         fail_work(self._score_jobs, error)
         self._score_jobs.clear()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            self._release(sequence)
+            self._placement.release(sequence)
             sequence.emit(error)
 
 
