@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.eval.tasks import complete_test
 from cerebrum_cli.programs.code import extract_program
 from cerebrum_cli.programs.sandbox import require_sandbox

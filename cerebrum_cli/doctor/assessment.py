@@ -96,13 +96,14 @@ def assess_devices(build: Build, likely_accelerator: str | None) -> CheckResult:
 
 
 def assess_threads(machine: MachineState, requested: int | None) -> CheckResult:
-    threads = format_count(requested or machine.threads, "thread")
-    detail = f"{threads}; {format_count(machine.cores, 'core')} available"
-    if machine.quota < inf:
-        detail += f", cgroup quota {machine.quota:g}"
-    if not requested or requested <= machine.usable_threads:
+    processors = machine.processors
+    threads = format_count(requested or processors.threads, "thread")
+    detail = f"{threads}; {format_count(processors.cores, 'core')} available"
+    if processors.quota < inf:
+        detail += f", cgroup quota {processors.quota:g}"
+    if not requested or requested <= processors.usable:
         return check_result(detail)
-    problem = f"{requested} requested, but only {machine.usable_threads} can run concurrently"
+    problem = f"{requested} requested, but only {processors.usable} can run concurrently"
     return check_result(detail, (problem, "lower CEREBRUM_THREADS or threads in config.toml"))
 
 

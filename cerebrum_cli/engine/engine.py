@@ -186,11 +186,16 @@ class Engine(ABC):
         """Whether the model is ready; false while it loads, after a failure and after `close`."""
 
     @property
-    def vocabulary(self) -> Vocabulary:
-        """The model's vocabulary; EngineError before `load` and after `close`."""
+    def backend(self) -> Backend:
+        """The loaded model; EngineError before `load` and after `close`."""
         if self._backend is None:
             raise EngineError("the model is not loaded")
         return self._backend
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The model's vocabulary; EngineError before `load` and after `close`."""
+        return self.backend
 
     @property
     @abstractmethod

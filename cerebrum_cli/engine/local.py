@@ -182,16 +182,12 @@ def thread_count() -> int:
 
 @frozen
 class MachineState:
-    """What this process may use of the machine now: threads and cores, the quota of its cgroups in CPUs, and memory.
+    """What this process may use of the machine now: processors, and bytes of memory.
 
-    `threads` is the fastest number for decoding, of `usable_threads` that can run concurrently. The likely accelerator
-    is the GPU backend that llama.cpp could be built with.
+    The likely accelerator is the GPU backend that llama.cpp could be built with.
     """
 
-    threads: int
-    usable_threads: int
-    cores: int
-    quota: float
+    processors: machine.Processors
     free_memory: int
     total_memory: int
     likely_accelerator: str | None
@@ -199,12 +195,8 @@ class MachineState:
 
 
 def machine_state() -> MachineState:
-    found = machine.processors()
     return MachineState(
-        found.threads,
-        found.usable,
-        found.cores,
-        found.quota,
+        machine.processors(),
         machine.available_memory(),
         machine.total_memory(),
         machine.likely_accelerator(),

@@ -43,7 +43,6 @@ from cerebrum_cli.engine.state_store import StateStore
 from cerebrum_cli.engine.step import StopFlag
 
 if TYPE_CHECKING:
-    from cerebrum_cli.engine.backend import Backend
     from cerebrum_cli.engine.engine import OpenBackend, ScoringEvent
     from cerebrum_cli.engine.requests import ScoreRequest
 
@@ -205,12 +204,6 @@ class LocalEngine(Engine):
     @property
     def is_loaded(self) -> bool:
         return self._backend is not None
-
-    @property
-    def backend(self) -> Backend:
-        if self._backend is None:
-            raise EngineError("the model is not loaded")
-        return self._backend
 
     @property
     def context_size(self) -> int:

@@ -140,10 +140,6 @@ def _sysctl(name: str) -> int:
     return int(found.stdout or 0)
 
 
-def thread_count() -> int:
-    return processors().threads
-
-
 def processor_flags() -> frozenset[str] | None:
     """CPU features as listed by Linux, and those that this kernel may not list; None if unavailable."""
     first = _first_processor()

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.core.files import cache_json, read_small_json
 from cerebrum_cli.core.llama_cpp import build_fingerprint
-from cerebrum_cli.engine.machine import instruction_set, processor_name, thread_count
+from cerebrum_cli.engine.machine import instruction_set, processor_name, processors
 from cerebrum_cli.gguf.sizes import ModelSizes
 
 # Bytes that could be read in the time that a layer takes beside its weights; measured with models of 24 to 30 layers.
@@ -69,7 +69,7 @@ def load_speed(records: Path) -> Speed:
     recorded = _read(records)
     if recorded.generation:
         return recorded
-    return expected(thread_count(), instruction_set() == "avx512", recorded)
+    return expected(processors().threads, instruction_set() == "avx512", recorded)
 
 
 def record_replies(records: Path, sizes: ModelSizes, replies: Iterable[Timings]) -> None:
@@ -105,4 +105,4 @@ def _write(records: Path, speed: Speed) -> None:
 
 
 def _machine() -> str:
-    return f"{processor_name()}, {thread_count()} threads, {build_fingerprint()}"
+    return f"{processor_name()}, {processors().threads} threads, {build_fingerprint()}"

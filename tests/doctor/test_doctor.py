@@ -296,7 +296,7 @@ WITHOUT_DRIVER = replace(WITH_GPU, devices=())
 
 
 def state(found: Processors = PROCESSORS, free: int = 0, total: int = 0) -> MachineState:
-    return MachineState(found.threads, found.usable, found.cores, found.quota, free, total, None, None)
+    return MachineState(found, free, total, None, None)
 
 
 MODELS = DirectoryState("models", "HF_HUB_CACHE", Path("/m"), True, disk=1, free=9 * GB)

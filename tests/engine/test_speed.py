@@ -8,7 +8,7 @@ from command_line import CommandLine
 from cerebrum_cli.core.events import Timings
 from cerebrum_cli.engine import speed as speeds
 from cerebrum_cli.engine.local import Capacity, Forecast, MachineRecords
-from cerebrum_cli.engine.machine import instruction_set, thread_count
+from cerebrum_cli.engine.machine import instruction_set, processors
 from cerebrum_cli.engine.speed import Speed, expected
 from cerebrum_cli.gguf.contents import Metadata
 from cerebrum_cli.gguf.layers import Hyperparameters, model_sizes
@@ -85,7 +85,9 @@ def test_speed_file_is_of_one_machine(tmp_path: Path, monkeypatch: pytest.Monkey
     assert measured.bandwidth and measured.generation == pytest.approx(28e9, rel=0.01)
     monkeypatch.setattr(speeds, "processor_name", lambda: "another")
     other = speeds.load_speed(tmp_path)
-    assert other == expected(thread_count(), instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer))
+    assert other == expected(
+        processors().threads, instruction_set() == "avx512", Speed(prompt_layer=other.prompt_layer)
+    )
     path.write_text("[]")
     assert not speeds.load_speed(tmp_path).bandwidth
 

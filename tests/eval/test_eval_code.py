@@ -19,7 +19,7 @@ from scripted_command import start_scripted
 from waiting import user_seconds, wait_for_end, wait_until
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.engine.machine import thread_count
+from cerebrum_cli.engine.local import thread_count
 from cerebrum_cli.eval import scorers
 from cerebrum_cli.eval.questions import Question, select
 from cerebrum_cli.eval.scorers import ScoredAnswer, reply_scorer

@@ -17,7 +17,7 @@ from cerebrum_cli.engine.llama.bindings import SHOW_LOG, llama, log, suppress_lo
 from cerebrum_cli.engine.llama.context import Adapters, has_recurrent_state, model_metadata
 from cerebrum_cli.engine.llama.devices import bind, expert_overrides, free_memory
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.engine.machine import instruction_set, save_devices, thread_count
+from cerebrum_cli.engine.machine import instruction_set, processors, save_devices
 from cerebrum_cli.engine.memory import Device, Devices, FreeMemory, host_bytes
 from cerebrum_cli.engine.memory_plan import LoadPlan, plan_load
 from cerebrum_cli.engine.requests import ContextOptions, LoadOptions
@@ -132,7 +132,7 @@ def adapted(plan: LoadPlan, model: Any) -> ContextOptions:
         context,
         slots=context.slots if runs_several else 1,
         kv_unified=context.kv_unified and runs_several,
-        n_threads=context.n_threads or thread_count(),
+        n_threads=context.n_threads or processors().threads,
         batch_invariant=is_invariant,
         pad_steps=context.pad_steps and is_invariant,
     )
