@@ -228,17 +228,19 @@ def _mask_bytes(sizes: ModelSizes, context: ContextOptions) -> int:
     return element * context.n_ubatch * sum(masked.values())
 
 
-def lengths(most: int) -> list[int]:
-    """Lengths of a context to choose from, of at least 256 tokens if `most` is."""
-    return [*range(PADDING, most, PADDING), most]
-
-
-def largest(numbers: Sequence[int], fit: Callable[[int], bool]) -> int:
+def largest(numbers: range, fit: Callable[[int], bool]) -> int:
     """The largest of some ascending numbers that fits into memory; the first if none does."""
     if fit(numbers[-1]):
         return numbers[-1]
     fitting = bisect_left(numbers, True, key=lambda number: not fit(number))
     return numbers[max(0, fitting - 1)]
+
+
+def longest(most: int, fit: Callable[[int], bool]) -> int:
+    """The longest context that fits: of `most` tokens, or of fewer, but at least 256."""
+    if fit(most):
+        return most
+    return largest(range(PADDING, max(most, PADDING + 1), PADDING), fit)
 
 
 def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory) -> int:
@@ -253,9 +255,7 @@ def plan_slots(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCount
 def plan_length(sizes: ModelSizes, context: ContextOptions, offloaded: LayerCounts, free: FreeMemory, most: int) -> int:
     """Length of a longer context of a loaded model: `most`, or what fits."""
     single = replace(context, slots=1)
-    return largest(
-        lengths(most), lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free)
-    )
+    return longest(most, lambda length: fits(context_needs(sizes, replace(single, length=length), offloaded), free))
 
 
 def plan_cache(

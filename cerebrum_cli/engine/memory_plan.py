@@ -31,7 +31,7 @@ from cerebrum_cli.engine.memory import (
     fits,
     host_bytes,
     largest,
-    lengths,
+    longest,
     memory_needs,
     weight_needs,
 )
@@ -117,7 +117,7 @@ def default_length(options: LoadOptions, free: FreeMemory, emit: Emit) -> int:
     most = default
     if options.file.thinks:
         most = min(options.file.trained_context, THINKING_CONTEXT)
-    length = largest(lengths(most), lambda length: fits(_single(options, length, free).needs, free))
+    length = longest(most, lambda length: fits(_single(options, length, free).needs, free))
     if length < default:
         problem = f"context limited to {length} tokens by free memory (default: {default})"
         emit(NoticeEvent(problem, "close other programs, use a smaller quantization, or force it with --ctx"))
@@ -137,13 +137,13 @@ def require_context(options: LoadOptions, free: FreeMemory, counts_weights: bool
     length = options.context.length
     if needed(length) <= free.host:
         return
-    longest = largest(lengths(length), lambda length: needed(length) <= free.host)
+    most = longest(length, lambda length: needed(length) <= free.host)
     size = f"{needed(length) / 1e9:.1f} GB"
     if counts_weights:
         size += " including the model's weights"
     raise EngineError(
         f"a context of {length} tokens needs {size}; {free.host / 1e9:.1f} GB is free",
-        f"use --ctx {min(longest, options.file.trained_context)} or less",
+        f"use --ctx {min(most, options.file.trained_context)} or less",
     )
 
 
