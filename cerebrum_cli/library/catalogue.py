@@ -57,9 +57,9 @@ class ModelSpec:
     """A catalog model. Without `format` its chat template is used; without a source it is merged or converted.
 
     `context_size` is the trained context in tokens, `kv_bytes_per_token` its KV cache in f16. `active_percent` of the
-    weights are read for each token. It thinks for about `thinking_tokens` before it answers. In `file`, `{quant}`
-    stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge recipe
-    of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
+    weights are read for each token. It thinks for about `thinking_tokens` before it answers; 0 if unknown. In `file`,
+    `{quant}` stands for the quantization; `revision` is a commit, branch or tag other than main. `recipe` is the merge
+    recipe of a model that is not downloaded itself. `weights` is the repository with its own weights in safetensors.
     `settings` are recommended settings; `thinking` and `no_thinking` override them while `think` is on or off.
     `good_for` is one word. `refuse` has broken repositories, and what is wrong with each.
     """
@@ -75,7 +75,7 @@ class ModelSpec:
     context_size: int | None = None
     kv_bytes_per_token: int | None = None
     active_percent: int | None = None
-    thinking_tokens: int | None = None
+    thinking_tokens: int = 0
     license: str | None = None
     good_for: str | None = None
     notes: str = ""

@@ -82,7 +82,7 @@ def assess_quantizations(
         scaled = sizes.with_weights(size)
         memory = fit_memory(scaled, context, capacity)
         is_installed = any(same_quantization(name, other) for other in installed)
-        speed = capacity.forecast(scaled, thinking_tokens(spec))
+        speed = capacity.forecast(scaled, spec.thinking_tokens if spec else 0)
         candidate = QuantizationFit(name, size, memory.needed, memory.fit, is_installed, speed=speed)
         candidates.append(candidate)
         if memory.is_comfortable and (speed is None or speed.answer_s <= PATIENCE_S):
@@ -124,11 +124,6 @@ def _distance(quantization: str) -> tuple[bool, float]:
         return True, math.inf
     bits = int(match[1])
     return not FEWEST_BITS <= bits <= PREFERRED_BITS, abs(math.log(bits / PREFERRED_BITS))
-
-
-def thinking_tokens(spec: ModelSpec | None) -> int:
-    """Tokens of reasoning before an answer; 0 if unknown."""
-    return (spec and spec.thinking_tokens) or 0
 
 
 def spec_sizes(spec: ModelSpec | None) -> ModelSizes:

@@ -133,7 +133,7 @@ class InstalledModel:
         return ""
 
     def forecast(self, capacity: Capacity) -> Forecast | None:
-        return capacity.forecast(self.sizes, (self.spec and self.spec.thinking_tokens) or 0)
+        return capacity.forecast(self.sizes, self.spec.thinking_tokens if self.spec else 0)
 
     @property
     def is_served(self) -> bool:
