@@ -67,10 +67,10 @@ class RetryPolicy:
     progress: Progress
     failures: int = 0  # in a row
 
-    def run(self, request: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    def run(self, request: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         while True:
             try:
-                return request(*arguments, **options)
+                return request(*arguments, **keywords)
             except HubError as error:
                 self.wait(error)
 

@@ -96,8 +96,14 @@ class AnswerSink:
 
             is_terminal = self._streams.out_is_terminal
             width = None if is_terminal else PIPE_WIDTH
-            options: dict[str, Any] = {"width": width, "force_terminal": is_terminal, "color_system": "standard"}
-            self._stream = MarkdownStream(Console(file=self._streams.out, theme=STYLES, **options))
+            console = Console(
+                file=self._streams.out,
+                theme=STYLES,
+                width=width,
+                force_terminal=is_terminal,
+                color_system="standard",
+            )
+            self._stream = MarkdownStream(console)
         with self._streams.writing_answer():
             self._stream.feed(text)
 
