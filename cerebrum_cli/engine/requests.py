@@ -16,7 +16,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
-from cerebrum_cli.engine.repetition import cycle_end
+from cerebrum_cli.engine.repetition import CycleSearch
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -215,6 +215,7 @@ class ReplySample:
     text: ReplyText = field(init=False)
     controls: list[ReplyControl] = field(init=False)
     forced: list[Forced] = field(init=False, default_factory=list)
+    cycles: CycleSearch = field(init=False, default_factory=CycleSearch)
 
     def __post_init__(self) -> None:
         self.prompt = self.request.prompt_tokens
@@ -260,7 +261,7 @@ class ReplySample:
 
     def cycle_end(self, tokens: array[int], checked: int) -> int | None:
         """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
-        return cycle_end(tokens, checked) if self.request.loop_check else None
+        return self.cycles.end(tokens, checked) if self.request.loop_check else None
 
     def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
         """The last event, with what is `known` of counts and times."""

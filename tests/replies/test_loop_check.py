@@ -17,7 +17,7 @@ from scripted_command import batch_here, run_here
 
 from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, cycle_end
+from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, CycleSearch
 from cerebrum_cli.engine.requests import Request
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +28,10 @@ LINE = "The same line once more, and nothing else.\n"
 def found_at(reply: Sequence[int]) -> int | None:
     """Number of tokens after which the check ends a reply; None if it does not."""
     read = array("i")
+    cycles = CycleSearch()
     for token in reply:
         read.append(token)
-        if end := cycle_end(read, len(read) - 1):
+        if end := cycles.end(read, len(read) - 1):
             return end
     return None
 
@@ -85,11 +86,12 @@ def test_loop_check_of_parts_ends_a_reply_where_tokens_do(size: int) -> None:
         unit = [random.randrange(9) for _ in range(period)]
         reply = [random.randrange(200) for _ in range(150)] + unit * (600 // period)
         read = array("i")
+        cycles = CycleSearch()
         end = None
         while end is None and len(read) < len(reply):
             checked = len(read)
             read.extend(reply[checked : checked + size])
-            end = cycle_end(read, checked)
+            end = cycles.end(read, checked)
         assert end == found_at(reply)
 
 
