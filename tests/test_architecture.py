@@ -133,7 +133,7 @@ DOORS: Mapping[str, Door] = {
         ("endpoint", "remote_engine"),
     ),
     "library": Door(
-        10,
+        9,
         ("installed", "library", "pull"),
     ),
     "attachments": Door(
