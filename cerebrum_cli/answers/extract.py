@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from cerebrum_cli.answers.number_words import with_digits
 from cerebrum_cli.answers.phrases import (
     ASIDE_LINE,
     COPULAS,
     CORRECTION,
+    CORRECTION_WORDS,
     FILLER,
+    LABEL_WORDS,
     LABELS,
     NOT_IT,
     REMARK,
@@ -40,13 +43,14 @@ from cerebrum_cli.answers.values import (
     solved,
     starts_with_value,
 )
-from cerebrum_cli.core.text import Match, braced, one_line
+from cerebrum_cli.core.text import Match, Pattern, braced, one_line
 
 _without_reasoning = rewriting(
     (r"\r\n", "\n"),
     (r'\\"', '"'),
     ("\N{MINUS SIGN}", "-"),
     (r"(?s)\A.*</think(?:ing)?>|<think(?:ing)?>.*+\Z", ""),
+    where=r'\r|\\"|\u2212|think',
 )
 _NEXT_QUESTION = re.compile(
     r"(?im)^[ \t#*>_-]*+(?:question|q|user|human|problem|exercise|instruction|input)\s?\d*+"
@@ -58,18 +62,17 @@ _END_OF_TURN = re.compile(
     r"<\|(?:start_header_id|im_start|channel|start)\|>\w*(?:<\|\w+\|>)?|<[|｜][^<>\n]{1,40}[|｜]>|<\|?/?(?:s|eos|bos|pad|unk|turn|end_of_\w+|start_of_turn|endoftext|extra_id_\d+)\|?>|<turn\|>"
     r"|\[(?:/?INST|EOS|\|\w+\||end of text)\]"
 )
-_MARKER = re.compile(
-    rf"""(?imx)
+_MARKER = r"""(?imx)
       (?P<box>\\(?:boxed|fbox)(?![a-z]))\s*+
-    | ^(?P<hashes>\#{{4}})(?!\#)
+    | ^(?P<hashes>\#{4})(?!\#)
     | (?P<heading>^[^\w\n]*+(?:(?:the|my|our)\ )?(?:final\ )?answer[^\w\n]*+$)
     | \banswers?["'*_]*+
-      (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){{0,4}}?)\s++[\w'-]++)?
+      (?:\s++(?:in|(?:to|for)(?:\s++[\w'-]++){0,4}?)\s++[\w'-]++)?
       (?:\s++[*_]*+(?:is|are|was|equals|(?:would|should|must|will)\s++be)\b | (?P<label>\s*+[:=]|>))
-    | {LABELS}["'*_]*+\s*+(?:{COPULAS}|(?P<labelled>[:=—-]))
-    | (?P<correction>{CORRECTION})
     """
-)
+_LABEL = rf"""| {LABELS}["'*_]*+\s*+(?:{COPULAS}|(?P<labelled>[:=—-]))"""
+_CORRECTION = rf"| (?P<correction>{CORRECTION})"
+
 _JSON_END = re.compile(r'"\s*+[,}]|,\s*+"|\}')
 _LEAD = re.compile(
     r"(?i)(?:[\s*`:=$#>\"“]++|[-•]\s|\\[\[(]|[)\]}]|\\displaystyle|as\s++follows\b|(?:therefore|thus|hence|simply)\b,?)*+",
@@ -189,8 +192,27 @@ def own_text(text: str, is_complete: bool) -> tuple[str, bool]:
 def _holds_answer(text: str) -> bool:
     if re.search(r"\d", text) or _AS_IS.match(text.strip()):
         return True
-    marker = _MARKER.search(text)
+    marker = _markers_in(text).search(text)
     return marker is not None and has_content(text[marker.end() :])
+
+
+def _markers_in(text: str) -> Pattern:
+    """The pattern of what announces an answer in this text, without the lists of words that it has none of."""
+    lower = text.lower()
+    return _markers(
+        any(word in lower for word in LABEL_WORDS),
+        any(word in lower for word in CORRECTION_WORDS),
+    )
+
+
+@cache
+def _markers(has_labels: bool, has_corrections: bool) -> Pattern:
+    pattern = _MARKER
+    if has_labels:
+        pattern += _LABEL
+    if has_corrections:
+        pattern += _CORRECTION
+    return re.compile(pattern)
 
 
 def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool]]:
@@ -201,7 +223,7 @@ def _statements_from_last(text: str, in_words: bool) -> Iterator[tuple[str, bool
     A statement ends where the next begins: so no character is read twice, however many statements are empty.
     """
     end = len(text)
-    for marker in reversed(list(_MARKER.finditer(text))):
+    for marker in reversed(list(_markers_in(text).finditer(text))):
         line, below, is_box = _region(marker, text[marker.end() : end])
         sentence, *others = [line] if is_box else sentences(next(_BALANCED.finditer(line))[0])
         answer = _statement_in(sentence)

@@ -11,6 +11,7 @@ _LABELS = (
 _UNSPACED_LABELS = ("答案", "答え", "解答", "正解", "정답", "답")  # which may stand within a word
 LABELS = rf"""(?:\b(?=[aelrsор])(?:{"|".join(_LABELS)})\b
     |(?=[答解正정답])(?:{"|".join(_UNSPACED_LABELS)}))"""
+LABEL_WORDS = (*_LABELS, *_UNSPACED_LABELS)  # a text without any of these, in lower case, has no such label
 COPULAS = r"(?:(?:ist|lautet|beträgt|est|es|è|é)\b|[是为為は은는])"
 
 # How a line or sentence begins that is about the answer, or no part of it: its rest is no answer either.
@@ -41,6 +42,12 @@ CORRECTION = r"""
   | me\ suis\ trompé | it\ should\ be | 应该是)
       | (?=[.—–,])(?:\.{3}|—|–|,)\ no,?(?=\s) | ~~\ ?(?=[\w$]))
 """
+# In lower case; a text without any of these has no correction.
+_CORRECTION_WORDS = """wait|sorry|oops|whoops|hmm|correction|edit|apologies|pardon|i mean|or rather|scratch that
+|on second thought|entschuldigung|等等|不对|my mistake|my bad|i mis|i made a|me suis trompé|it should be|应该是
+|... no|— no|– no|, no|~~"""
+CORRECTION_WORDS = re.split(r"\n?\|", _CORRECTION_WORDS)
+
 FILLER = r"""
     \w{3,}ly | indeed | still | now | then | so | well | no\ (?:more|less|fewer)\ than | no | also | again
   | just | always | almost | at | by | about | around
