@@ -60,8 +60,11 @@ def cache_json(path: Path, value: Any) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-        part.write_text(json.dumps(value))
-        part.replace(path)
+        try:
+            part.write_text(json.dumps(value))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str | None:

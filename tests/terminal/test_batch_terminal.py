@@ -56,7 +56,7 @@ INSTANT = {**REPLY, "pause": 0.0}
 
 
 def test_batch_bar_shows_progress_and_is_erased(start: OpenTerminal, tmp_path: Path) -> None:
-    person = start({**REPLY, "load": 0.4, "pause": 0.004}, *rows(tmp_path, 30))
+    person = start({**REPLY, "load": 0.4, "pause": 0.006}, *rows(tmp_path, 30))
     person.wait_for_output("loading chatml 50%")
     person.wait_for("/30 ━")
     person.wait_for("1 failed")
@@ -118,17 +118,17 @@ def test_batch_estimates_the_time_left_with_rows_that_run() -> None:
 
 
 def test_vote_shows_its_tally_and_then_the_winning_sample(start: OpenTerminal) -> None:
-    person = start({"seeds": SAMPLES, "pause": 0.002}, "ask", "q", "--votes", "5", "--seed", "0")
-    person.wait_for("no answer yet (0 of ")
-    person.wait_for("日本語の答え x1 (1 of ")
-    person.wait_for("日本語の答え x2 · 5 x1 (3 of ")
+    person = start({"seeds": SAMPLES, "pause": 0.005}, "ask", "q", "--votes", "5", "--seed", "0")
+    person.wait_for_output("no answer yet (0 of ")
+    person.wait_for_output("日本語の答え x1 (1 of ")
+    person.wait_for_output("日本語の答え x2 · 5 x1 (3 of ")
     assert len(person.screen.lines) == 1
     assert person.end() == 0
     assert person.screen.lines == ["The answer is 日本語の答え.", "日本語の答え: 3 of 4 votes (75%); runner-up 5: 1"]
 
 
 def test_vote_ctrl_c_shows_the_leading_answer(start: OpenTerminal) -> None:
-    script = {"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.0025}
+    script = {"seeds": [SAMPLES[0], *["y" * 2000] * 4], "pause": 0.005}
     person = start(script, "ask", "q", "--votes", "5", "--seed", "0")
     person.wait_for("日本語の答え x1 (1 of ")
     person.type("\x03")
