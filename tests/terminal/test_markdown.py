@@ -290,17 +290,16 @@ def test_code_blocks_are_numbered_and_labeled_at_any_depth() -> None:
         "1. Install it:",
         "",
         "   [1] bash",
-        "     pip install",
-        "     cerebrum",
+        "pip install cerebrum",
         "",
         "> [2] python",
-        "    import cerebrum",
+        "import cerebrum",
         "",
         "    indented = True",
         "",
         "[3]",
         "a-language-with-a-lo",
-        "ng-name",
+        "ng-name of its own",
     ]
 
 
@@ -369,9 +368,9 @@ def test_code_block_is_streamed_without_its_fence() -> None:
         stream.feed(character)
         assert not any("`" in line for line in file.screen.lines), text[: at + 1]
         if text[: at + 1].endswith("x ="):
-            assert file.screen.lines == ["so", "[1] python", "  x ="]
+            assert file.screen.lines == ["so", "[1] python", "x ="]
     stream.close()
-    assert file.screen.lines == ["so", "[1] python", "  x = 1", "- a", "  [2]", "    y"]
+    assert file.screen.lines == ["so", "[1] python", "x = 1", "- a", "  [2]", "y"]
 
 
 @pytest.mark.slow

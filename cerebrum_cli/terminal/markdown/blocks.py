@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from cerebrum_cli.core.text import Match
+from cerebrum_cli.terminal.markdown.delimiters import INLINE_MATH, is_mathematics, reads_as_mathematics
+
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
@@ -15,8 +18,8 @@ DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with w
     r"\s*(?P<first>\\\[|\$\$|\\begin\{[a-z]+\*?\})|(?P<words>[^$`\n]*[^$`\\\s])[ \t]+(?P<last>\\\[|\$\$)[ \t]*(?=\n|\Z)"
 )
 ENDS = {r"\[": r"\]", "$$": "$$"}
-CODE_SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)")
-CELL_MATH = re.compile(r"\$(?:[^$|\s]*\|[^$|]+\|)+[^$|\s]*\$|\\\((?:(?! \| ).)+?\\\)")  # $|x|$, \(P(A|B)\)
+CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
+CELL_MATH = re.compile(r"(?<![^\s|])\$(?:(?! \|)[^$])+\$(?![\w$])|\\\((?:(?! \| ).)+?\\\)")  # $|x| \ge 0$, \(P(A|B)\)
 MAX_DISPLAY_LINES = 40
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
 
@@ -52,7 +55,7 @@ class Fence(NamedTuple):
 
     @property
     def language(self) -> str:
-        return next(iter(self.info.split()), "")
+        return re.split(r"[\s:{]", self.info.strip(), maxsplit=1)[0]
 
 
 class Code(NamedTuple):
@@ -144,7 +147,8 @@ class Reader:
         mark = start["first"] or start["last"]
         end = ENDS.get(mark) or mark.replace("begin", "end")
         content, found, after = text[start.end() :].partition(end)
-        if found and content.strip() and not after.strip(" .,;:"):
+        is_formula = mark.startswith("\\begin") or reads_as_mathematics(content)
+        if found and is_formula and not after.strip(" .,;:"):
             self._held = ()
             words = [TextLine(start["words"])] if start["last"] else []
             return [*words, Display(text[start.start("last") :] if words else text)]
@@ -166,9 +170,18 @@ class Reader:
 def cells(line: str) -> list[str]:
     """The cells of a row; a pipe in code, or after a backslash, is text."""
     line = CODE_SPAN.sub(lambda code: code[0].replace("|", "\0"), line.strip())
-    line = CELL_MATH.sub(lambda math: math[0].replace("|", "\0"), line)
+    line = CELL_MATH.sub(without_bars, line)
     line = re.sub(r"\A\||(?<!\\)\|\Z", "", line)
     return [cell.strip().replace("\0", "|") for cell in re.split(r"(?<!\\)\|", line)]
+
+
+def without_bars(math: Match) -> str:
+    """Mathematics of a cell, with its bars as zero bytes; as it is if a bar divides cells."""
+    found = INLINE_MATH.fullmatch(math[0])
+    bars = re.sub(r"\\[|]", "", math[0]).count("|")
+    if found is None or (found["single"] and bars % 2) or not is_mathematics(found):
+        return math[0]
+    return math[0].replace("|", "\0")
 
 
 def table(lines: Lines) -> MarkdownTable:

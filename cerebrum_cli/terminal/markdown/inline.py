@@ -15,7 +15,8 @@ from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
 from rich.text import Text
 
-from cerebrum_cli.terminal.markdown.mathematics import INLINE_MATH, formula, is_mathematics
+from cerebrum_cli.terminal.markdown.delimiters import INLINE_MATH, is_mathematics
+from cerebrum_cli.terminal.markdown.mathematics import formula
 
 Rule = Callable[[StateInline, bool], bool]
 

@@ -13,11 +13,6 @@ from rich.text import Text
 
 from cerebrum_cli.core.text import Match, Pattern
 
-INLINE_MATH = re.compile(
-    r"(?<![\\/\w])\\\((?P<round>(?:(?!\\\()[^`]){1,999}?)\\\)|(?<!\\)\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){1,999}?)\\\]"
-    r"|\$\$(?P<double>[^$`]{1,999})\$\$"
-    r"|(?<![\w\\])\$(?P<single>(?:[^$`\\]|\\.){1,500})(?<![-=+])\$(?![\w${(]|<<)|(?<![\w\\])\$(?P<ordinal>\w)\$(?=th\b|s\b)"
-)
 DELIMITED = re.compile(
     r"(?s)\s*(?:\\[(\[]|\$\$?|(?=\\begin))(?P<latex>.*?)(?:\\[)\]]|\$\$?|(?<=\}))(?P<after>[.,;:]?)\s*"
 )
@@ -29,8 +24,9 @@ SCRIPTS = {
     "^": str.maketrans("0123456789+-=()nixyab′∘", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱˣʸᵃᵇ′°"),
     "_": str.maketrans("0123456789+-=()aeijkmnprtx", "₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₐₑᵢⱼₖₘₙₚᵣₜₓ"),
 }
+NAME_MARK = re.compile(r"[\^_](?=[^\W\d_]{2}|\d{2})")
 SPACE = re.compile(r"\n|\\(?:left|right)\.|(?<!\\)~")
-PERCENT = re.compile(r"(?<!\\)%")  # which would begin a comment
+CHARACTER = re.compile(r"(?<!\\)[%$]")  # would begin a comment, or end the mathematics
 UNKNOWN = re.compile(r"\\[a-zA-Z]+(?:\{[^{}]*\})+")  # macros with their arguments
 RELATION = re.compile(r"([=×±∓≤≥≠≈≡→⟹⟺⇒∈∉⊂⊆∪∩∧∨∼·])")
 NUMERATOR = re.compile(r"[\d.,]*|[^\W\d]+[′₀-₉⁰-⁹]?|\([^()]*\)|√\w")
@@ -40,14 +36,9 @@ CELL, BLOCK = "\ue108", re.compile("\ue10a(\\d+)\ue10a")
 UNIT = re.compile("([^\ue106]?)\ue106([^\ue106\ue107]*)\ue107(?=(.?))", re.DOTALL)
 # What these may stand beside without parentheses.
 BEFORE, AFTER = " \n([{\ue100\ue102=+-−±×·,<>≤≥≠≈≡∈→⟹|", " \n)]}\ue101\ue103=+-−±×·,.;:<>≤≥≠≈≡∈→⟹|"
-# A number, one or two letters, a function, a point, an interval, several letters.
-FORMULA = re.compile(
-    r"-?[\d.,]+[!%]?|-?\d*\w\w?'*!?|-?\w'*\([^()\s]{1,20}\)|\(-?\w{1,3}(?:, ?-?\w{1,3})+\)"
-    r"|\[-?\w{1,3}, ?-?\w{1,3}[\])]|[A-Z]{2,4}|\w(?:, ?\w|:\w)+"
-)
 # Macros that show their argument, and those that show nothing.
 PLAIN = "text texttt textrm textit textbf mathrm mathit mathsf mathbf mathtt operatorname mbox boldsymbol bm"
-INVISIBLE = "left right middle big Big bigl bigr Bigl Bigr bigg Bigg ! displaystyle limits nonumber hline"
+INVISIBLE = "left right middle big Big bigl bigr Bigl Bigr bigg Bigg ! large Large displaystyle limits nonumber hline"
 # Macros with the text they stand for, in which %s is their argument, where pylatexenc knows none, or another one.
 OTHERS = """implies ⟹, iff ⟺, dots …, cdots ⋯, mid |, lvert |, rvert |, ne ≠, checkmark ✓, lt <, gt >, | ‖, % %,
 land ∧, lor ∨, neg ¬, lnot ¬, triangle △, Box □, square □, blacksquare ■, degree °, gets ←, Re Re, Im Im, gcd gcd,
@@ -85,22 +76,6 @@ def formula(source: str, is_display: bool = False) -> Text:
     return Text.assemble(*zip(pieces, ["", "bold"] * len(pieces), strict=False))
 
 
-def is_mathematics(found: Match) -> bool:
-    """Whether what is between the delimiters of mathematics is not other text."""
-    content = next(filter(None, found.groups()))
-    if not content.strip():
-        return False
-    has_macro = re.search(r"[\\^_=]", content) is not None
-    if content.strip() != content and found["single"]:
-        is_spaced = content[0] == content[-1] == " "
-        return is_spaced and has_macro and re.search(r"(?<!\\)\b[a-z]{3}", content) is None
-    if found["square"]:
-        return has_macro
-    if has_macro or re.search(r"[<>+*/|]", content) or FORMULA.fullmatch(content):
-        return True
-    return not found["single"] and re.search(r"[^\W\d_]{3}", content) is None
-
-
 class EnvironmentRows(NamedTuple):
     """The rows of an environment, and the brackets around them or around each."""
 
@@ -129,7 +104,7 @@ def to_unicode(latex: str, is_display: bool) -> str | None:
     )
     writer.blocks = []
     try:
-        source = PERCENT.sub(r"\\%", SPACE.sub(" ", latex))
+        source = CHARACTER.sub(r"\\\g<0>", SPACE.sub(" ", latex))
         nodes, _, _ = LatexWalker(source, parsing_context(), tolerant_parsing=False).get_latex_nodes()
         text = UNKNOWN.sub(lambda unknown: unknown[0].translate(TO_LITERAL), writer.nodelist_to_text(nodes))
     except (LatexWalkerError, RecursionError, ValueError):
@@ -178,6 +153,15 @@ def parsing_context() -> Any:
 
 
 @cache
+def known_macros() -> frozenset[str]:
+    """Names of the macros that are shown as Unicode, and of those that stay with their arguments."""
+    from pylatexenc.latex2text import get_default_latex_context_db
+
+    names = {macro.macroname for macro in get_default_latex_context_db().iter_macro_specs()}
+    return frozenset({*names, *MACROS, *FRACTIONS, *ACCENT, *VERBATIM.split(), "begin", "end"})
+
+
+@cache
 def writing_context() -> Any:
     """How pylatexenc writes that."""
     from pylatexenc.latex2text import (
@@ -188,6 +172,7 @@ def writing_context() -> Any:
     )
 
     macros = [MacroTextSpec(name, text or None, discard=not text) for name, text in MACROS.items()]
+    macros += [MacroTextSpec(name, plain) for name in PLAIN.split()]
     macros += [MacroTextSpec(name, fraction) for name in FRACTIONS]
     macros += [MacroTextSpec(name, accented) for name in ACCENT]
     macros += [MacroTextSpec(name, verbatim) for name in VERBATIM.split()]
@@ -198,6 +183,14 @@ def writing_context() -> Any:
     context.set_unknown_macro_spec(MacroTextSpec("", verbatim))
     context.set_unknown_environment_spec(EnvironmentTextSpec("", refuse))
     return context
+
+
+def plain(node: Any, l2tobj: Any) -> str:
+    """A macro's argument; a name with "_" before a word, as in names of files, has no subscripts."""
+    text: str = l2tobj.node_arg_to_text(node, 0)
+    if NAME_MARK.search(text):
+        text = text.translate({ord(mark): TO_LITERAL[ord(mark)] for mark in "_^"})
+    return text
 
 
 def verbatim(node: Any) -> str:

@@ -24,6 +24,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from cerebrum_cli.terminal.markdown.blocks import (
+    CODE_SPAN,
     LIST_MARKER,
     Block,
     Code,
@@ -33,7 +34,7 @@ from cerebrum_cli.terminal.markdown.blocks import (
     Reader,
     TextLine,
 )
-from cerebrum_cli.terminal.markdown.inline import inline_text
+from cerebrum_cli.terminal.markdown.inline import CODE_STYLE, inline_text
 from cerebrum_cli.terminal.markdown.mathematics import formula
 
 if TYPE_CHECKING:
@@ -48,12 +49,12 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"[\s>]*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
 _HEADING = re.compile(r"#{1,6}\s+")
-_LINE_BREAK = re.compile(r"<br ?/?>")
+_LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 # The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
 THEME = "ansi_dark"
 STYLES = Theme({"markdown.code": "cyan"})  # readable on dark and on light backgrounds
-CODE_INDENT = "  "
+FORMULA_INDENT = "  "
 MAX_WIDTH = 10_000  # columns of a table whose width is measured
 MIN_HANGING = 10  # columns beside a prefix, below which further rows begin at the margin
 
@@ -194,9 +195,9 @@ def parts(console: Console, blocks: Iterable[Block]) -> Iterator[Text | Grid]:
                 yield from table_parts(console, block)
             case Display(text):
                 shown = formula(text, is_display=True)
-                yield from hanging(console, "" if shown.plain == text else CODE_INDENT, shown)
-            case Fence(prefix, _, _, number):
-                yield from hanging(console, prefix, Text(f"[{number}] {block.language}", style="dim"))
+                yield from hanging(console, "" if shown.plain == text else FORMULA_INDENT, shown)
+            case Fence(prefix, _, info, number):
+                yield from hanging(console, prefix, Text(f"[{number}] {info.strip()}".rstrip(), style="dim"))
             case Code():
                 yield from code_texts(console, block)
 
@@ -250,16 +251,19 @@ def table_parts(console: Console, table: MarkdownTable) -> Iterator[Text | Grid]
 
 
 def cell_text(cell: str) -> Text:
-    return Text("\n").join(map(inline_text, _LINE_BREAK.split(cell)))
+    lines = _LINE_BREAK.sub(lambda found: found["code"] or "\n", cell).split("\n")
+    return Text("\n").join(map(inline_text, lines))
 
 
 def code_texts(console: Console, code: Code) -> Iterator[Text]:
     source = close_comment("\n".join((*code.above, *code.lines, *code.below)))
-    highlighted = Syntax("", code.fence.language or "text", theme=THEME).highlight(source).split("\n")
-    shown = highlighted[len(code.above) :][: len(code.lines)]
-    indent = " " * len(code.fence.prefix) + CODE_INDENT
+    syntax = Syntax("", code.fence.language, theme=THEME)
+    highlighted = syntax.highlight(source)
+    if syntax.lexer is None:
+        highlighted.stylize(CODE_STYLE)
+    shown = highlighted.split("\n")[len(code.above) :][: len(code.lines)]
     for _, text in zip_longest(code.lines, shown, fillvalue=Text()):  # blank lines at the end are left out
-        yield from hanging(console, indent, text)
+        yield from hanging(console, "", text)
 
 
 def close_comment(code: str) -> str:

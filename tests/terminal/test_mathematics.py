@@ -1,0 +1,135 @@
+"""Prices, shells and regular expressions stay as they were written; mathematics in the same delimiters is shown."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from screen import rendered_lines
+
+NO_MATHEMATICS = [
+    "Profit ($) = Revenue ($) - Cost ($)",
+    "For May: Profit ($) = 500 ($) - 320 ($) = 180",
+    "The pair USD ($)/CAD ($), at $5/unit or 10$",
+    "It is $5/kg or $10/kg, 5$/lb, $20k = 1.5M$ and $1,299.00 + 0.99$",
+    "Earn $500-$1,000, or $6k/yr + $2k; 5$ = 4€, 10$ = 8€",
+    r"find . \( -name '*.c' \) -print",
+    r"find . -type f \( -iname \*.jpg -o -iname \*.png \) -exec ls {} \;",
+    r"find . \( -path ./a -o -path ./b \) -prune",
+    r"grep '\(ab\|cd\)' f; grep 'x\{3\}\(a\)'",
+    r"sed 's/\(.*\)@\(.*\)/\2 \1/'; sed 's/\([0-9]\{3\}\)/\1/'",
+    r"\[^0-9\] and \[a-z\], \[x\] done, \[key=value\], \[TODO: a=b\]",
+    "^(a|b)$|^(c|d)$, ^a*$|^b*$, ^[a-z]+$|^[0-9]+$ and ^.{3}$|^.{4}$",
+    r"^\d{3}$|^\w+$ and \(\d+\)\s*\[(\w+)\]",
+    r"PS1='\[\e[32m\]\u@\h\[\e[0m\]:\w\$ '",
+    "kill $$ and echo $$, $HOME/$USER, $? -eq 0 && $1 = $2",
+    r"if [ \( $a = 1 \) -a \( $b = 2 \) ]; then expr \( 3 + 4 \) \* 2",
+    'my ($a, $b) = @_; $a =~ s/x/y/; $b =~ /^z$/ or "$x" = "$y"',
+    "$x->{name} = $y->{name}; $params{a}/b:$ and $src_file = $dl_so",
+    r"location ~ \.(png|jpg)$ { } and location ~ ^/(a|b)$ {",
+]
+
+
+@pytest.mark.parametrize("text", NO_MATHEMATICS)
+def test_text_between_delimiters_that_is_no_mathematics_stays(text: str) -> None:
+    assert rendered_lines(text, 200, 10) == [text]
+
+
+@pytest.mark.parametrize(
+    ("latex", "shown"),
+    [
+        (r"设$x=5$，则$y$为\(x+1\)。", "设x = 5，则y为x+1。"),
+        ("$α = 5$, $x ≤ 5$, $2 × 3 = 6$", "α = 5, x ≤ 5, 2 × 3 = 6"),
+        (r"\(\frac{1}{2}\)-th, \(n\)th, \(f\)'s, **\(x = 5\)** and *$y$*", "1/2-th, nth, f's, x = 5 and y"),
+        (r"\( 15 \times $15 = $225 \), $\$5 \times 3 = \$15$", "15 × $15 = $225, $5 × 3 = $15"),
+        (r"\( -b \pm \sqrt{b^2} \), \[ Total = 5 + 3 \], $speed = 60$", "-b ± √(b²), Total = 5 + 3, speed = 60"),
+        (
+            r"$f: A \to B$, $P(A|B)$, $(0, 1]$, $[0,1)$, $||v||$, $\|x\| \le 1$",
+            "f: A → B, P(A|B), (0, 1], [0,1), ||v||, ‖x‖ ≤ 1",
+        ),
+        (r"$n!$, $k \mid n$, $^{\circ}C$, $x = ?$, $f'(x)$, $O(n \log n)$", "n!, k | n, °C, x = ?, f'(x), O(n log n)"),
+        (r"$\(\frac{x}{2} = 6\)$ and $-\frac{2}{3}$, $2\left(x\right)$", "x/2 = 6 and -2/3, 2(x)"),
+        (r"$\text{unit_price} \times \mathrm{arg_max}$, $\mathrm{CO_2}$", "unit_price × arg_max, CO₂"),
+    ],
+)
+def test_mathematics_beside_other_text_is_shown(latex: str, shown: str) -> None:
+    assert rendered_lines(latex, 200, 10) == [shown]
+
+
+def test_lines_between_delimiters_that_are_no_mathematics_stay() -> None:
+    text = "kill $$\necho $$\n\n\\[\nsee the notes below\n\\]"
+    assert rendered_lines(text, 80, 10) == text.split("\n")
+
+
+def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
+    table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n| $|x - y| < 5$ | $6 |"
+    rows = [row.split("   ") for row in rendered_lines(table, 80, 20)[2:]]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["|x| ≥ 0", "a<br>b"],
+        ["c"],
+        ["$5", "6$"],
+        ["|x - y| < 5", "$6"],
+    ]
+
+
+# Random texts. What may be either, such as `$5 + 6$`, is not among them.
+
+AMOUNTS = st.sampled_from(["5", "10", "1,299.00", "0.99", "500", "1.5M", "20k"])
+PREFIXED = ["${}", "US${}", "${}/unit", "${}/kg", "(${})", "${}+", "-${}", "~${}", "${} each", "${0}-${0}", "{} ($)"]
+SUFFIXED = ["{}$", "{}$/kg", "US$ {}", "{} ($)", "{}$ each", "{0}-{0}$"]
+AMONG_PRICES = st.sampled_from([" ", " and ", " or ", ", ", " + ", " - ", " = ", " x ", "/", " to ", " | "])
+WORDS = ["f", "a.txt", "-n", "--all", "'x.c'", '"x y"', "/tmp", "-o", "!", "=", "&&", "||", "|", ">", "2>&1", ";"]
+VARIABLES = [
+    "$HOME",
+    "$x",
+    "$1",
+    "${x}",
+    "${name:-y}",
+    "$(date)",
+    "$?",
+    "$!",
+    "$#",
+    '"$x"',
+    '"$@"',
+    "$PATH",
+    "$_",
+    "$i",
+]
+TESTS = ["-name 'x.c'", "-name a", "-type f", "-perm -4000", "-path ./a", "-newer x", "-size +1M", "-empty"]
+ATOMS = ["a", "foo", "[a-z]", "[^0-9]", r"\d", r"\s", ".", r"\.", "[abc]", r"\$", "/"]
+
+
+def joined(parts: st.SearchStrategy[str], between: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    pairs = st.lists(st.tuples(between, parts), max_size=4)
+    return st.builds(lambda first, others: first + "".join(map("".join, others)), parts, pairs)
+
+
+def prices(forms: list[str]) -> st.SearchStrategy[str]:
+    price = st.builds(str.format, st.sampled_from(forms), AMOUNTS)
+    return joined(price, AMONG_PRICES)
+
+
+def expressions(opening: str, closing: str, either: str, quantifiers: list[str]) -> st.SearchStrategy[str]:
+    def group(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        return joined(inner, st.sampled_from(["", either])).map(lambda body: opening + body + closing)
+
+    atoms = st.recursive(st.sampled_from(ATOMS), group, max_leaves=5)
+    quantified = st.builds("{}{}".format, atoms, st.sampled_from(quantifiers))
+    return joined(quantified, st.just("")).map(lambda body: f"^{body}$")
+
+
+COMMANDS = joined(st.sampled_from(WORDS + VARIABLES), st.just(" "))
+SEARCHES = joined(st.sampled_from(TESTS), st.sampled_from([" -o ", " -a "]))
+TEXTS = st.one_of(
+    prices(PREFIXED),
+    prices(SUFFIXED),
+    COMMANDS.map("echo {}".format),
+    SEARCHES.map(r"find . \( {} \) -print".format),
+    joined(expressions("(", ")", "|", ["", "", "+", "?", "{3}", "{2,5}"]), st.sampled_from(["|", " or ", ", "])),
+    joined(expressions(r"\(", r"\)", r"\|", ["", r"\+", r"\?", r"\{3\}", r"\{2,5\}"]), st.sampled_from([" or ", ", "])),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=400, deadline=None)
+@given(TEXTS)
+def test_random_prices_shells_and_regular_expressions_stay(text: str) -> None:
+    assert rendered_lines(text, 500, 10) == [text.rstrip()]
