@@ -7,7 +7,15 @@ from itertools import chain
 from cerebrum_cli.core.declaration import NONE
 from cerebrum_cli.core.text import format_names
 from cerebrum_cli.terminal.repl.repl import LIST_SESSIONS, Repl
-from cerebrum_cli.terminal.repl.slash_lines import KEYS, SlashCommand, find_slash, help_text, parse_path, split_paths
+from cerebrum_cli.terminal.repl.slash_lines import (
+    COUNT,
+    KEYS,
+    SlashCommand,
+    find_slash,
+    help_text,
+    parse_path,
+    split_paths,
+)
 from cerebrum_cli.terminal.repl.slash_replies import (
     choose_reply,
     continue_reply,
@@ -148,8 +156,8 @@ COMMAND_GROUPS = {
         ),
     ),
     "Last question": (
-        SlashCommand("undo", undo, "", "undo the last turn"),
-        SlashCommand("redo", redo, "", "restore the last undone turn"),
+        SlashCommand("undo", undo, COUNT, "undo the last turn, or several"),
+        SlashCommand("redo", redo, COUNT, "restore the last undone turn, or several"),
         SlashCommand("edit", edit, "[answer]", "edit the last question, or its reply, in your editor", "part"),
         SlashCommand(
             "retry",

@@ -66,6 +66,7 @@ LIKE_A_PATH = re.compile(  # where there is no such file
     re.IGNORECASE,
 )
 
+COUNT = "[COUNT]"  # an argument: a number of turns
 BARE_EXITS = ("exit", "quit", ":q")  # what users of other programs type to leave
 OTHER_NAMES = {  # of commands in other programs, and the one that does the same here
     "?": "help",
@@ -140,6 +141,8 @@ def parse_slash(line: str, commands: Sequence[SlashCommand]) -> tuple[SlashComma
             hint += "; to send the text itself, put a space before the slash"
             raise UsageError(f"unknown command /{name}", hint)
         return NoticeEvent(f"sent as a question: /{name} is not a command", hint)
+    if argument and slash.argument == COUNT and not re.fullmatch(r"[1-9]\d{0,3}", argument, re.ASCII):
+        return NoticeEvent(f"sent as a question: /{name} has only a number of turns", "list commands with /help")
     if argument and not slash.argument:
         return NoticeEvent(f"sent as a question: /{name} has no argument", "list commands with /help")
     if slash.required and not argument:

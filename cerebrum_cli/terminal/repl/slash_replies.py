@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import SessionError, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.inspection import LeastCertain, parse_likeliest
 from cerebrum_cli.core.sampling import samplers_in_effect
@@ -24,12 +25,21 @@ PARTS = ("question", "answer")  # of a turn; both can be edited
 TEMPERATURES = ("0", "1", "2")  # whole numbers that /retry reads as temperatures; others are seeds
 
 
-def undo(repl: Repl, _: str) -> str:
-    return f"Undone: {shorten_question(repl.chat.undo())}"
+def undo(repl: Repl, argument: str) -> str:
+    return moved("Undone", argument, repl.chat.undo)
 
 
-def redo(repl: Repl, _: str) -> str:
-    return f"Restored: {shorten_question(repl.chat.redo())}"
+def redo(repl: Repl, argument: str) -> str:
+    return moved("Restored", argument, repl.chat.redo)
+
+
+def moved(done: str, count: str, move: Callable[[], str]) -> str:
+    """Move by one turn, or by `count` or fewer if there are fewer, and return their questions. Raises SessionError."""
+    questions = [shorten_question(move())]
+    with suppress(SessionError):  # fewer turns than asked for
+        while len(questions) < int(count or 1):
+            questions.append(shorten_question(move()))
+    return "\n".join(f"{done}: {question}" for question in questions)
 
 
 def edit(repl: Repl, argument: str) -> str | None:
