@@ -187,6 +187,19 @@ def test_pasted_text_is_literal_and_what_is_no_command_a_question(open_chat: Ope
 
 
 @pytest.mark.slow
+def test_typed_blocks_are_blocks_after_pasted_ones(open_chat: OpenTerminal, user: CommandLine) -> None:
+    person = open_chat("", "--session", "blocks", **SCRIPT)
+    docstring = '"""\nDoc.\n"""\nimport os'
+    paste = "\x1b[200~" + docstring.replace("\n", "\r") + "\x1b[201~"
+    person.type(f"{paste}\r", shows="Yes.")
+    person.type('"""\rone\r\rtwo\r"""\r', shows="Yes.")
+    person.type("\x1b[A" * 6 + "\r", shows="Yes.")  # past the lines of the block, the paste from the history
+    person.type(f"{paste}\x15\x7f\x15\x7f\x15\x7f\x15" + '"""\rthree\r"""\r', shows="Yes.")  # it is deleted
+    person.leave()
+    assert user.contents("blocks")[::2] == [docstring, "one\n\ntwo", docstring, "three"]
+
+
+@pytest.mark.slow
 def test_prompt_keeps_a_draft_wraps_long_lines_and_knows_newer_keys(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("", **SCRIPT)
     person.type("one\x1b[57441;2u\x1b[13;2utwo\x1b[32;2uthree\x1b[97;9u", shows="... two three")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
@@ -30,6 +31,7 @@ from cerebrum_cli.core.text import well_formed
 from cerebrum_cli.terminal.repl.key_codes import KeyReader
 from cerebrum_cli.terminal.repl.questions import (
     CONTINUATION,
+    FENCE,
     PROMPT,
     InputLine,
     PlainPrompt,
@@ -92,6 +94,7 @@ class InteractivePrompt(PlainPrompt):
             repl.streams.note(problem, "remove that file, or make it writable")
         self._draft = ""  # initial text of the prompt
         self.pasted_line = ""  # the first of several that were pasted at the start
+        self._pasted: set[str] = set()  # questions, which the history returns
         keyboard = Vt100Input(sys.stdin)
         keyboard.stdin_reader = KeyReader(keyboard.fileno())
         self._session: PromptSession[str | OpenInEditor] = PromptSession(
@@ -108,6 +111,7 @@ class InteractivePrompt(PlainPrompt):
             prompt_continuation=lambda _, __, wraps: "" if wraps else [("bold", CONTINUATION)],
             input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
+        self._session.default_buffer.on_text_changed += self._forget_paste
 
     def read(self) -> InputLine:
         """Read the next question. Raises Interrupted on SIGTERM or SIGHUP.
@@ -124,12 +128,21 @@ class InteractivePrompt(PlainPrompt):
         elif self._session.app.erase_when_done:
             echo(self.streams, shorten_question(text))
         text = well_formed(text)
-        return self.parse(text) or read_block(text, iter(()))
+        line = self.parse(text) or read_block(text, iter(()))
+        if self.pasted_line and line.is_literal:
+            self._pasted.add(text)
+        if FENCE in self.pasted_line:  # typed again, it opens a block
+            self.pasted_line = ""
+        return line
 
     def parse(self, text: str) -> InputLine | None:
-        if self.pasted_line and text.startswith(self.pasted_line):
+        if (self.pasted_line and text.startswith(self.pasted_line)) or text in self._pasted:
             return InputLine(text, is_literal=True)
         return parse_input(text)
+
+    def _forget_paste(self, buffer: Buffer) -> None:
+        if not buffer.text:
+            self.pasted_line = ""
 
     def _prompt(self) -> str | OpenInEditor:
         draft, self._draft = self._draft, ""
