@@ -311,6 +311,8 @@ def test_code_blocks_returns_their_contents_in_order() -> None:
     ]
     assert code_blocks("```\r\na\r\n\r\nb\r\n```") == [("a\n\nb", "")]
     assert code_blocks("no `code` block") == []
+    docstring = 'def f():\n    """Say so:\n\n    ```\n    f()\n    ```\n    """'
+    assert code_blocks(f"```python\n{docstring}\n ```\n\n```\nb\n```") == [(docstring, "python"), ("b", "")]
 
 
 MIXED = """Run `ls`:

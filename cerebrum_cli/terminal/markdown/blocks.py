@@ -21,6 +21,7 @@ ENDS = {r"\[": r"\]", "$$": "$$"}
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
 CELL_MATH = re.compile(r"(?<![^\s|])\$(?:(?! \|)[^$])+\$(?![\w$])|\\\((?:(?! \| ).)+?\\\)")  # $|x| \ge 0$, \(P(A|B)\)
 MAX_DISPLAY_LINES = 40
+MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
 
 
@@ -122,7 +123,9 @@ class Reader:
 
     def _read_code(self, fence: Fence, line: str) -> Blocks:
         mark = fence.marks[0]
-        if line.count(mark) >= len(fence.marks) and not line.strip(f" \t>{mark}"):
+        marks = line.expandtabs().lstrip(" >")
+        indent = len(line.expandtabs()) - len(marks) - len(fence.prefix)
+        if indent <= MAX_INDENT and len(marks.rstrip()) >= len(fence.marks) and not marks.rstrip().strip(mark):
             rest = self._take_code(fence, is_over=True)
             self._fence = None
             self._above = ()
