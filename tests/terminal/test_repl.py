@@ -200,6 +200,20 @@ def test_typed_blocks_are_blocks_after_pasted_ones(open_chat: OpenTerminal, user
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("key", ["\x1b[C", "\x05", "\x1b[D", "\x01"], ids=["right", "ctrl-e", "left", "ctrl-a"])
+def test_a_key_that_moves_the_cursor_takes_what_a_search_found(
+    open_chat: OpenTerminal, user: CommandLine, key: str
+) -> None:
+    person = open_chat("", "--session", "found", **SCRIPT)
+    for text in ("an alpha?", "beta?"):
+        person.type(f"{text}\r", shows="Yes.")
+    person.type("\x12alph", shows="an alpha?")
+    person.type(f"{key}\r", shows="Yes.")
+    person.leave()
+    assert user.contents("found")[::2] == ["an alpha?", "beta?", "an alpha?"]
+
+
+@pytest.mark.slow
 def test_prompt_keeps_a_draft_wraps_long_lines_and_knows_newer_keys(open_chat: OpenTerminal, user: CommandLine) -> None:
     person = open_chat("", **SCRIPT)
     person.type("one\x1b[57441;2u\x1b[13;2utwo\x1b[32;2uthree\x1b[97;9u", shows="... two three")

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from prompt_toolkit import PromptSession
+from prompt_toolkit import PromptSession, search
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.enums import DEFAULT_BUFFER
-from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, vi_navigation_mode
+from prompt_toolkit.filters import emacs_mode, has_focus, has_selection, is_searching, vi_navigation_mode
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input.vt100 import Vt100Input
-from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import ConditionalKeyBindings, KeyBindings, KeyPressEvent, merge_key_bindings
 from prompt_toolkit.key_binding.key_bindings import KeyBindingsBase
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.layout.processors import TabsProcessor
@@ -175,6 +175,20 @@ class InteractivePrompt(PlainPrompt):
             self._exit_on_signal(self.signals.exit_signal)
 
 
+# Keys that take what a search of the history has found, and where the cursor is then.
+Move = Callable[[Document], int]
+MOVES: Mapping[str, Move] = {
+    "left": Document.get_cursor_left_position,
+    "right": Document.get_cursor_right_position,
+    "c-b": Document.get_cursor_left_position,
+    "c-f": Document.get_cursor_right_position,
+    "home": Document.get_start_of_line_position,
+    "c-a": Document.get_start_of_line_position,
+    "end": Document.get_end_of_line_position,
+    "c-e": Document.get_end_of_line_position,
+}
+
+
 def _key_bindings(prompt: InteractivePrompt) -> KeyBindingsBase:
     """Key bindings of the prompt: Enter sends, or adds a line to an open block. A history search has its own keys."""
     keys = KeyBindings()
@@ -208,7 +222,17 @@ def _key_bindings(prompt: InteractivePrompt) -> KeyBindingsBase:
         event.app.erase_when_done = True
         event.app.exit(result=OpenInEditor(event.current_buffer.text))
 
-    return ConditionalKeyBindings(keys, has_focus(DEFAULT_BUFFER))
+    searching = KeyBindings()
+    for key, move in MOVES.items():
+
+        @searching.add(key)
+        def _(event: KeyPressEvent, move: Move = move) -> None:
+            search.accept_search()
+            event.current_buffer.cursor_position += move(event.current_buffer.document)
+
+    return merge_key_bindings(
+        [ConditionalKeyBindings(keys, has_focus(DEFAULT_BUFFER)), ConditionalKeyBindings(searching, is_searching)]
+    )
 
 
 @dataclass(slots=True)
