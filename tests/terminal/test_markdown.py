@@ -225,6 +225,15 @@ def test_notice_is_printed_above_what_is_redrawn() -> None:
 # Appearance and cost.
 
 
+@pytest.mark.usefixtures("redraw_always")
+def test_addresses_longer_than_a_row_are_links() -> None:
+    address = "https://example.com/" + "a/long/path/" * 5
+    file = streamed(f"See {address}, or https://example.com.", 40, 24, step=200)
+    links = re.findall(r"\x1b\]8;[^;]*;([^\x1b]*)\x1b", file.getvalue())
+    assert set(links) == {address, ""}  # each end of a link has no address
+    assert "".join("".join(file.screen.lines).split()) == f"See{address},orhttps://example.com."
+
+
 @pytest.mark.parametrize("columns", [1, 5, 7])
 def test_markdown_list_shows_long_numbers_in_few_columns(columns: int) -> None:
     assert rendered_lines("123456789. hello", columns, 24)[0] == "123456789"[:columns]

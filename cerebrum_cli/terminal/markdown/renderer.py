@@ -18,11 +18,13 @@ from rich.cells import cell_len, chop_cells
 from rich.control import Control
 from rich.measure import Measurement
 from rich.segment import ControlType, Segment, Segments
+from rich.style import Style
 from rich.syntax import Syntax
 from rich.table import Table as Grid
 from rich.text import Text
 from rich.theme import Theme
 
+from cerebrum_cli.core.environment import environment
 from cerebrum_cli.terminal.markdown.blocks import (
     CODE_SPAN,
     LIST_MARKER,
@@ -49,6 +51,7 @@ MAX_DRAWING_SHARE = 0.015  # of elapsed time: decoding waits for drawing and for
 _AMBIGUOUS_LINE = re.compile(r"[\s>]*+(?:[-=`~*_#|+: ]*+|[0-9]++[.)]?\s*+)")
 _PREFIX = re.compile(rf"[\s>]*(?:{LIST_MARKER}(?:\[[ xX]\]\s+)?)?")  # of a quote, an item, or a task
 _HEADING = re.compile(r"#{1,6}\s+")
+_ADDRESS = re.compile(r"https?://[^\s<>\"`|]*[^\s<>\"`|.,;:!?)\]}*_'’”]")
 _LINE_BREAK = re.compile(rf"(?P<code>{CODE_SPAN.pattern})|<br ?/?>")
 
 # The terminal's own colors without a background, whose spaces would be copied, and wrap in a narrower window.
@@ -224,8 +227,12 @@ def line_texts(console: Console, line: str) -> list[Text]:
 
 
 def hanging(console: Console, prefix: str, text: Text) -> list[Text]:
-    """A text in rows behind a prefix, below which the further ones begin."""
+    """A text in rows behind a prefix, below which the further ones begin. An address longer than a row is a link."""
     indent = cell_len(prefix)
+    for address in _ADDRESS.finditer(text.plain):
+        # Other terminals ignore the codes of a link that they do not know.
+        if cell_len(address[0]) > console.width - indent and environment("TERM") != "linux":
+            text.stylize(Style(link=address[0]), *address.span())
     if console.width - indent < MIN_HANGING:
         return list(Text.assemble(prefix, text).wrap(console, console.width, overflow="fold"))
     first, *others = text.wrap(console, console.width - indent, overflow="fold") or [Text()]
