@@ -230,10 +230,12 @@ class History:
             rows.append({**fields, "excerpt": one_line(excerpt)})
         return rows
 
-    def archived(self, session: Session) -> ArchivedSession:
+    def archived(self, session: Session, alternatives: bool = False) -> ArchivedSession:
+        """A session to be shown or exported, without undone, edited and retried messages unless they are asked for."""
         from cerebrum_cli.chat.archive import ArchivedSession
 
-        return ArchivedSession(session, self.store.messages(session), self.store.alternatives(session))
+        others = self.store.alternatives(session) if alternatives else []
+        return ArchivedSession(session, self.store.messages(session), others)
 
     def import_file(self, path: Path, name: str | None) -> Session:
         """Create a session from a JSON file of another program. Raises UsageError, SessionError."""

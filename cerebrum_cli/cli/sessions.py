@@ -30,6 +30,7 @@ group: CommandGroup = {}
 Name = Annotated[str, Argument("NAME", "A session's name, as in `cerebrum sessions list`", sessions)]
 MARKDOWN, TRANSCRIPT = "markdown", "transcript"
 SPACES = str.maketrans("\t\n", "  ")
+Alternatives = Annotated[bool, Option("Add undone, edited and retried messages", "Output", SWITCH)]
 EXPORT_FORMATS = (MARKDOWN, "json", "sharegpt", TRANSCRIPT)
 
 
@@ -56,11 +57,11 @@ def list_sessions(
 
 
 @subcommand(group)
-def show(app: App, name: Name, json: Json = False) -> None:
+def show(app: App, name: Name, json: Json = False, alternatives: Alternatives = False) -> None:
     """Show a session's messages."""
 
     history = app.read_history()
-    archived = history.archived(history.get(name))
+    archived = history.archived(history.get(name), alternatives)
     if json:
         app.streams.answer_object(archived.object)
     else:
@@ -142,12 +143,15 @@ def export(
             choices=EXPORT_FORMATS,
         ),
     ] = MARKDOWN,
+    alternatives: Alternatives = False,
 ) -> None:
     """Print a session in another format."""
     from cerebrum_cli.replies.source import ModelSource
 
     history = app.read_history()
-    archived = history.archived(history.get(name))
+    archived = history.archived(history.get(name), alternatives)
+    if as_ == TRANSCRIPT and alternatives:
+        raise UsageError.conflict("--alternatives", f"--as {TRANSCRIPT}")
     if as_ == TRANSCRIPT:
         model = app.library.resolve(archived.session.model)
         text = archived.transcript(ModelSource(app, model, app.settings({}, model.recommended)))

@@ -92,7 +92,9 @@ def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Pa
     assert [stored.message.content for stored in store.replies(question)] == ["First.", "Oth", "Other."]
     store.add_message(store.move(session, first.id), Message("user", "A question that failed"))
     session = store.move(session, first.id)
-    text = archived(store, session).export(export_format)
+    assert "Other." not in archived(store, session).export(export_format)
+    every = History(store, None).archived(session, alternatives=True)
+    text = every.export(export_format)
     exported = json.loads(text)
     assert [(other["place"], "Other." in other.values()) for other in exported["alternatives"]] == [(2, True)]
     (tmp_path / "talk.json").write_text(text)
@@ -101,7 +103,8 @@ def test_reasoning_and_alternatives_survive_an_export(store: Store, tmp_path: Pa
         ("One?", None),
         ("First.", "Hm.\nSo."),
     ]
-    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in archived(store, session).export("markdown")
+    assert "## Alternatives\n\n### Assistant (message 2)\n\nOther." in every.export("markdown")
+    assert "Other." not in archived(store, session).export("markdown")
 
 
 ROUNDS = (
