@@ -7,12 +7,13 @@ import re
 from cerebrum_cli.core.text import Match
 from cerebrum_cli.terminal.markdown.mathematics import known_macros
 
-_IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
+# Scripts without spaces between words, and their punctuation.
+IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 # What may precede an opening "$", and "\(": a shell's groups follow quotes, brackets and stars.
-_BEFORE_DOLLAR = rf"(?<![^\s(\[{{\"'“‘«—–:,;.!?>|=/*_~{_IDEOGRAPHIC}-])"
-_BEFORE_BACKSLASH = rf"(?<![^\W{_IDEOGRAPHIC}])(?<![\\/)\]}}'\"^.+$])(?<![.)\]]\*)(?<!\\[(|?+])"
-_AFTER_BACKSLASH = rf"(?![\\/{{\[$]|\*[^\s*.,;:)]| ?\\[*+]|(?!(?:th|st|nd|rd|s)\b)[^\W{_IDEOGRAPHIC}])"
-_AFTER_DOLLAR = rf"(?![^\W{_IDEOGRAPHIC}]|[${{(]|<<)"
+_BEFORE_DOLLAR = rf"(?<![^\s(\[{{\"'“‘«—–:,;.!?>|=/*_~{IDEOGRAPHIC}-])"
+_BEFORE_BACKSLASH = rf"(?<![^\W{IDEOGRAPHIC}])(?<![\\/)\]}}'\"^.+$])(?<![.)\]]\*)(?<!\\[(|?+])"
+_AFTER_BACKSLASH = rf"(?![\\/{{\[$]|\*[^\s*.,;:)]| ?\\[*+]|(?!(?:th|st|nd|rd|s)\b)[^\W{IDEOGRAPHIC}])"
+_AFTER_DOLLAR = rf"(?![^\W{IDEOGRAPHIC}]|[${{(]|<<)"
 INLINE_MATH = re.compile(
     rf"{_BEFORE_BACKSLASH}\\\((?P<round>(?:(?!\\\()[^`]){{1,999}}?)\\\){_AFTER_BACKSLASH}"
     rf"|(?<!\\)\\\[(?!\d+\\\])(?P<square>(?:(?!\\\[)[^`]){{1,999}}?)\\\]"
@@ -94,7 +95,7 @@ def reads_as_mathematics(content: str) -> bool:
 
 
 def _without_macros(content: str) -> str:
-    return _MACRO.sub(_PLACE, _TEXT.sub(_PLACE, content).replace(r"\\\\", _PLACE))
+    return _MACRO.sub(_PLACE, _TEXT.sub(_PLACE, content))
 
 
 def _is_balanced(text: str) -> bool:

@@ -15,15 +15,13 @@ from markdown_it.rules_inline.emphasis import tokenize as read_emphasis
 from markdown_it.rules_inline.strikethrough import tokenize as read_strikethrough
 from rich.text import Text
 
-from cerebrum_cli.terminal.markdown.delimiters import INLINE_MATH, is_mathematics
+from cerebrum_cli.terminal.markdown.delimiters import IDEOGRAPHIC, INLINE_MATH, is_mathematics
 from cerebrum_cli.terminal.markdown.mathematics import formula
 
 Rule = Callable[[StateInline, bool], bool]
 
-# Scripts without spaces between words, and their punctuation.
-_IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
-_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…{_IDEOGRAPHIC}-]?")
-_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…{_IDEOGRAPHIC}-]?")
+_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…{IDEOGRAPHIC}-]?")
+_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…{IDEOGRAPHIC}-]?")
 _MARKS, _SIGNS = "*_~", "/=+→&"
 _BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:**text"
 _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name
