@@ -111,7 +111,10 @@ def answer_text(event: object) -> str:
 
 
 class CallEvent(NamedTuple):
-    """A reply calls a function; with `is_done`, the function has returned the result of the call."""
+    """A reply calls a function, with arguments as the model wrote them.
+
+    With `is_done`, the call has the arguments that the function got, and its result.
+    """
 
     sequence: SequenceId
     call: ToolCall

@@ -28,19 +28,6 @@ class ToolSpec:
 
 
 ToolSpecs = tuple[ToolSpec, ...]
-ToolFunction = Callable[..., object]
-
-
-@frozen
-class Tool:
-    """A function that a model may call; whoever runs it asks the user first, if it `asks`."""
-
-    spec: ToolSpec
-    function: ToolFunction
-    asks: bool = False
-
-
-Tools = tuple[Tool, ...]
 
 
 @frozen
@@ -60,6 +47,24 @@ class ToolCall:
 
 
 ToolCalls = tuple[ToolCall, ...]
+
+
+ToolFunction = Callable[..., object]
+
+
+@frozen
+class Tool:
+    """A function that a model may call. `run` takes the arguments of a call, and returns the call with its result.
+
+    The call has the arguments that the function got, as JSON. Whoever runs a tool that `asks` must ask the user first.
+    """
+
+    spec: ToolSpec
+    run: Callable[[JsonObject], ToolCall]
+    asks: bool = False
+
+
+Tools = tuple[Tool, ...]
 
 
 def read_call(name: str, arguments: object) -> ToolCall:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from inspect import isfunction, unwrap
 from io import StringIO
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import one_line, well_formed
-from cerebrum_cli.core.tools import Tool, ToolFunction, Tools
+from cerebrum_cli.core.tools import Tool, ToolCall, ToolFunction, Tools, ToolSpec
 from cerebrum_cli.programs.code import interactive_program
 from cerebrum_cli.programs.function_schema import function_spec
 from cerebrum_cli.programs.guest import cut as cut
@@ -26,34 +28,40 @@ from cerebrum_cli.programs.sandbox import require_sandbox
 
 TIMEOUT_S = 5.0  # for a program
 NO_RESULT = "(no result)"
+REFUSED = "the user refused this call"
 WORDS = {"True": "true", "False": "false"}  # what booleans become in some templates
 
 
-def run_tool(tool: Tool, arguments: JsonObject) -> str:
-    """Call a function: what it prints and returns, as text, or a line about wrong arguments or an exception.
+def _run(
+    spec: ToolSpec, function: ToolFunction, confirm: Callable[[ToolCall], bool] | None, arguments: JsonObject
+) -> ToolCall:
+    """Call a function: the result is what it prints and returns, or a line about wrong arguments or an exception.
 
     What any thread prints meanwhile is in the result, and not on standard output. Strings are returned as they are,
     other values as JSON.
     """
     printed = StringIO()
-    schema = tool.spec.parameters
+    call = ToolCall(spec.name, arguments)
     try:
-        values = _converted(arguments, schema)
-        if problem := _problem(values, schema):
-            return f"invalid arguments: {problem}"
+        values = _converted(arguments, spec.parameters)
+        if problem := _problem(values, spec.parameters):
+            return replace(call, result=f"invalid arguments: {problem}")
+        call = replace(call, arguments=deepcopy(values))  # a function may change its own
+        if confirm and not confirm(call):
+            return replace(call, result=REFUSED)
         with _output_apart(printed):
-            result = _text(tool.function(**values))
+            result = _text(function(**values))
     except Interrupted:
         raise
     except (Exception, SystemExit) as error:
         result = _describe(error)
-    return well_formed(printed.getvalue() + result) or NO_RESULT
+    return replace(call, result=well_formed(printed.getvalue() + result) or NO_RESULT)
 
 
 def _converted(arguments: JsonObject, schema: JsonObject) -> JsonDict:
     """Arguments of the declared types: some formats write all values as text, some models null to omit one."""
     converted = {}
-    for name, value in deepcopy(arguments).items():  # a function may change its own
+    for name, value in deepcopy(arguments).items():
         if _problem(value, schema["properties"].get(name, {})):
             if value is None:
                 continue
@@ -92,12 +100,12 @@ def _describe(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {problem}")
 
 
-def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> Tools:
-    """Tools of functions, of Python files, and `python`.
+def tools_of(sources: Iterable[ToolFunction | Tool | str], confirm: Callable[[ToolCall], bool] | None = None) -> Tools:
+    """Tools of functions, of Python files, and `python`. With `confirm`, a call of a file's function runs if it agrees.
 
     Raises UsageError for anything else, for a file or function that cannot be used, and for two tools with one name.
     """
-    tools = [tool for source in sources for tool in _tools(source)]
+    tools = [tool for source in sources for tool in _tools(source, confirm)]
     names = [tool.spec.name for tool in tools]
     for name in names:
         if names.count(name) > 1:
@@ -105,15 +113,20 @@ def tools_of(sources: Iterable[ToolFunction | Tool | str]) -> Tools:
     return tuple(tools)
 
 
-def _tools(source: ToolFunction | Tool | str) -> list[Tool]:
+def _tools(source: ToolFunction | Tool | str, confirm: Callable[[ToolCall], bool] | None) -> list[Tool]:
     if isinstance(source, Tool):
         return [source]
     if callable(source):
-        return [Tool(function_spec(source), source)]
+        spec = function_spec(source)
+        return [Tool(spec, partial(_run, spec, source, None))]
     if source == "python":
-        return _tools(python_function())
+        return _tools(python_function(), None)
     if str(source).endswith(".py"):
-        return [Tool(function_spec(function), function, asks=True) for function in _functions_of(Path(source))]
+        tools = []
+        for function in _functions_of(Path(source)):
+            spec = function_spec(function)
+            tools.append(Tool(spec, partial(_run, spec, function, confirm), asks=True))
+        return tools
     raise UsageError.invalid("tool", source, "python, or the path of a Python file (.py)")
 
 

@@ -19,7 +19,7 @@ from cerebrum_cli.core.events import (
     TokenEvent,
 )
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
-from cerebrum_cli.programs.functions import cut, run_tool
+from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 
@@ -36,6 +36,7 @@ class ToolLoop:
         self._tools = {tool.spec.name: tool for tool in asked.tools}
         prefill = asked.conversation.prefill
         self.rounds = prefill.rounds if prefill else ()
+        self._made = [(call.name, call.arguments) for part in self.rounds for call in part.calls]  # as they are written
         self._most_rounds = len(self.rounds) + asked.settings.tool_rounds
         self.asked = replace(asked, tools=())
         self.is_last = self.is_over = False
@@ -91,9 +92,8 @@ class ToolLoop:
         if len(self.rounds) == self._most_rounds:
             problem = f"no more calls after {self.asked.settings.tool_rounds} rounds"
             return NoticeEvent(problem, "allow more with --set tool_rounds=N")
-        earlier = [(call.name, call.arguments) for part in self.rounds for call in part.calls]
         for call in calls:
-            if (call.name, call.arguments) in earlier:
+            if (call.name, call.arguments) in self._made:
                 return NoticeEvent(f"no more calls: the model repeated a call of {call.name}")
         return None
 
@@ -103,17 +103,19 @@ class ToolLoop:
         limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
         for call in calls:
+            self._made.append((call.name, call.arguments))
             yield CallEvent(REPLY, call)
-            result = self._shortened(call.result or self._result(call), limit)
-            done.append(replace(call, result=result))
+            ran = self._with_result(call)
+            done.append(replace(ran, result=self._shortened(ran.result, limit)))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
 
-    def _result(self, call: ToolCall) -> str:
-        tool = self._tools.get(call.name)
-        if tool is None:
-            return f"there is no function {call.name}; known: {', '.join(self._tools)}"
-        return run_tool(tool, call.arguments)
+    def _with_result(self, call: ToolCall) -> ToolCall:
+        if call.result:
+            return call
+        if tool := self._tools.get(call.name):
+            return tool.run(call.arguments)
+        return replace(call, result=f"there is no function {call.name}; known: {', '.join(self._tools)}")
 
     def _shortened(self, result: str, limit: int) -> str:
         """A result truncated to about this many tokens."""

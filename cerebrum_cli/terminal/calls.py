@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import termios
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from cerebrum_cli.core.errors import UsageError
@@ -15,7 +15,6 @@ from cerebrum_cli.core.tools import Tool, ToolCall, Tools
 from cerebrum_cli.terminal.keyboard import Keyboard
 from cerebrum_cli.terminal.streams import DIM, Streams
 
-REFUSED = "the user refused this call"
 MAX_SHOWN = 78  # characters of a call, and of its result
 
 
@@ -37,26 +36,21 @@ class CallSink:
             return ()
         from cerebrum_cli.programs.functions import tools_of
 
-        return tuple(map(self._with_question, tools_of(sources)))
+        if self.agrees:
+            return tools_of(sources)
+        tools = tools_of(sources, self._confirm)
+        asking = [tool.spec.name for tool in tools if tool.asks]
+        for name in asking:
+            if not self.streams.can_ask:
+                problem = f"no terminal to confirm calls of {name}"
+                raise UsageError(problem, "add -y to run functions in a file without asking")
+        self._asking.update(asking)
+        return tools
 
-    def _with_question(self, tool: Tool) -> Tool:
-        if self.agrees or not tool.asks:
-            return tool
-        name = tool.spec.name
-        if not self.streams.can_ask:
-            raise UsageError(
-                f"no terminal to confirm calls of {name}", "add -y to run functions in a file without asking"
-            )
-        self._asking.add(name)
-
-        def function(**arguments: object) -> object:
-            with self.keyboard.released():
-                termios.tcflush(sys.stdin, termios.TCIFLUSH)  # drop what was typed before the question
-                if not self.streams.confirm(f"Run {ToolCall(name, arguments)}?", default=False):
-                    return REFUSED
-            return tool.function(**arguments)
-
-        return replace(tool, function=function, asks=False)
+    def _confirm(self, call: ToolCall) -> bool:
+        with self.keyboard.released():
+            termios.tcflush(sys.stdin, termios.TCIFLUSH)  # drop what was typed before the question
+            return self.streams.confirm(f"Run {call}?", default=False)
 
     def emit(self, event: Event) -> None:
         if not isinstance(event, CallEvent) or self.streams.is_quiet:

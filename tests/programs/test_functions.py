@@ -17,16 +17,21 @@ import psutil
 import pytest
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
-from cerebrum_cli.core.tools import Tool, ToolSpec
+from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.tools import Tool, ToolCall, ToolSpec
 from cerebrum_cli.programs import functions
 from cerebrum_cli.programs.call_filter import call_filter
-from cerebrum_cli.programs.functions import cut, run_tool, tools_of
+from cerebrum_cli.programs.functions import cut, tools_of
 from cerebrum_cli.programs.sandbox import Sandbox
 
 
 def tool_of(function: Callable[..., object]) -> Tool:
     [tool] = tools_of([function])
     return tool
+
+
+def run_tool(tool: Tool, arguments: JsonObject) -> str:
+    return tool.run(arguments).result
 
 
 def parameters_of(function: Callable[..., object]) -> Any:
@@ -157,7 +162,8 @@ def test_other_functions_and_values_are_rejected(function: Any, problem: str) ->
 
 def test_tools_pass_and_two_of_one_name_are_rejected() -> None:
     tool = tool_of(weather)
-    assert tools_of([tool, successor]) == (tool, tool_of(successor))
+    first, second = tools_of([tool, successor])
+    assert (first, second.spec) == (tool, tool_of(successor).spec)
     with pytest.raises(UsageError, match="two tools are named weather"):
         tools_of([tool, weather])
 
@@ -215,6 +221,12 @@ def test_text_is_parsed_where_another_type_is_wanted(annotation: Any, text: str,
     arguments = {"value": text}
     assert run_tool(tool_of(takes(annotation)), arguments) == repr(value)
     assert arguments == {"value": text}
+
+
+def test_a_call_has_the_arguments_that_the_function_got() -> None:
+    called = tool_of(weather).run({"city": "Oslo", "days": "2", "units": None})
+    assert called == ToolCall("weather", {"city": "Oslo", "days": 2}, "Oslo 2 None")
+    assert tool_of(weather).run({"days": "2"}).arguments == {"days": "2"}
 
 
 @pytest.mark.parametrize(("annotation", "text"), [(int, "seven"), (list, "[" * 100_000)])
