@@ -123,6 +123,7 @@ def run(arguments: list[str] | None = None, app: App | None = None) -> int:
         return assembled(commands, names)(arguments, "cerebrum", obj=app, standalone_mode=False) or 0
     except SystemExit as exit:
         if isinstance(exit.__context__, BrokenPipeError):  # Typer turned it into exit 1
+            sys.stderr = sys.__stderr__  # which it has wrapped, even if there is none
             return 0
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:

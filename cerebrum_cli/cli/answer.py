@@ -90,14 +90,18 @@ class AnswerPrinter:
                     stack.enter_context(name_grammar_in_errors(options.schema, options.grammar))
                 yield
         except Interrupted:
-            if self.saved_as and self.streams.err_is_terminal:
-                what = "leading answer is saved" if options.votes else f"answer so far is saved{self._continuation}"
-                self.streams.report(f"interrupted; the {what}")
+            self._report_partial("interrupted")
             raise
         except OutputError as error:
             if self.saved_as:
                 error.hint += f"; read the reply with cerebrum sessions show {quote(self.saved_as)}"
             raise
+
+    def _report_partial(self, reason: str) -> None:
+        """Print on a terminal how to continue an answer that was saved before its end."""
+        if self.saved_as and self.streams.err_is_terminal:
+            part = "leading answer is saved" if self.options.votes else f"answer so far is saved{self._continuation}"
+            self.streams.report(f"{reason}; the {part}")
 
     def show_reply(self) -> None:
         """Generate and print a reply. Raises NoAnswer if it is not what the options ask for."""
@@ -112,6 +116,11 @@ class AnswerPrinter:
                 others=[HistoryPreload()] if self.record else [],
             )
             self._inspect(reply)
+        except BrokenPipeError:  # its reader wants no more
+            if not reply.is_finished:
+                self._save(reply)
+                self._report_partial("the pipe was closed")
+            raise
         except CerebrumError as error:
             if not reply.is_finished and reply.has_text:  # of a server that was lost
                 self._save(reply)

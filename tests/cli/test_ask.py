@@ -74,6 +74,30 @@ def test_closed_pipe_ends_without_an_error(user: CommandLine, arguments: tuple[s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["", "2>&-"])
+def test_closed_pipe_saves_the_answer_so_far(user: CommandLine, redirection: str) -> None:
+    user.run("ask", "-n", "2", "an older question")
+    process = subprocess.Popen(
+        ["sh", "-c", f'"$0" ask --grammar "$1" hi {redirection}', COMMAND, endless_reply_grammar(user.home)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=user.environment(),
+        bufsize=0,
+    )
+    assert process.stdout and process.stderr
+    begin = process.stdout.read(4).decode()
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(60) == 0
+    question, reply = user.messages("hi")
+    assert question["content"] == "hi" and reply["content"].startswith(begin.rstrip())
+    assert reply["finish_reason"] == "cancelled"
+    assert user.run("ask", "-c", "-n", "3", "--json").object["text"].startswith(reply["content"])
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_on_stdout_is_an_error(user: CommandLine) -> None:
     with open("/dev/full", "wb") as full:

@@ -158,6 +158,13 @@ def test_ask_leaves_typed_text_to_the_shell(shell: Person) -> None:
 
 
 @pytest.mark.slow
+def test_ask_tells_how_to_continue_after_its_pipe_is_closed(shell: Person) -> None:
+    shell.type("./ask hi | head -c 30\n", shows="the pipe was closed; the answer so far is saved")
+    shell.type("./ask --no-log hi | head -c 30; echo ended\n", shows="ended")
+    assert shell.output.count("answer so far is saved") == 1
+
+
+@pytest.mark.slow
 def test_paste_during_a_reply_is_one_draft_at_the_next_prompt(shell: Person) -> None:
     shell.type("./chat\n", shows="/help")
     shell.type("One?\r", shows="word5")
