@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from cerebrum_cli.chat.database import OR_UNSAVED, check_integrity
 from cerebrum_cli.chat.model_view import (
@@ -41,8 +43,8 @@ from cerebrum_cli.chat.store import Store
 from cerebrum_cli.chat.typed_questions import forget_questions
 from cerebrum_cli.core.ask import Ask
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import SessionError, UsageError
-from cerebrum_cli.core.events import Events
+from cerebrum_cli.core.errors import CerebrumError, SessionError, UsageError
+from cerebrum_cli.core.events import Events, NoticeEvent, OnNotice
 from cerebrum_cli.core.files import lock_file, read_text, remove
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.settings import Settings
@@ -64,12 +66,14 @@ class History:
     """A user's sessions; this process locks at most one, by an empty file in `locks`.
 
     A lock keeps other processes from writing to the session, and ends with its process. Without `locks`, the sessions
-    are in memory only.
+    are in memory only. Commands that ask one question in a session take turns, by a second file, which is named after
+    the session and exists during a turn: so do those that would each create the session.
     """
 
     store: Store
     locks: Path | None
     _held: tuple[Path, FileIO] | None = None
+    _turn: tuple[Path, FileIO] | None = None
 
     @classmethod
     def at(cls, path: Path | None) -> History:
@@ -80,17 +84,33 @@ class History:
         """Numbers of sessions and messages, and the version of the database; None in memory. Raises SessionError."""
         return check_integrity(self.store.path) if self.store.path else None
 
-    def acquire_named(self, name: str | None) -> Session | None:
+    def acquire_named(self, name: str | None, on_wait: OnNotice | None = None) -> Session | None:
         """Lock a session by its name, None if there is none; without a name, the latest.
 
-        Raises SessionError if the name is invalid, there is no latest session, or another process holds it.
+        With `on_wait`, one question follows: this waits for other commands that ask one there, after a notice. Raises
+        SessionError if the name is invalid, there is no latest session, or another process holds it.
         """
-        session = self.store.latest() if name is None else self.store.find(validated_name(name))
-        if session:
-            return self.acquire(session)
+        latest = self.store.latest() if name is None else None
+        name = latest.name if latest else name
         if name is None:
             raise SessionError("no session to continue", "ask without -c first")
+        name = validated_name(name)
+        if on_wait:
+            self._take_turn(name, on_wait)
+        session = self.store.find(name)
+        if session:
+            return self.acquire(session)
+        if latest:
+            raise SessionError(f"session {name!r} was deleted by another process", "ask without -c")
         return None
+
+    def _take_turn(self, name: str, on_wait: OnNotice) -> None:
+        """Wait until no other command asks a question in a session of this name. Raises SessionError."""
+        if self.locks is None:
+            return
+        notice = NoticeEvent(f"waiting for the answer to another question in session {name!r}", "Ctrl-C stops waiting")
+        path = self.locks / f"{crc32(name.encode()):08x}.turn"
+        self._turn = path, self._locked_file(path, cache(lambda: on_wait(notice)))  # once
 
     def acquire(self, session: Session) -> Session:
         """Lock a session, for a question to follow. Raises SessionError if another process holds it.
@@ -113,13 +133,16 @@ class History:
         busy = SessionError(
             f"session {session.name!r} is open in another process", "close it there, or use another session"
         )
-        try:
-            self.locks.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = lock_file(path, busy, mode=0o600, is_required=False)
-        except OSError as error:
-            raise SessionError(f"{path}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
+        file = self._locked_file(path, busy)
         self.release()
         self._held = path, file
+
+    def _locked_file(self, path: Path, on_busy: CerebrumError | Callable[[], object]) -> FileIO:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return lock_file(path, on_busy, mode=0o600, is_required=False)
+        except OSError as error:
+            raise SessionError(f"{path}: {error.strerror}", f"make it writable, {OR_UNSAVED}") from error
 
     def release(self, removes: bool = False) -> None:
         """Free the locked session, if there is one; the lock's file is removed only with a deleted session."""
@@ -138,6 +161,11 @@ class History:
 
     def close(self) -> None:
         self.release()
+        if self._turn:
+            path, file = self._turn
+            remove(path)
+            file.close()
+            self._turn = None
         self.store.close()
 
     def record(
@@ -152,14 +180,16 @@ class History:
     ) -> Session:
         """Save the new messages of a conversation and its reply; without a session, create one, by its `name` if given.
 
-        Without a FinishEvent, the reply was interrupted. It takes the place of the last one if that was `continued`.
+        Without a FinishEvent, the reply was interrupted. It takes the place of the last one if that was `continued`. If
+        a chat has taken the name meanwhile, a number is appended to it.
         """
         params = session_params(settings, loaded.model)
         with self.store.transaction():
             if session and continued:
                 session = self.store.move(session, continued.parent)
             if session is None:
-                session = self.store.create(name or self.unused_name(conversation), "ask", params=params)
+                name = self.store.unused_name(name) if name else self.unused_name(conversation)
+                session = self.store.create(name, "ask", params=params)
             session = self.store.update_session(
                 session,
                 system_prompt=conversation.system_prompt,

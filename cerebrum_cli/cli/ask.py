@@ -77,7 +77,7 @@ def answer(
     open_history = cache(app.open_history)  # imported and opened when it is needed, mostly after the answer
     session = continued = None
     if options.session_flag:
-        session = open_history().acquire_named(options.session)
+        session = open_history().acquire_named(options.session, app.streams.report)
         if session:
             overrides = session.add_defaults(overrides, is_remote=bool(options.endpoint))
     source = options.find_source(app, overrides)
@@ -104,6 +104,8 @@ def answer(
 
         def record(reply: Reply) -> str:
             saved = open_history().record(session, conversation, reply, loaded, settings, continued, options.session)
+            if options.session and saved.name != options.session:
+                app.streams.note(f"session {options.session!r} exists by now; this exchange is saved as {saved.name!r}")
             return saved.name
 
         saves = not (options.raw or settings.no_log)

@@ -3,15 +3,18 @@
 import contextlib
 import gc
 import json
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from command_line import Finished
-from scripted_command import run_here
+from command_line import CommandLine, Finished
+from scripted_command import app_for, run_here
+from waiting import wait_until
 
 from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.reply_params import session_params
@@ -26,7 +29,9 @@ from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.library.installed import NANO, InstalledModel
 from cerebrum_cli.library.origins import Registered
 from cerebrum_cli.library.registry import RegistryEntry
+from cerebrum_cli.main import run
 from cerebrum_cli.replies.reply import Reply
+from cerebrum_cli.terminal.streams import Streams
 
 ONLY = SequenceId(0)
 TIMINGS = Timings(load_s=1.0, prefill_s=0.5, ttft_s=0.75, decode_s=0.3, prefill_tokens=16, decode_steps=1)
@@ -205,6 +210,54 @@ def test_session_open_in_another_process_is_refused(chatml_model: Path, tmp_path
     assert run(*chat, piped=b"/load tea\n").err == "Now in session 'tea'\n"
     assert run(*delete).code == 0
     assert run("sessions", "list", "--json").object == []
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_ask_waits_for_another_question_in_its_session(is_new: bool, chatml_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "cerebrum" / "sessions" / "sessions.db"
+    script = {"rows": {"Two?": "Second."}, "seeds": ["First."]}
+    ask = ("ask", "-m", chatml_model, "--session", "tea")
+    if not is_new:
+        assert run_here(script, tmp_path, *ask, "Zero?").code == 0
+    out, err = StringIO(), StringIO()
+    has_turn = threading.Event()
+
+    def ask_first() -> None:
+        with contextlib.closing(History.at(path)) as other:
+            session = other.acquire_named("tea", lambda _: None)
+            has_turn.set()
+            wait_until(lambda: "waiting" in err.getvalue())
+            known = other.conversation(session, MODEL) if session else Conversation()
+            other.record(session, known.user("One?"), FOUR, LOADED, SETTINGS, name="tea")
+
+    first = threading.Thread(target=ask_first)
+    first.start()
+    assert has_turn.wait(10)
+    app = app_for(script, tmp_path, Streams(out, err, None, False, False, False))
+    assert run([*map(str, ask), "Two?"], app) == 0
+    first.join()
+    notice = "note: waiting for the answer to another question in session 'tea'\n      Ctrl-C stops waiting\n"
+    assert (out.getvalue(), err.getvalue()) == ("Second.\n", notice)
+    before = [] if is_new else ["Zero?", "First."]
+    assert CommandLine(tmp_path).contents("tea") == [*before, "One?", "Four.", "Two?", "Second."]
+    assert not list(path.with_name("locks").glob("*.turn"))
+
+
+def test_ask_saves_its_exchange_if_a_chat_takes_the_name(chatml_model: Path, tmp_path: Path) -> None:
+    out, err = StringIO(), StringIO()
+    app = app_for({"reply": "Yes."}, tmp_path, Streams(out, err, None, False, False, False))
+    open_file = app.open_file
+
+    def create_and_open(*arguments: Any) -> Any:
+        with contextlib.closing(Store(app.sessions_path)) as store:
+            store.create("tea", "chat", question=Message("user", "Who else?"))
+        return open_file(*arguments)
+
+    app.open_file = create_and_open
+    assert run(["ask", "-m", str(chatml_model), "--session", "tea", "--json", "One?"], app) == 0
+    assert json.loads(out.getvalue())["session"] == "tea-2"
+    assert err.getvalue() == "note: session 'tea' exists by now; this exchange is saved as 'tea-2'\n"
+    assert CommandLine(tmp_path).contents("tea-2") == ["One?", "Yes."]
 
 
 def test_refused_model_frees_the_session(chatml_model: Path, tmp_path: Path) -> None:
