@@ -50,7 +50,7 @@ ADAPTERS: Mapping[str, tuple[str, ...]] = {
     "typer": ("main", "cli", "eval", "weights", "doctor"),
     "sqlite3": ("chat", "results.row_store"),
     "jinja2": ("formats",),
-    "markitdown": (),  # a process of its own
+    "markitdown": ("attachments.print_document",),  # in a process of its own
     "pathspec": ("attachments.file_search",),
     "psutil": ("cluster.ray_adapter", "engine.machine"),
     "platformdirs": ("replies.source",),

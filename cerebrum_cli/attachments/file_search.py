@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 ANY_DIRECTORIES = "**"  # a part of a pattern; at its end, everything in these directories
 SPECIAL = re.compile(r"[*?[]")  # characters that make a path a pattern
 
-Skipped = tuple[Path, str]
-"""A file or directory that is left out of a prompt, and why."""
-
 Rules = tuple[tuple[Path, "GitIgnoreSpec"], ...]
 """The rules that hold in a directory, each with the directory of its file, the innermost first."""
+
+
+class Skipped(NamedTuple):
+    """A file or directory that is left out of a prompt, and why."""
+
+    path: Path
+    reason: str
+    hint: str = ""
 
 
 class FileSearch(NamedTuple):
@@ -40,7 +45,7 @@ class FileSearch(NamedTuple):
             path = Path(error.filename)
             if path == self.base:
                 raise error
-            skipped.append((path, error.strerror or "unreadable"))
+            skipped.append(Skipped(path, error.strerror or "unreadable"))
 
         pattern = "/".join(self.parts)
         meant = GitIgnoreSpec.from_lines([f"/{pattern}"])

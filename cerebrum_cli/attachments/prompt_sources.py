@@ -13,10 +13,12 @@ from cerebrum_cli.attachments.documents import (
     CONVERTED,
     MAX_PROMPT_BYTES,
     Commands,
+    MissingMarkitdown,
     convert,
     converts,
     ending_of,
     read_page,
+    refuse_media,
 )
 from cerebrum_cli.core.conversation import Conversation
 from cerebrum_cli.core.declaration import is_address
@@ -33,13 +35,14 @@ from cerebrum_cli.core.text import code_block, format_count, format_names, forma
 if TYPE_CHECKING:
     from _typeshed import SupportsRead
 
+    from cerebrum_cli.attachments.charsets import DecodedText
     from cerebrum_cli.attachments.file_search import FileSearch, Skipped
 
 STANDARD_INPUT = Path("-")  # to other programs
 MAX_FOUND_BYTES = 1_000_000  # of a file that was not named itself: larger ones are data, and fill most contexts
 PromptFile = tuple[str, str]  # the name of a file, and its text
 BYTES_PER_TOKEN = 4  # about, in many languages
-TOO_LARGE = f"over {format_size(MAX_FOUND_BYTES)}"
+LEFT_OUT = "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents"
 
 
 @frozen
@@ -54,7 +57,7 @@ class AttachmentReader:
 
         A directory or pattern adds each file once, and only text, except that a pattern such as `*.pdf` adds documents;
         a notice counts the others. Raises UsageError if a named file cannot be read, or a directory or pattern leads to
-        no text file; PromptTooLong for more than a prompt can hold.
+        no file that can be; PromptTooLong for more than a prompt can hold.
         """
         from cerebrum_cli.attachments.file_search import search_of
 
@@ -77,16 +80,21 @@ class AttachmentReader:
         """Read a file, a document or a page, the last two with a notice. Raises UsageError, PromptTooLong."""
         name = well_formed(str(source))
         if isinstance(source, str):
-            text = self._read_page(source)
+            text, note = self._read_page(source)
         elif converts(source, self.commands):
-            text = convert(source, str(source), self.commands)
+            text, note = convert(source, str(source), self.commands)
         else:
-            return name, read_text(source, MAX_PROMPT_BYTES, PromptTooLong)
+            with readable(source):
+                data = read_beginning(source, MAX_PROMPT_BYTES)
+            refuse_media(data, str(source))
+            return name, decode_text(data, str(source), MAX_PROMPT_BYTES, PromptTooLong)
         tokens = max(1, len(text.encode()) // BYTES_PER_TOKEN)
         on_notice(NoticeEvent(f"{name}: about {tokens:,} tokens"))
+        if note:
+            on_notice(NoticeEvent(f"{name}: {note}"))
         return name, text
 
-    def _read_page(self, address: str) -> str:
+    def _read_page(self, address: str) -> DecodedText:
         if self.is_offline or is_hub_offline():
             problem = f"{address} cannot be read: the network is disabled"
             raise UsageError(problem, "omit --offline, or unset HF_HUB_OFFLINE")
@@ -99,32 +107,40 @@ class AttachmentReader:
 
         Raises UsageError if it leads to no text file, and PromptTooLong.
         """
+        from cerebrum_cli.attachments.file_search import Skipped
+
         with readable(path):
             matches = search.find(skipped)
         new = [match for match in matches if os.path.realpath(match) not in seen]
         seen.update(map(os.path.realpath, new))
-        texts = []
+        texts: list[PromptFile] = []
+        left_out: list[Skipped] = []
         size = 0
         for match in new:
             shown = match.relative_to(Path.cwd()) if match.is_relative_to(Path.cwd()) else match
-            if match.suffix == path.suffix and converts(match, self.commands):
-                texts.append(self._read_named(shown, on_notice))
-            else:
-                text, reason = found_text(match)
-                if reason:
-                    skipped.append((shown, reason))
-                    continue
-                texts.append((well_formed(str(shown)), text))
+            try:
+                texts.append(self._read_match(shown, match.suffix == path.suffix, on_notice))
+            except MissingMarkitdown:
+                raise
+            except UsageError as error:
+                reason = error.message.removeprefix(str(shown)).lstrip(": ")
+                left_out.append(Skipped(shown, reason, error.hint))
+                continue
             size += len(texts[-1][1])
             if size > MAX_PROMPT_BYTES:
                 problem = f"the files in {path} exceed {format_size(MAX_PROMPT_BYTES)} in total"
                 raise PromptTooLong(problem, "name fewer files")
         if not texts and len(new) == len(matches):
-            raise UsageError(
-                f"{path}: no text files found",
-                "binary files, hidden ones and those in .gitignore are left out; PATH/*.pdf takes documents",
-            )
+            problem = f"{path}: no text files found"
+            raise UsageError(f"{problem}: {listed(left_out)}" if left_out else problem, hints(left_out) or LEFT_OUT)
+        skipped += left_out
         return texts
+
+    def _read_match(self, path: Path, is_meant: bool, on_notice: OnNotice) -> PromptFile:
+        """Read a file that was found, also a document if files of its type are meant. Raises UsageError."""
+        if is_meant and converts(path, self.commands):
+            return self._read_named(path, on_notice)
+        return well_formed(str(path)), found_text(path, is_meant)
 
 
 @frozen
@@ -230,24 +246,37 @@ def parse_messages(text: str, name: str) -> Conversation:
     return conversation_from_messages(items, name)
 
 
-def found_text(path: Path) -> tuple[str, str]:
-    """The text of a file, and why it is left out, if it is."""
+def found_text(path: Path, is_meant: bool) -> str:
+    """The text of a file. Raises UsageError with the reason why it is left out; a hint helps if its type is meant."""
+    from cerebrum_cli.attachments.media import media_of
+
     try:
         data = read_beginning(path, MAX_FOUND_BYTES)
-        if len(data) > MAX_FOUND_BYTES:
-            return "", TOO_LARGE
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return "", "binary"
     except OSError as error:
-        return "", error.strerror or "unreadable"
-    return text, "binary" if "\0" in text else ""
+        raise UsageError(error.strerror or "unreadable") from error
+    if kind := media_of(data):
+        raise UsageError(kind.problem, kind.hint if is_meant else "")
+    if len(data) > MAX_FOUND_BYTES:
+        raise UsageError(f"over {format_size(MAX_FOUND_BYTES)}", "to include a large file, name it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError("binary") from error
+    if "\0" in text:
+        raise UsageError("binary")
+    return text
 
 
 def skipped_notice(skipped: Sequence[Skipped]) -> NoticeEvent:
-    names = format_names([f"{well_formed(str(path))} ({reason})" for path, reason in skipped])
-    hint = "to include a large file, name it" if any(reason == TOO_LARGE for _, reason in skipped) else ""
-    return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {names}", hint)
+    return NoticeEvent(f"{format_count(len(skipped), 'file')} skipped: {listed(skipped)}", hints(skipped))
+
+
+def listed(skipped: Sequence[Skipped]) -> str:
+    return format_names([f"{well_formed(str(file.path))} ({file.reason})" for file in skipped])
+
+
+def hints(skipped: Sequence[Skipped]) -> str:
+    return "; ".join(dict.fromkeys(file.hint for file in skipped if file.hint))
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from contextlib import aclosing
+from gzip import BadGzipFile, GzipFile
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,16 +24,17 @@ MAX_REDIRECTS = 5
 HEADERS = {
     "User-Agent": f"cerebrum/{__version__}",
     "Accept": "text/html, text/*, application/pdf, */*;q=0.1",
-    "Accept-Encoding": "identity",  # a few compressed bytes can be gigabytes
+    "Accept-Encoding": "gzip, deflate",  # without those whose libraries may be missing, such as br
 }
 MEDIA_TYPES = {"text/html": ".html", "application/xhtml+xml": ".html", "application/pdf": ".pdf"}
 DOWNLOAD = "check the address and the network, or download it, and give the file"
 
 
 class WebPage(NamedTuple):
-    """Content, and the suffix of a file that has such content, empty for plain text."""
+    """Content, its media type with a charset, and the suffix of a file with such content, empty for plain text."""
 
     data: bytes
+    content_type: str
     suffix: str
 
 
@@ -66,14 +70,47 @@ async def fetch_within_limits(address: str) -> WebPage:
 
 async def _page(address: str, response: httpx2.Response) -> WebPage:
     response.raise_for_status()
-    if "Content-Encoding" in response.headers:
-        raise UsageError(f"{address}: compressed, which was not requested", DOWNLOAD)
     data = bytearray()
     async for part in response.aiter_raw():
         data += part
         if len(data) > MAX_PAGE_BYTES:
-            raise UsageError(f"{address} is larger than {format_size(MAX_PAGE_BYTES)}", DOWNLOAD)
-    return WebPage(bytes(data), suffix_of(bytes(data[:5]), response))
+            raise too_large(address)
+    content = uncompressed(bytes(data), response.headers.get("Content-Encoding", ""), address)
+    return WebPage(content, response.headers.get("Content-Type", ""), suffix_of(content[:5], response))
+
+
+def uncompressed(data: bytes, encoding: str, address: str) -> bytes:
+    """The content that a server has sent in an encoding. Raises UsageError, also for more than a page may have."""
+    encoding = encoding.strip().lower()
+    try:
+        match encoding:
+            case "" | "identity":
+                return data
+            case "gzip" | "x-gzip":
+                content = GzipFile(fileobj=BytesIO(data)).read(MAX_PAGE_BYTES + 1)
+            case "deflate":
+                content = inflated(data)
+            case _:
+                raise UsageError(f"{address}: compressed by {encoding}, which was not requested", DOWNLOAD)
+    except (zlib.error, EOFError, BadGzipFile) as error:
+        raise UsageError(f"{address}: its content is not valid {encoding}", DOWNLOAD) from error
+    if len(content) > MAX_PAGE_BYTES:
+        raise too_large(address)
+    return content
+
+
+def inflated(data: bytes) -> bytes:
+    """What "deflate" has compressed: a zlib stream, or one without a header, which some servers send."""
+    is_zlib = len(data) > 1 and data[0] & 15 == zlib.DEFLATED and int.from_bytes(data[:2]) % 31 == 0
+    stream = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+    content = stream.decompress(data, MAX_PAGE_BYTES + 1)
+    if not stream.eof and len(content) <= MAX_PAGE_BYTES:
+        raise EOFError
+    return content
+
+
+def too_large(address: str) -> UsageError:
+    return UsageError(f"{address} is larger than {format_size(MAX_PAGE_BYTES)}", DOWNLOAD)
 
 
 def suffix_of(beginning: bytes, response: httpx2.Response) -> str:

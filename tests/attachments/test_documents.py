@@ -4,19 +4,24 @@ import gzip
 import os
 import shlex
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from html import escape
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
 
 import pytest
 from documents import ENCRYPTED, pdf, write_docx
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from loopback import Loopback, LoopbackHandler
 
 from cerebrum_cli.attachments import documents, web_page
 from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
+from cerebrum_cli.core.events import NoticeEvent
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +44,12 @@ def read(source: Path | str, **commands: str) -> str:
     assert name == str(source)
     assert notices == [f"{source}: about {max(1, len(text.encode()) // 4):,} tokens"]
     return text
+
+
+def notices_of(pattern: str) -> list[str]:
+    notices: list[str] = []
+    AttachmentReader().read([Path(pattern)], lambda notice: notices.append(notice.message))
+    return notices
 
 
 def refusal(source: Path | str, **commands: str) -> str:
@@ -88,8 +99,68 @@ def test_document_that_cannot_be_read_is_one_clear_line() -> None:
     assert refusal(Path("encrypted.pdf")) == "encrypted.pdf cannot be converted: PDFPasswordIncorrect"
     assert refusal(Path("scanned.pdf")) == "scanned.pdf: no text found"
     assert refusal(Path("old.docx")) == "old.docx cannot be converted: BadZipFile: File is not a zip file"
-    assert refusal(Path("image.pdf")).startswith("image.pdf cannot be converted: PDFSyntaxError: No /Root object!")
+    assert refusal(Path("image.pdf")) == "image.pdf: images are not supported"
     assert refusal(Path("none.pdf")) == "none.pdf: No such file or directory"
+
+
+# Texts as the author wrote them, in which nothing is escaped.
+
+EXACT = [
+    "Annual_Report_2024.md has 5*6*7 = 210 and 1. no list",
+    r"C:\_new\*.txt, \\server\share, \alpha_1 \times \frac{a}{b}, ^\d+\.\*$ and \_ or \*",
+    "# no heading, - no item, + 1, > 2, [1](2), ![x], `code`, ~~x~~, <b>, &amp; and a|b",
+]
+
+
+def docx_of(paragraphs: list[str]) -> str:
+    """The text of a Word document with these paragraphs."""
+    between = '</w:t></w:r></w:p><w:p><w:r><w:t xml:space="preserve">'
+    return read(write_docx(Path("exact.docx"), between.join(map(escape, paragraphs))))
+
+
+def html_of(paragraphs: list[str]) -> str:
+    Path("exact.html").write_text("".join(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs))
+    return read(Path("exact.html"))
+
+
+def test_document_has_no_backslashes_that_its_author_did_not_write(folder: Path) -> None:
+    import openpyxl
+    from pptx import Presentation
+    from pptx.util import Inches
+
+    assert docx_of(EXACT) == html_of(EXACT) == "\n\n".join(EXACT) + "\n"
+    Path("a.html").write_text(
+        "<pre>C:\\_new * \\[1\\]\n\\#</pre><p>a <code>x_1 \\* y</code></p><ul><li>my_file</li></ul>"
+    )
+    assert read(Path("a.html")) == "```\nC:\\_new * \\[1\\]\n\\#\n```\n\na `x_1 \\* y`\n\n* my_file\n"
+    slides = Presentation()
+    slide = slides.slides.add_slide(slides.slide_layouts[5])
+    slide.shapes.title.text = "my_title *"
+    slide.shapes.add_table(1, 1, 0, 0, Inches(4), Inches(1)).table.cell(0, 0).text = EXACT[0]
+    slides.save("a.pptx")
+    text = read(Path("a.pptx"))
+    assert "# my_title *" in text
+    assert EXACT[0] in text
+    book = openpyxl.Workbook()
+    book.active.append(["file_name", "file_name", None])
+    book.active.append([EXACT[1], "NA", "two\nlines"])
+    book.active.append([])
+    book.active.append([3.14159265358979, None, 1_234_567.891])
+    book.create_sheet("Empty_one")
+    book.save("a.xlsx")
+    table = f"| file_name | file_name |  |\n| --- | --- | --- |\n| {EXACT[1]} | NA | two lines |"
+    assert read(Path("a.xlsx")) == f"## Sheet\n{table}\n| 3.14159265358979 |  | 1234567.891 |\n\n## Empty_one\n"
+
+
+MARKUP = r"_*#\[]()<>{}|`~^$&%@!?+-=:;,./'" + '"'
+RANDOM_WORDS = st.text(st.sampled_from(MARKUP + "ab1é中"), min_size=1, max_size=12)
+RANDOM_PARAGRAPHS = st.lists(RANDOM_WORDS, min_size=1, max_size=6).map(" ".join)
+
+
+@settings(max_examples=2, deadline=None)  # each takes seconds, and has many texts
+@given(st.lists(RANDOM_PARAGRAPHS, min_size=100, max_size=200))
+def test_random_words_of_a_document_are_unchanged(paragraphs: list[str]) -> None:
+    assert docx_of(paragraphs) == html_of(paragraphs) == "\n\n".join(paragraphs) + "\n"
 
 
 def test_document_of_another_kind_than_its_name() -> None:
@@ -129,6 +200,95 @@ def test_documents_of_a_pattern_are_read_and_those_of_a_directory_are_not(folder
     notices: list[str] = []
     assert AttachmentReader().read([Path("in")], lambda notice: notices.append(notice.message)) == [("in/b.txt", "b")]
     assert notices == ["1 file skipped: in/a.pdf (binary)"]
+
+
+def test_documents_of_a_pattern_that_cannot_be_read_are_skipped_with_a_notice() -> None:
+    for name, content in {
+        "a.pdf": pdf("A pear."),
+        "b scan.pdf": pdf(""),
+        "c.pdf": pdf("A plum.", ENCRYPTED),
+        "d.pdf": b"\x89PNG\r\n\x1a\n" + bytes(9),
+        "e.pdf": b"",
+    }.items():
+        Path(name).write_bytes(content)
+    Path("d").mkdir()
+    notices: list[NoticeEvent] = []
+    files = AttachmentReader().read([Path("*.pdf")], notices.append)
+    assert [(name, text.strip()) for name, text in files] == [("a.pdf", "A pear.")]
+    assert [notice.message for notice in notices] == [
+        "a.pdf: about 2 tokens",
+        "4 files skipped: b scan.pdf (no text found), c.pdf (cannot be converted: PDFPasswordIncorrect), "
+        "d.pdf (images are not supported), and 1 more",
+    ]
+    assert notices[-1].hint.startswith("if its pages are images, recognize their text first (OCR); check the file")
+    problem = "a.pdf (cannot be converted: false failed), b scan.pdf (cannot be converted: false failed), "
+    assert refusal(Path("[a-c]*.pdf"), pdf="false $1").startswith(f"[a-c]*.pdf: no text files found: {problem}c.pdf")
+    Path("f.docx").write_bytes(write_docx(Path("whole.docx"), "A pear.").read_bytes()[:-30])
+    assert refusal(Path("f*.docx")) == (
+        "f*.docx: no text files found: f.docx (cannot be converted: BadZipFile: File is not a zip file)"
+    )
+
+
+def test_document_that_vanishes_from_a_pattern_is_skipped() -> None:
+    for name in ("a.epub", "b.epub", "c.epub"):
+        Path(name).write_text("A pear.")
+    notices: list[str] = []
+    remove = (
+        sys.executable,
+        "-c",
+        "import os, sys; print(sys.argv[1][-6:]); os.path.exists('b.epub') and os.remove('b.epub')",
+    )
+    reader = AttachmentReader({"epub": (*remove, "$1")})
+    files = reader.read([Path("*.epub")], lambda notice: notices.append(notice.message))
+    assert [text for _, text in files] == ["a.epub\n", "c.epub\n"]
+    assert notices[-1] == "1 file skipped: b.epub (No such file or directory)"
+
+
+def test_pattern_of_documents_without_markitdown_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    Path("a.pdf").write_bytes(pdf("A pear."))
+    assert refusal(Path("*.pdf")) == "a.pdf: reading .pdf needs markitdown"
+
+
+# Pictures, sound and films.
+
+PICTURES = {
+    "png": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0",
+    "gif": b"GIF89a\x10\0\x10\0\xf0\0\0",
+    "webp": b"RIFF\x24\0\0\0WEBPVP8 ",
+    "bmp": b"BM\x36\0\0\0\0\0\0\0",
+    "tiff": b"II*\0\x08\0\0\0",
+    "heic": b"\0\0\0\x18ftypheic",
+    "avif": b"\0\0\0\x1cftypavif",
+}
+SOUND = {"mp3": b"ID3\x04\0\0", "wav": b"RIFF\x24\0\0\0WAVEfmt ", "ogg": b"OggS\0\2", "flac": b"fLaC\0\0\0\x22"}
+FILMS = {"mp4": b"\0\0\0\x20ftypisom", "webm": b"\x1a\x45\xdf\xa3\x9f", "avi": b"RIFF\x24\0\0\0AVI LIST"}
+KINDS = {
+    "images are": PICTURES,
+    "audio is": SOUND,
+    "video is": FILMS,
+    "compressed files are": {"gz": b"\x1f\x8b\x08\0"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_file_that_is_no_text_is_named_by_its_kind(kind: str) -> None:
+    for ending, content in KINDS[kind].items():
+        for name in (f"a.{ending}", "b.txt", "c.pdf", "d"):  # whatever it is called
+            Path(name).write_bytes(content + bytes(2_000_000))
+            assert refusal(Path(name)) == f"{name}: {kind} not supported"
+        problem = f"no text files found: a.{ending} ({kind} not supported)"
+        assert refusal(Path(f"*.{ending}")) == f"*.{ending}: {problem}"
+        Path("e.txt").write_text("e")
+        assert notices_of("*.txt") == [f"1 file skipped: b.txt ({kind} not supported)"]
+        assert read(Path(f"a.{ending}"), **{ending: "echo A pear. $1"}).startswith("A pear.")  # by the user's command
+
+
+def test_text_that_begins_like_a_picture_is_text() -> None:
+    for text in ("GIF89a is a format", "RIFF", "BMW is a maker", "ID3 tags", "II*, MM", "OggS"):
+        Path("a.txt").write_text(text)
+        assert AttachmentReader().read([Path("a.txt"), Path("*.tx?")], lambda _: None) == [("a.txt", text)]
 
 
 # Commands of the user.
@@ -172,6 +332,8 @@ class Site(LoopbackHandler):
 
     seen: ClassVar[list[dict[str, str]]] = []
     released = Event()
+    pages: ClassVar[dict[str, tuple[str, bytes]]] = {}  # of a test: media types and contents
+    encodings: ClassVar[dict[str, str]] = {}
 
     def do_GET(self) -> None:
         self.seen.append({name.lower(): value for name, value in self.headers.items()})
@@ -208,19 +370,19 @@ class Site(LoopbackHandler):
             "c": ("application/pdf", HTML),
             "notes.md": ("application/octet-stream", b"# A pear"),
             "image": ("image/png", b"\x89PNG"),
-            "bomb": ("text/html", gzip.compress(bytes(10_000_000))),
             "program": ("application/octet-stream", b"\x7fELF\xff"),
+            **self.pages,
         }[name]
         headers = [("Content-Type", media_type), ("Content-Length", str(len(content)))]
-        if name == "bomb":
-            headers.append(("Content-Encoding", "gzip"))
+        if name in self.encodings:
+            headers.append(("Content-Encoding", self.encodings[name]))
         self.write_head(200, headers)
         self.wfile.write(content)
 
 
 @pytest.fixture
 def site() -> Iterator[str]:
-    Site.seen, Site.released = [], Event()
+    Site.seen, Site.released, Site.pages, Site.encodings = [], Event(), {}, {}
     server = Loopback(Site)
     server.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -256,8 +418,7 @@ def test_web_page_request_has_no_credentials(site: str, folder: Path, monkeypatc
 
 def test_web_page_that_cannot_be_read_is_one_line(site: str) -> None:
     assert refusal(f"{site}/missing") == f"{site}/missing: Client error '404 Not Found' for url '{site}/missing'"
-    assert refusal(f"{site}/image") == f"{site}/image is not UTF-8 text (byte 0)"
-    assert refusal(f"{site}/bomb") == f"{site}/bomb: compressed, which was not requested"
+    assert refusal(f"{site}/image") == f"{site}/image: images are not supported"
     assert refusal(f"{site}/program") == f"{site}/program is not UTF-8 text (byte 4)"
     assert refusal(f"{site}/loop") == f"{site}/loop: Exceeded maximum allowed redirects."
     assert refusal(f"{site}/file") == f"{site}/file: Request URL has an unsupported protocol 'file://'."
@@ -284,3 +445,141 @@ def test_web_page_is_not_requested_offline(site: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert refusal(site) == f"{site} cannot be read: the network is disabled"
     assert Site.seen == []
+
+
+# Charsets and compression.
+
+GREETING = "Größe: “süß” – 5 €\n"
+RUSSIAN = "Груша и слива.\n"
+JAPANESE = "①ナシと梨。\n"
+# Media type, what the page is written in, its text.
+CHARSETS = [
+    ("text/plain; charset=iso-8859-1", "cp1252", GREETING),  # as browsers read it
+    ('text/plain;format=flowed; Charset = "ISO-8859-15"', "iso8859-15", "Größe: 5 €\n"),
+    ("text/plain; charset=windows-1252", "cp1252", GREETING),
+    ("text/plain; charset=us-ascii", "utf-8", GREETING),
+    ("text/plain; charset=ISO-8859-1", "utf-8", GREETING),  # the default of a server
+    ("text/plain; charset=windows-1251", "cp1251", RUSSIAN),
+    ("text/plain; charset=koi8-r", "koi8-r", RUSSIAN),
+    ("text/plain; charset=shift_jis", "cp932", JAPANESE),
+    ("text/plain; charset=x-sjis", "cp932", JAPANESE),
+    ("text/plain; charset=euc-jp", "euc_jp", "ナシと梨。\n"),
+    ("text/plain; charset=iso-2022-jp", "iso2022_jp", "ナシと梨。\n"),
+    ("text/plain; charset=gb2312", "gb18030", "联通和梨。\n"),
+    ("text/plain; charset=gbk", "gbk", "联通"),  # whose bytes are also UTF-8
+    ("text/plain; charset=big5", "big5", "梨和李。\n"),
+    ("text/plain; charset=euc-kr", "cp949", "배와 자두.\n"),
+    ("text/plain; charset=utf-16", "utf-16", RUSSIAN),
+    ("text/plain; charset=utf-16le", "utf-16-le", JAPANESE),
+    ("text/plain; charset=utf-16be", "utf-16-be", GREETING),
+    ("text/plain; charset=utf-16", "utf-8", GREETING),
+    ("text/plain", "utf-16", RUSSIAN),  # with a mark
+    ("text/plain; charset=iso-8859-1", "utf-8-sig", RUSSIAN),
+    ("text/plain", "utf-32", RUSSIAN),
+    ("text/plain; charset=nonsense", "utf-8", RUSSIAN),
+    ("text/plain; charset=hex", "utf-8", RUSSIAN),  # of Python, for bytes
+    ("text/plain; charset=", "utf-8", RUSSIAN),
+    ("application/json; charset=cp1252", "cp1252", GREETING),
+]
+
+
+@pytest.mark.parametrize(("media_type", "charset", "text"), CHARSETS)
+def test_web_page_is_read_in_its_charset(site: str, media_type: str, charset: str, text: str) -> None:
+    Site.pages = {"text": (media_type, text.encode(charset))}
+    assert read(f"{site}/text") == text
+
+
+def test_web_page_in_another_charset_than_stated_has_a_note(site: str) -> None:
+    def notes(media_type: str, content: bytes) -> tuple[str, str]:
+        Site.pages = {"text": (media_type, content)}
+        notices: list[str] = []
+        [(_, text)] = AttachmentReader().read([f"{site}/text"], lambda notice: notices.append(notice.message))
+        return text, notices[-1].removeprefix(f"{site}/text: ")
+
+    lost = "characters that are not valid {} and were replaced by \ufffd: {}"
+    assert notes("text/plain", b"caf\xe9") == ("café", "no charset stated, read as windows-1252")
+    assert notes("text/plain; charset=x-y", b"caf\xe9") == ("café", "unknown charset x-y, read as windows-1252")
+    assert notes("text/plain; charset=utf-8", b"caf\xe9 \xff") == ("caf\ufffd \ufffd", lost.format("utf-8", 2))
+    assert notes("text/plain; charset=shift_jis", b"a\x85") == ("a\ufffd", lost.format("shift_jis", 1))
+    assert notes("text/plain; charset=utf-16le", "a€".encode("utf-16-le") + b"x")[0] == "a€\ufffd"
+    Site.pages = {"text": ("text/plain", b"\x7fELF\0\xff")}
+    assert refusal(f"{site}/text") == f"{site}/text is not UTF-8 text (byte 5)"
+    Site.pages = {"text": ("application/json", b"caf\xe9")}  # which is UTF-8 by its standard
+    assert refusal(f"{site}/text") == f"{site}/text is not UTF-8 text (byte 3)"
+
+
+def test_html_is_read_in_the_charset_of_its_header_or_its_own(site: str) -> None:
+    def page(head: str, charset: str, text: str) -> bytes:
+        return f"<html><head>{head}</head><body><p>{text}</p></body></html>".encode(charset)
+
+    meta = '<meta charset="{}">'.format
+    older = '<meta http-equiv="Content-Type" content="text/html; charset={}">'.format
+    for name, (media_type, content, text) in enumerate(
+        [
+            ("text/html; charset=cp1251", page("", "cp1251", RUSSIAN), RUSSIAN),
+            ("text/html; charset=cp1251", page(meta("utf-8"), "cp1251", RUSSIAN), RUSSIAN),  # converted by a server
+            ("text/html", page(meta("cp1251"), "cp1251", RUSSIAN), RUSSIAN),
+            ("text/html", page(older("Shift_JIS"), "cp932", JAPANESE), JAPANESE),
+            ("text/html", page(meta("utf-16"), "utf-8", JAPANESE), JAPANESE),
+            ("text/html", page("", "utf-16", JAPANESE), JAPANESE),
+            ("text/html", page("", "utf-8", "süß"), "süß"),
+            (
+                "application/xhtml+xml",
+                b'<?xml version="1.0" encoding="cp1251"?>' + page("", "cp1251", RUSSIAN),
+                RUSSIAN,
+            ),
+        ]
+    ):
+        Site.pages = {f"page{name}": (media_type, content)}
+        assert text in read(f"{site}/page{name}", html="cat $1")
+        if "Shift" in content.decode("latin-1"):
+            assert read(f"{site}/page{name}") == text
+    Path("a.html").write_bytes(page(meta("koi8-r"), "koi8-r", RUSSIAN))
+    assert read(Path("a.html")) == RUSSIAN
+    assert read(Path("a.html"), html="wc -c $1").startswith(f"{Path('a.html').stat().st_size} ")  # as it is
+
+
+def test_web_page_may_be_compressed(site: str) -> None:
+    text = RUSSIAN.encode() * 1000
+    raw = zlib.compressobj(wbits=-15)
+    contents = {
+        "gzip": gzip.compress(text),
+        "x-gzip": gzip.compress(text[:999]) + gzip.compress(text[999:]),
+        "GZIP": gzip.compress(text),
+        "deflate": zlib.compress(text),
+        "Deflate": raw.compress(text) + raw.flush(),
+        "identity": text,
+    }
+    for encoding, content in contents.items():
+        Site.pages = {"text": ("text/plain; charset=utf-8", content)}
+        Site.encodings = {"text": encoding}
+        assert read(f"{site}/text") == text.decode()
+    assert {headers["accept-encoding"] for headers in Site.seen} == {"gzip, deflate"}
+    Site.pages, Site.encodings = {"page": ("text/html", gzip.compress(HTML))}, {"page": "gzip"}
+    assert read(f"{site}/page") == "# Fruit\n\nA **pear**.\n"
+
+
+def test_web_page_that_is_compressed_in_a_wrong_way_is_one_line(site: str) -> None:
+    text = RUSSIAN.encode() * 1000
+    bomb = gzip.compress(bytes(50_000_001), compresslevel=1)
+    for encoding, content, problem in (
+        ("br", b"\x0b", ": compressed by br, which was not requested"),
+        ("gzip, gzip", gzip.compress(gzip.compress(text)), ": compressed by gzip, gzip, which was not requested"),
+        ("gzip", text, ": its content is not valid gzip"),
+        ("gzip", gzip.compress(text)[:-20], ": its content is not valid gzip"),
+        ("gzip", gzip.compress(text)[:-8] + bytes(8), ": its content is not valid gzip"),
+        ("deflate", zlib.compress(text)[:-9], ": its content is not valid deflate"),
+        ("deflate", b"\xff\xff", ": its content is not valid deflate"),
+        ("gzip", bomb, " is larger than 50 MB"),
+        ("deflate", zlib.compress(bytes(50_000_001), 1), " is larger than 50 MB"),
+    ):
+        Site.pages, Site.encodings = {"text": ("text/plain", content)}, {"text": encoding}
+        assert refusal(f"{site}/text") == f"{site}/text{problem}"
+
+
+def test_web_page_that_is_a_picture_is_named_so(site: str) -> None:
+    for media_type in ("image/png", "text/html", "text/plain; charset=utf-8", "application/octet-stream"):
+        Site.pages = {"a": (media_type, PICTURES["png"])}
+        assert refusal(f"{site}/a") == f"{site}/a: images are not supported"
+    Site.pages = {"a.svg": ("image/svg+xml", b"<svg/>")}
+    assert read(f"{site}/a.svg") == "<svg/>"

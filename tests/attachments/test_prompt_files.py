@@ -182,7 +182,7 @@ def test_prompt_files_skip_what_is_not_text_with_one_notice(folder: Path) -> Non
     assert files[0][1] == "a"
     assert notices == [
         NoticeEvent(
-            "5 files skipped: in/b.bin (binary), in/c.png (binary), in/d.txt (binary), and 2 more",
+            "5 files skipped: in/b.bin (binary), in/c.png (images are not supported), in/d.txt (binary), and 2 more",
             "to include a large file, name it",
         )
     ]
