@@ -15,24 +15,24 @@ from operator import attrgetter
 from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
-from cerebrum_cli.core.text import Pattern, Texts
+from cerebrum_cli.core.text import Pattern
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec, ToolSpecs
-from cerebrum_cli.formats.markers import HEADERS, TAG
-from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
-from cerebrum_cli.formats.tool_calls import (
-    PLAIN_TOOLS,
+from cerebrum_cli.formats.call_forms import Syntax
+from cerebrum_cli.formats.call_readers import (
+    NAME,
     Finder,
-    ToolFormat,
     calls_at,
     decode,
-    gemma_arguments,
     json_arguments,
     json_calls,
     named_calls,
     no_calls,
     pair_arguments,
-    python_calls,
 )
+from cerebrum_cli.formats.markers import HEADERS, TAG
+from cerebrum_cli.formats.template_sandbox import ANSWER, NEXT_QUESTION, QUESTION, try_render
+from cerebrum_cli.formats.tool_calls import PLAIN_TOOLS, ToolFormat
+from cerebrum_cli.formats.tool_families import family_of
 
 # Names, texts and numbers in the calls that a template renders, with digits, which no template changes.
 FIRST, SECOND, RESULTS, NEXT_ANSWER = "fn1234", "fn2345", ("1457890", "1678901"), "1789012"
@@ -46,8 +46,6 @@ CALLS = (
 )
 ASKED = Conversation().user(QUESTION)
 TOOL_VARIABLES = ("tools", "xml_tools")  # of templates; SmolLM3 has the latter
-LFM = ("<|tool_call_start|>", "<|tool_call_end|>")  # around the calls of LFM2.5
-NAME = r"(?P<name>[\w.:/-]+?)"
 CALL_ID = re.compile(r"call0000\d")
 MARKER = re.compile(r"<[^<>\s]+>|\[[A-Z_]+\]|\]<\]\w+\[>\[")
 PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic groups prevent backtracking
@@ -64,7 +62,7 @@ def find_tool_format(source: str) -> ToolFormat:
     """Find out how a template supports functions, by rendering small conversations."""
     prompt = _after_question(source, ASKED)
     if prompt is None:
-        return PLAIN_TOOLS
+        return _written_as(_known(source), PLAIN_TOOLS)
     shown, before = prompt
     takes_text = False
     if as_text := _after_question(source, _replied(CALLS[:1], CALLS[1:]).user(NEXT_QUESTION), takes_text=True):
@@ -77,13 +75,33 @@ def find_tool_format(source: str) -> ToolFormat:
 
 def _call_format(source: str, before: str) -> ToolFormat:
     """The format of a template's calls; `before` is the text before them in a prompt."""
+    known = _known(source)
     for calls, text_arguments in product((CALLS, CALLS[:1]), (False, True)):
         written = _after_question(source, _replied(calls), text_arguments)
         if written and all(call.name in written[1] and call.result in written[1] for call in calls):
-            learned = _known_syntax(source) or _learn(_first_calls(written[1], before))
+            syntax = known
+            if known == Syntax() or not _reads(known, calls, written[1]):
+                syntax = _learn(_first_calls(written[1], before))
             moves_text = _moves_text(source, calls, text_arguments)
-            return ToolFormat(False, False, True, len(calls) > 1, text_arguments, moves_text, *learned)
-    return ToolFormat(False, False, False, False, False, False, *(_known_syntax(source) or ()))
+            return _written_as(syntax, ToolFormat(False, False, True, len(calls) > 1, text_arguments, moves_text))
+    return _written_as(known, PLAIN_TOOLS)
+
+
+def _known(source: str) -> Syntax:
+    """The syntax of a known family; without calls for any other."""
+    family = family_of(source)
+    return family.syntax if family else Syntax()
+
+
+def _reads(syntax: Syntax, calls: ToolCalls, written: str) -> bool:
+    """Whether calls are read as a template writes them: a model may have the markup of a family, and another syntax."""
+    written_calls = ToolFormat(find=syntax.find).read(written, PROBES)[0]
+    return [call.name for call in written_calls] == [call.name for call in calls]
+
+
+def _written_as(syntax: Syntax, support: ToolFormat) -> ToolFormat:
+    find, openings, markers, in_headers, _ = syntax
+    return replace(support, find=find, openings=openings, markers=markers, in_headers=in_headers)
 
 
 def _moves_text(source: str, calls: ToolCalls, text_arguments: bool) -> bool:
@@ -149,30 +167,7 @@ def _whole_markers(text: str) -> str:
     return text
 
 
-Learned = tuple[Finder, str, Texts, bool]  # the last fields of a ToolFormat
-
-
-def _known_syntax(source: str) -> Learned | None:
-    """The syntax of a few models whose templates do not show it, or whose values are not JSON."""
-    if "<|channel|>commentary to=functions." in source:
-        header = r"to=functions\.(?P<name>[\w.-]+)[^{]*?<\|message\|>(?=\s*\{)"
-        return partial(named_calls, re.compile(header), json_arguments), "", (), True
-    if "<|tool_call>call:" in source:
-        markers = ("<|tool_call>", "<tool_call|>", '<|"|>')
-        header = r"<\|tool_call>\s*call:(?P<name>[\w.-]+)(?=\{)"
-        return partial(named_calls, re.compile(header), gemma_arguments), markers[0], markers, False
-    if "<|tool_call_start|>" in source:
-        return _lfm_calls, LFM[0], LFM, False
-    return None
-
-
-def _lfm_calls(text: str, tools: ToolSpecs) -> ToolCalls:
-    """Calls of LFM2.5: a Python list between two markers."""
-    listed = re.findall(rf"{re.escape(LFM[0])}(.*?)(?:{re.escape(LFM[1])}|\Z)", text, re.DOTALL)
-    return tuple(call for written in listed for call in python_calls(written) or calls_at(written, 0, tools)[0])
-
-
-def _learn(written: str) -> Learned:
+def _learn(written: str) -> Syntax:
     """The syntax of calls that a template has written."""
     name = written.rfind(FIRST, 0, written.find(KEY))
     before = written[:name]
@@ -181,10 +176,13 @@ def _learn(written: str) -> Learned:
         if calls_at(written, start, PROBES)[0]:
             opening = written[:start].strip()
             header = re.compile(_pattern(opening) + r"\s*(?=[\[{])")
-            return partial(json_calls, header) if opening else no_calls, opening, markers, False
+            if not opening:
+                return Syntax(no_calls, (), markers)
+            return Syntax(partial(json_calls, header), (opening,), markers)
     first = MARKER.match(before.strip())
     in_headers = bool(HEADERS.keys() & markers) or "to=" in before
-    return _learn_named(written, name), first[0] if first else before.strip(), markers, in_headers
+    opening = first[0] if first else before.strip()
+    return Syntax(_learn_named(written, name), (opening,) if opening else (), markers, in_headers)
 
 
 def _learn_named(written: str, name: int) -> Finder:
@@ -231,7 +229,7 @@ def _learn_pairs(written: str, name: int) -> Finder:
     header = rf"{before}{NAME}\s*{_pattern(before_key.removesuffix(key_opening))}(?=\s*(?:{followed}))"
     middle = _before_value(between, between_number)
     pair = _pair_pattern(key_opening, middle, after_value)
-    return partial(named_calls, re.compile(header), partial(pair_arguments, pair))
+    return partial(named_calls, re.compile(header), partial(pair_arguments, (pair,)))
 
 
 def _pair_pattern(key_opening: str, middle: str, after_value: str) -> Pattern:

@@ -80,7 +80,11 @@ def same(calls: Sequence[ToolCall]) -> list[tuple[str, dict[str, Any]]]:
 )
 def test_syntax_of_calls_is_learned(name: str, opening: str, markers: tuple[str, ...], chatml: LlamaBackend) -> None:
     learned = embedded(chatml, TOOL_TEMPLATES[name]).tool_format
-    assert (learned.has_place, learned.writes_calls, learned.opening) == (True, True, opening)
+    assert (learned.has_place, learned.writes_calls, learned.openings[:1]) == (
+        True,
+        True,
+        (opening,) if opening else (),
+    )
     assert {*markers} <= {*learned.markers}
     assert learned.writes_several == (name not in ("one call at a time", "gpt-oss"))
     assert learned.text_arguments == (name == "text arguments")
@@ -246,9 +250,9 @@ def test_own_syntax_counts_anywhere_and_first(chatml: LlamaBackend) -> None:
 # What of an answer may be a call, and is withheld.
 
 
-def filtered(text: str, pieces: Sequence[int], opening: str = "<tool_call>") -> tuple[str, str]:
+def filtered(text: str, pieces: Sequence[int], *openings: str) -> tuple[str, str]:
     """What is passed on of a text that comes in pieces, and what is withheld at its end; sizes of pieces repeat."""
-    calls = ToolFormat(opening=opening).filter(TOOLS)
+    calls = ToolFormat(openings=openings).filter(TOOLS)
     sizes, at, passed = cycle(pieces), 0, ""
     while at < len(text):
         size = next(sizes)
@@ -295,7 +299,7 @@ def filtered(text: str, pieces: Sequence[int], opening: str = "<tool_call>") -> 
 )
 @pytest.mark.parametrize("pieces", [[1], [3, 1, 2], [999]])
 def test_only_what_may_be_a_call_is_withheld(text: str, held: str, pieces: list[int]) -> None:
-    assert filtered(text, pieces)[1] == held
+    assert filtered(text, pieces, "<tool_call>")[1] == held
 
 
 answers = st.lists(
@@ -312,7 +316,7 @@ sizes = st.lists(st.integers(1, 40), min_size=1, max_size=5)
 def test_withheld_text_is_the_same_in_any_pieces_but_for_what_was_passed_on(
     text: str, pieces: list[int], opening: str
 ) -> None:
-    passed, held = filtered(text, pieces, opening)
+    passed, held = filtered(text, pieces, *filter(None, [opening]))
     assert passed + held == text
     assert not (opening and opening in passed)
 
@@ -329,7 +333,7 @@ def test_nothing_of_a_call_is_passed_on(
         return
     if not tools.writes_several:
         calls = calls[:1]
-    passed, _ = filtered(said + written(prompt_format, calls), pieces, tools.opening)
+    passed, _ = filtered(said + written(prompt_format, calls), pieces, *tools.openings)
     assert passed.strip() == said.strip()
 
 
