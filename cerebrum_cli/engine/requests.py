@@ -16,7 +16,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.sampling import SEEDS, SamplingParams, TokenBias
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import NO_TOKEN, TokenIds, TokenPredicate, Tokens
-from cerebrum_cli.engine.repetition import CycleSearch
+from cerebrum_cli.engine.repetition import repetition_end
 from cerebrum_cli.formats.reply_text import ReplyRules, ReplyText, SplitText
 from cerebrum_cli.gguf.sizes import ModelSizes
 
@@ -129,8 +129,7 @@ class Request:
 
     The grammar and the stop strings apply where the text is the answer by the `rules`. The text includes a control
     token only if it `is_visible`. If `speculative`, tokens may be drafted and verified in one step. `loop_check` ends a
-    sample that repeats itself; `controls` may end one or force tokens into it; neither does where a grammar other than
-    a schema applies.
+    sample that repeats itself; `controls` may end one or force tokens into it; neither does where a grammar applies.
 
     The last `opening` tokens of a prompt begin the reply; the prompt of the next turn may differ from there on.
     A sample that ends by itself is followed by a reply to `follow_up`, whose prompt tokens continue it.
@@ -215,7 +214,6 @@ class ReplySample:
     text: ReplyText = field(init=False)
     controls: list[ReplyControl] = field(init=False)
     forced: list[Forced] = field(init=False, default_factory=list)
-    cycles: CycleSearch = field(init=False, default_factory=CycleSearch)
 
     def __post_init__(self) -> None:
         self.prompt = self.request.prompt_tokens
@@ -259,9 +257,9 @@ class ReplySample:
             self.text.was_reasoning = False
             yield TokenEvent(self.id, "", "thinking", ends_reasoning=True)
 
-    def cycle_end(self, tokens: array[int], checked: int) -> int | None:
+    def repetition_end(self, tokens: array[int], checked: int) -> int | None:
         """Number of tokens, more than the `checked` ones, after which the reply ends, as it repeats itself."""
-        return self.cycles.end(tokens, checked) if self.request.loop_check else None
+        return repetition_end(tokens, checked) if self.request.loop_check else None
 
     def finish_event(self, reason: FinishReason, **known: Any) -> FinishEvent:
         """The last event, with what is `known` of counts and times."""

@@ -105,9 +105,7 @@ class Sequence(ReplySample):
         if self.text.is_stopped:
             return "stop"
         self.bias = None
-        grammar = self.request.ask.grammar
-        may_repeat = self.is_constrained and not (grammar and grammar.is_schema)
-        if not may_repeat and (reason := self._control()):
+        if not self.is_constrained and (reason := self._control()):
             return reason
         if len(self.generated) == self.request.params.max_tokens:
             return "length"
@@ -117,7 +115,7 @@ class Sequence(ReplySample):
         """Let the controls intervene, up to the first that forces tokens; return the reason if the reply ends."""
         if self.pending:
             return None
-        if self.cycle_end(self.generated, len(self.generated) - 1):
+        if self.repetition_end(self.generated, len(self.generated) - 1):
             return "repetition"
         for control in self.controls:
             intervention = control.intervene(self.text, self.generated)

@@ -148,7 +148,7 @@ class TokenSample(RemoteSample):
 
     def _check_loop(self, tokens: array[int], checked: int = 0) -> int:
         """The number of tokens after which they repeat themselves, or of all; the first `checked` do not."""
-        end = self.cycle_end(tokens, checked)
+        end = self.repetition_end(tokens, checked)
         if end is None:
             return len(tokens)
         self._intervention = "repetition"

@@ -242,7 +242,7 @@ def test_ask_checks_reasoning_under_a_grammar_for_loops(new_user: CommandLine, t
     looped = ask(new_user, endless, '"ab"{200}', "--think", "1")
     assert (looped.object["text"], looped.object["finish_reason"]) == ("ab" * 200, "stop")
     repeated = ask(new_user, endless, LIST, "--temperature", "0", "--think", "1")
-    assert (repeated.code, repeated.object["finish_reason"]) == (5, "repetition")
+    assert (repeated.code, repeated.object["finish_reason"]) == (5, "context")
 
 
 def test_stop_string_within_json_is_an_error(new_user: CommandLine, models: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""The loop check: it finds exact cycles, soon, in nothing else, and ends replies on every kind of engine."""
+"""The loop check ends what grows without end, not what repeats in a document, on every kind of engine."""
 
 import json
 import sysconfig
@@ -10,28 +10,39 @@ from typing import Any
 
 import pytest
 from asking import ask, collect_replies, generate, running_engine
+from hypothesis import given
+from hypothesis import strategies as st
+from installations import model_on
 from llama_engines import open_engine
 from nano.measure import MODEL_FILE
-from scripted_backend import ScriptedBackend, endless, tokens
+from repetitive_documents import DOCUMENTS
+from scripted_backend import END, ScriptedBackend, endless, tokens
 from scripted_command import batch_here, run_here
+from templates import chosen_format
 
 from cerebrum_cli.core.conversation import Text
+from cerebrum_cli.core.grammar import Grammar
 from cerebrum_cli.core.sampling import SamplingParams
-from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, PROBE, CycleSearch
+from cerebrum_cli.engine.local_engine import LocalEngine
+from cerebrum_cli.engine.repetition import MAX_PERIOD, MIN_TOKENS, STEP, repetition_end
 from cerebrum_cli.engine.requests import Request
+from cerebrum_cli.servers.estimated_tokens import EstimatedTokens
 
 ROOT = Path(__file__).parents[2]
 CODE_FILES, CHARACTERS = 30, 12_000
 LINE = "The same line once more, and nothing else.\n"
+LINES = 60  # more than the check lets pass, since each character is a token
+ENDED_AT = MIN_TOKENS + 2 * STEP  # tokens: the line itself is longer than one step
+LONG_LIST = "[" + "0, " * 720 + "0]"
 
 
-def found_at(reply: Sequence[int]) -> int | None:
-    """Number of tokens after which the check ends a reply; None if it does not."""
+def found_at(reply: Sequence[int], part: int = 1) -> int | None:
+    """Number of tokens after which the check ends a reply that comes in parts; None if it does not."""
     read = array("i")
-    cycles = CycleSearch()
-    for token in reply:
-        read.append(token)
-        if end := cycles.end(read, len(read) - 1):
+    while len(read) < len(reply):
+        checked = len(read)
+        read.extend(reply[checked : checked + part])
+        if end := repetition_end(read, checked):
             return end
     return None
 
@@ -66,43 +77,82 @@ def real_texts() -> list[str]:
 
 @pytest.mark.parametrize("before", ["", "An answer that begins well, "])
 def test_loop_check_finds_cycles_of_every_period(before: str) -> None:
-    random, late = Random(7), []
-    periods = [*range(1, 12), *range(16, 250, 7), 127, 128, 254, 255, MAX_PERIOD]
+    random = Random(7)
+    periods = [*range(1, 12), *range(16, 500, 14), 255, 256, MAX_PERIOD - 1, MAX_PERIOD]
     for period in periods:
         cycle = [300 + random.randrange(9) for _ in range(period - 1)] + [299]
         start = tokens(before) + tuple(random.randrange(400, 4000) for _ in range(random.randrange(400)))
-        rule = len(start) + max(MIN_REPEATS * period, MIN_TOKENS)
-        end = found_at((*start, *(cycle * (2 * MIN_TOKENS))[: 6 * period + MIN_TOKENS]))
-        assert end is not None and end <= rule + 2 * period
-        late.append(end - rule)
+        rule = len(start) + period + MIN_TOKENS
+        end = found_at((*start, *(cycle * 6000)[: period + MIN_TOKENS + STEP]), STEP)
+        assert end is not None and rule <= end < rule + STEP
     assert len(periods) >= 50
-    assert max(late) <= 0
 
 
-@pytest.mark.parametrize("size", [1, 7, PROBE, 300])
-def test_loop_check_of_parts_ends_a_reply_where_tokens_do(size: int) -> None:
-    random = Random(size)
+@pytest.mark.parametrize("part", [7, STEP, 300, 10_000])
+def test_loop_check_of_parts_ends_a_reply_where_tokens_do(part: int) -> None:
+    random = Random(part)
     for period in (1, 3, 31, 64, 200):
         unit = [random.randrange(9) for _ in range(period)]
-        reply = [random.randrange(200) for _ in range(150)] + unit * (600 // period)
-        read = array("i")
-        cycles = CycleSearch()
-        end = None
-        while end is None and len(read) < len(reply):
-            checked = len(read)
-            read.extend(reply[checked : checked + size])
-            end = cycles.end(read, checked)
-        assert end == found_at(reply)
+        reply = [random.randrange(200) for _ in range(150)] + unit * (3000 // period)
+        assert found_at(reply, part) == found_at(reply)
 
 
 def test_loop_check_leaves_what_the_rule_leaves() -> None:
     random = Random(7)
     for period in (1, 31, 32, 33, 200, MAX_PERIOD):
         cycle = [random.randrange(9) for _ in range(period - 1)] + [9]
-        almost = (cycle * MIN_TOKENS)[: max(MIN_REPEATS * period, MIN_TOKENS) - 1]
+        almost = (cycle * MIN_TOKENS)[: period + MIN_TOKENS - 1]
         assert found_at((*almost, 99, *almost)) is None
     longer = list(range(MAX_PERIOD + 1))
     assert found_at(longer * 12) is None
+
+
+passages = st.lists(st.integers(0, 5), min_size=1, max_size=MAX_PERIOD)
+
+
+@given(st.lists(st.tuples(passages, st.integers(1, 40)), max_size=6))
+def test_loop_check_passes_documents_of_bounded_repetition(parts: list[tuple[list[int], int]]) -> None:
+    document: list[int] = []
+    for number, (passage, count) in enumerate(parts):
+        document += [100 + number, *(passage * count)[: MIN_TOKENS - STEP]]
+    assert found_at(document, 1000) is None
+
+
+@given(st.lists(st.integers(0, 5), max_size=500), passages, st.integers(1, 3000))
+def test_loop_check_ends_any_passage_that_is_repeated_without_end(
+    before: list[int], passage: list[int], part: int
+) -> None:
+    end = found_at(before + (passage * 6000)[:6000], part)
+    assert end is not None and end < len(before) + len(passage) + MIN_TOKENS + STEP
+
+
+def test_loop_check_passes_documents_that_repeat_themselves() -> None:
+    assert len(DOCUMENTS) >= 100
+    for name, text in DOCUMENTS.items():
+        estimated = EstimatedTokens()
+        estimated.add(text)
+        assert repetition_end(estimated.ids, 0) is None, name
+
+
+@pytest.mark.slow
+def test_loop_check_passes_the_same_documents_in_tokens() -> None:
+    with open_engine(MODEL_FILE) as engine:
+        for name, text in DOCUMENTS.items():
+            assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, name
+
+
+@pytest.mark.parametrize("unit", [LINE, "ha ", "| | |\n", "0, ", "- [ ] \n", "我以后再也不迟到了。\n", "<td></td>\n"])
+def test_loop_check_ends_a_text_alike_by_tokens_and_by_estimated_tokens(unit: str) -> None:
+    text = unit * 6000
+    estimated = EstimatedTokens()
+    estimated.add(text)
+    end = repetition_end(estimated.ids, 0)
+    with open_engine(MODEL_FILE) as engine:
+        ids = engine.vocabulary.tokenize((Text(text[:20_000]),))
+        here = found_at(ids, 10_000)
+        assert end and here
+        characters = len(b"".join(map(engine.vocabulary.piece, ids[:here])).decode(errors="replace"))
+    assert 0.5 < estimated.characters_of(end) / characters < 2
 
 
 @pytest.mark.slow
@@ -111,35 +161,77 @@ def test_loop_check_passes_real_texts() -> None:
     assert len(texts) >= 80
     with open_engine(MODEL_FILE) as engine:
         for text in texts:
-            assert found_at(engine.vocabulary.tokenize((Text(text),))) is None, text[:80]
+            assert found_at(engine.vocabulary.tokenize((Text(text),)), 10_000) is None, text[:80]
 
 
 @pytest.mark.parametrize("speculative", [False, True])
 def test_engine_ends_a_reply_that_repeats_itself(speculative: bool) -> None:
-    backend = ScriptedBackend(endless({"go": "over and over "}), slots=2, context_size=2000)
+    backend = ScriptedBackend(endless({"go": "over and over "}), slots=2, context_size=3000)
     request = Request(tokens("go"), SamplingParams(), speculative=speculative, loop_check=True)
     with running_engine(backend) as engine:
         [reply] = collect_replies(generate(engine, [request])).values()
         [plain] = ask(engine, "go", max_tokens=300)
-    assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS)
+    assert (reply.reason, len(reply.ids)) == ("repetition", MIN_TOKENS + STEP)
     assert plain.reason == "length"
 
 
 @pytest.mark.parametrize(
-    ("options", "reason", "lines"),
-    [((), "repetition", 4), (("--set", "loop_check=off"), "stop", 30), (("--raw",), "stop", 30)],
+    ("options", "reason", "count"),
+    [
+        ((), "repetition", ENDED_AT),
+        (("--set", "loop_check=off"), "stop", LINES * len(LINE)),
+        (("--raw",), "stop", LINES * len(LINE)),
+    ],
 )
 def test_ask_reports_a_repetition(
-    chatml_model: Path, tmp_path: Path, options: tuple[str, ...], reason: str, lines: int
+    chatml_model: Path, tmp_path: Path, options: tuple[str, ...], reason: str, count: int
 ) -> None:
-    done = run_here({"reply": LINE * 30}, tmp_path, "ask", "Why?", "-m", chatml_model, "--json", *options)
+    done = run_here({"reply": LINE * LINES}, tmp_path, "ask", "Why?", "-m", chatml_model, "--json", *options)
     answer = done.object
-    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, reason, lines * len(LINE))
+    assert (done.code, answer["finish_reason"], answer["completion_tokens"]) == (0, reason, count)
     assert [text in done.err for text in ("the reply repeats itself", "repeat_penalty")] == [reason == "repetition"] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("schema.json", '{"type": "array"}'),
+        ("list.gbnf", r'root ::= "[" ("0" ", "?)* "]"'),
+        ("list.lark", r'start: "[" /[0, ]*/ "]"'),
+        ("list.regex", r"\[[0, ]*\]"),
+    ],
+)
+def test_answer_under_a_grammar_repeats_what_it_has_to(
+    chatml_model: Path, tmp_path: Path, name: str, rule: str
+) -> None:
+    (tmp_path / name).write_text(rule)
+    option = ("--schema" if name == "schema.json" else "--grammar", tmp_path / name)
+    done = run_here({"reply": LONG_LIST}, tmp_path, "ask", "Zeros?", "-m", chatml_model, *option)
+    assert (done.code, done.out, "repeats" in done.err) == (0, f"{LONG_LIST}\n", False)
+    (tmp_path / "questions.txt").write_text("Zeros?\n")
+    batch = ("batch", tmp_path / "questions.txt", "-o", tmp_path / "out.jsonl", "-m", chatml_model)
+    assert run_here({"reply": LONG_LIST}, tmp_path, *batch, *option).code == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == LONG_LIST
+
+
+def test_library_reply_under_a_grammar_repeats_what_it_has_to() -> None:
+    reply = tokens(LONG_LIST)
+    begun: list[int] = []
+
+    def model(held: tuple[int, ...], seed: int) -> int:
+        begun.append(len(held))
+        said = len(held) - begun[0]
+        return reply[said] if said < len(reply) else END
+
+    for rule in ({"schema": {"type": "array"}}, {"grammar": Grammar("regex", "[^x]*")}):
+        begun.clear()
+        engine = LocalEngine(ScriptedBackend(model, context_size=20_000).open)
+        with model_on(engine, chosen_format("chatml")) as opened:
+            assert opened.reply("Zeros?", **rule).wait().text == LONG_LIST
+
+
 def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": ["The answer is 5.\n" * 40, "So the answer is 7."]}
+    script = {"rows": {}, "seeds": ["The answer is 5.\n" * 140, "So the answer is 7."]}
     done = run_here(script, tmp_path, "ask", "Why?", "-m", chatml_model, "--votes", "4", "--seed", "0", "--json")
     votes = done.object["votes"]
     assert votes["tally"] == [{"answer": "7", "count": 2}]
@@ -154,7 +246,7 @@ def test_vote_counts_a_repetition_as_no_answer(chatml_model: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": "one"}, {"prompt": "two", "loop_check": False}, {"prompt": "three"}]
-    script = {"rows": {"three": "Done."}, "seeds": [LINE * 30]}
+    script = {"rows": {"three": "Done."}, "seeds": [LINE * LINES]}
     done, results = batch_here(script, tmp_path, chatml_model, *rows)
     assert done.code == 0, done.err
     assert [result["finish_reason"] for result in results] == ["repetition", "stop", "stop"]
@@ -163,7 +255,7 @@ def test_batch_counts_a_repetition_as_truncated(chatml_model: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_chat_reports_a_repetition_and_can_let_it_be(chatml_model: Path, tmp_path: Path) -> None:
-    script = {"rows": {}, "seeds": [LINE * 30]}
+    script = {"rows": {}, "seeds": [LINE * LINES]}
     done = run_here(script, tmp_path, "chat", "-m", chatml_model, piped=b"Why?\n/set loop_check off\n/retry\n")
     assert done.err.count("the reply repeats itself and was stopped") == 1 and "try /retry 0.9" in done.err
-    assert (done.out.count(LINE.strip()), done.code) == (4 + 30, 0)
+    assert (done.out.count(LINE.strip()), done.code) == (ENDED_AT // len(LINE) + LINES, 0)

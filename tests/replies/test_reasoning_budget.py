@@ -187,12 +187,12 @@ def test_engine_counts_the_reasoning_of_a_prefix() -> None:
 
 
 def test_engine_lets_several_controls_intervene() -> None:
-    backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=400)
+    backend = ScriptedBackend(lambda held, seed: b"ab"[len(held) % 2], context_size=3000)
     with running_engine(backend) as engine:
         interrupt = partial(CountingControl, lambda count: Force(tokens("But: ")) if count == 5 else None)
         request = Request(tokens("go"), SamplingParams(), loop_check=True, controls=(interrupt,))
         [reply] = collect_replies(generate(engine, [request])).values()
-    assert reply.text == "ababa" + "But: " + "ab" * (MIN_TOKENS // 2)
+    assert reply.text.startswith("ababaBut: " + "ab" * (MIN_TOKENS // 2)) and len(reply.text) < MIN_TOKENS + 50
     assert reply.reason == "repetition"
     assert reply.finish and reply.finish.forced[0].at == 5
     assert [len(step) for step in backend.steps if len(step) > 1] == [len("go"), len("aBut: ")]
