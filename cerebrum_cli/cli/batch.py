@@ -113,7 +113,7 @@ class BatchRun:
         """Find the model, its settings, the functions and the grammar. Raises UsageError, ModelNotFound."""
         from cerebrum_cli.batch.answering import BatchOptions
 
-        tools = options.find_tools()
+        tools = options.find_tools(app)
         votes = options.vote_bounds
         source = options.find_source(app, overrides)
         if votes:

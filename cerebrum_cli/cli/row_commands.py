@@ -104,7 +104,7 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
             answered = work.answer(loaded, work.rows, results=results)
             yield results.noting_origins(answered, loaded), loaded.cancel
 
-    def find_tools(self) -> Tools:
+    def find_tools(self, app: App) -> Tools:
         """The functions that the model may call without confirmation. Raises UsageError."""
         if not self.tool:
             return ()
@@ -113,7 +113,7 @@ class RowOptions(ToolOptions, ConcurrencyOptions):
         others = [flag(name) for name in ("votes", "check", "raw") if getattr(self, name, None)]
         for other in filter(None, (*others, self.place_flag)):
             raise UsageError.conflict("--tool", other)
-        tools = tools_of(self.tool)
+        tools = tools_of(self.tool, app.streams.report)
         for tool in tools:
             if tool.asks and not self.yes:
                 problem = f"this command cannot ask before calls of {tool.spec.name}"

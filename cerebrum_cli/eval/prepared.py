@@ -56,7 +56,7 @@ class PreparedEvaluation:
 def prepare(app: App, source: str, overrides: Layer, options: EvalOptions) -> PreparedEvaluation:
     """Read the questions, and resolve the model and its settings. Raises UsageError, ModelNotFound."""
     _ = options.window  # an invalid one is refused before questions are downloaded
-    tools = options.find_tools()
+    tools = options.find_tools(app)
     preset = find_preset(options.preset) if options.preset else None
     with FileProgress(app.streams) as progress:
         task = read_source(source, progress, options, preset)

@@ -51,7 +51,7 @@ class Model(LoadedModel):
         iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
         """
         request = self._request(question, schema, grammar, settings)
-        return self.respond(replace(request, tools=_allowed(tools)))
+        return self.respond(replace(request, tools=self._allowed(tools)))
 
     def respond(self, request: Ask) -> Reply:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
@@ -106,7 +106,7 @@ class Model(LoadedModel):
             settings["temperature"] = sampled.temperature
         elif check is not None:
             raise UsageError("programs check only votes", "set samples, or omit check")
-        allowed = _allowed(tools)
+        allowed = self._allowed(tools)
         if allowed and samples is not None:
             raise UsageError.conflict("tools", "samples")
         votes = None if samples is None else parse_votes(str(samples)).checked_by(check)
@@ -170,6 +170,14 @@ class Model(LoadedModel):
                     return event.scores
         raise UsageError("scoring was cancelled", "call it again")
 
+    def _allowed(self, tools: Iterable[Callable[..., Any] | str]) -> Tools:
+        """The tools that a reply may call; without any, what makes them is not imported."""
+        if not tools:
+            return ()
+        from cerebrum_cli.programs.functions import tools_of
+
+        return tools_of(tools, self.note)
+
     def _request(self, question: Question, schema: Any, grammar: str | Grammar | None, changes: Layer) -> Ask:
         if schema is not None and grammar is not None:
             raise UsageError.conflict("schema", "grammar")
@@ -189,15 +197,6 @@ class Model(LoadedModel):
         if grammar is not None and not isinstance(grammar, Grammar):
             raise UsageError.invalid("grammar", grammar, "text, or a Grammar")
         return Ask(question, settings, grammar and self.source.checked(grammar))
-
-
-def _allowed(tools: Iterable[Callable[..., Any] | str]) -> Tools:
-    """The tools that a reply may call; without any, what makes them is not imported."""
-    if not tools:
-        return ()
-    from cerebrum_cli.programs.functions import tools_of
-
-    return tools_of(tools)
 
 
 def open_source(source: ModelSource) -> Model:

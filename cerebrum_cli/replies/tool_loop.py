@@ -24,6 +24,7 @@ from cerebrum_cli.replies.loaded_model import LoadedModel
 from cerebrum_cli.replies.reply import Reply
 
 RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
+UNKNOWN_CONTEXT = 8192  # tokens, assumed of a server that does not state its context
 MAX_CHARS_PER_TOKEN = 8
 REPLY = SequenceId(0)
 
@@ -99,7 +100,8 @@ class ToolLoop:
 
     def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent, None, ToolCalls]:
         """Run functions one after the other, and return the calls with their results."""
-        left = self._model.engine.context_size - finish.prompt_tokens - finish.completion_tokens
+        size = self._model.engine.context_size if finish.context_size else UNKNOWN_CONTEXT
+        left = size - finish.prompt_tokens - finish.completion_tokens
         limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
         for call in calls:

@@ -37,8 +37,8 @@ class CallSink:
         from cerebrum_cli.programs.functions import tools_of
 
         if self.agrees:
-            return tools_of(sources)
-        tools = tools_of(sources, self._confirm)
+            return tools_of(sources, self.streams.report)
+        tools = tools_of(sources, self.streams.report, self._confirm)
         asking = [tool.spec.name for tool in tools if tool.asks]
         for name in asking:
             if not self.streams.can_ask:

@@ -24,9 +24,11 @@ HEAVY = (
     "sqlite3",
     "yaml",
     "pathspec",
+    "pydantic",
 )
 TOOL_MODULES = {  # what function calls need, besides a format's description of them
     "formats.tool_syntax",
+    "programs.function_process",
     "programs.function_schema",
     "programs.functions",
     "replies.tool_loop",

@@ -6,6 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -118,13 +119,11 @@ def test_annotations_become_json_schema(annotation: Any, schema: object) -> None
     assert parameters_of(takes(annotation)) == {"value": schema}
 
 
-@pytest.mark.parametrize(
-    "annotation", [datetime, "list[datetime]", set[str], tuple[int, str], int | str, bytes, Callable]
-)
+@pytest.mark.parametrize("annotation", [Callable, threading.Thread, list[threading.Thread]])
 def test_unsupported_annotation_is_an_error_with_those_that_are_supported(annotation: Any) -> None:
-    with pytest.raises(UsageError, match=r"function cannot be a tool: .* is not supported") as raised:
+    with pytest.raises(UsageError, match=r"function cannot be a tool: ") as raised:
         tool_of(takes(annotation))
-    assert "str, int, float, bool, list" in raised.value.hint
+    assert "an Enum or a dataclass" in raised.value.hint and "\n" not in raised.value.message
 
 
 def variadic(*cities: str) -> None: ...
@@ -136,16 +135,12 @@ def keywords(**options: str) -> None: ...
 def positional(city: str, /) -> None: ...
 
 
-async def asynchronous() -> None: ...
-
-
 @pytest.mark.parametrize(
     ("function", "problem"),
     [
         (variadic, r"variadic cannot be a tool: \*cities: str has no name"),
         (keywords, r"keywords cannot be a tool: \*\*options: str has no name"),
         (positional, "positional cannot be a tool: city: str has no name"),
-        (asynchronous, "asynchronous cannot be a tool"),
         (lambda: 1, "<lambda> cannot be a tool"),
         (functools.partial(weather, days=2), "cannot be a tool"),
         (max, "cannot be a tool"),
@@ -188,16 +183,16 @@ def test_methods_and_cached_functions_are_tools() -> None:
 
 def test_wrong_arguments_are_one_line_for_the_model() -> None:
     run = partial(run_tool, tool_of(weather))
-    assert run({}) == "invalid arguments: $: 'city' is a required property"
-    assert run({"city": 5}) == "invalid arguments: $.city: 5 is not of type 'string'"
-    assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: $.units: 'K' is not one of ['C', 'F']"
-    assert run({"city": "Oslo", "town": "Oslo"}) == "TypeError: weather() got an unexpected keyword argument 'town'"
+    assert run({}) == "invalid arguments: city: Field required"
+    assert run({"city": 5}) == "invalid arguments: city: Input should be a valid string (got 5)"
+    assert run({"city": "Oslo", "units": "K"}) == "invalid arguments: units: Input should be 'C' or 'F' (got 'K')"
+    assert run({"town": "Oslo"}) == ("invalid arguments: city: Field required; town: Extra inputs are not permitted")
     assert "\n" not in run({"city": ["Oslo\n" * 1000]})
 
 
 def test_null_omits_an_argument() -> None:
     assert run_tool(tool_of(weather), {"city": "Oslo", "days": None, "units": None}) == "Oslo 1 None"
-    assert run_tool(tool_of(weather), {"city": None}) == "invalid arguments: $: 'city' is a required property"
+    assert run_tool(tool_of(weather), {"city": None}).startswith("invalid arguments: city: ")
     assert run_tool(tool_of(takes(Any)), {"value": None}) == "None"
 
 
@@ -231,7 +226,7 @@ def test_a_call_has_the_arguments_that_the_function_got() -> None:
 
 @pytest.mark.parametrize(("annotation", "text"), [(int, "seven"), (list, "[" * 100_000)])
 def test_text_of_another_type_is_a_wrong_argument(annotation: Any, text: str) -> None:
-    assert run_tool(tool_of(takes(annotation)), {"value": text}).startswith("invalid arguments: $.value: ")
+    assert run_tool(tool_of(takes(annotation)), {"value": text}).startswith("invalid arguments: value: ")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +235,7 @@ def test_text_of_another_type_is_a_wrong_argument(annotation: Any, text: str) ->
         ("æ\n", "æ\n"),
         ("", "(no result)"),
         (None, "(no result)"),
-        ({"city": "Tromsø", "on": datetime(2025, 1, 2)}, '{"city": "Tromsø", "on": "2025-01-02 00:00:00"}'),
+        ({"city": "Tromsø", "on": datetime(2025, 1, 2)}, '{"city": "Tromsø", "on": "2025-01-02T00:00:00"}'),
         ((1, 2.5, True), "[1, 2.5, true]"),
         ("a\udcff", "a\ufffd"),
     ],
@@ -291,7 +286,9 @@ def test_an_exception_is_the_result() -> None:
         values.append(values)
         return values
 
-    assert run_tool(tool_of(circular), {}) == "ValueError: Circular reference detected"
+    assert run_tool(tool_of(circular), {}) == (
+        "circular returned a value within itself, or nested too deep, which JSON cannot represent"
+    )
 
 
 def test_an_exception_without_text_is_the_result() -> None:
@@ -338,7 +335,7 @@ def test_ctrl_c_ends_a_function_that_sleeps(ctrl_c: Callable[[float], None]) -> 
         time.sleep(60)
 
     tool, stdout = tool_of(function), sys.stdout
-    assert run_tool(tool, {"wrong": 1}).startswith("TypeError")  # imports what it needs
+    assert run_tool(tool, {"wrong": 1}).startswith("invalid arguments")  # imports what it needs
     ctrl_c(0.05)
     with pytest.raises(KeyboardInterrupt):
         run_tool(tool, {})
@@ -378,23 +375,14 @@ def _private(): ...
 """
 
 
-@pytest.fixture(autouse=True)
-def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The directories of imports as they were, after each test."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-
-def test_functions_of_a_file_are_tools_that_ask(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delitem(sys.modules, "sibling", raising=False)
+def test_functions_of_a_file_are_tools_that_ask(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sibling.py").write_text("def shout(text): return text.upper() + '!'\n")
     (tmp_path / "mytools.py").write_text(FILE)
     greet, fail = tools_of([str(tmp_path / "mytools.py")])
     assert [tool.spec.name for tool in (greet, fail)] == ["greet", "fail"] and greet.asks and fail.asks
     assert run_tool(greet, {"name": "you"}) == "HELLO YOU!cerebrum_tools_mytools"
     assert run_tool(fail, {"code": -1}) == "ValueError: math domain error"
-    assert capsys.readouterr() == ("", "loading\n")
+    assert capfd.readouterr() == ("", "loading\n")
 
 
 def test_decorated_functions_of_a_file_are_tools(tmp_path: Path) -> None:
@@ -476,7 +464,7 @@ def test_python_describes_its_parameter(python: Tool) -> None:
     assert not python.asks
     assert python.spec.name == "python" and python.spec.description.startswith("Run a Python program")
     assert json.dumps(python.spec.parameters).count("description") == 1
-    assert run_tool(python, {}) == "invalid arguments: $: 'code' is a required property"
+    assert run_tool(python, {}) == "invalid arguments: code: Field required"
 
 
 def test_python_needs_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
