@@ -37,17 +37,18 @@ def ask(
       git diff | cerebrum ask "Write a commit message for this change"
       cerebrum ask "What is 15% of 80?" --votes 8 --final
     """
-    text = only_question(prompt)
     if options.save_prompt is not None:
         from cerebrum_cli.cli.prompts import save
 
-        save(app, options.save_prompt, text, overrides, options, on_command_line)
+        save(app, options.save_prompt, only_question(prompt), overrides, options, on_command_line)
         return
     from cerebrum_cli.attachments.prompt_sources import AttachmentReader, PromptSources
 
-    saved, applied, options = options.apply_prompt(app, on_command_line)
+    saved, words = options.find_prompt(app, prompt)
+    applied, options = options.apply_prompt(saved, on_command_line)
     overrides = SourcedLayer(overrides, applied)
     reader = AttachmentReader(app.config.documents, options.offline)
+    text = only_question(words)
     question = PromptSources(text, options.file, options.messages, options.raw, app.streams.report, saved, reader)
     votes = options.vote_bounds
     continues = continues_reply(app, options, question)

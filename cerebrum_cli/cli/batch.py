@@ -51,7 +51,9 @@ class BatchCommandOptions(SavedPromptOptions, RowOptions, GenerationOptions):
 def batch(
     app: App,
     on_command_line: Names,
-    input_file: Annotated[str, Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")],
+    words: Annotated[
+        list[str], Argument("INPUT", "Questions: .txt, .jsonl, .csv, .tsv, .parquet; `-`: standard input")
+    ],
     output: Annotated[
         Path | None,
         Option(
@@ -82,9 +84,13 @@ def batch(
 
     if output is None:
         raise UsageError("missing option '-o' / '--output'", "see cerebrum batch --help")
-    saved, applied, options = options.apply_prompt(app, on_command_line)
+    saved, words = options.find_prompt(app, words, has_fields=True)
+    if len(words) != 1:
+        problem = f"unexpected argument: {' '.join(words[1:])}" if words else "missing argument 'INPUT'"
+        raise UsageError(problem, "see cerebrum batch --help")
+    applied, options = options.apply_prompt(saved, on_command_line)
     overrides = SourcedLayer(overrides, applied)
-    source = Path(input_file)
+    source = Path(words[0])
     if output != STANDARD:
         output_paths(output, None if source == STANDARD else source)
     template = None if options.template is None else parse_template(options.template)

@@ -58,14 +58,14 @@ def chat(
     from cerebrum_cli.terminal.repl.interactive import run_chat
     from cerebrum_cli.terminal.sinks import ReplyDisplay
 
-    words = words or []
+    saved, words = options.find_prompt(app, words)
     if len(words) > 2:
         only_question(words)
     if "model" not in on_command_line and words and not is_question(words[0]):
         reference, *words = words
         overrides = SourcedLayer(overrides, {"model": reference})
         on_command_line |= {"model"}
-    saved, applied, options = options.apply_prompt(app, on_command_line)
+    applied, options = options.apply_prompt(saved, on_command_line)
     reader = AttachmentReader(app.config.documents, options.offline)
     files = reader.read(options.file, app.streams.report)
     question = read_question(app, words)

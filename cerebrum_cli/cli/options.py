@@ -174,17 +174,26 @@ class GenerationOptions(ConstrainedOptions):
 
 @option_group
 class SavedPromptOptions:
-    saved_prompt: str | None = option("Apply a saved prompt to the question", "Input", short="-p", metavar="NAME")
+    saved_prompt: str | None = option(
+        "Apply a saved prompt; arguments KEY=VALUE fill it in", "Input", short="-p", metavar="NAME"
+    )
 
-    def apply_prompt(self, app: App, on_command_line: Names) -> tuple[SavedPrompt | None, Layer, Self]:
-        """The saved prompt, its settings, and these options with what it sets, except for those `on_command_line`.
+    def find_prompt(
+        self, app: App, words: list[str] | None, has_fields: bool = False
+    ) -> tuple[SavedPrompt | None, list[str]]:
+        """The saved prompt, with its values among the words of the command line, and the other words.
 
-        Raises UsageError for an unknown name, and ConfigError.
+        Raises UsageError for an unknown prompt, and as `take_values` does; ConfigError.
         """
         if self.saved_prompt is None:
-            return None, {}, self
-        saved = app.prompts.find(self.saved_prompt, is_option=True)
-        return saved, without_keys(saved.settings, on_command_line), self.with_saved(saved, on_command_line)
+            return None, words or []
+        return app.prompts.find(self.saved_prompt, is_option=True).take_values(words or (), has_fields=has_fields)
+
+    def apply_prompt(self, saved: SavedPrompt | None, on_command_line: Names) -> tuple[Layer, Self]:
+        """Settings of a saved prompt, and these options with what it sets, except for those `on_command_line`."""
+        if saved is None:
+            return {}, self
+        return without_keys(saved.settings, on_command_line), self.with_saved(saved, on_command_line)
 
     def with_saved(self, saved: SavedPrompt, _: Names, /) -> Self:
         """These options with those of a saved prompt that are not on the command line: in a chat, none."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
-from cerebrum_cli.cli.completion_values import complete_option, complete_values, completion_of
+from cerebrum_cli.cli.completion_values import complete_argument, complete_option, completion_of
 from cerebrum_cli.cli.options import QuietOptions
 from cerebrum_cli.cli.signature import Argument, CommandGroup, Declared, GivenOptions, Options, with_shorthands
 from cerebrum_cli.cli.variables import unknown_variables
@@ -152,7 +152,7 @@ class ArgumentParameter(TyperArgument):
             nargs=-1 if argument.is_list else 1,
             metavar=argument.metavar,
             help=f"{argument.help}.",
-            autocompletion=partial(complete_values, argument.values),
+            autocompletion=partial(complete_argument, argument.values),
             rich_help_panel="Arguments",
         )
 

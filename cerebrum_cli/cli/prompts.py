@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,6 +61,8 @@ def show(app: App, name: Annotated[str, Argument("NAME", NAME_HELP, saved_prompt
         app.streams.answer_object(read_prompt(path).as_object())
     else:
         app.streams.answer(read_config_text(path))
+        with suppress(ConfigError):  # a file with a fault is shown, too
+            report_placeholders(app, read_prompt(path))
 
 
 @subcommand(group, short_help="Edit a saved prompt, or create it.")
@@ -85,11 +88,12 @@ def edit(
         app.streams.report("no changes")
         return
     try:
-        read_prompt(path)
+        saved = read_prompt(path)
     except ConfigError as error:
         error.hint += f"; run cerebrum prompts edit {name} to open the file again, with your text"
         raise
     app.streams.report(f"{name} saved in {path}")
+    report_placeholders(app, saved)
 
 
 @subcommand(group)
@@ -132,7 +136,15 @@ def save(
     if not (is_new or options.yes or app.streams.confirm(f"Replace the saved prompt {name}?", default=False)):
         raise UsageError(f"the saved prompt {name} already exists", "choose another name, or replace it with -y")
     write_prompt(path, saved.file_text())
-    app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {name}")
+    app.streams.report(f"{name} saved in {path}; use it with cerebrum ask -p {saved.usage}")
+    report_placeholders(app, saved)
+
+
+def report_placeholders(app: App, saved: SavedPrompt) -> None:
+    if saved.placeholders:
+        first = saved.placeholders[0]
+        names = ", ".join(saved.placeholders)
+        app.streams.report(f"placeholders: {names}; {{{{{first}}}}} is the text {{{first}}}")
 
 
 def saved_settings(overrides: Layer, on_command_line: Names) -> Layer:

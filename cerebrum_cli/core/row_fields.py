@@ -96,7 +96,11 @@ class Template:
 def _rendered(piece: Match, fields: JsonObject) -> str:
     if piece["field"] is None:
         return piece[0][0]
-    value = fields[piece["field"].strip()]
+    return field_text(fields[piece["field"].strip()])
+
+
+def field_text(value: Any) -> str:
+    """A field in a prompt: text as it is, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -221,9 +221,14 @@ def result_text(event: TallyEvent) -> str:
 
 _print_prompts = partial(
     print_columns,
-    {"name": "name", "model": model_name, "prompt": lambda row: excerpt(row["prompt"] or row["system"] or "")},
+    {
+        "name": "name",
+        "placeholders": lambda row: ", ".join(row["placeholders"]) or None,
+        "model": model_name,
+        "prompt": lambda row: excerpt(row["prompt"] or row["system"] or ""),
+    },
     shorten="prompt",
-    drop=("model",),
+    drop=("model", "placeholders"),
 )
 
 

@@ -1,5 +1,6 @@
 """Files of saved prompts, and `cerebrum prompts edit`."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -44,6 +45,39 @@ def test_saved_prompt_holds_any_text(system: str, prompt: str) -> None:
     header, text = split_header(SavedPrompt("a", settings, prompt).file_text(), Path("a.md"))
     assert parse_toml(header, Path("a.md")) == {**settings, "stop": [system]}
     assert text.removesuffix("\n") == (f"\n{prompt}" if prompt else "")
+
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
+
+
+@given(JSON, st.text())
+def test_braces_of_json_are_text(value: object, question: str) -> None:
+    text = json.dumps({"value": value})
+    saved, words = SavedPrompt("a", {"system": text}, text).take_values([f" {question}"])
+    assert (saved.placeholders, words, saved.settings["system"]) == ((), [f" {question}"], text)
+    assert saved.fill(question) == (f"{text}\n\n{question}" if question else text)
+
+
+PLAIN = st.text(st.characters(codec="utf-8", exclude_characters="{}\\$"))
+NAMES = st.sampled_from(["language", "tone", "größe", "x1", "_"])
+
+
+@given(st.lists(st.tuples(PLAIN, NAMES | st.just("input"))), PLAIN, st.text(min_size=1), st.data())
+def test_placeholders_stand_for_their_values(
+    parts: list[tuple[str, str]], end: str, question: str, data: st.DataObject
+) -> None:
+    template = "".join(f"{before}{{{name}}}" for before, name in parts) + end
+    needed = dict.fromkeys(name for _, name in parts if name != "input")
+    values = {name: data.draw(st.text(st.characters(codec="utf-8")), name) for name in needed}
+    saved, _ = SavedPrompt("a", {}, template).take_values([f"{name}={value}" for name, value in values.items()])
+    filled = "".join(before + {**values, "input": question}[name] for before, name in parts) + end
+    if all(name != "input" for _, name in parts):
+        filled = f"{template and filled}\n\n{question}"
+    assert saved.fill(question) == filled
+    doubled = template.replace("{", "{{").replace("}", "}}")
+    assert SavedPrompt("a", {}, doubled).take_values([])[0].fill("") == template
 
 
 def test_saved_prompt_may_have_no_header_and_other_line_ends(home: Home) -> None:

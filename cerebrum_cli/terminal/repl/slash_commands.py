@@ -135,7 +135,7 @@ COMMAND_GROUPS = {
         SlashCommand(
             "use",
             use_prompt,
-            "[NAME]",
+            "[NAME [KEY=VALUE]]",
             "list saved prompts, or use one for the next question, with its settings; `none` drops it",
             "prompt",
         ),

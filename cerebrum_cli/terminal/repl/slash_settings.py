@@ -128,7 +128,7 @@ def use_prompt(repl: Repl, argument: str) -> str | None:
     if not argument:
         print_prompts(repl.streams, [saved.as_object() for saved in repl.chat.installation.prompts.read_all()])
         return None
-    saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find(argument)
+    saved = SavedPrompt("no saved prompt") if argument == NONE else repl.chat.installation.prompts.find_use(argument)
     repl.wait_for(repl.chat.use(saved))
     repl.pending_prompt = saved if saved.prompt else None
     return f"using {saved.name}{' for the next question' if saved.prompt else ''}"
