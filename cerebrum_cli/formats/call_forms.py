@@ -87,11 +87,14 @@ def bare_key_form(opening: str, closing: str, quote: str) -> Syntax:
 
 
 def attribute_form(call: str, argument: str, *wrapper: str, attribute: str = "") -> Syntax:
-    """Elements of XML whose attribute `name` is that of the function, and of each argument."""
+    """Elements of XML whose attribute `name` is that of the function, and of each argument.
+
+    `wrapper` has the markup around calls: first what opens it, last what closes it.
+    """
     header = rf"<{call}\s+name=\"{NAME}\"[^>]*>"
     key = rf"<{argument}\s+name=\"(?P<key>[^\"]+)\"(?:\s+string=\"(?P<type>\w+)\")?[^>]*>"
     pair = _pair(key, f"</{argument}>", rf"<{argument}\b|</{call}>")
-    begin, end = wrapper or ("", "")
+    begin, end = (wrapper[0], wrapper[-1]) if wrapper else ("", "")
     example = f'{begin}<{call} name="weather"><{argument} name="city"{attribute}>Oslo</{argument}></{call}>{end}'
     openings = (*wrapper[:1], f"<{call} name=")
     return _pair_form(header, (pair,), openings, (f"</{call}>", f"</{argument}>", *wrapper), example)

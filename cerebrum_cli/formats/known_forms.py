@@ -34,7 +34,7 @@ FUNCTOOLS = json_form("functools", "", LISTED)
 INTERN = json_form("<|action_start|><|plugin|>", "<|action_end|>", PARAMETERS)
 GRANITE_3 = any_form(json_form("<|tool_call|>", "", LISTED), json_form("<tool_call>", "</tool_call>"))
 PHI = any_form(json_form("functools", "", LISTED), json_form("<|tool_call|>", "<|/tool_call|>"))
-GIGACHAT = any_form(json_form("<|function_call|>"), json_form("<|message_sep|> function call<|role_sep|>"))
+GIGACHAT = any_form(json_form("<|function_call|>"), json_form("<|message_sep|>\n\nfunction call<|role_sep|>\n"))
 
 # A name, then JSON.
 
@@ -83,7 +83,10 @@ SEED = tag_form("<seed:tool_call>", "</seed:tool_call>", has_lines=False)
 KEYS_AND_VALUES = key_value_form("<tool_call>", "</tool_call>")
 INVOKED = attribute_form("invoke", "parameter", "<minimax:tool_call>", "</minimax:tool_call>")
 CPM = attribute_form("function", "param")
-STEP = attribute_form("steptml:invoke", "steptml:parameter", "<｜tool_calls_begin｜>", "<｜tool_calls_end｜>")
+STEP = attribute_form(
+    *("steptml:invoke", "steptml:parameter", "<｜tool_calls_begin｜>", "<｜tool_call_begin｜>"),
+    *("function<｜tool_sep｜>", "<｜tool_sep｜>", "<｜tool_call_end｜>", "<｜tool_calls_end｜>"),
+)
 DSML = any_form(
     *(
         attribute_form(
