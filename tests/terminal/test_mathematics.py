@@ -25,6 +25,10 @@ NO_MATHEMATICS = [
     'my ($a, $b) = @_; $a =~ s/x/y/; $b =~ /^z$/ or "$x" = "$y"',
     "$x->{name} = $y->{name}; $params{a}/b:$ and $src_file = $dl_so",
     r"location ~ \.(png|jpg)$ { } and location ~ ^/(a|b)$ {",
+    r"\[A-Z\]\{3\} then \(ab\)* and \1",
+    r"mv my\ file\ \(1\).txt a\(1\).txt; open \(x\).pdf; if \[ -f x \]; then test \( -n x \); fi",
+    "5 €/$ ; 1 $ = 0.92 €; 100 $ = 92 €; $1 = €0.92",
+    r"$(A)$(B) $^ $_ $1$2 a$_b$c $^2; foo$^bar$; $\w$ $\d$; echo $_$x",
 ]
 
 
@@ -47,6 +51,11 @@ def test_text_between_delimiters_that_is_no_mathematics_stays(text: str) -> None
         ),
         (r"$n!$, $k \mid n$, $^{\circ}C$, $x = ?$, $f'(x)$, $O(n \log n)$", "n!, k | n, °C, x = ?, f'(x), O(n log n)"),
         (r"$\(\frac{x}{2} = 6\)$ and $-\frac{2}{3}$, $2\left(x\right)$", "x/2 = 6 and -2/3, 2(x)"),
+        (
+            r"CO$_2$, 5 m$^2$, 10$^{-3}$, a$_i$, Na$^+$, 37$^\circ$C, $\mu$m, 3$\times$4, $\approx$20%",
+            "CO₂, 5 m², 10⁻³, aᵢ, Na⁺, 37°C, μm, 3×4, ≈20%",
+        ),
+        (r"*where \(x\)* and \(x^*\), then **\(y\)**", "where x and x^*, then y"),
         (r"$\text{unit_price} \times \mathrm{arg_max}$, $\mathrm{CO_2}$", "unit_price × arg_max, CO₂"),
     ],
 )
@@ -57,16 +66,21 @@ def test_mathematics_beside_other_text_is_shown(latex: str, shown: str) -> None:
 def test_lines_between_delimiters_that_are_no_mathematics_stay() -> None:
     text = "kill $$\necho $$\n\n\\[\nsee the notes below\n\\]"
     assert rendered_lines(text, 80, 10) == text.split("\n")
+    text = "\\begin{itemize}\n\\item a_b^c\n\\end{itemize}\n\\begin{verbatim}\na^2\n\\end{verbatim}"
+    assert rendered_lines(text, 80, 10) == text.split("\n")
 
 
 def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
-    table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n| $|x - y| < 5$ | $6 |"
+    table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n| $|x - y| < 5$ | $6 |\n"
+    table += "| $P(A|B)$ | $P(A | B) = 0.5$ |\n| $5 (a | b) $6 |"
     rows = [row.split("   ") for row in rendered_lines(table, 80, 20)[2:]]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["|x| ≥ 0", "a<br>b"],
         ["c"],
         ["$5", "6$"],
         ["|x - y| < 5", "$6"],
+        ["P(A|B)", "P(A | B) = 0.5"],
+        ["$5 (a", "b) $6"],
     ]
 
 
@@ -118,13 +132,23 @@ def expressions(opening: str, closing: str, either: str, quantifiers: list[str])
 
 COMMANDS = joined(st.sampled_from(WORDS + VARIABLES), st.just(" "))
 SEARCHES = joined(st.sampled_from(TESTS), st.sampled_from([" -o ", " -a "]))
+EXTENDED = expressions("(", ")", "|", ["", "", "*", "+", "?", "{3}", "{2,5}"])
+BASIC = expressions(r"\(", r"\)", r"\|", ["", "*", r"\+", r"\?", r"\{3\}", r"\{2,5\}"])
+NAMES = st.sampled_from(["$a", "$b", "$x", "$user_id", "$_", "$h{k}", "$a[0]", "$p->q"])  # of PHP and Perl
+STATEMENTS = st.builds("{} {} {}".format, NAMES, st.sampled_from(["=", "==", "+=", ".", "=>", "<", "=~"]), NAMES)
+COLUMNS = ["USD ($)", "Price ($)", "Cost ($/kg)", "EUR (€)", "$/unit", "Δ ($)"]
 TEXTS = st.one_of(
     prices(PREFIXED),
     prices(SUFFIXED),
     COMMANDS.map("echo {}".format),
     SEARCHES.map(r"find . \( {} \) -print".format),
-    joined(expressions("(", ")", "|", ["", "", "+", "?", "{3}", "{2,5}"]), st.sampled_from(["|", " or ", ", "])),
-    joined(expressions(r"\(", r"\)", r"\|", ["", r"\+", r"\?", r"\{3\}", r"\{2,5\}"]), st.sampled_from([" or ", ", "])),
+    joined(EXTENDED, st.sampled_from(["|", " or ", ", "])),
+    joined(BASIC, st.sampled_from([" or ", ", "])),
+    BASIC.map("sed 's/{}/\\1/g' a.txt".format),
+    BASIC.map("grep -o '{}' a.txt | wc -l".format),
+    EXTENDED.map("if ($x =~ /{}/i)".format),
+    joined(STATEMENTS, st.sampled_from(["; ", ", ", " && "])),
+    st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=4).map("/".join),
 )
 
 

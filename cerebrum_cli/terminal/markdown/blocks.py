@@ -10,16 +10,20 @@ from typing import Literal, NamedTuple
 
 from cerebrum_cli.core.text import Match
 from cerebrum_cli.terminal.markdown.delimiters import INLINE_MATH, is_mathematics, reads_as_mathematics
+from cerebrum_cli.terminal.markdown.mathematics import ENVIRONMENTS
 
 LIST_MARKER = r"(?:[-*+]|\d{1,9}[.)])\s+"
 FENCE = re.compile(rf"(?P<prefix>[\s>]*(?:{LIST_MARKER})?)(?P<marks>`{{3,}}|~{{3,}})(?P<info>[^`]*)")
 SEPARATOR = re.compile(r"\s*\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*")
 DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with words
-    r"\s*(?P<first>\\\[|\$\$|\\begin\{[a-z]+\*?\})|(?P<words>[^$`\n]*[^$`\\\s])[ \t]+(?P<last>\\\[|\$\$)[ \t]*(?=\n|\Z)"
+    rf"\s*(?P<first>\\\[|\$\$|\\begin\{{(?:{'|'.join(map(re.escape, ENVIRONMENTS))})\}})"
+    r"|(?P<words>[^$`\n]*[^$`\\\s])[ \t]+(?P<last>\\\[|\$\$)[ \t]*(?=\n|\Z)"
 )
 ENDS = {r"\[": r"\]", "$$": "$$"}
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
-CELL_MATH = re.compile(r"(?<![^\s|])\$(?:(?! \|)[^$])+\$(?![\w$])|\\\((?:(?! \| ).)+?\\\)")  # $|x| \ge 0$, \(P(A|B)\)
+CELL_MATH = re.compile(  # $|x| \ge 0$, $P(A | B)$, \(P(A|B)\)
+    r"(?<![^\s|])\$(?:\([^()$]*\)|(?! \|)[^$])+\$(?![\w$])|\\\((?:(?! \| ).)+?\\\)"
+)
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
 CODE_LINES, ABOVE, BELOW = 8, 32, 8  # of a piece of code, and those that are highlighted with it
@@ -181,7 +185,7 @@ def cells(line: str) -> list[str]:
 def without_bars(math: Match) -> str:
     """Mathematics of a cell, with its bars as zero bytes; as it is if a bar divides cells."""
     found = INLINE_MATH.fullmatch(math[0])
-    bars = re.sub(r"\\[|]", "", math[0]).count("|")
+    bars = re.sub(r"\\[|]|\([^()]*\)", "", math[0]).count("|")  # but for those in parentheses
     if found is None or (found["single"] and bars % 2) or not is_mathematics(found):
         return math[0]
     return math[0].replace("|", "\0")

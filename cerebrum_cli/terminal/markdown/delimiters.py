@@ -11,8 +11,8 @@ from cerebrum_cli.terminal.markdown.mathematics import known_macros
 IDEOGRAPHIC = "\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
 # What may precede an opening "$", and "\(": a shell's groups follow quotes, brackets and stars.
 _BEFORE_DOLLAR = rf"(?<![^\s(\[{{\"'“‘«—–:,;.!?>|=/*_~{IDEOGRAPHIC}-])"
-_BEFORE_BACKSLASH = rf"(?<![^\W{IDEOGRAPHIC}])(?<![\\/)\]}}'\"^.+$])(?<![.)\]]\*)(?<!\\[(|?+])"
-_AFTER_BACKSLASH = rf"(?![\\/{{\[$]|\*[^\s*.,;:)]| ?\\[*+]|(?!(?:th|st|nd|rd|s)\b)[^\W{IDEOGRAPHIC}])"
+_BEFORE_BACKSLASH = rf"(?<![^\W{IDEOGRAPHIC}])(?<![\\/)\]}}'\"^.+$])(?<![.)\]]\*)(?<!\\[(|?+ ])"
+_AFTER_BACKSLASH = rf"(?![\\/{{\[$]|\.[a-z]{{2,4}}\b|\*[^\s*.,;:)]| ?\\[*+]|(?!(?:th|st|nd|rd|s)\b)[^\W{IDEOGRAPHIC}])"
 _AFTER_DOLLAR = rf"(?![^\W{IDEOGRAPHIC}]|[${{(]|<<)"
 INLINE_MATH = re.compile(
     rf"{_BEFORE_BACKSLASH}\\\((?P<round>(?:(?!\\\()[^`]){{1,999}}?)\\\){_AFTER_BACKSLASH}"
@@ -20,6 +20,7 @@ INLINE_MATH = re.compile(
     r"|\$\$(?P<double>[^$`]{1,999})\$\$"
     rf"|{_BEFORE_DOLLAR}\$(?P<single>(?:[^$`\\]|\\.){{1,500}})(?<![-=+])\${_AFTER_DOLLAR}"
     rf"|{_BEFORE_DOLLAR}\$(?P<ordinal>\w)\$(?=th\b|s\b)"
+    r"|(?<![\\$])\$(?P<part>[\^_](?:\{[^{}$`]{1,20}\}|\d|\\circ|[a-z+-](?=\$(?!\w)))|\\[a-zA-Z]{2,})\$(?!\$)"
 )
 
 # The text in a formula, which may be anything, and macros.
@@ -27,23 +28,34 @@ _TEXT = re.compile(
     r"\\(?:text[a-z]*|mathrm|mathbf|mathit|mathsf|mathtt|operatorname|mbox|tag)\*?\s*\{(?:[^{}]|\{[^{}]*\})*\}"
 )
 _MACRO = re.compile(r"\\([a-zA-Z]{2,})")
+_PLACE = "§"  # of a macro, with its argument if that is text
 # What programs, shells and regular expressions contain, and formulas do not.
-_CODE = re.compile(
-    r"""["`@]|(?<!\\)\#  # quotes, comments
-    |'(?!['(\s,;.:!?|)\]}^_+=*/<>-]|\Z)|(?<![\w)}\]'])'  # an apostrophe that is no prime
-    |\\(?:[a-zA-Z](?![a-zA-Z])|[.*+?()\[\]/^<-])  # \d, \.
-    |[=!]~|&&|\w->\w|::|[ ]\|\|[ ]|\+\+|\(\?|//  # operators
-    |(?<![\d\\])\.[*+?]|[\])][*+?]{1,2}(?![\w\s(§\\{\[.,;])|[\])]\?(?!\s|\Z)  # quantifiers
-    |[A-Za-z0-9.)]\\?\{\d+,?\d*\\?\}|\](?:\\\{\d|\{\d+,)|[A-Za-z]{3}\{
-    |\[\^|\[[aA01]-\w  # classes of characters
-    |\A\s*[/*,;]|\|/|(?:\A\|?|[\s(/])\^(?![{§])|\A\[[^],;=]*\]\Z  # anchors
-    |(?:\A|\s)(?:--\w|-[a-z]{3,})|(?:\A|\s)-[a-zA-Z]\s.*\s-[a-zA-Z]\s  # options
-    |\$[A-Za-z_{(]|\A\{\w{2,}\}  # variables
-    |(?<![A-Za-z\\])[A-Za-z]{2,}_[A-Za-z]{2}  # names
-    |\w{2,}\\\||\w\*\Z|[\s\w)][-=+/:]\s*\Z""",
-    re.VERBOSE,
-)
-_PLACE = "§"
+_CODE_SIGNS = {
+    "a quote, or a user": r'["`@]',
+    "a comment": r"(?<!\\)#",
+    "an apostrophe after which no formula goes on, as after f'": r"'(?!['(\s,;.:!?|)\]}^_+=*/<>-]|\Z)",
+    "an apostrophe that follows no name, number or bracket": r"(?<![\w)}\]'])'",
+    r"an escaped letter, such as \d": r"\\[a-zA-Z](?![a-zA-Z])",
+    r"an escaped sign, such as \.": r"\\[.*+?()\[\]/^<-]",
+    "an operator of a program: =~ && a->b :: a || b ++ //": r"[=!]~|&&|\w->\w|::| \|\| |\+\+|//",
+    "an option of a group: (?:": r"\(\?",
+    "any character, repeated: .*": r"(?<![\d\\])\.[*+?]",
+    "a group or class, repeated: (a)+ [a]*": r"[\])][*+?]{1,2}(?![\w\s(§\\{\[.,;])|[\])]\?(?!\s|\Z)",
+    r"a count: a{3} \d{2,} ]\{3": r"[A-Za-z0-9.)]\\?\{\d+,?\d*\\?\}|\](?:\\\{\d|\{\d+,)",
+    "a block after a word: for{": r"[A-Za-z]{3}\{",
+    "a class of characters: [^a] [a-z] [0-9]": r"\[\^|\[[aA01]-\w",
+    "a beginning that no formula has: /a *a ,a ;a": r"\A\s*[/*,;]",
+    "alternatives with a path: |/": r"\|/",
+    "the beginning of a line: ^a |^a (^a": r"(?:\A\|?|[\s(/])\^(?![{§])",
+    "nothing but a class or a list of names: [abc]": r"\A\[[^],;=]*\]\Z",
+    "an option: --all -name, or two: -n 1 -r": r"(?:\A|\s)(?:--\w|-[a-z]{3,})|(?:\A|\s)-[a-zA-Z]\s.*\s-[a-zA-Z]\s",
+    "an option before its value: -f x": r"\A\s*-[a-zA-Z] [\w/.]",
+    "a variable: $x ${x} {{x}}": r"\$[A-Za-z_{(]|\A\{\w{2,}\}",
+    "a name of several words: file_name": r"(?<![A-Za-z\\])[A-Za-z]{2,}_[A-Za-z]{2}",
+    r"alternatives of words: ab\|": r"\w{2,}\\\|",
+    "a product or a sum without its end: a* a-": r"\w\*\Z|[\s\w)][-=+/:]\s*\Z",
+}
+_CODE = re.compile("|".join(_CODE_SIGNS.values()))
 _NESTED = re.compile(r"(?s)\A\\[(\[](.*)\\[)\]]\Z")
 _SIGN = re.compile(r"[\\^_=<>+*/|×÷±·√≤≥≠≈≡∈∑∏∫∂∞π→⇒°²³]")
 _RELATION = re.compile(r"\w\^|[=<>≤≥≈≠]")
@@ -54,6 +66,8 @@ _LONG_WORD = re.compile(r"(?<![\\\w])[^\W\d_]{4}")
 _PRICES = re.compile(
     r"\d(?:[\d,.]*(?:\+(?!\w)|(?:.*\s)?[a-z]{2}|(?<=,\d{3})|(?<=\.\d\d))(?!.*[=^])|.*/[a-z]{2}|(?:.*\d)?[kM]\b)"
 )
+# Money in other currencies, and "= 5" after an amount.
+_CURRENCY = re.compile(r"[€£¥₹₩]|\A\s=")
 # A number, one or two letters, a function, a point, an interval, several letters.
 _TERM = re.compile(
     r"-?[\d.,]+[!%]?|-?\d*\w\w?'*!?|-?\w'*\([^()\s]{1,20}\)|\(-?\w{1,3}(?:, ?-?\w{1,3})+\)"
@@ -62,11 +76,13 @@ _TERM = re.compile(
 
 
 def is_mathematics(found: Match) -> bool:
-    """Whether what a match of INLINE_MATH has between its delimiters reads as mathematics."""
+    r"""Whether what a match of INLINE_MATH has between its delimiters reads as mathematics."""
     content = next(filter(None, found.groups()))
-    if not reads_as_mathematics(content):
-        return False
+    if found["part"]:  # as in CO$_2$, m$^{-1}$ and $\mu$m
+        return content[0] != "\\" or content[1:] in known_macros()
     bare = _without_macros(content)
+    if not _reads_so(content, bare):
+        return False
     is_latex = bare != content
     has_sign = is_latex or _SIGN.search(content) is not None
     if found["single"]:  # prices, or variables of a shell
@@ -74,16 +90,26 @@ def is_mathematics(found: Match) -> bool:
             return False
         if is_latex or _TERM.fullmatch(content):
             return True
-        return has_sign and not _LONG_WORD.search(bare) and not _PRICES.match(content)
+        return has_sign and not (_LONG_WORD.search(bare) or _PRICES.match(content) or _CURRENCY.search(content))
     if found["square"]:  # brackets that Markdown must not read
         return is_latex or content[0].isspace() or bool(_RELATION.search(bare) and not _WORD.search(bare))
-    return True
+    return has_sign or not _is_repeated(found)
+
+
+def _is_repeated(found: Match) -> bool:
+    r"""Whether a star follows that repeats a group, as in \(ab\)*, and does not end emphasis."""
+    after = found.string[found.end() :]
+    return after[:1] == "*" and after[1:2] != "*" and "*" not in found.string[: found.start()]
 
 
 def reads_as_mathematics(content: str) -> bool:
     """Whether a text has what formulas have, and nothing that only code and sentences have."""
-    content = _NESTED.sub(r"\1", content.strip())
-    bare = _without_macros(content)
+    return _reads_so(content, _without_macros(content))
+
+
+def _reads_so(content: str, bare: str) -> bool:
+    """The same for a text that is also given without its macros."""
+    content, bare = (_NESTED.sub(r"\1", text.strip()) for text in (content, bare))
     if not re.search(r"[^\W_]|§", bare) or _CODE.search(bare) or not _is_balanced(bare):
         return False
     macros = _MACRO.findall(_TEXT.sub("", content))

@@ -20,8 +20,8 @@ from cerebrum_cli.terminal.markdown.mathematics import formula
 
 Rule = Callable[[StateInline, bool], bool]
 
-_BEFORE = re.compile(rf"[\s(\[{{\"'“‘«—–:,;!?>|…{IDEOGRAPHIC}-]?")
-_AFTER = re.compile(rf"[\s)\]}}\"'”’»—–:,;.!?<|…{IDEOGRAPHIC}-]?")
+_BEFORE = re.compile(rf"[\s(\[{{\"'“”‘«—–:,;!?>|…{IDEOGRAPHIC}-]?")
+_AFTER = re.compile(rf"[\s)\]}}\"'“”’»—–:,;.!?<|…{IDEOGRAPHIC}-]?")
 _MARKS, _SIGNS = "*_~", "/=+→&"
 _BOLD_PART = re.compile(r"(?:[^\W\d_]|[:.!?])[^\W\d_]")  # "**N**orth", "**Note:**text"
 _FIRST = re.compile(r"[^\s,;:.!?)\]}/\\*~=]|\\(?=[(\[])|(?<=\*\*)\.(?=\w)")  # of emphasized text, or a bold file name

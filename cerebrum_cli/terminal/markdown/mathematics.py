@@ -62,8 +62,20 @@ MACROS = {
     **named(OTHERS),
 }
 FRACTIONS = ("frac", "dfrac", "tfrac", "cfrac")
-BRACKETS = {"cases": "{", "pmatrix": "()", "bmatrix": "[]", "Bmatrix": "{}", "vmatrix": "||", "Vmatrix": "‖‖"}
-LINES = ("matrix", "aligned", "align", "equation", "gather", "gathered", "split", "array", "multline")
+BRACKETS = {
+    "cases": "{",
+    "dcases": "{",
+    "pmatrix": "()",
+    "bmatrix": "[]",
+    "Bmatrix": "{}",
+    "vmatrix": "||",
+    "Vmatrix": "‖‖",
+}
+LINES = (
+    *("matrix", "smallmatrix", "array", "aligned", "align", "flalign", "eqnarray", "equation"),
+    *("gather", "gathered", "split", "multline"),
+)
+ENVIRONMENTS = (*BRACKETS, *LINES, *(f"{name}*" for name in LINES))
 
 
 def formula(source: str, is_display: bool = False) -> Text:
@@ -177,7 +189,7 @@ def writing_context() -> Any:
     macros += [MacroTextSpec(name, accented) for name in ACCENT]
     macros += [MacroTextSpec(name, verbatim) for name in VERBATIM.split()]
     macros.append(MacroTextSpec("sqrt", root))
-    environments = [EnvironmentTextSpec(name, rows) for name in (*BRACKETS, *LINES, *(f"{name}*" for name in LINES))]
+    environments = [EnvironmentTextSpec(name, rows) for name in ENVIRONMENTS]
     context = get_default_latex_context_db().filter_context(exclude_categories=["nonascii-specials"])
     context.add_context_category("here", macros, environments, [SpecialsTextSpec("&", CELL)], prepend=True)
     context.set_unknown_macro_spec(MacroTextSpec("", verbatim))
