@@ -21,6 +21,7 @@ from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.tools import ToolCall, ToolSpec, ToolSpecs
 
 WORKER = "cerebrum_cli.programs.function_worker"
+LOST = 70  # exit code if functions closed the connection
 REFUSED = "the user refused this call"
 END_S = 1.0  # for a function to end after Ctrl-C, and for exit handlers at the end of a command
 POLL_S = 0.5  # after which a process that has ended is noticed although a child of it holds its connection
@@ -186,7 +187,9 @@ class FunctionWorker:
         try:
             code = self._process.wait(POLL_S)
         except subprocess.TimeoutExpired:
-            return "its connection was closed"
+            code = LOST
+        if code == LOST:
+            return "it closed its connection"
         if code < 0:
             return signal.Signals(-code).name
         return f"exit code {code}"

@@ -205,14 +205,20 @@ def _shortened(schema: JsonDict, definitions: JsonDict, within: tuple[str, ...] 
             value = {name: _shortened(part, definitions, within) for name, part in value.items()}
         elif key in ("items", "additionalProperties") and isinstance(value, dict):
             value = _shortened(value, definitions, within)
-        is_plain = key == "additionalProperties" and (isinstance(value, bool) or value.keys() <= {"type"})
-        if key in DROPPED or is_plain or (key == "items" and not value):
+        if key in DROPPED or (key in ("items", "additionalProperties") and not _is_shown(key, value)):
             continue
         if key == "anyOf" and len(value) == 1:
             short |= value[0]
         else:
             short[key] = value
     return short
+
+
+def _is_shown(key: str, value: JsonDict | bool) -> bool:
+    """Whether the schema of items is worth its tokens: values of plain types in dictionaries are not described."""
+    if isinstance(value, bool) or not value:
+        return False
+    return key == "items" or not value.keys() <= {"type", "enum", "items"} or _is_shown(key, value.get("items", {}))
 
 
 def _with_parsed_texts(given: JsonDict, error: ValidationError) -> JsonDict:

@@ -24,10 +24,10 @@ from typing import Any
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.programs.function_calls import FunctionOutput, describe, run_function
+from cerebrum_cli.programs.function_process import LOST
 from cerebrum_cli.programs.function_schema import Signature
 
 END_S = 1.0  # for a function to end after the command has ended, and for exit handlers
-LOST = 70  # exit code if functions closed the connection
 
 
 def main() -> None:

@@ -84,8 +84,8 @@ HARMLESS = {
 }
 DEADLY = {
     "os._exit(3)": "exit code 3",
-    "os.closerange(0, 1000)": "exit code 70",
-    "os.closerange(0, 1000); time.sleep(60)": "its connection was closed",
+    "os.closerange(0, 1000)": "it closed its connection",
+    "os.closerange(0, 1000); time.sleep(60)": "it closed its connection",
     "os.kill(os.getpid(), signal.SIGKILL)": "SIGKILL",
     "os.killpg(0, signal.SIGTERM)": "SIGTERM",
     "signal.setitimer(signal.ITIMER_REAL, 0.01); time.sleep(60)": "SIGALRM",

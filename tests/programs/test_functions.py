@@ -1,21 +1,32 @@
 """Functions that a model may call: their schemas, calls of them, files of functions, and the tool `python`."""
 
+import asyncio
 import functools
+import itertools
 import json
+import os
 import platform
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from enum import Enum
 from functools import partial
+from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Required, TypedDict
 
+import numpy
 import psutil
+import pydantic
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cerebrum_cli.core.errors import Interrupted, UsageError
 from cerebrum_cli.core.json_types import JsonObject
@@ -116,7 +127,188 @@ STRING, INTEGER = {"type": "string"}, {"type": "integer"}
     ],
 )
 def test_annotations_become_json_schema(annotation: Any, schema: object) -> None:
-    assert parameters_of(takes(annotation)) == {"value": schema}
+    assert json.dumps(parameters_of(takes(annotation))) == json.dumps({"value": schema})  # the order is of the prompt
+
+
+class Color(Enum):
+    """A color."""
+
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Place:
+    name: str
+    height: int | None = None
+    tags: set[str] = field(default_factory=set)
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+
+
+class Route(TypedDict, total=False):
+    start: Required[Place]
+    via: list[Point]
+
+
+class Tree(pydantic.BaseModel):
+    name: str
+    children: list["Tree"] = []
+
+
+OSLO = {"name": "Oslo"}
+PLACE = {
+    "type": "object",
+    "properties": {
+        "name": STRING,
+        "height": INTEGER,
+        "tags": {"type": "array", "items": STRING, "uniqueItems": True},
+    },
+    "required": ["name"],
+}
+NUMBER = {"type": "number"}
+POINT = {"type": "array", "maxItems": 2, "minItems": 2, "prefixItems": [NUMBER, NUMBER]}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "schema", "given", "value"),
+    [
+        (Color, {"type": "string", "description": "A color.", "enum": ["red", "blue"]}, "red", Color.RED),
+        (int | str, {"anyOf": [INTEGER, STRING]}, "5", "5"),
+        (Literal["a", 1], {"enum": ["a", 1]}, "1", 1),
+        (Path, {"type": "string", "format": "path"}, "a/b", Path("a/b")),
+        (date, {"type": "string", "format": "date"}, "2025-01-02", date(2025, 1, 2)),
+        (datetime, {"type": "string", "format": "date-time"}, "2025-01-02T03:04:05", datetime(2025, 1, 2, 3, 4, 5)),
+        (Place, PLACE, {"name": "Oslo", "height": "7", "tags": ["a", "a"]}, Place("Oslo", 7, {"a"})),
+        (Place, PLACE, '{"name": "Oslo"}', Place("Oslo")),
+        (list[Place], {"type": "array", "items": PLACE}, [OSLO], [Place("Oslo")]),
+        (dict[str, Place], {"type": "object", "additionalProperties": PLACE}, {"a": OSLO}, {"a": Place("Oslo")}),
+        (Point, POINT, [1, "2"], Point(1.0, 2.0)),
+        (tuple[float, float], POINT, [1, 2], (1.0, 2.0)),
+        (set[int], {"type": "array", "items": INTEGER, "uniqueItems": True}, [1, 1], {1}),
+        (
+            Route,
+            {
+                "type": "object",
+                "properties": {"start": PLACE, "via": {"type": "array", "items": POINT}},
+                "required": ["start"],
+            },
+            {"start": OSLO, "via": [[1, 2]]},
+            {"start": Place("Oslo"), "via": [Point(1.0, 2.0)]},
+        ),
+        (
+            Tree,
+            {
+                "type": "object",
+                "properties": {"name": STRING, "children": {"type": "array", "items": {"type": "object"}}},
+                "required": ["name"],
+            },
+            {"name": "a", "children": [{"name": "b"}]},
+            Tree(name="a", children=[Tree(name="b")]),
+        ),
+        (
+            Annotated[int, pydantic.Field(description="How many.", ge=1)],
+            {"type": "integer", "description": "How many.", "minimum": 1},
+            "3",
+            3,
+        ),
+        (Annotated[int, "How many."], {"type": "integer", "description": "How many."}, 3, 3),
+        (bool, {"type": "boolean"}, "True", True),
+        (bytes, {"type": "string", "format": "binary"}, "æ", "æ".encode()),
+        (float, NUMBER, "1e3", 1000.0),
+    ],
+)
+def test_arguments_are_converted_to_their_types(annotation: Any, schema: object, given: Any, value: object) -> None:
+    got: list[object] = []
+
+    def function(value: object) -> None:
+        got.append(value)
+
+    function.__annotations__["value"] = annotation
+    tool = tool_of(function)
+    assert json.dumps(tool.spec.parameters["properties"]["value"]) == json.dumps(schema)
+    called = tool.run({"value": given})
+    assert (called.result, got) == ("(no result)", [value])
+    assert type(got[0]) is type(value)
+    assert json.loads(json.dumps(called.arguments)) == called.arguments
+    assert tool.run(called.arguments).arguments == called.arguments
+
+
+def test_decimal_is_exact() -> None:
+    assert run_tool(tool_of(takes(Decimal)), {"value": 0.1}) == "Decimal('0.1')"
+
+
+def test_parameter_that_takes_none_is_optional() -> None:
+    def function(value: int | None, other: Optional[str]) -> str:  # noqa: UP045
+        return f"{value} {other}"
+
+    tool = tool_of(function)
+    assert tool.spec.parameters["required"] == []
+    called = tool.run({"value": "5"})
+    assert (called.arguments, called.result) == ({"value": 5, "other": None}, "5 None")
+
+
+def test_defaults_may_be_any_values() -> None:
+    def function(value: int = 1, other: object = object(), json: Any = print, model_copy: str = "a") -> str:
+        return f"{value} {model_copy}"
+
+    tool = tool_of(function)
+    assert "default" not in json.dumps(tool.spec.parameters)
+    assert tool.run({"value": "2", "model_copy": "b"}) == ToolCall("function", {"value": 2, "model_copy": "b"}, "2 b")
+
+
+LEAVES = [
+    (str, st.text()),
+    (int, st.integers()),
+    (float, st.floats(allow_nan=False, allow_infinity=False)),
+    (bool, st.booleans()),
+    (Color, st.sampled_from(Color)),
+    (date, st.dates()),
+    (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+    (Path, st.sampled_from([Path("a"), Path("/b/c.txt")])),
+]
+Typed = tuple[Any, st.SearchStrategy[Any]]
+
+
+def containers(inner: st.SearchStrategy[Typed]) -> st.SearchStrategy[Typed]:
+    def around(typed: Typed) -> st.SearchStrategy[Typed]:
+        kind, values = typed
+        several = st.lists(values, max_size=3)
+        return st.sampled_from(
+            [
+                (list[kind], several),  # type: ignore[valid-type]
+                (tuple[kind, ...], several.map(tuple)),  # type: ignore[valid-type]
+                (dict[str, kind], st.dictionaries(st.text(), values, max_size=3)),  # type: ignore[valid-type]
+                (kind | None, st.none() | values),
+            ]
+        )
+
+    return inner.flatmap(around)
+
+
+@settings(derandomize=True, max_examples=30, deadline=None)
+@given(st.recursive(st.sampled_from(LEAVES), containers, max_leaves=3), st.data())
+def test_arguments_and_results_survive_json(typed: Typed, data: st.DataObject) -> None:
+    annotation, values = typed
+    value = data.draw(values)
+    got: list[object] = []
+
+    def function(value: object) -> object:
+        got.append(value)
+        return [value]
+
+    written = json.loads(run_tool(tool_of(lambda_named(lambda: [value])), {}))
+    function.__annotations__["value"] = annotation
+    called = tool_of(function).run({"value": written[0]})
+    assert (got, json.loads(called.result)) == ([value], written)
+
+
+def lambda_named(function: Callable[[], object]) -> Callable[[], object]:
+    function.__name__ = "function"
+    return function
 
 
 @pytest.mark.parametrize("annotation", [Callable, threading.Thread, list[threading.Thread]])
@@ -245,6 +437,114 @@ def test_results_are_text_or_json(value: object, text: str) -> None:
         return value
 
     assert run_tool(tool_of(function), {}) == text
+
+
+async def waited() -> list[int]:
+    await asyncio.sleep(0)
+    return [1]
+
+
+async def counted() -> AsyncIterator[int]:
+    for number in range(3):
+        yield number
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (waited, "[1]"),
+        (counted, "[0, 1, 2]"),
+        (lambda: asyncio.sleep(0, "late"), "late"),
+        (lambda: (number for number in range(3)), "[0, 1, 2]"),
+        (lambda: {"squares": map(str, range(2))}, '{"squares": ["0", "1"]}'),
+        (lambda: {10, 9, 1}, "[1, 9, 10]"),
+        (lambda: {"a", 1}, '["a", 1]'),
+        (lambda: Place("Oslo", 7), '{"name": "Oslo", "height": 7, "tags": []}'),
+        (lambda: Tree(name="a"), '{"name": "a", "children": []}'),
+        (lambda: [Color.RED, date(2025, 1, 2), Path("a"), Decimal("1.50")], '["red", "2025-01-02", "a", "1.50"]'),
+        (lambda: Color.RED, "red"),
+        (lambda: {Color.RED: b"\xc3\xa6", 1: None}, '{"red": "æ", "1": null}'),
+        (lambda: [numpy.float32(0.5), numpy.arange(2)], "[0.5, [0, 1]]"),
+        (lambda: {}.keys(), "[]"),
+    ],
+)
+def test_results_of_many_types_are_json(function: Callable[[], object], text: str) -> None:
+    assert run_tool(tool_of(lambda_named(function)), {}) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (len, "a builtin_function_or_method"),
+        (float("nan"), "nan"),
+        ({"a": [float("-inf")]}, "-inf"),
+        (b"\xff", "bytes that are not UTF-8"),
+        ({(1, 2): 3}, "a mapping with a key of type tuple"),
+        ([object()], "an object"),
+        (StringIO("a\nb"), "an open file"),
+        (int, "a type"),
+    ],
+)
+def test_result_that_is_no_json_is_told(value: object, problem: str) -> None:
+    def function() -> object:
+        return value
+
+    assert run_tool(tool_of(function), {}) == f"function returned {problem}, which JSON cannot represent"
+
+
+@pytest.mark.parametrize("value", [itertools.count, lambda: {"numbers": itertools.count()}])
+def test_endless_results_are_bounded(value: Callable[[], object]) -> None:
+    def endless() -> object:
+        return value()
+
+    assert '9998, 9999, "[stopped after 10,000 items]"]' in run_tool(tool_of(endless), {})
+
+
+def test_coroutine_is_awaited_where_a_loop_runs() -> None:
+    async def main() -> str:
+        return run_tool(tool_of(waited), {})
+
+    assert asyncio.run(main()) == "[1]"
+
+
+class Own(BaseException): ...
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), GeneratorExit(), Own("x"), asyncio.CancelledError()])
+def test_function_of_this_process_may_raise_anything(error: BaseException) -> None:
+    name = type(error).__name__
+    assert run_tool(tool_of(raising(error)), {}).startswith(name)
+
+
+def test_streams_and_directory_are_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def function() -> None:
+        os.chdir("/")
+        print("printed")  # noqa: T201
+        sys.stdout.close()
+        sys.stdout = sys.stderr = None
+
+    monkeypatch.chdir(tmp_path)
+    before = sys.stdout, sys.stderr
+    assert run_tool(tool_of(function), {}) == "printed\n"
+    assert (sys.stdout, sys.stderr, Path.cwd()) == (*before, tmp_path)
+
+
+def test_threads_of_the_caller_print_where_they_did(capsys: pytest.CaptureFixture[str]) -> None:
+    begun, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        begun.wait()
+        print("caller")  # noqa: T201
+        done.set()
+
+    def function() -> None:
+        print("function")  # noqa: T201
+        begun.set()
+        done.wait()
+
+    threading.Thread(target=other).start()
+    assert run_tool(tool_of(function), {}) == "function\n"
+    assert capsys.readouterr().out == "caller\n"
 
 
 def test_programs_of_a_function_do_not_write_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:

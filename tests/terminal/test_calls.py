@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from io import BytesIO, StringIO
 from pathlib import Path
 
@@ -155,3 +156,84 @@ def test_ctrl_c_ends_a_function_and_keeps_what_was_said(asked: Person, new_user:
     asked.type("\x03", shows="note: reply interrupted")
     asked.leave()
     assert new_user.contents("tea")[2:4] == ["How long?", "Wait.\n\n"]
+
+
+HOSTILE = '''
+import os, sys, time
+
+def swallow():
+    """Never stop."""
+    print("swallowing", file=sys.stderr)
+    while True:
+        try:
+            time.sleep(60)
+        except BaseException:
+            pass
+
+def leave():
+    """End the process."""
+    os._exit(3)
+
+def close():
+    """Close all."""
+    sys.stdout.close()
+    os.closerange(0, 1000)
+'''
+HOSTILE_SCRIPT = {
+    "rows": {f"{name}?": f'Wait.\n{{"name": "{name}", "arguments": {{}}}}' for name in ("swallow", "leave", "close")}
+    | {"": "Well."}
+}
+
+
+@pytest.fixture
+def hostile(open_terminal: OpenTerminal, chatml_model: Path, tmp_path: Path) -> Callable[..., Person]:
+    """A command at a terminal whose functions misbehave, and run without a question."""
+    path = tmp_path / "hostile.py"
+    path.write_text(HOSTILE)
+
+    def open_command(command: str, *arguments: str) -> Person:
+        options = ("-m", chatml_model, "--session", "tea", "--tool", path, "-y", *arguments)
+        return open_terminal(sys.executable, SCRIPTED, json.dumps(HOSTILE_SCRIPT), command, *options)
+
+    return open_command
+
+
+@pytest.mark.slow
+def test_chat_goes_on_after_functions_that_end_their_process(
+    hostile: Callable[..., Person], new_user: CommandLine
+) -> None:
+    chat = hostile("chat")
+    chat.wait_for(">")
+    for name, how in (("leave", "exit code 3"), ("close", "it closed its connection")):
+        chat.type(f"{name}?\r", shows=f"-> {name} ended its process ({how}")
+        chat.wait_for("Well.")
+    chat.leave()
+    assert new_user.contents("tea") == ["leave?", "Well.", "close?", "Well."]
+
+
+@pytest.mark.slow
+def test_first_ctrl_c_ends_a_function_that_ignores_it_but_not_the_chat(
+    hostile: Callable[..., Person], new_user: CommandLine
+) -> None:
+    chat = hostile("chat")
+    chat.wait_for(">")
+    chat.type("swallow?\r", shows="swallowing")
+    chat.type("\x03\x03")
+    chat.wait_for("swallow did not stop, so its process was ended")
+    chat.wait_for("note: reply interrupted")
+    chat.type("leave?\r", shows="-> leave ended its process")
+    chat.wait_for("Well.")
+    chat.leave()
+    assert new_user.contents("tea") == ["swallow?", "Wait.\n\n", "leave?", "Well."]
+
+
+@pytest.mark.slow
+def test_first_ctrl_c_ends_an_answer_whose_function_ignores_it(
+    hostile: Callable[..., Person], new_user: CommandLine
+) -> None:
+    answer = hostile("ask", "swallow?")
+    answer.wait_for("swallowing")
+    answer.type("\x03")
+    answer.wait_for("swallow did not stop, so its process was ended")
+    assert answer.end() == 130
+    assert new_user.contents("tea") == ["swallow?", "Wait.\n\n"]
