@@ -76,7 +76,8 @@ def convert(path: Path, name: str, commands: Commands, content_type: str = "") -
         require_markitdown(ending, name)
     decoded = None
     if ending in HTML and (command is MARKITDOWN or content_type):
-        decoded = decode(read_beginning(path, MAX_PROMPT_BYTES), content_type, is_html=True)
+        data = read_beginning(path, MAX_PROMPT_BYTES)
+        decoded = decode(data, content_type, is_html=True) if len(data) <= MAX_PROMPT_BYTES else None
     if decoded is None:
         return DecodedText(converted(path, name, command))
     with temporary_file(decoded.text.encode("utf-8-sig"), path.suffix) as unicode:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from zipfile import is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 
 def main(path: Path) -> None:
-    text = workbook_text(path) if path.suffix.lower() == ".xlsx" and is_zipfile(path) else markdown(path)
+    text = workbook_text(path) if is_workbook(path) else markdown(path)
     sys.stdout.buffer.write(f"{text}\n".encode(errors="replace"))
 
 
@@ -25,12 +25,18 @@ def markdown(path: Path) -> str:
     return str(document.markdown)
 
 
+def is_workbook(path: Path) -> bool:
+    return is_zipfile(path) and "xl/workbook.xml" in ZipFile(path).namelist()
+
+
 def workbook_text(path: Path) -> str:
     """The sheets of a workbook as tables. pandas, which markitdown uses for them, rounds numbers and drops "NA"."""
     from openpyxl import load_workbook
 
+    with path.open("rb") as file:  # whose name may end otherwise
+        book = load_workbook(file, data_only=True)
     sheets = []
-    for sheet in load_workbook(path, data_only=True).worksheets:
+    for sheet in book.worksheets:
         rows = [" | ".join(map(cell_text, row)) for row in sheet.values]
         lines = [f"| {row} |" for row in rows if row.strip(" |")]
         if lines:

@@ -148,8 +148,9 @@ def test_document_has_no_backslashes_that_its_author_did_not_write(folder: Path)
     book.active.append([3.14159265358979, None, 1_234_567.891])
     book.create_sheet("Empty_one")
     book.save("a.xlsx")
+    Path("a.xlsx").rename("a.pdf")  # whatever it is called
     table = f"| file_name | file_name |  |\n| --- | --- | --- |\n| {EXACT[1]} | NA | two lines |"
-    assert read(Path("a.xlsx")) == f"## Sheet\n{table}\n| 3.14159265358979 |  | 1234567.891 |\n\n## Empty_one\n"
+    assert read(Path("a.pdf")) == f"## Sheet\n{table}\n| 3.14159265358979 |  | 1234567.891 |\n\n## Empty_one\n"
 
 
 MARKUP = r"_*#\[]()<>{}|`~^$&%@!?+-=:;,./'" + '"'
@@ -166,8 +167,8 @@ def test_random_words_of_a_document_are_unchanged(paragraphs: list[str]) -> None
 def test_document_of_another_kind_than_its_name() -> None:
     Path("a.pdf").write_bytes(HTML)
     assert read(Path("a.pdf")) == "# Fruit\n\nA **pear**.\n"
-    write_docx(Path("b.pdf"), "A pear.")
-    assert read(Path("b.pdf")) == "A pear.\n"
+    write_docx(Path("b.xlsx"), "A pear.")
+    assert read(Path("b.xlsx")) == "A pear.\n"
 
 
 def test_document_that_unpacks_to_gigabytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

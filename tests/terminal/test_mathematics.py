@@ -27,6 +27,7 @@ NO_MATHEMATICS = [
     r"location ~ \.(png|jpg)$ { } and location ~ ^/(a|b)$ {",
     r"\[A-Z\]\{3\} then \(ab\)* and \1",
     r"mv my\ file\ \(1\).txt a\(1\).txt; open \(x\).pdf; if \[ -f x \]; then test \( -n x \); fi",
+    r"\(e.g. x\), \(i.e. all\) and \(optional\)",
     "5 €/$ ; 1 $ = 0.92 €; 100 $ = 92 €; $1 = €0.92",
     r"$(A)$(B) $^ $_ $1$2 a$_b$c $^2; foo$^bar$; $\w$ $\d$; echo $_$x",
 ]
@@ -55,6 +56,7 @@ def test_text_between_delimiters_that_is_no_mathematics_stays(text: str) -> None
             r"CO$_2$, 5 m$^2$, 10$^{-3}$, a$_i$, Na$^+$, 37$^\circ$C, $\mu$m, 3$\times$4, $\approx$20%",
             "CO₂, 5 m², 10⁻³, aᵢ, Na⁺, 37°C, μm, 3×4, ≈20%",
         ),
+        (r"$1{,}000$ and $10{,}000 + 5$", "1,000 and 10,000 + 5"),
         (r"*where \(x\)* and \(x^*\), then **\(y\)**", "where x and x^*, then y"),
         (r"$\text{unit_price} \times \mathrm{arg_max}$, $\mathrm{CO_2}$", "unit_price × arg_max, CO₂"),
     ],

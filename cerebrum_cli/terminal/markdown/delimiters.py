@@ -49,6 +49,7 @@ _CODE_SIGNS = {
     "the beginning of a line: ^a |^a (^a": r"(?:\A\|?|[\s(/])\^(?![{§])",
     "nothing but a class or a list of names: [abc]": r"\A\[[^],;=]*\]\Z",
     "an option: --all -name, or two: -n 1 -r": r"(?:\A|\s)(?:--\w|-[a-z]{3,})|(?:\A|\s)-[a-zA-Z]\s.*\s-[a-zA-Z]\s",
+    "an abbreviation: e.g.": r"\b[a-z]\.[a-z]\.",
     "an option before its value: -f x": r"\A\s*-[a-zA-Z] [\w/.]",
     "a variable: $x ${x} {{x}}": r"\$[A-Za-z_{(]|\A\{\w{2,}\}",
     "a name of several words: file_name": r"(?<![A-Za-z\\])[A-Za-z]{2,}_[A-Za-z]{2}",
@@ -70,7 +71,7 @@ _PRICES = re.compile(
 _CURRENCY = re.compile(r"[€£¥₹₩]|\A\s=")
 # A number, one or two letters, a function, a point, an interval, several letters.
 _TERM = re.compile(
-    r"-?[\d.,]+[!%]?|-?\d*\w\w?'*!?|-?\w'*\([^()\s]{1,20}\)|\(-?\w{1,3}(?:, ?-?\w{1,3})+\)"
+    r"-?(?:[\d.,]|\{,\})+[!%]?|-?\d*\w\w?'*!?|-?\w'*\([^()\s]{1,20}\)|\(-?\w{1,3}(?:, ?-?\w{1,3})+\)"
     r"|[(\[]-?\w{1,3}, ?-?\w{1,3}[\])]|[A-Z]{2,4}|[a-z]+_\d|[A-Za-z]+ = [-\d.,+*/() ]+|\w(?:, ?\w|:\w)+"
 )
 
