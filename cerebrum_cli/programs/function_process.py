@@ -23,7 +23,7 @@ from cerebrum_cli.core.tools import ToolCall, ToolSpec, ToolSpecs
 WORKER = "cerebrum_cli.programs.function_worker"
 LOST = 70  # exit code if functions closed the connection
 REFUSED = "the user refused this call"
-END_S = 1.0  # for a function to end after Ctrl-C, and for exit handlers at the end of a command
+END_S = 1  # for a function to end after Ctrl-C, and for exit handlers at the end of a command
 POLL_S = 0.5  # after which a process that has ended is noticed although a child of it holds its connection
 
 Report = Callable[[NoticeEvent], None]
@@ -41,7 +41,7 @@ class FunctionFile:
     """
 
     def __init__(self, path: Path, report: Report) -> None:
-        self._path = path
+        self._path, self._file = path, str(path.absolute())
         self._report = report
         self._lock = threading.Lock()
         self._worker: FunctionWorker | None = None
@@ -93,7 +93,7 @@ class FunctionFile:
         """Start the process; what it says about the file."""
         self._worker = FunctionWorker()
         finalize(self, self._worker.end)
-        return self._ask(self._path.name, {"file": str(self._path.absolute()), "path": sys.path})
+        return self._ask(self._path.name, {"file": self._file, "path": sys.path})
 
     def _ask(self, name: str, request: JsonDict) -> JsonDict:
         """The answer to a request. After Ctrl-C, the process is killed unless it answers soon."""
@@ -118,7 +118,10 @@ class FunctionFile:
 
 
 class FunctionWorker:
-    """A process that runs functions, and the connections to it. It has a session of its own, so no terminal."""
+    """A process that runs functions, and the connections to it. It has a session of its own, so no terminal.
+
+    A shell, the `guard`, ends it with all that it started if the command is killed, whatever it is doing.
+    """
 
     def __init__(self) -> None:
         requests, self._requests = Pipe(duplex=False)
@@ -132,6 +135,13 @@ class FunctionWorker:
                 pass_fds=numbers,
                 start_new_session=True,  # Ctrl-C interrupts only the command, which then interrupts the function
             )
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", f"read _; sleep {END_S}; kill -s KILL -- -{self._process.pid}"],
+            stdin=subprocess.PIPE,  # closed at the end of the command
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._is_receiving = False  # a reply: an interruption then leaves a part of it unread
 
     def ask(self, request: bytes) -> JsonDict:
@@ -178,6 +188,8 @@ class FunctionWorker:
         with suppress(ProcessLookupError, PermissionError):  # macOS does not permit it for a group that has ended
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        self._guard.kill()
+        self._guard.communicate()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):

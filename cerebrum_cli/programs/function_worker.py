@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from inspect import isfunction, unwrap
@@ -26,8 +25,6 @@ from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.programs.function_calls import FunctionOutput, describe, run_function
 from cerebrum_cli.programs.function_process import LOST
 from cerebrum_cli.programs.function_schema import Signature
-
-END_S = 1.0  # for a function to end after the command has ended, and for exit handlers
 
 
 def main() -> None:
@@ -124,17 +121,14 @@ class Functions:
 
 
 def _received(requests: Connection) -> Iterator[Any]:
-    """Requests until the command has ended. A thread reads them, and ends a function that runs longer than that."""
+    """Requests until the command has ended; a thread reads them, so that an end is noticed."""
     received: SimpleQueue[Any] = SimpleQueue()
 
     def read() -> None:
-        try:
+        with suppress(Exception):  # the end of the command, or a function has closed the connection
             while True:
                 received.put(json.loads(requests.recv_bytes()))
-        except Exception:  # the end of the command, or a function has closed the connection
-            received.put(None)
-        time.sleep(END_S)
-        os.killpg(os.getpid(), signal.SIGKILL)
+        received.put(None)
 
     threading.Thread(target=read, daemon=True).start()
     return iter(received.get, None)

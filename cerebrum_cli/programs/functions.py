@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -92,15 +92,14 @@ def _run(signature: Signature, function: ToolFunction, arguments: JsonObject) ->
 def _as_before() -> Iterator[None]:
     """Restore the current directory afterwards; meanwhile, standard output of programs is standard error."""
     sys.stdout.flush()
-    directory, standard_output = os.open(".", os.O_RDONLY), os.dup(1)
-    os.dup2(2, 1)
-    try:
+    standard_output = os.dup(1)
+    with ExitStack() as stack:
+        stack.callback(os.close, standard_output)
+        stack.callback(os.dup2, standard_output, 1)
+        with suppress(OSError):  # the directory may have been removed
+            stack.enter_context(chdir("."))
+        os.dup2(2, 1)
         yield
-    finally:
-        os.dup2(standard_output, 1)
-        os.fchdir(directory)
-        os.close(standard_output)
-        os.close(directory)
 
 
 def python_function() -> Callable[[str], str]:
