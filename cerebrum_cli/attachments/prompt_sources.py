@@ -280,4 +280,6 @@ def hints(skipped: Sequence[Skipped]) -> str:
 
 
 def read_piped(piped: SupportsRead[bytes]) -> str:
-    return decode_text(piped.read(MAX_PROMPT_BYTES + 1), "standard input", MAX_PROMPT_BYTES, PromptTooLong)
+    data = piped.read(MAX_PROMPT_BYTES + 1)
+    refuse_media(data, "standard input")
+    return decode_text(data, "standard input", MAX_PROMPT_BYTES, PromptTooLong)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from html import escape
+from io import BytesIO
 from pathlib import Path
 from threading import Event
 from typing import ClassVar
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from loopback import Loopback, LoopbackHandler
 
 from cerebrum_cli.attachments import documents, web_page
-from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt
+from cerebrum_cli.attachments.prompt_sources import AttachmentReader, compose_prompt, read_piped
 from cerebrum_cli.core.errors import PromptTooLong, UsageError
 from cerebrum_cli.core.events import NoticeEvent
 
@@ -279,6 +280,8 @@ def test_file_that_is_no_text_is_named_by_its_kind(kind: str) -> None:
         for name in (f"a.{ending}", "b.txt", "c.pdf", "d"):  # whatever it is called
             Path(name).write_bytes(content + bytes(2_000_000))
             assert refusal(Path(name)) == f"{name}: {kind} not supported"
+        with pytest.raises(UsageError, match=f"^standard input: {kind} not supported$"):
+            read_piped(BytesIO(content))
         problem = f"no text files found: a.{ending} ({kind} not supported)"
         assert refusal(Path(f"*.{ending}")) == f"*.{ending}: {problem}"
         Path("e.txt").write_text("e")
