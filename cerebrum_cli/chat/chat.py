@@ -88,10 +88,11 @@ class Chat(SessionModel):
     def _create_session(self, question: Message) -> Session:
         """Create the session with its first question in one step: a killed process leaves no empty session."""
         store = self.history.store
-        name = self.name or self.history.unused_name(Conversation((question,)))
         values = self._session_values
-        session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
-        self.history.lock(session)
+        with store.transaction():  # no other process takes its name, or sees it before it is locked
+            name = self.name or self.history.unused_name(Conversation((question,)))
+            session = store.create(name, "chat", system_prompt=self.settings.system, question=question, **values)
+            self.history.lock(session)
         return session
 
     def edit_question(self, text: str) -> Events:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from chats import Loadable, children, contents, finish, make_chat, text
@@ -11,6 +12,7 @@ from disks import full_disk
 from scripted_backend import ScriptedBackend, endless, replies
 
 from cerebrum_cli.chat.chat import Chat
+from cerebrum_cli.chat.history import History
 from cerebrum_cli.chat.reply_recorder import save_interval
 from cerebrum_cli.chat.session import Session
 from cerebrum_cli.chat.store import Store
@@ -230,6 +232,20 @@ def test_chat_saves_a_reply_while_it_is_generated(
 
 def test_reply_is_saved_every_second_and_a_long_one_less_often() -> None:
     assert [save_interval(elapsed_s) for elapsed_s in (0, 50, 500)] == [1, 1, 10]
+
+
+def test_chat_locks_a_new_session_before_others_see_it(chat: Chat, store: Store) -> None:
+    class Watched(History):
+        seen: ClassVar[list[list[str]]] = []
+
+        def lock(self, session: Session) -> None:
+            with contextlib.closing(Store(store.path)) as other:
+                self.seen.append(other.names())
+            super().lock(session)
+
+    chat.history = Watched(store, chat.history.locks)
+    assert text(chat.send("One?")) == "First."
+    assert (Watched.seen, store.names()) == ([[]], ["one"])
 
 
 def test_chat_removes_a_question_that_does_not_fit(chat: Chat, store: Store) -> None:
