@@ -10,6 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import field, replace
 from pathlib import Path
 
@@ -169,6 +170,14 @@ class PromptDirectory:
 
     def names(self) -> list[str]:
         return sorted(file.stem for file in self.path.glob(f"[!.]*{SUFFIX}"))
+
+    def uses(self) -> list[str]:
+        """Completions of /use: each name, and a name with the first value that its prompt needs."""
+        uses = self.names()
+        for name in self.names():
+            with suppress(ConfigError):  # of a file with a fault, the name
+                uses += [f"{name} {placeholder}=" for placeholder in self.find(name).placeholders[:1]]
+        return uses
 
     def file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"

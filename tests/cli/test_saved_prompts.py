@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerebrum_cli.core.config import parse_toml
-from cerebrum_cli.core.saved_prompts import SavedPrompt, read_prompt, split_header
+from cerebrum_cli.core.saved_prompts import PromptDirectory, SavedPrompt, read_prompt, split_header
 
 HEADER = '+++\nsystem = "Be kind."\n+++\n'
 
@@ -83,6 +83,12 @@ def test_placeholders_stand_for_their_values(
 def test_saved_prompt_may_have_no_header_and_other_line_ends(home: Home) -> None:
     home.file.write_bytes(b"Sum up:\r\n\r\n{input}\r\n")
     assert read_prompt(home.file) == SavedPrompt("tone", {}, "Sum up:\n\n{input}")
+
+
+def test_completions_of_use_have_placeholders(home: Home) -> None:
+    home.file.with_name("tr.md").write_text("{language}, {tone}: {input}\n")
+    home.file.with_name("wrong.md").write_text("+++\n")
+    assert PromptDirectory(home.file.parent).uses() == ["tone", "tr", "wrong", "tr language="]
 
 
 def test_save_prompt_keeps_symlinks(home: Home) -> None:
