@@ -237,8 +237,8 @@ def wait():
         except BaseException: pass
 def compute():
     import pathlib
-    pathlib.Path("started").touch()
     subprocess.Popen(["sleep", "60"])
+    pathlib.Path("started").touch()
     sum(range(10 ** 14))  # no other thread runs meanwhile, and no signal handler
 def sleep():
     import pathlib
@@ -260,6 +260,7 @@ def test_ctrl_c_ends_a_function_also_if_it_ignores_that(
 
     def interrupt() -> None:
         wait_until((tmp_path / "started").exists)
+        time.sleep(0.1)  # until the function waits, or computes
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
