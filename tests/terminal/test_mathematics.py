@@ -74,7 +74,8 @@ def test_lines_between_delimiters_that_are_no_mathematics_stay() -> None:
 
 def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
     table = "| a | b |\n|---|---|\n| $|x| \\ge 0$ | `a<br>b`<br>c |\n| $5 | 6$ |\n| $|x - y| < 5$ | $6 |\n"
-    table += "| $P(A|B)$ | $P(A | B) = 0.5$ |\n| $5 (a | b) $6 |"
+    table += "| $P(A|B)$ | $P(A | B) = 0.5$ |\n| $5 (a | b) $6 |\n"
+    table += "| \\(P(A | B)\\) | $\\{x | x > 0\\}$ |"
     rows = [row.split("   ") for row in rendered_lines(table, 80, 20)[2:]]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["|x| ≥ 0", "a<br>b"],
@@ -83,6 +84,7 @@ def test_bars_of_mathematics_do_not_divide_the_cells_of_a_table() -> None:
         ["|x - y| < 5", "$6"],
         ["P(A|B)", "P(A | B) = 0.5"],
         ["$5 (a", "b) $6"],
+        ["P(A | B)", "{x | x > 0}"],
     ]
 
 

@@ -21,8 +21,9 @@ DISPLAY = re.compile(  # at the beginning of a line, or at the end of one with w
 )
 ENDS = {r"\[": r"\]", "$$": "$$"}
 CODE_SPAN = re.compile(r"(?P<ticks>`+)(?!`).+?(?<!`)(?P=ticks)(?!`)")
+BRACKETED = r"\([^()$|]*[|][^()$|]*\)|\\\{[^{}$|]*[|][^{}$|]*\\\}"  # (A | B), \{x | x > 0\}
 CELL_MATH = re.compile(  # $|x| \ge 0$, $P(A | B)$, \(P(A|B)\)
-    r"(?<![^\s|])\$(?:\([^()$]*\)|(?! \|)[^$])+\$(?![\w$])|\\\((?:(?! \| ).)+?\\\)"
+    rf"(?<![^\s|])\$(?>{BRACKETED}|(?! \|)[^$]){{1,500}}+\$(?![\w$])|\\\((?>{BRACKETED}|(?! \| |\\\)).){{1,500}}+\\\)"
 )
 MAX_DISPLAY_LINES = 40
 MAX_INDENT = 3  # of the end of a code block; marks further to the right are those of a docstring
@@ -185,7 +186,7 @@ def cells(line: str) -> list[str]:
 def without_bars(math: Match) -> str:
     """Mathematics of a cell, with its bars as zero bytes; as it is if a bar divides cells."""
     found = INLINE_MATH.fullmatch(math[0])
-    bars = re.sub(r"\\[|]|\([^()]*\)", "", math[0]).count("|")  # but for those in parentheses
+    bars = re.sub(rf"\\[|]|{BRACKETED}", "", math[0]).count("|")
     if found is None or (found["single"] and bars % 2) or not is_mathematics(found):
         return math[0]
     return math[0].replace("|", "\0")
