@@ -78,6 +78,15 @@ def test_json_has_calls_if_tools_are_given(tmp_path: Path, chatml_model: Path, f
     assert "calls" not in json.loads(ask(tmp_path, chatml_model, "--json").out)
 
 
+def test_json_has_the_values_that_the_function_got(tmp_path: Path, chatml_model: Path, functions: str) -> None:
+    script = {"rows": {"coat?": WEATHER.replace("2", '"2"'), "": "No coat."}}
+    with Path(functions).open("a") as file:
+        file.write("\ndef many(*names): ...\n")
+    done = run_here(script, tmp_path, "ask", "-m", chatml_model, "--tool", functions, "-y", "--json", "A coat?")
+    assert done.object["calls"][0]["arguments"] == {"city": "Oslo", "days": 2}
+    assert "note: many cannot be a tool: *names has no name\n" in done.err
+
+
 def test_call_that_was_cut_off_is_run_when_the_reply_continues(
     tmp_path: Path, chatml_model: Path, functions: str
 ) -> None:
