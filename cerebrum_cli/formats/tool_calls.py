@@ -26,6 +26,7 @@ from cerebrum_cli.formats.call_readers import (
     no_calls,
     python_calls_at,
 )
+from cerebrum_cli.formats.failed_calls import failed_calls, failed_header
 
 BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")
 PYTHON_BEGUN = re.compile(r"(?s)\[\s*((?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(\s*(\).*|[A-Za-z_]\w*(\s*=.*)?)?)?)?\Z")
@@ -66,14 +67,22 @@ class ToolFormat:
         calls = [call for part in found for call in part.calls]
         return tuple(read_call(call.name, call.arguments) for call in calls), are_own
 
-    def text_behind(self, text: str, tools: ToolSpecs) -> str:
-        """What a text says behind its first call, without calls and their markup."""
+    def text_beside(self, text: str, start: int, tools: ToolSpecs) -> str:
+        """What a text with calls says from a place on, without them and their markup."""
         found, _ = self._find(text, tools)
-        ends = [*(part.start for part in found[1:]), len(text)]
-        said = [text[part.end : end] for part, end in zip(found, ends, strict=True)] if found else []
+        starts = [start, *(part.end for part in found)]
+        ends = [*(part.start for part in found), len(text)]
+        said = [text[begin:end] for begin, end in zip(starts, ends, strict=True)]
+        for opening in self.openings:  # markup is between it and the first call
+            said[0] = said[0].partition(opening)[0]
         for marker in sorted(self.markers, key=len, reverse=True):
             said = [part.replace(marker, "") for part in said]
         return "\n".join(filter(None, (part.strip(" \t\n;,") for part in said)))
+
+    def failed(self, text: str, answer: str, tools: ToolSpecs) -> Found | None:
+        """Calls in a text without calls that were meant as such; places are those in its answer."""
+        header = failed_header(text, answer, tools) if self.in_headers else None
+        return header or failed_calls(answer, self.openings, tools)
 
     def _find(self, text: str, tools: ToolSpecs) -> tuple[list[Found], bool]:
         own = list(self.find(text, tools))
@@ -137,18 +146,21 @@ class CallFilter:
     def _certain_length(self) -> int:
         text = self.held
         line = text.find("\n") + 1 or len(text) if self.shown else 0
-        while line < len(text) and not self._may_be_call(text[line:].lstrip(" \t")):
+        while line < len(text) and not self._may_be_call(text[line:].lstrip(" \t"), self._is_blank_before(line)):
             line = text.find("\n", line) + 1 or len(text)
         opened = [text.index(opening) for opening in self._openings if opening in text]
         return min(line, len(text) - partial_marker_length(text, self._openings), *opened)
 
-    def _may_be_call(self, line: str) -> bool:
+    def _is_blank_before(self, line: int) -> bool:
+        return not (self.shown + self.held[:line]).strip()
+
+    def _may_be_call(self, line: str, is_whole_reply: bool) -> bool:
         """Whether the beginning of a line is a call without markup, or may become one."""
         if "```".startswith(line) or FENCE_START.fullmatch(line):
             return True
         body = FENCE_START.sub("", line, 1) if line.startswith("```") else line
         if begun := PYTHON_BEGUN.match(body):
-            return self._may_be_python(begun)
+            return self._may_be_python(begun, is_whole_reply)
         if not body.startswith(("[", "{")):
             return False
         try:
@@ -158,9 +170,12 @@ class CallFilter:
                 return True
         except RecursionError:
             return False
-        return any(bare_calls(line, self._tools))
+        return self._is_call(line, is_whole_reply)
 
-    def _may_be_python(self, begun: Match) -> bool:
+    def _is_call(self, line: str, is_whole_reply: bool) -> bool:
+        return any(bare_calls(line, self._tools)) or bool(failed_calls(line, (), self._tools, is_whole_reply))
+
+    def _may_be_python(self, begun: Match, is_whole_reply: bool) -> bool:
         """Whether a Python list that has begun may be one of calls."""
         names = [tool.name for tool in self._tools]
         if not begun["arguments"]:
@@ -169,4 +184,4 @@ class CallFilter:
             bracket_end(begun[0], 0, QUOTED)
         except ValueError:
             return begun["name"] in names
-        return any(bare_calls(begun[0], self._tools))
+        return self._is_call(begun[0], is_whole_reply)

@@ -18,6 +18,8 @@ from cerebrum_cli.core.events import (
     SequenceId,
     TokenEvent,
 )
+from cerebrum_cli.core.frozen import frozen
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls
 from cerebrum_cli.programs.functions import cut
 from cerebrum_cli.replies.loaded_model import LoadedModel
@@ -26,7 +28,36 @@ from cerebrum_cli.replies.reply import Reply
 RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining context
 UNKNOWN_CONTEXT = 8192  # tokens, assumed of a server that does not state its context
 MAX_CHARS_PER_TOKEN = 8
+PROBLEM_LENGTH = 200  # characters of a notice
 REPLY = SequenceId(0)
+
+
+@frozen
+class WrittenCalls:
+    """What a round has: the text that was `shown`, the text `beside` the calls after it, and the calls.
+
+    If they `are_own`, they are given back to the model as it wrote them.
+    """
+
+    shown: str
+    beside: str
+    calls: ToolCalls = ()
+    are_own: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a call could not be read."""
+        return any(call.result for call in self.calls)
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(filter(None, (self.shown, self.beside)))
+
+    @property
+    def unshown(self) -> str:
+        """What follows the text that was shown, up to the results."""
+        rest = self.text.removeprefix(self.shown)
+        return f"{rest}\n\n" if self.text else ""
 
 
 class ToolLoop:
@@ -42,7 +73,9 @@ class ToolLoop:
         self.asked = replace(asked, tools=())
         self.is_last = self.is_over = False
         self.completion_tokens = 0
-        self.text = model.format.tool_format.filter(asked.conversation.tools)  # of the round that is generated
+        self._known = asked.conversation.tools
+        self._has_failed = False
+        self.text = model.format.tool_format.filter(self._known)  # of the round that is generated
 
     @property
     def next(self) -> Ask:
@@ -52,41 +85,59 @@ class ToolLoop:
         return replace(self.asked, grammar=None)
 
     def follow(self, reply: Reply) -> Events:
-        """Run the calls that a round ends with; yield them, and the round.
+        """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
-        If they are refused, the end of the reply is asked for without functions.
+        If calls are refused, the end of the reply is asked for without functions. If the model fails to write a call
+        again, its text is the end, with a notice.
         """
         self.completion_tokens += reply.finish.completion_tokens
-        if self.is_last:
-            self.is_over = True
+        written = self.calls_in(reply)
+        is_complete = reply.finish.reason == "stop" or bool(reply.finish.calls)
+        if self.is_last or not written.calls or not is_complete or (written.has_failed and self._has_failed):
+            yield from self._end(written, reply.finish)
             return
-        calls, are_own = self.calls_in(reply)
-        if not calls:
-            self.is_last = True
-            self.is_over = self.asked.grammar is None
-            return
-        text = self._model.format.tool_format.filter(self.asked.conversation.tools)
-        text.feed(reply.text)
-        preamble = text.shown.strip()
-        if preamble and self.asked.grammar is None:
-            yield TokenEvent(REPLY, "\n\n")
-        if refusal := self.refusal(calls):
+        self._has_failed = self._has_failed or written.has_failed
+        if self.asked.grammar is None:
+            yield TokenEvent(REPLY, written.unshown)
+        if refusal := self.refusal(written.calls):
             yield refusal
             self.is_last = True
             self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
             return
-        calls = yield from self.run(calls, reply.finish)
-        part = Round(calls, preamble, reply.reasoning, reply.tokens if are_own else None)
+        calls = yield from self.run(written.calls, reply.finish)
+        part = Round(calls, written.text, reply.reasoning, reply.tokens if written.are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
 
-    def calls_in(self, reply: Reply) -> tuple[ToolCalls, bool]:
-        """The calls that a round ends with, and whether they are in the model's own syntax."""
-        if reply.finish.reason != "stop" or reply.finish.calls:
-            return reply.finish.calls, False
-        tool_format = self._model.format.tool_format
-        text = self._model.detokenize(reply.sampled) if tool_format.in_headers else reply.text
-        return tool_format.read(text, self.asked.conversation.tools)
+    def _end(self, written: WrittenCalls, finish: FinishEvent) -> Iterator[Event]:
+        """End the reply, or ask for its end with a grammar; yield what was withheld, and a notice of calls in it."""
+        self.is_over = self.is_last or self.asked.grammar is None
+        if not self.is_last and self.is_over:
+            yield TokenEvent(REPLY, self.text.held)
+        self.is_last = True
+        if written.calls and self.asked.grammar is None and finish.reason != "cancelled":
+            problem = "the reply was cut off" if finish.reason != "stop" else self._problem(written.calls[0])
+            yield NoticeEvent(f"the answer has a function call that was not run: {problem or written.calls[0]}")
+
+    def calls_in(self, reply: Reply) -> WrittenCalls:
+        """The calls that a round ends with, also those that failed."""
+        tool_format, answer = self._model.format.tool_format, reply.text
+        passed = tool_format.filter(self._known)
+        passed.feed(answer)
+        written = WrittenCalls(passed.shown.strip(), answer[len(passed.shown) :].strip())
+        if reply.finish.calls:
+            return replace(written, calls=reply.finish.calls)
+        text = self._model.detokenize(reply.sampled) if tool_format.in_headers else answer
+        calls, are_own = tool_format.read(text, self._known)
+        if calls and tool_format.in_headers:
+            return replace(written, calls=calls, are_own=are_own)
+        if calls:
+            beside = tool_format.text_beside(text, len(passed.shown), self._known)
+            return replace(written, beside=beside, calls=calls, are_own=are_own)
+        if failed := tool_format.failed(text, answer, self._known):
+            beside = answer[len(passed.shown) : failed.start] + answer[failed.end :]
+            return replace(written, beside=beside.strip(), calls=failed.calls, are_own=True)
+        return written
 
     def refusal(self, calls: ToolCalls) -> NoticeEvent | None:
         """Why calls are not run: there were too many rounds, or the same call before."""
@@ -98,7 +149,7 @@ class ToolLoop:
                 return NoticeEvent(f"no more calls: the model repeated a call of {call.name}")
         return None
 
-    def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent, None, ToolCalls]:
+    def run(self, calls: ToolCalls, finish: FinishEvent) -> Generator[CallEvent | NoticeEvent, None, ToolCalls]:
         """Run functions one after the other, and return the calls with their results."""
         size = self._model.engine.context_size if finish.context_size else UNKNOWN_CONTEXT
         left = size - finish.prompt_tokens - finish.completion_tokens
@@ -106,18 +157,23 @@ class ToolLoop:
         done = []
         for call in calls:
             self._made.append((call.name, call.arguments))
+            if problem := self._problem(call):
+                yield NoticeEvent(f"a function call was not run: {problem}")
+                done.append(replace(call, result=self._shortened(call.result or problem, limit)))
+                continue
             yield CallEvent(REPLY, call)
-            ran = self._with_result(call)
+            ran = self._tools[call.name].run(call.arguments)
             done.append(replace(ran, result=self._shortened(ran.result, limit)))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
 
-    def _with_result(self, call: ToolCall) -> ToolCall:
+    def _problem(self, call: ToolCall) -> str:
+        """Why a call cannot be run, in one line; empty if it can."""
         if call.result:
-            return call
-        if tool := self._tools.get(call.name):
-            return tool.run(call.arguments)
-        return replace(call, result=f"there is no function {call.name}; known: {', '.join(self._tools)}")
+            return truncate(call.result.partition("\n")[0], PROBLEM_LENGTH)
+        if call.name not in self._tools:
+            return f"there is no function {call.name}; known: {', '.join(self._tools)}"
+        return ""
 
     def _shortened(self, result: str, limit: int) -> str:
         """A result truncated to about this many tokens."""
@@ -158,8 +214,6 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
             if not isinstance(event, FinishEvent):
                 yield event
         yield from loop.follow(reply)
-    else:
-        yield TokenEvent(REPLY, loop.text.held)
     has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
     yield reply.finish._replace(completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 

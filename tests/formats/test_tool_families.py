@@ -64,7 +64,7 @@ def test_documented_calls_are_read(case: dict[str, Any], chatml: LlamaBackend) -
         passed = streamed(tool_format, case["reply"], [size])
         if not tool_format.in_headers:
             assert passed.strip() == case.get("before", "")
-            assert tool_format.text_behind(case["reply"], TOOLS) == case.get("behind", "")
+            assert tool_format.text_beside(case["reply"], len(passed), TOOLS) == case.get("behind", "")
 
 
 def streamed(tool_format: ToolFormat, text: str, sizes: Sequence[int]) -> str:
@@ -122,7 +122,7 @@ def test_any_calls_are_read_as_a_family_writes_them(
     assert str(read) == str(calls)
     if not tool_format.in_headers:
         assert streamed(tool_format, reply, sizes).strip() == before
-        assert tool_format.text_behind(reply, TOOLS) == behind
+        assert tool_format.text_beside(reply, len(before), TOOLS) == behind
 
 
 def test_every_family_is_written() -> None:

@@ -1,5 +1,6 @@
 """Replies that may call functions: the rounds with a scripted model, on this machine and behind servers."""
 
+import re
 import signal
 import threading
 import time
@@ -10,6 +11,8 @@ from dataclasses import replace
 import pytest
 from asking import running_engine
 from chat_replies import piece, stream_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from installations import model_on
 from remote_engines import connected, serving_kind
 from scripted_backend import END, ScriptedBackend
@@ -223,13 +226,13 @@ def test_long_result_is_cut_to_its_share_of_the_context() -> None:
         """Read a long text."""
         return "word " * 4000
 
-    with opened(tagged('{"name": "read", "arguments": {}}'), "Long.", context=4000) as (model, _):
+    with opened(tagged('{"name": "read", "arguments": {}}'), "Long.", context=4100) as (model, _):
         reply = model.reply(QUESTION, tools=[read]).wait()
     [call] = reply.calls
     assert 900 < len(call.result) < 1100
     assert call.result.startswith("word word") and reply.text == "Long."
     two = tagged('{"name": "read", "arguments": {}}', OSLO)
-    with opened(two, "Long.", context=4000) as (model, _):
+    with opened(two, "Long.", context=4100) as (model, _):
         long, short = model.reply(QUESTION, tools=[read, weather]).wait().calls
     assert 400 < len(long.result) < 600 and short.result == "Dry in Oslo for 1."
 
@@ -244,6 +247,157 @@ def test_results_of_many_rounds_fit_the_context() -> None:
         reply = model.reply(QUESTION, tools=[read], tool_rounds=6).wait()
     assert (len(reply.calls), reply.text) == (6, "Long.")
     assert len(reply.calls[5].result) < len(reply.calls[0].result)
+
+
+# Text that was meant as a call.
+
+FORECAST = '{"name": "forecast", "arguments": {"city": "Oslo"}}'
+UNREAD = "this call was not run, since "
+FAILED = {
+    FORECAST: ("forecast", "there is no function forecast; known: weather"),
+    f"I look.\n{FORECAST}\n": ("forecast", "there is no function forecast; known: weather"),
+    f"```json\n{FORECAST}\n```": ("forecast", "there is no function forecast; known: weather"),
+    f"[{FORECAST}]": ("forecast", "there is no function forecast; known: weather"),
+    '{"type": "function", "function": {"name": "forecast", "parameters": {}}}': (
+        "forecast",
+        "there is no function forecast; known: weather",
+    ),
+    '{"name": "weather", "arguments": {"town": "Oslo"}}': ("weather", "invalid arguments: "),
+    '{"name": "weather", "arguments": {}}\nI look it up.': ("weather", "invalid arguments: city: "),
+    '{"name": "weather", "arguments": ["Oslo"]}': ("weather", f"{UNREAD}its arguments are no object:"),
+    '{"name": "weather"}': ("weather", f"{UNREAD}it has no arguments:"),
+    '{"arguments": {"city": "Oslo"}}': ("unknown", f"{UNREAD}it has no name:"),
+    '{"name": "weather", "arguments": {"city": "Oslo"': ("weather", f"{UNREAD}it ends too early:"),
+    '{"name": "weather", "arguments": {"city": Oslo}}': ("weather", f"{UNREAD}Expecting value at 'Oslo}}}}':"),
+    "{'name': 'forecast', 'arguments': {'city': 'Oslo'}}": ("forecast", UNREAD),
+    '{{"name": "weather", "arguments": {"city": "Oslo"}}}': ("weather", UNREAD),
+    '[weather("Oslo")]': ("weather", f"{UNREAD}it is no list of calls with named arguments:"),
+    tagged(FORECAST): ("forecast", "there is no function forecast; known: weather"),
+    tagged('{"name": "weather", "arguments": {"city": "Oslo"}'): ("weather", UNREAD),
+    tagged('{"arguments": {"city": "Oslo"}}'): ("unknown", f"{UNREAD}it has no name:"),
+    tagged("weather Oslo"): ("weather", f"{UNREAD}it has no name and arguments:"),
+    "<tool_call>": ("unknown", f"{UNREAD}it has no name and arguments:"),
+}
+NO_CALLS = (
+    '{"name": "Ann", "age": 5}',
+    '{"name": "Ann", "parameters": [1, 2]}',
+    '{"city": "Oslo"}',
+    '{"weather": {"sky": "grey"}}',
+    '[{"name": "forecast", "arguments": {}}, 5]',
+    f"A call of another program is:\n```json\n{FORECAST}\n```",
+    f"```json\n{FORECAST}\n```\nThat is how it looks.",
+    f"{FORECAST} is a call.",
+    f"Write {FORECAST}",
+    "`<tool_call>` begins a call.",
+    "<tool_call> begins a call, and </tool_call> ends it.",
+    "```\n<tool_call>\n...\n</tool_call>\n```",
+    "[weather(map)](https://example.org)",
+    "[1, 2]",
+)
+
+
+@pytest.mark.parametrize("text", FAILED)
+def test_model_is_told_why_a_call_failed(text: str) -> None:
+    name, problem = FAILED[text]
+    with opened(text, "Sorry.") as (model, script):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    [call] = reply.calls
+    assert call.name == name and call.result.startswith(problem)
+    if problem.startswith(UNREAD):
+        assert text.removeprefix("I look.\n").strip() in call.result
+    assert f"tool\n{problem}" in script.prompts[1] and reply.text.endswith("Sorry.")
+    told = [event.call.result for event in events if isinstance(event, CallEvent) and event.is_done]
+    told += [notice.removeprefix("a function call was not run: ") for notice in notices(events)]
+    assert len(told) == 1 and told[0].startswith(problem.removesuffix(":"))
+
+
+@pytest.mark.parametrize("template", [*TOOL_TEMPLATES, ""])
+def test_model_is_told_in_every_format_why_a_call_failed(template: str) -> None:
+    name = EMBEDDED if template else "chatml"
+    with opened('{"arguments": {"city": "Oslo"}}', "Sorry.", template=template, name=name) as (model, script):
+        assert model.reply(QUESTION, tools=[weather]).text == "Sorry."
+    assert "it has no name:" in script.prompts[1]
+
+
+@pytest.mark.parametrize("text", NO_CALLS)
+def test_text_that_is_hardly_a_call_is_the_answer(text: str) -> None:
+    with opened(text) as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    assert (reply.text, reply.calls, notices(events)) == (text, (), [])
+
+
+def test_call_that_fails_twice_is_shown_with_a_notice() -> None:
+    broken_call = '{"name": "weather", "arguments": {city: "Oslo"}}'
+    with opened(broken_call, f"So:\n{broken_call}") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    assert reply.text == f"So:\n{broken_call}" and len(reply.calls) == 1
+    first, second = notices(events)
+    assert first.startswith("a function call was not run: ")
+    assert second.startswith("the answer has a function call that was not run: ")
+
+
+def test_call_after_the_last_round_is_shown_with_a_notice() -> None:
+    with opened(tagged(OSLO), tagged(OSLO), OSLO) as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    assert reply.text == OSLO and len(reply.calls) == 1
+    assert notices(events) == [
+        "no more calls: the model repeated a call of weather",
+        "the answer has a function call that was not run: weather(city='Oslo')",
+    ]
+
+
+@pytest.mark.parametrize("call", [tagged(OSLO), OSLO, FORECAST])
+def test_call_in_a_truncated_reply_is_shown_with_a_notice(call: str) -> None:
+    with opened(f"I look.\n{call}") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather], max_tokens=len(call) + 4)
+        events = events_of(reply)
+    assert reply.finish_reason == "length" and reply.calls == ()
+    assert f"I look.\n{call}".startswith(reply.text) and len(reply.text) > len(call)
+    if "weather" in call:
+        assert notices(events) == ["the answer has a function call that was not run: the reply was cut off"]
+
+
+def test_text_behind_a_call_is_shown() -> None:
+    with opened(f"First.\n{tagged(OSLO)}\nThen.", f"{ROME}\nBehind.", "None.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert reply.text == "First.\n\nThen.\n\nBehind.\n\nNone."
+    assert [part.content for part in reply.message.rounds] == ["First.\n\nThen.", "Behind."]
+
+
+def test_calls_have_the_arguments_that_the_function_got() -> None:
+    with opened(tagged(OSLO.replace('"Oslo"', '"Oslo", "days": "2"')), "None.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather]).wait()
+    assert reply.calls == (ToolCall("weather", {"city": "Oslo", "days": 2}, "Dry in Oslo for 2."),)
+
+
+numbers = st.integers(100, 10**6)
+pieces_of_replies = st.one_of(
+    st.builds("It is {}.\n".format, numbers),
+    st.builds(tagged, st.builds('{{"name": "weather", "arguments": {{"city": "C{}"}}}}'.format, numbers)),
+    st.builds('{{"name": "weather", "arguments": {{"city": "C{}"}}}}\n'.format, numbers),
+    st.builds('{{"name": "weather", "arguments": {{"town": "C{}"}}}}\n'.format, numbers),
+    st.builds('{{"name": "f{}", "arguments": {{}}}}\n'.format, numbers),
+    st.builds('```json\n{{"name": "f{}", "parameters": {{}}}}\n```\n'.format, numbers),
+    st.builds('\n<tool_call>\n{{"name": "weather", "arguments": {{"city": "C{}"\n'.format, numbers),
+    st.builds('{{"name": "weather", "arguments": {{"city": C{}}}}}\n'.format, numbers),
+    st.builds("[weather(C{})]\n".format, numbers),
+    st.sampled_from(["\n", " ", "```\n", "<tool_", "{", "["]),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(pieces_of_replies, max_size=4).map("".join))
+def test_nothing_of_a_reply_with_calls_is_lost(text: str) -> None:
+    """Numbers stand for everything that a model writes: each is in the text, in a call, or in a notice."""
+    with opened(text, "Done.") as (model, _):
+        reply = model.reply(QUESTION, tools=[weather])
+        events = events_of(reply)
+    passed_on = f"{reply.text}\n{reply.calls}\n{notices(events)}"
+    assert [number for number in re.findall(r"\d{3,}", text) if number not in passed_on] == []
 
 
 # A schema.
