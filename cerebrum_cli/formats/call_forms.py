@@ -91,7 +91,7 @@ def attribute_form(call: str, argument: str, *wrapper: str, attribute: str = "")
 
     `wrapper` has the markup around calls: first what opens it, last what closes it.
     """
-    header = rf"<{call}\s+name=\"{NAME}\"[^>]*>"
+    header = rf"(?:function<｜tool_sep｜>[\w.-]+\s*)?<{call}\s+name=\"{NAME}\"[^>]*>"  # Step 3 may name it twice
     key = rf"<{argument}\s+name=\"(?P<key>[^\"]+)\"(?:\s+string=\"(?P<type>\w+)\")?[^>]*>"
     pair = _pair(key, f"</{argument}>", rf"<{argument}\b|</{call}>")
     begin, end = (wrapper[0], wrapper[-1]) if wrapper else ("", "")

@@ -73,8 +73,6 @@ class ToolFormat:
         starts = [start, *(part.end for part in found)]
         ends = [*(part.start for part in found), len(text)]
         said = [text[begin:end] for begin, end in zip(starts, ends, strict=True)]
-        for opening in self.openings:  # markup is between it and the first call
-            said[0] = said[0].partition(opening)[0]
         for marker in sorted(self.markers, key=len, reverse=True):
             said = [part.replace(marker, "") for part in said]
         return "\n".join(filter(None, (part.strip(" \t\n;,") for part in said)))
