@@ -135,7 +135,7 @@ def try_template(path: Path) -> None:
     for roles in TRIAL_ROLES:
         messages = [{"role": role, "content": "A question, or its answer.\n" * 100} for role in roles]
         try:
-            run_template(source, {**variables(), "messages": messages})
+            run_template(source, {**variables(source), "messages": messages})
         except FormatError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None

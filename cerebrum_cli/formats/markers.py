@@ -95,6 +95,15 @@ NAME = (
 TAG = rf"[<◁]\|?/?{NAME} ?\|?[>▷]|\[/?(?:THINK(?:ING)?|REASONING)\]"
 WRAPPER = r"(?i:<(?:(?:final_)?(?:answer|response|reply|result|output|solution)|final)>)"
 
+# What follows a tag that a sentence is about: no reasoning begins with these.
+VERBS = """
+is are was were isn't means marks denotes indicates signals represents refers stands serves opens starts
+begins closes ends wraps encloses delimits has can may should will must and or tag tags token tokens marker markers
+element elements ist sind bedeutet markiert kennzeichnet und oder est sont signifie indique marque et ou es son
+significa indica marca y è sono é são e это является и
+"""
+PARTICLES = r"是(?![的不否])|标签|標籤|表示|は(?![いじ])|タグ|[는은]\s|태그"
+
 
 def any_of(texts: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
@@ -104,6 +113,9 @@ MARKER = f"{any_of(MARKERS)}|(?P<wrapper>{WRAPPER})|{TAG}"
 BLOCK_END = any_of((*HEADERS, *BLOCK_ENDS, *BLOCK_CLOSES, "<|content|>"))
 # A line break ends a header unless something follows that may still end it.
 HEADER_END = rf"\s*(?P<message>{any_of(MESSAGES)})|(?<=[\w.])\n(?=\s*(?:[^\s<]|<[^|cu]))|{BLOCK_END}"
+PUNCTUATION = r"[,;:!?)\]*\u2014\u2013/]|\.(?!\.)|-\w|[ \t]*(?:\.{3}|\u2026)[ \t]*[<\[\u25c1]"
+MENTION = re.compile(rf"(?i:{PUNCTUATION}|[ \t]+(?:{any_of(VERBS.split())})\b|[ \t]*(?:{PARTICLES}))")
+PARTIAL_MENTION = re.compile(r"[ \t]*(?:\.{0,3}|[-\u2026是は는은标標表タ태])[ \t]*|[ \t]+[\w']{1,14}")
 PARTIAL_MARKER = r"<\|close\|>\w*(?:<\|?\w*\|?)?\Z|[<◁][/|]{0,2}(?:[\w.:|-]{1,40} ?)?\Z|\[/?[A-Z ]{0,22}\Z"
 FIRST_WORD = r"\s*(\w*)(?:\s*<\|constrain\|>\w*)?"
 WORDS = ("assistant", "analysis", "commentary", "final", "user")

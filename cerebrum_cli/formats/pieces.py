@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import unescape
 from operator import methodcaller
 from typing import NamedTuple
 
 from cerebrum_cli.core.text import Pattern
 
-
-def json_text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-TRIMS = [methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")] + [
-    json_text
-]
+SWITCHES = "/(?:think|no_think|system_override)"  # in a text, they turn reasoning on or off
+SWITCH = re.compile(rf"(?<![\w<]){SWITCHES}(?!\w)")
 # What templates change in texts, besides entities of HTML: white space, escaped characters, and switches.
 CHANGED = re.compile(r"\\[a-z]|[\s'\"\\]")
-SWITCH_REMOVED = re.compile(rf"(?<!\w)/(?:think|no_think|system_override)(?!\w)|{CHANGED.pattern}")
+SWITCH_REMOVED = re.compile(f"{SWITCH.pattern}|{CHANGED.pattern}")
+CHANGES: tuple[Callable[[str], str], ...] = (  # what templates make of a text
+    *(methodcaller(strip, what) for what in ("", None, "\n") for strip in ("strip", "rstrip", "lstrip")),
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: repr(text)[1:-1],
+    lambda text: f"<![CDATA[{text}]]>",
+    lambda text: SWITCH.sub("", text),
+    lambda text: SWITCH.sub("", text).strip(),
+    lambda text: SWITCH.sub("", text).rstrip(),
+)
 BEGINNING = -1
 
 
@@ -41,14 +45,15 @@ class Piece(NamedTuple):
 Pieces = list[Piece]  # of a render, in order
 
 
-# Placeholders are digits, which no template changes, between private-use characters. A number that is random in each
-# process keeps a message from containing one: it would stand for a reply, and become that reply's tokens.
-_PLACEHOLDER = f"\ue000{secrets.randbelow(10**12):012}"
-_PLACEHOLDERS = re.compile(f"{_PLACEHOLDER}([0-9]+)\ue001")
+# Placeholders are digits, which no template changes or escapes. The first 16 are random in each process, which keeps
+# a message from containing one: it would stand for a reply, and become that reply's tokens.
+_PLACEHOLDER = "9" + "".join(secrets.choice("012345678") for _ in range(15))
+_PLACEHOLDERS = re.compile(f"{_PLACEHOLDER}([0-9]{{8}})(?:{SWITCHES})*")
 
 
-def placeholder(index: int) -> str:
-    return f"{_PLACEHOLDER}{index}\ue001"
+def placeholder(index: int, text: str = "") -> str:
+    """What stands for a text, with its switches, which templates look for."""
+    return f"{_PLACEHOLDER}{index:08}{''.join(SWITCH.findall(text))}"
 
 
 def split_at_placeholders(rendered: str) -> Pieces:
@@ -63,15 +68,15 @@ def split_at_placeholders(rendered: str) -> Pieces:
 def align(placed: Pieces, prompt: str, texts: Sequence[str]) -> Pieces | None:
     """Split a prompt into text of the template and of the messages; None if the two renders disagree.
 
-    `placed` is the other render, split at the placeholders of `texts`. Templates trim texts in different ways, so all
-    of them are tried.
+    `placed` is the other render, split at the placeholders of `texts`. Templates change texts in different ways, so
+    all of them are tried.
     """
     pieces = []
     at = 0
     for index, _, literal in placed:
         text = "" if index == BEGINNING else texts[index]
-        trimmed = (trim(text) for trim in TRIMS)
-        found = next((text for text in trimmed if prompt.startswith(text + literal, at)), None)
+        changed = (change(text) for change in CHANGES)
+        found = next((text for text in changed if prompt.startswith(text + literal, at)), None)
         if found is None:
             return None
         pieces.append(Piece(index, found, literal))

@@ -22,8 +22,11 @@ from cerebrum_cli.core.vocabulary import Vocabulary, detokenize
 from cerebrum_cli.formats.markers import (
     MARKER_START,
     MARKERS,
+    MENTION,
     PARTIAL_MARKER,
+    PARTIAL_MENTION,
     REASONING_MARKUPS,
+    UNNAMED,
     Marker,
     end_pattern,
     find_markers,
@@ -101,7 +104,8 @@ class ReplyText:
         self._held = ""  # text that is not assigned to a channel yet
         self._has_special = False  # token in the markup that is held
         self._has_answer = self.stage == "answer"
-        self._has_reasoning = bool(rules.opened)
+        self._has_reasoning = self._had_reasoning = bool(rules.opened)
+        self._opening = ""  # of the reasoning that has just begun, which may be text
         self._mentions_tags = False  # in the answer
         self._answer_length = self._answer_before = 0  # before the text that is being read
         self._line = ""  # of the answer, so far
@@ -231,6 +235,9 @@ class ReplyText:
                 is_stage_left = self._read_answer()
 
     def _read_reasoning(self, end: str) -> bool:
+        is_text = self._reads_opening()
+        if is_text is None or is_text:
+            return bool(is_text)
         text = self._held
         found = re.search(end, text)
         if found is None:
@@ -262,6 +269,12 @@ class ReplyText:
         marker = self._marker_at_start(text)
         if marker is None and not self._is_over and may_start_marker(text, self.rules.stops_anywhere):
             return False
+        if marker and (marker.effect in ("close", "wrapper") or text[: marker.end] in UNNAMED):
+            if not self._is_over and PARTIAL_MENTION.fullmatch(text, marker.end):
+                return False
+            if MENTION.match(text, marker.end):
+                self._mention(text[: marker.end])
+                return True
         if marker is None or not self._is_meant(marker, text):
             self.begin_answer()
             return True
@@ -270,7 +283,7 @@ class ReplyText:
         self._has_special = False
         self._held = text[marker.end :]
         if marker.effect == "open":
-            self._open(marker.markup)
+            self._open(marker.markup, text[: marker.end])
         elif marker.effect in ("answer", "wrapper"):
             self._footer = marker.footer
             self._start_block()
@@ -283,6 +296,14 @@ class ReplyText:
                 if text.startswith(markup.open):
                     return Marker(0, len(markup.open), "open", markup)
         return marker_at_start(text)
+
+    def _mention(self, spelling: str) -> None:
+        """Begin the answer with a marker that it is about."""
+        self.begin_answer()
+        self._mentions_tags = True
+        before, _, after = self._held.partition(spelling)
+        self._emit("answer", before + spelling)
+        self._held = after
 
     def _is_meant(self, marker: Marker, text: str) -> bool:
         """Whether a marker at the start is markup: a question may have asked for a tag with an unusual name."""
@@ -299,9 +320,7 @@ class ReplyText:
             return False
         end, channel = header
         if end < marker.end:
-            self.begin_answer()
-            self._emit("answer", text[: marker.end])
-            self._held = text[marker.end :]
+            self._mention(text[: marker.end])
             return True
         self._has_special = False
         self._held = text[end:]
@@ -311,10 +330,27 @@ class ReplyText:
             self._start_block()
         return True
 
-    def _open(self, markup: ReasoningMarkup) -> None:
+    def _open(self, markup: ReasoningMarkup, opening: str = "") -> None:
         self.open_markup = markup
         self.stage = "thinking"
-        self._has_reasoning = True
+        is_own = bool(self.rules.markers.get(opening)) and not self._has_reasoning
+        self._opening = "" if is_own else opening
+        self._had_reasoning, self._has_reasoning = self._has_reasoning, True
+
+    def _reads_opening(self) -> bool | None:
+        """Whether the opening of reasoning is text instead, which a sentence is about; None while this is undecided."""
+        if not self._opening:
+            return False
+        if not self._is_over and PARTIAL_MENTION.fullmatch(self._held):
+            return None
+        opening, self._opening = self._opening, ""
+        if not MENTION.match(self._held):
+            return False
+        self.open_markup = None
+        self._has_reasoning = self._had_reasoning
+        self._held = opening + self._held
+        self._mention(opening)
+        return True
 
     def _end_markup(self) -> None:
         """From here on, text without a channel is the answer, and so is what may have been markup."""
@@ -375,6 +411,10 @@ class ReplyText:
             return is_early and not is_quoted
         if is_quoted or marker.effect == "wrapper":
             return False
+        if marker.effect == "close" and not self._has_reasoning:
+            self._mentions_tags = self._mentions_tags or bool(MENTION.match(after))
+            if self._mentions_tags:
+                return False
         if spelling.startswith("</"):
             is_last = not (after.strip() or self._mentions_tags)
             is_apart = not line.endswith(" ") or after.startswith("\n") or not (after or self._is_over)
@@ -384,7 +424,8 @@ class ReplyText:
     def _leave_answer(self, marker: Marker, before: str, after: str) -> bool:
         """Read a marker in the answer: it is dropped, or begins another block, or all before it was reasoning."""
         self._emit("answer", before)
-        if marker.effect in ("close", "answer") and not (after.strip() or self._is_over):
+        is_undecided = not after.strip() or (marker.effect == "close" and PARTIAL_MENTION.fullmatch(after))
+        if marker.effect in ("close", "answer") and is_undecided and not self._is_over:
             self._held = self._held[len(before) :]
             return False
         if marker.effect in ("header", "end", "open"):

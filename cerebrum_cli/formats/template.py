@@ -33,6 +33,7 @@ from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
     CHANGED,
+    SWITCH,
     SWITCH_REMOVED,
     Pieces,
     align,
@@ -48,6 +49,7 @@ from cerebrum_cli.formats.template_sandbox import (
     Variables,
     find_content_format,
     find_efforts,
+    find_markup_read,
     find_reasoning_history,
     find_switch,
     run_template,
@@ -150,7 +152,7 @@ class EmbeddedFormat(PromptFormat):
             return None
         if keeps_tokens:
             return Tokens(message.tokens)
-        if self.is_quoted_in(f"{message.content}\n{message.reasoning}"):
+        if isinstance(message, Message) and self.is_quoted_in(f"{message.content}\n{message.reasoning}"):
             return Text(message.content)
         return None
 
@@ -184,7 +186,7 @@ class EmbeddedFormat(PromptFormat):
         return None if self.is_fixed else find_switch(self.source)
 
     def values(self, conversation: Conversation, thinks: bool | None) -> Variables:
-        values = {**variables(self.bos, self.eos)}
+        values = {**variables(self.source, self.bos, self.eos)}
         effort, _ = find_efforts(self.source)
         if self.switch and thinks is not None:
             values.update(self.switch.values(thinks))
@@ -202,6 +204,7 @@ class Draft:
     - `texts`: the contents of the turns, their reasoning, and texts in calls, of which the pieces have the numbers
     - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
     - `written`: the turns whose calls the template writes
+    - `moved`: texts before calls, by the number of the text of the call that they precede, if a template moves them
     - `markup`: of reasoning; None if it has fields of its own
     """
 
@@ -212,12 +215,27 @@ class Draft:
     texts: Sequence[str]
     fixed: Mapping[int, PromptPart]
     written: Collection[int]
+    moved: Mapping[int, str]
     markup: ReasoningMarkup | None
 
     @property
     def placed(self) -> Sequence[str]:
         """Placeholders of the texts."""
-        return [placeholder(number) if text.strip() else text for number, text in enumerate(self.texts)]
+        return [placeholder(number, text) if self.is_shown(number) else text for number, text in enumerate(self.texts)]
+
+    def is_shown(self, number: int) -> bool:
+        """Whether a text is to be shown: a system prompt may be nothing but a switch."""
+        text = self.texts[number]
+        if number < len(self.turns) and self.turns[number].role == "system":
+            text = SWITCH.sub("", text)
+        return bool(text.strip())
+
+    def without_dropped_reasoning(self, placed: Pieces) -> Draft:
+        """The draft without the reasoning that the template has dropped: it could leave what was around it."""
+        shown = {piece.number for piece in placed}
+        reasoning = range(len(self.turns), 2 * len(self.turns))
+        texts = ["" if number in reasoning and number not in shown else text for number, text in enumerate(self.texts)]
+        return replace(self, texts=texts)
 
     def role_before(self, count: int) -> str:
         """The role of the last of the first `count` turns; that of a question, if there are no turns yet."""
@@ -231,13 +249,17 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
     if prefill:
         conversation = conversation.add(prefill)
     values = chat.values(conversation, conversation.thinks)
+    if continues:
+        values = {**values, "add_generation_prompt": False}
     history = chat.reasoning_history(conversation, values)
     turns = find_content_format(chat.source).fold(conversation).turns
     if prefill and not continues:
         turns.pop()
+    if markup := find_markup_read(chat.source):
+        turns = [_with_reasoning_apart(turn, markup) for turn in turns]
     fixed = _fixed_replies(chat, turns, history)
     texts = [turn.content for turn in turns] + [""] * len(turns)
-    written = set()
+    written, moved = set(), {}
     for index, turn in enumerate(turns):
         if index in fixed:
             texts[index] = placeholder(index)
@@ -249,8 +271,23 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
             texts[index] = _round_text(chat.tool_format, reply)
             if chat.tool_format.writes_calls:
                 written.add(index)
+                if chat.tool_format.moves_text and reply.content.strip():
+                    moved[len(texts)] = reply.content
                 _map_texts(texts.append, [[call.name, call.arguments] for call in reply.calls])
-    return Draft(conversation, values, continues, turns, texts, fixed, written, history.markup)
+    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup)
+
+
+def _with_reasoning_apart(turn: Turn, markup: ReasoningMarkup) -> Turn:
+    """A turn with the reasoning that its text begins with in a field of its own, as a template reads it."""
+    reply = turn.value
+    if turn.role != "assistant" or not isinstance(reply, Message | Round) or reply.tokens or reply.reasoning:
+        return turn
+    before, _, text = turn.content.partition(markup.open)
+    reasoning, close, answer = text.partition(markup.close)
+    if before.strip() or not close:
+        return turn
+    reply = replace(reply, content=answer.lstrip(), reasoning=reasoning.strip())
+    return turn._replace(content=reply.content, value=reply)
 
 
 def _fixed_replies(chat: EmbeddedFormat, turns: Sequence[Turn], history: ReasoningHistory) -> Mapping[int, PromptPart]:
@@ -270,7 +307,7 @@ def _round_text(tools: ToolFormat, part: Round) -> str:
     if not tools.writes_calls:
         return written_calls(part)
     if tools.moves_text:
-        return ""
+        return ""  # put before the calls later
     return part.content
 
 
@@ -294,28 +331,49 @@ def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Varia
 def rendered_parts(chat: EmbeddedFormat, conversation: Conversation) -> PromptParts:
     """The parts of a prompt: the template's own text, which is trusted, and what is between."""
     draft = draft_messages(chat, conversation)
-    prompt, skeleton = (fill(chat, draft, texts, draft.values) for texts in (draft.texts, draft.placed))
-    pieces = _pieces(chat, draft, prompt, skeleton)
+    skeleton = fill(chat, draft, draft.placed, draft.values)
+    if draft.markup and (shown := draft.without_dropped_reasoning(split_at_placeholders(skeleton))) != draft:
+        draft = shown
+        skeleton = fill(chat, draft, draft.placed, draft.values)
+    pieces = _pieces(chat, draft, fill(chat, draft, draft.texts, draft.values), skeleton)
     parts: list[PromptPart] = []
+    moved = dict(draft.moved)
+    before_call = ""
     for number, text, literal in with_headers(chat, draft, pieces):
+        if number in moved:
+            before, opening, after = before_call.rpartition(chat.tool_format.opening)
+            parts[-1:] = Text(before, trusted=True), Text(moved.pop(number)), Text(opening + after, trusted=True)
+        before_call = literal
         parts += draft.fixed.get(number) or Text(text), Text(literal, trusted=True)
     return tuple(parts)
 
 
 def _pieces(chat: EmbeddedFormat, draft: Draft, prompt: str, skeleton: str) -> Pieces:
-    """The pieces of a prompt, by its other render. Raises FormatError if it leaves out a message."""
+    """The pieces of a prompt, by its other render. Raises FormatError if it leaves out a message.
+
+    A text that the template would damage, or make special tokens of, takes the place of its placeholder.
+    """
     placed = split_at_placeholders(skeleton)
-    pieces = align(placed, prompt, draft.texts)
-    if pieces is None and chat.special_tokens(prompt) != chat.special_tokens(skeleton):
-        raise FormatError(
-            "would turn message text into special tokens", f"remove text that looks like markup, or {OTHER_FORMAT}"
-        )
-    shown = {piece.number for piece in pieces} if pieces else {*_rewritten(chat, draft, placed, prompt)}
-    for index, turn in reversed([*enumerate(draft.turns)]):
-        is_needed = index in draft.fixed if isinstance(turn.value, Round) else turn.content.strip()
+    leave_out = _left_out(draft, {piece.number for piece in placed})
+    if leave_out:
+        raise FormatError(f"leaves out {LEFT_OUT[leave_out[-1].role]}", OTHER_FORMAT)
+    if pieces := align(placed, prompt, draft.texts):
+        return pieces
+    is_safe = chat.special_tokens(prompt) == chat.special_tokens(skeleton)
+    if is_safe and not draft.moved and not _left_out(draft, {*_rewritten(chat, draft, placed, prompt)}):
+        return split_at_placeholders(prompt)  # at the replies that keep their tokens
+    first, *others = placed
+    return [first, *(piece._replace(text=draft.texts[piece.number]) for piece in others)]
+
+
+def _left_out(draft: Draft, shown: Collection[int]) -> Sequence[Turn]:
+    """The turns that a prompt leaves out, by the numbers of the texts that are shown."""
+    turns = []
+    for index, turn in enumerate(draft.turns):
+        is_needed = index in draft.fixed if isinstance(turn.value, Round) else draft.is_shown(index)
         if is_needed and index not in shown:
-            raise FormatError(f"leaves out {LEFT_OUT[turn.role]}", OTHER_FORMAT)
-    return pieces or split_at_placeholders(prompt)  # at the replies that keep their tokens
+            turns.append(turn)
+    return turns
 
 
 def _rewritten(chat: EmbeddedFormat, draft: Draft, placed: Pieces, prompt: str) -> Iterator[int]:

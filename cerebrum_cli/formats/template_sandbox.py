@@ -24,7 +24,7 @@ from cerebrum_cli.core.declaration import EFFORTS
 from cerebrum_cli.core.errors import FormatError, Interrupted
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import Texts, one_line
-from cerebrum_cli.formats.markers import REASONING_MARKUPS
+from cerebrum_cli.formats.markers import REASONING_MARKUPS, mentions_markup
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.prompt_format import ReasoningMarkup
 
@@ -136,8 +136,9 @@ ENVIRONMENT.filters["tojson"] = partial(json.dumps, ensure_ascii=False)  # not e
 ENVIRONMENT.globals["raise_exception"] = _raise_exception
 
 
-def variables(bos: str = "<s>", eos: str = "</s>") -> Variables:
-    return {
+def variables(source: str, bos: str = "<s>", eos: str = "</s>") -> Variables:
+    """What `transformers` gives a template without functions; some of those for functions need an empty list."""
+    values = {
         "add_generation_prompt": True,
         "bos_token": bos,
         "eos_token": eos,
@@ -145,12 +146,25 @@ def variables(bos: str = "<s>", eos: str = "</s>") -> Variables:
         "documents": None,
         "strftime_now": datetime.now().strftime,
     }
+    return {**values, "tools": []} if needs_list(source) else values
+
+
+@cache
+def needs_list(source: str) -> bool:
+    """Whether a template fails with None for `tools`, but not with a list."""
+    values = {"bos_token": "", "eos_token": "", "messages": [ASKED]}
+    tools: list[JsonObject] | None
+    for tools in (None, []):
+        with suppress(FormatError):
+            run_template(source, {**values, "tools": tools})
+            return tools is not None
+    return False
 
 
 def try_render(source: str, messages: Sequence[JsonObject], **values: Any) -> str | None:
     """The prompt of a small conversation; None if the template fails, which is raised where a real one is rendered."""
     with suppress(FormatError):
-        return run_template(source, {**variables(), "messages": messages, **values})
+        return run_template(source, {**variables(source), "messages": messages, **values})
     return None
 
 
@@ -235,32 +249,55 @@ class ReasoningHistory(NamedTuple):
 
 
 def find_reasoning_history(source: str, values: Variables) -> ReasoningHistory:
-    """Find out what a template does with reasoning: that in fields of its own, or in markup.
-
-    A template without reasoning gets only the answers, and so does one that puts an empty block before each.
-    """
-    fields = [None] if shows_fields(source) else []
-    history = ReasoningHistory()
-    for markup in (*fields, *REASONING_MARKUPS):
-        if markup and markup.open not in source and markup.close not in source:
-            continue
+    """Find out what a template does with reasoning: that in fields of its own, or in markup that it has."""
+    own = [markup for markup in REASONING_MARKUPS if mentions_markup(source, markup)]
+    found = ReasoningHistory()
+    for markup in [None] if shows_fields(source) else own:
         with suppress(FormatError):  # GPT-OSS rejects markup in the content
-            prompt = run_template(source, {**values, "messages": _conversation(markup)})
-            if markup and f"{markup.close}{markup.open}" in "".join(prompt.split()):
-                return ReasoningHistory()
-            drops = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
-            if drops or markup is None:
-                return ReasoningHistory(True, drops, markup)
-            history = history if history.takes else ReasoningHistory(True, False, markup)
-    return history
+            history = _history_with(source, values, markup)
+            if history.drops:
+                return history
+            found = found if found.takes else history
+    return found
+
+
+def _history_with(source: str, values: Variables, markup: ReasoningMarkup | None) -> ReasoningHistory:
+    """What a template does with reasoning in a markup, which it does not take if it writes the markup before answers.
+
+    Raises FormatError.
+    """
+    prompt = run_template(source, {**values, "messages": _conversation(markup)})
+    drops = prompt.count(ANSWER) == 2 and prompt.count(REASONING) < 2
+    if markup is None:
+        return ReasoningHistory(True, drops)
+    messages = [ASKED, write_turn("assistant", ANSWER, "", None)]
+    plain = run_template(source, {**values, "messages": messages, "add_generation_prompt": False})
+    before_answer = plain.partition(QUESTION)[2].partition(ANSWER)[0]
+    return ReasoningHistory(not any(text in before_answer for text in markup.texts), drops, markup)
 
 
 @cache
 def shows_fields(source: str) -> bool:
-    """Whether a template shows the reasoning of a last reply that has it in a field of its own."""
-    messages = _conversation(None)[:-1]
-    prompt = try_render(source, messages, add_generation_prompt=False, **thinking(source)) or ""
-    return REASONING in prompt
+    """Whether a template shows the reasoning of a last reply, or of a call, that has it in a field of its own."""
+    ends: list[list[JsonObject]] = [_conversation(None)[:-1]]
+    arguments: JsonObject | str
+    for arguments in ({}, "{}"):
+        call = {"id": "call00001", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        calling = {**write_turn("assistant", "", REASONING, None), "tool_calls": [call]}
+        ends.append([ASKED, calling, {"role": "tool", "name": "f", "tool_call_id": "call00001", "content": ANSWER}])
+    prompts = (try_render(source, end, add_generation_prompt=False, **thinking(source)) for end in ends)
+    return any(prompt and REASONING in prompt for prompt in prompts)
+
+
+@cache
+def find_markup_read(source: str) -> ReasoningMarkup | None:
+    """The markup that a template reads in the text of a reply, as if the reasoning were in a field of its own."""
+    in_field, *in_text = (
+        try_render(source, _conversation(markup)[:-1], **thinking(source)) for markup in (None, *REASONING_MARKUPS)
+    )
+    if in_field is None or REASONING not in in_field:
+        return None
+    return next((markup for markup, prompt in zip(REASONING_MARKUPS, in_text, strict=True) if prompt == in_field), None)
 
 
 def _conversation(markup: ReasoningMarkup | None) -> list[Turn]:

@@ -38,7 +38,8 @@ from cerebrum_cli.formats.tool_families import family_of
 FIRST, SECOND, RESULTS, NEXT_ANSWER = "fn1234", "fn2345", ("1457890", "1678901"), "1789012"
 KEY, OTHER_KEY, THIRD_KEY = "key3456", "key4567", "key5678"
 TEXT, NUMBER, OTHER_TEXT = "6789012", 7890123, "8901234"
-_PARAMETERS = {"type": "object", "properties": {key: {"type": "string"} for key in (KEY, OTHER_KEY, THIRD_KEY)}}
+_PARAMETER = {"type": "string", "description": "a text"}
+_PARAMETERS = {"type": "object", "properties": dict.fromkeys((KEY, OTHER_KEY, THIRD_KEY), _PARAMETER)}
 PROBES = tuple(ToolSpec(name, "does something", _PARAMETERS) for name in (FIRST, SECOND))
 CALLS = (
     ToolCall(FIRST, {KEY: TEXT, OTHER_KEY: NUMBER}, RESULTS[0]),

@@ -285,3 +285,61 @@ def test_reply_text_ignores_stop_strings_before_the_answer(
 def test_reply_text_stops_in_an_answer_before_its_footer(pieces: list[bytes]) -> None:
     rules = replace(RULES, stops_anywhere=False)
     assert pieces_of([b"<think>a</think>", *pieces], rules, ("e",)) == [("thinking", "a")]
+
+
+# Replies about markup.
+
+MENTIONED = (
+    "<think>",
+    "<reasoning>",
+    "[THINK]",
+    "<seed:think>",
+    "◁think▷",
+    "<|channel|>",
+    "<|channel>",
+    "</think>",
+    "<answer>",
+)
+SENTENCES = (
+    "{} is a tag.",
+    "{}, a tag, opens reasoning.",
+    "{} ist ein Tag.",
+    "{} 是一个标签。",
+    "**{}** and {} are tags.",
+)
+
+
+@given(marker=st.sampled_from(MENTIONED), sentence=st.sampled_from(SENTENCES), places=cuts, is_known=st.booleans())
+def test_marker_that_a_sentence_is_about_is_text(marker: str, sentence: str, places: list[int], is_known: bool) -> None:
+    text = sentence.format(marker, marker) + " It ends at `</think>`."
+    rules = replace(RULES, stops_anywhere=not is_known)
+    assert by_channel(pieces_of(cut(text.encode(), places), rules)) == ("", text)
+    after = f"<think>\nHm.\n</think>\n\n{text}"
+    assert by_channel(pieces_of(cut(after.encode(), places), rules)) == ("Hm.", text)
+
+
+@pytest.mark.parametrize(
+    "start", ["Okay,", " okay, so", "\nThe user", "是的，", "はい、", "... hm", " I", "- first", "e"]
+)
+def test_reasoning_may_begin_with_any_other_words(start: str) -> None:
+    for opening in ("<think>", "[THINK]", "<thought>"):
+        closing = opening.replace("<", "</").replace("[", "[/")
+        reasoning, answer = read([*f"{opening}{start} hm{closing}\n4"])
+        assert (reasoning, answer) == (f"{start} hm".strip(), "4")
+
+
+TAGS = [text for markup in REASONING_MARKUPS[:11] for text in (markup.open, markup.close)]
+
+
+@given(
+    st.lists(
+        st.sampled_from([*TAGS, "<answer>", "</answer>", "`", " ", "\n", ",", " is", "a", "Bc", "🙂", "<", "think"])
+    ),
+    cuts,
+)
+def test_no_word_of_a_reply_is_lost(parts: list[str], places: list[int]) -> None:
+    text = "".join(parts)
+    shown = "".join(by_channel(pieces_of(cut(text.encode(), places), RULES)))
+    for marker in sorted([*TAGS, "<answer>", "</answer>"], key=len, reverse=True):
+        text, shown = text.replace(marker, ""), shown.replace(marker, "")
+    assert sorted("".join(text.split())) == sorted("".join(shown.split()))

@@ -208,7 +208,7 @@ SWITCHED = "{{ message.content.replace('/no_think', '').replace('/think', '') | 
 
 
 @pytest.mark.parametrize(
-    ("content", "questions", "is_shown"),
+    ("content", "questions", "is_rewritten"),
     [
         *(
             (branch("message.content | length > 5", TEXT, ""), (text,), False)
@@ -218,7 +218,7 @@ SWITCHED = "{{ message.content.replace('/no_think', '').replace('/think', '') | 
         ("{{ message.content.replace('think', '') }}", ("/no_think Why?",), False),
         (SWITCHED, ("/no_think Why?",), True),
         (SWITCHED, ("Why? /think",), True),
-        (SWITCHED, ("/think",), False),
+        (SWITCHED, ("/think",), True),
         (SWITCHED, ("What is in a/think?",), False),
         ("{{ message.content | upper | e }}", ("1 < 2?", "Why &lt; 'x'?"), True),
         (
@@ -229,17 +229,16 @@ SWITCHED = "{{ message.content.replace('/no_think', '').replace('/think', '') | 
     ],
 )
 def test_rewritten_question_is_shown_whole_and_in_its_place(
-    content: str, questions: tuple[str, ...], is_shown: bool, chatml: LlamaBackend
+    content: str, questions: tuple[str, ...], is_rewritten: bool, chatml: LlamaBackend
 ) -> None:
     conversation = Conversation()
     for question in questions:
         conversation = (conversation.assistant("'So.'") if conversation.messages else conversation).user(question)
     prompt_format = embedded(chatml, EACH.replace("CONTENT", content))
-    if is_shown:
-        assert squeezed(text_of(prompt_format.render(conversation)))
-    else:
-        with pytest.raises(FormatError, match="leaves out a question"):
-            prompt_format.render(conversation)
+    parts = prompt_format.render(conversation)
+    assert text_of(parts)
+    if not is_rewritten:  # the template would damage it
+        assert all(question in text_of(parts) for question in questions)
 
 
 def test_system_prompt_may_be_nothing_but_a_switch(chatml: LlamaBackend) -> None:
@@ -254,13 +253,15 @@ def test_template_that_leaves_out_an_earlier_message_is_refused(chatml: LlamaBac
         (shown.replace("messages", "messages[::-2]"), "an earlier reply"),
         (shown.replace("messages", "messages[:-1]"), "a question"),
         (shown.replace("messages", "messages[1:]"), "a question"),
-        (
-            EACH.replace("CONTENT", branch("message.role == 'user'", TEXT, "{{ message.content.split('.')[0] }}")),
-            "an earlier reply",
-        ),
     ):
         with pytest.raises(FormatError, match=f"leaves out {what}$"):
             embedded(chatml, source).render(Conversation().user("One?").assistant("1.").user("Two?"))
+
+
+def test_reply_that_the_template_would_truncate_is_shown_whole(chatml: LlamaBackend) -> None:
+    source = EACH.replace("CONTENT", branch("message.role == 'user'", TEXT, "{{ message.content.split('.')[0] }}"))
+    parts = embedded(chatml, source).render(Conversation().user("One?").assistant("1.").user("Two?"))
+    assert untrusted(parts) == ["One?", "1.", "Two?"]
 
 
 def any_template(random: Random) -> str:
@@ -390,8 +391,8 @@ def in_fields(answer: str, reasoning: str) -> dict[str, str]:
 
 
 DROPPING = {  # templates that drop reasoning, and how a user of `transformers` gives them replies
-    "deepseek-r1": inline,
-    "deepseek-v3.1": inline,
+    "deepseek-r1": lambda answer, reasoning: {"content": answer},
+    "deepseek-v3.1": lambda answer, reasoning: {"content": answer},
     "gemma4": lambda answer, reasoning: {"content": f"<|channel>thought\n{reasoning}<channel|>{answer}"},
     "gpt-oss": in_fields,
     "lfm2.5": inline,
@@ -523,7 +524,7 @@ def test_sampled_reply_may_quote_the_markup_of_reasoning(
     ],
 )
 def test_sandbox_has_what_templates_expect(source: str, expected: str) -> None:
-    values = {**variables(), "messages": [{"role": "user", "content": "hi"}]}
+    values = {**variables(source), "messages": [{"role": "user", "content": "hi"}]}
     assert run_template(source, values) == expected
 
 
@@ -592,3 +593,60 @@ def test_template_mentions_markup_by_what_nothing_else_means(source: str, opens:
     assert [
         markup.open for markup in REASONING_MARKUPS if mentions_markup(TEMPLATES.get(source, source), markup)
     ] == opens
+
+
+# Reasoning of earlier replies, and texts that templates look into.
+
+SAID = Conversation().user("2+2?").assistant("4", None, "Two and two.").user("3+3?")
+RENDERED_TURNS = "{% for message in messages %}<|{{ message.role }}|>BEFORE{{ message.content }}<|end|>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "reply"),
+    [
+        (RENDERED_TURNS.replace("BEFORE", ""), "4"),  # its end of turns also ends reasoning of other families
+        (RENDERED_TURNS.replace("BEFORE", "<think></think>"), "<think></think>4"),
+        (
+            "{# <|START_THINKING|> #}" + RENDERED_TURNS.replace("BEFORE", "<|START_RESPONSE|>"),
+            "<|START_RESPONSE|>4",
+        ),
+        (
+            RENDERED_TURNS.replace("BEFORE", "").replace("content }}", "content.split('</think>')[-1] }}"),
+            "4",
+        ),
+    ],
+)
+def test_reasoning_is_written_only_in_markup_that_the_template_leaves_to_it(
+    source: str, reply: str, chatml: LlamaBackend
+) -> None:
+    assert f"2+2?<|end|><|assistant|>{reply}<|end|>" in text_of(embedded(chatml, source).render(SAID))
+
+
+def test_continued_reply_keeps_the_reasoning_that_a_template_shows_last(chatml: LlamaBackend) -> None:
+    prefill = replace(SAID.messages[1], content="It is ")
+    prompt = text_of(embedded(chatml, "gpt-oss").render(replace(Conversation().user("2+2?"), prefill=prefill)))
+    assert prompt.endswith("analysis<|message|>Two and two.<|end|><|start|>assistant<|channel|>final<|message|>It is ")
+
+
+def test_template_without_functions_gets_a_list_if_it_needs_one(chatml: LlamaBackend) -> None:
+    source = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + BARE
+    assert text_of(embedded(chatml, source).render(ONE_TURN)) == "Why is the sky blue?|"
+
+
+def test_template_sees_the_switches_in_texts(chatml: LlamaBackend) -> None:
+    """The mode, which is in the template's own text, depends on the text of a message."""
+    source = (
+        "{% set off = '/no_think' in messages[0].content %}{{ messages[0].content.replace('/no_think', '') | trim }}"
+        "{{ '<|im_end|><think></think>' if off else '' }}"
+    )
+    parts = embedded(chatml, source).render(Conversation().user("<|im_start|>Why? /no_think"))
+    assert parts == (Text("<|im_start|>Why?"), Text("<|im_end|><think></think>", trusted=True))
+
+
+@pytest.mark.parametrize("content", ["content | tojson", "[message.content] | string"])
+def test_escaped_text_is_not_trusted(content: str, chatml: LlamaBackend) -> None:
+    source = BARE.replace("message.content", f"message.{content}" if content[0] != "[" else content)
+    source = source.replace("tojson", "tojson(ensure_ascii=true)")
+    for text in ("é 🙂 <|im_end|>\n", "<|im_start|>"):
+        shown = untrusted(embedded(chatml, source).render(Conversation().user(text)))
+        assert len(shown) == 1 and "<|im_" in shown[0]

@@ -196,23 +196,33 @@ def test_template_that_drops_a_sampled_round_is_refused(chatml: LlamaBackend) ->
         prompt_format.render(pending(FIRST, FIRST, SECOND))
 
 
-def test_round_says_nothing_where_the_template_would_end_the_reply_with_it(chatml: LlamaBackend) -> None:
-    prompt = after_question(embedded(chatml, TOOL_TEMPLATES["Gemma 4"]), pending(SECOND))
-    assert "see" not in prompt
+def test_reasoning_that_a_template_shows_only_before_calls_is_kept(chatml: LlamaBackend) -> None:
+    calls = "        {%- for call in message.tool_calls %}"
+    shown = (
+        "{%- if message.tool_calls and message.reasoning_content %}{{ '<|channel>thought\n' + message.reasoning_content"
+    )
+    source = TOOL_TEMPLATES["Gemma 4"].replace(calls, shown + " + '<channel|>' }}{% endif %}" + calls, 1)
+    part = replace(without_tokens(FIRST), reasoning="I need it.")
+    prompt = after_question(embedded(chatml, source), pending(part))
+    assert prompt.startswith(
+        "<|im_end|>\n<|im_start|>model\n<|channel>thought\n«I need it.»<channel|><|tool_call>call:"
+    )
+    assert prompt.endswith("<tool_response|>")
+
+
+def test_text_before_calls_stays_there_where_the_template_would_move_it(chatml: LlamaBackend) -> None:
+    prompt = after_question(embedded(chatml, TOOL_TEMPLATES["Gemma 4"]), pending(without_tokens(SECOND)))
+    assert prompt.count("Let me see.") == 1
+    assert "<|im_start|>model\n«Let me see.»<|tool_call>call:«weather»{" in prompt
     assert prompt.endswith('response:run_python{value:<|"|>«a\nb»<|"|>}<tool_response|>')
 
 
 # Every template of llama.cpp's collection, after `make peers`.
 
-NEEDS_TOOLS = "it takes no conversation without functions"
 MISRENDERED = {
-    "CohereForAI-c4ai-command-r-plus-tool_use": NEEDS_TOOLS,
-    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": NEEDS_TOOLS,
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": NEEDS_TOOLS,
-    "Reka-Edge": "it writes arguments in ASCII, so that markup in results is refused",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "it needs descriptions of all parameters",
     "deepseek-ai-DeepSeek-V3.2": "it closes results only after calls that it has written itself",
     "fireworks-ai-llama-3-firefunction-v2": "it needs another variable for functions",
-    "openbmb-MiniCPM5-1B": "it puts some arguments in CDATA sections, so that markup in results is refused",
 }
 
 

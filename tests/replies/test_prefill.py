@@ -41,7 +41,7 @@ def continues(held: tuple[int, ...], seed: int) -> int:
         ("chatml", None, None, "<|im_start|>assistant\nIt is"),
         ("cerebrum", None, None, "User: 2 + 2?\nAI: It is"),
         ("embedded", "mistral", None, "[/INST] It is"),
-        ("embedded", "deepseek-r1", None, "<｜Assistant｜>\n\nIt is"),
+        ("embedded", "deepseek-r1", None, "<｜Assistant｜>It is"),
         ("embedded", "qwen3.8", "Two and two.", "assistant\n<think>\nTwo and two.\n</think>\n\nIt is"),
     ],
 )
