@@ -338,14 +338,17 @@ def rendered_parts(chat: EmbeddedFormat, conversation: Conversation) -> PromptPa
     pieces = _pieces(chat, draft, fill(chat, draft, draft.texts, draft.values), skeleton)
     parts: list[PromptPart] = []
     moved = dict(draft.moved)
-    before_call = ""
     for number, text, literal in with_headers(chat, draft, pieces):
-        if number in moved:
-            before, opening, after = before_call.rpartition(chat.tool_format.opening)
-            parts[-1:] = Text(before, trusted=True), Text(moved.pop(number)), Text(opening + after, trusted=True)
-        before_call = literal
+        if number in moved and isinstance(before := parts.pop(), Text):
+            parts += _before_call(before.value, moved.pop(number), chat.tool_format.openings)
         parts += draft.fixed.get(number) or Text(text), Text(literal, trusted=True)
     return tuple(parts)
+
+
+def _before_call(literal: str, text: str, openings: Texts) -> PromptParts:
+    """The template's own text that ends with the beginning of a call, with a text before that call."""
+    start = min((literal.rfind(opening) for opening in openings if opening in literal), default=len(literal))
+    return Text(literal[:start], trusted=True), Text(text), Text(literal[start:], trusted=True)
 
 
 def _pieces(chat: EmbeddedFormat, draft: Draft, prompt: str, skeleton: str) -> Pieces:
