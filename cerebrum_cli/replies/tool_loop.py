@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -29,6 +30,8 @@ RESULT_FRACTION = 4  # the results of a round may take 1/4 of the remaining cont
 UNKNOWN_CONTEXT = 8192  # tokens, assumed of a server that does not state its context
 MAX_CHARS_PER_TOKEN = 8
 PROBLEM_LENGTH = 200  # characters of a notice
+VALUES = re.compile(r"\d{2,}")  # in a result; words may be translated
+REMINDER = "Answer the question with this result: "
 REPLY = SequenceId(0)
 
 
@@ -74,7 +77,8 @@ class ToolLoop:
         self.is_last = self.is_over = False
         self.completion_tokens = 0
         self._known = asked.conversation.tools
-        self._has_failed = False
+        self._has_failed = self.has_reminder = False
+        self._returned = ""  # what the functions of the last round returned
         self.text = model.format.tool_format.filter(self._known)  # of the round that is generated
 
     @property
@@ -94,7 +98,10 @@ class ToolLoop:
         written = self.calls_in(reply)
         is_complete = reply.finish.reason == "stop" or bool(reply.finish.calls)
         if self.is_last or not written.calls or not is_complete or (written.has_failed and self._has_failed):
-            yield from self._end(written, reply.finish)
+            if is_complete and not written.calls and self._ignores_results(reply.text):
+                yield from self._remind()
+            else:
+                yield from self._end(written, reply.finish)
             return
         self._has_failed = self._has_failed or written.has_failed
         if self.asked.grammar is None:
@@ -108,6 +115,25 @@ class ToolLoop:
         part = Round(calls, written.text, reply.reasoning, reply.tokens if written.are_own else None)
         self.add(part)
         yield RoundEvent(REPLY, part)
+
+    def _ignores_results(self, answer: str) -> bool:
+        """Whether an answer after a round has none of the values that its results added; asked once."""
+        if self.is_last or self.has_reminder or not self.rounds or self.asked.grammar:
+            return False
+        calls = self.rounds[-1].calls
+        given = f"{self.asked.conversation.question} {[call.arguments for call in calls]}"
+        added = [value for value in VALUES.findall(self._returned) if value not in given]
+        return bool(added) and not any(value in answer.replace(",", "") for value in added)
+
+    def _remind(self) -> Iterator[Event]:
+        """Ask for the end of the reply again, with the question after the results. What was written stays."""
+        self.has_reminder = True
+        yield TokenEvent(REPLY, f"{self.text.held}\n\n")
+        *calls, last = self.rounds[-1].calls
+        reminded = replace(last, result=f"{last.result}\n\n{REMINDER}{self.asked.conversation.question}")
+        part = replace(self.rounds[-1], calls=(*calls, reminded))
+        pending = Message("assistant", "", rounds=(*self.rounds[:-1], part))
+        self.asked = replace(self.asked, conversation=replace(self.asked.conversation, prefill=pending))
 
     def _end(self, written: WrittenCalls, finish: FinishEvent) -> Iterator[Event]:
         """End the reply, or ask for its end with a grammar; yield what was withheld, and a notice of calls in it."""
@@ -155,6 +181,7 @@ class ToolLoop:
         left = size - finish.prompt_tokens - finish.completion_tokens
         limit = max(0, left) // (RESULT_FRACTION * len(calls))
         done = []
+        self._returned = ""
         for call in calls:
             self._made.append((call.name, call.arguments))
             if problem := self._problem(call):
@@ -163,6 +190,7 @@ class ToolLoop:
                 continue
             yield CallEvent(REPLY, call)
             ran = self._tools[call.name].run(call.arguments)
+            self._returned += f"{ran.result}\n"
             done.append(replace(ran, result=self._shortened(ran.result, limit)))
             yield CallEvent(REPLY, done[-1], is_done=True)
         return tuple(done)
@@ -214,7 +242,8 @@ def reply_with_tools(model: LoadedModel, asked: Ask) -> Events:
             if not isinstance(event, FinishEvent):
                 yield event
         yield from loop.follow(reply)
-    has_all_tokens = reply.finish.has_all_tokens and bool(loop.asked.conversation.tools)
+    is_one_text = bool(loop.asked.conversation.tools) and not loop.has_reminder
+    has_all_tokens = reply.finish.has_all_tokens and is_one_text
     yield reply.finish._replace(completion_tokens=loop.completion_tokens, has_all_tokens=has_all_tokens)
 
 

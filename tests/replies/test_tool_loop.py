@@ -374,6 +374,23 @@ def test_calls_have_the_arguments_that_the_function_got() -> None:
     assert reply.calls == (ToolCall("weather", {"city": "Oslo", "days": 2}, "Dry in Oslo for 2."),)
 
 
+def test_model_is_reminded_of_a_question_whose_result_it_ignores() -> None:
+    def people(town: str) -> int:
+        """Number of people in a town."""
+        return 2714
+
+    call = tagged('{"name": "people", "arguments": {"town": "Brevik 40"}}')
+    with opened(call, "Thank you for the 40.", "2714 people.") as (model, script):
+        reply = model.reply("How many people live in Brevik?", tools=[people]).wait()
+    assert reply.text == "Thank you for the 40.\n\n2714 people."
+    assert reply.calls[0].result == "2714" and reply.message.tokens is None
+    assert "2714\n\nAnswer the question with this result: How many people live in Brevik?<" in script.prompts[2]
+    with opened(call, "They are 2,714.") as (model, _):
+        assert model.reply("How many people live in Brevik?", tools=[people]).text == "They are 2,714."
+    with opened(call, "Thank you.", "Welcome.") as (model, _):
+        assert model.reply("How many?", tools=[people]).text == "Thank you.\n\nWelcome."
+
+
 numbers = st.integers(100, 10**6)
 pieces_of_replies = st.one_of(
     st.builds("It is {}.\n".format, numbers),
