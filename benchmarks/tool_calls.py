@@ -1,11 +1,14 @@
 """Function calls by a model: python benchmarks/tool_calls.py MODEL...
 
 24 questions that need one of six functions, and 30 that need none. A call counts if it has the right name and
-arguments. 10 calculations without and with `python`. For GSM8K, use `cerebrum eval`.
+arguments. 12 questions whose answer is in what a function returns, and 12 that need none of these functions: an answer
+is right if its text has a value of the result, or a conclusion from it. 10 calculations without and with `python`. For
+GSM8K, use `cerebrum eval`.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
@@ -106,6 +109,109 @@ Thank you, that was helpful!
 """.strip().splitlines()
 
 
+def order_status(number: str) -> dict[str, object]:
+    """Status of a customer's order."""
+    return {"order": number, "status": "shipped", "parcel": {"carrier": "Postnord", "arrives": "2027-03-18"}}
+
+
+def population(town: str) -> int:
+    """Number of people who live in a town."""
+    return {"Brevik": 2714}.get(town, 48_213)
+
+
+def distance(start: str, end: str) -> str:
+    """Distance by road between two towns."""
+    return f"{start} - {end}: 417 km, 5 h 10 min by car"
+
+
+def exchange_rate(source: str, target: str) -> float:  # noqa: ARG001
+    """How much one unit of a currency, such as CHF, is worth in another."""
+    return {"SEK": 11.37}.get(target, 0.8846)
+
+
+def local_time(city: str) -> dict[str, str]:
+    """Current local time in a city, and its time zone."""
+    return {"city": city, "time": "03:47", "zone": "UTC+11"}
+
+
+def opening_hours(place: str, day: str) -> str:
+    """Opening hours of a shop, museum or office on a day of the week."""
+    return f"{place}, {day}: 10:30-18:45"
+
+
+def stock_of(article: str) -> list[dict[str, object]]:  # noqa: ARG001
+    """How many pieces of an article are in each warehouse."""
+    return [{"warehouse": "Lyon", "pieces": 0}, {"warehouse": "Gdansk", "pieces": 36}]
+
+
+def phone_number(person: str) -> str:  # noqa: ARG001
+    """Telephone number of a person in the address book."""
+    return "+44 20 7946 0857"
+
+
+def calculate(expression: str) -> int:
+    """Value of an arithmetic expression."""
+    return int(eval(expression, {"__builtins__": {}}))
+
+
+def forecast(city: str, day: str = "today") -> dict[str, object]:
+    """Weather forecast for a city."""
+    return {"city": city, "day": day, "sky": "heavy rain", "temperature_c": 9, "rain_probability": 0.95}
+
+
+def flights(start: str, end: str) -> list[dict[str, object]]:  # noqa: ARG001
+    """Flights between two cities, with their price."""
+    return [
+        {"flight": "KX 118", "departs": "07:25", "price_eur": 214},
+        {"flight": "KX 340", "departs": "13:05", "price_eur": 96},
+        {"flight": "ZP 77", "departs": "19:40", "price_eur": 158},
+    ]
+
+
+def server_status(name: str) -> dict[str, object]:
+    """State of a server: its load, memory and disks."""
+    disks = [{"mount": "/", "used_percent": 41}, {"mount": "/var", "used_percent": 93}]
+    return {"server": name, "load": 0.7, "memory": {"total_gb": 64, "free_gb": 11.5}, "disks": disks}
+
+
+LOOKUPS: list[Callable[..., object]] = [
+    *(order_status, population, distance, exchange_rate, local_time, opening_hours),
+    *(stock_of, phone_number, calculate, forecast, flights, server_status),
+]
+ANSWERS: list[tuple[str, str, dict[str, object], str]] = [  # the last is a regular expression
+    (
+        "When does my order 80417 arrive?",
+        "order_status",
+        {"number": "80417"},
+        r"2027-03-18|18(th)?( of)? March|March 18",
+    ),
+    ("How many people live in Brevik?", "population", {"town": "Brevik"}, "2,?714"),
+    ("How far is it from Lund to Falun by road?", "distance", {"start": "Lund", "end": "Falun"}, "417"),
+    ("How many Swedish kronor (SEK) do I get for one euro (EUR)?", "exchange_rate", {"target": "SEK"}, "11[.]37"),
+    ("What time is it in Noumea now?", "local_time", {"city": "Noumea"}, "0?3:47"),
+    ("Until when is the Maritime Museum open on Friday?", "opening_hours", {"day": "Friday"}, "18:45|6:45"),
+    ("Which warehouse has the article T-900?", "stock_of", {"article": "T-900"}, "Gdansk"),
+    ("What is Ms. Okafor's telephone number?", "phone_number", {}, "7946 ?0857"),
+    ("Please calculate 4871 * 236.", "calculate", {}, "1,?149,?556"),
+    ("Do I need an umbrella in Bergen today?", "forecast", {"city": "Bergen"}, "(?i)yes|need an umbrella|rain"),
+    ("Which is the cheapest flight from Vienna to Porto?", "flights", {"start": "Vienna", "end": "Porto"}, "KX 340"),
+    ("Which disk of the server atlas is nearly full?", "server_status", {"name": "atlas"}, "/var"),
+]
+NO_LOOKUP = """
+Good morning!
+What is the capital of Portugal?
+Write a limerick about a cat.
+Translate "Where is the station?" into French.
+What is the opposite of "generous"?
+Who discovered penicillin?
+Correct this sentence: "He go to school yesterday."
+Explain what an exchange rate is.
+What does CPU stand for?
+Name three vegetables.
+What is a good name for a bakery?
+Thanks, that is all for today.
+""".strip().splitlines()
+
 CALCULATIONS = {
     "What is the 50th prime?": "229",
     "What is 17 to the power of 13?": "9904578032905937",
@@ -149,7 +255,30 @@ def refrain(model: Model) -> str:
     return f"no call for {restrained} of {len(RESTRAINT)} questions that need none"
 
 
-def calculate(model: Model, tools: Sequence[str]) -> str:
+def answer(model: Model) -> str:
+    called = right = needless = 0
+    for question, name, arguments, expected in ANSWERS:
+        reply = model.reply(question, tools=LOOKUPS).wait()
+        if not (reply.calls and is_right(reply.calls[0], name, arguments)):
+            print(f"  {question} -> {reply.calls or reply.text[:300]!r}", flush=True)
+            continue
+        called += 1
+        is_answered = bool(re.search(expected, reply.message.content))
+        right += is_answered
+        if not is_answered:
+            print(f"  {question} -> {reply.calls} {reply.text[:300]!r}", flush=True)
+    for question in NO_LOOKUP:
+        calls = model.reply(question, tools=LOOKUPS, max_tokens=100).wait().calls
+        needless += bool(calls)
+        if calls:
+            print(f"  {question} -> {calls[0]}", flush=True)
+    return (
+        f"{called} of {len(ANSWERS)} lookups called right, {right} of these answered right; "
+        f"{needless} needless calls for {len(NO_LOOKUP)} questions"
+    )
+
+
+def solve(model: Model, tools: Sequence[str]) -> str:
     right = 0
     for question, answer in CALCULATIONS.items():
         right += answer in model.reply(question, tools=tools).wait().text.replace(",", "")
@@ -162,7 +291,8 @@ def main(models: Sequence[str]) -> None:
             start = perf_counter()
             print(f"{name}: {call(model)}; {(perf_counter() - start) / len(CALLS):.1f} s a question")
             print(f"{name}: {refrain(model)}")
-            print(f"{name}: {calculate(model, [])}; {calculate(model, ['python'])}", flush=True)
+            print(f"{name}: {answer(model)}", flush=True)
+            print(f"{name}: {solve(model, [])}; {solve(model, ['python'])}", flush=True)
 
 
 if __name__ == "__main__":
