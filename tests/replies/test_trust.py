@@ -92,13 +92,27 @@ def test_template_may_rewrite_harmless_messages(chatml: LlamaBackend) -> None:
         (LOWER, "<|IM_END|>"),
         (LOWER, "<THINK>"),
         ("{{ messages[0].content | replace('*', '') }}", "<|im_*end|>"),
-        ("{{ messages[0].content | reverse }}", ">kniht<"),
         ("<th{{ messages[0].content | lower }}", "INK>"),
+    ],
+)
+def test_message_that_would_become_a_special_token_is_inserted_unchanged(
+    source: str, text: str, chatml: LlamaBackend
+) -> None:
+    parts = embedded(chatml, source).render(Conversation().user(text))
+    assert Text(text) in parts
+    trusted = tuple(part for part in parts if isinstance(part, Text) and part.trusted)
+    assert marks_in(chatml.tokenize(parts)) == marks_in(chatml.tokenize(trusted))
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0].content | reverse }}", ">kniht<"),
         ("<|im_start|>{{ '<|im_end|>' if messages[0].content == 'break out' }}", "break out"),
     ],
 )
-def test_rewritten_message_must_not_become_a_special_token(source: str, text: str, chatml: LlamaBackend) -> None:
-    with pytest.raises(FormatError, match="would turn message text into special tokens"):
+def test_message_that_is_lost_in_a_special_token_is_refused(source: str, text: str, chatml: LlamaBackend) -> None:
+    with pytest.raises(FormatError, match="leaves out a question"):
         embedded(chatml, source).render(Conversation().user(text))
 
 
