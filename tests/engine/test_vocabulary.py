@@ -200,6 +200,15 @@ def test_piece_may_exceed_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert backend.piece(token).decode() == backend.piece(token, special=True).decode() == long
 
 
+@pytest.mark.parametrize("pre_tokenizer", [b"tekken", b"gpt-4o"])  # which match words with a recursive std::regex
+def test_tokenize_accepts_words_of_any_length(pre_tokenizer: bytes, tmp_path: Path, chatml: LlamaBackend) -> None:
+    path = tiny_models.write_chatml(tmp_path / "long.gguf")
+    path.write_bytes(path.read_bytes().replace(b"smollm", pre_tokenizer))
+    with open_vocabulary(path) as backend:
+        for word in ("a" * 100_000, "ACGT" * 25_000, "中" * 30_000):
+            assert backend.tokenize((Text(word),)) == chatml.tokenize((Text(word),))
+
+
 @pytest.mark.slow
 def test_piece_is_thread_safe(mistral_model: Path) -> None:
     every, interval = (range(0, 32000, 3), range(1, 32000, 3)), sys.getswitchinterval()

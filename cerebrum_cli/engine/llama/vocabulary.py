@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,12 @@ SPACE_PREFIX_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_UGM)
 LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # others drop white space, for example
 MAX_PIECE = 256  # bytes; few tokens are longer
 REPEATED = 64  # texts of a prompt format to remember
+# Some pre-tokenizers of llama.cpp match long words with std::regex, which recurses for each character of a word and
+# crashes when the stack is full (llama.cpp#15594). A longer run of characters than MAX_RUN is cut.
+LONG_RUN = re.compile(r"\s{2000,}|\S{2000,}")
+MAX_RUN = 1_000_000
+STACK_PER_CHARACTER = 512  # bytes; about 310 are used
+STACK_SIZE = threading.Lock()  # the size of new threads' stacks is a setting of the process
 ANCHORS = ("\n", "a", "0", ".")
 BLANK = re.compile(r"\s+|\d+")
 DEFAULTS = {"bos": "<s>", "eos": "</s>"}  # which SentencePiece has where a file has no valid id
@@ -48,6 +56,7 @@ class LlamaVocabulary:
         self._split = lru_cache(REPEATED)(self._split_controls)
         self._space_prefix = llama.llama_vocab_type(self._vocab) in SPACE_PREFIX_TYPES
         self._template = (llama.llama_model_chat_template(model, None) or b"").decode(errors="replace")
+        self._has_regex = llama.llama_vocab_type(self._vocab) == llama.LLAMA_VOCAB_TYPE_BPE
         self.size: int = llama.llama_vocab_n_tokens(self._vocab)
         self._special = {name: self._special_token(model, name) for name in DEFAULTS}
 
@@ -200,6 +209,14 @@ class LlamaVocabulary:
         return self._tokenize_raw(text)
 
     def _tokenize_raw(self, text: str, parse_special: bool = False) -> list[int]:
+        longest = max(map(len, LONG_RUN.findall(text)), default=0) if self._has_regex else 0
+        if not longest:
+            return self._tokenize_at_once(text, parse_special)
+        pieces = [text] if longest < MAX_RUN else [text[at : at + MAX_RUN] for at in range(0, len(text), MAX_RUN)]
+        stack = min(longest, MAX_RUN) * STACK_PER_CHARACTER
+        return [token for piece in pieces for token in _with_stack(stack, self._tokenize_at_once, piece, parse_special)]
+
+    def _tokenize_at_once(self, text: str, parse_special: bool) -> list[int]:
         data = text.encode(errors="surrogatepass")
         capacity = len(data) + 8
         while True:
@@ -238,3 +255,14 @@ class LlamaVocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             capacity = -count
+
+
+def _with_stack(size: int, call: Callable[..., list[int]], *arguments: object) -> list[int]:
+    """Call a function in a thread that has a stack of so many bytes, and at least 16 MB."""
+    with STACK_SIZE:
+        previous = threading.stack_size(max(size, 2**24))
+        try:
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(call, *arguments).result()
+        finally:
+            threading.stack_size(previous)
