@@ -35,8 +35,8 @@ LOSSLESS_TYPES = (llama.LLAMA_VOCAB_TYPE_SPM, llama.LLAMA_VOCAB_TYPE_BPE)  # oth
 MAX_PIECE = 256  # bytes; few tokens are longer
 REPEATED = 64  # texts of a prompt format to remember
 # Some pre-tokenizers of llama.cpp match long words with std::regex, which recurses for each character of a word and
-# crashes when the stack is full (llama.cpp#15594). A longer run of characters than MAX_RUN is cut.
-LONG_RUN = re.compile(r"\s{2000,}|\S{2000,}")
+# crashes when the stack is full (llama.cpp#15594). A text with a run of MAX_RUN characters or more is cut.
+LONG_RUN = re.compile(r"(?<!\s)\s{2000,}|(?<!\S)\S{2000,}")  # looked for from its beginning only, in linear time
 MAX_RUN = 1_000_000
 STACK_PER_CHARACTER = 512  # bytes; about 310 are used
 STACK_SIZE = threading.Lock()  # the size of new threads' stacks is a setting of the process
