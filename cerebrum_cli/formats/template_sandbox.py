@@ -292,12 +292,14 @@ def shows_fields(source: str) -> bool:
 @cache
 def find_markup_read(source: str) -> ReasoningMarkup | None:
     """The markup that a template reads in the text of a reply, as if the reasoning were in a field of its own."""
-    in_field, *in_text = (
-        try_render(source, _conversation(markup)[:-1], **thinking(source)) for markup in (None, *REASONING_MARKUPS)
-    )
+
+    def prompt_with(markup: ReasoningMarkup | None) -> str | None:
+        return try_render(source, _conversation(markup)[:-1], **thinking(source))
+
+    in_field = prompt_with(None)
     if in_field is None or REASONING not in in_field:
         return None
-    return next((markup for markup, prompt in zip(REASONING_MARKUPS, in_text, strict=True) if prompt == in_field), None)
+    return next((markup for markup in REASONING_MARKUPS if prompt_with(markup) == in_field), None)
 
 
 def _conversation(markup: ReasoningMarkup | None) -> list[Turn]:
