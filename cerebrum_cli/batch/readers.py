@@ -25,7 +25,7 @@ from cerebrum_cli.core.files import readable
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.row_fields import InvalidRow, Template
-from cerebrum_cli.core.saved_prompts import INPUT, SavedPrompt, placeholders_in
+from cerebrum_cli.core.saved_prompts import SavedPrompt
 from cerebrum_cli.results.rows import ResultRows
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ class InputOptions:
 
     @property
     def _saved_fields(self) -> Sequence[str]:
-        """Placeholders of the saved prompt that have no value, and are fields of the rows."""
-        if self.saved is None:
-            return ()
-        return [name for name in placeholders_in(self.saved.prompt) if name != INPUT and name not in self.saved.values]
+        return self.saved.fields if self.saved else ()
 
     def _require_fields(self, form: LineRows | TableRows) -> None:
         """Raise UsageError for a placeholder of the saved prompt that no row can have."""

@@ -56,12 +56,16 @@ class SavedPrompt:
     @property
     def placeholders(self) -> Texts:
         """Names of the values that it needs, in its prompt and its system prompt."""
-        names = [*placeholders_in(self.prompt), *self._system_placeholders]
-        return tuple(name for name in dict.fromkeys(names) if name != INPUT)
+        return tuple(dict.fromkeys([*values_in(self.prompt), *self._system_placeholders]))
+
+    @property
+    def fields(self) -> Texts:
+        """Placeholders of its prompt that have no value, and so are fields of rows."""
+        return tuple(name for name in values_in(self.prompt) if name not in self.values)
 
     @property
     def _system_placeholders(self) -> list[str]:
-        return [name for name in placeholders_in(self.settings.get("system")) if name != INPUT]
+        return values_in(self.settings.get("system"))
 
     @property
     def usage(self) -> str:
@@ -217,6 +221,11 @@ class PromptDirectory:
 
 def placeholders_in(text: str | None) -> list[str]:
     return [piece["name"] for piece in _PIECE.finditer(text or "") if piece["name"]]
+
+
+def values_in(text: str | None) -> list[str]:
+    """The placeholders of a text, without that of the question."""
+    return [name for name in placeholders_in(text) if name != INPUT]
 
 
 def fill_in(text: str, values: Mapping[str, str]) -> str:
