@@ -35,9 +35,9 @@ def _kinds(schema: Any, root: JsonObject) -> set[str]:
         return _kinds(root.get("$defs", {}).get(schema["$ref"].rpartition("/")[2]), {})
     named = schema.get("type", ())
     kinds = {named} if isinstance(named, str) else set(named)
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    for each in () if kinds else values:
-        kinds |= _kind(each)
+    if not kinds:
+        for value in schema.get("enum", [schema["const"]] if "const" in schema else []):
+            kinds |= _kind(value)
     for alternative in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         kinds |= _kinds(alternative, root)
     return kinds

@@ -22,6 +22,7 @@ NAME_KEYS = ("name", "tool_name", "function", "tool")
 ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")
 JSON_WORDS = {"true": True, "false": False, "null": None}
 NAME = r"(?P<name>[\w.:/-]+?)"  # of a function
+BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")  # of a call without markup
 PYTHON_START = re.compile(r"\s*(?P<list>\[)?\s*(?P<call>[A-Za-z_][\w.]*)\(")
 BETWEEN_CALLS = re.compile(r"[\s;,]*")
 QUOTED = r'"""(?:[^\\]|\\.)*?"""|"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''  # strings in Python
@@ -41,6 +42,7 @@ class Found(NamedTuple):
 
 
 Finder = Callable[[str, ToolSpecs], Iterable[Found]]
+CallsAtPlace = Callable[[int], tuple[ToolCalls, int]]  # at a place in a text, and their end
 Arguments = Callable[[str, int, JsonObject], tuple[JsonObject, int]]  # at a place, and their end; or ValueError
 
 
@@ -62,14 +64,19 @@ def first_calls(finders: Sequence[Finder], text: str, tools: ToolSpecs) -> Itera
 
 def json_calls(header: Pattern, text: str, tools: ToolSpecs) -> Iterator[Found]:
     """Calls as JSON objects, or lists of them, after a marker."""
+    return calls_after(header, lambda place: calls_at(text, place, tools), text)
+
+
+def calls_after(header: Pattern, calls_at_place: CallsAtPlace, text: str) -> Iterator[Found]:
+    """Calls that follow a marker, one after the other."""
     at = 0
     while marker := header.search(text, at):
         start, at = marker.start(), marker.start() + 1
-        calls, end = calls_at(text, marker.end(), tools)
+        calls, end = calls_at_place(marker.end())
         while calls:
             yield Found(calls, start, end)
             start = at = end
-            calls, end = calls_at(text, after_separator(text, end), tools)
+            calls, end = calls_at_place(after_separator(text, end))
 
 
 def after_separator(text: str, start: int) -> int:
@@ -129,7 +136,7 @@ def _call_of(item: Any, tools: ToolSpecs) -> ToolCall:
         raise ValueError("no object")
     if isinstance(item.get("function"), dict):
         item = item["function"]
-    name, arguments = _first(item, NAME_KEYS), _first(item, ARGUMENT_KEYS)
+    name, arguments = first_value(item, NAME_KEYS), first_value(item, ARGUMENT_KEYS)
     for tool in tools:
         if name is None and item.keys() == {tool.name}:
             name, arguments = tool.name, item[tool.name]
@@ -140,7 +147,8 @@ def _call_of(item: Any, tools: ToolSpecs) -> ToolCall:
     return ToolCall(name, arguments)
 
 
-def _first(item: JsonObject, keys: Sequence[str]) -> Any:
+def first_value(item: JsonObject, keys: Sequence[str]) -> Any:
+    """The value of the first of several keys that an object has; None without any."""
     return next((item[key] for key in keys if key in item), None)
 
 
@@ -202,14 +210,7 @@ def bare_key_arguments(quote: str, text: str, start: int, schema: JsonObject) ->
 
 def python_calls(header: Pattern, text: str, tools: ToolSpecs) -> Iterator[Found]:  # noqa: ARG001
     """Calls as Python after a marker: a list of them, or one after the other."""
-    at = 0
-    while marker := header.search(text, at):
-        start, at = marker.start(), marker.start() + 1
-        calls, end = python_calls_at(text, marker.end())
-        while calls:
-            yield Found(calls, start, end)
-            start = at = end
-            calls, end = python_calls_at(text, after_separator(text, end))
+    return calls_after(header, lambda place: python_calls_at(text, place), text)
 
 
 def python_calls_at(text: str, start: int) -> tuple[ToolCalls, int]:

@@ -18,9 +18,16 @@ from typing import Any
 
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.tools import ToolCall, ToolSpecs, read_call
-from cerebrum_cli.formats.call_readers import ARGUMENT_KEYS, NAME_KEYS, Found, after_separator, decode
+from cerebrum_cli.formats.call_readers import (
+    ARGUMENT_KEYS,
+    BARE_START,
+    NAME_KEYS,
+    Found,
+    after_separator,
+    decode,
+    first_value,
+)
 
-BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")
 FENCE = re.compile(r"(?m)^[ \t]*```")
 FENCE_END = re.compile(r"\s*`{0,3}\s*\Z")
 PROSE = re.compile(r"`|[ \t]+\w+[ \t,.]")  # after markup that is only mentioned
@@ -87,7 +94,7 @@ def _problem_at(text: str, start: int) -> str:
         return f"{error.msg} at {text[error.pos :][:SHOWN]!r}"
     except (ValueError, RecursionError):
         return "it is too deep"
-    if not isinstance(value, dict) or _first(value, NAME_KEYS) is None:
+    if not isinstance(value, dict) or first_value(value, NAME_KEYS) is None:
         return "it has no name"
     return "it has no arguments"
 
@@ -145,7 +152,7 @@ def _call_of(item: Any, names: Collection[str], may_be_unknown: bool) -> ToolCal
     if isinstance(item.get("function"), dict):
         item = item["function"]
     keys = item.keys() - EXTRA_KEYS
-    name, arguments = _first(item, NAME_KEYS), _first(item, ARGUMENT_KEYS)
+    name, arguments = first_value(item, NAME_KEYS), first_value(item, ARGUMENT_KEYS)
     written = json.dumps(item, ensure_ascii=False)
     if name in names:
         if not keys <= {*NAME_KEYS, *ARGUMENT_KEYS}:
@@ -158,10 +165,6 @@ def _call_of(item: Any, names: Collection[str], may_be_unknown: bool) -> ToolCal
     if name:
         return read_call(str(name), arguments)
     return _unread(NO_NAME, "it has no name", written)
-
-
-def _first(item: dict[str, Any], keys: Collection[str]) -> Any:
-    return next((item[key] for key in keys if key in item), None)
 
 
 def _unread(name: str, problem: str, written: str) -> ToolCall:

@@ -16,6 +16,7 @@ from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.core.text import Match, Texts, partial_marker_length
 from cerebrum_cli.core.tools import ToolCalls, ToolSpec, ToolSpecs, read_call
 from cerebrum_cli.formats.call_readers import (
+    BARE_START,
     QUOTED,
     Finder,
     Found,
@@ -28,7 +29,6 @@ from cerebrum_cli.formats.call_readers import (
 )
 from cerebrum_cli.formats.failed_calls import failed_calls, failed_header
 
-BARE_START = re.compile(r"(?m)^[ \t]*(?P<fence>```[\w-]*\s*)?(?=[\[{])")
 PYTHON_BEGUN = re.compile(r"(?s)\[\s*((?P<name>[A-Za-z_][\w.]*)(?P<arguments>\(\s*(\).*|[A-Za-z_]\w*(\s*=.*)?)?)?)?\Z")
 WORD = f"{ascii_letters}{digits}+-.\\"  # characters of numbers, words and escapes in JSON, which may be incomplete
 FENCE_START = re.compile(r"```[\w-]*\s*")
@@ -68,14 +68,14 @@ class ToolFormat:
         return tuple(read_call(call.name, call.arguments) for call in calls), are_own
 
     def text_beside(self, text: str, start: int, tools: ToolSpecs) -> str:
-        """What a text with calls says from a place on, without them and their markup."""
+        """A text with calls from a place on, without them and their markup."""
         found, _ = self._find(text, tools)
         starts = [start, *(part.end for part in found)]
         ends = [*(part.start for part in found), len(text)]
-        said = [text[begin:end] for begin, end in zip(starts, ends, strict=True)]
+        pieces = [text[begin:end] for begin, end in zip(starts, ends, strict=True)]
         for marker in sorted(self.markers, key=len, reverse=True):
-            said = [part.replace(marker, "") for part in said]
-        return "\n".join(filter(None, (part.strip(" \t\n;,") for part in said)))
+            pieces = [piece.replace(marker, "") for piece in pieces]
+        return "\n".join(filter(None, (piece.strip(" \t\n;,") for piece in pieces)))
 
     def failed(self, text: str, answer: str, tools: ToolSpecs) -> Found | None:
         """Calls in a text without calls that were meant as such; places are those in its answer."""
