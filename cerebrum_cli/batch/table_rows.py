@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
@@ -68,10 +69,12 @@ def _open_table(lines: Iterable[bytes], shape: str, delimiter: str, given: Templ
     _, record = next(_records(lines, delimiter), (0, []))
     header = tuple(name.strip() for name in record)
     for name in template.fields:
-        if header and header.count(name) != 1:
-            problem = "no column" if name not in header else "more than one column"
+        if header and name not in header:
             hint = 'use --template "{NAME}"; ' if given is None else ""
-            raise UsageError(f"the input has {problem} `{name}`", f"{hint}the columns are: {', '.join(header)}")
+            raise UsageError(f"the input has no column `{name}`", f"{hint}the columns are: {', '.join(header)}")
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
+        names = ", ".join(f"`{name}`" if name else "without a name" for name in repeated)
+        raise UsageError(f"the input has more than one column {names}", "rename or remove all but one of them")
     return TableRows(shape, delimiter, header, template)
 
 

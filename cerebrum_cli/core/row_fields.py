@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from math import isfinite, isnan
 from typing import Any
 
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
-from cerebrum_cli.core.json_types import JsonObject, to_json
+from cerebrum_cli.core.json_types import JsonDict, JsonObject, to_json
 from cerebrum_cli.core.text import Match, Texts, truncate, well_formed
 
 RowId = str | int
@@ -39,11 +40,26 @@ class InvalidRow(Exception):
 def parse_line(line: str) -> Any:
     """The value of a line. NaN, a missing value, is null; a number that is not finite is text. Raises InvalidRow."""
     try:
-        return json.loads(line, parse_float=_number, parse_int=_integer, parse_constant=_number)
+        return json.loads(
+            line,
+            object_pairs_hook=_object,
+            parse_float=_number,
+            parse_int=_integer,
+            parse_constant=_number,
+        )
     except json.JSONDecodeError as error:
         raise InvalidRow(f"not JSON: {error.msg} (character {error.pos + 1})", "invalid_json") from error
     except RecursionError as error:
         raise InvalidRow(f"not JSON: {error}", "invalid_json") from error
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> JsonDict:
+    """An object without a key that occurs twice, of which one value would be lost. Raises InvalidRow."""
+    item = dict(pairs)
+    if len(item) < len(pairs):
+        repeated, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InvalidRow(f"the key `{repeated}` occurs more than once", "invalid_json")
+    return item
 
 
 def _number(text: str) -> float | str | None:

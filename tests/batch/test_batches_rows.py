@@ -350,6 +350,36 @@ def test_delimiter_that_does_not_fit_is_an_error(shape: Shape, text: str, delimi
         assert "id, text" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("shape", "header", "names"),
+    [
+        ("csv", "note,prompt,note", "`note`"),
+        ("tsv", "note\tprompt\t note \tb\tb", "`note`, `b`"),
+        ("csv", "prompt,größe,größe,größe", "`größe`"),
+        ("csv", "prompt;;", "without a name"),
+    ],
+)
+def test_columns_of_one_name_are_an_error(shape: Shape, header: str, names: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        rows_in(f"{header}\n", shape)
+    assert caught.value.message == f"the input has more than one column {names}" and caught.value.hint
+    [row] = rows_in("Note,prompt,note\na,b,c\n", "csv")
+    assert row.prompt == "b"
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "prompt"),
+        ('{"prompt": "a", "note": 1, "n\\u006fte": 1}', "note"),
+        ('{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "content"),
+    ],
+)
+def test_key_that_occurs_twice_is_an_error_of_its_row(line: str, key: str) -> None:
+    bad, good = rows_in(f'{line}\n{{"prompt": "a", "x": [{{"y": 1}}, {{"y": 2}}]}}', "jsonl")
+    assert problem(bad) == ("invalid_json", f"the key `{key}` occurs more than once") and good.prompt == "a"
+
+
 def test_tsv_column_defaults_to_prompt() -> None:
     assert prompts(rows_in("custom_id\t prompt \nx\ta,b\ny\t'c\n", "tsv")) == [(1, "a,b"), (2, "'c")]
     assert [row.id for row in rows_in("custom_id\tprompt\tid\nx\ta\ty\n\ta\tz\n", "tsv")] == ["x", "z"]
