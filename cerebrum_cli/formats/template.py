@@ -28,7 +28,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.settings import EMBEDDED
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.core.token_ids import Tokenize
-from cerebrum_cli.core.tools import Round
+from cerebrum_cli.core.tools import Round, ToolCall
 from cerebrum_cli.formats.markers import REASONING_MARKUPS
 from cerebrum_cli.formats.named_templates import OTHER_FORMAT
 from cerebrum_cli.formats.pieces import (
@@ -194,18 +194,21 @@ class EmbeddedFormat(PromptFormat):
             values[effort] = conversation.effort
         if conversation.keeps_reasoning is not None:
             values[PRESERVE] = conversation.keeps_reasoning
-        return {**values, **tool_variables(conversation.tools), **self.variables}
+        return {**values, **tool_variables([tool.openai for tool in conversation.tools]), **self.variables}
 
 
 @frozen
 class Draft:
     """The messages that a template gets, for a prompt that ends with the beginning of a reply if it `continues` one.
 
-    - `texts`: the contents of the turns, their reasoning, and texts in calls, of which the pieces have the numbers
+    - `texts`: the contents of the turns, their reasoning, and texts in functions and calls, of which the pieces have
+      the numbers
     - `fixed`: the replies, by the index of their turn, that both renders have as placeholders
     - `written`: the turns whose calls the template writes
     - `moved`: texts before calls, by the number of the text of the call that they precede, if a template moves them
     - `markup`: of reasoning; None if it has fields of its own
+    - `special`: names and descriptions in functions and calls that spell out special tokens, so that only the prompt
+      may have them
     """
 
     conversation: Conversation
@@ -217,6 +220,7 @@ class Draft:
     written: Collection[int]
     moved: Mapping[int, str]
     markup: ReasoningMarkup | None
+    special: Collection[str]
 
     @property
     def placed(self) -> Sequence[str]:
@@ -259,6 +263,14 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
         turns = [_with_reasoning_apart(turn, markup) for turn in turns]
     fixed = _fixed_replies(chat, turns, history)
     texts = [turn.content for turn in turns] + [""] * len(turns)
+    special = {text for text in _names(conversation) if chat.special_tokens(text)}
+
+    def add_special(name: str) -> str:
+        if name in special:
+            texts.append(name)
+        return name
+
+    _map_texts(add_special, add_special, [tool.openai for tool in conversation.tools])
     written, moved = set(), {}
     for index, turn in enumerate(turns):
         if index in fixed:
@@ -273,8 +285,19 @@ def draft_messages(chat: EmbeddedFormat, conversation: Conversation) -> Draft:
                 written.add(index)
                 if chat.tool_format.moves_text and reply.content.strip():
                     moved[len(texts)] = reply.content
-                _map_texts(texts.append, [[call.name, call.arguments] for call in reply.calls])
-    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup)
+                _map_texts(texts.append, add_special, [[call.name, call.arguments] for call in reply.calls])
+        if isinstance(reply, ToolCall):
+            add_special(reply.name)
+    return Draft(conversation, values, continues, turns, texts, fixed, written, moved, history.markup, special)
+
+
+def _names(conversation: Conversation) -> Sequence[str]:
+    """Texts that a template writes without changes: all of functions, and the names of calls and of their arguments."""
+    names: list[str] = []
+    calls = [call for message in conversation.messages for part in message.rounds for call in part.calls]
+    _map_texts(names.append, names.append, [tool.openai for tool in conversation.tools])
+    _map_texts(lambda _: None, names.append, [{call.name: call.arguments} for call in calls])
+    return names
 
 
 def _with_reasoning_apart(turn: Turn, markup: ReasoningMarkup) -> Turn:
@@ -313,18 +336,26 @@ def _round_text(tools: ToolFormat, part: Round) -> str:
 
 def fill(chat: EmbeddedFormat, draft: Draft, texts: Sequence[str], values: Variables, count: int | None = None) -> str:
     """Render the template with these texts of the turns, or of the first `count` of them."""
-    of_calls = iter(texts[2 * len(draft.turns) :])
+    others = iter(texts[2 * len(draft.turns) :])
+
+    def fill_special(name: str) -> str:
+        return next(others) if name in draft.special else name
+
+    tools = _map_texts(fill_special, fill_special, [tool.openai for tool in draft.conversation.tools])
     messages = []
     for index, turn in enumerate(draft.turns[:count]):
         fields = turn.openai
         if index not in draft.written:
             fields.pop("tool_calls", None)
+        if "name" in fields:
+            fields["name"] = fill_special(fields["name"])
         for call in fields.get("tool_calls", ()):
-            call["function"] = _map_texts(lambda _: next(of_calls), call["function"])
+            call["function"] = _map_texts(lambda _: next(others), fill_special, call["function"])
             if chat.tool_format.text_arguments:
                 call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
         reasoning = texts[index + len(draft.turns)]
         messages.append({**fields, **write_turn(turn.role, texts[index], reasoning, draft.markup)})
+    values = {**values, **tool_variables(tools), **chat.variables}
     return run_template(chat.source, {**values, "messages": find_content_format(chat.source).messages(messages)})
 
 
@@ -464,13 +495,13 @@ def _split(rounds: Iterable[Round]) -> Iterator[Round]:
             yield Round((call,))
 
 
-def _map_texts(change: Callable[[str], Any], value: Any) -> Any:
-    """A JSON value with changed texts; keys stay."""
+def _map_texts(change: Callable[[str], Any], change_key: Callable[[str], Any], value: Any) -> Any:
+    """A JSON value with changed texts and keys. A key comes before its value."""
     match value:
         case str():
             return change(value)
         case Mapping():
-            return {key: _map_texts(change, item) for key, item in value.items()}
+            return {change_key(key): _map_texts(change, change_key, item) for key, item in value.items()}
         case list() | tuple():
-            return [_map_texts(change, item) for item in value]
+            return [_map_texts(change, change_key, item) for item in value]
     return value

@@ -7,6 +7,7 @@ puts around them is the syntax.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
@@ -16,7 +17,7 @@ from cerebrum_cli.core.conversation import Conversation, Message
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.core.messages import wire_message
 from cerebrum_cli.core.text import Pattern
-from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec, ToolSpecs
+from cerebrum_cli.core.tools import Round, ToolCall, ToolCalls, ToolSpec
 from cerebrum_cli.formats.call_forms import Syntax
 from cerebrum_cli.formats.call_readers import (
     NAME,
@@ -54,8 +55,9 @@ PAIRS = re.compile(  # the first call; a template may repeat anything, so atomic
 )
 
 
-def tool_variables(tools: ToolSpecs) -> JsonDict:
-    return {name: [tool.openai for tool in tools] for name in TOOL_VARIABLES} if tools else {}
+def tool_variables(tools: Sequence[JsonDict]) -> JsonDict:
+    """The variables of a template for functions as OpenAI describes them."""
+    return dict.fromkeys(TOOL_VARIABLES, tools) if tools else {}
 
 
 @cache
@@ -130,7 +132,7 @@ def _after_question(
             message.pop("tool_calls", None)
         elif "tool_calls" in message:
             message["content"] = says
-    prompt = try_render(source, messages, **tool_variables(PROBES))
+    prompt = try_render(source, messages, **tool_variables([tool.openai for tool in PROBES]))
     if prompt is None or QUESTION not in prompt:
         return None
     before, _, after = prompt.partition(QUESTION)
