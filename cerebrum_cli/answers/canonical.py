@@ -18,9 +18,12 @@ the sign round ("a $20 loss") are no units. Nothing is computed: 2^10 is not 102
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 
 from cerebrum_cli.answers.amounts import amount, is_unit
+from cerebrum_cli.answers.chemistry import plain_formula
+from cerebrum_cli.answers.dates import iso_date
 from cerebrum_cli.answers.plain_text import plain
 from cerebrum_cli.answers.rewriting import rewriting
 from cerebrum_cli.answers.spelling import spelled
@@ -55,6 +58,8 @@ _other_spelling = rewriting(
 _ROOT = re.compile(r"(?:√|(?<!\\)\bsqrt(?=\())\s?(\d+|\w|\([^()]*\))")
 _LATEX = {"π": "pi", "±": "pm", "∞": "infty", "∪": "cup", "∩": "cap", "≤": "le", "≥": "ge", "×": "times", "·": "cdot"}
 _SYMBOLS = str.maketrans({character: f"\\{name} " for character, name in _LATEX.items()} | {"−": "-", "°": ""})
+_SOLUTIONS = re.compile(r"(\w)_\w+=[^=]*(?:, \1_\w+=[^=]*)+")  # x_1=5, x_2=-3
+_PLAIN_LIST = re.compile(r"[^(\[{=]+, [^(\[{=]+")
 _UNION = re.compile(r"[(\[{]|[)\]}]|∪")
 _BEFORE_SIGN = re.compile(r"[(\[{]|[)\]}]|(?<![-+*/^(\[{_])(?<!\A)(?=[-+])")
 _NESTING = dict.fromkeys("([{", 1) | dict.fromkeys(")]}", -1)  # change of the depth of brackets
@@ -86,7 +91,11 @@ def equals_reference(answer: str | None, reference: str) -> bool:
     if answer is None:
         return False
     form, wanted = canonical(answer), canonical(reference)
-    return form == wanted or wanted == _implied(answer, form) or form == _implied(reference, wanted)
+    if form == wanted:
+        return _is_percentage(answer) == _is_percentage(reference) or not _is_share(form)
+    if _is_percentage(answer) and _is_percentage(reference):
+        return False
+    return wanted in _implied(answer, form) or form in _implied(reference, wanted)
 
 
 def latex(answer: str) -> str:
@@ -94,17 +103,39 @@ def latex(answer: str) -> str:
     return _ROOT.sub(r"\\sqrt{\1}", plain(answer)).translate(_SYMBOLS)
 
 
-def _implied(text: str, form: str) -> str | None:
-    """Form of a percentage as a share, of a time without its half of the day, or of what is rounded."""
+def _is_percentage(text: str) -> bool:
+    return re.search(r"%|\bper\s?cent\b", text) is not None
+
+
+def _is_share(form: str) -> bool:
+    """Whether a form is a number between 0 and 1, which is another amount as a percentage."""
+    value = amount(form)
+    return value is not None and 0 < value < 1
+
+
+def _implied(text: str, form: str) -> Iterator[str]:
+    """Forms that a question may imply for an answer.
+
+    They are a percentage as a share, a time without its half of the day, what is rounded, a ratio as a fraction, the
+    number that an equation states, solutions without their names, or a list as a set.
+    """
     other = _other_spelling(text)
     if other != text:
-        return canonical(other)
+        yield canonical(other)
     if time := re.fullmatch(r"([\d:]++)[ap]m", form):
-        return time[1]
-    if not re.search(r"%|\bper\s?cent\b", text):
-        return None
-    value = amount(form)
-    return None if value is None else str(value / 100)
+        yield time[1]
+    if ratio := re.fullmatch(r"(\d++):(\d++)", form):
+        yield canonical(f"{ratio[1]}/{ratio[2]}")
+    if equation := re.fullmatch(r"[^=<>≤≥≠]++=([^=]++)", form):
+        yield equation[1]
+    if _SOLUTIONS.fullmatch(form):
+        form = re.sub(r"\w_\w+=", "", form)
+        yield form
+    if _PLAIN_LIST.fullmatch(form):
+        yield "{" + ", ".join(sorted(set(form.split(", ")))) + "}"
+    value = amount(form) if _is_percentage(text) else None
+    if value is not None:
+        yield str(value / 100)
 
 
 def _ruled(text: str, depth: int) -> str:
@@ -112,6 +143,8 @@ def _ruled(text: str, depth: int) -> str:
     text = _trimmed(text)
     if letter := _choice(text, depth):
         return letter
+    if exact := iso_date(text) or plain_formula(text):
+        return exact
     if yes_no := _YES_NO.match(text):
         return "yes" if yes_no[1].lower() in ("yes", "true") else "no"
     if (value := amount(text)) is not None:
@@ -165,7 +198,8 @@ def _listed(text: str, depth: int, opening: str = "", closing: str = "") -> str 
     """Form of alternatives as a set, or of a list in its brackets; None if a text is neither."""
     parts, separators = _split(_SEPARATOR, text)
     parts = [part for part in parts if part.strip()]
-    is_set = opening == "{" or any(mark.lower().endswith("or") for mark in separators)
+    names = [name for name, _ in map(_sides, parts) if name]
+    is_set = opening == "{" or any(mark.lower().endswith("or") for mark in separators) or len(set(names)) < len(names)
     if len(parts) < 2 and not is_set:
         return None
     members = _members(parts, depth)

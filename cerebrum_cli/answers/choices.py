@@ -89,8 +89,8 @@ _NEGATED = re.compile(
     r"|\b(?:explanation|reasoning|note|options|choices)\W*:",
 )
 _BEFORE = re.compile(
-    r"(?i)(?:\b(?:not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*)|n['’]t)"
-    r"(?:\W+(?!(?:but|it|so)\b)\w+){0,3}?\W*\Z",
+    r"(?i)(?:\b(?:not|than|unlike|instead\sof|neither|nor|except|rul\w+\sout|eliminat\w+|exclud\w+|reject\w*"
+    r"|nicht|kein\w*|pas|non|no(?=\s\w))|n['’]t)(?:\W+(?!(?:but|it|so|sondern|mais|sino|ma)\b)\w+){0,3}?\W*\Z",
 )
 _BEHIND = re.compile(
     r"(?:(?!\b[A-Z]\b)[^,.;]){0,80}?\b(?:is|are|was|were|can|could|does|do|did|would|will|has)(?:n['’]t\b|\W++(?:\w++\W++){0,2}?"
@@ -105,6 +105,10 @@ _REFUSAL = re.compile(
     r"(?i)\b(?:cannot|can['’]t|unable\sto|impossible\sto)\s(?:be\s)?(?:answer|cho|conclu|decid|determin|provid|select)",
 )
 _ABOUT_ANSWER = re.compile(r"(?i)\b(?:answer|correct|best|right\s(?:answer|choice|option)|choose|option|choice)\b")
+_SUPPOSED = re.compile(
+    r"(?i)\b(?:if|were|had)\b[^.!?\n]*\b(?:would|could|might)\b[^.!?\n]*\Z"
+)  # "if it were halved, ..."
+_CLAUSE = 120  # characters before a statement that may suppose something else
 _ARTICLE = re.compile(r"\A(?:an?|the)\s")
 _LONGEST_SENTENCE = 2000
 
@@ -181,7 +185,8 @@ def _stated(text: str, patterns: Patterns, items: list[Match], choices: Texts) -
         at = match.start(group)
         is_joined = at in joined
         is_refused = is_joined and group not in ("said", "chosen")
-        if is_refused or at in listed or _NEGATED.search(match[0]):
+        is_supposed = _SUPPOSED.search(text[max(0, match.start() - _CLAUSE) : at])
+        if is_refused or is_supposed or at in listed or _NEGATED.search(match[0]):
             place = match.start() + 1
             continue
         stated.append((match.start(), "" if is_joined else match[group].upper()))

@@ -67,6 +67,26 @@ _TASK = re.compile(  # something else to be done, with the text that follows or 
       |rephrase|rewrite|simplify|solve|sort|spell|summarize|summarise|translate|traduis
       |traduisez|traduce|traduci|traduza|übersetze|переведи|переведите)\b | 翻译 | 翻訳 | 번역"""
 )
+# A question for a name: of a person, a place, a day, a thing.
+_NAMING = re.compile(r"(?:please\s)?(?:classify|name|what\sis\sthe\s(?:capital|name))\b")
+_THINGS = """actor animal artist author bird city color colour composer continent country currency day element flower
+fruit gas god instrument keyword lake language metal month mountain ocean organ person planet president river scientist
+sea season sport state town tree weekday word writer"""
+_NAMES = """antonym author capital chemical\\ssymbol currency language name opposite sentiment symbol synonym
+title"""
+_FOR_WORDS = re.compile(
+    rf"""(?x)(?:and\s|so\s|then\s|in\s|on\s|at\s|from\s|to\s|by\s|dans\s|en\s|auf\s|¿\s?)*
+    (?: who(?:m|se)?\b | where\b(?!.*[\d=()])
+      | (?:which|what)\s(?:\w+\s){{0,2}}?(?:{"|".join(_THINGS.split())})\b
+      | what['’]?s?\s(?:is|was|are|were)?\s?(?:the\s)?(?:\w+\s){{0,2}}?(?:{"|".join(_NAMES.split())})\b
+      | (?:please\s)?(?:name|classify)\b
+      | wer\b | wen\b | wo\b | wie\sheißt\b | was\sist\sdie\shauptstadt\b
+      | welche[rsn]?\s(?:stadt|land|fluss|tag|wochentag|planet)\b
+      | qui\b | où\b | quelle\sest\sla\s(?:capitale|langue|monnaie)\b
+      | quién\b | dónde\b | cuál\ses\s(?:la\scapital|el\snombre)\b
+      | chi\b | dove\b | qual\sè\sla\scapitale\b )"""
+)
+_FOR_NUMBERS = re.compile(r"\b(?:how\s(?:many|much|far|long|old|tall)|amount|number|percent\w*|total|sum|integer)\b")
 # A question of yes or no in each language, and the words with which it may be another one.
 _OPENING = r"""(?: (?:according|assuming|based|for|given|if|in|since|suppose|under)\b[^?]*?,\s(?:then\s)?
     | (?:so|now|and|then),?\s )?"""
@@ -138,7 +158,17 @@ def expected_answer(question: str) -> Expected:
         return Expected()
     if choices := _choices(question):
         return Expected("choice", choices)
-    return Expected("yes or no" if _is_yes_or_no(question) else "any")
+    if _is_yes_or_no(question):
+        return Expected("yes or no")
+    return Expected("words" if _asks_for_words(question) else "any")
+
+
+def _asks_for_words(question: str) -> bool:
+    """Whether the last question of a text asks for a name, not for a number or an expression."""
+    asked = [
+        sentence for sentence in _sentences(question) if sentence.endswith(_QUESTION_ENDS) or _NAMING.match(sentence)
+    ]
+    return bool(asked) and _FOR_WORDS.match(asked[-1]) is not None and not _FOR_NUMBERS.search(asked[-1])
 
 
 def _sentences(text: str) -> list[str]:

@@ -8,14 +8,18 @@ from typing import NamedTuple
 from cerebrum_cli.answers.canonical import canonical, equals_reference
 from cerebrum_cli.answers.choices import chosen_letter, names
 from cerebrum_cli.answers.expected import Expected, expected_answer
-from cerebrum_cli.answers.extract import Answers, extract_answers, own_text
-from cerebrum_cli.answers.plain_text import sentences
-from cerebrum_cli.answers.yes_no import yes_or_no
+from cerebrum_cli.answers.extract import Answers, extract_answers
+from cerebrum_cli.answers.own_text import own_text
+from cerebrum_cli.answers.plain_text import has_content, plain, sentences
+from cerebrum_cli.answers.words import added_words, asserted, is_about
+from cerebrum_cli.answers.yes_no import as_statement, hedged, yes_or_no
 from cerebrum_cli.core.text import Texts
 
 _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal form of an answer in words
 # A sentence that leaves open which of several is the answer, or means another.
 _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
+# The order of what is asked for does not matter.
+_WANTS_SET = re.compile(r"(?i)\b(?:all|solutions|roots|zeros|divisors|factors|primes)\b")
 
 
 class ComparedAnswer(NamedTuple):
@@ -28,10 +32,10 @@ class ComparedAnswer(NamedTuple):
 
 def answers_to(question: str, text: str, is_complete: bool) -> Answers:
     """Find the final answer of a reply to a question, as `read_answers` does."""
-    return read_answers(text, is_complete, expected_answer(question))
+    return read_answers(text, is_complete, expected_answer(question), question)
 
 
-def read_answers(text: str, is_complete: bool, expected: Expected) -> Answers:
+def read_answers(text: str, is_complete: bool, expected: Expected, question: str = "") -> Answers:
     """Find the final answer of a reply.
 
     To a question of yes or no it is "yes" or "no", and to one with choices a letter; without these, there is none.
@@ -41,21 +45,50 @@ def read_answers(text: str, is_complete: bool, expected: Expected) -> Answers:
         letter, is_stated = chosen_letter(own, expected.choices, is_complete)
         return letter, letter if is_stated else None
     answer, stated = extract_answers(own, is_complete, expected.kind == "words")
+    is_asked = expected.kind == "words" and has_content(question)
+    if is_asked and is_complete and not stated and (added := added_words(question, own)):
+        return added, None
+    if expected.kind == "any" and answer is None and is_complete and (meant := hedged(own)):
+        return meant, meant
+    if "%" in (answer or "") and (count := _count(question, own)):
+        return count, None
     if expected.kind != "yes or no":
-        return answer, stated
+        return _asked_side(question, answer), _asked_side(question, stated)
     if not is_complete:  # the rest may answer other questions on the way to this one
         own = sentences(own.partition("\n")[0])[0]
-    meant = yes_or_no(stated or "") or yes_or_no(own)
+    meant = yes_or_no(stated or "") or yes_or_no(own) or as_statement(question, own)
     return meant, meant
 
 
-def compare_answer(text: str, is_complete: bool, reference: str, choices: Texts = ()) -> ComparedAnswer:
+def _count(question: str, text: str) -> str | None:
+    """The number of what a question counts, in the last sentence of a text: 30 of "20 %, i.e. 30 pupils"."""
+    counted = re.search(r"(?i)\bhow many ([^\W\d_]+)", question)
+    if counted is None:
+        return None
+    found = re.findall(rf"(?i)(\d[\d.,]*)\s{re.escape(counted[1])}\b", plain(sentences(text)[-1]))
+    return found[0] if len(found) == 1 else None
+
+
+def _asked_side(question: str, answer: str | None) -> str | None:
+    """The other side of an equation if a question asks for one: 7 of "a + b = 7", if it asks for a + b."""
+    sides = re.split(r"(?<![<>!=])=", answer or "")
+    if len(sides) != 2 or not re.search(r"\W", sides[0].strip()):
+        return answer
+    asked, given, equation = (re.sub(r"[\s$*\\{}]", "", text) for text in (question, sides[0], answer or ""))
+    return sides[1].strip() if given in asked and equation not in asked else answer
+
+
+def compare_answer(
+    text: str, is_complete: bool, reference: str, choices: Texts = (), question: str = ""
+) -> ComparedAnswer:
     """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
     expected = _expected(reference, choices)
-    answer, stated = read_answers(text, is_complete, expected)
+    answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = equals_reference(answer, reference)
+    if answer and not is_correct and _WANTS_SET.search(question):
+        is_correct = equals_reference(f"{{{answer}}}", f"{{{reference}}}")
     if expected.kind == "words" and not is_correct:
-        is_correct = any(names(sentence, reference) for sentence in _conclusions(text, answer))
+        is_correct = any(names(asserted(sentence), reference) for sentence in _conclusions(text, answer, question))
     return ComparedAnswer(answer, stated, is_correct)
 
 
@@ -72,9 +105,13 @@ def is_in_words(reference: str) -> bool:
     return _WORDS.fullmatch(canonical(reference)) is not None
 
 
-def _conclusions(text: str, answer: str | None) -> list[str]:
-    """What may hold the answer in words: what is stated, the first line and the last."""
+def _conclusions(text: str, answer: str | None, question: str) -> list[str]:
+    """Sentences that may hold the answer in words: what is stated, those of the first line and of the last.
+
+    If some of them are about the question, others do not count.
+    """
     own, _ = own_text(text, is_complete=True)
     lines = [line for line in own.split("\n") if line.strip()]
     found = [answer or "", *lines[:1], *lines[-1:]]
-    return [line for line in found if not _OPEN.search(line)]
+    about = [sentence for line in found for sentence in sentences(line) if not _OPEN.search(sentence)]
+    return [sentence for sentence in about if is_about(question, sentence)] or about

@@ -58,11 +58,39 @@ FILLER = r"""
   | USD | EUR | GBP | CHF | CAD | AUD | INR | JPY | CNY | Rs\.? | R | AU | HK | kr\.?
 """
 
+# What leaves open whether a value behind it, in the same clause, is the answer.
+_CANNOT = (
+    r"""(?:can(?:not|['’]t)|could\ ?n[o'’]t|unable\ to|(?:not|im)\ ?possible\ to|(?:do|does|did)(?:\ not|n['’]t))"""
+)
+_ASKS = r"(?:ask(?:s|ed|ing)?|wants?\ to\ know|wonder\w*|question\ is|question\ whether)"
+DOUBT = rf"""
+    \b{_CANNOT} \ (?:be\ )?(?:confirm|conclude|decide|determine|know|mean|prove|say|see|show|tell|verify)\w*
+  | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
+  | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
+  | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
+"""
+REFUSAL = r"""
+    \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
+  | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ info)
+"""
+
+# What denies words behind it in its clause, and what only mentions them, as the answer of others.
+DENIAL = r"""
+    \b(?:not|never|neither|nor|cannot|\w+n['’]t|rather\ than|unlike|instead\ of)\b
+  | \b(?:nicht|kein\w*|pas|jamais|non|nunca)\b | \bno\ (?=\w)
+"""
+_BELIEVES = r"(?:assum|believ|claim|confus|expect|guess|say|think|thought)\w*"
+_BELIEVED = "(?:assumed|attributed|believed|claimed|confused|credited|mistaken|thought)"
+MENTION = rf"""
+    \b(?:people|many|most|some|others|one|students|you)\ (?:\w+\ ){{0,3}}{_BELIEVES}
+  | \b(?:commonly|falsely|frequently|mistakenly|often|sometimes|wrongly)\ (?:\w+\ )?{_BELIEVED}\b
+"""
+
 # What is only compared with the answer, or counts something else.
 NOT_IT = r"""
     \b(?:at\ (?:least|most) | (?:fewer|greater|higher|less|lower|more)\ than
   | (?:anything\ )?(?:but|except)(?=\s\S+\W*\Z) | multiple\ of | divisor\ of | factor\ of
-    | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal)?
+    | (?:(?:ca|is|are|was)n['’]t|(?:can)?not)(?:\ be|\ equal|\ necessarily)?
   | (?:a\ )?(?:half|third|quarter|square\ root|cube\ root|reciprocal|log\w*)(?:\ of)? | between\ \S+\ and
     | (?:chapter|equation|figure|line|page|section|step|table|theorem|question|problem|exercise)s? | mindestens
   | höchstens | nicht | halb\ so\ viel\ wie

@@ -90,6 +90,7 @@ plain = in_order(
         (r"\\([%{}#&_])", r"\1"),
         (r"(?<![\w)\]}^*])\*{1,3}(?=[^\s*])|(?<=[^\s^*])\*{1,3}(?![\w(\[{\\*])|\s\*++\Z", ""),  # bold, but not 2**3
         (rf"(?<=\w)\s*+(?={_COMMAND})", " "),  # 3\frac{1}{2} is three and a half, not 31/2
+        (r"\\sqrt\s*+(?=[0-9A-Za-z\\])(\[\w*+\])?([0-9]|[A-Za-z]|\\[A-Za-z]++)", r"\\sqrt\1{\2}"),
         *[(_COMMAND + _ARGUMENT + _ARGUMENT + r"(?=([^\W_]|[\\(^])?)", _slashed)] * _FRACTION_DEPTH,
         where=r"[\\$`*<~{]",
     ),
@@ -98,6 +99,7 @@ plain = in_order(
         (r"(?i)(?<![\d)]\s)\b(?:minus|negative)\s(?=[$€£]?\d)|(?<!\S)–(?=\d)", "-"),
         where=rf"(?i)\)|{_NOT_ASCII}|minus|negative",
     ),
+    rewriting((r"(?<![\w.,/^*+-])(\d++)-(\d{1,2}/\d{1,3})(?=\s[^\W\d_]{3})", r"\1 \2"), where=r"\d-\d"),  # 5-1/4 cups
     rewriting(  # numbers grouped as in other countries, and with a decimal comma
         (r"(?<![\d.,])\d{1,2}(?:,\d\d(?=,))++,\d{3}(?![\d,])", _without_separators),
         (r"(?<=\d)['’_](?=\d{3}(?!\d))", ""),

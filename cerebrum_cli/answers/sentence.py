@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from cerebrum_cli.answers.phrases import NOT_IT
+from cerebrum_cli.answers.chemistry import plain_formula
+from cerebrum_cli.answers.dates import iso_date
+from cerebrum_cli.answers.phrases import DOUBT, NOT_IT
+from cerebrum_cli.answers.plain_text import sentences, trimmed
+from cerebrum_cli.answers.rewriting import rewriting
 from cerebrum_cli.answers.values import VALUE, is_value, solved
 
 _NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?\Z")
+_CLAUSE = 120  # characters before a value that may leave it open
+_IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:but|however|i\ think|so|still|then|therefore|yet)\b)[^.!?;\n])*\Z")
+_SUPPOSED = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
 _THAN = re.compile(r"(?: \w+){1,3} than\b")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
 _FROM, _TO = re.compile(r"(?i)(?<!range )(?<!number )\bfrom\s\Z"), re.compile(r"(?i)(?:\s\w+)?\sto\s")
@@ -32,7 +39,16 @@ _CONSEQUENCE = re.compile(
 _EXPLANATION = re.compile(
     r"(?ix)\b(?:since|because|after|to\s(?!a|the\b)[a-z]+)\b | \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
 )
-_EQUAL = re.compile("(?<![<>!])=|≈")
+EQUAL = re.compile("(?<![<>!])=|≈")
+
+without_asides = rewriting(
+    (r"(?i)(?<=[\w%.!)\]}])\s++\((?!mod\b)(?=[^()]*?(?:[^\W\d_]{2}|\d\s?[-+*/×]))[^()\\]*+\)", ""),
+)
+# What a sentence states, without decoration, and without a reason: samples that agree should not differ by it.
+_QUESTION = re.compile(
+    r"(?i)\b(?:how|what|when|where|which|who|whose|why)\b|\A\W*(?:are|can|could|did|do|does|has|have|is|may|shall|should|was|were|will|would)\b"
+)
+_ITEM = re.compile(r"(?i)^[ \t#*>-]*+(?:\d{1,2}[.)]\s|Step \d++\b)")
 
 
 class FoundValue(NamedTuple):
@@ -60,7 +76,7 @@ def result(text: str) -> str | None:
 
     Otherwise it is the last value that is not beside the point.
     """
-    found = values_in(text)
+    found = [value for value in values_in(text) if not is_in_doubt(text[max(0, value.start - _CLAUSE) : value.start])]
     listed = _list_at_end(found)
     is_stated = len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before))
     if is_stated and not re.search(r"\w", listed[-1].behind):
@@ -69,8 +85,18 @@ def result(text: str) -> str | None:
     answer = _last_computed(values)
     if answer:
         return answer
-    own = [value for value in values if not _is_beside(value)] or values
+    counted = [value for value in values if not plain_formula(value.text)] or values  # "it has 3 atoms: H2O"
+    own = [value for value in counted if not _is_beside(value)] or counted
     return solved(own[-1].text) if own else None
+
+
+def last_result(line: str) -> str | None:
+    for sentence in reversed(sentences(_ITEM.sub("", line))):
+        if sentence.rstrip().endswith("?") and _QUESTION.search(sentence):
+            continue
+        if value := result(trimmed(without_asides(sentence))):
+            return value
+    return None
 
 
 def _last_computed(values: Values) -> str:
@@ -80,6 +106,11 @@ def _last_computed(values: Values) -> str:
         if _is_computed(value) or (answer and _CONSEQUENCE.search(value.before) and not _is_beside(value)):
             answer = solved(value.text)
     return answer
+
+
+def is_in_doubt(before: str) -> bool:
+    """Whether what precedes an answer leaves open if it is one, and no later clause takes that back."""
+    return _IN_DOUBT.search(before) is not None
 
 
 def values_alone(text: str) -> str:
@@ -101,16 +132,18 @@ def _list_at_end(values: Values) -> Values:
 def _is_other(value: FoundValue) -> bool:
     """Whether a value is only compared with the answer, counts something else, or is what changes."""
     before, behind = value.before[-_NEAR:], value.behind[:_NEAR]
-    if _NOT_IT.search(before) or _MORE.match(behind):
+    if _NOT_IT.search(before) or _MORE.match(behind) or _SUPPOSED.match(behind):
         return True
     return bool(_FROM.search(before) and _TO.fullmatch(behind))
 
 
 def _is_computed(value: FoundValue) -> bool:
-    return bool(_EQUAL.search(value.text) or _COMPUTED.search(value.before[-_NEAR:]))
+    return bool(EQUAL.search(value.text) or _COMPUTED.search(value.before[-_NEAR:]))
 
 
 def _is_beside(value: FoundValue) -> bool:
+    if iso_date(value.text):
+        return False
     return bool(_BESIDE.search(value.before[-_NEAR:]) or _THAN.match(value.behind))
 
 

@@ -61,6 +61,7 @@ _with_symbols = rewriting(
     (r"^(?:minus|negative)\s(?=\S)", "-"),
     (r"(?<=\d)\s(?:and\s)?(?:a|one)\s(half|third|quarter)\b", lambda part: f" 1/{PARTS[part[1].lower()]}"),
     (r"(?<=\d)\sand\s(?=\d/\d)", " "),
+    (r"^(\d++)\sto\s(\d++)$", r"\1:\2"),
     (r"(\d++)\s(?:dollars?|euros?)(?:\sand|,)?\s(\d++)\s(?:cents?)\b", lambda money: f"{money[1]}.{money[2]:0>2}"),
     (r"(?<=\d)(\s[a-z]+?)s?(?:\sand|,|,\sand)(?=\s\d++(?:\.\d++)?\s[a-z]++$)", r"\1"),
     (r"(?<=\d)\s(hour|minute|second|day|week|foot|inch)e?s\b", r" \1"),

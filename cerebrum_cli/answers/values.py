@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+from cerebrum_cli.answers.chemistry import FORMULA
+from cerebrum_cli.answers.dates import DATE
+
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|theta|infty"
 _LETTER = r"[A-Za-z\u03b1-\u03c9ΔΣΩ]"
 _SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A-Za-z])"
@@ -15,7 +18,8 @@ _UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[�
 _TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
 _MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
 _SCALE = r"(?:\ ?(?:(?i:hundred|thousand|[mb]illion(?:en)?|mio\.|lakhs?|crores?)|万|亿|[kKM](?![^\W\d_])))"
-_NUMBER = rf"(?<![A-Za-z\d_])(?<!\d\.)(?:{_TIME}|{_MIXED}|{_UNSIGNED}){_SCALE}?+"
+_ERA = r"\ (?:BCE?|CE|AD)\b"
+_NUMBER = rf"(?<![A-Za-z\d_])(?<!\d\.)(?:{_TIME}|{_MIXED}|{_UNSIGNED})(?:{_ERA}|{_SCALE}?+)"
 
 
 def _bracketed(inside: str) -> str:
@@ -35,7 +39,7 @@ _POST = rf"(?:[!′°]|[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]++|[₀-₉]++|\ ?%
 _TERM = rf"{_FACTOR}{_POST}*+"
 _SIGN = r"(?:\*\*|[-+*/⁄×÷·±∪∩x]|\\(?:cup|cap|times|cdot|pm|div)(?![A-Za-z]))"
 _OPERATOR = rf"(?:\ {_SIGN}\ -?|(?!x){_SIGN}-?|\ (?=[π√\\]|pi\b))"
-_PREFIX = r"(?:(?<![\w)\]}%])(?:[-+±]|\\pm)\ ?)?+"
+_PREFIX = r"(?:(?<![\w)\]}%])(?:[-+±]|\\pm|[<>≤≥]\ ?(?=\d))\ ?)?+"
 _RELATION = r"\ ?(?:[<>!]=|[=<>≤≥≠≈∈]{1,3}+|\\(?:geq?|leq?|neq?|approx|in)(?![A-Za-z]))\ ?"
 _LINK = rf"(?:{_RELATION}{_PREFIX}|{_OPERATOR})"
 _EXPRESSION = rf"{_PREFIX}(?!{_LINK})(?:{_LINK}?{_TERM})++"  # each part stands once: compiling them is slow
@@ -43,14 +47,19 @@ _VECTOR = rf"<(?=[^<>\n]*,)(?:[^<>\n?A-Za-z\u00c0-\u00ff]|{_NAME})++>"
 _UNIT_POWER = r"(?:(?<=\d)\ {1,2}(?:k?g/)?(?:[ckm]?m|ft|in|yd|mi)(?:\^\{?[23]\}?|[²³]))?+"
 _UNIT = r"(?:(?:week|day|hour|hr|minute|min|second|sec|dollar|cent|pound|ounce)s?|h|feet|foot|ft|inch(?:es)?)\b"
 _COMPOUND = rf"(?=\d)(?:(?:,?\ (?:and\ )?)?+{_NUMBER}\ {_UNIT}){{2,}}+|(?<=between\ )\d[\d.,]*+\ and\ \d(?:[\d.,]*\d)?"
-VALUE = re.compile(rf"({_COMPOUND}|{_EXPRESSION}|{_VECTOR}){_UNIT_POWER}")
-MAY_HOLD_VALUE = re.compile(r"[\d√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
+VALUE = re.compile(rf"({DATE}|{FORMULA}|{_COMPOUND}|{_VECTOR}|{_EXPRESSION}){_UNIT_POWER}")
+MAY_HOLD_VALUE = re.compile(r"[\d₀-₉√π∞∅^(\[{\\¼-¾⅐-⅞]|\w\s?[-+*/×÷=<>≤≥]\s?\w")
 # A lone letter, empty brackets, a lone command.
 _LONE = re.compile(r"[A-Za-z]|[(\[{]\W*+[)\]}]|\\(?!infty|emptyset|varnothing|pi)[A-Za-z]+")
 _NUMBER_ALONE = re.compile(
     rf"[-±]?\ ?{_NUMBER}(?:/{_UNSIGNED})?(?:\ ?[×*]\ ?10\^-?\d++)?(?:\ ?%)?(?=\Z|\s?[^\W\d_]{{2}})"
 )
 _EQUAL = re.compile(r"\s?=\s?")
+_VARIABLE = re.compile(  # C(5, 2) is a number, and kg a unit
+    rf"(?<![^\W\d_])(?:{_LETTER}|(?<=\d)(?!{_FUNCTION})[a-z]{{2}})(?![^\W\d_])(?!\([\d\s,]*\))"
+)
+_TIMES = re.compile(r"(?<=\d)\s?x\s?(?=\d)")
+_NAME_ALONE = re.compile(rf"\|?(?:\\?[A-Za-z]+|{_LETTER})(?:_\w+)?[′'’]?\|?(?:\([^()=]*\))?")
 
 
 def is_value(text: str) -> bool:
@@ -63,12 +72,22 @@ def starts_with_value(text: str) -> bool:
 
 
 def solved(value: str) -> str:
-    """The amount an equation comes to: its last side, or its first; other values as they are."""
+    """The amount that a calculation comes to, or an equation for one name: its last side, or its first.
+
+    Other values, and equations of variables such as x + y = 7, are answers as they are.
+    """
     sides = [side.strip() for side in _EQUAL.split(value)]
     first, last = sides[0], sides[-1]
     if len(sides) == 1 or last == "0" or re.search("[<>≤≥≠∈]|!=|\\\\(?:[lgn]eq?|in)\\b", value):
+        return value.strip()
+    if len(sides) == 2 and any(map(_has_variables, sides)):
         return value.strip()
     for side in (last, first):
         if _NUMBER_ALONE.match(side):
             return side
     return value.strip()
+
+
+def _has_variables(side: str) -> bool:
+    """Whether a side of an equation is an expression with variables, rather than a name or a number."""
+    return not _NAME_ALONE.fullmatch(side) and _VARIABLE.search(_TIMES.sub("*", side)) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from cerebrum_cli.answers.plain_text import plain, sentences
+from cerebrum_cli.answers.words import is_denied, repeats
 
 _YES = """yes yep yeah yup true correct right indeed absolutely certainly definitely affirmative ja oui sí si sì sim да
 是 是的 对 はい 예 네"""
@@ -20,10 +21,46 @@ _ANSWER = re.compile(
 )
 
 
+# Sentences that answer without yes or no.
+_IT_IS = r"(?:it|this|that|which)(?:\ is|['’]s)"
+_HEDGED = re.compile(
+    rf"""(?ix)(?:\w+,\s)?(?:
+      (?P<no> (?:of\ course|absolutely|certainly|clearly|definitely|(?:most\ )?likely|perhaps|probably|surely)\ not
+        | not\ (?:at\ all|really|likely|possible|necessarily|true|correct) | impossible
+        | (?:i\ )?(?:do\ not|don['’]t)\ (?:think|believe)\ so
+        | {_IT_IS}\ (?:not\ possible|impossible|not\ the\ case|not\ true|false)
+        | (?:sicher|natürlich|bestimmt)\ nicht | bien\ sûr\ que\ non | claro\ que\ no )
+      | (?P<yes> of\ course | (?:i\ )?(?:think|believe)\ so
+        | (?:probably|(?:most\ )?likely|almost\ certainly|perhaps|maybe),?\ (?:yes|so)
+        | {_IT_IS}\ (?:possible|the\ case|true) | natürlich | sicher | bestimmt | bien\ sûr | claro(?:\ que\ sí)? )
+    )\W*"""
+)
+_SUPPOSED = re.compile(r"(?i)\b(?:whether|if|check|determine|suppose|assume|depends?|would|could|might|may)\b|\?\W*\Z")
+
+
+def hedged(sentence: str) -> str | None:
+    """Yes or no of a sentence that says nothing else, without these words: "Of course not.", "I think so."."""
+    found = _HEDGED.fullmatch(sentence.strip())
+    return found and found.lastgroup
+
+
+def as_statement(question: str, text: str) -> str | None:
+    """Yes or no of a reply that states what a question asks ("91 is not prime"), in its first or last sentence."""
+    if is_denied(question):
+        return None
+    found = sentences(plain(text.strip().replace("\n", " ")))
+    for sentence in (found[-1], found[0]):
+        if repeats(question, sentence) and not _SUPPOSED.search(sentence):
+            return "no" if is_denied(sentence) else "yes"
+    return None
+
+
 def yes_or_no(text: str) -> str | None:
     """The last "yes" or "no" with which a sentence answers; None if there is none."""
     for line in reversed(text.split("\n")):
         for sentence in reversed(sentences(plain(line))):
+            if meant := hedged(sentence):
+                return meant
             found = [*_ANSWER.finditer(sentence.strip())]
             if found:
                 is_yes = found[-1]["word"].casefold() in _YES.split()

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cerebrum_cli.answers.canonical import equals_reference
-from cerebrum_cli.answers.extract import _NEXT_QUESTION
+from cerebrum_cli.answers.own_text import _NEXT_QUESTION
 
 CASES: list[dict[str, str | None]] = json.loads(
     (Path(__file__).parents[1] / "data" / "answers.json").read_text(encoding="utf-8")

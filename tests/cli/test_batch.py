@@ -262,23 +262,23 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     command = (source, "--template", "{text}", "--seed", "1", "-o")
     assert runner.run(*command, output).code == 6
     header = "id,text,n,text_2,final_answer,finish_reason,error\n"
-    answered = 'a,"Why,\n""now""?",1,"So, the answer is 4.\nYes.",4,stop,\n' + "b,Who?,2,M\te,,stop,\n"
+    answered = 'a,"Why,\n""now""?",1,"So, the answer is 4.\nYes.",4,stop,\n' + "b,Who?,2,M\te,M\te,stop,\n"
     problem = '"invalid_record: it has 2 fields, but the header has 3"'
     assert output.read_text() == header + answered + f"c,x,,,,,{problem}\n"
     runner.write("in.csv", table.replace("c,x", "c,x,y"))
     runner.script["rows"] = {}
     assert runner.run(*command, output).code == 0
-    assert output.read_text() == header + answered + "c,x,y,ok,,stop,\n"
+    assert output.read_text() == header + answered + "c,x,y,ok,ok,stop,\n"
     assert len(runner.backends[-1].params) == 1
     assert runner.run(*command, runner.home / "out.tsv").code == 0
-    assert (runner.home / "out.tsv").read_text().endswith("c\tx\ty\tok\t\tstop\t\n")
+    assert (runner.home / "out.tsv").read_text().endswith("c\tx\ty\tok\tok\tstop\t\n")
     source = runner.write("both.csv", "text;text_2;error\nWho?;x,y;z\n")
     assert runner.run(source, "--template", "{text}", "--seed", "1", "-o", runner.home / "both.tsv").code == 0
-    expected = "text\ttext_2\terror\ttext_2_2\tfinal_answer\tfinish_reason\terror_2\nWho?\tx,y\tz\tok\t\tstop\t\n"
+    expected = "text\ttext_2\terror\ttext_2_2\tfinal_answer\tfinish_reason\terror_2\nWho?\tx,y\tz\tok\tok\tstop\t\n"
     assert (runner.home / "both.tsv").read_text() == expected
     lines = runner.write("in.jsonl", [{"prompt": "a", "id": 5}, {"prompt": "b", "n": 1}])
     assert runner.run(lines, "-o", runner.home / "lines.csv").code == 0
-    expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,,stop,\n2,b,ok,,stop,\n"
+    expected = "id,prompt,text,final_answer,finish_reason,error\n5,a,ok,ok,stop,\n2,b,ok,ok,stop,\n"
     assert (runner.home / "lines.csv").read_text() == expected
 
 
@@ -299,7 +299,7 @@ def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     assert refused.code == 1
     assert refused.err.startswith(f"error: {rows} is missing: it has the answers for out.csv\n hint: use --restart")
     assert runner.run(source, "-o", output, "--restart").code == 0
-    assert output.read_text() == table + "3,c,ok,,stop,\n"
+    assert output.read_text() == table + "3,c,ok,ok,stop,\n"
 
 
 def test_parquet_is_read_and_written(runner: BatchRunner, monkeypatch: pytest.MonkeyPatch) -> None:
