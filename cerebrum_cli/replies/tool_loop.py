@@ -91,8 +91,8 @@ class ToolLoop:
     def follow(self, reply: Reply) -> Events:
         """Run the calls that a round ends with; yield them, and the round. A call that cannot be run has an error.
 
-        If calls are refused, the end of the reply is asked for without functions. If the model fails to write a call
-        again, its text is the end, with a notice.
+        If calls are refused, the end of the reply is asked for without functions, and with the question after the
+        results. If the model fails to write a call again, its text is the end, with a notice.
         """
         self.completion_tokens += reply.finish.completion_tokens
         written = self.calls_in(reply)
@@ -109,6 +109,7 @@ class ToolLoop:
         if refusal := self.refusal(written.calls):
             yield refusal
             self.is_last = True
+            self._repeat_question()
             self.asked = replace(self.asked, conversation=replace(self.asked.conversation, tools=()))
             return
         calls = yield from self.run(written.calls, reply.finish)
@@ -129,11 +130,13 @@ class ToolLoop:
         """Ask for the end of the reply again, with the question after the results. What was written stays."""
         self.has_reminder = True
         yield TokenEvent(REPLY, f"{self.text.held}\n\n")
+        self._repeat_question()
+
+    def _repeat_question(self) -> None:
+        """Put the question after the results of the last round."""
         *calls, last = self.rounds[-1].calls
         reminded = replace(last, result=f"{last.result}\n\n{REMINDER}{self.asked.conversation.question}")
-        part = replace(self.rounds[-1], calls=(*calls, reminded))
-        pending = Message("assistant", "", rounds=(*self.rounds[:-1], part))
-        self.asked = replace(self.asked, conversation=replace(self.asked.conversation, prefill=pending))
+        self._continue_after((*self.rounds[:-1], replace(self.rounds[-1], calls=(*calls, reminded))))
 
     def _end(self, written: WrittenCalls, finish: FinishEvent) -> Iterator[Event]:
         """End the reply, or ask for its end with a grammar; yield what was withheld, and a notice of calls in it."""
@@ -214,7 +217,10 @@ class ToolLoop:
     def add(self, part: Round) -> None:
         """Add a round whose calls have their results: the reply continues with these."""
         self.rounds = (*self.rounds, part)
-        pending = Message("assistant", "", rounds=self.rounds)
+        self._continue_after(self.rounds)
+
+    def _continue_after(self, rounds: tuple[Round, ...]) -> None:
+        pending = Message("assistant", "", rounds=rounds)
         conversation = replace(self.asked.conversation, prefill=pending)
         self.asked = replace(self.asked, conversation=conversation, prefix_tokens=())
 

@@ -192,7 +192,9 @@ def test_same_call_twice_ends_calls() -> None:
         events = events_of(reply)
     assert [call.arguments["city"] for call in reply.calls] == ["Oslo", "Rome"]
     assert "no more calls: the model repeated a call of weather" in notices(events)
-    assert script.prompts[3].endswith("Dry in Rome for 1.<|im_end|>\n<|im_start|>assistant\n")
+    assert script.prompts[3].endswith(
+        f"Dry in Rome for 1.\n\nAnswer the question with this result: {QUESTION}<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert '"description"' in script.prompts[2] and '"description"' not in script.prompts[3]
     assert reply.message.content == "Again.\n\nDry."
     assert reply.message.tokens is None  # the prompt of what came last had no "Again."
@@ -201,11 +203,13 @@ def test_same_call_twice_ends_calls() -> None:
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_endless_calls_end_after_some_rounds(rounds: int) -> None:
     calls = [tagged(OSLO.replace("Oslo", f"City {number}")) for number in range(rounds + 1)]
-    with opened(*calls, "Enough.") as (model, _):
+    with opened(*calls, "Enough.") as (model, script):
         reply = model.reply(QUESTION, tools=[weather], tool_rounds=rounds)
         events = events_of(reply)
     assert len(reply.calls) == rounds and reply.text == "Enough."
     assert f"no more calls after {rounds} rounds" in notices(events)
+    assert f"for 1.\n\nAnswer the question with this result: {QUESTION}<" in script.prompts[-1]
+    assert "Answer the question" not in reply.calls[-1].result
 
 
 def test_call_without_end_is_not_run() -> None:
