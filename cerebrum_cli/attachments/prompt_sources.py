@@ -163,6 +163,8 @@ class PromptSources:
         """Raise UsageError for sources that cannot give a question, such as a missing file. Reads nothing."""
         if self.messages is not None and (self.prompt is not None or self.files or self.raw):
             raise UsageError("--messages cannot be combined with a prompt, --file or --raw", "omit them")
+        if self.prompt and well_formed(self.prompt) != self.prompt:
+            raise UsageError("the prompt is not UTF-8 text", "convert it to UTF-8")
         if self.files:
             from cerebrum_cli.attachments.file_search import search_of
 
@@ -194,7 +196,7 @@ class PromptSources:
                 conversation = conversation.with_question(self.saved.fill(conversation.question))
             return conversation if system is None else replace(conversation, system_prompt=system)
         appended = read_piped(piped) if piped else None
-        prompt = None if self.prompt in (None, "-") else well_formed(self.prompt)
+        prompt = None if self.prompt == "-" else self.prompt
         files = self.reader.read(self.files, self.on_notice) if self.files else []
         if self.raw:
             texts = [*(content for _, content in files), prompt or "", appended or ""]

@@ -13,6 +13,7 @@ import typer
 
 from cerebrum_cli.core.declaration import (
     INTEGER,
+    NAME,
     PATH,
     SOURCES,
     SWITCH,
@@ -126,7 +127,9 @@ class AnswerOptions(ServerOptions, PullOptions):
 
 @option_group
 class ConstrainedOptions(AnswerOptions):
-    schema: str | None = option("JSON Schema of the answer: file, JSON or 'name, age int'", "Output", metavar="SCHEMA")
+    schema: str | None = option(
+        "JSON Schema of the answer: file, JSON or 'name, age int'", "Output", NAME, metavar="SCHEMA"
+    )
     grammar: Path | None = option("Grammar of the answer: .gbnf, .lark or .regex", "Output", PATH, metavar="FILE")
 
     def read_grammar(self, source: ModelSource) -> Grammar | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, dataclass_transform, get_args
 
 from cerebrum_cli.core.errors import UsageError
-from cerebrum_cli.core.text import Texts, enumeration
+from cerebrum_cli.core.text import Texts, enumeration, well_formed
 
 LORA = "lora"  # key of the adapters among recorded settings
 NONE = "none"  # instead of a file: no adapter, whatever a layer below sets
@@ -199,9 +199,18 @@ def expected_number(declared: Option) -> str:
 
 def to_text(declared: Option, value: Any) -> str:
     choices = declared.choices
-    if isinstance(value, str) and (not choices or value in choices):
+    if not isinstance(value, str) or (choices and value not in choices):
+        raise InvalidValue(value, enumeration(choices, "or") or "text")
+    if value != well_formed(value):
+        raise InvalidValue(value, "UTF-8 text")
+    return value
+
+
+def to_name(_: Option, value: Any) -> str:
+    """Convert a name that may be that of a file, which can have any bytes."""
+    if isinstance(value, str):
         return value
-    raise InvalidValue(value, enumeration(choices, "or") or "text")
+    raise InvalidValue(value, "text")
 
 
 def to_texts(_: Option, value: Any) -> Texts:
@@ -276,6 +285,7 @@ SWITCH = ValueType(to_bool, is_switch=True)
 INTEGER = ValueType(to_number, int)
 NUMBER = ValueType(to_number, float)
 TEXT = ValueType(to_text)
+NAME = ValueType(to_name)
 TEXTS = ValueType(to_texts, is_list=True)
 PATH = ValueType(to_path)
 SOURCES = ValueType(to_sources, is_list=True)

@@ -17,6 +17,7 @@ from cerebrum_cli.core.declaration import (
     EFFORTS,
     INTEGER,
     LAYERS,
+    NAME,
     NONE,
     NUMBER,
     SWITCH,
@@ -75,11 +76,11 @@ class Settings(SamplingParams):
     off. `origins` is where values that are not defaults come from.
     """
 
-    model: str | None = option("Model to use [default: see cerebrum list]", "Model", short="-m", metavar="MODEL")
+    model: str | None = option("Model to use [default: see cerebrum list]", "Model", NAME, short="-m", metavar="MODEL")
     system: str | None = option("System prompt [default: the format's own]", "Input", short="-s", metavar="TEXT")
     format: str | None = option("Prompt format [default: the model's own]", "Model", metavar="NAME")
     chat_template: str | None = option(
-        "Chat template to use, or none [default: the embedded one]", "Model", metavar="FILE"
+        "Chat template to use, or none [default: the embedded one]", "Model", NAME, metavar="FILE"
     )
     ctx: int | None = option(
         "Context size in tokens [default: up to 8192; 32768 for reasoning models]",

@@ -47,6 +47,13 @@ def test_settings_name_the_invalid_item_of_a_list() -> None:
             OPTIONS[key].validate(value)
 
 
+def test_settings_refuse_text_that_is_not_utf_8_unless_it_may_name_a_file() -> None:
+    with pytest.raises(UsageError, match=r"^invalid --system: '\\udcff'$") as refused:
+        OPTIONS["system"].validate("\udcff")
+    assert refused.value.hint == "it must be UTF-8 text"
+    assert fold({"model": "\udcff.gguf"}).model == "\udcff.gguf"
+
+
 def test_settings_read_logit_biases_in_every_shape() -> None:
     expected = (TokenBias(42, -1.5), TokenBias(" a=b", 2.0))
     for value in (["42=-1.5", " a=b=2"], {"42": -1.5, " a=b": 2}, expected, list(map(str, expected))):
