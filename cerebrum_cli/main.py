@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection, Sequence
 from importlib import import_module
@@ -109,6 +110,8 @@ class VersionOption(TyperOption):
 def run(arguments: list[str] | None = None, app: App | None = None) -> int:
     """Run one command line and return its exit code: the single error handler."""
     words = sys.argv[1:] if arguments is None else arguments
+    if sys.stdout is None:  # closed; writing to it is to fail
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
     command: Command | None = None
     try:
         if environment(COMPLETION) is not None:

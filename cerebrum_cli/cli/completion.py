@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
+
+import typer
 
 from cerebrum_cli.core.environment import environment, set_environment
 
@@ -27,7 +28,7 @@ def complete(command_line: Any) -> None:
         if unreplaced is not None:
             lines = [BASH_SPECIAL.sub(r"\\\1", line.removeprefix(unreplaced)) for line in text.splitlines()]
             text = "\n".join(lines)
-        sys.stdout.write(text)
+        typer.echo(text, nl=False)
 
 
 def shorten_help(command: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cerebrum_cli.core.declaration import flag
-from cerebrum_cli.core.errors import CerebrumError, Interrupted, UsageError
+from cerebrum_cli.core.errors import CerebrumError, Interrupted, OutputError, UsageError
 from cerebrum_cli.core.settings import OPTIONS
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.terminal.streams import discard, standard_streams
@@ -66,8 +66,11 @@ def report(error: Exception, command: Command | None, app: App | None) -> int | 
 
 
 def file_error(error: OSError) -> CerebrumError | None:
-    """The error for a disk that is full or not writable; None for any other, which is a bug."""
+    """The error for a full or write-protected disk, or a closed standard output; None for any other, which is a bug."""
     problem, place = str(error.strerror), error.filename
+    if error.errno == errno.EBADF and place is None:
+        discard(sys.stdout)
+        return OutputError.closed()
     if error.errno not in DISK_ERRORS and (error.errno, place) != NO_TEMPORARY_DIRECTORY:
         return None
     if place is None:

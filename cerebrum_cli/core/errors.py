@@ -119,6 +119,10 @@ class MergeError(CerebrumError):
 class OutputError(CerebrumError):
     """Standard output is closed, or cannot be written to: answers that follow would be lost."""
 
+    @classmethod
+    def closed(cls) -> OutputError:
+        return cls("standard output is closed", "redirect it to a file, or to /dev/null")
+
 
 class EndpointError(CerebrumError):
     """A server that cannot be reached, refuses, or serves something else than is needed."""

@@ -121,7 +121,7 @@ class Streams:
             if isinstance(error, BrokenPipeError):
                 raise
             if error.errno == errno.EBADF:
-                raise OutputError("standard output is closed", "redirect it to a file, or to /dev/null") from error
+                raise OutputError.closed() from error
             raise OutputError(f"standard output: {error.strerror}", "free disk space, or write elsewhere") from error
 
     def blank_line(self) -> None:
@@ -210,7 +210,7 @@ class Streams:
         if self.is_quiet or not message:
             return
         if isinstance(message, str):
-            self.info(message)
+            self.info(message.replace("\n", " "))
         else:
             self.notice(message)
 
@@ -230,7 +230,7 @@ class Streams:
     def write_line(self, head: str, text: str, style: str = "", head_style: str = "") -> None:
         """Write a line to standard error; a terminal's is wrapped at words and indented below `head`."""
         err = self.on_stderr
-        text = err.wrapped(strip_controls(text), len(head))
+        text = err.wrapped(strip_controls(text.replace("\n", " ")), len(head))  # a file name may have line breaks
         line = err.styled(head, head_style) + text
         self.draw(f"{err.styled(line, style)}\n")
 
@@ -249,8 +249,8 @@ class Streams:
 
 
 def standard_streams() -> Streams:
-    """UTF-8 streams of this process, in any locale. If closed, messages are discarded, and answers raise an error."""
-    out = sys.stdout or os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    """UTF-8 streams of this process, in any locale. Messages to a closed one are discarded."""
+    out = sys.stdout
     err = sys.stderr or StringIO()
     for stream in (out, err):
         if isinstance(stream, TextIOWrapper):

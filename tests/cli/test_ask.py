@@ -126,7 +126,9 @@ def test_ask_works_with_a_closed_standard_stream(user: CommandLine, redirection:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["ask -q -n 2 hi", "ask -q -n 2 --json hi", "list", "batch in.txt -q -n 2 -o -"])
+@pytest.mark.parametrize(
+    "command", ["ask -q -n 2 hi", "ask -q -n 2 --json hi", "list", "batch in.txt -q -n 2 -o -", "--help", "list --help"]
+)
 def test_closed_stdout_is_an_error_for_commands_that_print(user: CommandLine, command: str) -> None:
     (user.home / "in.txt").write_text("hi\n")
     user.vouch_for_models()
@@ -227,3 +229,8 @@ def test_text_that_no_tokens_can_fit_is_refused_untokenized(user: CommandLine, o
     done = user.run("ask", "-f", "long.txt", *options)
     assert (done.code, done.out) == (4, "")
     assert re.search(r"^error: the prompt has at least \d+ tokens, but the context has \d+$", done.err, re.MULTILINE)
+
+
+def test_line_break_in_a_file_name_begins_no_line_of_a_message(user: CommandLine) -> None:
+    done = user.run("ask", "-f", "a\nerror: no such model", "hi")
+    assert_error(done, 2, "a error: no such model: ", "check the path")
