@@ -18,7 +18,7 @@ from vocabularies import open_vocabulary
 import cerebrum_cli
 from cerebrum_cli import Conversation, Model, Reply, open_model
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.errors import ModelNotFound, PromptTooLong, UsageError
+from cerebrum_cli.core.errors import ModelNotFound, NoAnswer, PromptTooLong, UsageError
 from cerebrum_cli.core.events import RefusedEvent
 from cerebrum_cli.core.settings import Settings
 from cerebrum_cli.engine.local_engine import LocalEngine
@@ -149,6 +149,18 @@ def test_library_refuses_votes_at_a_chosen_temperature_0() -> None:
         assert len(vote.replies) == 2
     with open_model("nano") as model, refused:
         model.vote(SUM, 3, temperature=0)
+
+
+def test_library_raises_for_an_answer_that_its_schema_does_not_accept(model: Model) -> None:
+    both = {"oneOf": [{"enum": [1]}, {"type": "integer", "minimum": 1, "maximum": 1}]}  # the only answer matches both
+    reply = model.reply(SUM, schema=both)
+    with pytest.raises(NoAnswer, match="does not match the schema: 1 is valid under each of"):
+        list(reply)
+    assert (reply.text, reply.is_finished) == ("1", True)
+    for samples in (None, 2):
+        with pytest.raises(NoAnswer, match="1 is valid under each of"):
+            list(model.replies([SUM], samples, schema=both))
+    assert model.reply(SUM, schema={"const": 1}).text == "1"
 
 
 def test_library_errors_are_the_packages_own(model: Model, tmp_path: Path) -> None:

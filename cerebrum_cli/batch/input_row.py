@@ -50,7 +50,9 @@ INPUT = "input"  # the key of a row's input in its output object
 _REQUEST_DIGITS = 12
 TOO_LONG = "context_length_exceeded"  # the error code of the OpenAI API
 REFUSED = "invalid_request"
-INCOMPLETE = "incomplete_output"  # truncated, blank or reasoning only, so that it does not match the grammar
+INCOMPLETE = (
+    "incomplete_output"  # truncated, blank, reasoning only or against the schema, so that it does not match the grammar
+)
 
 
 @frozen
@@ -218,7 +220,7 @@ def reply_values(reply: Reply, request: Ask) -> JsonDict:
 
 def incomplete_error(reply: Reply, larger_context: str, grammar: Grammar) -> JsonDict | None:
     """Why a reply does not match the grammar, if it does not."""
-    notice = reply.notice(larger_context, grammar)
-    if notice is None:
+    problem = reply.notice(larger_context, grammar) or reply.mismatch
+    if problem is None:
         return None
-    return asdict(RowError(INCOMPLETE, f"{notice.message}: {notice.hint}"))
+    return asdict(RowError(INCOMPLETE, f"{problem.message}: {problem.hint}"))

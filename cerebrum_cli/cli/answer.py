@@ -255,6 +255,8 @@ class AnswerPrinter:
         if grammar and (mismatch := reply.notice(larger_context, grammar)):
             constraint = "schema" if grammar.is_schema else "grammar"
             raise NoAnswer(f"{mismatch.message}, so it does not match the {constraint}", mismatch.hint)
+        if reply.mismatch:
+            raise reply.mismatch
         notice = reply.notice(larger_context)
         if notice and reply.finish.reason == "length" and self.saved_as and not self.options.votes:
             notice = notice._replace(hint=notice.hint + self._continuation)

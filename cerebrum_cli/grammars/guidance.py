@@ -17,25 +17,18 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import Grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.grammars.gbnf import gbnf_to_lark
+from cerebrum_cli.grammars.strings import BYTES, STYLE
 
 if TYPE_CHECKING:
     from llguidance import JsonCompileOptions
 
-# JSON on one line; the space after a comma or colon is optional. Models write both, and white space cannot continue
-# forever.
-STYLE: JsonCompileOptions = {
-    "whitespace_flexible": False,
-    "item_separator": ", ?",
-    "key_separator": ": ?",
-    "json_allowed_escapes": r"nrtbf\"",  # not \u, which could hide a name
-    "lenient": False,
-}
 ANY_OF_STYLE: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
 MAX_PROBLEM = 200  # characters
 MAX_LOCATABLE = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
 KEYED_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
-BYTES = LLTokenizer("byte")  # whose tokens are single bytes
-ONE_OF_NOTICE = NoticeEvent("oneOf is treated as anyOf: an answer may match several of its schemas", "check the answer")
+ONE_OF_NOTICE = NoticeEvent(
+    "oneOf is enforced like anyOf; an answer that matches several of its schemas is an error", "make them exclusive"
+)
 
 
 @lru_cache(64)
@@ -56,8 +49,10 @@ def translate(grammar: Grammar) -> tuple[str, NoticeEvent | None]:
     return translated, None
 
 
-def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
-    """Compile a matcher of a grammar for a tokenizer. Raises GrammarError."""
+def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer | None = None) -> LLMatcher:
+    """A matcher of a grammar for a tokenizer; without one, of single bytes. Raises GrammarError."""
+    if tokenizer is None:
+        return byte_matcher(grammar).deep_copy()
     text, _ = translate(grammar)
     matcher = LLMatcher(tokenizer, text, log_level=0)
     if matcher.is_error():
@@ -68,19 +63,36 @@ def compile_grammar(grammar: Grammar, tokenizer: LLTokenizer) -> LLMatcher:
 
 @lru_cache(64)
 def byte_matcher(grammar: Grammar) -> LLMatcher:
-    """A matcher of single bytes; callers copy it. Raises GrammarError."""
     return compile_grammar(grammar, BYTES)
 
 
-def check_grammar(grammar: Grammar) -> NoticeEvent | None:
-    """A notice of what an answer will not follow literally. Raises GrammarError for what cannot be enforced."""
+def check_grammar(grammar: Grammar, is_local: bool = True) -> NoticeEvent | None:
+    """A notice of what an answer will not follow literally.
+
+    Raises GrammarError for an invalid schema and, unless servers apply the grammar, for what cannot be enforced.
+    """
+    if grammar.is_schema:
+        from cerebrum_cli.grammars.validation import schema_validator
+
+        schema_validator(grammar.text)
+    if not is_local:
+        return None
     byte_matcher(grammar)
     return translate(grammar)[1]
 
 
+def schema_problem(grammar: Grammar, answer: str) -> str | None:
+    """Why a whole answer does not match a JSON Schema; None if it does, and for other grammars."""
+    if not grammar.is_schema:
+        return None
+    from cerebrum_cli.grammars import validation
+
+    return validation.schema_problem(grammar.text, answer)
+
+
 def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
     """Whether a text matches a grammar or, unless `is_whole`, can be continued to match. Raises GrammarError."""
-    matcher = byte_matcher(grammar).deep_copy()
+    matcher = compile_grammar(grammar)
     count = matcher.try_consume_tokens(list(text))
     return count == len(text) and (matcher.is_accepting() or not is_whole)
 

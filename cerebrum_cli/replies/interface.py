@@ -48,7 +48,8 @@ class Model(LoadedModel):
         """A reply to a question: iterate it. Nothing happens before.
 
         It may call the `tools`: Python functions, those of a file by its path, and "python", which runs programs. The
-        iteration raises PromptTooLong, and EngineError if the model cannot be loaded.
+        iteration raises PromptTooLong, EngineError if the model cannot be loaded, and NoAnswer for a complete answer
+        that does not match its schema.
         """
         request = self._request(question, schema, grammar, settings)
         return self.respond(replace(request, tools=self._allowed(tools)))
@@ -56,10 +57,10 @@ class Model(LoadedModel):
     def respond(self, request: Ask) -> Reply:
         """Start a reply: nothing happens before it is iterated. Raises PromptTooLong before any evaluation."""
         if not request.tools:
-            return Reply(self.reply_events(request), request.conversation)
+            return Reply(self.reply_events(request), request.conversation, request.grammar)
         from cerebrum_cli.replies.tool_loop import reply_with_tools
 
-        return Reply(reply_with_tools(self, request), request.conversation)
+        return Reply(reply_with_tools(self, request), request.conversation, request.grammar)
 
     def vote(
         self,
@@ -129,6 +130,8 @@ class Model(LoadedModel):
                     error = error or result.error
                 elif isinstance(result, MajorityVote) and result.reply is None:
                     error = error or result.refusals[0].error
+                elif mismatch := result.mismatch:
+                    error = error or mismatch
                 else:
                     result.index = row.key
                     yield result

@@ -8,7 +8,7 @@ from math import exp, fsum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cerebrum_cli.core.ask import Ask
-from cerebrum_cli.core.errors import CerebrumError
+from cerebrum_cli.core.errors import CerebrumError, NoAnswer
 from cerebrum_cli.core.events import (
     AlternativesEvent,
     FinishEvent,
@@ -109,10 +109,10 @@ class Reply(ReplyStream):
 
     @property
     def vote(self) -> str | None:
-        """The answer that counts in a vote; None without one, in a repetition, and in JSON that is incomplete."""
+        """The answer that counts in a vote; None without one, in a repetition, and in incomplete or wrong JSON."""
         finish = self.finish
         is_cut = finish.reason != "stop" or finish.by_stop_string
-        if finish.reason == "repetition" or (is_cut and self._grammar and self._grammar.is_schema):
+        if finish.reason == "repetition" or (is_cut and self._grammar and self._grammar.is_schema) or self.mismatch:
             return None
         return self.final_answer
 
@@ -241,6 +241,11 @@ class MajorityVote:
         if sample is None:
             sample = min(self.replies)
         return self.replies[sample]
+
+    @property
+    def mismatch(self) -> NoAnswer | None:
+        """Why the sample to show does not match its schema; None if it does."""
+        return self.reply.mismatch if self.reply else None
 
     @property
     def text(self) -> str:

@@ -6,10 +6,11 @@ from array import array
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from typing import Self
 
 from cerebrum_cli.core.conversation import Conversation, Message
-from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.core.errors import NoAnswer, UsageError
 from cerebrum_cli.core.events import (
     CallEvent,
     Channel,
@@ -85,7 +86,10 @@ class ReplyStream:
             await asyncio.to_thread(events.close)
 
     def events(self) -> Events:
-        """All events of loading the model and of the reply, once; nothing later."""
+        """All events of loading the model and of the reply, once; nothing later.
+
+        Raises NoAnswer after the last one if the answer does not match its schema.
+        """
         events, self._events = self._events, None
         if events is None:
             return
@@ -93,6 +97,8 @@ class ReplyStream:
             for event in events:
                 self.emit(event)
                 yield event
+        if self._finish and self.mismatch:
+            raise self.mismatch
 
     def begin(self, tokens: Sequence[int], texts: Iterable[SplitText], forced: ForcedTokens = ()) -> None:
         """Add the tokens and texts of the reply that this one continues, and where tokens were forced into it."""
@@ -170,6 +176,23 @@ class ReplyStream:
         """Why it ended: "stop" if by itself, "cancelled" also if its loop was left."""
         finish = self.wait()._finish
         return finish.reason if finish else "cancelled"
+
+    @cached_property
+    def mismatch(self) -> NoAnswer | None:
+        """Why a complete answer does not match its schema; None if it does, if it is incomplete, and without a schema.
+
+        Servers may ignore a schema, and what the engine enforces differs from JSON Schema in rare cases.
+        """
+        finish, answer = self.finish, self._after_rounds("answer")
+        is_complete = finish.reason == "stop" and not finish.by_stop_string and answer.strip()
+        if self._grammar is None or not self._grammar.is_schema or not is_complete:
+            return None
+        from cerebrum_cli.grammars.guidance import schema_problem
+
+        if problem := schema_problem(self._grammar, answer):
+            hint = "ask again, or update the server" if finish.origin else "ask again, or simplify the schema"
+            return NoAnswer(f"the reply does not match the schema: {problem}", hint)
+        return None
 
     @property
     def conversation(self) -> Conversation:

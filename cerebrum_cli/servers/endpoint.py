@@ -130,9 +130,9 @@ class Servers:
     def check_grammar(self, grammar: Grammar, as_messages: bool) -> None:
         """Raise GrammarError for a schema or grammar that servers cannot apply."""
         if grammar.is_schema:
-            from cerebrum_cli.servers.json_schemas import schema_validator
+            from cerebrum_cli.grammars.guidance import check_grammar
 
-            schema_validator(grammar.text)
+            check_grammar(grammar, is_local=False)
         elif as_messages:
             raise GrammarError("chat completions do not support grammars", f"use a schema, or {EXACT}")
         elif grammar.kind != "gbnf":

@@ -10,7 +10,6 @@ from itertools import chain
 from time import perf_counter
 from typing import TypeAlias
 
-from cerebrum_cli.core.errors import NoAnswer
 from cerebrum_cli.core.events import (
     Channel,
     FinishEvent,
@@ -26,7 +25,6 @@ from cerebrum_cli.core.tools import ToolCalls
 from cerebrum_cli.engine.requests import ReplySample, Request
 from cerebrum_cli.formats.reply_text import SplitText
 from cerebrum_cli.servers.estimated_tokens import EstimatedTokens
-from cerebrum_cli.servers.faults import RefusedRequestError
 from cerebrum_cli.servers.kind import ReplyChunk, StopReason
 
 SampleEvent: TypeAlias = PromptEvent | TokenEvent | FinishEvent | RefusedEvent
@@ -87,8 +85,6 @@ class RemoteSample(ReplySample):
         if not self.request.ask.stream:
             pieces = [(channel, "".join(texts)) for channel, texts in self._texts.items()]
             yield from self.token_events(pieces, self._ids, self._logprobs)
-        if is_stopped:
-            self._require_schema()
         by_stop_string = self.text.is_stopped or end == "stop string"
         if reason is None:
             reason = "stop" if is_stopped or by_stop_string else self._truncation
@@ -103,17 +99,6 @@ class RemoteSample(ReplySample):
     def _is_at_limit(self) -> bool:
         limit = self.request.params.max_tokens
         return limit is not None and self.tokens >= limit
-
-    def _require_schema(self) -> None:
-        """Raise RefusedRequestError if the whole answer, unless there is none, does not match the schema."""
-        grammar = self.request.ask.grammar
-        answer = "".join(self._texts.get("answer", ()))
-        if grammar is None or not grammar.is_schema or not answer.strip():
-            return
-        from cerebrum_cli.servers.json_schemas import schema_problem
-
-        if problem := schema_problem(grammar.text, answer):
-            raise RefusedRequestError(NoAnswer(f"the reply does not match the schema: {problem}", IGNORED_HINT))
 
     @property
     def _measured_timings(self) -> Timings:

@@ -22,7 +22,7 @@ from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, compile_grammar, translate
-from cerebrum_cli.servers.json_schemas import schema_problem
+from cerebrum_cli.grammars.validation import schema_problem
 
 T = TypeVar("T")
 KINDS = ["fox", 'wolf "grey"', "back\\slash\n", "größe", "猫", None]

@@ -184,8 +184,9 @@ def test_replies_of_a_server_that_ignores_the_schema_are_errors(server: OllamaSe
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     for row, (text, problem) in zip(rows, IGNORING.items(), strict=True):
         assert problem in row["error"]["message"], (text, row["error"])
+        assert (row["text"], row["error"]["type"]) == (text, "incomplete_output")
     done = ask("ask", "ignored 2?", "--schema", SCHEMA)
-    assert_error(done, 5, "the reply does not match the schema: Additional", "the answer so far is saved; ask again")
+    assert_error(done, 5, "the reply does not match the schema: Additional", "ask again, or update the server")
 
 
 def test_served_model_gets_the_schema_of_a_row(server: OllamaServer, ask: Ask) -> None:

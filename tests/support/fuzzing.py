@@ -60,10 +60,10 @@ def template_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
 
 def grammar_cases(rng: random.Random) -> Iterator[Callable[[], object]]:
     from cerebrum_cli.core.grammar import Grammar, schema_grammar
-    from cerebrum_cli.grammars.guidance import BYTES, compile_grammar
+    from cerebrum_cli.grammars.guidance import compile_grammar
 
     def follow(grammar: Grammar) -> None:
-        matcher = compile_grammar(grammar, BYTES)
+        matcher = compile_grammar(grammar)
         for _ in range(5):
             matcher.try_consume_tokens([rng.randrange(256)])
         matcher.compute_bitmask()

@@ -19,7 +19,7 @@ from cerebrum_cli.core.vocabulary import continuation
 from cerebrum_cli.engine.llama.logits import ChainSampler
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
 from cerebrum_cli.engine.step import Constraint
-from cerebrum_cli.grammars.guidance import byte_matcher, compile_grammar
+from cerebrum_cli.grammars.guidance import compile_grammar
 
 if TYPE_CHECKING:
     from cerebrum_cli.engine.backend import Sampler
@@ -35,7 +35,7 @@ class Matcher:
 
     def __init__(self, grammar: Grammar, vocabulary: LlamaVocabulary) -> None:
         self._grammar = grammar
-        self._matcher = byte_matcher(grammar).deep_copy()
+        self._matcher = compile_grammar(grammar)
         self._vocabulary = vocabulary
         self._unread: list[int] = []  # tokens that the matcher of tokens does not know yet
 

@@ -1,4 +1,4 @@
-"""Check replies of servers against a JSON Schema: some servers ignore it, or apply a part."""
+"""Check whole answers against their JSON Schema: servers and llguidance may apply only a part of it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from jsonschema.validators import Draft202012Validator, extend, validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from cerebrum_cli.core.errors import GrammarError
-from cerebrum_cli.core.grammar import schema_grammar, unusable
-from cerebrum_cli.grammars.guidance import is_allowed
+from cerebrum_cli.core.grammar import unusable
+from cerebrum_cli.grammars.strings import is_match
 
 MAX_PROBLEM = 200  # characters
 MAX_DIGITS = 400  # of an integer that is written with a point or an exponent
@@ -26,14 +25,14 @@ def check_text(keyword: str, validator: Any, value: Any, instance: Any, schema: 
     """Check a pattern or a format as for models on this machine, in linear time; unknown formats are ignored."""
     if not isinstance(instance, str):
         return
-    grammar = schema_grammar({"type": "string", keyword: value})
-    text = json.dumps(instance, ensure_ascii=False).encode()
     try:
-        if not is_allowed(grammar, text, is_whole=True):
-            yield ValidationError(f"{instance!r} does not match the {keyword} {value!r}")
-    except GrammarError:
+        matches = is_match(keyword, value, instance)
+    except ValueError:
         if keyword == "pattern":
             raise
+        return
+    if not matches:
+        yield ValidationError(f"{instance!r} does not match the {keyword} {value!r}")
 
 
 CHECKS = {name: partial(check_text, name) for name in ("pattern", "format")}
@@ -59,7 +58,7 @@ def schema_problem(schema: str, text: str) -> str | None:
     try:
         value = json.loads(text, parse_float=parse_number, parse_constant=refuse_constant)
         error = next(schema_validator(schema).iter_errors(value), None)
-    except (ValueError, ArithmeticError, RecursionError, Unresolvable, GrammarError) as problem:
+    except (ValueError, ArithmeticError, RecursionError, Unresolvable) as problem:
         error = problem
     if error is None:
         return None
