@@ -85,6 +85,8 @@ class Converter:
             texts["commit"] = weights.remote.listing.commit
         texts |= {"sha256": weights.sha256, "configuration": weights.configuration}
         converted = plan_conversion(read_checkpoint(weights.folder, weights.name), type, texts)
+        if notice := converted.unfit_notice(type):
+            self.puller.progress.notice(notice)
         on_progress = partial(self.puller.progress.update, "convert")
         return write_plan(library, converted, path, registered, "converted", on_progress)
 

@@ -21,8 +21,8 @@ def plan_conversion(table: Table, type: str, origin: Mapping[str, str]) -> Plan:
     tensors = []
     for name, tensor in table.tensors.items():
         is_head = name == HEAD or (name == EMBEDDING and HEAD not in table.tensors)
-        kind = target.type_of(name, tensor, is_head, shape)
-        tensors.append(OutputTensor(name, tensor.shape, kind, copy_of(tensor)))
+        kind, unfit = target.type_of(name, tensor, is_head, shape)
+        tensors.append(OutputTensor(name, tensor.shape, kind, copy_of(tensor), unfit))
     metadata = {**table.metadata, "general.file_type": Value("UINT32", target.file_type(None))}
     for key, text in origin.items():
         metadata[f"{CONVERTED}{key}"] = Value("STRING", text)

@@ -60,6 +60,8 @@ def merge(
     for filter in plan.plan.unmatched_filters:
         hint = "use Hugging Face tensor names, such as self_attn.q_proj"
         streams.note(f"the recipe filter {filter} matches no tensor and is ignored", hint)
+    if notice := plan.plan.unfit_notice(options.type):
+        streams.report(notice)
     if options.dry_run:
         if options.json:
             streams.answer_object(description)

@@ -5,6 +5,7 @@ The metadata is what still holds of that of the sources, and the provenance of t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.errors import MergeError
+from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.text import Texts
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TENSOR_TYPES, Shape, Tensors, TensorType, Value, aligned
 from cerebrum_cli.gguf.header import MAX_LAYERS, Header, header_from_tables, parse_tables
@@ -117,12 +119,16 @@ HEAD_PREFIX = "output"  # of the tensors after the last layer: output_norm.weigh
 
 
 class OutputTensor(NamedTuple):
-    """A tensor of the merge: its shape, its ggml type number, and the operation that computes it."""
+    """A tensor of the merge: its shape, its ggml type number, and the operation that computes it.
+
+    `unfit` is the name of the type that it should have, if its rows are not whole blocks of that.
+    """
 
     name: str
     shape: Shape
     type: int
     op: TensorOp
+    unfit: str = ""
 
     @property
     def kind(self) -> TensorType:
@@ -154,6 +160,14 @@ class Plan:
     @property
     def size(self) -> int:
         return len(self.header) + sum(aligned(tensor.size) for tensor in self.tensors)
+
+    def unfit_notice(self, type: str | None) -> NoticeEvent | None:
+        """What to say of tensors whose rows are not whole blocks of a requested type; None if all are."""
+        counts = Counter((tensor.unfit, tensor.kind.name) for tensor in self.tensors if tensor.unfit)
+        if not counts:
+            return None
+        used = [f"{count} are {used} instead of {unfit}" for (unfit, used), count in counts.items()]
+        return NoticeEvent(f"the rows of {counts.total()} tensors do not fit the blocks of {type}", ", ".join(used))
 
     def header_at(self, path: Path) -> Header:
         """The header of the planned file, as it will be read from a path."""
@@ -269,8 +283,8 @@ class MergePlanner:
             inputs.append((source, tensor))
         position = TensorPosition(self.recipe, step.slice, name, t, self._architecture, inputs)
         is_head = name == HEAD or (name == EMBEDDING and not self._has_head)
-        kind = self.target.type_of(name, position.base, is_head, self._shape)
-        return OutputTensor(name, first.shape, kind, tensor_op(position))
+        kind, unfit = self.target.type_of(name, position.base, is_head, self._shape)
+        return OutputTensor(name, first.shape, kind, tensor_op(position), unfit)
 
     @cached_property
     def _shape(self) -> ModelShape:

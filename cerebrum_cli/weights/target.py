@@ -5,11 +5,11 @@ from __future__ import annotations
 from cerebrum_cli.core.errors import UsageError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.gguf.contents import FILE_TYPES, TENSOR_TYPES, TYPE_NUMBERS, Tensor
-from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, mixed_type
+from cerebrum_cli.weights.mixtures import MIXTURES, ModelShape, base_type, mixed_type
 from cerebrum_cli.weights.table import Table
 
 # Values of --type: the types llama.cpp can write without an importance matrix, and its mixtures of these.
-_WRITABLE = "F32 F16 BF16 Q8_0 Q5_K Q5_1 Q5_0 Q4_K IQ4_NL Q4_1 Q4_0 Q3_K"
+_WRITABLE = "F32 F16 BF16 Q8_0 Q5_K Q4_K Q3_K"
 WRITABLE = (*_WRITABLE.split(), *MIXTURES)
 FLOAT_TYPES = ("F32", "F16", "BF16")
 # If a row is not a multiple of the block size, then for the rows where these do not fit either (llama-quant.cpp).
@@ -33,20 +33,23 @@ class Target:
     dtype: str | None = None
     quantization: str | None = None
 
-    def type_of(self, name: str, tensor: Tensor, is_head: bool, model: ModelShape) -> int:
-        """Number of the type that a tensor has under a name in a model of this shape."""
+    def type_of(self, name: str, tensor: Tensor, is_head: bool, model: ModelShape) -> tuple[int, str]:
+        """Number of the type that a tensor has under a name in a model of this shape.
+
+        Also the name of the type that it should have, if its rows are not whole blocks of that.
+        """
         target = self._type_of(tensor.kind.name)
         is_matrix = len(tensor.shape) > 1 and tensor.name.endswith(".weight")
         if target is None or not is_matrix or any(part in tensor.name for part in NOT_QUANTIZED):
-            return tensor.type
+            return tensor.type, ""
         if target in MIXTURES:
-            target = mixed_type(target, name, model) if name.startswith("blk.") else target[:4]
+            target = mixed_type(target, name, model) if name.startswith("blk.") else base_type(target)
         if is_head and bits_per_weight(target) < bits_per_weight(MIN_HEAD_TYPE):
             target = MIN_HEAD_TYPE
-        for name in (target, FALLBACKS.get(target, target)):
-            if tensor.shape[0] % TENSOR_TYPES[TYPE_NUMBERS[name]].block_size == 0:
-                return TYPE_NUMBERS[name]
-        return TYPE_NUMBERS[LAST_FALLBACK]
+        for used in (target, FALLBACKS.get(target, target)):
+            if tensor.shape[0] % TENSOR_TYPES[TYPE_NUMBERS[used]].block_size == 0:
+                return TYPE_NUMBERS[used], "" if used == target else target
+        return TYPE_NUMBERS[LAST_FALLBACK], target
 
     def file_type(self, own: int | None) -> int | None:
         """File type number (llama.cpp's ftype) of the merge, given that of its main source."""
