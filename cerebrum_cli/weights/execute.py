@@ -48,6 +48,9 @@ _OFFSETS = {
 }
 SCALE_OFFSETS = {name: offsets for names, offsets in _OFFSETS.items() for name in names.split()}
 
+# Of the types of a checkpoint: how a weight is read as an integer, and the bits of its exponent.
+_EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+
 Rows = tuple[int, int]  # consecutive rows of a tensor: the first one, and their number
 
 
@@ -61,7 +64,7 @@ class TensorEvaluator(ExitStack):
         self._files: dict[Path, int] = {}
 
     def chunks(self, output: OutputTensor) -> Iterator[bytes]:
-        """Yield the bytes of a tensor. Raises ModelFileError for an unreadable source, MergeError on overflow."""
+        """Yield the bytes of a tensor. Raises ModelFileError for a source that is damaged, MergeError on overflow."""
         for tensor in input_tensors(output.op):
             for path in tensor.source.paths if tensor.source else (tensor.path,):
                 if path not in self._files:  # opened here, before threads read it
@@ -128,7 +131,9 @@ class TensorEvaluator(ExitStack):
     def _read(self, tensor: Tensor, begin: int, size: int) -> bytes:
         begin += tensor.offset
         if tensor.source:
-            return tensor.source.read(self._read_file, begin, size)
+            data = tensor.source.read(self._read_file, begin, size)
+            require_numbers(data, tensor)
+            return data
         return self._read_file(tensor.path, begin, size)
 
     def _read_file(self, path: Path, begin: int, size: int) -> bytes:
@@ -150,6 +155,14 @@ class TensorEvaluator(ExitStack):
         finally:
             for future in running:
                 future.cancel()
+
+
+def require_numbers(data: bytes, tensor: Tensor) -> None:
+    """Raise ModelFileError for weights of a checkpoint that are infinite or NaN: their exponents have all bits set."""
+    layout, exponent = _EXPONENTS[tensor.kind.name]
+    if ((np.frombuffer(data, layout) & exponent) == exponent).any():
+        hint = "download it again; if it was published like this, use another model"
+        raise ModelFileError(tensor.path, f"{tensor.name} has infinite or NaN weights", hint)
 
 
 def row_ranges(shape: Shape) -> Iterator[Rows]:

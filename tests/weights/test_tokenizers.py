@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import pytest
@@ -294,6 +295,12 @@ UNREACHABLE = {"tokenizer/model/ignore_merges": True, "tokenizer/model/vocab/qqq
         (MISTRAL, {"tokenizer/model/vocab/▁t▁t": 650}, "no merge makes from its two parts: .*"),
         (MISTRAL, {"tokenizer/pre_tokenizer": {**METASPACE, "split": True}}, "normalizer or pre-tokenizer .*Metaspace"),
         (BYTES, {"tokenizer/model/merges/+": ["x", "qq"]}, "damaged: .*makes no token"),
+        (BYTES, {"tokenizer/model/merges": []}, "has no merges"),
+        (BYTES, {"tokenizer/model/merges": None}, "has no merges"),
+        (MISTRAL, {"tokenizer/model/merges": []}, "has no merges"),
+        (BYTES, {"generation_config/eos_token_id": 5.0}, "eos_token_id 5.0 is not a token id"),
+        (BYTES, {"generation_config/eos_token_id": [5, True]}, "eos_token_id True is not a token id"),
+        (BYTES, {"generation_config/eos_token_id": "<|im_end|>"}, "eos_token_id .* is not a token id"),
         (BYTES, {"tokenizer/model/merges/+": "a b c"}, "damaged: 'too many values"),
         (BYTES, {"tokenizer/model/vocab/qq": 5}, "damaged: 'two tokens have the same id'"),
         (BYTES, {"tokenizer/model/vocab/qq": "5"}, "damaged"),
@@ -324,6 +331,30 @@ def test_unsupported_and_damaged_tokenizers_are_refused(
         contents(copied(name, tmp_path, changes))
     assert "\n" not in caught.value.message
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(("ids", "numbers"), [("5", 5), (["5"], [5]), (["600", 5], [600, 5])])
+def test_token_ids_may_be_strings_of_digits(ids: object, numbers: object, tmp_path: Path) -> None:
+    stated, expected = (
+        contents(copied(BYTES, tmp_path / name, {"generation_config/eos_token_id": value}))
+        for name, value in (("strings", ids), ("numbers", numbers))
+    )
+    assert stated == expected
+
+
+@pytest.mark.parametrize("name", [MISTRAL, BYTES])
+def test_long_tokens_are_read_in_linear_time(name: str, tmp_path: Path) -> None:
+    merges = [["a" * size, "a" * size] for size in (1, 2, 4, 8)]
+    texts = {"".join(merge): 650 + number for number, merge in enumerate(merges)} | {"a" * 30_000: 660}
+    folder = copied(name, tmp_path, {"tokenizer/model/ignore_merges": True})
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    tokenizer["model"]["vocab"] |= texts
+    tokenizer["model"]["merges"] += merges
+    path.write_text(json.dumps(tokenizer), "utf-8")
+    started = process_time()
+    require_values_or_refusal(folder)
+    assert process_time() - started < 3  # a minute, if each merge looks at the whole text
 
 
 # fields of a SentencePiece model: the algorithm, how long runs of spaces are normalized

@@ -8,14 +8,15 @@ LookupError, TypeError or AttributeError.
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence, Set
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 from cerebrum_cli.core.json_types import JsonObject
 
 SPACE = "▁"  # how SentencePiece writes a space
-_NO_MERGE = 1 << 32  # above all ranks
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _THEN = "  "  # between patterns that split a text one after the other
 
@@ -74,12 +75,12 @@ class Bpe(NamedTuple):
 def steps(tokenizer: JsonObject, part: str) -> list[JsonObject]:
     """The steps of a part, which is null, one step or a sequence of them."""
     found = []
-    pending = [tokenizer.get(part)]
+    pending = deque([tokenizer.get(part)])
     while pending:
-        step = pending.pop(0)
+        step = pending.popleft()
         if step and step["type"] == "Sequence":
             [inner] = (value for value in step.values() if isinstance(value, list))
-            pending = inner + pending
+            pending.extendleft(reversed(inner))
         elif step:
             found.append(step)
     return found
@@ -97,11 +98,13 @@ def read_bpe(tokenizer: JsonObject) -> Bpe:
     if len({*ids.values()}) < len(ids):
         raise ValueError("two tokens have the same id")
     ranks: dict[tuple[str, str], int] = {}
-    for merge in model["merges"]:
+    for merge in model.get("merges") or ():
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         if left + right not in ids:
             raise ValueError(f"the merge {merge} makes no token")
         ranks.setdefault((left, right), len(ranks))
+    if not ranks:  # of which llama.cpp can load nothing
+        raise ValueError("its tokenizer.json has no merges")
     added = {token["content"] for token in tokenizer.get("added_tokens", [])}
     return Bpe(ids, ids.keys() - added, ranks, model.get("ignore_merges") is True)
 
@@ -142,18 +145,32 @@ def merge_scores(bpe: Bpe) -> Mapping[str, float]:
 
 
 def _merged(text: str, ranks: Mapping[tuple[str, str], int]) -> tuple[Sequence[str], int]:
-    """The parts of a text after all merges, and the rank of the last one."""
+    """The parts of a text after all merges, and the rank of the last one.
+
+    Of merges with the same rank, the first in the text comes first. A heap has the possible ones, so that tokens of
+    100,000 characters take no longer than as many short ones; those whose parts have been merged since are skipped.
+    """
     parts = list(text)
+    after = [*range(1, len(parts)), None]
+    before = [None, *range(len(parts) - 1)]
+    possible = [(ranks[pair], at) for at, pair in enumerate(pairwise(parts)) if pair in ranks]
+    heapify(possible)
     last = 0
-    while len(parts) > 1:
-        found = [ranks.get(pair, _NO_MERGE) for pair in pairwise(parts)]
-        rank = min(found)
-        if rank == _NO_MERGE:
-            break
-        at = found.index(rank)
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    while possible:
+        rank, at = heappop(possible)
+        following = after[at]
+        if not parts[at] or following is None or ranks.get((parts[at], parts[following])) != rank:
+            continue
+        parts[at] += parts[following]
+        parts[following] = ""
+        after[at] = after[following]
+        if (end := after[at]) is not None:
+            before[end] = at
         last = rank
-    return parts, last
+        for first, second in ((before[at], at), (at, after[at])):
+            if first is not None and second is not None and (pair := (parts[first], parts[second])) in ranks:
+                heappush(possible, (ranks[pair], first))
+    return [part for part in parts if part], last
 
 
 def has_space_prefix(tokenizer: JsonObject) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.json_types import JsonObject
 from cerebrum_cli.gguf.contents import EMBEDDING, HEAD, TYPE_NUMBERS, Tensor, Value, Values, quoted
 from cerebrum_cli.weights.checkpoints.assembly import Assembly, Constant, Converted
-from cerebrum_cli.weights.checkpoints.configuration import USE_GGUF, Configuration, configuration
+from cerebrum_cli.weights.checkpoints.configuration import OWN_CONFIGURATION, USE_GGUF, Configuration, configuration
 from cerebrum_cli.weights.checkpoints.safetensors import (
     FLOATS,
     PULL_AGAIN,
@@ -30,6 +31,14 @@ _PERMUTED = ("attn_q", "attn_k")
 _ROUTER = ".ffn_gate_inp."  # a matrix, which llama.cpp needs in single precision
 _UNTIED = "olmo2"  # in GGUF its embeddings and its output matrix are two tensors
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error)
+# Numbers of layers and of experts in names of tensors, by the key of their count.
+_COUNTED = {
+    "num_hidden_layers": ("layer", re.compile(r"^model\.layers\.(\d{1,6})\.")),
+    "num_local_experts": ("expert", re.compile(r"\.experts\.(\d{1,6})\.")),
+}
+_USE_ALL = f"use all files of the weights, or {USE_GGUF}"
+_SAVE_AGAIN = "load it with transformers' AutoModelForCausalLM, and save it again with save_pretrained"
+_TIE = 'use the whole model; if its embeddings are also its head, set "tie_word_embeddings": true in config.json'
 # Parts of names: tensors of other media, and buffers that follow from the configuration.
 _UNUSED = ("vision_tower.", "multi_modal_projector.", "rotary_emb.inv_freq")
 _SAMPLING = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repetition_penalty"}
@@ -44,7 +53,7 @@ def read_configuration(folder: Path) -> Configuration:
     try:
         return configuration(path, content)
     except _DAMAGED as error:
-        raise ModelFileError(path, f"invalid: {error!r}", PULL_AGAIN) from error
+        raise ModelFileError(path, f"invalid: {error!r}", OWN_CONFIGURATION) from error
 
 
 def read_checkpoint(folder: Path, name: str) -> Table:
@@ -53,12 +62,15 @@ def read_checkpoint(folder: Path, name: str) -> Table:
     architecture = config.family.architecture
     shards = _of_language(read_shards(folder))
     try:
+        _require_names(config, shards)
         hyperparameters = config.metadata()
         tensors = {tensor.name: tensor for tensor in _tensors(config, shards)}
     except _DAMAGED as error:
-        raise ModelFileError(config.path, f"invalid: {error!r}", PULL_AGAIN) from error
+        raise ModelFileError(config.path, f"invalid: {error!r}", OWN_CONFIGURATION) from error
     files = tokenizer_files(folder)
-    vocabulary = read_vocabulary(files, config.content, architecture, tensors[EMBEDDING].shape[1])
+    rows = tensors[EMBEDDING].shape[1]
+    config.require_possible("vocab_size", rows)
+    vocabulary = read_vocabulary(files, config.content, architecture, rows)
     metadata = {
         ARCHITECTURE: Value("STRING", architecture),
         "general.type": Value("STRING", "model"),
@@ -81,6 +93,29 @@ def _of_language(shards: Stored) -> dict[str, StoredTensor]:
     return tensors
 
 
+def _require_names(config: Configuration, stored: Stored) -> None:
+    """Raise ModelFileError for tensors of other names, and for other counts of layers or experts than configured."""
+    folder = config.path.parent
+    is_headless = not any(name.endswith(_HEAD) for name in stored)
+    if is_headless and not config.is_tied(False):
+        raise ModelFileError(folder, f"has no head, which is the tensor {_HEAD}", _TIE)
+    if _EMBEDDING not in stored:
+        for name in stored:
+            if name.endswith(_EMBEDDING.removeprefix("model.")):
+                raise ModelFileError(folder, f"has a tensor {quoted(name)} in place of {_EMBEDDING}", _SAVE_AGAIN)
+        raise ModelFileError(folder, f"has no tensor {_EMBEDDING}", _USE_ALL)
+    for key, (part, pattern) in _COUNTED.items():
+        if key == "num_local_experts" and not config.has_experts:
+            continue
+        numbers = {int(match[1]) for match in map(pattern.search, stored) if match}
+        for number in range(len(numbers)):
+            if number not in numbers:
+                raise ModelFileError(folder, f"has no weights of {part} {number}", _USE_ALL)
+        if config.integer(key) != len(numbers):
+            problem = f"has {len(numbers)} {part}s, but {config.integer(key)} by {key} in {CONFIG}"
+            raise ModelFileError(folder, problem, f"{OWN_CONFIGURATION}, and all of their files")
+
+
 def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
     """Yield the tensors. Raises ModelFileError if one is missing or left over."""
     folder = config.path.parent
@@ -96,7 +131,7 @@ def _tensors(config: Configuration, stored: Stored) -> Iterator[Tensor]:
             yield _tensor(name, parts, config)
         elif not (name.endswith(".bias") or (name == HEAD and is_tied)):
             missing = hugging_face_names(name, config.family.architecture)[0]
-            raise ModelFileError(folder, f"has no tensor {missing}", PULL_AGAIN)
+            raise ModelFileError(folder, f"has no tensor {missing}", _USE_ALL)
     for name, factors in config.rope_factors().items():
         if len(factors) != config.rotated // 2:
             raise config.invalid("long_factor")
@@ -159,7 +194,7 @@ def _require_fit(name: str, parts: StoredTensors, config: Configuration) -> None
     expected = config.shape_of(part) if kind == "weight" else None
     if expected and shape != expected:
         problem = f"{name} has rows and columns {shape[::-1]}, but {expected[::-1]} by {CONFIG}"
-        raise ModelFileError(first.path, problem, "use the configuration of these weights")
+        raise ModelFileError(first.path, problem, OWN_CONFIGURATION)
 
 
 def _sampling(content: JsonObject) -> Values:

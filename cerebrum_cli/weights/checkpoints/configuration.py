@@ -13,6 +13,7 @@ from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.contents import Value
+from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.weights.checkpoints.families import (
     ASSUMED,
     DEFAULTS,
@@ -28,6 +29,9 @@ _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language mod
 _FLOATS = ("epsilon", "softcapping", "scale", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
 _WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
 _SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
+# The largest values that are read, lest a wrong one take all memory: those of llama.cpp, or far above known models'.
+_LARGEST = {"num_hidden_layers": MAX_LAYERS, "num_local_experts": 1024, "head_dim": 1 << 13, "vocab_size": 1 << 20}
+OWN_CONFIGURATION = "use the config.json that was published with these weights"
 FROM_SOURCE = "convert the unquantized original, or use a GGUF: cerebrum search NAME"
 USE_GGUF = "use a GGUF of this model: cerebrum search NAME"
 
@@ -44,11 +48,21 @@ class Configuration:
     def n_layers(self) -> int:
         return self.integer("num_hidden_layers")
 
+    @property
+    def has_experts(self) -> bool:
+        return "ffn_gate_inp.weight" in self.family.parts
+
     def integer(self, key: str) -> int:
         value = self.content.get(key)
         if type(value) is not int or value <= 0:
             raise self.invalid(key)
+        self.require_possible(key, value)
         return value
+
+    def require_possible(self, key: str, value: int) -> None:
+        largest = _LARGEST.get(key)
+        if largest and value > largest:
+            raise ModelFileError(self.path, f"{key} is {value:,}; at most {largest:,} are possible", OWN_CONFIGURATION)
 
     def invalid(self, key: str) -> ModelFileError:
         shown = truncate(ascii(self.content.get(key)), 60)
@@ -73,6 +87,7 @@ class Configuration:
         inner = self.integer("intermediate_size")
         if part.endswith("_exps") and "moe_intermediate_size" in self.content:
             inner = self.integer("moe_intermediate_size")
+        vocabulary = self.integer("vocab_size") if "vocab_size" in self.content else None
         up = 2 * inner if self.family.architecture == "phi3" else inner
         shapes = {
             "attn_q": (hidden, queries),
@@ -84,6 +99,8 @@ class Configuration:
             "ffn_up": (hidden, up),
             "ffn_down": (inner, hidden),
         }
+        if vocabulary:
+            shapes |= dict.fromkeys(("token_embd", "output"), (hidden, vocabulary))
         return shapes.get(part.removesuffix("_exps"))
 
     def metadata(self) -> dict[str, Value]:
@@ -105,6 +122,8 @@ class Configuration:
             raise ModelFileError(self.path, f"cannot convert {key} {truncate(ascii(value), 60)}", USE_GGUF)
         if key.endswith(_FLOATS):
             return Value("FLOAT32", float(value))
+        if value != int(value):
+            raise ModelFileError(self.path, f"{key} is {value}, not a whole number", OWN_CONFIGURATION)
         return Value("UINT32", int(value))
 
     @property
@@ -199,9 +218,16 @@ def _set_rope(configuration: Configuration, content: JsonDict) -> None:
 def _require_hyperparameters(configuration: Configuration, head_size: int) -> None:
     """Raise ModelFileError without one that llama.cpp needs, or with another than it assumes."""
     content, architecture = configuration.content, configuration.family.architecture
+    if configuration.integer("num_attention_heads") % configuration.integer("num_key_value_heads"):
+        raise configuration.invalid("num_key_value_heads")
+    if not 0 < configuration.rotated <= configuration.integer("head_dim"):
+        raise configuration.invalid("partial_rotary_factor")
     for key, value in values_of(NOT_ZERO, architecture).items():
         if not content.get(key, value):
             raise configuration.invalid(key)
+    used = "num_experts_per_tok"  # llama.cpp aborts the process for more than there are
+    if configuration.has_experts and configuration.integer(used) > configuration.integer("num_local_experts"):
+        raise configuration.invalid(used)
     assumed = values_of(ASSUMED, architecture)
     if architecture in _SCALED:
         is_scaled = configuration.n_layers == _SCALED[architecture]

@@ -6,6 +6,7 @@ The files are untrusted: names, types and offsets are checked, and every failure
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SUFFIX = ".safetensors"
 _NOT_SHARDS = ("consolidated", "adapter_")  # the same weights in Mistral's layout, and weights of adapters
 FLOATS = ("F32", "F16", "BF16")
+_NUMBERED = re.compile(r"(.*-)\d{5}(-of-(\d{5})\.safetensors)")
 _MAX_HEADER = 100_000_000  # bytes, as in the format's own library
 PULL_AGAIN = "pull it again, or copy it again"
 
@@ -53,7 +55,10 @@ def read_json(path: Path) -> JsonObject:
 def read_shards(folder: Path) -> dict[str, StoredTensor]:
     """The tensors in all shards of a checkpoint by name. Raises ModelFileError."""
     tensors = dict[str, StoredTensor]()
-    for name in shards_among(folder, [path.name for path in folder.iterdir()]):
+    files = [path.name for path in folder.iterdir()]
+    for name in shards_among(folder, files):
+        if name not in files:
+            raise ModelFileError(folder, f"lacks {name}, a part of the weights", "download this file, too")
         found = read_header(folder / name)
         for tensor in found.keys() & tensors:
             raise ModelFileError(folder / name, f"the tensor {quoted(tensor)} is also in another file", PULL_AGAIN)
@@ -64,13 +69,17 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
 def shards_among(folder: Path, files: Collection[str]) -> list[str]:
     """The shards of a checkpoint with these files, as transformers chooses them. Raises ModelFileError.
 
-    They are the whole model in one file, or else those in its index, or else all.
+    They are the whole model in one file, or else those in its index, or else all, which must be as many as their names
+    say.
     """
     if WHOLE in files:
         return [WHOLE]
     index = folder / INDEX
     if not index.is_file():
-        return sorted(filter(is_shard, files))
+        shards = sorted(filter(is_shard, files))
+        if shards and (numbered := _NUMBERED.fullmatch(shards[0])):
+            return [f"{numbered[1]}{number:05}{numbered[2]}" for number in range(1, int(numbered[3]) + 1)]
+        return shards
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(name, str) and is_shard(name) for name in placed.values()):
         raise ModelFileError(index, f"does not name the {_SUFFIX} file of each tensor", PULL_AGAIN)

@@ -6,9 +6,9 @@ Damaged files raise ValueError, LookupError, TypeError or AttributeError.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import index
 
 from cerebrum_cli.core.json_types import JsonObject
+from cerebrum_cli.core.text import truncate
 from cerebrum_cli.gguf.contents import Value
 from cerebrum_cli.weights.checkpoints.bpe import Unsupported, steps
 
@@ -49,11 +49,21 @@ def _stated(
         text = text["content"]
     numbers = [ids.get(text or "")]
     for config in configs:
-        number = config.get(f"{name}_token_id")
+        key = f"{name}_token_id"
+        number = config.get(key)
         if number is not None:
-            numbers += number if isinstance(number, list) else [number]
+            numbers += [_token_id(key, value) for value in (number if isinstance(number, list) else [number])]
             break
-    return [number for number in numbers if number is not None and 0 <= index(number) < size]
+    return [number for number in numbers if number is not None and 0 <= number < size]
+
+
+def _token_id(key: str, value: object) -> int:
+    """A token id, which some configurations state as a string of digits."""
+    if isinstance(value, str) and value.isascii() and value.isdecimal():
+        return int(value)
+    if type(value) is not int:
+        raise ValueError(f"{key} {truncate(ascii(value), 60)} is not a token id")
+    return value
 
 
 def _additional_ends(ends: Iterable[int]) -> dict[str, int]:

@@ -27,6 +27,7 @@ from cerebrum_cli.weights.checkpoints.bpe import (
     read_bpe,
     steps,
 )
+from cerebrum_cli.weights.checkpoints.configuration import USE_GGUF
 from cerebrum_cli.weights.checkpoints.safetensors import read_json
 from cerebrum_cli.weights.checkpoints.sentencepiece import parse_sentencepiece
 from cerebrum_cli.weights.checkpoints.special_tokens import special_tokens
@@ -41,6 +42,7 @@ _CONTROL_TEXT = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>|<2mass>
 _PHI3_TOKENS = {"<unk>": False, "<s>": False, "<|endoftext|>": False, "</s>": True}
 # Tokens that may have no row: of Gemma 3's models with vision, and those that only pad texts in training.
 _NO_ROW = ("<image_soft_token>", "[PAD]", "<pad>")
+_USE_ORIGINAL = f"take its tokenizer files from the original model, or {USE_GGUF}"
 
 Tokens = dict[int, Token]
 Vocabulary = tuple[Tokens, dict[str, Value]]
@@ -70,10 +72,11 @@ def read_vocabulary(files: TokenizerFiles, config: JsonObject, architecture: str
         return _read(files, config, architecture, size)
     except Unsupported as error:
         problem = f"llama.cpp does not support {error.what} {quoted(error.value)}"
-        raise ModelFileError(files.folder, problem, "pull a GGUF of this model") from error
+        raise ModelFileError(files.folder, problem, USE_GGUF) from error
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError, struct.error) as error:
-        problem = f"its tokenizer is damaged: {quoted(str(error))}"
-        raise ModelFileError(files.folder, problem, "download its tokenizer files again") from error
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        problem = f"its tokenizer is damaged: {quoted(f'{lacks}{error}')}"
+        raise ModelFileError(files.folder, problem, _USE_ORIGINAL) from error
 
 
 def general_name(files: TokenizerFiles, name: str) -> str:

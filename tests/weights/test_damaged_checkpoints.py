@@ -1,0 +1,170 @@
+"""Checkpoints that are damaged or incomplete: one error says what is wrong and what helps, in little memory."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoint_models import Weights, read_model, write_checkpoint, write_json, write_weights
+from conversions import convert_checkpoint
+
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+
+read_model = cache(read_model)
+HUGE = 2_000_000_000
+COUNTS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "num_local_experts", "vocab_size")
+EXPERTS = "num_experts_per_tok"
+Tensors = dict[str, Weights]
+# Reads each folder with little memory and time, and prints the errors.
+READ_ALL = """
+import sys
+from pathlib import Path
+from cerebrum_cli.core.errors import ModelFileError
+from cerebrum_cli.weights.checkpoints.checkpoint import read_checkpoint
+for folder in sys.argv[1:]:
+    try:
+        read_checkpoint(Path(folder), "tiny")
+    except ModelFileError as error:
+        print(Path(folder).name, error.message, error.hint, sep="|")
+"""
+
+
+def changed_config(folder: Path, name: str, changes: Mapping[str, Any]) -> Path:
+    return write_checkpoint(folder, read_model(name), config={**read_model(name).config, **changes})
+
+
+def limited() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+
+
+def test_huge_counts_are_refused_in_little_memory_and_time(tmp_path: Path) -> None:
+    cases: list[tuple[str, Mapping[str, Any]]] = [("qwen3-moe", {key: HUGE}) for key in (*COUNTS, EXPERTS, "head_dim")]
+    cases += [(name, {"num_hidden_layers": HUGE}) for name in ("smollm3", "gemma3", "olmo3", "llama2")]
+    cases += [("mixtral", {"num_local_experts": HUGE}), ("llama2", {"max_position_embeddings": HUGE**3})]
+    cases += [
+        ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": HUGE}}),
+        ("llama2", {"hidden_size": HUGE, "head_dim": None}),
+    ]
+    folders = [changed_config(tmp_path / f"case-{number}", *case) for number, case in enumerate(cases)]
+    command = [sys.executable, "-c", READ_ALL, *map(str, folders)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, preexec_fn=limited, env=environment, capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = [line.split("|") for line in done.stdout.splitlines()]
+    assert [(name, bool(message and hint)) for name, message, hint in lines] == [(path.name, True) for path in folders]
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True, "2", None, [2], {"x": 2}])
+def test_counts_of_other_kinds_are_refused(value: object, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("mixtral"))
+    for key in (*COUNTS, "num_experts_per_tok", "max_position_embeddings", "hidden_size"):
+        if key == "num_key_value_heads" and not value:
+            continue  # as many as heads
+        write_json(folder / "config.json", {**read_model("mixtral").config, key: value})
+        with pytest.raises(ModelFileError, match=r"config\.json: ") as caught:
+            read_checkpoint(folder, "tiny")
+        assert key in caught.value.message, caught.value.message
+        assert "\n" not in caught.value.message + caught.value.hint
+
+
+Change = Callable[[Tensors], Tensors]
+
+
+def without(part: str) -> Change:
+    return lambda tensors: {name: values for name, values in tensors.items() if part not in name}
+
+
+def prefixed(prefix: str) -> Change:
+    return lambda tensors: {f"{prefix}{name}": values for name, values in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem", "hint"),
+    [
+        ("llama2", without(".layers.1."), "has no weights of layer 1", "use all files of the weights"),
+        ("llama2", without(".layers.2."), "has 2 layers, but 3 by num_hidden_layers", "and all of their files"),
+        ("mixtral", without(".experts.1."), "has no weights of expert 1", "use all files of the weights"),
+        ("mixtral", without(".experts.3."), "has 3 experts, but 4 by num_local_experts", "and all of their files"),
+        ("llama2", without("layers.1.self_attn.q_proj"), "no tensor model.layers.1.self_attn.q_proj.weight", "search"),
+        ("llama2", without("embed_tokens"), "has no tensor model.embed_tokens.weight", "use all files of the weights"),
+        (
+            "llama2",
+            without("lm_head"),
+            "has no head, which is the tensor lm_head.weight",
+            '"tie_word_embeddings": true',
+        ),
+        ("llama2", prefixed("base_model.model."), "in place of model.embed_tokens.weight", "save_pretrained"),
+        (
+            "llama2",
+            lambda tensors: {name.removeprefix("model."): values for name, values in tensors.items()},
+            "has a tensor 'embed_tokens.weight' in place of model.embed_tokens.weight",
+            "AutoModelForCausalLM",
+        ),
+    ],
+)
+def test_missing_weights_are_named_with_what_helps(
+    name: str, change: Change, problem: str, hint: str, tmp_path: Path
+) -> None:
+    model = read_model(name)
+    folder = write_checkpoint(tmp_path, model)
+    write_weights(folder, change(dict(model.weights())))
+    with pytest.raises(ModelFileError) as caught:
+        read_checkpoint(folder, "tiny")
+    assert problem in caught.value.message
+    assert hint in caught.value.hint
+    assert "again" not in caught.value.hint.replace("save it again", "")
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_missing_shard_is_named(has_index: bool, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"), shards=3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    if not has_index:
+        (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelFileError, match=r"lacks model-00002-of-00003\.safetensors") as caught:
+        read_checkpoint(folder, "tiny")
+    assert caught.value.hint == "download this file, too"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.layers.1.self_attn.k_proj.weight", "lm_head.weight"])
+def test_weights_that_are_no_numbers_are_refused(bad: float, dtype: str, tensor: str, tmp_path: Path) -> None:
+    model = read_model("llama2")
+    weights = dict(model.weights())
+    weights[tensor] = weights[tensor].copy()
+    weights[tensor].flat[-1] = bad
+    folder = write_checkpoint(tmp_path / "folder", model)
+    write_weights(folder, weights, dtype)
+    for type in ("F32", dtype, "Q8_0", "Q4_K_M"):
+        with pytest.raises(ModelFileError, match=r"model\.safetensors: .*\.weight has infinite or NaN weights"):
+            convert_checkpoint(folder, tmp_path / "out.gguf", type)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_largest_finite_weights_are_kept(tmp_path: Path) -> None:
+    model = read_model("llama2")
+    weights = dict(model.weights())
+    weights["lm_head.weight"] = np.full_like(weights["lm_head.weight"], 3e38)
+    folder = write_checkpoint(tmp_path / "folder", model)
+    write_weights(folder, weights, "F32")
+    assert convert_checkpoint(folder, tmp_path / "out.gguf", "F32").exists()
+
+
+def test_index_that_names_files_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, read_model("llama2"), shards=2)
+    index = folder / "model.safetensors.index.json"
+    for name in ("../model.safetensors", "/etc/model.safetensors", "a/../b.safetensors", "x.bin", 5, None):
+        index.write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+        with pytest.raises(ModelFileError, match=r"does not name the \.safetensors file"):
+            read_checkpoint(folder, "tiny")
