@@ -16,6 +16,11 @@ def as_path(reference: str) -> Path:
     return Path(expand_user(reference))
 
 
+def as_reference(path: Path) -> str:
+    """A reference to the file or folder of a path, which could be the name of a model."""
+    return str(path) if looks_like_path(str(path)) else f"./{path}"
+
+
 def absolute_reference(reference: str) -> str:
     """A reference that means the same in any directory: of a path, the absolute one."""
     if looks_like_path(reference):

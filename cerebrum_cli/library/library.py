@@ -14,7 +14,7 @@ from cerebrum_cli.core.errors import ModelNotFound, UsageError
 from cerebrum_cli.core.files import Paths, exists, is_file
 from cerebrum_cli.core.paths import absolute_path, as_path, is_missing, looks_like_path
 from cerebrum_cli.library.installed import NANO_NAME, InstalledModel, bundled_model, model_paths
-from cerebrum_cli.library.not_found import no_default, not_installed, unknown_model
+from cerebrum_cli.library.not_found import file_not_found, no_default, not_installed, unknown_model
 from cerebrum_cli.library.origins import Bundled, LocalFile, Pulled, Registered
 from cerebrum_cli.library.reference import (
     FILE_OF_REPO,
@@ -179,9 +179,7 @@ class Library:
     def model_at(self, path: Path) -> InstalledModel:
         """The model in a file. Raises ModelNotFound if there is no file, ModelFileError if it is not a model."""
         if is_missing(path):
-            raise ModelNotFound(
-                f"{path}: file not found", "check the path, or list installed models with cerebrum list"
-            )
+            raise file_not_found(path)
         resolved = absolute_path(path)
         entry = next((entry for entry in self.registry.entries() if entry.path == resolved), None)
         if entry:

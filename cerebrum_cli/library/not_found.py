@@ -8,7 +8,8 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import ModelNotFound
-from cerebrum_cli.core.files import exists
+from cerebrum_cli.core.files import exists, is_directory
+from cerebrum_cli.core.paths import as_reference
 from cerebrum_cli.core.text import did_you_mean
 from cerebrum_cli.library.reference import ModelReference
 
@@ -35,6 +36,16 @@ def unknown_model(text: str, names: Sequence[str]) -> ModelNotFound:
     search = f"to find others: cerebrum search {quote(name)}, then cerebrum pull OWNER/REPO"
     known = similar or "see cerebrum list --available; "
     return ModelNotFound(problem, f"{known}{search}{_file_hint(text)}")
+
+
+def file_not_found(path: Path) -> ModelNotFound:
+    """The error for a path to nothing, or to a folder with a quantization behind it."""
+    name, colon, type = str(path).rpartition(":")
+    folder = Path(name)
+    if colon and is_directory(folder):
+        hint = f"cerebrum pull {quote(as_reference(folder))} --type {quote(type)}"
+        return ModelNotFound(f"{path}: file not found; {folder} is a folder, whose type is an option", hint)
+    return ModelNotFound(f"{path}: file not found", "check the path, or list installed models with cerebrum list")
 
 
 def no_default(installed: str | None) -> ModelNotFound:

@@ -2,6 +2,7 @@
 
     NAME[:QUANT]                            a model by name, as listed by `cerebrum list`
     [hf.co/]OWNER/REPO[:QUANT]              a repository on the Hugging Face Hub
+    OWNER/REPO@REVISION[:QUANT]             its branch, tag or commit, or a pull request, refs/pr/N
     [hf.co/]OWNER/REPO/FILE.gguf            one file of it; so is OWNER/REPO:FILE.gguf
     https://huggingface.co/OWNER/REPO/resolve/REVISION/FILE.gguf       the same (`blob` and other views likewise)
     PATH                                    begins with / ./ ../ or ~, or ends in .gguf
@@ -39,7 +40,8 @@ _HUB_ADDRESS = re.compile(
     r"^(?:(?:hf|huggingface):/*|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)(?::443|:80)?/)", re.IGNORECASE
 )
 _HUB_PATH = re.compile(
-    rf"(?P<repo>{_PART}/{_PART})(?:(?:@|/(?:resolve|blob|raw|tree|blame|commits|edit)/)(?P<revision>[^/:]+?))?"
+    rf"(?P<repo>{_PART}/{_PART})(?:(?:@|/(?:resolve|blob|raw|tree|blame|commits|edit)/)"
+    r"(?P<revision>refs/(?:pr|convert)/[^/:]+|[^/:]+?))?"
     r"(?:[:/](?P<file>.+\.gguf)|:(?P<quantization>[^/]*))?/*",
     re.IGNORECASE,
 )

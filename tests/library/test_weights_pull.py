@@ -133,7 +133,8 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     plan = owner.run("pull", "--dry-run", "--json", folder).object
     assert (plan["name"], plan["repo_id"]) == ("Tiny-C2F", None)
     assert plan["weights"] == pytest.approx(size_of(folder), rel=0.02)
-    owner.pull(folder, "--type", "Q4_K_M")
+    done = owner.pull(folder, "--type", "Q4_K_M")
+    assert "the rows of 23 tensors do not fit the blocks of Q4_K_M: 20 are Q5_0 instead of Q4_K, " in cleaned(done)
     owner.pull(folder, "--type", "Q4_K_M")
     [row] = owner.listed()
     assert (row["reference"], row["converted_from"]["source"]) == ("Tiny-C2F:Q4_K_M", "Tiny-C2F")
@@ -157,6 +158,81 @@ def test_weights_in_a_folder_are_converted(owner: HubUser, folder: Path) -> None
     assert_error(owner.run("pull", "--type", "Q8_0", folder.parent / "x.gguf"), 2, "x.gguf and --type")
     assert_error(owner.run("pull", "--type", "Q8_0", "./nothing"), 3, "nothing: file not found")
     assert_error(owner.run("ask", "-m", folder, "Why?"), 2, "cerebrum pull converts a folder")
+
+
+SNAPSHOT = f"models--owner--Tiny-C2F/snapshots/{'0' * 40}"
+# Layouts of folders: where the files of a model go, by new names of some, and what the error says.
+LAYOUTS = [
+    ("below", "model", {}, 3, "has its weights in folders", "cerebrum pull {}/model"),
+    ("hub", SNAPSHOT, {}, 3, "has its weights in folders", f"cerebrum pull {{}}/{SNAPSHOT}"),
+    ("config", "", {"config.json": "a/config.json"}, 3, "no config.json", "copy a/config.json beside it"),
+    ("weights", "", {"model.safetensors": "a/model.safetensors"}, 3, "no safetensors", "copy a/model.safetensors"),
+    (
+        "mistral",
+        "",
+        {"model.safetensors": "consolidated.safetensors", "config.json": "params.json"},
+        2,
+        "has weights in Mistral's own layout",
+        "config.json and model.safetensors",
+    ),
+    (
+        "tekken",
+        "",
+        {"tokenizer.json": "tekken.json"},
+        2,
+        "only in Mistral's own layout, tekken.json",
+        "cerebrum search",
+    ),
+    ("ggufs", "gguf", {"model.safetensors": "b.gguf", "config.json": "a.gguf"}, 3, "GGUF files", "{}/gguf/a.gguf or "),
+]
+
+
+@pytest.mark.parametrize(("name", "place", "renamed", "code", "problem", "hint"), LAYOUTS)
+def test_folders_of_other_layouts_are_refused_with_what_helps(
+    hub_user: HubUser,
+    tmp_path: Path,
+    name: str,
+    place: str,
+    renamed: dict[str, str],
+    code: int,
+    problem: str,
+    hint: str,
+) -> None:
+    model = write_checkpoint(tmp_path / "model", read_model("mistral"))
+    for path in model.iterdir():
+        target = tmp_path / name / place / renamed.get(path.name, path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    done = refused(hub_user, tmp_path / name)
+    assert_error(done, code, problem, hint.format(tmp_path / name))
+
+
+def test_weights_in_a_cache_of_the_hub_have_the_name_of_their_repository(hub_user: HubUser, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "hub" / SNAPSHOT, read_model("mistral"))
+    assert hub_user.run("pull", "--dry-run", "--json", folder).object["name"] == "Tiny-C2F"
+
+
+def test_weights_in_a_folder_of_a_repository_are_downloaded_first(hub_user: HubUser, folder: Path) -> None:
+    hub_user.hub.repository(REPOSITORY, {f"fp32/{path.name}": path for path in folder.iterdir()})
+    done = refused(hub_user, REPOSITORY, "-y")
+    download = f"hf download {REPOSITORY} --include 'fp32/*' --local-dir Tiny-C2F; cerebrum pull ./Tiny-C2F/fp32"
+    assert_error(done, 3, f"{REPOSITORY} has its weights in a folder, fp32", download)
+
+
+def test_type_behind_a_folder_is_an_option(hub_user: HubUser, folder: Path) -> None:
+    for command in ("pull", "show"):
+        done = hub_user.run(command, f"{folder}:Q4_K_M")
+        assert_error(done, 3, f"{folder} is a folder", f"cerebrum pull {folder} --type Q4_K_M")
+    assert_error(hub_user.run("pull", f"{folder}x:Q4_K_M"), 3, "file not found", "check the path")
+
+
+def test_weights_of_a_pull_request_are_converted(owner: HubUser) -> None:
+    repository = owner.hub.repositories[REPOSITORY]
+    repository.branches["refs/pr/1"] = repository.branches["main"]
+    owner.pull(f"{REPOSITORY}@refs/pr/1", "--type", "Q8_0")
+    [row] = owner.listed()
+    assert row["converted_from"]["commit"] == owner.commit(REPOSITORY)
+    assert_error(owner.run("pull", f"{REPOSITORY}@refs/pr/2", "--type", "Q8_0"), 3, "has no such revision")
 
 
 def test_weights_have_one_name_for_several_types(owner: HubUser, folder: Path) -> None:
