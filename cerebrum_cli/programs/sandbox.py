@@ -86,6 +86,19 @@ assert libc.unshare(0) == -1, "it can create namespaces"
 open("/tmp/probe", "w").close()
 """,
 )
+REQUIREMENTS = (
+    "it needs version 0.7 or newer, and user namespaces and seccomp, which many containers forbid; try: bwrap"
+    " --unshare-all --ro-bind / / true"
+)
+# Ubuntu, since 23.10, denies capabilities in user namespaces to programs without an AppArmor profile that allows them.
+# Since 25.04, it loads one for bubblewrap; before, the package apparmor-profiles has it.
+RESTRICTION = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+DENIED = ("Permission denied", "Operation not permitted")
+LOAD_PROFILE = (
+    "AppArmor forbids it; load the profile of bubblewrap: sudo apt install apparmor-profiles && sudo install -m 644"
+    " /usr/share/apparmor/extra-profiles/bwrap-userns-restrict /etc/apparmor.d/ && sudo apparmor_parser -r"
+    " /etc/apparmor.d/bwrap-userns-restrict"
+)
 CHILDREN = Path("/proc/thread-self/children")  # a kernel option that `_kernel_memory` needs
 
 
@@ -112,7 +125,10 @@ class Sandbox:
             reason, _, detail = report.partition("\n")
             return CodeResult(cast(Reason, reason), detail)
         if READY not in data and not self.is_closed.is_set():
-            raise _not_working(output.strip() or f"no response within {START_S:.0f} s")
+            silence = (
+                f"no response within {START_S:.0f} s" if cause else f"it ended with exit code {process.returncode}"
+            )
+            raise _not_working(output.strip() or silence)
         if cause:
             return CodeResult(cause)
         signum = process.returncode - 128  # bubblewrap reports signals as shells do
@@ -179,6 +195,8 @@ class Sandbox:
             try:
                 while (cause := self._violation(process, output, deadline)) is None:
                     if not poll.poll(POLL_MS):
+                        if READY not in output and _has_ended(process):
+                            break  # and something that it started holds the output
                         continue
                     data = os.read(process.stdout.fileno(), MAX_OUTPUT)
                     if not data:
@@ -214,6 +232,11 @@ def _kernel_memory(bwrap: int) -> int:
     if page_tables is None:
         return 0
     return (files.f_files - files.f_ffree) * FILE_SIZE + int(page_tables[1]) * 1024
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a process has ended; it is not reaped, so that its process group can be killed."""
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _end(process: subprocess.Popen[bytes], poll: select.poll) -> None:
@@ -260,8 +283,6 @@ def _file(data: bytes) -> Iterator[IO[bytes]]:
 
 
 def _not_working(problem: str) -> UsageError:
-    return UsageError(
-        f"bubblewrap does not work here: {problem.splitlines()[-1]}",
-        "it needs version 0.7 or newer, and user namespaces and seccomp, which many containers forbid; try: bwrap"
-        " --unshare-all --ro-bind / / true",
-    )
+    is_restricted = RESTRICTION.exists() and RESTRICTION.read_text().strip() == "1"
+    hint = LOAD_PROFILE if is_restricted and any(denied in problem for denied in DENIED) else REQUIREMENTS
+    return UsageError(f"bubblewrap does not work here: {problem.splitlines()[-1]}", hint)

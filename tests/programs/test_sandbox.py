@@ -357,6 +357,33 @@ def test_waiting_for_a_program_that_cannot_be_killed_ends(tmp_path: Path, monkey
 
 
 @needs_linux
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("exit 3", "it ended with exit code 3"),
+        ("sleep 60 & exit 3", "it ended with exit code 3"),
+        ("echo bwrap: broken; exit 1", "bwrap: broken"),
+    ],
+)
+def test_bubblewrap_that_ends_at_once_is_an_error_at_once(script: str, problem: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=f"^bubblewrap does not work here: {problem}$"):
+        bubblewrap(tmp_path / "bwrap", script).run("print(1)", "")
+    assert time.monotonic() - start < 10
+
+
+@needs_linux
+def test_restriction_of_apparmor_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = bubblewrap(tmp_path / "bwrap", "echo 'bwrap: setting up uid map: Permission denied'; exit 1")
+    for value, hint in (("1\n", "AppArmor forbids it"), ("0\n", "it needs version 0.7")):
+        (tmp_path / "restriction").write_text(value)
+        monkeypatch.setattr(sandbox_module, "RESTRICTION", tmp_path / "restriction")
+        with pytest.raises(UsageError) as refused:
+            denied.run("print(1)", "")
+        assert str(refused.value.hint).startswith(hint)
+
+
+@needs_linux
 @pytest.mark.slow
 def test_sandbox_is_refused_without_a_list_of_children(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
