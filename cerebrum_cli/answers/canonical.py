@@ -40,7 +40,10 @@ _CHOICE_AND_TEXT = re.compile(r"(?s)\(?([A-H])(?:\)|[.:]\s)\s?(?=[\w√-])(?!.*[
 _YES_NO = re.compile(r"(?i)(yes|no|true|false)(?=[,;:.!(]|\s?-\s|\Z)")
 _SEPARATOR = re.compile(r"(?i)[(\[{]|[)\]}]|[,;]|\s(?:and|or)(?=\s)")
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|mod|det|max|min|lim"
-_NAME = re.compile(rf"(?i){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++")
+_PRODUCT = "(?-i:[xyz]{2,3})(?!\\w)"  # of variables: no name
+_NAME = re.compile(
+    rf"(?i)(?!{_PRODUCT}){_LETTER}[\w' ]*+(?:\^-1)?(?:\([^()]*+\))?|\([\w, ]++\)|\|\w++\||(?:{_FUNCTION})\s?\w++"
+)
 _tidy = rewriting(
     (r"(?<!\d)\s|\s(?!\d)", ""),
     (rf"({_FUNCTION})\((\w)\)", r"\1\2"),
@@ -116,8 +119,8 @@ def _is_share(form: str) -> bool:
 def _implied(text: str, form: str) -> Iterator[str]:
     """Forms that a question may imply for an answer.
 
-    They are a percentage as a share, a time without its half of the day, what is rounded, a ratio as a fraction, the
-    number that an equation states, solutions without their names, or a list as a set.
+    They are a percentage as a share, a time without its half of the day, what is rounded, a ratio as a fraction,
+    solutions without their names, or a list as a set.
     """
     other = _other_spelling(text)
     if other != text:
@@ -126,8 +129,6 @@ def _implied(text: str, form: str) -> Iterator[str]:
         yield time[1]
     if ratio := re.fullmatch(r"(\d++):(\d++)", form):
         yield canonical(f"{ratio[1]}/{ratio[2]}")
-    if equation := re.fullmatch(r"[^=<>≤≥≠]++=([^=]++)", form):
-        yield equation[1]
     if _SOLUTIONS.fullmatch(form):
         form = re.sub(r"\w_\w+=", "", form)
         yield form

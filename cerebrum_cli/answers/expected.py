@@ -102,8 +102,9 @@ _CLOSED = (
         |_{2,}|(?<!true)(?<!correct)(?<!statement)(?<!\s):\s""",
     ),
     (
-        r"(?:existiert|gab|gibt|gilt|haben|hat|ist|sind|stimmt|war|waren|wird|werden)\s.*",
-        r"\b(?:oder(?!\snicht\W*\Z)|wie|wieviel|was|wer|wen|wo|wann|warum|welche[mnrs]?|du|dir|mir|ihr|möglich)\b",
+        r"""(?:darf|dürfen|existiert|gab|gibt|gilt|haben|hat|ist|kann|können|muss|müssen|sind|soll|sollen|stimmt|war|waren
+        |wird|werden)\s.*""",
+        r"\b(?:oder(?!\snicht\W*\Z)|wie|wieviel|was|wer|wen|wo|wann|warum|welche[mnrs]?|du|dir|mir|ihr|möglich|können\ssie)\b",
     ),
     (
         r"(?:est-ce\squ['’e]|.*\w-(?:t-)?(?:ils?|elles?)\b).*",
@@ -111,7 +112,7 @@ _CLOSED = (
         |vous|me|moi|nous)\b|qu['’](?:est-ce|il|elle|y)|\bque\s\w+-""",
     ),
     (
-        r"¿?\s?(?:es\scierto\sque|(?<=¿)(?:es|está|están|existe|existen|era|fue|ha|han|hay|son|tiene|tienen))\s.*",
+        r"¿?\s?(?:es\scierto\sque|(?<=¿)(?:es|está|están|existe|existen|era|fue|ha|han|hay|pueden|son|tiene|tienen))\s.*",
         r"\b(?:[ou](?!\sno\W*\Z)|cu[aá]l|cu[aá]les|cu[aá]nt[ao]s?|qué|quién|dónde|cuándo|cómo|me|nos)\b",
     ),
     (

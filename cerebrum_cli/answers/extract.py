@@ -29,6 +29,9 @@ _NO_LABEL = re.compile(
     r"(?i)\b(?:answer|cannot|can['’]t|don['’]t|depends|hello|hi|idea|knows?|nobody|not|question|sorry|sure|unclear|unknown"
     r"|yes|no|or|(?-i:[A-Z])|is|are|was|it|this|that|i|you)\b|:\Z"
 )
+_FRACTION = re.compile(r"(?i)\b(?:one|two|three|four|five)[\s-](?:third|quarter|fifth|sixth|eighth|tenth)s?\b")
+_LAW = re.compile(r"(?<![\w=+*/-])[A-Za-z]\w*\s=\s[^\W\d]{1,3}[^\w\s.,;]*(?![\w=])")
+_LABEL = re.compile(r"\A[^\W\d_]+:\s")  # "Label: joy"
 _PART = r"[ \t*]*\(?{}\)[*]*\s[^\n]{{1,80}}"
 _PARTS = re.compile(rf"(?m)^{_PART.format('a')}\s{_PART.format('b')}(?:\n{_PART.format('[c-h]')})*\s*\Z")
 _BOLD = re.compile(  # where a sentence comes to it: "The capital of France is **Paris**."
@@ -54,7 +57,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         if REFUSED.search(answer):
             return None, None
         if in_words or not _IN_WORDS.fullmatch(answer):
-            value = _last_value(text) if "=" in answer else None
+            value = _last_value(text.replace(answer, "")) if "=" in answer else None
             if value and value in map(str.strip, EQUAL.split(answer)):  # "x + z - y = 60. So there are 60 oranges."
                 return value, value
             return answer, answer
@@ -67,7 +70,7 @@ def extract_answers(text: str, is_complete: bool, in_words: bool = False) -> Ans
         return doubtful or _last_words(text), None
     if whole := _parts(text) or _short_line(text):
         return whole, whole
-    value = _last_value(text) or _last_value(with_digits(text)) or doubtful
+    value = _last_value(text) or _last_value(with_digits(text)) or doubtful or _law(text)
     return value, value if _alone(text) else None
 
 
@@ -79,10 +82,20 @@ def _parts(text: str) -> str | None:
 
 def _short_line(text: str) -> str | None:
     """A reply that is one line of a few words without a value: a label, a name."""
-    line = trimmed(plain(text))
+    line = _LABEL.sub("", trimmed(plain(text)))
     if "\n" in text or "?" in line or not 0 < len(line.split()) <= _SHORT or MAY_HOLD_VALUE.search(line):
         return None
     return None if _NO_LABEL.search(line) or values_in(with_digits(line)) else line
+
+
+def _with_fractions(line: str) -> str:
+    return with_digits(line) if _FRACTION.search(line) else line
+
+
+def _law(text: str) -> str | None:
+    """The only equation of the last sentence that has names of several letters, which are no values: F = ma."""
+    laws = _LAW.findall(plain(_last_sentence(text)))
+    return str(laws[0]) if len(laws) == 1 else None
 
 
 def _last_sentence(text: str) -> str:
@@ -114,6 +127,6 @@ def _last_value(text: str) -> str | None:
         if counts := _BOLD_COUNTS.search(line):
             return plain(counts[0])
         line = next(filter(starts_with_value, reversed(_BOLD.findall(line))), line)
-        if value := last_result(plain(line)):
+        if value := last_result(_with_fractions(plain(line))):
             return value
     return None

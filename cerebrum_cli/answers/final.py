@@ -6,12 +6,13 @@ import re
 from typing import NamedTuple
 
 from cerebrum_cli.answers.canonical import canonical, equals_reference
+from cerebrum_cli.answers.chemistry import formula_in
 from cerebrum_cli.answers.choices import chosen_letter, names
 from cerebrum_cli.answers.expected import Expected, expected_answer
 from cerebrum_cli.answers.extract import Answers, extract_answers
 from cerebrum_cli.answers.own_text import own_text
 from cerebrum_cli.answers.plain_text import has_content, plain, sentences
-from cerebrum_cli.answers.words import added_words, asserted, is_about
+from cerebrum_cli.answers.words import added_words, asserted, is_about, nearest, wants_names
 from cerebrum_cli.answers.yes_no import as_statement, hedged, yes_or_no
 from cerebrum_cli.core.text import Texts
 
@@ -19,6 +20,8 @@ _WORDS = re.compile(r"(?!(?:yes|no)\Z)[^\W\d_]{2}[^\\=^{}$<>|+*/]*+")  # normal 
 # A sentence that leaves open which of several is the answer, or means another.
 _OPEN = re.compile(r"(?i)\b(?:or|either|whether|opposite of|(?:day|month|year) (?:after|before))\b")
 # The order of what is asked for does not matter.
+_WANTS_ORDER = re.compile(r"(?i)\b(?:arrange|ascending|descending|order|rank|sort|smallest|largest|next)\b")
+_PLAIN_LIST = re.compile(r"[^(\[{=]+(?:,| and )[^(\[{=]+")
 _WANTS_SET = re.compile(r"(?i)\b(?:all|solutions|roots|zeros|divisors|factors|primes)\b")
 
 
@@ -50,8 +53,12 @@ def read_answers(text: str, is_complete: bool, expected: Expected, question: str
         return added, None
     if expected.kind == "any" and answer is None and is_complete and (meant := hedged(own)):
         return meant, meant
+    if answer is None and is_complete and re.search(r"(?i)\bformula\b", question):
+        answer = formula_in(sentences(own)[-1])
     if "%" in (answer or "") and (count := _count(question, own)):
         return count, None
+    if expected.kind == "any" and _wants_set(question):
+        return _as_set(answer), _as_set(stated)
     if expected.kind != "yes or no":
         return _asked_side(question, answer), _asked_side(question, stated)
     if not is_complete:  # the rest may answer other questions on the way to this one
@@ -69,6 +76,17 @@ def _count(question: str, text: str) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def _wants_set(question: str) -> bool:
+    return _WANTS_SET.search(question) is not None and not _WANTS_ORDER.search(question)
+
+
+def _as_set(answer: str | None) -> str | None:
+    """A list in braces, so that its order does not matter: {5, 3, 2} of "5, 3, and 2"."""
+    if answer is None or not _PLAIN_LIST.fullmatch(answer):
+        return answer
+    return "{" + re.sub(r",?\sand\s", ", ", answer) + "}"
+
+
 def _asked_side(question: str, answer: str | None) -> str | None:
     """The other side of an equation if a question asks for one: 7 of "a + b = 7", if it asks for a + b."""
     sides = re.split(r"(?<![<>!=])=", answer or "")
@@ -83,12 +101,15 @@ def compare_answer(
 ) -> ComparedAnswer:
     """Find the final answer of a reply, of the kind that a reference answer has, and compare it with that."""
     expected = _expected(reference, choices)
+    if expected.kind == "any" and wants_names(question):
+        expected = Expected("words")
     answer, stated = read_answers(text, is_complete, expected, question)
     is_correct = equals_reference(answer, reference)
-    if answer and not is_correct and _WANTS_SET.search(question):
+    if answer and not is_correct and _wants_set(question):
         is_correct = equals_reference(f"{{{answer}}}", f"{{{reference}}}")
-    if expected.kind == "words" and not is_correct:
-        is_correct = any(names(asserted(sentence), reference) for sentence in _conclusions(text, answer, question))
+    if expected.kind == "words" and not is_correct and not wants_names(question):
+        conclusions = [nearest(question, asserted(sentence)) for sentence in _conclusions(text, answer, question)]
+        is_correct = any(names(sentence, reference) for sentence in conclusions)
     return ComparedAnswer(answer, stated, is_correct)
 
 
@@ -113,5 +134,6 @@ def _conclusions(text: str, answer: str | None, question: str) -> list[str]:
     own, _ = own_text(text, is_complete=True)
     lines = [line for line in own.split("\n") if line.strip()]
     found = [answer or "", *lines[:1], *lines[-1:]]
+    found = [line.partition(";")[0] if answer and answer in line.partition(";")[0] else line for line in found]
     about = [sentence for line in found for sentence in sentences(line) if not _OPEN.search(sentence)]
     return [sentence for sentence in about if is_about(question, sentence)] or about

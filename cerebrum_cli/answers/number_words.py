@@ -27,7 +27,7 @@ _NUMBER = rf"(?:(?:{_TENS.replace(' ', '|')})[\s-](?:{'|'.join(VALUES)})|{'|'.jo
 _SCALE = "|".join(SCALES)
 # "One" alone is mostly no number: "one of them".
 _ONE = rf"""(?:(?<=\bonly\s)|(?<=exactly\s)|(?<=\bis\s)|(?<==\s)|(?<!.)(?=.{{0,8}}\Z)
-    |(?!one\b(?!,|\s(?:{_SCALE})|\s(?:and|or)\s{_NUMBER})))"""
+    |(?!one\b(?!,|\s(?:{_SCALE})|[\s-](?:{"|".join(PARTS)})\b|\s(?:and|or)\s{_NUMBER})))"""
 _NUMERAL = re.compile(
     rf"""(?ix) (?<!\d\s)\b(?P<sign>minus\s|negative\s)? (?P<half>half\s(?=a\s))? (?:an?\s(?={_SCALE}))?
     {_ONE} (?P<words>{_NUMBER} (?:(?:\s(?:{_SCALE}))++ (?:\s(?:and\s)?{_NUMBER})?+)*+)

@@ -68,7 +68,13 @@ DOUBT = rf"""
   | \b{_ASKS} \ (?:me\ |us\ )?(?:for|how|if|what|whether|which)
   | \b(?:not|n['’]t|isn['’]t|never) \ (?:certain|clear|entirely|known|necessarily|quite|sure)
   | \b(?:doubt\w*|uncertain|unclear|unlikely|unsure|whether)\b | \b(?:even\ )?if \ (?:the\ answer|it|x|we)\b
+  | \bi \ (?:(?:at\ )?first\ |initially\ |originally\ )?(?:thought|assumed|guessed)\b
+  | \bob\b | \bnicht\ (?:sicher|unbedingt) | \b(?:sais|savoir|demande|dire|sûre?)\ (?:pas\ )?(?:si|que)\b
+  | \bpas\ (?:sûre?|forcément|nécessairement)\b | \b(?:sé|sabe|saber|sabemos|pregunta|decir)\ si\b
+  | \bno\ (?:estoy\ segur[oa]|necesariamente)\b
 """
+# Values of which none is said to be the answer: "it could be 4 or 6", "it may be 4, but I am not sure".
+POSSIBLE = r"\b(?:could|may|might)\ (?:also\ )?be\ (?:either\ )?\S+(?:\ or\ \S+|(?=\ (?:but|though)\ (?:i|we|it)\b))"
 REFUSAL = r"""
     \b(?:can(?:not|['’]t)|could\ not|(?:im|not\ )possible\ to|unable\ to)\ (?:be\ |we\ )?(?:determin|answer|calculat)
   | \b(?:none\ of\ the\ (?:above|given|options)|(?:not\ enough|insufficient)\ info)
@@ -83,6 +89,8 @@ _BELIEVES = r"(?:assum|believ|claim|confus|expect|guess|say|think|thought)\w*"
 _BELIEVED = "(?:assumed|attributed|believed|claimed|confused|credited|mistaken|thought)"
 MENTION = rf"""
     \b(?:people|many|most|some|others|one|students|you)\ (?:\w+\ ){{0,3}}{_BELIEVES}
+  | \b(?:used\ to\ be|formerly|früher|autrefois|antes)\b
+  | \b(?:contrary\ to|contrairement\ à|entgegen|contra\ lo\ que)\b
   | \b(?:commonly|falsely|frequently|mistakenly|often|sometimes|wrongly)\ (?:\w+\ )?{_BELIEVED}\b
 """
 

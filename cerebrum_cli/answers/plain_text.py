@@ -47,7 +47,7 @@ without_markup = in_order(
     ),
 )
 
-_TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname)\s*+\{([^{}]*+)\}"
+_TEXT_COMMAND = r"\\(?:text\w*+|mathrm|mathbf|mbox|operatorname|ce)\s*+\{((?:[^{}]++|\{[^{}]*+\})*+)\}"
 
 
 def _without_separators(number: Match) -> str:

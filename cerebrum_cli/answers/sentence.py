@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from cerebrum_cli.answers.chemistry import plain_formula
 from cerebrum_cli.answers.dates import iso_date
-from cerebrum_cli.answers.phrases import DOUBT, NOT_IT
+from cerebrum_cli.answers.phrases import DOUBT, NOT_IT, POSSIBLE
 from cerebrum_cli.answers.plain_text import sentences, trimmed
 from cerebrum_cli.answers.rewriting import rewriting
 from cerebrum_cli.answers.values import VALUE, is_value, solved
@@ -15,7 +15,10 @@ from cerebrum_cli.answers.values import VALUE, is_value, solved
 _NEAR = 60  # characters of words next to a value that are looked at, so that time is linear
 _NOT_IT = re.compile(rf"(?ix)(?:{NOT_IT})\s?\Z")
 _CLAUSE = 120  # characters before a value that may leave it open
-_IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:but|however|i\ think|so|still|then|therefore|yet)\b)[^.!?;\n])*\Z")
+_DOUBT = re.compile(rf"(?ix){DOUBT}")
+_NO_LONGER = r"but|however|i\ think|so|still|then|therefore|yet|aber|jedoch|mais|pero"
+_IN_DOUBT = re.compile(rf"(?ix)(?:{DOUBT})(?:(?!\b(?:{_NO_LONGER})\b)[^.!?;\n])*\Z")
+_POSSIBLE = re.compile(rf"(?ix){POSSIBLE}")
 _SUPPOSED = re.compile(r"(?i)\s(?:would|could|might)\s(?:only\s)?be\s(?:the\s(?:answer|case)|correct|right|true)\b")
 _THAN = re.compile(r"(?: \w+){1,3} than\b")
 _MORE = re.compile(r"以上|以下|\+(?!\S)| or (?:more|less|fewer)\b| less than\b")
@@ -37,7 +40,8 @@ _CONSEQUENCE = re.compile(
     r"(?ix)\b(?:so|thus|therefore|hence|leaving|giving|which\ (?:is|means|leaves|gives))\b(?!\ far)"
 )
 _EXPLANATION = re.compile(
-    r"(?ix)\b(?:since|because|after|to\s(?!a|the\b)[a-z]+)\b | \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
+    r"(?ix)\b(?:since|because|while|whereas|after|to\s(?!a|the\b)[a-z]+)\b"
+    r"| \b(?:i\.e\.|or\s\Z) | ,\ (?:who|of\ which|where)\b"
 )
 EQUAL = re.compile("(?<![<>!])=|≈")
 
@@ -76,7 +80,11 @@ def result(text: str) -> str | None:
 
     Otherwise it is the last value that is not beside the point.
     """
-    found = [value for value in values_in(text) if not is_in_doubt(text[max(0, value.start - _CLAUSE) : value.start])]
+    found = values_in(text)
+    if _DOUBT.search(text):
+        found = [value for value in found if not is_in_doubt(text[max(0, value.start - _CLAUSE) : value.start])]
+    for possible in _POSSIBLE.finditer(text):
+        found = [value for value in found if not possible.start() < value.start < possible.end()]
     listed = _list_at_end(found)
     is_stated = len(listed) > 1 and (_is_computed(listed[0]) or _STATED.search(listed[0].before))
     if is_stated and not re.search(r"\w", listed[-1].behind):

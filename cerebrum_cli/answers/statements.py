@@ -81,7 +81,8 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 _CLAUSE = 120  # characters before a statement that may leave it open
 # "72; she earns 10 per day", "72, in total"; not "72, 73", "2 or 3", "12, or 15"
 _WITH_REMARK = re.compile(
-    rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])[^\W\d_]{{2}}.*"
+    rf"({VALUE.pattern}(?:\s[^\W\d_]++){{0,3}}+)(?:[,;]\s|\s[-–—]\s)(?!(?:and|or)\b|[^\W\d_]\w*\s?[=:])"
+    r"(?:[^\W\d_]{2}|i\.e\.|e\.g\.).*"
 )
 
 
@@ -159,9 +160,12 @@ def _conclusion(line: str) -> str | None:
     """Value that ends a line behind its first conclusion: "x = 5, so 2x is 10"."""
     *before, last = _CONCLUSION.split(line)
     values = values_in(last)
-    if before and values and not has_content(values[-1].behind):
-        return solved(values[-1].text)
-    return None
+    if not before or not values or has_content(values[-1].behind):
+        return None
+    names, _, sum_of_names = values[-1].text.partition("=")
+    if all(re.search(rf"\b{name}\s?=", " ".join(before)) for name in re.findall(r"[A-Za-z]", names)):
+        return sum_of_names.strip() or solved(values[-1].text)  # "m = 2, n = 3, so m + n = 5"
+    return solved(values[-1].text)
 
 
 def _value(answer: str) -> str:

@@ -13,7 +13,9 @@ from cerebrum_cli.answers.dates import DATE
 _FUNCTION = r"(?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|log|ln|exp|sqrt|pi|theta|infty"
 _LETTER = r"[A-Za-z\u03b1-\u03c9ΔΣΩ]"
 _SIGNS = r"(?:geq?|leq?|neq?|approx|in|cup|cap|times|cdot|pm|div|end|boxed)(?![A-Za-z])"
-_NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|(?<![^\W\d_])(?:{_FUNCTION}|{_LETTER})(?!(?![⁰-⁹⁺⁻ⁿ²³¹₀-₉])[^\W\d_'’])|[π∞∅])"
+_BEGINS = r"(?:(?<![^\W\d_])|(?<=π))"
+_ENDS = r"(?!(?![⁰-⁹⁺⁻ⁿ²³¹₀-₉])[^\W\d_'’])"
+_NAME = rf"(?:\\(?!{_SIGNS})[A-Za-z]++|{_BEGINS}(?:{_FUNCTION}|{_LETTER}){_ENDS}|[π∞∅])"
 _UNSIGNED = r"(?:0x[0-9A-Fa-f]++\b|\d++(?:[.,]\d++(?!,\d))?+(?:e[-+]?\d++\b)?+[¼-¾⅐-⅞]?+|\.\d++|[¼-¾⅐-⅞])"
 _TIME = r"\d++(?:(?::\d++)++|(?:\ :\ \d++)++)(?:\ ?[AaPp](?:[Mm]\b|\.[Mm]\.))?+"
 _MIXED = r"\d++\ (?:\d++/\d++|[¼-¾⅐-⅞])"
@@ -90,4 +92,6 @@ def solved(value: str) -> str:
 
 def _has_variables(side: str) -> bool:
     """Whether a side of an equation is an expression with variables, rather than a name or a number."""
+    if re.fullmatch("[xyz]{2,3}", side):
+        return True
     return not _NAME_ALONE.fullmatch(side) and _VARIABLE.search(_TIMES.sub("*", side)) is not None

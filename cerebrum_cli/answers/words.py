@@ -19,15 +19,24 @@ LONGEST = 6  # words of an answer
 _WORD = re.compile(  # or a name such as "Republic of Korea"
     r"[A-Z]\w+(?:\s(?:of|de|da|di|von)(?:\sthe|\sla)?\s[A-Z]\w+)+|[^\W_](?:[\w'’.-]*[^\W_])?"
 )
-_CLAUSES = re.compile(r"(?i)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s")
+_CLAUSES = re.compile(
+    r"(?i)[,;:()–—]+\s*|\s-\s|(?:\A|\s)(?:but|sondern|sino|mais|ma|mas|while|whereas)\s"
+    r"|\s(?:and|und|et|y|e)\s(?=(?:not|nicht|kein\w*|non|pas|no)\s)"  # "Bern und nicht Zürich"
+)
+# A question for several things, and a sentence's list of them: red, blue and yellow.
+_SEVERAL = re.compile(r"(?i)\b(?:name|list|what\sare|which)\s(?:\w+\s)?(?:two|three|four|five|six|[2-9])\b")
+_ITEM = r"[^\W\d_][^\s,;:.]*(?:\s[^\s,;:.]+){0,2}?"
+_LIST = re.compile(rf"(?:{_ITEM},\s)*{_ITEM},?\s(?:and|und|et|y|e)\s{_ITEM}(?=\W*\Z|\s(?:are|is|were)\b)")
 # What a question asks for, where only a few words are answers.
 _CLASSES = (
     (
-        r"(?i)\bweekday\b|\bday of the week\b|\b(?:what|which) day\b",
+        r"(?i)\bweekday\b|\bday of the week\b|\b(?:what|which) day\b(?!\s(?:in|of)\b)",
         r"(?i)\b(?:mon|tues|wednes|thurs|fri|satur|sun)day\b",
     ),
     (r"(?i)\bwhich month\b|\bwhat month\b", rf"(?i)\b(?:{'|'.join(MONTHS)})\b"),
 )
+_OTHER_DAY = re.compile(r"(?i)\b(?:after|before|since|from|until|if|because|as|given)\s(?:\w+\s){0,2}?(?=\w+day\b)\w+")
+_AND = re.compile(r"\s(?:and|und|et|y|e)\s")
 _DENIED = re.compile(rf"(?ix){DENIAL}")
 _MENTIONED = re.compile(rf"(?ix){MENTION}")
 # Words that carry no answer, in English, German, French, Spanish and Italian.
@@ -36,22 +45,48 @@ she they them his her hers their theirs i we you my our of in on at to for from 
 hence therefore then indeed fact answer called named known do does did has have had which who what where when also
 simply actually would will but finally correct right option choice definitely certainly clearly yes final most one
 ist sind war der die das ein eine es er sie von im in am zu und also heißt sondern c'est est sont était le la les
-un une de du des en à il elle et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma"""
+un une de du des en à il elle et donc mais es son era el los las una uno se en y fue sino mas è sono il lo gli ma
+est-ce que"""
+# "Alexander Graham Bell patented": the name alone answers.
+_NAME_AND_VERB = re.compile(
+    r"\A((?:[A-Z][\w.'’-]*\s)*[A-Z][\w.'’-]*)\s(?:[a-z]+ed|built|drew|led|made|sang|won|wrote)\b.*"
+)
 _EMPTY = frozenset(_FUNCTION_WORDS.split())
 
 
 def added_words(question: str, text: str) -> str | None:
     """What the sentence of a reply that answers a question adds to it; None if that is nothing, or a long text."""
-    asked = _stems(question)
+    asked, names = _stems(question), _names_of_class(question)
     for sentence in _about(asked, text):
-        for asks, names in _CLASSES:
-            found = re.findall(names, ", ".join(_clauses(sentence))) if re.search(asks, question) else []
-            if found:
-                return str(found[0])
+        if _SEVERAL.search(question) and (listed := _LIST.search(sentence)):
+            return re.sub(r".*\b(?:are|include|is|were)\s", "", listed[0])
+        if names and (found := re.findall(names, _OTHER_DAY.sub("", ", ".join(_clauses(sentence))))):
+            return str(found[-1])
         for clause in _clauses(sentence):
             if added := _added(asked, clause):
                 return added
     return None
+
+
+def wants_names(question: str) -> bool:
+    """Whether a question asks for a weekday, a month, or several things: never for a number beside them."""
+    return _SEVERAL.search(question) is not None or _names_of_class(question) is not None
+
+
+def nearest(question: str, sentence: str) -> str:
+    """A sentence without the last parts, behind "and", that share less with a question than those before them.
+
+    "Plants absorb carbon dioxide" of "Plants absorb carbon dioxide and give off oxygen", if the question is what plants
+    absorb.
+    """
+    asked = _stems(question)
+    for joint in reversed(list(_AND.finditer(sentence))):
+        before, behind = sentence[: joint.start()], sentence[joint.end() :]
+        is_farther = len(asked & _stems(behind)) < len(asked & _stems(before))
+        if not is_farther or len(behind.split()) < 2:  # the last name of a list is no part
+            break
+        sentence = before
+    return sentence
 
 
 def is_about(question: str, sentence: str) -> bool:
@@ -79,6 +114,11 @@ def is_denied(sentence: str) -> bool:
     return _DENIED.search(sentence) is not None
 
 
+def _names_of_class(question: str) -> str | None:
+    """The pattern of the few names that answer a question; None if any may."""
+    return next((names for asks, names in _CLASSES if re.search(asks, question)), None)
+
+
 def _about(asked: set[str], text: str) -> Texts:
     """The sentences of the last and of the first line, those that share a word with the question first."""
     lines = [line for line in text.split("\n") if line.strip()]
@@ -103,7 +143,7 @@ def _added(asked: set[str], clause: str) -> str | None:
         if is_new:
             found = [word for word, _ in run]
             if len(found) <= LONGEST:
-                runs.append(clause[found[0].start() : found[-1].end()])
+                runs.append(_NAME_AND_VERB.sub(r"\1", clause[found[0].start() : found[-1].end()]))
     names = [run for run in runs if run[0].isupper()]
     return next(iter(names + runs), None)
 

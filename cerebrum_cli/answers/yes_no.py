@@ -14,7 +14,7 @@ _WORDS = "|".join(sorted(f"{_YES} {_NO}".split(), key=len, reverse=True))
 # A word that answers: alone, at the beginning or the end of a sentence, behind a label or a conclusion, or bold.
 _ANSWER = re.compile(
     rf"""(?ix)
-      (?:\A\W*|(?:[:,;]|\b(?:so|thus|hence|therefore|is|be|answer|verdict|that['’]s)\b|\*\*)[\s*_"]*)
+      (?:\A\W*|(?<!\bmay\s)(?<!\bmight\s)(?<!\bcould\s)(?:[:,;]|\b(?:so|thus|hence|therefore|is|be|answer|verdict|that['’]s)\b|\*\*)[\s*_"]*)
       (?P<not>not\s)?(?P<word>{_WORDS})(?![\w'])(?!\s(?:one|longer|more|number|other|reason|matter|answer|way)\b)
       (?=\W*(?:\Z|[,.;:!?)—–-]|\*|(?:because|since|as|it|they|this|that|the|und|et|y|e|,)\b))
     """
@@ -29,11 +29,14 @@ _HEDGED = re.compile(
         | not\ (?:at\ all|really|likely|possible|necessarily|true|correct) | impossible
         | (?:i\ )?(?:do\ not|don['’]t)\ (?:think|believe)\ so
         | {_IT_IS}\ (?:not\ possible|impossible|not\ the\ case|not\ true|false)
-        | (?:sicher|natürlich|bestimmt)\ nicht | bien\ sûr\ que\ non | claro\ que\ no )
+        | (?:by\ no\ means|under\ no\ circumstances|no\ way|never) | auf\ keinen\ fall | pas\ du\ tout | en\ absoluto
+        | (?:sicher|natürlich|bestimmt)\ nicht | bien\ sûr\ que\ non | claro\ que\ no | por\ supuesto\ que\ no )
       | (?P<yes> of\ course | (?:i\ )?(?:think|believe)\ so
         | (?:probably|(?:most\ )?likely|almost\ certainly|perhaps|maybe),?\ (?:yes|so)
-        | {_IT_IS}\ (?:possible|the\ case|true) | natürlich | sicher | bestimmt | bien\ sûr | claro(?:\ que\ sí)? )
-    )\W*"""
+        | {_IT_IS}\ (?:possible|the\ case|true) | natürlich | sicher | bestimmt | bien\ sûr | claro(?:\ que\ sí)?
+        | por\ supuesto
+        | (?:very|most|highly|quite)\ likely | sure )
+    )(?:\W* | (?::|,|\ because|\ since)\s.*)"""
 )
 _SUPPOSED = re.compile(r"(?i)\b(?:whether|if|check|determine|suppose|assume|depends?|would|could|might|may)\b|\?\W*\Z")
 

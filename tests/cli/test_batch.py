@@ -282,6 +282,14 @@ def test_table_has_the_columns_of_the_input_and_the_answers(runner: BatchRunner)
     assert (runner.home / "lines.csv").read_text() == expected
 
 
+def test_votes_on_labels_have_a_winner(runner: BatchRunner) -> None:
+    runner.script["rows"] = {"a nice day": "Positive.", "an awful day": "negative"}
+    source, output = runner.write("in.txt", "a nice day\nan awful day\n"), runner.home / "out.jsonl"
+    assert runner.run(source, "--votes", "3", "-o", output).code == 0
+    votes = [json.loads(line)["votes"] for line in output.read_text().splitlines()]
+    assert [(vote["winner"], vote["agreement"]) for vote in votes] == [("Positive", 1.0), ("negative", 1.0)]
+
+
 def test_table_is_written_again_from_its_rows(runner: BatchRunner) -> None:
     source, output = runner.write("in.txt", "a\nb\n"), runner.home / "out.csv"
     for _ in range(2):

@@ -27,6 +27,19 @@ def tally(*counted: str | None, votes: Votes | None = None, probability: float =
 
 
 @pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("(x-1)^2+(y+2)^2=9", "x^2+y^2=9"),
+        ("2x+3y=6", "3x+2y=6"),
+        ("xy=12", "12"),
+        ("2Mg + O2 = 2MgO", "2"),
+    ],
+)
+def test_vote_keeps_different_equations_apart(first: str, second: str) -> None:
+    assert [count.count for count in tally(first, second, first, votes=Votes(3, 3)).counts] == [2, 1]
+
+
+@pytest.mark.parametrize(
     ("text", "votes"),
     [
         *(("8", Votes(8, 8)), ("1", Votes(1, 1)), ("256", Votes(256, 256))),
