@@ -1,13 +1,18 @@
-"""The content of a web address: one request without credentials, with limits on time, size and redirects."""
+"""The content of a web address: one request without credentials, with limits on time, size and redirects.
+
+A page outside of the local network cannot redirect into it, where a request may do harm or give secrets to a model.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import zlib
 from contextlib import aclosing
 from gzip import BadGzipFile, GzipFile
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from io import BytesIO
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 30.0  # for a page with its redirects
 MAX_PAGE_BYTES = 50_000_000
 MAX_REDIRECTS = 5
+MAX_PORT = 65535
 HEADERS = {
     "User-Agent": f"cerebrum/{__version__}",
     "Accept": "text/html, text/*, application/pdf, */*;q=0.1",
@@ -48,7 +54,8 @@ def fetch(address: str) -> WebPage:
         return asyncio.run(fetch_within_limits(address))
     except TimeoutError as error:
         raise UsageError(f"{address}: not complete within {TIMEOUT_S:g} s", DOWNLOAD) from error
-    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError) as error:  # no library for a proxy
+    # A library for a proxy may be missing; values are of ports, of host names and of the addresses of proxies.
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError, OverflowError) as error:
         raise UsageError(f"{address}: {str(error).partition(chr(10))[0]}", DOWNLOAD) from error
 
 
@@ -60,12 +67,33 @@ async def fetch_within_limits(address: str) -> WebPage:
     async with asyncio.timeout(TIMEOUT_S), client:
         request = client.build_request("GET", address)
         for _ in range(MAX_REDIRECTS + 1):
+            if (request.url.port or 0) > MAX_PORT:
+                raise httpx2.InvalidURL(f"no port above {MAX_PORT} exists")
             response = await client.send(request, stream=True)
             async with aclosing(response):
                 if response.next_request is None:
                     return await _page(address, response)
-            request = response.next_request  # the content of a redirect is not read: it may be huge
+            target = response.next_request  # the content of a redirect is not read: it may be huge
+            if target.url.userinfo:
+                raise UsageError(f"{address} redirects to one with a user name or password", "give it without them")
+            if await is_local(target.url.host) and not await is_local(request.url.host):
+                hint = f"to read that page, give its address: {target.url}"
+                raise UsageError(f"{address} redirects into the local network", hint)
+            request = target
     raise httpx2.TooManyRedirects("Exceeded maximum allowed redirects.")
+
+
+async def is_local(host: str) -> bool:
+    """Whether a host is this machine, or in a network that the internet does not reach, such as a private one."""
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:  # only a proxy may know the name
+        return False
+    return any(not _unmapped(ip_address(address[0])).is_global for *_, address in found)
+
+
+def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    return (address.version == 6 and address.ipv4_mapped) or address
 
 
 async def _page(address: str, response: httpx2.Response) -> WebPage:

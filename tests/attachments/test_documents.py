@@ -338,11 +338,12 @@ class Site(LoopbackHandler):
     released = Event()
     pages: ClassVar[dict[str, tuple[str, bytes]]] = {}  # of a test: media types and contents
     encodings: ClassVar[dict[str, str]] = {}
+    redirects: ClassVar[dict[str, str]] = {"loop": "/loop", "file": "file:///etc/passwd"}
 
     def do_GET(self) -> None:
         self.seen.append({name.lower(): value for name, value in self.headers.items()})
         name = self.path.strip("/").partition("?")[0]
-        if target := {"loop": "/loop", "file": "file:///etc/passwd"}.get(name):
+        if target := self.redirects.get(name):
             self.write_head(302, [("Location", target), ("Set-Cookie", "id=1"), ("Content-Length", "0")])
         elif name.startswith("redirect"):
             self.write_head(301, [("Location", "/page//a"), ("Set-Cookie", "id=1"), ("Content-Length", "0")])
@@ -429,6 +430,48 @@ def test_web_page_that_cannot_be_read_is_one_line(site: str) -> None:
     assert refusal("http://127.0.0.1:1/") == "http://127.0.0.1:1/: All connection attempts failed"
     assert refusal("http://").startswith("http://: Request URL is missing")
     assert refusal("http://[::1").startswith("http://[::1: Invalid")
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("http://me:secret@127.0.0.1/", "redirects to one with a user name or password"),
+        ("http://127.0.0.1:99999/", ": "),
+        ("http://\xff.example/", ": "),
+        ("http://[::1", ": "),
+        (f"http://{'a' * 64}.example/", ": "),
+    ],
+)
+def test_redirect_to_an_invalid_address_is_one_line(
+    target: str, problem: str, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Site, "redirects", {"bad": target})
+    refused = refusal(f"{site}/bad")
+    assert refused.startswith(f"{site}/bad{problem}" if problem == ": " else f"{site}/bad {problem}")
+    assert "\n" not in refused
+    assert "secret" not in refused
+
+
+def test_invalid_proxy_is_one_line(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "gopher://127.0.0.1:1")
+    assert "\n" not in refusal(f"{site}/page/")
+
+
+# Hosts of the internet, reached by a proxy on a loopback port; addresses of the local network, in all spellings.
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]"]
+)
+def test_page_of_the_internet_does_not_redirect_into_the_local_network(
+    host: str, site: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", site)
+    monkeypatch.setattr(
+        Site, "redirects", {"http://1.1.1.1/out": "http://8.8.8.8/page", "http://1.1.1.1/in": f"http://{host}/"}
+    )
+    Site.pages = {"http://8.8.8.8/page": ("text/plain", b"A pear.")}
+    assert read("http://1.1.1.1/out") == "A pear."
+    assert refusal("http://1.1.1.1/in") == "http://1.1.1.1/in redirects into the local network"
+    assert len(Site.seen) == 3
 
 
 def test_content_of_a_redirect_is_not_read(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
