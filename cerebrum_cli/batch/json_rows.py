@@ -43,6 +43,9 @@ _FOREIGN_VALUES = {"think=none": "off", "top_k=-1": 0, "top_k=-1.0": 0}
 _UNSUPPORTED = ("tools", "functions", "lora", "logprobs", "top_logprobs")
 
 
+_VALUE_KEYWORDS = ("const", "enum")  # of schemas: their values may be or contain null
+
+
 def _schema(schema: Any) -> Grammar:
     return schema_grammar(_without_nulls(schema))
 
@@ -53,7 +56,11 @@ def _without_nulls(part: Any) -> Any:
         return [_without_nulls(item) for item in part]
     if not isinstance(part, dict):
         return part
-    return {key: _without_nulls(value) for key, value in part.items() if value is not None or key == "const"}
+    kept = {}
+    for key, value in part.items():
+        if value is not None or key == "const":
+            kept[key] = value if key in _VALUE_KEYWORDS else _without_nulls(value)
+    return kept
 
 
 def _wrapped_schema(form: JsonObject) -> Grammar:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cerebrum_cli.core.errors import GrammarError, UsageError
 from cerebrum_cli.core.files import read_text
-from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_object, schema_file, schema_grammar, unusable
+from cerebrum_cli.core.grammar import Grammar, GrammarKind, is_json_schema, schema_file, schema_grammar, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +42,7 @@ def schema_text(schema: str) -> str:
     if path is None:
         return schema
     text = read_text(path, MAX_GRAMMAR_BYTES)
-    if not is_json_object(text):
+    if not is_json_schema(text):
         raise unusable("it is not a JSON object", "it must be a JSON Schema object")
     return text
 

@@ -52,7 +52,7 @@ def schema_grammar(schema: Any) -> Grammar:
 
     Raises GrammarError if it is none of these.
     """
-    if isinstance(schema, str) and not is_json_object(schema):
+    if isinstance(schema, str) and not is_json_schema(schema):
         if schema_file(schema):
             raise unusable(f"{schema!r} is neither a JSON object nor fields", FIELDS_HINT)
         schema = schema_of_fields(schema)
@@ -61,6 +61,10 @@ def schema_grammar(schema: Any) -> Grammar:
             schema = json.loads(schema)
         elif hasattr(schema, "model_json_schema"):
             schema = schema.model_json_schema()
+        if schema is True:  # which any value matches, as it does {}
+            schema = {}
+        if schema is False:
+            raise ValueError("no answer matches the schema false")
         if not isinstance(schema, Mapping):
             raise ValueError("it is not a JSON object")
         text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
@@ -76,15 +80,15 @@ def unusable(reason: str, hint: str) -> GrammarError:
     return GrammarError(f"cannot use the schema: {reason}", hint)
 
 
-def is_json_object(text: str) -> bool:
-    return text.lstrip("\ufeff \t\r\n").startswith("{")
+def is_json_schema(text: str) -> bool:
+    return text.lstrip("\ufeff \t\r\n").startswith("{") or text.strip() in ("true", "false")
 
 
 def schema_file(schema: str, folder: Path = Path()) -> Path | None:
     """The file with a schema that a text names; None if the text is a schema or fields itself."""
     path = folder / expand_user(schema)
     names_file = path.suffix == ".json" or not re.search(r"[\s,]", schema.strip())
-    if not is_json_object(schema) and (names_file or os.path.isfile(path)):  # noqa: PTH113  # whatever its length
+    if not is_json_schema(schema) and (names_file or os.path.isfile(path)):  # noqa: PTH113  # whatever its length
         return path
     return None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from functools import lru_cache
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from llguidance import LLMatcher, LLTokenizer
 
@@ -17,6 +17,7 @@ from cerebrum_cli.core.events import NoticeEvent
 from cerebrum_cli.core.grammar import Grammar, unusable
 from cerebrum_cli.core.json_types import JsonDict
 from cerebrum_cli.grammars.gbnf import gbnf_to_lark
+from cerebrum_cli.grammars.schemas import BY_NAME, HINT, parts_of, with_known_keywords
 from cerebrum_cli.grammars.strings import BYTES, STYLE
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 ANY_OF_STYLE: JsonCompileOptions = {**STYLE, "coerce_one_of": True}
 MAX_PROBLEM = 200  # characters
+MAX_EXACT = 2**53  # of the integers that floating-point numbers have
 MAX_LOCATABLE = 50_000  # characters of a schema, whose parts are compiled one by one to find the faulty one
-KEYED_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")  # keywords whose keys are names
 ONE_OF_NOTICE = NoticeEvent(
     "oneOf is enforced like anyOf; an answer that matches several of its schemas is an error", "make them exclusive"
 )
@@ -98,10 +99,14 @@ def is_allowed(grammar: Grammar, text: bytes, is_whole: bool) -> bool:
 
 
 def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
-    schema = json.loads(text, object_hook=_with_quoted_reference)
+    try:
+        schema = with_known_keywords(json.loads(text))
+    except RecursionError as error:
+        raise unusable("it is nested too deeply", "flatten it") from error
+    _require_exact_numbers(schema)
     problem = ""
     for options, notice in ((STYLE, None), (ANY_OF_STYLE, ONE_OF_NOTICE)):
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=options)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
         problem = _problem_of(grammar)
         if not problem:
             return grammar, notice
@@ -109,15 +114,27 @@ def _translate_schema(text: str) -> tuple[str, NoticeEvent | None]:
     names = ""
     if len(text) < MAX_LOCATABLE:
         names = ".".join(_names_of_faulty_part(schema, problem, definitions))
-    raise unusable(f"{names}: {problem}" if names else problem, "fix or remove it, and state the rule in the prompt")
+    raise unusable(f"{names}: {problem}" if names else problem, HINT)
 
 
-def _with_quoted_reference(part: JsonDict) -> JsonDict:
-    """A part of a schema whose reference is a valid URI: `#/$defs/My Type` is none."""
-    reference = part.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        part["$ref"] = quote(reference, safe="#/%$:?&=@+,;!*'()~")
-    return part
+def _require_exact_numbers(schema: Any) -> None:
+    """Raise GrammarError for a number of `const` or `enum` that llguidance, which rounds, would write differently."""
+    for part in parts_of(schema):
+        for keyword in ("const", "enum"):
+            for number in _numbers(part.get(keyword)):
+                grammar = LLMatcher.grammar_from_json_schema(json.dumps({"const": number}), overrides=STYLE)
+                written = LLMatcher(BYTES, grammar, log_level=0).compute_ff_bytes().decode()
+                if not written or Decimal(written) != Decimal(str(number)):
+                    raise unusable(f"{keyword}: the number {number} has too many digits", HINT)
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    """The numbers in a JSON value that are long enough to be rounded."""
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) > MAX_EXACT):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
 
 
 def _problem_of(grammar: str) -> str:
@@ -127,7 +144,7 @@ def _problem_of(grammar: str) -> str:
 def _names_of_faulty_part(schema: JsonDict, problem: str, definitions: JsonDict) -> list[str]:
     """The names of nested properties, of which the last has the problem."""
     for name, part in _parts(schema):
-        grammar = LLMatcher.grammar_from_json_schema({**part, **definitions}, overrides=ANY_OF_STYLE)
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps({**part, **definitions}), overrides=ANY_OF_STYLE)
         if _problem_of(grammar) == problem:
             names = _names_of_faulty_part(part, problem, definitions)
             return [name, *names] if name else names
@@ -137,7 +154,7 @@ def _names_of_faulty_part(schema: JsonDict, problem: str, definitions: JsonDict)
 def _parts(schema: JsonDict) -> Iterator[tuple[str, JsonDict]]:
     """The schemas in a schema, with the name of each that has one."""
     for key, value in schema.items():
-        if key in KEYED_BY_NAME and isinstance(value, dict):
+        if key in BY_NAME and isinstance(value, dict):
             named: Iterator[tuple[str, Any]] = iter(value.items())
         elif isinstance(value, list):
             named = (("", part) for part in value)

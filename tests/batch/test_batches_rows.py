@@ -583,7 +583,14 @@ def test_any_bytes_give_rows_or_a_usage_error(data: bytes, shape: Shape, templat
 
 def test_schema_of_a_row_has_no_keywords_that_are_null() -> None:
     """As in a table whose column holds several schemas: each row then has the keywords of all."""
-    schema: dict[str, Any] = {"type": "object", "properties": {"a": {"enum": ["x", None], "items": None}, "b": None}}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", None], "items": None}, "b": None},
+        "enum": None,
+    }
     row = json_row({"prompt": "a", "guided_json": schema})
     assert row.error is None and row.grammar
     assert json.loads(row.grammar.text) == {"type": "object", "properties": {"a": {"enum": ["x", None]}}}
+    constant = {"const": {"a": None, "b": [None, {"c": None}]}, "enum": [{"a": None}]}
+    row = json_row({"prompt": "a", "guided_json": constant})
+    assert row.grammar and json.loads(row.grammar.text) == constant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -14,6 +15,8 @@ from uuid import UUID
 
 import pytest
 from asking import ask
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from llama_engines import STORY, open_engine
 from pydantic import AnyUrl, BaseModel, Field, create_model
 
@@ -21,7 +24,7 @@ from cerebrum_cli.core.conversation import Text
 from cerebrum_cli.core.errors import GrammarError
 from cerebrum_cli.core.grammar import Grammar, schema_grammar
 from cerebrum_cli.engine.llama.vocabulary import LlamaVocabulary
-from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, compile_grammar, translate
+from cerebrum_cli.grammars.guidance import ONE_OF_NOTICE, check_grammar, compile_grammar, is_allowed, translate
 from cerebrum_cli.grammars.validation import schema_problem
 
 T = TypeVar("T")
@@ -32,6 +35,8 @@ TREE = {
     "$defs": {"my tree": {"type": "object", "properties": {"next": {"$ref": "#/$defs/my tree"}}}},
 }
 NULLABLE = {"type": ["array", "null"], "items": {"type": "integer"}, "maxItems": 2}
+INTEGER = {"type": "integer"}
+DYNAMIC = {"any": {"$dynamicAnchor": "n", "type": "integer"}}
 CLOSED = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
 
 
@@ -61,6 +66,30 @@ def accepts(vocabulary: LlamaVocabulary, grammar: Grammar, text: str) -> bool:
         ({"properties": {"a": True}, "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, ['{"a":1}'], ["{}"]),
         ({"type": "array", "prefixItems": [{"const": "ü"}], "items": False}, ["[]", '["ü"]'], ['["u"]', '["ü", 1]']),
         ({"type": "object", "patternProperties": {"^x_": {"type": "boolean"}}}, ['{"x_a":true}'], ['{"x_a":1}']),
+        (True, ['"a"', '{"a":1}'], ["a"]),
+        ("true", ["1"], ["a"]),
+        ({"const": {"a": None, "$ref": "#a b"}}, ['{"a":null,"$ref":"#a b"}'], ["{}"]),
+        ({"enum": [2**53, 2**60, 0.1]}, [str(2**53), str(2**60), "0.1"], [str(2**60 + 1)]),
+        ({"type": "string", "format": "iban"}, ['"anything"'], ["1"]),
+        ({"type": "string", "format": "json-pointer"}, ['"/a/b~1"', '""'], ['"a"', '"/~"']),
+        ({"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": INTEGER}, ['{"a b":1}'], []),
+        ({"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}}, ['{"a":null}'], ['{"A":1}']),
+        (
+            {"propertyNames": {"enum": ["a", "b"]}, "additionalProperties": INTEGER},
+            ['{"b":1}'],
+            ['{"c":1}', '{"b":"1"}'],
+        ),
+        (
+            {"properties": {"a": True, "b": True}, "dependentRequired": {"a": ["b"]}},
+            ["{}", '{"b":1}', '{"a":1,"b":1}'],
+            ['{"a":1}'],
+        ),
+        ({**CLOSED, "unevaluatedProperties": False, "if": {}}, ['{"a":1}'], ['{"b":1}']),
+        (
+            {"type": "array", "uniqueItems": False, "items": {"$dynamicRef": "#n"}, "$defs": DYNAMIC},
+            ["[1,1]"],
+            ['["a"]'],
+        ),
     ],
 )
 def test_vocabulary_writes_what_a_schema_allows(
@@ -90,12 +119,21 @@ def test_vocabulary_writes_what_other_grammars_allow(
     [
         ("{", "Expecting property name"),
         ([], "it is not a JSON object"),
-        ({"type": "nope"}, "Invalid type: nope"),
+        ({"type": "nope"}, "type: 'nope' is not valid"),
         ({"$ref": "https://example.com/a"}, "is not present in a registry"),
         ({"properties": {"a": {"properties": {"b": {"uniqueItems": True, "type": "array"}}}}}, "a.b: Unimplemented"),
         ({"properties": {"t": {"$ref": "#/$defs/T"}}, "$defs": {"T": {"not": {}}}}, 't: Unimplemented keys: ["not"]'),
-        ({"properties": {"t": {"items": {"format": "iban", "type": "string"}}}}, "t: Unknown format: iban"),
         ({"type": "string", "pattern": "(?=a)"}, "look-around"),
+        ({"type": "string", "pattern": r"^(a)\1$"}, "backreferences"),
+        ({"type": "string", "pattern": r"\Aa\Z"}, r"\A is no escape of ECMAScript"),
+        ({"type": "string", "pattern": "a++"}, "nothing to repeat before '+'"),
+        ({"properties": {"n": {"const": 2**53 + 1}}}, "const: the number 9007199254740993 has too many digits"),
+        ({"enum": [{"a": [1, 10**30 + 1]}]}, "enum: the number 1000000000000000000000000000001 has too many digits"),
+        ({"$ref": "#"}, "the $ref '#' leads back to itself"),
+        ({"anyOf": [{"type": "null"}, {"$ref": "#"}]}, "leads back to itself"),
+        ({"items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}}, "leads back to itself"),
+        ({"type": "object", "required": True}, "required: True is not of type 'array'"),
+        (False, "no answer matches the schema false"),
         ({"not": {}, "x-guidance": {"lenient": True}}, "Unimplemented keys"),
         ('{"items":' * 5000 + "{}" + "}" * 5000, "it is nested too deeply"),
         ({"const": "\ud800"}, "surrogates not allowed"),
@@ -109,7 +147,7 @@ def test_vocabulary_writes_what_other_grammars_allow(
 )
 def test_schema_that_cannot_be_used_is_refused_in_one_line(schema: Any, problem: str) -> None:
     with pytest.raises(GrammarError, match=r"^cannot use the schema: ") as caught:
-        translate(schema_grammar(schema))
+        check_grammar(schema_grammar(schema))
     assert problem in caught.value.message and "\n" not in caught.value.message and caught.value.hint
 
 
@@ -117,6 +155,53 @@ def test_one_of_is_taken_as_any_of_with_a_notice() -> None:
     texts = {"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}
     assert translate(schema_grammar(texts))[1] == ONE_OF_NOTICE
     assert translate(schema_grammar({"oneOf": [{"type": "string"}, {"type": "integer"}]}))[1] is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "valid", "invalid"),
+    [
+        ("^[a-z&&[^b]]$", ["a]", "b]", "&]", "[]", "^]"], ["a", "c", "]"]),
+        ("^[a~~b+--]$", ["~", "b", "+", "-"], ["d", "."]),
+        ("^a{,2}$", ["a{,2}"], ["", "a", "aa"]),
+        ("^{a}]$", ["{a}]"], []),
+        (r"^\d\w\s$", ["1a\u00a0", "2_\ufeff"], ["\u0663a ", "1é "]),
+        ("^.$", ["a", "é", "😀", "\u0085"], ["\n", "\r", "\u2028"]),
+        (r"^[^]$", ["a", "\n"], [""]),
+        (r"^\u{1F600}\ud83d\ude00\x41\cJ\/\-$", ["😀😀A\n/-"], []),
+        (r"^[\w-z\b]$", ["a", "-", "\b"], ["."]),
+        (r"^(?<year>\d{4})-(?:0?1)??$", ["2026-01", "2026-"], ["2026"]),
+        (r"^\p{Lu}$", ["É"], ["é"]),
+        (r"^(?i)abc$", ["aBC"], ["abd"]),
+    ],
+)
+def test_pattern_is_one_of_ecmascript(pattern: str, valid: list[str], invalid: list[str]) -> None:
+    """Here, and where a whole answer is checked."""
+    grammar = schema_grammar({"type": "string", "pattern": pattern})
+    for text in (*valid, *invalid):
+        answer = json.dumps(text, ensure_ascii=False)
+        expected = text in valid
+        assert is_allowed(grammar, answer.encode(), is_whole=True) == (schema_problem(grammar.text, answer) is None)
+        assert is_allowed(grammar, answer.encode(), is_whole=True) == expected, text
+
+
+PIECES = st.sampled_from(
+    [*"ab-&[]{},.^()|?*+ é", r"\d", r"\w", r"\s", r"\]", "[a&&b]", "[^a]", "[--a]", "{2}", "{,2}", "(?:", r"\u00e9"]
+)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None)
+@given(st.lists(PIECES, max_size=6).map("".join), st.lists(st.text("ab-&[]{,2 é", max_size=4), min_size=4, max_size=4))
+def test_pattern_means_the_same_as_in_python_or_is_refused(pattern: str, texts: list[str]) -> None:
+    """Python's syntax is that of ECMAScript here, but for `{,2}`, empty classes, and what it warns of."""
+    try:
+        expected = re.compile(pattern.replace("{,", r"\{,"), re.ASCII)
+        grammar = schema_grammar({"type": "string", "pattern": pattern})
+        check_grammar(grammar)
+    except (re.error, GrammarError, FutureWarning):
+        return
+    for text in texts:
+        answer = json.dumps(text, ensure_ascii=False)
+        assert is_allowed(grammar, answer.encode(), is_whole=True) == bool(expected.search(text)), text
 
 
 def test_fields_are_a_schema() -> None:
@@ -191,6 +276,14 @@ def test_pydantic_models_are_schemas(field: Any) -> None:
         ({"type": "string", "pattern": r"^\p{L}\d$"}, ['"é1"'], ['"é٣"', '"é1\\n"']),
         ({"type": "string", "format": "date-time"}, ['"2026-01-01T00:00:00Z"'], ['"noon"']),
         ({"type": "string", "format": "path"}, ['"anything"'], ["1"]),
+        ({"type": "string", "format": "date"}, ['"2024-02-29"'], ['"2025-02-29"']),
+        ({"type": "string", "format": "date-time"}, ['"2024-02-29T00:00:00Z"'], ['"2025-02-29T00:00:00Z"']),
+        ({"type": "string", "format": "regex"}, ['"[a[]"'], ['"["']),
+        (
+            {"patternProperties": {"^[a&&[b]$": {"type": "null"}}, "additionalProperties": False},
+            ['{"[":null}'],
+            ['{"[":1}'],
+        ),
         ({"multipleOf": 0.01}, ["19.99", "0.3"], ["0.005", "1e999"]),
         ({"type": "integer"}, ["5.0", "1e3"], ["5.5", "1e999999999", "NaN"]),
         ({"required": ["a", "b"]}, ['{"b":1,"a":2}'], ['{"a":2}', '{"a":2,"b":1} ok']),
