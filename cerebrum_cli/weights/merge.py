@@ -30,6 +30,7 @@ from cerebrum_cli.weights.execute import CHUNK_WEIGHTS, PENDING_PER_THREAD, exec
 from cerebrum_cli.weights.methods import input_tensors
 from cerebrum_cli.weights.plan import MergePlanner, Plan
 from cerebrum_cli.weights.recipe import Recipe, parse_recipe
+from cerebrum_cli.weights.source_weights import names_in, require_weights
 from cerebrum_cli.weights.table import read_table
 from cerebrum_cli.weights.target import Target
 
@@ -77,9 +78,10 @@ def source_references(
 
 
 def local_source(path: Path) -> InstalledModel | None:
-    """The weights in a folder; None if it is a file."""
+    """The weights in a folder; None if it is a file. Raises ModelFileError or ModelNotFound for one without weights."""
     if not is_directory(path):
         return None
+    require_weights(path, names_in(path))
     path = path.resolve()
     return folder_model(path.name, path)
 
@@ -87,8 +89,9 @@ def local_source(path: Path) -> InstalledModel | None:
 def resolve_models(references: Mapping[str, str], find: Callable[[str], InstalledModel]) -> Models:
     models = {}
     for name, reference in references.items():
+        folder = local_source(as_path(reference))
         try:
-            models[name] = local_source(as_path(reference)) or find(reference)
+            models[name] = folder or find(reference)
         except (ModelNotFound, PullError) as error:  # most names are of repositories without GGUF files
             hint = f"pull it first, or name another model: --source {name}=MODEL"
             raise ModelNotFound(f"the recipe's model {name}: {error.message}", hint) from error

@@ -77,7 +77,7 @@ class Weights:
 
 def local_weights(puller: Puller, folder: Path) -> Weights:
     """Read the weights in a folder. Raises ModelFileError or ModelNotFound."""
-    names = _names_in(folder)
+    names = names_in(folder)
     require_weights(folder, names)
     whole = folder.resolve()
     in_cache = _IN_CACHE.search(whole.as_posix())
@@ -170,7 +170,7 @@ def _pull_one(path: Path, names: Sequence[str]) -> str:
     return " or ".join(f"cerebrum pull {quote(as_reference(path / name))}" for name in names[:_MOST_NAMED])
 
 
-def _names_in(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
     """Names of the files in a folder; without weights, also of the models below it, as in a cache of the Hub."""
     with reading_model(folder):
         names = [path.name for path in folder.iterdir()]
