@@ -76,6 +76,8 @@ def test_configuration_that_llama_cpp_cannot_follow_is_refused(
         ("llama2", {"intermediate_size": 128}, "ffn_gate.weight has rows and columns"),
         ("llama2", {"head_dim": 24}, "attn_q.weight has rows and columns"),
         ("llama2", {"rms_norm_eps": "1e-5"}, "layer_norm_rms_epsilon '1e-5'"),
+        ("gemma3", {"layer_types": ["sliding_attention"] * 100}, "layer_types ["),
+        ("llama2", {"architectures": ["X" * 10_000]}, "cannot convert XXX"),
         ("llama2", {"architectures": None}, "config.json: has no `architectures`"),
     ],
 )
@@ -85,6 +87,7 @@ def test_configuration_that_does_not_fit_the_weights_is_refused(
     with pytest.raises(ModelFileError) as caught:
         converted(name, changes, tmp_path)
     assert message in caught.value.message
+    assert len(caught.value.message) < 300
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,16 @@ def test_missing_weights_are_named_with_what_helps(
     assert "again" not in caught.value.hint.replace("save it again", "")
 
 
+def test_norms_and_routers_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    model = read_model("mixtral")
+    for name in ("model.norm.weight", "model.layers.1.input_layernorm.weight", "gate.weight"):
+        weights = {each: values[:-1] if each.endswith(name) else values for each, values in model.weights()}
+        folder = write_checkpoint(tmp_path, model)
+        write_weights(folder, weights)
+        with pytest.raises(ModelFileError, match=r"has rows and columns \(.*\), but \(.*\) by config\.json"):
+            read_checkpoint(folder, "tiny")
+
+
 @pytest.mark.parametrize("has_index", [True, False])
 def test_missing_shard_is_named(has_index: bool, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, read_model("llama2"), shards=3)

@@ -12,7 +12,7 @@ from cerebrum_cli.core.errors import ModelFileError
 from cerebrum_cli.core.frozen import frozen
 from cerebrum_cli.core.json_types import JsonDict, JsonObject
 from cerebrum_cli.core.text import truncate
-from cerebrum_cli.gguf.contents import Value
+from cerebrum_cli.gguf.contents import Shape, Value
 from cerebrum_cli.gguf.header import MAX_LAYERS
 from cerebrum_cli.weights.checkpoints.families import (
     ASSUMED,
@@ -28,6 +28,7 @@ _ENDING = "ForCausalLM"
 _MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3"}  # whose language model is converted
 _FLOATS = ("epsilon", "softcapping", "scale", "factor", "freq_base", "freq_base_swa", "beta_fast", "beta_slow")
 _WITH_FACTORS = ("llama", "granite")  # of rotary frequencies, in a tensor
+_NORMS = ("attn_norm", "ffn_norm", "output_norm", "post_attention_norm", "post_ffw_norm")
 _SCALED = {"gemma2": 46, "gemma3": 62}  # layers of the only size that scales queries by hidden_size / heads
 # The largest values that are read, lest a wrong one take all memory: those of llama.cpp, or far above known models'.
 _LARGEST = {"num_hidden_layers": MAX_LAYERS, "num_local_experts": 1024, "head_dim": 1 << 13, "vocab_size": 1 << 20}
@@ -79,8 +80,8 @@ class Configuration:
         """Number of elements of a head that are rotated."""
         return int(self.content["partial_rotary_factor"] * self.integer("head_dim"))
 
-    def shape_of(self, part: str) -> tuple[int, int] | None:
-        """Length and number of the rows of a matrix by the part of its name; None for other tensors."""
+    def shape_of(self, part: str) -> Shape | None:
+        """Length and number of the rows of a tensor by the part of its name; None if it is not known."""
         hidden, head = self.integer("hidden_size"), self.integer("head_dim")
         queries = head * self.integer("num_attention_heads")
         values = head * self.integer("num_key_value_heads")
@@ -89,7 +90,8 @@ class Configuration:
             inner = self.integer("moe_intermediate_size")
         vocabulary = self.integer("vocab_size") if "vocab_size" in self.content else None
         up = 2 * inner if self.family.architecture == "phi3" else inner
-        shapes = {
+        shapes: dict[str, Shape] = {
+            **dict.fromkeys(_NORMS, (hidden,)),
             "attn_q": (hidden, queries),
             "attn_k": (hidden, values),
             "attn_v": (hidden, values),
@@ -99,6 +101,8 @@ class Configuration:
             "ffn_up": (hidden, up),
             "ffn_down": (inner, hidden),
         }
+        if self.has_experts:
+            shapes["ffn_gate_inp"] = (hidden, self.integer("num_local_experts"))
         if vocabulary:
             shapes |= dict.fromkeys(("token_embd", "output"), (hidden, vocabulary))
         return shapes.get(part.removesuffix("_exps"))
@@ -132,6 +136,8 @@ class Configuration:
         period = self.integer("sliding_window_pattern")
         windows = tuple((layer + 1) % period != 0 for layer in range(self.n_layers))
         if kinds := self.content.get("layer_types"):
+            if len(kinds) != self.n_layers:
+                raise self.invalid("layer_types")
             windows = tuple(kind == "sliding_attention" for kind in kinds)
         if not any(windows):
             raise self.invalid("layer_types")
@@ -185,10 +191,12 @@ def configuration(path: Path, content: JsonObject) -> Configuration:
     name = _MULTIMODAL.get(architecture, architecture.removesuffix(_ENDING))
     family = FAMILIES.get(name)
     if family is None or name == architecture:
-        raise ModelFileError(path, f"cannot convert {architecture}", f"supported: {', '.join(FAMILIES)}")
+        raise ModelFileError(
+            path, f"cannot convert {truncate(ascii(architecture)[1:-1], 60)}", f"supported: {', '.join(FAMILIES)}"
+        )
     if quantization := content.get("quantization_config"):
         method = quantization.get("quant_method")
-        raise ModelFileError(path, f"its weights are already quantized ({method})", FROM_SOURCE)
+        raise ModelFileError(path, f"its weights are already quantized ({truncate(str(method), 60)})", FROM_SOURCE)
     whole = {**values_of(DEFAULTS, name), **content, **content.get("text_config", {})}
     if "num_experts" in whole:  # its name in older versions of transformers
         whole["num_local_experts"] = whole["num_experts"]
