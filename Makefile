@@ -4,10 +4,12 @@
 #   make demo     pull the starter model and ask it a question
 #   make test     the test suite; ARGS are pytest's: make test ARGS="tests/cli/test_ask.py -k stop"
 #   make wheels   dist/cerebrum_llama-*.whl: llama.cpp for any processor; on Linux for x86-64 and ARM64
-#   make test-wheel   the tests of the engine again with that wheel, and once more with its kernels for AVX2
+#   make test-wheel [KERNELS=haswell,zen4]   the tests of the engine again with that wheel, or one with these kernels
+#                 alone, and once more with its kernels for AVX2
 #   make fuzz     many damaged and hostile inputs, thousands of cases of each property and, after `make peers`, all
 #                 architectures and chat templates of llama.cpp, in minutes
-#   make quick    no slow tests and no property tests, under a minute
+#   make quick    no slow tests and no property tests
+#   make slow     the slow tests and the property tests: the rest of `make test`
 #   make coverage   the quick tests with the share of statements they run, and its minimum
 #   make check    format, lint, types
 #   make docs     docs/reference/cli.md and chat.md, from the code
@@ -22,6 +24,7 @@
 PYTHON ?= python3
 ACCEL ?=
 WHEELS ?=
+KERNELS ?=
 DATA ?=
 SHAPE ?=
 MODEL ?=
@@ -32,12 +35,14 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := $(VENV)/.installed$(if $(ACCEL),-$(ACCEL))$(if $(WHEELS),-$(firstword $(shell printf %s "$(WHEELS)" | cksum)))
 
-.PHONY: setup demo test test-wheel wheels quick fuzz coverage check format lock docs catalogue dist picture peers bench clean
+WHEEL := $(VENV)/wheel/.installed$(if $(KERNELS),-$(KERNELS))
+
+.PHONY: setup demo test test-wheel wheels quick slow fuzz coverage check format lock docs catalogue dist picture peers bench clean
 
 setup: $(VENV)/.setup
 
 $(VENV)/.setup: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --group dev
 	touch $@
 
 $(INSTALLED): pyproject.toml
@@ -52,6 +57,9 @@ demo: $(INSTALLED)
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
+slow: setup
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "(slow or hypothesis) and not fuzz" $(ARGS)
+
 wheels: setup
 	rm -f dist/cerebrum_llama-*.whl
 	$(BIN)/python -m pip install --quiet --group wheels
@@ -59,13 +67,13 @@ wheels: setup
 		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $$architecture dist || exit; \
 	done
 
-test-wheel: setup $(VENV)/wheel/.installed
+test-wheel: setup $(WHEEL)
 	scripts/test_wheel.sh $(ARGS)
 
-$(VENV)/wheel/.installed: $(INSTALLED) scripts/wheels.py scripts/zig_cc.py scripts/llama.cmake
+$(WHEEL): $(INSTALLED) scripts/wheels.py scripts/zig_cc.py scripts/llama.cmake
 	rm -rf $(VENV)/wheel
 	$(BIN)/python -m pip install --quiet --group wheels
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $(shell uname -m) $(VENV)/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/wheels.py $(shell uname -m) $(VENV)/wheel $(KERNELS)
 	touch $@
 
 fuzz: setup

@@ -60,3 +60,13 @@ replace_code(ggml/src/ggml-backend.cpp
 
 #ifdef __APPLE__
 #include <sys/types.h>")
+
+# A wheel for the tests of one machine has only the kernels that these run, two of the 14 for x86-64.
+if(KERNELS)
+    replace_code(ggml/src/CMakeLists.txt
+"function(ggml_add_cpu_backend_variant tag_name)"
+"function(ggml_add_cpu_backend_variant tag_name)
+    if(NOT tag_name IN_LIST KERNELS)
+        return()
+    endif()")
+endif()

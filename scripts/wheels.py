@@ -1,9 +1,10 @@
 """Build a wheel of `cerebrum-llama`: llama.cpp for any processor of an architecture, with llama-cpp-python's bindings.
 
-    wheels.py x86_64|aarch64|arm64 DIRECTORY
+    wheels.py x86_64|aarch64|arm64 DIRECTORY [KERNELS]
 
-The kernels are compiled for each generation of processors, and llama.cpp loads the best that the processor runs. For
-Linux, the compiler is Zig's, for glibc 2.28 and newer; for macOS (arm64), it is the system's.
+The kernels are compiled for each generation of processors, and llama.cpp loads the best that the processor runs.
+KERNELS, such as haswell,zen4, are compiled alone, for tests on one machine. For Linux, the compiler is Zig's, for glibc
+2.28 and newer; for macOS (arm64), it is the system's.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ Tag: py3-none-{platform}
 """
 
 
-def build(architecture: str, directory: Path) -> Path:
+def build(architecture: str, directory: Path, kernels: str) -> Path:
     """Build llama-cpp-python's wheel for another processor than this machine's, or for any of its kind."""
-    options, environment = list(OPTIONS), dict(os.environ)
+    options, environment = [*OPTIONS, f"-DKERNELS={kernels.replace(',', ';')}"], dict(os.environ)
     if sys.platform == "linux":
         import ziglang
 
@@ -104,9 +105,9 @@ def run(command: list[str], **options: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, check=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def main(architecture: str, directory: str) -> None:
+def main(architecture: str, directory: str, kernels: str = "") -> None:
     with tempfile.TemporaryDirectory() as temporary:
-        tree = repack(build(architecture, Path(temporary)), Path(temporary))
+        tree = repack(build(architecture, Path(temporary), kernels), Path(temporary))
         run([sys.executable, "-m", "wheel", "pack", str(tree), "-d", temporary])
         [wheel] = Path(temporary).glob("cerebrum_llama-*.whl")
         Path(directory).mkdir(parents=True, exist_ok=True)
