@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerebrum_cli.attachments.charsets import DecodedText
 
 MAX_PROMPT_BYTES = 64_000_000  # of a file or of standard input: more than any context holds
-TIMEOUT_S = 120.0  # of a command; markitdown takes 2 s to start, and up to a second for a page of a PDF
+TIMEOUT_S = 120.0  # of a command; markitdown takes a second to start, and up to a second for a page of a PDF
 BEGINNING_BYTES = 64  # of a file that show what it is
 PLACE = "$1"  # of the document in a command
 # Shell scripts that run their arguments. A command writes files, and so output, of at most 128 MiB, or 64 MiB where
