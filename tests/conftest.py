@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from tiny_models import write_chatml, write_mistral, write_quantized, write_recu
 from vocabularies import open_vocabulary
 
 from cerebrum_cli.chat.store import Store
+from cerebrum_cli.core.config import parse_toml
 from cerebrum_cli.core.errors import UsageError
+from cerebrum_cli.engine import speed
 from cerebrum_cli.engine.llama.llama_backend import LlamaBackend
-from cerebrum_cli.library import download
+from cerebrum_cli.library import catalogue_file, download
 from cerebrum_cli.programs.sandbox import Sandbox, require_sandbox
 from cerebrum_cli.terminal.markdown import renderer
 
@@ -46,6 +49,15 @@ if hasattr(signal, "SIGHUP"):
 for variable in TERMINAL_VARIABLES:
     os.environ.pop(variable, None)
 os.environ["TERM"] = "xterm-256color"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_commands() -> Iterator[None]:
+    """Commands in this process parse the catalog once, and measure the memory's speed with few bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalogue_file, "parse_toml", cache(parse_toml))
+        patch.setattr(speed, "READ_BYTES", 2**20)
+        yield
 
 
 def sound(model: Path) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from call_writers import WRITERS
+from cases import cases
 from command_line import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,6 +113,7 @@ said = st.sampled_from(["", "I look it up.", "Zürich — 50 % {of} [it]: a < b.
 
 
 @pytest.mark.parametrize("name", NAMES)
+@cases(10)
 @given(calls=any_calls, before=said, behind=said, sizes=st.lists(st.integers(1, 30), min_size=1, max_size=4))
 def test_any_calls_are_read_as_a_family_writes_them(
     name: str, calls: ToolCalls, before: str, behind: str, sizes: list[int], chatml: LlamaBackend

@@ -1,7 +1,8 @@
 """Prices, shells and regular expressions stay as they were written; mathematics in the same delimiters is shown."""
 
 import pytest
-from hypothesis import given, settings
+from cases import cases
+from hypothesis import given
 from hypothesis import strategies as st
 from screen import rendered_lines
 
@@ -157,7 +158,7 @@ TEXTS = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None)
+@cases(150)
 @given(TEXTS)
 def test_random_prices_shells_and_regular_expressions_stay(text: str) -> None:
     assert rendered_lines(text, 500, 10) == [text.rstrip()]
